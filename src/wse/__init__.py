@@ -1,0 +1,37 @@
+"""WSE, WebSocket Everywhere: authenticated, multi-device messaging and two-way calls over one WebSocket."""
+
+from wse.client.backoff import Backoff
+from wse.client.client import WseClient
+from wse.core.handshake import Challenge, Handshake
+from wse.core.hub import WseConnection, WseIdentity
+from wse.core.limits import Limits
+from wse.core.ports import Credentials, InternalTypes, Protocol
+from wse.core.signals import Channel, Signal
+from wse.errors import CloseReason, ErrorCode, WseError
+from wse.protocols.json import WseJSON
+from wse.protocols.msgpack import WseMsgpack
+from wse.server import WseServer
+from wse.types import ClientStatus, ReadyState
+
+__all__ = [
+    "Backoff",
+    "Challenge",
+    "Channel",
+    "ClientStatus",
+    "CloseReason",
+    "Credentials",
+    "ErrorCode",
+    "Handshake",
+    "InternalTypes",
+    "Limits",
+    "Protocol",
+    "ReadyState",
+    "Signal",
+    "WseClient",
+    "WseConnection",
+    "WseError",
+    "WseIdentity",
+    "WseJSON",
+    "WseMsgpack",
+    "WseServer",
+]

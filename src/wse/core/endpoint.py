@@ -1,0 +1,110 @@
+"""What all connections of one server, or of one client, share."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any
+
+from wse.core.ports import RESERVED_PREFIX, Protocol
+from wse.core.rpc import Procedures
+from wse.core.signals import Channel, Signal
+from wse.errors import ErrorCode, WseError
+from wse.types import MessageType
+
+if TYPE_CHECKING:
+    from wse.core.limits import Limits
+    from wse.core.ports import Scheduler
+    from wse.core.session import Session
+
+logger = logging.getLogger("wse")
+
+
+class Endpoint:
+    """One side's listeners, procedures and settings, and the way in which it reports failures.
+
+    Args:
+        takes: The names of what handlers get before the payload: `("conn",)` at a server, nothing at a client.
+        protocols: The message protocols, the preferred one first.
+        scheduler: Where time, futures and tasks come from.
+        timeout: Seconds that a call waits for its answer, 0 for ever.
+        limits: What the peer may ask of us.
+        debug: Send stack traces to the peer that called a failing procedure.
+        report: Told of every failure, with the session that it happened on, if any.
+    """
+
+    __slots__ = (
+        "_report",
+        "channel",
+        "debug",
+        "limits",
+        "procedures",
+        "protocols",
+        "reserved",
+        "scheduler",
+        "timeout",
+    )
+
+    def __init__(
+        self,
+        takes: tuple[str, ...],
+        *,
+        protocols: Iterable[Protocol],
+        scheduler: Scheduler,
+        timeout: float,
+        limits: Limits,
+        debug: bool,
+        report: Callable[[WseError, Session | None], None],
+    ) -> None:
+        if timeout < 0:
+            raise ValueError(f"timeout is in seconds, or 0 for none, not {timeout}")
+        self.protocols = tuple(protocols)
+        self.reserved = frozenset[MessageType]().union(*(p.reserved for p in self.protocols))
+        self.scheduler = scheduler
+        self.timeout = timeout
+        self.limits = limits
+        self.debug = debug
+        self.channel = Channel((*takes, "payload"), self.check_type)
+        self.procedures = Procedures((*takes, "payload"), self.check_type)
+        self._report = report
+
+    def check_type(self, type: MessageType) -> None:
+        """Reject a message type or procedure name that an application cannot use.
+
+        Raises:
+            WseError: `PROTOCOL_VIOLATION`.
+        """
+        try:
+            if type not in self.reserved:
+                if type.__class__ is str:
+                    if type and not type.startswith(RESERVED_PREFIX):
+                        return
+                elif type is not None:
+                    return
+        except TypeError:
+            raise WseError(
+                ErrorCode.PROTOCOL_VIOLATION, {}, f"a message type must be hashable, not {type!r}"
+            ) from None
+        problem = f"{type!r} is one of WSE's own message types" if type else "a message needs a type"
+        raise WseError(ErrorCode.PROTOCOL_VIOLATION, {"type": type}, problem)
+
+    def report(
+        self, error: WseError, session: Session | None = None, cause: BaseException | None = None
+    ) -> None:
+        """Tell the application of a failure."""
+        if cause is not None:
+            error.__cause__ = cause
+        self._report(error, session)
+
+
+def emit_error(signal: Signal[*tuple[Any, ...]], error: WseError, *rest: Any) -> None:
+    """Fire an `error` signal, or log what nobody listens to."""
+    if signal.has_listeners:
+        signal.emit(error, *rest)
+    else:
+        logger.error("%s", error, exc_info=error.__cause__)
+
+
+def error_listener_failed(exc: Exception, signal: str, args: tuple[Any, ...]) -> None:
+    """An `error` listener raised: there is nobody left to tell but the log."""
+    logger.error("a listener of %s raised while it handled: %s", signal, args[0], exc_info=exc)

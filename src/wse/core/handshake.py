@@ -1,0 +1,279 @@
+"""The server's side of authentication: from the open socket to the welcome (WIRE.md section 3).
+
+`TRANSITIONS` is the whole of it: a message or decision that stands not in the table for the present state is either
+ignored or, for a message, the end of the connection.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from enum import Enum, auto
+from inspect import isawaitable
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+from wse.core.session import Session, encode
+from wse.core.signals import run_handler
+from wse.errors import CloseReason, ErrorCode, WseError
+from wse.types import ClientId
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from wse.core.packed import Packed
+    from wse.core.ports import Request, Timer
+
+
+class State(Enum):
+    """Where a connection stands at the server."""
+
+    STRANGER = auto()
+    VALIDATING = auto()  # a handler has it; what the client sends meanwhile is ignored
+    CHALLENGED = auto()
+    VALID = auto()
+    GONE = auto()
+
+
+class Event(Enum):
+    """What moves it on."""
+
+    HI = auto()
+    QUEST = auto()
+    RESPONSE = auto()
+    ACCEPT = auto()
+    END = auto()
+
+
+TRANSITIONS: Mapping[tuple[State, Event], State] = {
+    (State.STRANGER, Event.HI): State.VALIDATING,
+    (State.VALIDATING, Event.QUEST): State.CHALLENGED,
+    (State.CHALLENGED, Event.RESPONSE): State.VALIDATING,
+    (State.VALIDATING, Event.ACCEPT): State.VALID,
+    (State.STRANGER, Event.END): State.GONE,
+    (State.VALIDATING, Event.END): State.GONE,
+    (State.CHALLENGED, Event.END): State.GONE,
+}
+
+
+class Challenge:
+    """A quest and what the client made of it.
+
+    Attributes:
+        quest: What the server asked.
+        response: What the client answered; `None` until it has.
+    """
+
+    __slots__ = ("quest", "response")
+
+    def __init__(self, quest: Any) -> None:
+        self.quest = quest
+        self.response: Any = None
+
+    def __repr__(self) -> str:
+        return "<Challenge>"  # what it carries is nobody else's business
+
+
+class Handshake:
+    """A client that asks to be let in: what the identify handler and the challenge generator get as `auth`.
+
+    Attributes:
+        identity: What the client sent to identify itself; anything, `None` included.
+        meta: What it sent beside, a dict.
+        challenge: `None`, or the quest with the client's response.
+        conn_id: The id that the connection has, and keeps.
+        request: The HTTP request that opened the WebSocket: `path`, `query`, `headers`, `remote_addr`.
+    """
+
+    __slots__ = ("__weakref__", "_opening", "challenge", "conn_id", "identity", "meta", "request")
+
+    def __init__(self, opening: ServerOpening[Any], conn_id: str, request: Request) -> None:
+        self._opening = opening
+        self.conn_id = conn_id
+        self.request = request
+        self.identity: Any = None
+        self.meta: dict[str, Any] = {}
+        self.challenge: Challenge | None = None
+
+    def accept(self, cid: ClientId, welcome: Any = None) -> None:
+        """Let the client in.
+
+        Args:
+            cid: The user's id, hashable. A falsy one refuses the client.
+            welcome: What the client gets with the welcome.
+
+        A second decision does nothing, nor does one after the client has gone.
+
+        Raises:
+            TypeError: `cid` is not hashable.
+            WseError: `MSG_PROCESSING_ERROR`, when the welcome cannot be encoded.
+        """
+        self._opening.accept(cid, welcome)
+
+    def refuse(self) -> None:
+        """Turn the client away with `wse.not-authorized`. A second decision does nothing."""
+        self._opening.refuse()
+
+    def quest(self, value: Any) -> None:
+        """Ask the client for proof; its response is at `challenge.response` when the identify handler runs.
+
+        Raises:
+            WseError: `INVALID_CRA_GENERATOR`, when it is not the challenge generator that asks;
+                `MSG_PROCESSING_ERROR`, when the value cannot be encoded.
+        """
+        self._opening.quest(value)
+
+    def __repr__(self) -> str:
+        return f"<Handshake {self.conn_id} from {self.request.remote_addr}>"
+
+
+AuthHandler = Callable[[Handshake], Any]
+
+S = TypeVar("S", bound=Session)
+
+
+class ServerOpening(Generic[S]):
+    """The phase of a server's session before the welcome.
+
+    Args:
+        session: The connection.
+        conn_id: Its id.
+        request: The HTTP request that opened it.
+        identify: The application's identify handler.
+        generator: Its challenge generator, if any.
+        deadline: Seconds until the connection must be valid; 0 for ever.
+        join: Makes the connection a user's and sends it the welcome.
+    """
+
+    __slots__ = ("_deadline", "_generator", "_identify", "_join", "_session", "handshake", "state")
+
+    def __init__(
+        self,
+        session: S,
+        *,
+        conn_id: str,
+        request: Request,
+        identify: AuthHandler,
+        generator: AuthHandler | None,
+        deadline: float,
+        join: Callable[[S, Handshake, ClientId, Packed], None],
+    ) -> None:
+        self.state = State.STRANGER
+        self.handshake = Handshake(self, conn_id, request)
+        self._session = session
+        self._identify = identify
+        self._generator = generator
+        self._join = join
+        self._deadline: Timer | None = None
+        if deadline:
+            self._deadline = session.endpoint.scheduler.call_later(deadline, self._too_late)
+
+    # The session's side.
+
+    @property
+    def deaf(self) -> bool:
+        return self.state is State.VALIDATING
+
+    def message(self, type: Any, payload: Any, stamp: Any) -> None:
+        types = self._session.protocol.internal_types
+        if self.state is State.STRANGER and type == types.hi:
+            self._hi(payload)
+        elif self.state is State.CHALLENGED and type == types.challenge:
+            self._move(Event.RESPONSE)
+            assert self.handshake.challenge is not None  # set by the quest that led to this state
+            self.handshake.challenge.response = payload
+            self._validate()
+        else:
+            expected = "challenge" if self.state is State.CHALLENGED else "hi"
+            self._session.violation(f"a {self.state.name.lower()} connection must send {expected} first")
+
+    def stop(self) -> None:
+        self._move(Event.END)
+        self._cancel_deadline()
+
+    # The application's decisions.
+
+    def accept(self, cid: ClientId, welcome: Any) -> None:
+        if self.state is not State.VALIDATING:
+            return
+        hash(cid)  # an unhashable id is the handler's error, here and now
+        if not cid:
+            self.refuse()
+            return
+        packed = encode(self._session.protocol, self._session.protocol.internal_types.welcome, welcome)
+        self._move(Event.ACCEPT)
+        self._cancel_deadline()
+        self._join(self._session, self.handshake, cid, packed)
+
+    def refuse(self) -> None:
+        if self.state is State.VALIDATING:
+            self._session.close(1000, CloseReason.NOT_AUTHORIZED)
+
+    def quest(self, value: Any) -> None:
+        if self.state is not State.VALIDATING:
+            return
+        if self._generator is None or self.handshake.challenge is not None:
+            raise WseError(
+                ErrorCode.INVALID_CRA_GENERATOR, None, "only a challenge generator may ask, and only once"
+            )
+        self._session.write(self._session.protocol.internal_types.challenge, value)
+        self.handshake.challenge = Challenge(value)
+        self._move(Event.QUEST)
+
+    # Inside.
+
+    def _move(self, event: Event) -> None:
+        self.state = TRANSITIONS.get((self.state, event), self.state)
+
+    def _hi(self, payload: Any) -> None:
+        meta = payload.get("meta") if isinstance(payload, dict) else None
+        if not isinstance(payload, dict) or not (meta is None or isinstance(meta, dict)):
+            self._session.violation("hi must carry an object with an identity, and meta must be an object")
+            return
+        self._move(Event.HI)
+        self.handshake.identity = payload.get("identity")
+        self.handshake.meta = {} if meta is None else meta
+        if self._generator is None:
+            self._validate()
+        else:
+            self._run(self._generator, self.quest, ErrorCode.INVALID_CRA_GENERATOR, "the challenge generator")
+
+    def _validate(self) -> None:
+        self._run(self._identify, self._no_value, ErrorCode.MSG_PROCESSING_ERROR, "the identify handler")
+
+    def _run(self, handler: AuthHandler, use: Callable[[Any], None], code: ErrorCode, which: str) -> None:
+        scheduler = self._session.endpoint.scheduler
+        run_handler(scheduler, self._handle, (handler, use), self._failed, code, which)
+
+    def _handle(self, handler: AuthHandler, use: Callable[[Any], None]) -> Any:
+        value = handler(self.handshake)
+        if value is not None and isawaitable(value):
+            return self._handle_later(value, use)
+        if value is not None:
+            use(value)
+        return None
+
+    async def _handle_later(self, awaitable: Any, use: Callable[[Any], None]) -> None:
+        value = await awaitable
+        if value is not None:
+            use(value)
+
+    def _no_value(self, value: Any) -> None:
+        if self.state is State.VALIDATING:
+            raise TypeError(
+                "an identify handler decides by auth.accept(cid, welcome) or auth.refuse() and returns None, "
+                f"not {value!r}"
+            )
+
+    def _failed(self, exc: Exception, code: ErrorCode, which: str) -> None:
+        """A handler raised: the client is refused, the application is told."""
+        error = WseError(code, {"conn_id": self.handshake.conn_id}, f"{which} raised")
+        self._session.endpoint.report(error, self._session, exc)
+        self.refuse()
+
+    def _too_late(self) -> None:
+        self._deadline = None
+        self._session.close(1000, CloseReason.AUTH_TIMEOUT)
+
+    def _cancel_deadline(self) -> None:
+        if self._deadline is not None:
+            self._deadline.cancel()
+            self._deadline = None

@@ -1,0 +1,386 @@
+"""Who is connected: users, their devices, and messages to all of them."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
+
+from wse.core.handshake import ServerOpening
+from wse.core.session import Session, pack_message
+from wse.core.signals import Signal
+from wse.errors import CloseReason, ErrorCode, WseError
+from wse.types import ClientId, MessageType, ReadyState
+
+if TYPE_CHECKING:
+    import asyncio
+
+    from wse.core.endpoint import Endpoint
+    from wse.core.handshake import AuthHandler, Handshake
+    from wse.core.packed import Packed
+    from wse.core.ports import Link, Protocol, Request
+
+
+class ServerSession(Session):
+    """A session at the server; its face to the application is a `WseConnection`."""
+
+    __slots__ = ("_hub", "conn")
+
+    def __init__(self, hub: Hub, link: Link, request: Request, protocol: Protocol) -> None:
+        super().__init__(hub.endpoint, link, protocol)
+        self._hub = hub
+        self.conn = WseConnection(self, secrets.token_hex(8), request)
+        self._args = (self.conn,)
+
+    def describe(self) -> str:
+        conn = self.conn
+        return "stranger" if conn.cid is None else f"{conn.cid}#{conn.conn_id}"
+
+    def context(self) -> dict[str, Any]:
+        return {"cid": self.conn.cid, "conn_id": self.conn.conn_id}
+
+    def _ignored(self, type_: Any, payload: Any, stamp: Any) -> None:
+        self._hub.ignored.emit(self.conn, type_, payload)
+
+    def _on_end(self, code: int, reason: str) -> None:
+        self._hub.leave(self, code, reason)
+
+    def _on_closed(self) -> None:
+        self._hub.forget(self)
+
+
+class WseConnection:
+    """One device of a user: one WebSocket.
+
+    Attributes:
+        conn_id: Its id, unique among all connections.
+        cid: The user's id; `None` until the user is accepted.
+        client: The user, a `WseIdentity`; `None` until the user is accepted.
+        identity: What the client sent to identify itself.
+        meta: What it sent beside, a dict.
+        request: The HTTP request that opened the WebSocket.
+    """
+
+    __slots__ = ("_session", "cid", "client", "conn_id", "identity", "meta", "request")
+
+    def __init__(self, session: ServerSession, conn_id: str, request: Request) -> None:
+        self._session = session
+        self.conn_id = conn_id
+        self.request = request
+        self.cid: ClientId | None = None
+        self.client: WseIdentity | None = None
+        self.identity: Any = None
+        self.meta: dict[str, Any] = {}
+
+    @property
+    def remote_addr(self) -> str:
+        """The IP address of the socket's peer; an empty string where there is none."""
+        return self.request.remote_addr
+
+    @property
+    def ready_state(self) -> ReadyState:
+        """The state of its socket."""
+        return self._session.ready_state
+
+    @property
+    def protocol(self) -> Protocol:
+        """The message protocol that it speaks."""
+        return self._session.protocol
+
+    def send(self, type: MessageType, payload: Any = None) -> None:
+        """Send a message to this device. On a connection that has ended nothing happens.
+
+        Raises:
+            WseError: `PROTOCOL_VIOLATION` for a type that is WSE's own; `MSG_PROCESSING_ERROR` for a payload that
+                cannot be encoded.
+        """
+        self._session.send(type, payload)
+
+    async def call(self, name: MessageType, payload: Any = None, *, timeout: float | None = None) -> Any:
+        """Call a procedure of this device and return its result.
+
+        Args:
+            name: The procedure, as the client registered it.
+            payload: What it gets.
+            timeout: Seconds to wait for the answer: `None` for the server's `timeout`, 0 for ever.
+
+        Raises:
+            WseError: What the procedure raised, or `RP_NOT_REGISTERED`, `RP_TIMEOUT`, `RP_DISCONNECT`,
+                `RP_SEND_FAILED` (WIRE.md section 4).
+        """
+        return await self._session.call(name, payload, timeout)
+
+    def drop(self, reason: str = CloseReason.BY_SERVER, code: int = 1000) -> None:
+        """Disconnect this device; nothing happens if it is disconnected.
+
+        Args:
+            reason: Told to the client; at most 123 bytes of UTF-8 (RFC 6455, 5.5).
+            code: A close code that an endpoint may send (RFC 6455, 7.4).
+
+        Raises:
+            ValueError: A code or reason that a close frame cannot carry.
+        """
+        check_close(code, reason)
+        self._session.close(code, reason)
+
+    async def drain(self) -> None:
+        """Wait until the socket takes more: for producers that send faster than the device may read."""
+        await self._session.drain()
+
+    def __repr__(self) -> str:
+        return f"<WseConnection {self._session.describe()} {self.ready_state.name}>"
+
+
+class WseIdentity:
+    """A user, with all the devices that are connected.
+
+    Attributes:
+        cid: The user's id.
+        meta: The meta of the first connection.
+    """
+
+    __slots__ = ("_conns", "_endpoint", "cid", "meta")
+
+    def __init__(self, endpoint: Endpoint, cid: ClientId, meta: dict[str, Any]) -> None:
+        self._endpoint = endpoint
+        self._conns: dict[str, WseConnection] = {}
+        self.cid = cid
+        self.meta = meta
+
+    @property
+    def conns(self) -> Mapping[str, WseConnection]:
+        """The user's connections by `conn_id`, the oldest first; read-only."""
+        return MappingProxyType(self._conns)
+
+    def send(self, type: MessageType, payload: Any = None) -> None:
+        """Send a message to all devices of the user.
+
+        Raises:
+            WseError: As `WseConnection.send`.
+        """
+        send_to_all(self._endpoint, self._conns, type, payload)
+
+    def drop(self, reason: str = CloseReason.BY_SERVER) -> None:
+        """Disconnect all devices of the user; `left` fires once.
+
+        Raises:
+            ValueError: A reason that a close frame cannot carry.
+        """
+        for conn in tuple(self._conns.values()):
+            conn.drop(reason)
+
+    async def call(
+        self, name: MessageType, payload: Any = None, *, timeout: float | None = None
+    ) -> list[Any]:
+        """Call a procedure on every device of the user.
+
+        Returns:
+            The results in the order of `conns`; a `WseError` stands where a device's call failed.
+
+        Raises:
+            WseError: `CONNECTION_MISSING`, when the user has no connection left.
+        """
+        conns = tuple(self._conns.values())
+        if not conns:
+            raise WseError(ErrorCode.CONNECTION_MISSING, {"cid": self.cid, "rp": name})
+        return await call_all([conn._session for conn in conns], name, payload, timeout)
+
+    def __repr__(self) -> str:
+        return f"<WseIdentity {self.cid} with {len(self._conns)} connections>"
+
+
+class Hub:
+    """All connections of a server: from the open socket to the last event.
+
+    Args:
+        endpoint: What its sessions share.
+        conns_per_user: How many devices of one user may be connected at a time.
+        auth_timeout: Seconds that a connection has to become valid; 0 for ever.
+    """
+
+    def __init__(self, endpoint: Endpoint, *, conns_per_user: int, auth_timeout: float) -> None:
+        if conns_per_user < 1:
+            raise ValueError(f"conns_per_user must be at least 1, not {conns_per_user}")
+        if auth_timeout < 0:
+            raise ValueError(f"auth_timeout is in seconds, or 0 for none, not {auth_timeout}")
+        self.endpoint = endpoint
+        self.conns_per_user = conns_per_user
+        self.auth_timeout = auth_timeout
+        self.identify: AuthHandler | None = None
+        self.generator: AuthHandler | None = None
+        self.identities: dict[ClientId, WseIdentity] = {}
+        self.connections: dict[str, WseConnection] = {}  # the valid ones
+        self.sessions: set[ServerSession] = set()  # all whose socket is not closed yet
+        self._emptied: asyncio.Future[None] | None = None
+
+        def signal(name: str, *takes: str) -> Signal[*tuple[Any, ...]]:
+            return Signal(name, takes, endpoint.scheduler, self._listener_failed)
+
+        self.joined: Signal[WseIdentity, dict[str, Any]] = signal("joined", "identity", "meta")
+        self.left: Signal[WseIdentity, int, str] = signal("left", "identity", "code", "reason")
+        self.connected: Signal[WseConnection] = signal("connected", "conn")
+        self.disconnected: Signal[WseConnection, int, str] = signal("disconnected", "conn", "code", "reason")
+        self.ignored: Signal[WseConnection, Any, Any] = signal("ignored", "conn", "type", "payload")
+
+    # The life of a connection.
+
+    def open(self, link: Link, request: Request, protocol: Protocol | None) -> ServerSession:
+        """A socket has been opened; see `Acceptor.open`.
+
+        Raises:
+            WseError: `IDENTIFY_HANDLER_MISSING`.
+        """
+        if self.identify is None:
+            raise WseError(ErrorCode.IDENTIFY_HANDLER_MISSING)
+        session = ServerSession(self, link, request, protocol or self.endpoint.protocols[0])
+        self.sessions.add(session)
+        opening: ServerOpening[ServerSession] = ServerOpening(
+            session,
+            conn_id=session.conn.conn_id,
+            request=request,
+            identify=self.identify,
+            generator=self.generator,
+            deadline=self.auth_timeout,
+            join=self._join,
+        )
+        session.enter(opening)
+        if protocol is None:
+            names = ", ".join(p.name for p in self.endpoint.protocols)
+            session.violation(f"the client offers no subprotocol that the server has: {names}")
+        return session
+
+    def _join(self, session: ServerSession, auth: Handshake, cid: ClientId, welcome: Packed) -> None:
+        """The connection becomes a user's (WIRE.md section 3, step 5)."""
+        conn = session.conn
+        conn.cid = cid
+        conn.identity = auth.identity
+        conn.meta = auth.meta
+        identity = self.identities.get(cid)
+        is_new = identity is None
+        if identity is None:
+            identity = self.identities[cid] = WseIdentity(self.endpoint, cid, conn.meta)
+        conn.client = identity
+        identity._conns[conn.conn_id] = conn
+        self.connections[conn.conn_id] = conn
+        session.enter(None)
+        if len(identity._conns) > self.conns_per_user:
+            next(iter(identity._conns.values())).drop(CloseReason.CLIENTS_CONCURRENCY)
+        session.link.write(welcome)
+        if is_new:
+            self.joined.emit(identity, conn.meta)
+        if session.valid:
+            self.connected.emit(conn)
+
+    def leave(self, session: ServerSession, code: int, reason: str) -> None:
+        """The connection has ended; it may not have been valid."""
+        conn = session.conn
+        identity = conn.client
+        if identity is None:
+            return
+        del self.connections[conn.conn_id]
+        del identity._conns[conn.conn_id]
+        is_last = not identity._conns
+        if is_last:
+            del self.identities[identity.cid]
+        self.disconnected.emit(conn, code, reason)
+        if is_last:
+            self.left.emit(identity, code, reason)
+
+    def forget(self, session: ServerSession) -> None:
+        """The socket has closed."""
+        self.sessions.discard(session)
+        if not self.sessions and self._emptied is not None:
+            if not self._emptied.done():
+                self._emptied.set_result(None)
+            self._emptied = None
+
+    async def close(self, code: int, reason: str) -> None:
+        """Close every connection; returns when the last socket has closed."""
+        for session in tuple(self.sessions):
+            session.close(code, reason)
+        if self.sessions:
+            if self._emptied is None:
+                self._emptied = self.endpoint.scheduler.create_future()
+            await self._emptied
+
+    # Messages.
+
+    def broadcast(self, type: MessageType, payload: Any) -> None:
+        """Send to every valid connection."""
+        send_to_all(self.endpoint, self.connections, type, payload)
+
+    def drop_client(self, cid: ClientId, reason: str) -> None:
+        """Disconnect all devices of a user; nothing happens if there are none."""
+        check_close(1000, reason)
+        identity = self.identities.get(cid)
+        if identity is not None:
+            identity.drop(reason)
+
+    def _listener_failed(self, exc: Exception, signal: str, args: tuple[Any, ...]) -> None:
+        session = args[0]._session if isinstance(args[0], WseConnection) else None
+        error = WseError(ErrorCode.MSG_PROCESSING_ERROR, {"signal": signal}, f"a listener of {signal} raised")
+        self.endpoint.report(error, session, exc)
+
+
+def send_to_all(
+    endpoint: Endpoint, conns: Mapping[str, WseConnection], type: MessageType, payload: Any
+) -> None:
+    """Send one message to many connections, encoded once for each message protocol that they speak.
+
+    Raises:
+        WseError: As `WseConnection.send`.
+    """
+    protocols = endpoint.protocols
+    if len(protocols) == 1:
+        packed = pack_message(endpoint, protocols[0], type, payload)
+        for conn in conns.values():
+            conn._session.link.write(packed)
+        return
+    by_protocol: dict[Protocol, Packed] = {}
+    for conn in conns.values():
+        session = conn._session
+        shared = by_protocol.get(session.protocol)
+        if shared is None:
+            shared = by_protocol[session.protocol] = pack_message(endpoint, session.protocol, type, payload)
+        session.link.write(shared)
+
+
+async def call_all(
+    sessions: list[ServerSession], name: MessageType, payload: Any, timeout: float | None
+) -> list[Any]:
+    """Call a procedure on several connections at once; errors stand in the list where results would."""
+    started: list[tuple[ServerSession, int, asyncio.Future[Any]]] = []
+    results: dict[ServerSession, Any] = dict.fromkeys(sessions)
+    try:
+        for session in sessions:
+            try:
+                started.append((session, *session.start_call(name, payload, timeout)))
+            except WseError as exc:
+                results[session] = exc
+        for session, _, future in started:
+            try:
+                results[session] = await future
+            except WseError as exc:
+                results[session] = exc
+    finally:
+        for session, stamp, _ in started:
+            session.forget_call(stamp)
+    return list(results.values())
+
+
+_CLOSE_CODES = frozenset((1000, 1001, 1002, 1003, 1007, 1008, 1009, 1010, 1011, 1012, 1013, 1014))
+
+
+def check_close(code: int, reason: str) -> None:
+    """Reject what a close frame cannot carry (RFC 6455, 5.5 and 7.4).
+
+    Raises:
+        ValueError: The code may not be sent, or the reason is longer than 123 bytes of UTF-8.
+    """
+    if code not in _CLOSE_CODES and not 3000 <= code <= 4999:
+        raise ValueError(
+            f"a close code must be one of {sorted(_CLOSE_CODES)} or from 3000 to 4999, not {code}"
+        )
+    if len(reason.encode()) > 123:
+        raise ValueError("a close reason has at most 123 bytes of UTF-8")

@@ -1,0 +1,197 @@
+"""Calls, in both directions: procedures that the peer may call, and our calls that wait for their answer."""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, overload
+
+from wse.core.signals import check_handler
+from wse.errors import ErrorCode, WseError
+from wse.types import F, MessageType
+
+if TYPE_CHECKING:
+    import asyncio
+
+    from wse.core.ports import Scheduler, Timer
+
+
+class Procedures:
+    """What the peer may call, by name."""
+
+    __slots__ = ("_check_type", "_takes", "by_name")
+
+    def __init__(self, takes: tuple[str, ...], check_type: Callable[[MessageType], None]) -> None:
+        self._takes = takes
+        self._check_type = check_type
+        self.by_name: dict[MessageType, Callable[..., Any]] = {}
+
+    @overload
+    def register(self, name: MessageType, fn: F) -> F: ...
+    @overload
+    def register(self, name: MessageType) -> Callable[[F], F]: ...
+    def register(self, name: MessageType, fn: F | None = None) -> F | Callable[[F], F]:
+        """Let the peer call `fn` under that name; without `fn`, a decorator.
+
+        Raises:
+            WseError: `RP_ALREADY_REGISTERED`; `PROTOCOL_VIOLATION`, for a name that is WSE's own.
+            TypeError: `fn` cannot take what a call brings.
+        """
+        self._check_type(name)
+
+        def add(fn: F) -> F:
+            check_handler(fn, *self._takes)
+            if name in self.by_name:
+                raise WseError(ErrorCode.RP_ALREADY_REGISTERED, {"rp": name})
+            self.by_name[name] = fn
+            return fn
+
+        return add if fn is None else add(fn)
+
+    def unregister(self, name: MessageType) -> None:
+        """Take a procedure away; calls that are running go on.
+
+        Raises:
+            WseError: `RP_NOT_REGISTERED`.
+        """
+        if self.by_name.pop(name, None) is None:
+            raise WseError(ErrorCode.RP_NOT_REGISTERED, {"rp": name})
+
+
+class _Pending:
+    """A call that waits for its answer."""
+
+    __slots__ = ("deadline", "future", "name", "timer")
+
+    def __init__(self, name: MessageType, future: asyncio.Future[Any], deadline: float | None) -> None:
+        self.name = name
+        self.future = future
+        self.deadline = (
+            deadline  # with the connection's own timeout; None: no deadline, or a timer of its own
+        )
+        self.timer: Timer | None = None
+
+
+class PendingCalls:
+    """The calls of one connection that wait for their answer.
+
+    Calls with the connection's own timeout expire in the order in which they were made, so one timer, set for the
+    oldest of them, serves all: an answered call costs no timer. Only a call with a timeout of its own has its own.
+    """
+
+    __slots__ = ("_last_stamp", "_scheduler", "_timeout", "_timer", "_waiting")
+
+    def __init__(self, scheduler: Scheduler, timeout: float) -> None:
+        self._scheduler = scheduler
+        self._timeout = timeout
+        self._timer: Timer | None = None
+        self._last_stamp = 0
+        self._waiting: dict[Any, _Pending] = {}
+
+    def __len__(self) -> int:
+        return len(self._waiting)
+
+    def add(self, name: MessageType, timeout: float | None) -> tuple[int, asyncio.Future[Any]]:
+        """A stamp for a new call and the future of its answer.
+
+        Args:
+            name: The procedure.
+            timeout: Seconds; `None` for the connection's own, 0 to wait for ever.
+        """
+        self._last_stamp = stamp = self._last_stamp + 1
+        scheduler = self._scheduler
+        pending = _Pending(name, scheduler.create_future(), None)
+        if timeout is None or timeout == self._timeout:
+            if self._timeout:
+                pending.deadline = scheduler.time() + self._timeout
+                if self._timer is None:
+                    self._timer = scheduler.call_later(self._timeout, self._expire)
+        elif timeout:
+            pending.timer = scheduler.call_later(timeout, self._expire_one, stamp, timeout)
+        self._waiting[stamp] = pending
+        return stamp, pending.future
+
+    def resolve(self, stamp: Any, result: Any) -> None:
+        """The answer has come. An unknown stamp is dropped in silence (WIRE.md section 4)."""
+        pending = self.discard(stamp)
+        if pending is not None and not pending.future.done():
+            pending.future.set_result(result)
+
+    def reject(self, stamp: Any, error: WseError) -> None:
+        """The call has failed. An unknown stamp is dropped in silence (WIRE.md section 4)."""
+        pending = self.discard(stamp)
+        if pending is not None and not pending.future.done():
+            pending.future.set_exception(error)
+
+    def discard(self, stamp: Any) -> _Pending | None:
+        """Forget a call whose answer nobody wants any more."""
+        try:
+            pending = self._waiting.pop(stamp, None)
+        except TypeError:  # an unhashable stamp is none of ours
+            return None
+        if pending is not None and pending.timer is not None:
+            pending.timer.cancel()
+        return pending
+
+    def close(self, code: int, reason: str) -> None:
+        """The connection has ended: settle every call (WIRE.md section 4)."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        for stamp in list(self._waiting):
+            name = self._waiting[stamp].name
+            details = {"rp": name, "disconnected": [code, reason]}
+            self.reject(stamp, WseError(ErrorCode.RP_DISCONNECT, details))
+
+    def _expire(self) -> None:
+        self._timer = None
+        now = self._scheduler.time()
+        expired: list[Any] = []
+        for stamp, pending in self._waiting.items():
+            if pending.deadline is None:
+                continue
+            if pending.deadline > now:
+                self._timer = self._scheduler.call_later(pending.deadline - now, self._expire)
+                break
+            expired.append(stamp)
+        for stamp in expired:
+            self._expire_one(stamp, self._timeout)
+
+    def _expire_one(self, stamp: Any, timeout: float) -> None:
+        name = self._waiting[stamp].name
+        self.reject(stamp, WseError(ErrorCode.RP_TIMEOUT, {"rp": name, "timeout": timeout}))
+
+
+def error_to_wire(exc: BaseException, name: MessageType, payload: Any, *, debug: bool) -> dict[str, Any]:
+    """What a failing procedure sends back (WIRE.md section 4)."""
+    wire: dict[str, Any] = {}
+    if isinstance(exc, WseError):
+        wire["code"] = str(exc.code)
+        details = dict(exc.details)
+        if exc.message:
+            wire["message"] = exc.message
+    else:
+        wire["code"] = str(ErrorCode.RP_EXECUTION_FAILED)
+        origin = {"name": type(exc).__name__, "message": str(exc)}
+        if debug:
+            origin["stack"] = "".join(traceback.format_exception(exc))
+        details = {"origin": origin}
+    details.setdefault("rp", name)
+    details.setdefault("rpc", name)  # 4.x clients read this one
+    if payload is not None:
+        details.setdefault("payload", payload)
+    wire["details"] = details
+    return wire
+
+
+def error_from_wire(payload: Any) -> WseError:
+    """The error that a peer sent; a malformed one is still an error (WIRE.md section 4)."""
+    if isinstance(payload, dict):
+        code, details, message = payload.get("code"), payload.get("details"), payload.get("message")
+        if isinstance(code, str) and code:
+            return WseError(
+                code,
+                details if isinstance(details, dict) else {},
+                message if isinstance(message, str) else None,
+            )
+    return WseError(ErrorCode.RP_EXECUTION_FAILED)

@@ -1,0 +1,432 @@
+"""One connection, at either side: what comes in is decoded and dispatched, what goes out is encoded and written.
+
+Client and server are alike here, since both send messages and both call procedures. They differ in the phase before
+the welcome, which the session leaves to a `Phase`, and in what happens when the connection ends.
+"""
+
+from __future__ import annotations
+
+import typing
+from types import CoroutineType
+from typing import TYPE_CHECKING, Any
+
+from wse.core.packed import Packed
+from wse.core.rpc import PendingCalls, error_from_wire, error_to_wire
+from wse.core.signals import settle
+from wse.errors import CloseReason, ErrorCode, WseError
+from wse.types import MessageType, ReadyState
+
+if TYPE_CHECKING:
+    import asyncio
+    from collections.abc import Callable
+
+    from wse.core.endpoint import Endpoint
+    from wse.core.ports import Link, Protocol
+
+
+class Phase(typing.Protocol):
+    """A part of a connection's life in which messages are not the application's."""
+
+    @property
+    def deaf(self) -> bool:
+        """Whether what comes in is ignored, undecoded."""
+        ...
+
+    def message(self, type: Any, payload: Any, stamp: Any) -> None:
+        """A decoded message has come in."""
+
+    def stop(self) -> None:
+        """The connection has ended, or the phase is over."""
+
+
+class _Ended:
+    """The last phase: nothing is heard any more."""
+
+    deaf = True
+
+    def message(self, type: Any, payload: Any, stamp: Any) -> None: ...
+
+    def stop(self) -> None: ...
+
+
+ENDED = _Ended()
+
+
+class Session:
+    """One connection.
+
+    A transport calls `receive`, `closed`, `writable` and `violated`; the application's side calls `send`, `call`,
+    `close` and `drain`. The session ends when either side closes: from then on nothing is heard or sent and every
+    pending call is settled, while the socket still does its closing handshake.
+    """
+
+    __slots__ = (
+        "_args",
+        "_calls",
+        "_drainers",
+        "_pack",
+        "_phase",
+        "_unpack",
+        "_writable",
+        "endpoint",
+        "link",
+        "protocol",
+        "ready_state",
+    )
+
+    def __init__(self, endpoint: Endpoint, link: Link, protocol: Protocol) -> None:
+        self.endpoint = endpoint
+        self.link = link
+        self.protocol = protocol
+        self.ready_state = ReadyState.OPEN
+        self._pack: Callable[[Any, Any, Any], str | bytes] = protocol.pack
+        self._unpack: Callable[[str | bytes | memoryview], tuple[Any, Any, Any]] = protocol.unpack
+        self._args: tuple[Any, ...] = ()
+        self._phase: Phase | None = ENDED
+        self._calls: PendingCalls | None = None
+        self._writable = True
+        self._drainers: list[asyncio.Future[None]] | None = None
+
+    # What a side adds to it.
+
+    def describe(self) -> str:
+        """Who the peer is, for reports (WIRE.md section 4)."""
+        raise NotImplementedError  # pragma: no cover - both sides have their own
+
+    def context(self) -> dict[str, Any]:
+        """What identifies the connection in the details of an error."""
+        return {}
+
+    def _on_end(self, code: int, reason: str) -> None:
+        """The session has just ended."""
+
+    def _on_closed(self) -> None:
+        """The socket has closed, too."""
+
+    # What the transport calls.
+
+    def receive(self, data: str | bytes | memoryview) -> None:
+        """One whole message has come in: `str` as a text message, anything else as a binary one."""
+        if self._phase is not None:
+            self._receive_in_phase(self._phase, data)
+            return
+        try:
+            type_, payload, stamp = self._unpack(data)
+        except Exception as exc:
+            self._undecodable(exc)
+            return
+        if stamp:
+            self._on_call(type_, payload, stamp)
+        else:
+            self._on_message(type_, payload, stamp)
+
+    def closed(self, code: int, reason: str) -> None:
+        """The socket has closed; `code` and `reason` are the peer's, or 1006 when it said nothing (RFC 6455, 7.1.5)."""
+        self.ready_state = ReadyState.CLOSED
+        self._end(code, reason)
+        self._wake_drainers()
+        self._on_closed()
+
+    def writable(self, writable: bool) -> None:
+        """Whether the socket takes more, or its buffer is above the high-water mark."""
+        self._writable = writable
+        if writable:
+            self._wake_drainers()
+
+    def violated(self, code: int, problem: str) -> None:
+        """The transport found a violation of RFC 6455 or of a limit, and the connection is to end for it."""
+        if self._phase is not ENDED:
+            self.violation(problem, code=code, reason=problem)
+
+    # What the application's side calls.
+
+    @property
+    def ended(self) -> bool:
+        """Whether either side has closed the connection."""
+        return self._phase is ENDED
+
+    @property
+    def valid(self) -> bool:
+        """Whether the welcome has been exchanged and the connection has not ended."""
+        return self._phase is None
+
+    def send(self, type: MessageType, payload: Any = None) -> None:
+        """Send a plain message, or nothing if the connection is not valid.
+
+        Raises:
+            WseError: `PROTOCOL_VIOLATION` for a type that is WSE's own; `MSG_PROCESSING_ERROR` for a payload that
+                cannot be encoded, with the encoder's exception as its cause.
+        """
+        packed = pack_message(self.endpoint, self.protocol, type, payload)
+        if self._phase is None:
+            self.link.write(packed)
+
+    async def call(self, name: MessageType, payload: Any, timeout: float | None) -> Any:
+        """Call a procedure of the peer and return its result.
+
+        Raises:
+            WseError: The peer's own error, or `RP_TIMEOUT`, `RP_DISCONNECT`, `RP_SEND_FAILED` (WIRE.md section 4).
+        """
+        stamp, future = self.start_call(name, payload, timeout)
+        try:
+            return await future
+        finally:
+            self.forget_call(stamp)  # nothing stays behind when the caller was cancelled
+
+    def start_call(
+        self, name: MessageType, payload: Any, timeout: float | None
+    ) -> tuple[int, asyncio.Future[Any]]:
+        """Send a call; whoever awaits the future must end with `forget_call`.
+
+        Raises:
+            WseError: `RP_SEND_FAILED`; `PROTOCOL_VIOLATION` for a name that is WSE's own.
+        """
+        self.endpoint.check_type(name)
+        if self._phase is not None:
+            raise WseError(ErrorCode.RP_SEND_FAILED, {"rp": name}, "the connection is not open")
+        calls = self._calls
+        if calls is None:
+            calls = self._calls = PendingCalls(self.endpoint.scheduler, self.endpoint.timeout)
+        stamp, future = calls.add(name, timeout)
+        try:
+            data = self._pack(name, payload, stamp)
+        except Exception as exc:
+            calls.discard(stamp)
+            problem = f"the payload cannot be encoded: {exc}"
+            raise WseError(ErrorCode.RP_SEND_FAILED, {"rp": name}, problem) from exc
+        self.link.write(Packed(data))
+        return stamp, future
+
+    def forget_call(self, stamp: int) -> None:
+        """Nobody waits for the answer any more."""
+        if self._calls is not None:
+            self._calls.discard(stamp)
+
+    def close(self, code: int, reason: str) -> None:
+        """End the session and close the socket; nothing happens if it has ended."""
+        if self._phase is not ENDED:
+            self.ready_state = ReadyState.CLOSING
+            self.link.close(code, reason)
+            self._end(code, reason)
+
+    async def drain(self) -> None:
+        """Wait until the socket takes more; returns at once when the connection has ended.
+
+        What was written in this turn of the event loop leaves first, so a producer that drains between its messages
+        is held to the peer's pace.
+        """
+        scheduler = self.endpoint.scheduler
+        turn = scheduler.create_future()
+        scheduler.call_soon(_wake, turn)
+        await turn
+        while not self._writable and self.ready_state is ReadyState.OPEN:
+            future = scheduler.create_future()
+            if self._drainers is None:
+                self._drainers = []
+            self._drainers.append(future)
+            await future
+
+    @property
+    def pending_calls(self) -> int:
+        """How many calls wait for the peer's answer."""
+        return 0 if self._calls is None else len(self._calls)
+
+    # Phases.
+
+    def enter(self, phase: Phase | None) -> None:
+        """Begin a phase; `None` is the one in which messages and calls are the application's."""
+        self._phase = phase
+
+    def write(self, type: MessageType, payload: Any) -> None:
+        """Send one of WSE's own messages.
+
+        Raises:
+            WseError: `MSG_PROCESSING_ERROR`, when the payload cannot be encoded.
+        """
+        self.link.write(encode(self.protocol, type, payload))
+
+    def violation(
+        self,
+        problem: str,
+        *,
+        cause: Exception | None = None,
+        code: int = 1000,
+        reason: str = CloseReason.PROTOCOL_ERROR,
+    ) -> None:
+        """The peer broke the protocol: report who it was, and close (WIRE.md section 4)."""
+        error = ErrorCode.PROTOCOL_VIOLATION if cause is None else ErrorCode.MSG_PROCESSING_ERROR
+        details = {"from": self.describe(), "close": [code, str(reason)], **self.context()}
+        self.endpoint.report(WseError(error, details, problem), self, cause)
+        self.close(code, reason)
+
+    # The message path.
+
+    def _receive_in_phase(self, phase: Phase, data: str | bytes | memoryview) -> None:
+        if phase.deaf:
+            return
+        try:
+            type_, payload, stamp = self._unpack(data)
+        except Exception as exc:
+            self._undecodable(exc)
+            return
+        phase.message(type_, payload, stamp)
+
+    def _on_message(self, type_: Any, payload: Any, stamp: Any) -> None:
+        try:
+            listeners = self.endpoint.channel.by_type.get(type_)
+        except TypeError:
+            self.violation("a message's type must be hashable")
+            return
+        if listeners is None:
+            if type_ is None or type_ == "":
+                self.violation("a message has neither a type nor a stamp")
+            else:
+                self._ignored(type_, payload, stamp)
+            return
+        for fn in listeners.fns:
+            try:
+                result = fn(*self._args, payload)
+            except Exception as exc:
+                self._listener_failed(exc, type_)
+            else:
+                if type(result) is CoroutineType:
+                    self.endpoint.scheduler.spawn(settle(result, self._listener_failed, type_))
+
+    def _ignored(self, type_: Any, payload: Any, stamp: Any) -> None:
+        """A plain message has no listener."""
+
+    def _listener_failed(self, exc: Exception, type_: MessageType) -> None:
+        error = WseError(
+            ErrorCode.MSG_PROCESSING_ERROR, {"type": type_, **self.context()}, "a listener raised"
+        )
+        self.endpoint.report(error, self, exc)
+
+    def _on_call(self, type_: Any, payload: Any, stamp: Any) -> None:
+        try:
+            fn = self.endpoint.procedures.by_name.get(type_)
+        except TypeError:
+            self.violation("a procedure's name must be hashable")
+            return
+        if fn is None:
+            self._on_answer(type_, payload, stamp)
+            return
+        try:
+            result = fn(*self._args, payload)
+        except Exception as exc:
+            self._procedure_failed(exc, type_, payload, stamp)
+            return
+        if type(result) is CoroutineType:
+            self.endpoint.scheduler.spawn(self._answer_later(result, type_, payload, stamp))
+        else:
+            self._answer(result, type_, payload, stamp)
+
+    def _on_answer(self, type_: Any, payload: Any, stamp: Any) -> None:
+        types = self.protocol.internal_types
+        if type_ == types.response:
+            if self._calls is not None:
+                self._calls.resolve(stamp, payload)
+        elif type_ == types.response_error:
+            if self._calls is not None:
+                self._calls.reject(stamp, error_from_wire(payload))
+        else:
+            error = WseError(ErrorCode.RP_NOT_REGISTERED)
+            self._answer_error(error, type_, payload, stamp)
+
+    async def _answer_later(self, coroutine: Any, name: MessageType, payload: Any, stamp: Any) -> None:
+        try:
+            result = await coroutine
+        except Exception as exc:
+            self._procedure_failed(exc, name, payload, stamp)
+        except BaseException as exc:
+            # Cancelled from within, or with the server: the caller must not wait for its timeout.
+            self._answer_error(exc, name, payload, stamp)
+            raise
+        else:
+            self._answer(result, name, payload, stamp)
+
+    def _answer(self, result: Any, name: MessageType, payload: Any, stamp: Any) -> None:
+        if self._phase is not None:
+            return  # it ended while the procedure ran
+        try:
+            data = self._pack(self.protocol.internal_types.response, result, stamp)
+        except Exception as exc:
+            self._procedure_failed(exc, name, payload, stamp)
+            return
+        self.link.write(Packed(data))
+
+    def _procedure_failed(self, exc: Exception, name: MessageType, payload: Any, stamp: Any) -> None:
+        self._answer_error(exc, name, payload, stamp)
+        details = {"rp": name, "type": name, "payload": payload, "stamp": stamp, **self.context()}
+        message = f"{exc.__class__.__name__} in a procedure"
+        self.endpoint.report(WseError(ErrorCode.RP_EXECUTION_FAILED, details, message), self, exc)
+
+    def _answer_error(self, exc: BaseException, name: MessageType, payload: Any, stamp: Any) -> None:
+        if self._phase is not None:
+            return
+        response_error = self.protocol.internal_types.response_error
+        try:
+            data = self._pack(
+                response_error, error_to_wire(exc, name, payload, debug=self.endpoint.debug), stamp
+            )
+        except Exception:
+            # The error's own details cannot be encoded: the caller still gets an answer, without them.
+            wire = {"code": str(ErrorCode.RP_EXECUTION_FAILED), "details": {"rp": name, "rpc": name}}
+            try:
+                data = self._pack(response_error, wire, stamp)
+            except Exception as cause:  # a protocol that cannot send back what it has received
+                problem = WseError(
+                    ErrorCode.MSG_PROCESSING_ERROR, self.context(), "a call cannot be answered"
+                )
+                self.endpoint.report(problem, self, cause)
+                return
+        self.link.write(Packed(data))
+
+    def _undecodable(self, exc: Exception) -> None:
+        self.violation("a message cannot be decoded", cause=exc)
+
+    def _end(self, code: int, reason: str) -> None:
+        phase = self._phase
+        if phase is ENDED:
+            return
+        self._phase = ENDED
+        if phase is not None:
+            phase.stop()
+        if self._calls is not None:
+            self._calls.close(code, reason)
+        self._wake_drainers()
+        self._on_end(code, reason)
+
+    def _wake_drainers(self) -> None:
+        if self._drainers is not None:
+            for future in self._drainers:
+                _wake(future)
+            self._drainers = None
+
+
+def _wake(future: asyncio.Future[None]) -> None:
+    if not future.done():
+        future.set_result(None)
+
+
+def encode(protocol: Protocol, type: MessageType, payload: Any) -> Packed:
+    """Encode a message without a stamp.
+
+    Raises:
+        WseError: `MSG_PROCESSING_ERROR`, with the encoder's exception as its cause.
+    """
+    try:
+        return Packed(protocol.pack(type, payload, None))
+    except Exception as exc:
+        details = {"type": type}
+        problem = f"the payload cannot be encoded: {exc}"
+        raise WseError(ErrorCode.MSG_PROCESSING_ERROR, details, problem) from exc
+
+
+def pack_message(endpoint: Endpoint, protocol: Protocol, type: MessageType, payload: Any) -> Packed:
+    """Encode a message of the application's.
+
+    Raises:
+        WseError: `PROTOCOL_VIOLATION` for a type that is WSE's own, or as `encode`.
+    """
+    endpoint.check_type(type)
+    return encode(protocol, type, payload)

@@ -1,0 +1,240 @@
+"""Who listens to what: the listeners of a message type, and the signals of a server or client."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Generic, TypeVarTuple, overload
+
+from wse.types import F, MessageType
+
+if TYPE_CHECKING:
+    import asyncio
+
+    from wse.core.ports import Scheduler
+
+Ts = TypeVarTuple("Ts")
+
+Failed = Callable[..., None]
+"""Told what a handler raised, with the context it was called in."""
+
+
+def check_handler(fn: Callable[..., Any], *takes: str) -> None:
+    """Reject at once what cannot be called with the arguments that its event brings.
+
+    Raises:
+        TypeError: It is not callable, or not with these arguments.
+    """
+    if not callable(fn):
+        raise TypeError(f"a handler must be a function ({', '.join(takes)}), not {fn!r}")
+    try:
+        signature = inspect.signature(fn)
+    except ValueError:  # some builtins do not tell
+        return
+    try:
+        signature.bind(*takes)
+    except TypeError as exc:
+        raise TypeError(f"a handler must take ({', '.join(takes)}), but {fn!r} takes {signature}") from exc
+
+
+def run_handler(
+    scheduler: Scheduler, fn: Callable[..., Any], args: tuple[Any, ...], failed: Failed, *context: Any
+) -> None:
+    """Call a handler, plain or async; what it raises goes to `failed(exception, *context)`."""
+    try:
+        result = fn(*args)
+    except Exception as exc:
+        failed(exc, *context)
+    else:
+        if result is not None and inspect.isawaitable(result):
+            scheduler.spawn(settle(result, failed, *context))
+
+
+async def settle(awaitable: Any, failed: Failed, *context: Any) -> None:
+    """Await what an async handler returned; what it raises goes to `failed(exception, *context)`."""
+    try:
+        await awaitable
+    except Exception as exc:
+        failed(exc, *context)
+
+
+class _Once:
+    """A listener that leaves before it is called for the first time."""
+
+    __slots__ = ("_listeners", "fn")
+
+    def __init__(self, listeners: Listeners, fn: Callable[..., Any]) -> None:
+        self._listeners = listeners
+        self.fn = fn
+
+    def __call__(self, *args: Any) -> Any:
+        self._listeners.remove(self)
+        return self.fn(*args)
+
+
+class Listeners:
+    """Functions in order of their registration.
+
+    The tuple is replaced and never changed, so that a listener may add or remove listeners while they are called.
+    """
+
+    __slots__ = ("fns",)
+
+    def __init__(self) -> None:
+        self.fns: tuple[Callable[..., Any], ...] = ()
+
+    def add(self, fn: Callable[..., Any], *, once: bool = False) -> None:
+        self.fns = (*self.fns, _Once(self, fn) if once else fn)
+
+    def remove(self, fn: Callable[..., Any]) -> None:
+        """Remove the listener that was added last, or do nothing."""
+        for index in range(len(self.fns) - 1, -1, -1):
+            listener = self.fns[index]
+            if listener == fn or (isinstance(listener, _Once) and listener.fn == fn):
+                self.fns = self.fns[:index] + self.fns[index + 1 :]
+                return
+
+
+class Signal(Generic[*Ts]):
+    """Something that happens to a server or client.
+
+    Calling it subscribes: `when.connected(fn)`, or `@when.connected` above the function. Listeners may be plain or
+    `async`; what they raise is reported on `when.error`.
+    """
+
+    __slots__ = ("_failed", "_last", "_listeners", "_replay", "_scheduler", "_takes", "name")
+
+    def __init__(
+        self, name: str, takes: tuple[str, ...], scheduler: Scheduler, failed: Failed, *, replay: bool = False
+    ) -> None:
+        self.name = name
+        self._takes = takes
+        self._scheduler = scheduler
+        self._failed = failed
+        self._replay = replay
+        self._last: tuple[Any, ...] | None = None
+        self._listeners = Listeners()
+
+    def __call__(self, fn: F) -> F:
+        """Call `fn` at every emission; returns `fn`.
+
+        Raises:
+            TypeError: `fn` cannot take the signal's arguments.
+        """
+        check_handler(fn, *self._takes)
+        self._listeners.add(fn)
+        if self._last is not None:
+            self._run(fn, self._last)
+        return fn
+
+    def once(self, fn: F) -> F:
+        """Call `fn` at the next emission only; returns `fn`.
+
+        Raises:
+            TypeError: `fn` cannot take the signal's arguments.
+        """
+        check_handler(fn, *self._takes)
+        if self._last is not None:
+            self._run(fn, self._last)
+        else:
+            self._listeners.add(fn, once=True)
+        return fn
+
+    def off(self, fn: Callable[..., Any]) -> None:
+        """Do not call `fn` any more; nothing happens if it is no listener."""
+        self._listeners.remove(fn)
+
+    async def wait(self, timeout: float | None = None) -> tuple[*Ts]:
+        """Wait for the next emission and return its arguments, always as a tuple.
+
+        Args:
+            timeout: Seconds; `None` waits for ever.
+
+        Raises:
+            TimeoutError: It did not happen in time.
+        """
+        future: asyncio.Future[tuple[*Ts]] = self._scheduler.create_future()
+
+        def happened(*args: Any) -> None:
+            if not future.done():
+                future.set_result(args)
+
+        def expired() -> None:
+            if not future.done():
+                future.set_exception(TimeoutError(f"{self.name} did not happen within {timeout} s"))
+
+        timer = None if timeout is None else self._scheduler.call_later(timeout, expired)
+        self._listeners.add(happened, once=True)
+        try:
+            return await future
+        finally:
+            self._listeners.remove(happened)
+            if timer is not None:
+                timer.cancel()
+
+    def emit(self, *args: *Ts) -> None:
+        """Call all listeners, in order of their subscription."""
+        if self._replay:
+            self._last = args
+        for fn in self._listeners.fns:
+            self._run(fn, args)
+
+    @property
+    def has_listeners(self) -> bool:
+        """Whether an emission would reach anyone."""
+        return bool(self._listeners.fns)
+
+    def _run(self, fn: Callable[..., Any], args: tuple[Any, ...]) -> None:
+        run_handler(self._scheduler, fn, args, self._failed, self.name, args)
+
+
+class Channel:
+    """The listeners of an application's plain messages, by message type."""
+
+    __slots__ = ("_check_type", "_takes", "by_type")
+
+    def __init__(self, takes: tuple[str, ...], check_type: Callable[[MessageType], None]) -> None:
+        self._takes = takes
+        self._check_type = check_type
+        self.by_type: dict[MessageType, Listeners] = {}
+
+    @overload
+    def on(self, type: MessageType, fn: F) -> F: ...
+    @overload
+    def on(self, type: MessageType) -> Callable[[F], F]: ...
+    def on(self, type: MessageType, fn: F | None = None) -> F | Callable[[F], F]:
+        """Call `fn` for every message of that type; without `fn`, a decorator.
+
+        Raises:
+            WseError: `PROTOCOL_VIOLATION`, for a type that is WSE's own.
+            TypeError: `fn` cannot take what a message brings.
+        """
+        return self._add(type, fn, once=False)
+
+    @overload
+    def once(self, type: MessageType, fn: F) -> F: ...
+    @overload
+    def once(self, type: MessageType) -> Callable[[F], F]: ...
+    def once(self, type: MessageType, fn: F | None = None) -> F | Callable[[F], F]:
+        """Like `on`, for the next message of that type only."""
+        return self._add(type, fn, once=True)
+
+    def off(self, type: MessageType, fn: Callable[..., Any] | None = None) -> None:
+        """Do not call `fn` for that type any more; without `fn`, none of its listeners."""
+        listeners = self.by_type.get(type)
+        if listeners is None:
+            return
+        if fn is not None:
+            listeners.remove(fn)
+        if fn is None or not listeners.fns:
+            del self.by_type[type]
+
+    def _add(self, type: MessageType, fn: F | None, *, once: bool) -> F | Callable[[F], F]:
+        self._check_type(type)
+
+        def add(fn: F) -> F:
+            check_handler(fn, *self._takes)
+            self.by_type.setdefault(type, Listeners()).add(fn, once=once)
+            return fn
+
+        return add if fn is None else add(fn)

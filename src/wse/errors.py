@@ -1,0 +1,122 @@
+"""The one exception of WSE, and the catalogue of everything that it reports.
+
+    Exception
+    └── WseError             code: ErrorCode or the application's own string
+                             details: what a program needs to know about it
+
+`ErrorCode` names why something failed, `CloseReason` names why a connection was closed. Their values travel
+(WIRE.md section 5) and are shared with the JavaScript applications, so they never change.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Any
+
+
+class ErrorCode(StrEnum):
+    """Why something failed (WIRE.md section 5)."""
+
+    # At the client.
+    INVALID_CRA_HANDLER = "wse.client.invalid-cra-handler"
+    RP_TIMEOUT = "wse.client.rp.timeout"
+    RP_DISCONNECT = "wse.client.rp.disconnect"
+    RP_SEND_FAILED = "wse.client.rp.send-failed"
+    CLIENT_ALREADY_CONNECTED = "wse.client.already-connected"
+    WS_CLIENT_ERROR = "wse.client.ws-error"
+    NOT_AUTHORIZED = "wse.not-authorized"
+    CLIENT_NOT_READY = "wse.client.not-ready"
+    CONNECTION_CLOSED = "wse.client.connection-closed"
+    # At the server.
+    CONNECTION_MISSING = "wse.server.client.connection-missing"
+    IDENTIFY_HANDLER_MISSING = "wse.server.auth.identify-handler-missing"
+    INVALID_CRA_GENERATOR = "wse.server.auth.invalid-cra-generator"
+    RP_EXECUTION_FAILED = "wse.server.rp.failed"
+    RP_NOT_REGISTERED = "wse.server.rp.not-registered"
+    RP_ALREADY_REGISTERED = "wse.server.rp.already-registered"
+    PROTOCOL_VIOLATION = "wse.server.protocol-violation"
+    CONNECTION_ERROR = "wse.server.connection-error"
+    MSG_PROCESSING_ERROR = "wse.server.msg-processing-error"
+
+
+class CloseReason(StrEnum):
+    """Why a connection was closed: the reason string of the close frame (WIRE.md section 5)."""
+
+    NO_REASON = ""
+    CLIENTS_CONCURRENCY = "wse.clients-concurrency"
+    NOT_AUTHORIZED = "wse.not-authorized"
+    AUTH_TIMEOUT = "wse.auth-timeout"
+    PROTOCOL_ERROR = "wse.protocol-error"
+    BY_CLIENT = "wse.by-client"
+    BY_SERVER = "wse.by-server"
+
+
+_MESSAGES: dict[str, str] = {
+    ErrorCode.INVALID_CRA_HANDLER: "the challenge handler failed",
+    ErrorCode.RP_TIMEOUT: "no answer in time",
+    ErrorCode.RP_DISCONNECT: "the connection ended before the answer came",
+    ErrorCode.RP_SEND_FAILED: "the call could not be sent",
+    ErrorCode.CLIENT_ALREADY_CONNECTED: "the client is connected or connecting already",
+    ErrorCode.WS_CLIENT_ERROR: "the WebSocket could not be opened",
+    ErrorCode.NOT_AUTHORIZED: "the server refused the identity",
+    ErrorCode.CLIENT_NOT_READY: "the client is not connected",
+    ErrorCode.CONNECTION_CLOSED: "the connection was closed before the welcome",
+    ErrorCode.CONNECTION_MISSING: "the user has no connection",
+    ErrorCode.IDENTIFY_HANDLER_MISSING: "the server needs an identify handler",
+    ErrorCode.INVALID_CRA_GENERATOR: "the challenge generator failed",
+    ErrorCode.RP_EXECUTION_FAILED: "the procedure failed",
+    ErrorCode.RP_NOT_REGISTERED: "no such procedure",
+    ErrorCode.RP_ALREADY_REGISTERED: "a procedure of that name exists",
+    ErrorCode.PROTOCOL_VIOLATION: "the peer broke the protocol",
+    ErrorCode.CONNECTION_ERROR: "the connection failed",
+    ErrorCode.MSG_PROCESSING_ERROR: "a message could not be processed",
+}
+
+
+class WseError(Exception):
+    """A failure that WSE reports, or one that a procedure sends to its caller.
+
+    Args:
+        code: An `ErrorCode`, or a string of the application's own.
+        details: What a program may want to know. Raised in a procedure, it travels to the caller as it is.
+        message: For people; by default made from the code and the details.
+
+    A `WseError` that a procedure raises arrives at the caller with the same code and details (WIRE.md section 4).
+    """
+
+    code: ErrorCode | str
+    details: dict[str, Any]
+
+    def __init__(
+        self, code: ErrorCode | str, details: dict[str, Any] | None = None, message: str | None = None
+    ) -> None:
+        super().__init__(code, details, message)
+        try:
+            self.code = ErrorCode(code)
+        except ValueError:
+            self.code = code
+        self.details = {} if details is None else details
+        self._message = message
+
+    @property
+    def message(self) -> str:
+        """What happened, for people."""
+        if self._message:
+            return self._message
+        origin = self.details.get("origin")
+        if isinstance(origin, dict):
+            name, text = origin.get("name"), origin.get("message")
+            return f"{name}: {text}" if text else str(name)
+        return _MESSAGES.get(self.code, "")
+
+    def __str__(self) -> str:
+        parts = [str(self.code)]
+        procedure = self.details.get("rp")
+        if procedure is not None:
+            parts.append(str(procedure))
+        if self.message:
+            parts.append(self.message)
+        return ": ".join(parts)
+
+    def __repr__(self) -> str:
+        return f"WseError({str(self.code)!r}, {self.details!r})"

@@ -1,0 +1,64 @@
+"""The default message protocol, `wse-default-json`."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import msgspec
+
+from wse.core.ports import Protocol
+from wse.types import MessageType
+
+
+class WseJSON(Protocol):
+    """JSON arrays `[type, payload, stamp]` in text messages (WIRE.md section 2).
+
+    Payloads may hold what JSON has, and dataclasses, msgspec Structs, datetimes, UUIDs, enums, decimals, sets and
+    bytes (as base64), which arrive as the JSON that msgspec makes of them. NaN and infinities become null, as in
+    JavaScript.
+    """
+
+    name = "wse-default-json"
+
+    def __init__(self) -> None:
+        self._encode = msgspec.json.Encoder().encode
+        self._decode = msgspec.json.Decoder().decode
+
+    def pack(self, type: MessageType, payload: Any = None, stamp: Any = None) -> str:
+        return self._encode((type, payload, stamp)).decode()
+
+    def unpack(self, data: str | bytes | memoryview) -> tuple[Any, Any, Any]:
+        try:
+            message = self._decode(data)
+        except msgspec.DecodeError:
+            # Some other fault, or half an emoji: JavaScript strings may hold lone surrogates.
+            message = self._decode(_without_lone_surrogates(data))
+        return to_message(message)
+
+
+def to_message(message: Any) -> tuple[Any, Any, Any]:
+    """An array of one to three elements, or more, as a message (WIRE.md section 2).
+
+    Raises:
+        ValueError: It is none.
+    """
+    if type(message) is list:
+        size = len(message)
+        if size >= 3:
+            return message[0], message[1], message[2]
+        if size:
+            return message[0], message[1] if size > 1 else None, None
+    raise ValueError("a message is an array [type, payload, stamp]")
+
+
+_ESCAPE = re.compile(
+    r"\\(?:u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}|(u[dD][89a-fA-F][0-9a-fA-F]{2})|.)",
+    re.DOTALL,
+)
+
+
+def _without_lone_surrogates(data: str | bytes | memoryview) -> str:
+    """The same JSON with U+FFFD for escapes of half a character, which no UTF-8 can carry."""
+    text = data if isinstance(data, str) else bytes(data).decode()
+    return _ESCAPE.sub(lambda match: "\\ufffd" if match[1] else match[0], text)

@@ -1,0 +1,32 @@
+"""MessagePack, `wse-msgpack`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from wse.core.ports import Protocol
+from wse.protocols.json import to_message
+from wse.types import MessageType
+
+
+class WseMsgpack(Protocol):
+    """MessagePack arrays `[type, payload, stamp]` in binary messages.
+
+    Payloads may hold what MessagePack has, bytes among it, and what `WseJSON` encodes beside JSON.
+    """
+
+    name = "wse-msgpack"
+
+    def __init__(self) -> None:
+        self._encode = msgspec.msgpack.Encoder().encode
+        self._decode = msgspec.msgpack.Decoder().decode
+
+    def pack(self, type: MessageType, payload: Any = None, stamp: Any = None) -> bytes:
+        return self._encode((type, payload, stamp))
+
+    def unpack(self, data: str | bytes | memoryview) -> tuple[Any, Any, Any]:
+        if isinstance(data, str):
+            raise TypeError("MessagePack comes in binary messages")
+        return to_message(self._decode(data))

@@ -1,0 +1,77 @@
+"""Time, futures and tasks from asyncio, for the core."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+from wse.core.ports import Timer
+
+
+class AsyncioScheduler:
+    """A `wse.core.ports.Scheduler` on the running event loop.
+
+    It binds to the loop when it is first used, so that a server or client can be made before there is a loop, and
+    anew with `bind`, so that it can be started again in another.
+    """
+
+    __slots__ = ("_loop", "_tasks")
+
+    def __init__(self) -> None:
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._tasks: set[asyncio.Task[Any]] = set()
+
+    def bind(self) -> asyncio.AbstractEventLoop:
+        """Use the event loop that is running now."""
+        loop = self._loop = asyncio.get_running_loop()
+        return loop
+
+    @property
+    def loop(self) -> asyncio.AbstractEventLoop:
+        return self._loop or self.bind()
+
+    def time(self) -> float:
+        return self.loop.time()
+
+    def call_soon(self, callback: Callable[..., object], *args: Any) -> Timer:
+        return self.loop.call_soon(callback, *args)
+
+    def call_later(self, delay: float, callback: Callable[..., object], *args: Any) -> Timer:
+        return self.loop.call_later(delay, callback, *args)
+
+    def create_future(self) -> asyncio.Future[Any]:
+        return self.loop.create_future()
+
+    def spawn(self, coroutine: Coroutine[Any, Any, Any]) -> None:
+        task = start_task(coroutine, self.loop)
+        if not task.done():
+            # The loop itself holds only weak references to tasks.
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+
+    @property
+    def running(self) -> int:
+        """How many tasks have not ended."""
+        return len(self._tasks)
+
+    async def cancel_all(self) -> None:
+        """Cancel every task but the one that asks, and wait for their end."""
+        tasks = self._tasks - {asyncio.current_task()}
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+if sys.version_info >= (3, 12):
+
+    def start_task(coroutine: Coroutine[Any, Any, Any], loop: asyncio.AbstractEventLoop) -> asyncio.Task[Any]:
+        """Run the first step at once: a handler that does not wait costs no turn of the loop."""
+        return asyncio.Task(coroutine, loop=loop, eager_start=True)
+
+else:
+
+    def start_task(coroutine: Coroutine[Any, Any, Any], loop: asyncio.AbstractEventLoop) -> asyncio.Task[Any]:
+        """Python 3.11 has no eager tasks: the first step comes in the next turn of the loop."""
+        return loop.create_task(coroutine)

@@ -1,0 +1,60 @@
+"""For tests of applications: a client connected to a server in memory, without a socket."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
+from typing import Any
+
+from wse.client.client import WseClient
+from wse.core.limits import Limits
+from wse.core.ports import Link
+from wse.core.session import Session
+from wse.server import WseServer
+from wse.transports.memory import MemoryLink
+from wse.transports.request import HttpRequest
+
+URL = "ws://testserver/"
+
+
+class MemoryConnector:
+    """Opens links to a server in the same process; a `wse.core.ports.Connector`."""
+
+    def __init__(self, server: WseServer) -> None:
+        self._server = server
+
+    async def __call__(
+        self,
+        url: str,
+        protocol: str,
+        headers: Mapping[str, str],
+        limits: Limits,
+        open: Callable[[Link], Session],
+    ) -> None:
+        ours, theirs = MemoryLink.pair(limits, self._server.limits)
+        target = "/" + url.split("://", 1)[1].partition("/")[2]
+        request = HttpRequest(target, dict(headers), theirs.remote_addr)
+        theirs.session = self._server.open(theirs, request, self._server.select([protocol]))
+        ours.session = open(ours)
+
+
+@asynccontextmanager
+async def connect(
+    server: WseServer, identity: Any = "", meta: dict[str, Any] | None = None, **client_options: Any
+) -> AsyncIterator[WseClient]:
+    """A client connected to `server` over an in-memory link, closed on leaving.
+
+    The server need not be started, and needs no port. Everything else is real: encoding, the handshake, calls, events.
+
+    Args:
+        server: The application's server.
+        identity: As for `WseClient`.
+        meta: As for `WseClient`.
+        client_options: Further arguments of `WseClient`.
+
+    Raises:
+        WseError: As `WseClient.connect`.
+    """
+    client_options.setdefault("connector", MemoryConnector(server))
+    async with WseClient(URL, identity=identity, meta=meta, **client_options) as client:
+        yield client

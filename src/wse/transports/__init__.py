@@ -1,0 +1,1 @@
+"""Where WebSockets come from: each module opens links and feeds the sessions behind them."""

@@ -1,0 +1,30 @@
+"""The HTTP request that opened a WebSocket, for the transports that parse one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from urllib.parse import parse_qsl
+
+
+class HttpRequest:
+    """See `wse.core.ports.Request`."""
+
+    __slots__ = ("headers", "path", "query_string", "remote_addr")
+
+    def __init__(self, target: str, headers: Mapping[str, str], remote_addr: str) -> None:
+        self.path, _, self.query_string = target.partition("?")
+        self.headers = headers
+        self.remote_addr = remote_addr
+
+    @property
+    def query(self) -> Mapping[str, str]:
+        """The query's parameters, decoded; the first value where a name occurs again."""
+        return dict(reversed(parse_qsl(self.query_string, keep_blank_values=True)))
+
+    def __repr__(self) -> str:
+        return f"<HttpRequest {self.path} from {self.remote_addr}>"  # a query may carry a token
+
+
+def offered_subprotocols(values: list[str]) -> list[str]:
+    """The names in the `Sec-WebSocket-Protocol` headers, in the client's order (RFC 6455, 11.3.4)."""
+    return [name for value in values for name in (part.strip() for part in value.split(",")) if name]

@@ -1,0 +1,37 @@
+"""Small types that everything shares."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Hashable
+from enum import IntEnum, StrEnum
+from typing import Any, TypeAlias, TypeVar
+
+MessageType: TypeAlias = Hashable
+"""The type of a message or the name of a procedure: a string, or what a custom protocol uses instead."""
+
+ClientId: TypeAlias = Hashable
+"""A user's id (`cid`), chosen by the application in `Handshake.accept`."""
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+MaybeAwaitable: TypeAlias = Awaitable[Any] | Any
+"""What a handler may return: handlers are plain functions or coroutine functions."""
+
+
+class ClientStatus(StrEnum):
+    """What a `WseClient` is doing (WIRE.md sections 5 and 6)."""
+
+    IDLE = "IDLE"
+    CONNECTING = "CONNECTING"
+    READY = "READY"
+    OFFLINE = "OFFLINE"
+    RE_CONNECTING = "RE_CONNECTING"
+
+
+class ReadyState(IntEnum):
+    """The state of a connection's socket, with the numbers of the browser's `WebSocket.readyState`."""
+
+    CONNECTING = 0
+    OPEN = 1
+    CLOSING = 2
+    CLOSED = 3
