@@ -226,9 +226,8 @@ class WseServer:
     @property
     def url(self) -> str:
         """Where clients of this machine reach it."""
-        host = {None: "127.0.0.1", "": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}.get(
-            self._host, self._host
-        )
+        everywhere = {None: "127.0.0.1", "": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - not bound here
+        host = everywhere.get(self._host, self._host)
         scheme = "ws" if self._ssl is None else "wss"
         address = f"[{host}]" if host and ":" in host else host
         return f"{scheme}://{address}:{self.port}{self._path or ''}"
@@ -245,9 +244,7 @@ class WseServer:
         if self._hub.identify is None:
             raise WseError(ErrorCode.IDENTIFY_HANDLER_MISSING)
         if self._port is None:
-            raise ValueError(
-                "a server that listens needs a port: WseServer(port=4200), or port=0 for a free one"
-            )
+            raise ValueError("a server that listens needs a port: WseServer(port=4200), or port=0 for a free one")
         if self._listener is not None:
             raise RuntimeError("the server has been started")
         self._closing = self._scheduler.bind().create_future()
@@ -344,6 +341,8 @@ def as_protocols(protocol: Protocol | Iterable[Protocol] | None) -> tuple[Protoc
     for item in protocols:
         if not isinstance(item, Protocol):
             raise TypeError(f"a protocol must be a wse.Protocol, not {item!r}")
+        if not getattr(item, "name", None):
+            raise TypeError(f"a protocol needs a name, the WebSocket subprotocol that stands for it: {item!r}")
     if not protocols or len({item.name for item in protocols}) < len(protocols):
         raise ValueError("a server needs at least one protocol, each with a name of its own")
     return protocols

@@ -12,7 +12,6 @@ from wse.client.backoff import Backoff
 from wse.client.session import ClientOpening, ClientSession
 from wse.core.endpoint import Endpoint, emit_error, error_listener_failed
 from wse.core.limits import Limits
-from wse.core.packed import Packed
 from wse.core.ports import Credentials, Protocol
 from wse.core.session import encode
 from wse.core.signals import Channel, Signal, check_handler
@@ -370,7 +369,7 @@ class WseClient:
             welcome.cancel()
             self._welcome = None
 
-    def _open(self, link: Link, hi: Packed, credentials: Credentials | None) -> Session:
+    def _open(self, link: Link, hi: str | bytes, credentials: Credentials | None) -> Session:
         """A socket is open: say hi."""
         session = self._session = ClientSession(self, self._endpoint, link, self._protocol)
         if credentials is None:
@@ -395,9 +394,7 @@ class WseClient:
 
     def _is_retried(self, exc: WseError) -> bool:
         code = exc.details.get("code")
-        return code == JUMP or (
-            self._reconnect and (exc.code == ErrorCode.WS_CLIENT_ERROR or code in RETRIED)
-        )
+        return code == JUMP or (self._reconnect and (exc.code == ErrorCode.WS_CLIENT_ERROR or code in RETRIED))
 
     # SessionOwner: what the session tells.
 

@@ -96,9 +96,7 @@ class ClientOpening:
         if type == types.welcome:
             self._welcome(payload)
         elif type == types.challenge and self._respond is not None:
-            run_handler(
-                self._session.endpoint.scheduler, self._answer, (self._respond, payload), self._failed
-            )
+            run_handler(self._session.endpoint.scheduler, self._answer, (self._respond, payload), self._failed)
         # Anything else is ignored (WIRE.md section 3).
 
     def stop(self) -> None: ...

@@ -76,21 +76,17 @@ class Endpoint:
         """
         try:
             if type not in self.reserved:
-                if type.__class__ is str:
+                if isinstance(type, str):
                     if type and not type.startswith(RESERVED_PREFIX):
                         return
                 elif type is not None:
                     return
         except TypeError:
-            raise WseError(
-                ErrorCode.PROTOCOL_VIOLATION, {}, f"a message type must be hashable, not {type!r}"
-            ) from None
+            raise WseError(ErrorCode.PROTOCOL_VIOLATION, {}, f"a message type must be hashable, not {type!r}") from None
         problem = f"{type!r} is one of WSE's own message types" if type else "a message needs a type"
         raise WseError(ErrorCode.PROTOCOL_VIOLATION, {"type": type}, problem)
 
-    def report(
-        self, error: WseError, session: Session | None = None, cause: BaseException | None = None
-    ) -> None:
+    def report(self, error: WseError, session: Session | None = None, cause: BaseException | None = None) -> None:
         """Tell the application of a failure."""
         if cause is not None:
             error.__cause__ = cause

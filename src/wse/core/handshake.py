@@ -19,7 +19,6 @@ from wse.types import ClientId
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from wse.core.packed import Packed
     from wse.core.ports import Request, Timer
 
 
@@ -154,7 +153,7 @@ class ServerOpening(Generic[S]):
         identify: AuthHandler,
         generator: AuthHandler | None,
         deadline: float,
-        join: Callable[[S, Handshake, ClientId, Packed], None],
+        join: Callable[[S, Handshake, ClientId, str | bytes], None],
     ) -> None:
         self.state = State.STRANGER
         self.handshake = Handshake(self, conn_id, request)
@@ -211,9 +210,7 @@ class ServerOpening(Generic[S]):
         if self.state is not State.VALIDATING:
             return
         if self._generator is None or self.handshake.challenge is not None:
-            raise WseError(
-                ErrorCode.INVALID_CRA_GENERATOR, None, "only a challenge generator may ask, and only once"
-            )
+            raise WseError(ErrorCode.INVALID_CRA_GENERATOR, None, "only a challenge generator may ask, and only once")
         self._session.write(self._session.protocol.internal_types.challenge, value)
         self.handshake.challenge = Challenge(value)
         self._move(Event.QUEST)

@@ -8,7 +8,8 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from wse.core.handshake import ServerOpening
-from wse.core.session import Session, pack_message
+from wse.core.packed import Packed
+from wse.core.session import Session, encode
 from wse.core.signals import Signal
 from wse.errors import CloseReason, ErrorCode, WseError
 from wse.types import ClientId, MessageType, ReadyState
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
 
     from wse.core.endpoint import Endpoint
     from wse.core.handshake import AuthHandler, Handshake
-    from wse.core.packed import Packed
     from wse.core.ports import Link, Protocol, Request
 
 
@@ -170,9 +170,7 @@ class WseIdentity:
         for conn in tuple(self._conns.values()):
             conn.drop(reason)
 
-    async def call(
-        self, name: MessageType, payload: Any = None, *, timeout: float | None = None
-    ) -> list[Any]:
+    async def call(self, name: MessageType, payload: Any = None, *, timeout: float | None = None) -> list[Any]:
         """Call a procedure on every device of the user.
 
         Returns:
@@ -250,7 +248,7 @@ class Hub:
             session.violation(f"the client offers no subprotocol that the server has: {names}")
         return session
 
-    def _join(self, session: ServerSession, auth: Handshake, cid: ClientId, welcome: Packed) -> None:
+    def _join(self, session: ServerSession, auth: Handshake, cid: ClientId, welcome: str | bytes) -> None:
         """The connection becomes a user's (WIRE.md section 3, step 5)."""
         conn = session.conn
         conn.cid = cid
@@ -323,32 +321,29 @@ class Hub:
         self.endpoint.report(error, session, exc)
 
 
-def send_to_all(
-    endpoint: Endpoint, conns: Mapping[str, WseConnection], type: MessageType, payload: Any
-) -> None:
+def send_to_all(endpoint: Endpoint, conns: Mapping[str, WseConnection], type: MessageType, payload: Any) -> None:
     """Send one message to many connections, encoded once for each message protocol that they speak.
 
     Raises:
         WseError: As `WseConnection.send`.
     """
+    endpoint.check_type(type)
     protocols = endpoint.protocols
     if len(protocols) == 1:
-        packed = pack_message(endpoint, protocols[0], type, payload)
+        packed = Packed(encode(protocols[0], type, payload))
         for conn in conns.values():
-            conn._session.link.write(packed)
+            conn._session.link.write_shared(packed)
         return
     by_protocol: dict[Protocol, Packed] = {}
     for conn in conns.values():
         session = conn._session
         shared = by_protocol.get(session.protocol)
         if shared is None:
-            shared = by_protocol[session.protocol] = pack_message(endpoint, session.protocol, type, payload)
-        session.link.write(shared)
+            shared = by_protocol[session.protocol] = Packed(encode(session.protocol, type, payload))
+        session.link.write_shared(shared)
 
 
-async def call_all(
-    sessions: list[ServerSession], name: MessageType, payload: Any, timeout: float | None
-) -> list[Any]:
+async def call_all(sessions: list[ServerSession], name: MessageType, payload: Any, timeout: float | None) -> list[Any]:
     """Call a procedure on several connections at once; errors stand in the list where results would."""
     started: list[tuple[ServerSession, int, asyncio.Future[Any]]] = []
     results: dict[ServerSession, Any] = dict.fromkeys(sessions)
@@ -379,8 +374,6 @@ def check_close(code: int, reason: str) -> None:
         ValueError: The code may not be sent, or the reason is longer than 123 bytes of UTF-8.
     """
     if code not in _CLOSE_CODES and not 3000 <= code <= 4999:
-        raise ValueError(
-            f"a close code must be one of {sorted(_CLOSE_CODES)} or from 3000 to 4999, not {code}"
-        )
+        raise ValueError(f"a close code must be one of {sorted(_CLOSE_CODES)} or from 3000 to 4999, not {code}")
     if len(reason.encode()) > 123:
         raise ValueError("a close reason has at most 123 bytes of UTF-8")

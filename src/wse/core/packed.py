@@ -1,10 +1,10 @@
-"""One outgoing message, encoded once whatever the number of its receivers."""
+"""A message to many receivers, encoded once."""
 
 from __future__ import annotations
 
 
 class Packed:
-    """What a protocol's `pack` returned, with the wire forms that transports have made of it.
+    """What a protocol's `pack` returned, with the wire form that a transport has made of it.
 
     Attributes:
         data: The payload of the WebSocket message: `str` for a text message, `bytes` for a binary one.

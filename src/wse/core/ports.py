@@ -39,21 +39,20 @@ class InternalTypes:
 
     def names(self) -> frozenset[MessageType]:
         """All six, to tell what an application may not use."""
-        return frozenset(
-            (self.hi, self.challenge, self.welcome, self.call, self.response, self.response_error)
-        )
+        return frozenset((self.hi, self.challenge, self.welcome, self.call, self.response, self.response_error))
 
 
 class Protocol(ABC):
     """A message protocol: how one message `(type, payload, stamp)` becomes bytes, and back (WIRE.md section 2).
 
     One instance serves any number of connections, so it keeps no state about any of them.
+
+    Attributes:
+        name: The WebSocket subprotocol that stands for it (WIRE.md section 1).
+        internal_types: The type names of WSE's own messages in it.
     """
 
-    @property
-    @abstractmethod
-    def name(self) -> str:
-        """The WebSocket subprotocol that stands for it (WIRE.md section 1). A class attribute will do."""
+    name: str
 
     internal_types: InternalTypes = InternalTypes()
 
@@ -89,8 +88,11 @@ class Link(typing.Protocol):
     before it returns.
     """
 
-    def write(self, packed: Packed) -> None:
-        """Send one message. The transport may collect the writes of one turn of the event loop."""
+    def write(self, data: str | bytes) -> None:
+        """Send one message, text or binary. The transport may collect the writes of one turn of the event loop."""
+
+    def write_shared(self, packed: Packed) -> None:
+        """Send one message that goes to other links, too; its wire form is built once for all of them."""
 
     def close(self, code: int, reason: str) -> None:
         """Send what is still to be sent, do the closing handshake, then close the socket."""

@@ -66,9 +66,7 @@ class _Pending:
     def __init__(self, name: MessageType, future: asyncio.Future[Any], deadline: float | None) -> None:
         self.name = name
         self.future = future
-        self.deadline = (
-            deadline  # with the connection's own timeout; None: no deadline, or a timer of its own
-        )
+        self.deadline = deadline  # with the connection's own timeout; None: no deadline, or a timer of its own
         self.timer: Timer | None = None
 
 
@@ -167,7 +165,7 @@ def error_to_wire(exc: BaseException, name: MessageType, payload: Any, *, debug:
     wire: dict[str, Any] = {}
     if isinstance(exc, WseError):
         wire["code"] = str(exc.code)
-        details = dict(exc.details)
+        details: dict[str, Any] = dict(exc.details)
         if exc.message:
             wire["message"] = exc.message
     else:

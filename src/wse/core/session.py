@@ -10,9 +10,8 @@ import typing
 from types import CoroutineType
 from typing import TYPE_CHECKING, Any
 
-from wse.core.packed import Packed
 from wse.core.rpc import PendingCalls, error_from_wire, error_to_wire
-from wse.core.signals import settle
+from wse.core.signals import HANDLER_ERRORS, settle
 from wse.errors import CloseReason, ErrorCode, WseError
 from wse.types import MessageType, ReadyState
 
@@ -66,6 +65,8 @@ class Session:
         "_drainers",
         "_pack",
         "_phase",
+        "_procedures",
+        "_response",
         "_unpack",
         "_writable",
         "endpoint",
@@ -81,6 +82,8 @@ class Session:
         self.ready_state = ReadyState.OPEN
         self._pack: Callable[[Any, Any, Any], str | bytes] = protocol.pack
         self._unpack: Callable[[str | bytes | memoryview], tuple[Any, Any, Any]] = protocol.unpack
+        self._response = protocol.internal_types.response
+        self._procedures = endpoint.procedures.by_name
         self._args: tuple[Any, ...] = ()
         self._phase: Phase | None = ENDED
         self._calls: PendingCalls | None = None
@@ -115,10 +118,28 @@ class Session:
         except Exception as exc:
             self._undecodable(exc)
             return
-        if stamp:
-            self._on_call(type_, payload, stamp)
-        else:
+        if not stamp:
             self._on_message(type_, payload, stamp)
+            return
+        # A call, or the answer to one. From here to the write is what every call costs, so it stands in one place.
+        try:
+            fn = self._procedures.get(type_)
+        except TypeError:
+            self.violation("a procedure's name must be hashable")
+            return
+        if fn is None:
+            self._on_answer(type_, payload, stamp)
+            return
+        try:
+            result = fn(*self._args, payload)
+            if type(result) is CoroutineType:
+                self.endpoint.scheduler.spawn(self._answer_later(result, type_, payload, stamp))
+                return
+            data = self._pack(self._response, result, stamp)
+        except HANDLER_ERRORS as exc:
+            self._procedure_failed(exc, type_, payload, stamp)
+            return
+        self.link.write(data)
 
     def closed(self, code: int, reason: str) -> None:
         """The socket has closed; `code` and `reason` are the peer's, or 1006 when it said nothing (RFC 6455, 7.1.5)."""
@@ -157,9 +178,10 @@ class Session:
             WseError: `PROTOCOL_VIOLATION` for a type that is WSE's own; `MSG_PROCESSING_ERROR` for a payload that
                 cannot be encoded, with the encoder's exception as its cause.
         """
-        packed = pack_message(self.endpoint, self.protocol, type, payload)
+        self.endpoint.check_type(type)
+        data = encode(self.protocol, type, payload)
         if self._phase is None:
-            self.link.write(packed)
+            self.link.write(data)
 
     async def call(self, name: MessageType, payload: Any, timeout: float | None) -> Any:
         """Call a procedure of the peer and return its result.
@@ -173,9 +195,7 @@ class Session:
         finally:
             self.forget_call(stamp)  # nothing stays behind when the caller was cancelled
 
-    def start_call(
-        self, name: MessageType, payload: Any, timeout: float | None
-    ) -> tuple[int, asyncio.Future[Any]]:
+    def start_call(self, name: MessageType, payload: Any, timeout: float | None) -> tuple[int, asyncio.Future[Any]]:
         """Send a call; whoever awaits the future must end with `forget_call`.
 
         Raises:
@@ -194,7 +214,7 @@ class Session:
             calls.discard(stamp)
             problem = f"the payload cannot be encoded: {exc}"
             raise WseError(ErrorCode.RP_SEND_FAILED, {"rp": name}, problem) from exc
-        self.link.write(Packed(data))
+        self.link.write(data)
         return stamp, future
 
     def forget_call(self, stamp: int) -> None:
@@ -286,7 +306,7 @@ class Session:
         for fn in listeners.fns:
             try:
                 result = fn(*self._args, payload)
-            except Exception as exc:
+            except HANDLER_ERRORS as exc:
                 self._listener_failed(exc, type_)
             else:
                 if type(result) is CoroutineType:
@@ -295,37 +315,15 @@ class Session:
     def _ignored(self, type_: Any, payload: Any, stamp: Any) -> None:
         """A plain message has no listener."""
 
-    def _listener_failed(self, exc: Exception, type_: MessageType) -> None:
-        error = WseError(
-            ErrorCode.MSG_PROCESSING_ERROR, {"type": type_, **self.context()}, "a listener raised"
-        )
+    def _listener_failed(self, exc: BaseException, type_: MessageType) -> None:
+        error = WseError(ErrorCode.MSG_PROCESSING_ERROR, {"type": type_, **self.context()}, "a listener raised")
         self.endpoint.report(error, self, exc)
 
-    def _on_call(self, type_: Any, payload: Any, stamp: Any) -> None:
-        try:
-            fn = self.endpoint.procedures.by_name.get(type_)
-        except TypeError:
-            self.violation("a procedure's name must be hashable")
-            return
-        if fn is None:
-            self._on_answer(type_, payload, stamp)
-            return
-        try:
-            result = fn(*self._args, payload)
-        except Exception as exc:
-            self._procedure_failed(exc, type_, payload, stamp)
-            return
-        if type(result) is CoroutineType:
-            self.endpoint.scheduler.spawn(self._answer_later(result, type_, payload, stamp))
-        else:
-            self._answer(result, type_, payload, stamp)
-
     def _on_answer(self, type_: Any, payload: Any, stamp: Any) -> None:
-        types = self.protocol.internal_types
-        if type_ == types.response:
+        if type_ == self._response:
             if self._calls is not None:
                 self._calls.resolve(stamp, payload)
-        elif type_ == types.response_error:
+        elif type_ == self.protocol.internal_types.response_error:
             if self._calls is not None:
                 self._calls.reject(stamp, error_from_wire(payload))
         else:
@@ -345,41 +343,33 @@ class Session:
             self._answer(result, name, payload, stamp)
 
     def _answer(self, result: Any, name: MessageType, payload: Any, stamp: Any) -> None:
-        if self._phase is not None:
-            return  # it ended while the procedure ran
         try:
-            data = self._pack(self.protocol.internal_types.response, result, stamp)
+            data = self._pack(self._response, result, stamp)
         except Exception as exc:
             self._procedure_failed(exc, name, payload, stamp)
             return
-        self.link.write(Packed(data))
+        self.link.write(data)
 
-    def _procedure_failed(self, exc: Exception, name: MessageType, payload: Any, stamp: Any) -> None:
+    def _procedure_failed(self, exc: BaseException, name: MessageType, payload: Any, stamp: Any) -> None:
         self._answer_error(exc, name, payload, stamp)
         details = {"rp": name, "type": name, "payload": payload, "stamp": stamp, **self.context()}
         message = f"{exc.__class__.__name__} in a procedure"
         self.endpoint.report(WseError(ErrorCode.RP_EXECUTION_FAILED, details, message), self, exc)
 
     def _answer_error(self, exc: BaseException, name: MessageType, payload: Any, stamp: Any) -> None:
-        if self._phase is not None:
-            return
         response_error = self.protocol.internal_types.response_error
         try:
-            data = self._pack(
-                response_error, error_to_wire(exc, name, payload, debug=self.endpoint.debug), stamp
-            )
+            data = self._pack(response_error, error_to_wire(exc, name, payload, debug=self.endpoint.debug), stamp)
         except Exception:
             # The error's own details cannot be encoded: the caller still gets an answer, without them.
             wire = {"code": str(ErrorCode.RP_EXECUTION_FAILED), "details": {"rp": name, "rpc": name}}
             try:
                 data = self._pack(response_error, wire, stamp)
             except Exception as cause:  # a protocol that cannot send back what it has received
-                problem = WseError(
-                    ErrorCode.MSG_PROCESSING_ERROR, self.context(), "a call cannot be answered"
-                )
+                problem = WseError(ErrorCode.MSG_PROCESSING_ERROR, self.context(), "a call cannot be answered")
                 self.endpoint.report(problem, self, cause)
                 return
-        self.link.write(Packed(data))
+        self.link.write(data)
 
     def _undecodable(self, exc: Exception) -> None:
         self.violation("a message cannot be decoded", cause=exc)
@@ -408,25 +398,14 @@ def _wake(future: asyncio.Future[None]) -> None:
         future.set_result(None)
 
 
-def encode(protocol: Protocol, type: MessageType, payload: Any) -> Packed:
+def encode(protocol: Protocol, type: MessageType, payload: Any) -> str | bytes:
     """Encode a message without a stamp.
 
     Raises:
         WseError: `MSG_PROCESSING_ERROR`, with the encoder's exception as its cause.
     """
     try:
-        return Packed(protocol.pack(type, payload, None))
+        return protocol.pack(type, payload, None)
     except Exception as exc:
-        details = {"type": type}
         problem = f"the payload cannot be encoded: {exc}"
-        raise WseError(ErrorCode.MSG_PROCESSING_ERROR, details, problem) from exc
-
-
-def pack_message(endpoint: Endpoint, protocol: Protocol, type: MessageType, payload: Any) -> Packed:
-    """Encode a message of the application's.
-
-    Raises:
-        WseError: `PROTOCOL_VIOLATION` for a type that is WSE's own, or as `encode`.
-    """
-    endpoint.check_type(type)
-    return encode(protocol, type, payload)
+        raise WseError(ErrorCode.MSG_PROCESSING_ERROR, {"type": type}, problem) from exc

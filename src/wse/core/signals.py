@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from asyncio import CancelledError
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Generic, TypeVarTuple, overload
 
@@ -14,6 +15,9 @@ if TYPE_CHECKING:
     from wse.core.ports import Scheduler
 
 Ts = TypeVarTuple("Ts")
+
+HANDLER_ERRORS = (Exception, CancelledError)
+"""What a plain handler may raise without harm; the second when it asks a cancelled future for its result."""
 
 Failed = Callable[..., None]
 """Told what a handler raised, with the context it was called in."""
@@ -43,7 +47,7 @@ def run_handler(
     """Call a handler, plain or async; what it raises goes to `failed(exception, *context)`."""
     try:
         result = fn(*args)
-    except Exception as exc:
+    except HANDLER_ERRORS as exc:
         failed(exc, *context)
     else:
         if result is not None and inspect.isawaitable(result):

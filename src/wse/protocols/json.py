@@ -24,17 +24,17 @@ class WseJSON(Protocol):
     def __init__(self) -> None:
         self._encode = msgspec.json.Encoder().encode
         self._decode = msgspec.json.Decoder().decode
+        self._decode_three = msgspec.json.Decoder(tuple[Any, Any, Any]).decode
 
     def pack(self, type: MessageType, payload: Any = None, stamp: Any = None) -> str:
         return self._encode((type, payload, stamp)).decode()
 
     def unpack(self, data: str | bytes | memoryview) -> tuple[Any, Any, Any]:
         try:
-            message = self._decode(data)
+            return self._decode_three(data)
         except msgspec.DecodeError:
-            # Some other fault, or half an emoji: JavaScript strings may hold lone surrogates.
-            message = self._decode(_without_lone_surrogates(data))
-        return to_message(message)
+            # Another number of elements, half an emoji (JavaScript strings may hold lone surrogates), or no message.
+            return to_message(self._decode(_without_lone_surrogates(data)))
 
 
 def to_message(message: Any) -> tuple[Any, Any, Any]:

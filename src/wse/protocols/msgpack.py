@@ -22,6 +22,7 @@ class WseMsgpack(Protocol):
     def __init__(self) -> None:
         self._encode = msgspec.msgpack.Encoder().encode
         self._decode = msgspec.msgpack.Decoder().decode
+        self._decode_three = msgspec.msgpack.Decoder(tuple[Any, Any, Any]).decode
 
     def pack(self, type: MessageType, payload: Any = None, stamp: Any = None) -> bytes:
         return self._encode((type, payload, stamp))
@@ -29,4 +30,7 @@ class WseMsgpack(Protocol):
     def unpack(self, data: str | bytes | memoryview) -> tuple[Any, Any, Any]:
         if isinstance(data, str):
             raise TypeError("MessagePack comes in binary messages")
-        return to_message(self._decode(data))
+        try:
+            return self._decode_three(data)
+        except msgspec.DecodeError:
+            return to_message(self._decode(data))  # of another number of elements, or no message

@@ -42,9 +42,12 @@ class MemoryLink:
     def buffered(self) -> int:
         return sum(len(item) for step, item in self.peer._inbox if step == self.peer._on_message)
 
-    def write(self, packed: Packed) -> None:
+    def write(self, data: str | bytes) -> None:
         if not self._closing:
-            self.peer._put(self.peer._on_message, packed.data)
+            self.peer._put(self.peer._on_message, data)
+
+    def write_shared(self, packed: Packed) -> None:
+        self.write(packed.data)
 
     def close(self, code: int, reason: str) -> None:
         if not self._closing:

@@ -121,17 +121,18 @@ class PicowsLink(WSListener):
 
     # Link: what the session calls.
 
-    def write(self, packed: Packed) -> None:
-        if self._closing:
-            return
-        frame = packed.frame
-        if frame is None:
-            if self._transport.is_client_side:
-                frame = self._client_frame(packed)
-                if frame is None:
-                    return
-            else:
+    def write(self, data: str | bytes) -> None:
+        if not self._closing:
+            self._put(_server_frame(data))
+
+    def write_shared(self, packed: Packed) -> None:
+        if not self._closing:
+            frame = packed.frame
+            if frame is None:
                 frame = packed.frame = _server_frame(packed.data)
+            self._put(frame)
+
+    def _put(self, frame: bytes) -> None:
         self._out.append(frame)
         if not self._queued:
             self._queued = True
@@ -164,14 +165,16 @@ class PicowsLink(WSListener):
 
     def on_ws_connected(self, transport: WSTransport) -> None:
         self._transport = transport
-        self._write = transport.underlying_transport.write
+        underlying = transport.underlying_transport
+        # The one that picows itself uses, where its own transports are in use: no second look at thread and type.
+        self._write = getattr(underlying, "write_nocheck", underlying.write)
         assert self._open is not None  # picows calls this once
-        open, self._open = self._open, None
-        self._session = open(self)
+        self._session = self._open(self)
+        self._open = None
 
     def on_ws_frame(self, transport: WSTransport, frame: WSFrame) -> None:
-        if transport.is_close_frame_sent and self._received_close is None and not self._closing:
-            return  # picows is ending the connection for a violation, and still parses what follows it
+        if transport.is_close_frame_sent and frame.payload_size > self._limit:
+            return  # picows has closed the connection for this frame, and still delivers it
         was_queued = self._queued
         self._queued = True
         if (
@@ -232,21 +235,10 @@ class PicowsLink(WSListener):
     def _flush(self) -> None:
         out = self._out
         if out:
-            transport = self._transport
-            # The write goes around picows, so the guards that picows has are ours.
-            if not (transport.is_close_frame_sent or transport.is_disconnected):
+            # The write goes around picows, so its guard is ours: it may have closed for a violation.
+            if not self._transport.is_close_frame_sent:
                 self._write(out[0] if len(out) == 1 else b"".join(out))
             out.clear()
-
-    def _client_frame(self, packed: Packed) -> bytes | None:
-        data = packed.data
-        opcode = 0x81 if isinstance(data, str) else 0x82
-        payload = data.encode() if isinstance(data, str) else data
-        if len(payload) > _MASK_OURSELVES:
-            self._flush()
-            self._transport.send(_TEXT if opcode == 0x81 else _BINARY, payload)
-            return None
-        return _masked_frame(opcode, payload)
 
     def _on_other_frame(self, transport: WSTransport, frame: WSFrame) -> None:
         """Everything but a whole text message: rare, so clear rather than fast."""
@@ -298,7 +290,7 @@ class PicowsLink(WSListener):
             self._session.receive(b"".join(parts) if self._decoder is None else "".join(parts))
 
     def _on_close(self, transport: WSTransport, frame: WSFrame) -> None:
-        code = int(frame.get_close_code())
+        code = frame.get_close_code().value
         if code != 0 and not _may_travel(code):
             self._violated(1002, f"{code} is no close code")
             return
@@ -314,6 +306,25 @@ class PicowsLink(WSListener):
         self.close(code, problem)
 
 
+class PicowsClientLink(PicowsLink):
+    """The same at a client, which masks what it sends (RFC 6455, 5.3)."""
+
+    __slots__ = ()
+
+    def write(self, data: str | bytes) -> None:
+        if self._closing:
+            return
+        opcode, payload = (0x81, data.encode()) if isinstance(data, str) else (0x82, data)
+        if len(payload) <= _MASK_OURSELVES:
+            self._put(_masked_frame(opcode, payload))
+        else:
+            self._flush()
+            self._transport.send(_TEXT if opcode == 0x81 else _BINARY, payload)
+
+    def write_shared(self, packed: Packed) -> None:
+        self.write(packed.data)
+
+
 def _may_travel(code: int) -> bool:
     """Whether a close frame may carry the code (RFC 6455, 7.4)."""
     return (1000 <= code <= 1014 and code not in (1004, 1005, 1006)) or 3000 <= code <= 4999
@@ -324,9 +335,7 @@ def _server_frame(data: str | bytes) -> bytes:
     if isinstance(data, str):
         payload = data.encode()
         size = len(payload)
-        if size < 126:
-            return _SHORT_TEXT[size] + payload
-        return _head(0x81, size, 0) + payload
+        return _SHORT_TEXT[size] + payload if size < 126 else _head(0x81, size, 0) + payload
     return _head(0x82, len(data), 0) + data
 
 
@@ -373,9 +382,7 @@ async def listen(
 
     def open_link(protocol: Protocol | None, link: PicowsLink) -> Session:
         request = link._transport.request
-        return acceptor.open(
-            link, HttpRequest(request.path.decode(), request.headers, link.remote_addr), protocol
-        )
+        return acceptor.open(link, HttpRequest(request.path.decode(), request.headers, link.remote_addr), protocol)
 
     def on_request(request: WSUpgradeRequest) -> WSUpgradeResponseWithListener:
         target = request.path.decode("ascii", "replace").partition("?")[0]
@@ -390,9 +397,7 @@ async def listen(
         protocol = acceptor.select(offered_subprotocols(headers.getall("Sec-WebSocket-Protocol", [])))
         answer = {} if protocol is None else {"Sec-WebSocket-Protocol": protocol.name}
         response = WSUpgradeResponse.create_101_response(answer)
-        return WSUpgradeResponseWithListener(
-            response, PicowsLink(turn, acceptor.limits, partial(open_link, protocol))
-        )
+        return WSUpgradeResponseWithListener(response, PicowsLink(turn, acceptor.limits, partial(open_link, protocol)))
 
     return await picows.ws_create_server(
         on_request,
@@ -446,7 +451,7 @@ async def connect(
     Raises:
         WseError: `WS_CLIENT_ERROR`, with the reason as its cause.
     """
-    link = PicowsLink(_Turn(asyncio.get_running_loop()), limits, open)
+    link = PicowsClientLink(_Turn(asyncio.get_running_loop()), limits, open)
     try:
         async with asyncio.timeout(timeout or None):
             await picows.ws_connect(

@@ -1,0 +1,5 @@
+"""Ready-made authentication: SCRAM-SHA-256, mutual and without sending the password. Needs `pip install wse[scram]`."""
+
+from wse.auth.scram import Scram, ScramKeys, ScramServer, UserStore
+
+__all__ = ["Scram", "ScramKeys", "ScramServer", "UserStore"]
