@@ -203,7 +203,8 @@ class ServerOpening(Generic[S]):
         self._join(self._session, self.handshake, cid, packed)
 
     def refuse(self) -> None:
-        if self.state is State.VALIDATING:
+        # A challenge generator may still refuse, or raise, after it has asked.
+        if self.state in (State.VALIDATING, State.CHALLENGED):
             self._session.close(1000, CloseReason.NOT_AUTHORIZED)
 
     def quest(self, value: Any) -> None:
