@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from asyncio import CancelledError
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any, Generic, TypeVarTuple, overload
 
 from wse.types import F, MessageType
@@ -63,16 +64,25 @@ async def settle(awaitable: Any, failed: Failed, *context: Any) -> None:
 
 
 class _Once:
-    """A listener that leaves before it is called for the first time."""
+    """A listener that leaves before it is called for the first time.
 
-    __slots__ = ("_listeners", "fn")
+    Args:
+        leave: Removes it from where it was added.
+        fn: What to call.
+    """
 
-    def __init__(self, listeners: Listeners, fn: Callable[..., Any]) -> None:
-        self._listeners = listeners
+    __slots__ = ("_called", "_leave", "fn")
+
+    def __init__(self, leave: Callable[[_Once], None], fn: Callable[..., Any]) -> None:
+        self._called = False
+        self._leave = leave
         self.fn = fn
 
     def __call__(self, *args: Any) -> Any:
-        self._listeners.remove(self)
+        if self._called:  # by an emission inside of the one that calls it now
+            return None
+        self._called = True
+        self._leave(self)
         return self.fn(*args)
 
 
@@ -87,8 +97,8 @@ class Listeners:
     def __init__(self) -> None:
         self.fns: tuple[Callable[..., Any], ...] = ()
 
-    def add(self, fn: Callable[..., Any], *, once: bool = False) -> None:
-        self.fns = (*self.fns, _Once(self, fn) if once else fn)
+    def add(self, fn: Callable[..., Any]) -> None:
+        self.fns = (*self.fns, fn)
 
     def remove(self, fn: Callable[..., Any]) -> None:
         """Remove the listener that was added last, or do nothing."""
@@ -141,7 +151,7 @@ class Signal(Generic[*Ts]):
         if self._last is not None:
             self._run(fn, self._last)
         else:
-            self._listeners.add(fn, once=True)
+            self._listeners.add(_Once(self._listeners.remove, fn))
         return fn
 
     def off(self, fn: Callable[..., Any]) -> None:
@@ -168,7 +178,7 @@ class Signal(Generic[*Ts]):
                 future.set_exception(TimeoutError(f"{self.name} did not happen within {timeout} s"))
 
         timer = None if timeout is None else self._scheduler.call_later(timeout, expired)
-        self._listeners.add(happened, once=True)
+        self._listeners.add(_Once(self._listeners.remove, happened))
         try:
             return await future
         finally:
@@ -238,7 +248,8 @@ class Channel:
 
         def add(fn: F) -> F:
             check_handler(fn, *self._takes)
-            self.by_type.setdefault(type, Listeners()).add(fn, once=once)
+            listener = _Once(partial(self.off, type), fn) if once else fn
+            self.by_type.setdefault(type, Listeners()).add(listener)
             return fn
 
         return add if fn is None else add(fn)
