@@ -105,9 +105,8 @@ class ClientOpening:
         if self._finish is not None:
             try:
                 payload = self._finish(payload)
-            except WseError as exc:
-                self._owner.session_failed(self._session, exc)
-                self._session.close(1000, CloseReason.NOT_AUTHORIZED)
+            except Exception as exc:
+                self._failed(exc, CloseReason.NOT_AUTHORIZED)
                 return
         self._session.enter(None)
         self._owner.session_welcomed(self._session, payload)
@@ -126,9 +125,9 @@ class ClientOpening:
         if not self._session.ended:
             self._session.write(self._session.protocol.internal_types.challenge, response)
 
-    def _failed(self, exc: Exception) -> None:
+    def _failed(self, exc: Exception, reason: str = CloseReason.BY_CLIENT) -> None:
         error = exc if isinstance(exc, WseError) else WseError(ErrorCode.INVALID_CRA_HANDLER)
         if error is not exc:
             error.__cause__ = exc
         self._owner.session_failed(self._session, error)
-        self._session.close(1000, CloseReason.BY_CLIENT)
+        self._session.close(1000, reason)
