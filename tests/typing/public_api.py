@@ -1,0 +1,103 @@
+"""What type checkers must make of the public API: checked by mypy and pyright, run by nobody."""
+
+from typing import Any, assert_type
+
+from wse import (
+    Backoff,
+    ClientStatus,
+    ErrorCode,
+    Handshake,
+    InternalTypes,
+    Limits,
+    Protocol,
+    ReadyState,
+    WseClient,
+    WseConnection,
+    WseError,
+    WseIdentity,
+    WseJSON,
+    WseMsgpack,
+    WseServer,
+)
+from wse.auth import Scram, ScramKeys, ScramServer
+from wse.testing import connect
+
+server = WseServer(port=0, conns_per_user=3, protocol=[WseJSON(), WseMsgpack()], limits=Limits(message_size=10))
+
+
+@server.identify
+async def identify(auth: Handshake) -> None:
+    assert_type(auth.meta, dict[str, Any])
+    assert_type(auth.request.path, str)
+    auth.accept(1, {"hello": auth.identity})
+
+
+@server.use_challenge
+def generate(auth: Handshake) -> str:
+    return "quest"
+
+
+@server.register("add")
+def add(conn: WseConnection, payload: dict[str, int]) -> int:
+    return payload["a"] + payload["b"]
+
+
+assert_type(add(None, {}), int)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+
+
+@server.channel.on("chat")
+def chat(conn: WseConnection, message: str) -> None:
+    server.broadcast("chat", message)
+    server.send(conn.cid, "chat")
+
+
+@server.when.joined
+def joined(identity: WseIdentity, meta: dict[str, Any]) -> None:
+    assert_type(identity.conns["x"], WseConnection)
+
+
+@server.when.connected
+async def greet(conn: WseConnection) -> None:
+    assert_type(await conn.call("client-info", timeout=1.0), Any)
+    assert_type(conn.ready_state, ReadyState)
+    await conn.drain()
+
+
+@server.when.error
+def failed(err: WseError, conn: WseConnection | None) -> None:
+    assert_type(err.code, ErrorCode | str)
+    assert_type(err.details, dict[str, Any])
+
+
+async def use() -> None:
+    async with server:
+        assert_type(server.port, int | None)
+        assert_type(server.url, str)
+        assert_type(await server.when.left.wait(timeout=1), tuple[WseIdentity, int, str])
+    client = WseClient("ws://x", reconnect=True, backoff=Backoff(cap=3), identity=Scram("ada", "secret"))
+    assert_type(await client.when.closed.wait(), tuple[int, str])
+    assert_type(await client.when.ready.wait(), tuple[Any])
+    assert_type(client.status, ClientStatus)
+    assert_type(await client.connect(), Any)
+    async with connect(server, "me", {"device": "phone"}, timeout=3) as tested:
+        assert_type(tested, WseClient)
+
+
+class Numbers(Protocol):
+    name = "numbers"
+    internal_types = InternalTypes(hi=0, challenge=1, welcome=2, call=3, response=4, response_error=5)
+
+    def pack(self, type: Any, payload: Any = None, stamp: Any = None) -> bytes:
+        return b""
+
+    def unpack(self, data: str | bytes | memoryview) -> tuple[Any, Any, Any]:
+        return (0, None, None)
+
+
+class Users:
+    async def get(self, username: str) -> ScramKeys | None:
+        return None
+
+
+ScramServer(Users()).attach(server)
+WseServer(protocol=Numbers())

@@ -1,0 +1,102 @@
+"""The direction of imports (see CONTRIBUTING.md): who may know whom, read from the source."""
+
+import ast
+import sys
+from pathlib import Path
+
+import pytest
+
+import wse
+
+SOURCE = Path(wse.__file__).parent
+MODULES = sorted(path.relative_to(SOURCE).as_posix() for path in SOURCE.rglob("*.py"))
+
+# What each part may import of wse, the most specific prefix first.
+ALLOWED = {
+    "errors.py": set(),
+    "types.py": set(),
+    "core/": {"errors", "types", "core"},
+    "protocols/": {"errors", "types", "core", "protocols"},
+    "transports/request.py": set(),
+    "transports/": {"errors", "types", "core", "transports.request"},
+    "scheduler.py": {"core"},
+    "client/": {"errors", "types", "core", "client", "protocols", "scheduler", "transports"},
+    "auth/": {"errors", "types", "core", "auth", "server"},
+    "server.py": {"errors", "types", "core", "protocols", "scheduler", "transports"},
+    "testing.py": {"client", "core", "server", "transports"},
+    "__init__.py": {"errors", "types", "core", "client", "protocols", "server"},
+}
+
+# Which third-party libraries a part may import; all others belong to the standard library.
+LIBRARIES = {
+    "core/": {"msgspec"},
+    "protocols/": {"msgspec"},
+    "transports/picows.py": {"picows"},
+    "auth/": {"scramp"},
+}
+
+SOCKETS_AND_LOOPS = {"socket", "ssl", "select", "selectors"}
+
+
+def imports(module: str) -> set[str]:
+    """All modules that one imports, those for type checking included."""
+    names = set()
+    for node in ast.walk(ast.parse((SOURCE / module).read_text())):
+        if isinstance(node, ast.Import):
+            names.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{module}: imports are absolute"
+            names.add(node.module)
+            names.update(f"{node.module}.{alias.name}" for alias in node.names if node.module.startswith("wse"))
+    return names
+
+
+def rule(rules: dict[str, set[str]], module: str) -> set[str]:
+    matching = [prefix for prefix in rules if module.startswith(prefix) or module == prefix]
+    return rules[max(matching, key=len)] if matching else set()
+
+
+def test_every_module_has_a_rule() -> None:
+    assert [module for module in MODULES if not any(module.startswith(prefix) for prefix in ALLOWED)] == []
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_modules_import_only_what_lies_below_them(module: str) -> None:
+    allowed = {f"wse.{name}" for name in rule(ALLOWED, module)} | {"wse"}
+    of_wse = {name for name in imports(module) if name == "wse" or name.startswith("wse.")}
+    assert {
+        name for name in of_wse if not any(f"{name}.".startswith(f"{part}.") for part in allowed - {"wse"})
+    } == set()
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_a_library_is_imported_only_in_its_own_adapter(module: str) -> None:
+    tops = {name.partition(".")[0] for name in imports(module)}
+    foreign = tops - sys.stdlib_module_names - {"wse"}
+    assert foreign <= rule(LIBRARIES, module)
+
+
+@pytest.mark.parametrize("module", [module for module in MODULES if module.startswith("core/")])
+def test_the_core_knows_no_sockets_and_runs_no_event_loop(module: str) -> None:
+    tree = ast.parse((SOURCE / module).read_text())
+    assert not {name.partition(".")[0] for name in imports(module)} & SOCKETS_AND_LOOPS
+    used = {
+        node.attr
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "asyncio"
+    }
+    assert used <= {"Future"}, "the core has futures handed in, and asks asyncio for nothing"
+
+
+def test_the_package_itself_only_re_exports() -> None:
+    body = ast.parse((SOURCE / "__init__.py").read_text()).body
+    assert all(isinstance(node, ast.Expr | ast.ImportFrom | ast.Assign) for node in body)
+
+
+def test_everything_public_is_there() -> None:
+    assert {
+        "Backoff", "Challenge", "Channel", "ClientStatus", "CloseReason", "Credentials", "ErrorCode", "Handshake",
+        "InternalTypes", "Limits", "Protocol", "ReadyState", "Signal", "WseClient", "WseConnection", "WseError",
+        "WseIdentity", "WseJSON", "WseMsgpack", "WseServer",
+    } == set(wse.__all__)  # fmt: skip
+    assert all(hasattr(wse, name) for name in wse.__all__)
