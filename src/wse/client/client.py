@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     import ssl
     from collections.abc import Callable
 
+    from wse.core.packed import Packed
     from wse.core.ports import Connector, Link
     from wse.core.session import Session
 
@@ -369,7 +370,7 @@ class WseClient:
             welcome.cancel()
             self._welcome = None
 
-    def _open(self, link: Link, hi: str | bytes, credentials: Credentials | None) -> Session:
+    def _open(self, link: Link, hi: Packed, credentials: Credentials | None) -> Session:
         """A socket is open: say hi."""
         session = self._session = ClientSession(self, self._endpoint, link, self._protocol)
         if credentials is None:
@@ -377,7 +378,7 @@ class WseClient:
         else:
             opening = ClientOpening(session, self, credentials.respond, credentials.finish)
         session.enter(opening)
-        link.write(hi)
+        link.write_shared(hi)
         self.when.connected.emit()
         return session
 

@@ -19,6 +19,7 @@ from wse.types import ClientId
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from wse.core.packed import Packed
     from wse.core.ports import Request, Timer
 
 
@@ -153,7 +154,7 @@ class ServerOpening(Generic[S]):
         identify: AuthHandler,
         generator: AuthHandler | None,
         deadline: float,
-        join: Callable[[S, Handshake, ClientId, str | bytes], None],
+        join: Callable[[S, Handshake, ClientId, Packed], None],
     ) -> None:
         self.state = State.STRANGER
         self.handshake = Handshake(self, conn_id, request)

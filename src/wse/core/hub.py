@@ -31,7 +31,7 @@ class ServerSession(Session):
         super().__init__(hub.endpoint, link, protocol)
         self._hub = hub
         self.conn = WseConnection(self, secrets.token_hex(8), request)
-        self._args = (self.conn,)
+        self._conn = self.conn
 
     def describe(self) -> str:
         conn = self.conn
@@ -248,7 +248,7 @@ class Hub:
             session.violation(f"the client offers no subprotocol that the server has: {names}")
         return session
 
-    def _join(self, session: ServerSession, auth: Handshake, cid: ClientId, welcome: str | bytes) -> None:
+    def _join(self, session: ServerSession, auth: Handshake, cid: ClientId, welcome: Packed) -> None:
         """The connection becomes a user's (WIRE.md section 3, step 5)."""
         conn = session.conn
         conn.cid = cid
@@ -264,7 +264,7 @@ class Hub:
         session.enter(None)
         if len(identity._conns) > self.conns_per_user:
             next(iter(identity._conns.values())).drop(CloseReason.CLIENTS_CONCURRENCY)
-        session.link.write(welcome)
+        session.link.write_shared(welcome)
         if is_new:
             self.joined.emit(identity, conn.meta)
         if session.valid:
@@ -330,7 +330,7 @@ def send_to_all(endpoint: Endpoint, conns: Mapping[str, WseConnection], type: Me
     endpoint.check_type(type)
     protocols = endpoint.protocols
     if len(protocols) == 1:
-        packed = Packed(encode(protocols[0], type, payload))
+        packed = encode(protocols[0], type, payload)
         for conn in conns.values():
             conn._session.link.write_shared(packed)
         return
@@ -339,7 +339,7 @@ def send_to_all(endpoint: Endpoint, conns: Mapping[str, WseConnection], type: Me
         session = conn._session
         shared = by_protocol.get(session.protocol)
         if shared is None:
-            shared = by_protocol[session.protocol] = Packed(encode(session.protocol, type, payload))
+            shared = by_protocol[session.protocol] = encode(session.protocol, type, payload)
         session.link.write_shared(shared)
 
 

@@ -4,16 +4,29 @@ from __future__ import annotations
 
 
 class Packed:
-    """What a protocol's `pack` returned, with the wire form that a transport has made of it.
+    """What a protocol has made of a message, with the wire forms that transports have made of that.
+
+    Args:
+        data: The payload of the WebSocket message: `str` for a text message, `bytes` for a binary one.
+        utf8: Whether `data` is a text message as UTF-8.
 
     Attributes:
-        data: The payload of the WebSocket message: `str` for a text message, `bytes` for a binary one.
         frame: The unmasked RFC 6455 frame that carries it, once a transport has built it; a server sends the same
             frame to every receiver.
     """
 
-    __slots__ = ("data", "frame")
+    __slots__ = ("data", "frame", "utf8")
 
-    def __init__(self, data: str | bytes) -> None:
+    def __init__(self, data: str | bytes, utf8: bool) -> None:
         self.data = data
+        self.utf8 = utf8
         self.frame: bytes | None = None
+
+    @property
+    def message(self) -> str | bytes:
+        """The message as `str` or `bytes`, for transports that build no frames; built once."""
+        if self.utf8:
+            assert isinstance(self.data, bytes)
+            self.data = self.data.decode()
+            self.utf8 = False
+        return self.data

@@ -42,6 +42,21 @@ class InternalTypes:
         return frozenset((self.hi, self.challenge, self.welcome, self.call, self.response, self.response_error))
 
 
+@dataclass(frozen=True, slots=True)
+class Codec:
+    """The shortest way from a message to its bytes and back, for the message path.
+
+    Attributes:
+        encode: Makes the payload of a WebSocket message of a tuple `(type, payload, stamp)`.
+        decode: Makes the three of what came in. When it raises, `Protocol.unpack` has the last word.
+        utf8: Whether the bytes that `encode` returns are a text message; else bytes are a binary one.
+    """
+
+    encode: Callable[[tuple[Any, Any, Any]], str | bytes]
+    decode: Callable[[str | bytes | memoryview], Iterable[Any]]
+    utf8: bool = False
+
+
 class Protocol(ABC):
     """A message protocol: how one message `(type, payload, stamp)` becomes bytes, and back (WIRE.md section 2).
 
@@ -79,6 +94,11 @@ class Protocol(ABC):
             Exception: Any, if the bytes are not a message. The peer's connection is then closed.
         """
 
+    @cached_property
+    def codec(self) -> Codec:
+        """How sessions encode and decode: by `pack` and `unpack`, unless a protocol has a shorter way."""
+        return Codec(lambda message: self.pack(*message), self.unpack)
+
 
 class Link(typing.Protocol):
     """One open WebSocket, as a transport gives it to a `Session`.
@@ -90,6 +110,9 @@ class Link(typing.Protocol):
 
     def write(self, data: str | bytes) -> None:
         """Send one message, text or binary. The transport may collect the writes of one turn of the event loop."""
+
+    def write_utf8(self, data: bytes) -> None:
+        """Send one text message that is at hand as UTF-8."""
 
     def write_shared(self, packed: Packed) -> None:
         """Send one message that goes to other links, too; its wire form is built once for all of them."""

@@ -10,6 +10,7 @@ import typing
 from types import CoroutineType
 from typing import TYPE_CHECKING, Any
 
+from wse.core.packed import Packed
 from wse.core.rpc import PendingCalls, error_from_wire, error_to_wire
 from wse.core.signals import HANDLER_ERRORS, settle
 from wse.errors import CloseReason, ErrorCode, WseError
@@ -60,15 +61,16 @@ class Session:
     """
 
     __slots__ = (
-        "_args",
         "_calls",
+        "_conn",
+        "_decode",
         "_drainers",
-        "_pack",
+        "_encode",
         "_phase",
         "_procedures",
         "_response",
-        "_unpack",
         "_writable",
+        "_write",
         "endpoint",
         "link",
         "protocol",
@@ -80,11 +82,13 @@ class Session:
         self.link = link
         self.protocol = protocol
         self.ready_state = ReadyState.OPEN
-        self._pack: Callable[[Any, Any, Any], str | bytes] = protocol.pack
-        self._unpack: Callable[[str | bytes | memoryview], tuple[Any, Any, Any]] = protocol.unpack
+        codec = protocol.codec
+        self._encode = codec.encode
+        self._decode = codec.decode
+        self._write: Callable[[Any], None] = link.write_utf8 if codec.utf8 else link.write
         self._response = protocol.internal_types.response
         self._procedures = endpoint.procedures.by_name
-        self._args: tuple[Any, ...] = ()
+        self._conn: Any = None  # what handlers get before the payload: the connection at a server, nothing at a client
         self._phase: Phase | None = ENDED
         self._calls: PendingCalls | None = None
         self._writable = True
@@ -114,10 +118,12 @@ class Session:
             self._receive_in_phase(self._phase, data)
             return
         try:
-            type_, payload, stamp = self._unpack(data)
-        except Exception as exc:
-            self._undecodable(exc)
-            return
+            type_, payload, stamp = self._decode(data)
+        except Exception:
+            message = self._decode_again(data)
+            if message is None:
+                return
+            type_, payload, stamp = message
         if not stamp:
             self._on_message(type_, payload, stamp)
             return
@@ -131,15 +137,16 @@ class Session:
             self._on_answer(type_, payload, stamp)
             return
         try:
-            result = fn(*self._args, payload)
+            conn = self._conn
+            result = fn(payload) if conn is None else fn(conn, payload)
             if type(result) is CoroutineType:
                 self.endpoint.scheduler.spawn(self._answer_later(result, type_, payload, stamp))
                 return
-            data = self._pack(self._response, result, stamp)
+            data = self._encode((self._response, result, stamp))
         except HANDLER_ERRORS as exc:
             self._procedure_failed(exc, type_, payload, stamp)
             return
-        self.link.write(data)
+        self._write(data)
 
     def closed(self, code: int, reason: str) -> None:
         """The socket has closed; `code` and `reason` are the peer's, or 1006 when it said nothing (RFC 6455, 7.1.5)."""
@@ -179,9 +186,12 @@ class Session:
                 cannot be encoded, with the encoder's exception as its cause.
         """
         self.endpoint.check_type(type)
-        data = encode(self.protocol, type, payload)
+        try:
+            data = self._encode((type, payload, None))
+        except Exception as exc:
+            raise unencodable(type, exc) from exc
         if self._phase is None:
-            self.link.write(data)
+            self._write(data)
 
     async def call(self, name: MessageType, payload: Any, timeout: float | None) -> Any:
         """Call a procedure of the peer and return its result.
@@ -209,12 +219,12 @@ class Session:
             calls = self._calls = PendingCalls(self.endpoint.scheduler, self.endpoint.timeout)
         stamp, future = calls.add(name, timeout)
         try:
-            data = self._pack(name, payload, stamp)
+            data = self._encode((name, payload, stamp))
         except Exception as exc:
             calls.discard(stamp)
             problem = f"the payload cannot be encoded: {exc}"
             raise WseError(ErrorCode.RP_SEND_FAILED, {"rp": name}, problem) from exc
-        self.link.write(data)
+        self._write(data)
         return stamp, future
 
     def forget_call(self, stamp: int) -> None:
@@ -263,7 +273,7 @@ class Session:
         Raises:
             WseError: `MSG_PROCESSING_ERROR`, when the payload cannot be encoded.
         """
-        self.link.write(encode(self.protocol, type, payload))
+        self.link.write_shared(encode(self.protocol, type, payload))
 
     def violation(
         self,
@@ -284,12 +294,18 @@ class Session:
     def _receive_in_phase(self, phase: Phase, data: str | bytes | memoryview) -> None:
         if phase.deaf:
             return
+        message = self._decode_again(data)
+        if message is not None:
+            phase.message(*message)
+
+    def _decode_again(self, data: str | bytes | memoryview) -> tuple[Any, Any, Any] | None:
+        """The message as the protocol itself sees it; what is none is reported, and ends the connection."""
         try:
-            type_, payload, stamp = self._unpack(data)
+            type_, payload, stamp = self.protocol.unpack(data)
         except Exception as exc:
-            self._undecodable(exc)
-            return
-        phase.message(type_, payload, stamp)
+            self.violation("a message cannot be decoded", cause=exc)
+            return None
+        return type_, payload, stamp
 
     def _on_message(self, type_: Any, payload: Any, stamp: Any) -> None:
         try:
@@ -303,9 +319,10 @@ class Session:
             else:
                 self._ignored(type_, payload, stamp)
             return
+        conn = self._conn
         for fn in listeners.fns:
             try:
-                result = fn(*self._args, payload)
+                result = fn(payload) if conn is None else fn(conn, payload)
             except HANDLER_ERRORS as exc:
                 self._listener_failed(exc, type_)
             else:
@@ -344,11 +361,11 @@ class Session:
 
     def _answer(self, result: Any, name: MessageType, payload: Any, stamp: Any) -> None:
         try:
-            data = self._pack(self._response, result, stamp)
+            data = self._encode((self._response, result, stamp))
         except Exception as exc:
             self._procedure_failed(exc, name, payload, stamp)
             return
-        self.link.write(data)
+        self._write(data)
 
     def _procedure_failed(self, exc: BaseException, name: MessageType, payload: Any, stamp: Any) -> None:
         self._answer_error(exc, name, payload, stamp)
@@ -359,20 +376,18 @@ class Session:
     def _answer_error(self, exc: BaseException, name: MessageType, payload: Any, stamp: Any) -> None:
         response_error = self.protocol.internal_types.response_error
         try:
-            data = self._pack(response_error, error_to_wire(exc, name, payload, debug=self.endpoint.debug), stamp)
+            wire = error_to_wire(exc, name, payload, debug=self.endpoint.debug)
+            data = self._encode((response_error, wire, stamp))
         except Exception:
             # The error's own details cannot be encoded: the caller still gets an answer, without them.
             wire = {"code": str(ErrorCode.RP_EXECUTION_FAILED), "details": {"rp": name, "rpc": name}}
             try:
-                data = self._pack(response_error, wire, stamp)
+                data = self._encode((response_error, wire, stamp))
             except Exception as cause:  # a protocol that cannot send back what it has received
                 problem = WseError(ErrorCode.MSG_PROCESSING_ERROR, self.context(), "a call cannot be answered")
                 self.endpoint.report(problem, self, cause)
                 return
-        self.link.write(data)
-
-    def _undecodable(self, exc: Exception) -> None:
-        self.violation("a message cannot be decoded", cause=exc)
+        self._write(data)
 
     def _end(self, code: int, reason: str) -> None:
         phase = self._phase
@@ -398,14 +413,19 @@ def _wake(future: asyncio.Future[None]) -> None:
         future.set_result(None)
 
 
-def encode(protocol: Protocol, type: MessageType, payload: Any) -> str | bytes:
+def encode(protocol: Protocol, type: MessageType, payload: Any) -> Packed:
     """Encode a message without a stamp.
 
     Raises:
         WseError: `MSG_PROCESSING_ERROR`, with the encoder's exception as its cause.
     """
+    codec = protocol.codec
     try:
-        return protocol.pack(type, payload, None)
+        return Packed(codec.encode((type, payload, None)), codec.utf8)
     except Exception as exc:
-        problem = f"the payload cannot be encoded: {exc}"
-        raise WseError(ErrorCode.MSG_PROCESSING_ERROR, {"type": type}, problem) from exc
+        raise unencodable(type, exc) from exc
+
+
+def unencodable(type: MessageType, exc: Exception) -> WseError:
+    """The error of a payload that the application cannot send."""
+    return WseError(ErrorCode.MSG_PROCESSING_ERROR, {"type": type}, f"the payload cannot be encoded: {exc}")

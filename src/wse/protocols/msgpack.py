@@ -6,7 +6,7 @@ from typing import Any
 
 import msgspec
 
-from wse.core.ports import Protocol
+from wse.core.ports import Codec, Protocol
 from wse.protocols.json import to_message
 from wse.types import MessageType
 
@@ -22,7 +22,7 @@ class WseMsgpack(Protocol):
     def __init__(self) -> None:
         self._encode = msgspec.msgpack.Encoder().encode
         self._decode = msgspec.msgpack.Decoder().decode
-        self._decode_three = msgspec.msgpack.Decoder(tuple[Any, Any, Any]).decode
+        self.codec = Codec(self._encode, self.unpack)
 
     def pack(self, type: MessageType, payload: Any = None, stamp: Any = None) -> bytes:
         return self._encode((type, payload, stamp))
@@ -30,7 +30,4 @@ class WseMsgpack(Protocol):
     def unpack(self, data: str | bytes | memoryview) -> tuple[Any, Any, Any]:
         if isinstance(data, str):
             raise TypeError("MessagePack comes in binary messages")
-        try:
-            return self._decode_three(data)
-        except msgspec.DecodeError:
-            return to_message(self._decode(data))  # of another number of elements, or no message
+        return to_message(self._decode(data))

@@ -47,7 +47,10 @@ class MemoryLink:
             self.peer._put(self.peer._on_message, data)
 
     def write_shared(self, packed: Packed) -> None:
-        self.write(packed.data)
+        self.write(packed.message)
+
+    def write_utf8(self, data: bytes) -> None:
+        self.write(data.decode())
 
     def close(self, code: int, reason: str) -> None:
         if not self._closing:

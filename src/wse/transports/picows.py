@@ -122,26 +122,34 @@ class PicowsLink(WSListener):
     # Link: what the session calls.
 
     def write(self, data: str | bytes) -> None:
-        # The same as _put(_server_frame(data)), in one function: every answer goes this way.
+        if not self._closing:
+            self._put(_server_frame(data.encode(), 0x81) if isinstance(data, str) else _server_frame(data, 0x82))
+
+    def write_utf8(self, data: bytes) -> None:
+        # The same in one function, since every answer goes this way.
         if self._closing:
             return
-        if isinstance(data, str):
-            payload = data.encode()
-            size = len(payload)
-            frame = _SHORT_TEXT[size] + payload if size < 126 else _head(0x81, size, 0) + payload
-        else:
-            frame = _head(0x82, len(data), 0) + data
-        self._out.append(frame)
+        size = len(data)
+        self._out.append(_SHORT_TEXT[size] + data if size < 126 else _server_frame(data, 0x81))
         if not self._queued:
             self._queued = True
             self._turn.add(self)
 
     def write_shared(self, packed: Packed) -> None:
-        if not self._closing:
-            frame = packed.frame
-            if frame is None:
-                frame = packed.frame = _server_frame(packed.data)
-            self._put(frame)
+        if self._closing:
+            return
+        frame = packed.frame
+        if frame is None:
+            data = packed.data
+            if isinstance(data, str):
+                frame = _server_frame(data.encode(), 0x81)
+            else:
+                frame = _server_frame(data, 0x81 if packed.utf8 else 0x82)
+            packed.frame = frame
+        self._out.append(frame)
+        if not self._queued:
+            self._queued = True
+            self._turn.add(self)
 
     def _put(self, frame: bytes) -> None:
         self._out.append(frame)
@@ -203,7 +211,10 @@ class PicowsLink(WSListener):
         else:
             self._on_other_frame(transport, frame)
         if frame.last_in_buffer:
-            if self._out:
+            out = self._out
+            if len(out) == 1 and not transport.is_close_frame_sent:
+                self._write(out.pop())  # by far the most frequent case
+            elif out:
                 self._flush()
             self._queued = was_queued
         elif not was_queued:
@@ -323,17 +334,29 @@ class PicowsClientLink(PicowsLink):
     __slots__ = ()
 
     def write(self, data: str | bytes) -> None:
-        if self._closing:
-            return
-        opcode, payload = (0x81, data.encode()) if isinstance(data, str) else (0x82, data)
-        if len(payload) <= _MASK_OURSELVES:
-            self._put(_masked_frame(opcode, payload))
+        if isinstance(data, str):
+            self._write_masked(data.encode(), 0x81)
         else:
-            self._flush()
-            self._transport.send(_TEXT if opcode == 0x81 else _BINARY, payload)
+            self._write_masked(data, 0x82)
+
+    def write_utf8(self, data: bytes) -> None:
+        self._write_masked(data, 0x81)
 
     def write_shared(self, packed: Packed) -> None:
-        self.write(packed.data)
+        data = packed.data
+        if packed.utf8 and isinstance(data, bytes):
+            self._write_masked(data, 0x81)
+        else:
+            self.write(data)
+
+    def _write_masked(self, payload: bytes, first: int) -> None:
+        if self._closing:
+            return
+        if len(payload) <= _MASK_OURSELVES:
+            self._put(_masked_frame(payload, first))
+        else:
+            self._flush()
+            self._transport.send(_TEXT if first == 0x81 else _BINARY, payload)
 
 
 def _may_travel(code: int) -> bool:
@@ -341,22 +364,18 @@ def _may_travel(code: int) -> bool:
     return (1000 <= code <= 1014 and code not in (1004, 1005, 1006)) or 3000 <= code <= 4999
 
 
-def _server_frame(data: str | bytes) -> bytes:
+def _server_frame(payload: bytes, first: int) -> bytes:
     """An unmasked frame with the whole message (RFC 6455, 5.2)."""
-    if isinstance(data, str):
-        payload = data.encode()
-        size = len(payload)
-        return _SHORT_TEXT[size] + payload if size < 126 else _head(0x81, size, 0) + payload
-    return _head(0x82, len(data), 0) + data
+    return _head(first, len(payload), 0) + payload
 
 
-def _masked_frame(opcode: int, payload: bytes) -> bytes:
+def _masked_frame(payload: bytes, first: int) -> bytes:
     """A masked frame with the whole message (RFC 6455, 5.3)."""
     size = len(payload)
     mask = os.urandom(4)
     key = (mask * ((size + 3) // 4))[:size]
     masked = int.from_bytes(payload, "little") ^ int.from_bytes(key, "little")
-    return _head(opcode, size, 0x80) + mask + masked.to_bytes(size, "little")
+    return _head(first, size, 0x80) + mask + masked.to_bytes(size, "little")
 
 
 def _head(first: int, size: int, mask_bit: int) -> bytes:
