@@ -193,7 +193,8 @@ class PicowsLink(WSListener):
 
     def on_ws_frame(self, transport: WSTransport, frame: WSFrame) -> None:
         if transport.is_close_frame_sent and frame.payload_size > self._limit:
-            return  # picows has closed the connection for this frame, and still delivers it
+            self._ended_by_picows()  # for this frame, which is delivered all the same
+            return
         was_queued = self._queued
         self._queued = True
         if (
@@ -232,11 +233,7 @@ class PicowsLink(WSListener):
             code, reason = self._received_close
         else:
             code, reason = 1006, ""
-            handshake = transport.close_handshake
-            if handshake is not None and handshake.sent is not None and not self._closing:
-                # picows ended it: the peer broke RFC 6455, or sent a frame above the limit.
-                self._closing = True
-                self._session.violated(handshake.sent.code.value, handshake.sent.reason)
+            self._ended_by_picows()
         self._closing = True
         self._out.clear()
         self._session.closed(code, reason)
@@ -316,11 +313,19 @@ class PicowsLink(WSListener):
         if code != 0 and not _may_travel(code):
             self._violated(1002, f"{code} is no close code")
             return
+        self._ended_by_picows()  # the peer's answer to that close may be faster than the socket's end
         self._received_close = (code or 1005, frame.get_close_reason() or "")
         if not self._closing:
             self.close(code or 1000, "")
         if not transport.is_client_side:
             transport.disconnect()  # the server closes the socket first (RFC 6455, 7.1.1)
+
+    def _ended_by_picows(self) -> None:
+        """Report what picows has closed the connection for, if it has: a peer that broke RFC 6455 or the limit."""
+        handshake = self._transport.close_handshake
+        if not self._closing and handshake is not None and handshake.sent is not None:
+            self._closing = True
+            self._session.violated(handshake.sent.code.value, handshake.sent.reason)
 
     def _violated(self, code: int, problem: str) -> None:
         self._session.violated(code, problem)
