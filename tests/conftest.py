@@ -1,0 +1,45 @@
+"""Fixtures that several suites share."""
+
+from __future__ import annotations
+
+from contextlib import AsyncExitStack
+
+import pytest
+
+from support.net import EXCHANGES, TRANSPORTS, memory_exchange, on_picows
+
+
+@pytest.fixture(params=TRANSPORTS)
+async def run(request):
+    """`await run(server)` runs a server on the transport of the test's parameter and gives its `Place`."""
+    async with AsyncExitStack() as stack:
+
+        async def run(server):
+            return await stack.enter_async_context(TRANSPORTS[request.param](server))
+
+        yield run
+
+
+@pytest.fixture(params=EXCHANGES)
+async def exchange(request):
+    """Where clients connect over the transport of the test's parameter, and the test plays the server."""
+    async with EXCHANGES[request.param]() as exchange:
+        yield exchange
+
+
+@pytest.fixture
+async def far():
+    """Where clients connect in memory, and the test plays the server."""
+    async with memory_exchange() as exchange:
+        yield exchange
+
+
+@pytest.fixture
+async def listen():
+    """`await listen(server)` runs a server on a socket and gives its `Place`."""
+    async with AsyncExitStack() as stack:
+
+        async def listen(server):
+            return await stack.enter_async_context(on_picows(server))
+
+        yield listen
