@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import signal
 from collections.abc import Iterable, Mapping
+from functools import cached_property
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Self, TypeVar, overload
 
@@ -17,11 +18,12 @@ from wse.errors import CloseReason, ErrorCode, WseError
 from wse.protocols.json import WseJSON
 from wse.scheduler import AsyncioScheduler
 from wse.transports import picows
+from wse.transports.asgi import AsgiApp
 from wse.types import ClientId, F, MessageType
 
 if TYPE_CHECKING:
     import ssl
-    from collections.abc import Callable
+    from collections.abc import Awaitable, Callable
 
     from wse.core.handshake import AuthHandler
     from wse.core.ports import Link, Request
@@ -278,6 +280,7 @@ class WseServer:
             await listener.wait_closed()
         if self._closing is not None and not self._closing.done():
             self._closing.set_result(None)
+        self._closing = None
 
     def run(self) -> None:
         """Serve in an event loop of its own until SIGINT or SIGTERM, then close. Blocks.
@@ -307,6 +310,37 @@ class WseServer:
 
     async def __aexit__(self, *exc_info: object) -> None:
         await self.close()
+
+    # Inside a web application.
+
+    @cached_property
+    def asgi(self) -> AsgiApp:
+        """The server as an ASGI 3 application, for `websocket` and `lifespan` scopes.
+
+        The application's lifespan starts and stops it; where a framework keeps the lifespan to itself the first
+        connection starts it, and the application's own shutdown should await `close`.
+        """
+        return AsgiApp(self, self._path, self._attached, self.close)
+
+    @cached_property
+    def aiohttp(self) -> Callable[[Any], Awaitable[Any]]:
+        """The server as a handler for an aiohttp application: `app.router.add_get("/ws", server.aiohttp)`.
+
+        The application's `on_shutdown` should await `close`.
+
+        Raises:
+            ImportError: aiohttp is not installed.
+        """
+        from wse.transports.aiohttp import handler
+
+        return handler(self, self._attached)
+
+    def _attached(self) -> None:
+        """A web application has started, or has a connection for us."""
+        if self._hub.identify is None:
+            raise WseError(ErrorCode.IDENTIFY_HANDLER_MISSING)
+        if self._closing is None:
+            self._closing = self._scheduler.bind().create_future()
 
     # Acceptor: what the transports call.
 

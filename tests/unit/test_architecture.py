@@ -18,7 +18,8 @@ ALLOWED = {
     "core/": {"errors", "types", "core"},
     "protocols/": {"errors", "types", "core", "protocols"},
     "transports/request.py": set(),
-    "transports/": {"errors", "types", "core", "transports.request"},
+    "transports/awaited.py": {"errors", "types", "core", "scheduler"},
+    "transports/": {"errors", "types", "core", "transports.awaited", "transports.request"},
     "scheduler.py": {"core"},
     "client/": {"errors", "types", "core", "client", "protocols", "scheduler", "transports"},
     "auth/": {"errors", "types", "core", "auth", "server"},
@@ -32,6 +33,8 @@ LIBRARIES = {
     "core/": {"msgspec"},
     "protocols/": {"msgspec"},
     "transports/picows.py": {"picows"},
+    "transports/asgi.py": {"multidict"},
+    "transports/aiohttp.py": {"aiohttp"},
     "auth/": {"scramp"},
 }
 

@@ -183,6 +183,19 @@ class Request(typing.Protocol):
         ...
 
     @property
+    def cookies(self) -> Mapping[str, str]:
+        """The cookies that the client sent."""
+        ...
+
+    @property
+    def native(self) -> Any:
+        """The framework's own request: an ASGI scope, an `aiohttp.web.Request`, or None without a framework.
+
+        What a middleware has added is there: `native["user"]`, `native["session"]`.
+        """
+        ...
+
+    @property
     def remote_addr(self) -> str:
         """The IP address of the socket's peer, or an empty string where there is none."""
         ...

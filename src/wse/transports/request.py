@@ -3,23 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from http.cookies import SimpleCookie
+from typing import Any
 from urllib.parse import parse_qsl
 
 
 class HttpRequest:
     """See `wse.core.ports.Request`."""
 
-    __slots__ = ("headers", "path", "query_string", "remote_addr")
+    __slots__ = ("headers", "native", "path", "query_string", "remote_addr")
 
-    def __init__(self, target: str, headers: Mapping[str, str], remote_addr: str) -> None:
+    def __init__(self, target: str, headers: Mapping[str, str], remote_addr: str, native: Any = None) -> None:
         self.path, _, self.query_string = target.partition("?")
         self.headers = headers
         self.remote_addr = remote_addr
+        self.native = native
 
     @property
     def query(self) -> Mapping[str, str]:
         """The query's parameters, decoded; the first value where a name occurs again."""
         return dict(reversed(parse_qsl(self.query_string, keep_blank_values=True)))
+
+    @property
+    def cookies(self) -> Mapping[str, str]:
+        """The cookies that the client sent."""
+        jar: SimpleCookie = SimpleCookie(self.headers.get("Cookie", ""))
+        return {name: morsel.value for name, morsel in jar.items()}
 
     def __repr__(self) -> str:
         return f"<HttpRequest {self.path} from {self.remote_addr}>"  # a query may carry a token

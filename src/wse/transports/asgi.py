@@ -1,0 +1,121 @@
+"""WebSockets of ASGI 3 servers (uvicorn, hypercorn, granian), inside FastAPI, Starlette, Litestar, Quart and Django.
+
+ASGI: https://asgi.readthedocs.io/en/latest/specs/www.html
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, MutableMapping
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from multidict import CIMultiDict
+
+from wse.transports.awaited import AwaitedLink
+from wse.transports.request import HttpRequest
+
+if TYPE_CHECKING:
+    from wse.core.ports import Acceptor, Protocol
+    from wse.core.session import Session
+
+Scope = MutableMapping[str, Any]
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+
+
+class AsgiLink(AwaitedLink):
+    """One WebSocket of an ASGI server."""
+
+    def __init__(self, limit: int, receive: Receive, send: Send, remote_addr: str) -> None:
+        super().__init__(limit, remote_addr)
+        self._asgi_receive = receive
+        self._asgi_send = send
+
+    async def _receive(self) -> str | bytes | tuple[int, str]:
+        while True:
+            event = await self._asgi_receive()
+            if event["type"] == "websocket.receive":
+                text: str | None = event.get("text")
+                data: bytes = event.get("bytes") or b""
+                return data if text is None else text
+            if event["type"] == "websocket.disconnect":
+                return int(event.get("code") or 1005), event.get("reason") or ""
+
+    async def _send(self, message: str | bytes) -> None:
+        key = "text" if isinstance(message, str) else "bytes"
+        await self._asgi_send({"type": "websocket.send", key: message})
+
+    async def _send_close(self, code: int, reason: str) -> None:
+        await self._asgi_send({"type": "websocket.close", "code": code, "reason": reason})
+
+
+class AsgiApp:
+    """A server as an ASGI application, for `websocket` and `lifespan` scopes.
+
+    Args:
+        acceptor: The server.
+        path: The only path that opens a WebSocket, or `None` for every path that it is asked for.
+        started: Called when the application starts, or with the first connection.
+        stopped: Called when the application stops.
+    """
+
+    def __init__(
+        self,
+        acceptor: Acceptor,
+        path: str | None,
+        started: Callable[[], None],
+        stopped: Callable[[], Awaitable[None]],
+    ) -> None:
+        self._acceptor = acceptor
+        self._path = path
+        self._started = started
+        self._stopped = stopped
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        kind = scope["type"]
+        if kind == "websocket":
+            await self._websocket(scope, receive, send)
+        elif kind == "lifespan":
+            await self._lifespan(receive, send)
+        else:
+            await self._http(send)
+
+    async def _websocket(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await receive()  # websocket.connect
+        path = scope["path"]
+        if self._path is not None and path != self._path:
+            await send({"type": "websocket.close"})  # before accept: HTTP 403, all that ASGI has for it
+            return
+        self._started()
+        protocol = self._acceptor.select(scope.get("subprotocols") or ())
+        await send({"type": "websocket.accept", "subprotocol": None if protocol is None else protocol.name})
+        client = scope.get("client")
+        link = AsgiLink(self._acceptor.limits.message_size, receive, send, str(client[0]) if client else "")
+        await link.run(partial(self._open, scope, protocol))
+
+    def _open(self, scope: Scope, protocol: Protocol | None, link: AwaitedLink) -> Session:
+        headers = CIMultiDict((name.decode("latin-1"), value.decode("latin-1")) for name, value in scope["headers"])
+        target = f"{scope['path']}?{scope.get('query_string', b'').decode('latin-1')}"
+        return self._acceptor.open(link, HttpRequest(target, headers, link.remote_addr, scope), protocol)
+
+    async def _lifespan(self, receive: Receive, send: Send) -> None:
+        while True:
+            event = await receive()
+            if event["type"] == "lifespan.startup":
+                try:
+                    self._started()
+                except Exception as exc:  # told to the server, which says it and ends
+                    await send({"type": "lifespan.startup.failed", "message": str(exc)})
+                    return
+                await send({"type": "lifespan.startup.complete"})
+            elif event["type"] == "lifespan.shutdown":
+                await self._stopped()
+                await send({"type": "lifespan.shutdown.complete"})
+                return
+
+    async def _http(self, send: Send) -> None:
+        body = b"426 Upgrade Required\n"
+        headers = [(b"content-type", b"text/plain"), (b"upgrade", b"websocket"), (b"content-length", b"%d" % len(body))]
+        await send({"type": "http.response.start", "status": 426, "headers": headers})
+        await send({"type": "http.response.body", "body": body})
