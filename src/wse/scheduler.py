@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import sys
 from collections.abc import Callable, Coroutine
+from time import monotonic
 from typing import Any
 
 from wse.core.ports import Timer
@@ -28,24 +29,19 @@ class AsyncioScheduler:
         loop = self._loop = asyncio.get_running_loop()
         return loop
 
-    @property
-    def loop(self) -> asyncio.AbstractEventLoop:
-        return self._loop or self.bind()
-
-    def time(self) -> float:
-        return self.loop.time()
+    time = staticmethod(monotonic)
 
     def call_soon(self, callback: Callable[..., object], *args: Any) -> Timer:
-        return self.loop.call_soon(callback, *args)
+        return (self._loop or self.bind()).call_soon(callback, *args)
 
     def call_later(self, delay: float, callback: Callable[..., object], *args: Any) -> Timer:
-        return self.loop.call_later(delay, callback, *args)
+        return (self._loop or self.bind()).call_later(delay, callback, *args)
 
     def create_future(self) -> asyncio.Future[Any]:
-        return self.loop.create_future()
+        return (self._loop or self.bind()).create_future()
 
     def spawn(self, coroutine: Coroutine[Any, Any, Any]) -> None:
-        task = start_task(coroutine, self.loop)
+        task = start_task(coroutine, self._loop or self.bind())
         if not task.done():
             # The loop itself holds only weak references to tasks.
             self._tasks.add(task)

@@ -202,8 +202,9 @@ class Session:
         stamp, future = self.start_call(name, payload, timeout)
         try:
             return await future
-        finally:
+        except BaseException:
             self.forget_call(stamp)  # nothing stays behind when the caller was cancelled
+            raise
 
     def start_call(self, name: MessageType, payload: Any, timeout: float | None) -> tuple[int, asyncio.Future[Any]]:
         """Send a call; whoever awaits the future must end with `forget_call`.
