@@ -1,0 +1,511 @@
+"""Every wire vector of spec/vectors; its README.md describes the format."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections import deque
+from pathlib import Path
+
+import pytest
+
+from support.core import FakeLink, FakeScheduler, ServerSide
+from wse import Backoff, ClientStatus, CloseReason, ErrorCode, InternalTypes, ReadyState, WseClient, WseError
+from wse.core.endpoint import Endpoint
+from wse.core.handshake import State
+from wse.core.limits import Limits
+from wse.core.rpc import error_from_wire, error_to_wire
+from wse.protocols.json import WseJSON
+from wse.protocols.msgpack import WseMsgpack
+
+VECTORS = Path(__file__).parents[2] / "spec" / "vectors"
+
+
+def read(name):
+    return json.loads((VECTORS / name).read_text(encoding="utf-8"))
+
+
+def cases(name):
+    found = read(name)["cases"]
+    assert found
+    return pytest.mark.parametrize("case", [pytest.param(case, id=case["name"]) for case in found])
+
+
+def test_every_vector_file_is_run_and_names_its_cases_once():
+    run = {"names.json", "json-decode.json", "json-encode.json", "msgpack.json", "errors.json", "close.json"}
+    run |= {f"{about}-{side}.json" for about in ("handshake", "messages") for side in ("server", "client")}
+    assert {path.name for path in VECTORS.glob("*.json")} == run
+    for name in run - {"names.json"}:
+        names = [case["name"] for case in read(name)["cases"]]
+        assert len(names) == len(set(names)), name
+
+
+# Protocols.
+
+
+def data_of(case):
+    if "hex" in case:
+        return bytes.fromhex(case["hex"])
+    if "hex_parts" in case:
+        return b"".join(bytes.fromhex(piece) * times for piece, times in case["hex_parts"])
+    if "parts" in case:
+        return "".join(piece * times for piece, times in case["parts"])
+    return case["text"]
+
+
+def with_bytes(value):
+    """The value with `{"$hex": …}` replaced by what it stands for."""
+    if isinstance(value, dict):
+        if set(value) == {"$hex"}:
+            return bytes.fromhex(value["$hex"])
+        return {key: with_bytes(item) for key, item in value.items()}
+    return [with_bytes(item) for item in value] if isinstance(value, list) else value
+
+
+def same(one, other):
+    """Equality that tells 1 from true and from 1.0, as JSON does not equate them all."""
+    return one == other and repr(one) == repr(other)
+
+
+def check_decoding(protocol, case, data):
+    if case.get("error"):
+        with pytest.raises(Exception):  # noqa: B017 - Protocol.unpack may raise any
+            protocol.unpack(data)
+        return
+    if case.get("either"):
+        try:
+            message = protocol.unpack(data)
+        except Exception:
+            return
+        assert message[0] == "t"
+        return
+    message = protocol.unpack(data)
+    if "depth" in case:
+        _, payload, stamp = message
+        assert stamp == "s"
+        depth = 0
+        while payload != []:
+            (payload,) = payload
+            depth += 1
+        assert depth + 1 == case["depth"]
+    else:
+        assert same(list(message), with_bytes(case["message"]))
+
+
+@cases("json-decode.json")
+def test_json_decodes(case):
+    check_decoding(WseJSON(), case, data_of(case))
+
+
+@cases("json-decode.json")
+def test_json_decodes_the_same_from_a_binary_message_in_a_memoryview(case):
+    data = data_of(case)
+    check_decoding(WseJSON(), case, memoryview(data.encode() if isinstance(data, str) else data))
+
+
+@cases("json-encode.json")
+def test_json_encodes(case):
+    text = WseJSON().pack(*case["message"])
+    assert text == case["text"]
+    assert same(list(WseJSON().unpack(text)), case["message"])
+
+
+@cases("msgpack.json")
+def test_msgpack(case):
+    check_decoding(WseMsgpack(), case, data_of(case))
+    if "hex" in case:
+        check_decoding(WseMsgpack(), case, memoryview(data_of(case)))
+    if case.get("encodes"):
+        assert WseMsgpack().pack(*with_bytes(case["message"])).hex() == case["hex"]
+
+
+# Names and errors.
+
+
+def test_names_are_those_of_the_wire():
+    names = read("names.json")
+    types = InternalTypes()
+    assert {name: getattr(types, name) for name in names["internal_types"]} == names["internal_types"]
+    assert types.names() == set(names["internal_types"].values())
+    assert {reason.value for reason in CloseReason} == set(names["close_reasons"])
+    assert {code.value for code in ErrorCode} == set(names["error_codes"])
+    assert [status.value for status in ClientStatus] == names["client_status"]
+    assert {state.name: state.value for state in ReadyState} == names["ready_state"]
+    assert {"json": WseJSON().name, "msgpack": WseMsgpack().name} == names["protocols"]
+
+
+def test_reserved_types_are_refused_and_free_ones_are_not():
+    names = read("names.json")
+    endpoint = Endpoint(
+        (),
+        protocols=(WseJSON(),),
+        scheduler=FakeScheduler(),
+        timeout=1,
+        limits=Limits(),
+        debug=False,
+        report=lambda error, session: None,
+    )
+    for name in names["reserved_types"]:
+        with pytest.raises(WseError, match="protocol-violation"):
+            endpoint.check_type(name)
+    for name in names["free_types"]:
+        endpoint.check_type(name)
+
+
+def raised(spec):
+    if "wse" in spec:
+        return WseError(spec["wse"]["code"], spec["wse"].get("details"))
+    return type(spec["exception"]["name"], (Exception,), {})(spec["exception"]["message"])
+
+
+@cases("errors.json")
+def test_errors(case):
+    if "receives" in case:
+        error = error_from_wire(case["receives"])
+        assert (str(error.code), error.details) == (case["code"], case["details"])
+    else:
+        wire = error_to_wire(raised(case["raises"]), case["procedure"], case["payload"], debug=False)
+        wire.pop("message", None)
+        assert same_wire(wire, {"code": case["code"], "details": case["details"]})
+
+
+def same_wire(one, other):
+    """Equal as JSON: the order of keys does not count, true and 1 differ."""
+    return json.dumps(one, sort_keys=True) == json.dumps(other, sort_keys=True)
+
+
+# Conversations.
+
+
+def add_application(endpoint, note):
+    """The application that README.md describes; `note` takes an event."""
+    endpoint.channel.on("chat", lambda *args: note(["chat", *(conn.cid for conn in args[:-1]), args[-1]]))
+
+    def fail(*args):
+        raise ValueError("no good")
+
+    def deny(*args):
+        raise WseError("app.denied", {"why": "closed"})
+
+    endpoint.procedures.register("echo", lambda *args: args[-1])
+    endpoint.procedures.register("add", lambda *args: args[-1]["a"] + args[-1]["b"])
+    endpoint.procedures.register("fail", fail)
+    endpoint.procedures.register("deny", deny)
+    endpoint.procedures.register("unserializable", lambda *args: object())
+
+
+def without_message(message):
+    if message[0] == "~wse:response-err":
+        message[1].pop("message", None)
+    return message
+
+
+class Conversation:
+    """What both sides' conversations have in common; every method named `do_…` is a step."""
+
+    json = WseJSON()
+
+    def __init__(self):
+        self.events = []
+        self.codes = []
+        self.outcomes = deque()
+        self.read = {}
+
+    def arrived(self, session, message):
+        session.receive(data_of(message) if isinstance(message, dict) else json.dumps(message))
+
+    def check_out(self, link, expected):
+        start = self.read.get(id(link), 0)
+        self.read[id(link)] = len(link.sent)
+        messages = [without_message(list(self.json.unpack(data))) for data in link.sent[start:]]
+        assert all(json.loads(data)[2:] for data in link.sent[start:]), "three elements are always written"
+        assert same_wire(messages, expected)
+
+    def check_close(self, link, expected):
+        assert [[code, str(reason)] for code, reason in link.closes] == ([] if expected is None else [expected])
+
+    def check_events(self, expected):
+        events, self.events = self.events, []
+        assert same_wire(events, expected)
+
+    def check_errors(self, expected):
+        codes, self.codes = self.codes, []
+        assert codes == expected
+
+    def check_failure(self, error, expected):
+        assert isinstance(error, WseError)
+        assert error.code == expected["code"]
+        if "details" in expected:
+            assert same_wire(error.details, expected["details"])
+
+
+class ServerConversation(Conversation):
+    def __init__(self, setup):
+        super().__init__()
+        self.setup = setup
+        self.seen = None
+        self.waiting = deque()
+        joined = setup.get("joined")
+        generator = setup.get("challenge")
+        self.side = ServerSide(
+            self.identify if not joined else lambda auth: auth.accept(auth.identity),
+            None if generator is None else self.decide_with(generator),
+            conns_per_user=setup.get("conns_per_user", 1),
+            auth_timeout=setup.get("auth_timeout", 20),
+            timeout=setup.get("timeout", 10),
+        )
+        add_application(self.side.endpoint, self.events.append)
+        self.peers = {}
+
+    def identify(self, auth):
+        self.seen = {"identity": auth.identity, "meta": auth.meta}
+        if auth.challenge is not None:
+            self.seen |= {"quest": auth.challenge.quest, "response": auth.challenge.response}
+        return self.decide_with(self.setup["identify"])(auth)
+
+    def decide_with(self, decisions):
+        steps = decisions if isinstance(decisions, list) else [decisions]
+
+        async def wait(auth):
+            future = self.side.scheduler.create_future()
+            self.waiting.append(future)
+            self.decide(auth, await future)
+
+        def handler(auth):
+            if steps == [{"wait": True}]:
+                return wait(auth)
+            for step in steps:
+                self.decide(auth, step)
+            return None
+
+        return handler
+
+    @staticmethod
+    def decide(auth, decision):
+        ((what, value),) = decision.items()
+        match what:
+            case "accept":
+                auth.accept(*value)
+            case "accept_identity":
+                auth.accept(auth.identity)
+            case "refuse":
+                auth.refuse()
+            case "quest":
+                auth.quest(value)
+            case "raise":
+                raise RuntimeError(value)
+            case _:
+                raise AssertionError(what)
+
+    def peer(self, name):
+        if name not in self.peers:
+            peer = self.peers[name] = self.side.open(name)
+            if self.setup.get("joined"):
+                cid = self.setup.get("cids", {}).get(name, "ann")
+                peer.say("~wse:hi", {"identity": cid, "meta": {}})
+                assert peer.session.valid
+                self.read[id(peer.link)] = len(peer.link.sent)
+                self.take_events()
+        return self.peers[name]
+
+    def take_events(self):
+        kinds = ("joined", "left", "connected", "disconnected", "ignored")
+        log, self.side.log[:] = self.side.names(*kinds), []
+        return [list(entry) for entry in log]
+
+    def run(self, steps):
+        self.peer("a")
+        for step in steps:
+            step = dict(step)
+            peer = self.peer(step.pop("on", "a"))
+            timeout = step.pop("timeout", None)
+            ((what, value),) = step.items()
+            self.step(peer, what, value, timeout)
+            self.side.scheduler.run()
+        assert self.side.scheduler.unheard == []
+
+    def step(self, peer, what, value, timeout):
+        match what:
+            case "in":
+                self.arrived(peer.session, value)
+            case "out":
+                self.check_out(peer.link, value)
+            case "state":
+                assert self.state(peer.session) == value
+            case "close":
+                self.check_close(peer.link, value)
+            case "gone":
+                peer.session.closed(*value)
+            case "pass":
+                self.side.scheduler.advance(value)
+            case "decide":
+                self.waiting.popleft().set_result(value)
+            case "sees":
+                assert same_wire(self.seen, value)
+            case "events":
+                chats = [event for event in self.events if event[0] == "chat"]
+                self.events.clear()
+                self.events += self.take_events() + chats
+                check = self.events[:]
+                self.events.clear()
+                assert same_wire(check, value)
+            case "errors":
+                assert [str(error.code) for error, _ in self.side.errors] == value
+                self.side.errors.clear()
+            case "call":
+                self.outcomes.append(peer.call(*value, timeout))
+            case "send":
+                peer.session.send(*value)
+            case "result":
+                assert same(self.outcomes.popleft().result(), value)
+            case "fails":
+                self.check_failure(self.outcomes.popleft().exception(), value)
+            case "pending":
+                assert peer.session.pending_calls == value
+            case _:
+                raise AssertionError(what)
+
+    def state(self, session):
+        if session.ended:
+            return "gone"
+        return "valid" if session.valid else session._phase.state.name.lower()
+
+
+@cases("handshake-server.json")
+def test_handshake_at_the_server(case):
+    ServerConversation(case["setup"]).run(case["steps"])
+
+
+@cases("messages-server.json")
+def test_messages_at_the_server(case):
+    ServerConversation(case["setup"]).run(case["steps"])
+
+
+def test_the_vectors_name_every_state():
+    states = {
+        step["state"] for case in read("handshake-server.json")["cases"] for step in case["steps"] if "state" in step
+    }
+    assert states == {state.name.lower() for state in State}
+
+
+class Sockets:
+    """A connector whose sockets open at once and end in the test's hands."""
+
+    def __init__(self):
+        self.links = []
+        self.sessions = []
+
+    async def __call__(self, url, protocol, headers, limits, open):
+        self.links.append(FakeLink())
+        self.sessions.append(open(self.links[-1]))
+
+
+async def turns():
+    """Let everything happen that needs no time."""
+    for _ in range(12):
+        await asyncio.sleep(0)
+
+
+class ClientConversation(Conversation):
+    def __init__(self, setup):
+        super().__init__()
+        self.setup = setup
+        self.sockets = Sockets()
+        self.client = client = WseClient(
+            "ws://test", identity=setup.get("identity", ""), meta=setup.get("meta"), connector=self.sockets
+        )
+        note = self.events.append
+        client.when.connected(lambda: note(["connected"]))
+        client.when.ready(lambda welcome: note(["ready", welcome]))
+        client.when.closed(lambda code, reason: note(["closed", code, str(reason)]))
+        client.when.ignored(lambda *args: note(["ignored", *args]))
+        client.when.error(lambda error: self.codes.append(str(error.code)))
+        add_application(client._endpoint, note)
+        if "challenge" in setup:
+            client.challenge(self.respond)
+
+    def respond(self, quest):
+        spec = self.setup["challenge"]
+        if "raise" in spec:
+            raise RuntimeError(spec["raise"])
+        return spec["answer"]
+
+    async def run(self, steps):
+        connecting = asyncio.create_task(self.client.connect())
+        await turns()
+        if self.setup.get("joined"):
+            self.sockets.sessions[0].receive('["~wse:welcome",null,null]')
+            await connecting
+            self.events.clear()
+            self.read[id(self.sockets.links[0])] = len(self.sockets.links[0].sent)
+        for step in steps:
+            ((what, value),) = step.items()
+            await self.step(connecting, what, value)
+            await turns()
+        self.sockets.sessions[0].closed(1000, "")
+        await self.client.close()
+        await asyncio.gather(connecting, *self.outcomes, return_exceptions=True)
+
+    async def step(self, connecting, what, value):
+        session, link = self.sockets.sessions[0], self.sockets.links[0]
+        match what:
+            case "in":
+                self.arrived(session, value)
+            case "out":
+                self.check_out(link, value)
+            case "status":
+                assert self.client.status == value
+            case "close":
+                self.check_close(link, value)
+            case "gone":
+                session.closed(*value)
+            case "events":
+                check = self.events[:]
+                self.events.clear()
+                assert same_wire(check, value)
+            case "errors":
+                self.check_errors(value)
+            case "call":
+                self.outcomes.append(asyncio.create_task(self.client.call(*value)))
+            case "send":
+                self.client.send(*value)
+            case "result":
+                assert same(self.outcomes.popleft().result(), value)
+            case "fails":
+                self.check_failure(self.outcomes.popleft().exception(), value)
+            case "connected":
+                assert same(connecting.result(), value)
+            case "connect_fails":
+                self.check_failure(connecting.exception(), value)
+            case _:
+                raise AssertionError(what)
+
+
+@cases("handshake-client.json")
+async def test_handshake_at_the_client(case):
+    await ClientConversation(case["setup"]).run(case["steps"])
+
+
+@cases("messages-client.json")
+async def test_messages_at_the_client(case):
+    await ClientConversation(case["setup"]).run(case["steps"])
+
+
+@cases("close.json")
+@pytest.mark.parametrize("reconnect", [True, False], ids=["reconnecting", "not_reconnecting"])
+async def test_what_a_client_does_after_a_close(case, reconnect):
+    sockets = Sockets()
+    backoff = Backoff(base=3600, cap=3600, random=lambda: 1.0)
+    client = WseClient("ws://test", reconnect=reconnect, backoff=backoff, connector=sockets)
+    connecting = asyncio.create_task(client.connect())
+    await turns()
+    sockets.sessions[0].receive('["~wse:welcome"]')
+    await connecting
+    sockets.sessions[0].closed(case["code"], case["reason"])
+    await turns()
+    retried = case["retried"] if reconnect else case.get("without_reconnect", False)
+    assert client.status == ("RE_CONNECTING" if retried else "OFFLINE")
+    assert len(sockets.sessions) == (2 if case["code"] == 4000 else 1)  # a jump waits for no backoff
+    for session in sockets.sessions:
+        session.closed(1000, "")
+    await client.close()
