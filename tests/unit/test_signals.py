@@ -1,0 +1,516 @@
+"""Signals, channels and procedures: who is called, in what order, and what is refused at once."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+
+import pytest
+
+from support.core import FakeScheduler, ServerSide
+from wse.core.rpc import Procedures
+from wse.core.signals import Channel, Signal, check_handler
+from wse.errors import ErrorCode, WseError
+
+
+class Heard(list):
+    """A signal's listeners' arguments, and what went wrong."""
+
+    def __init__(self):
+        super().__init__()
+        self.failures = []
+
+    def failed(self, exc, name, args):
+        self.failures.append((exc, name, args))
+
+
+@pytest.fixture
+def scheduler():
+    return FakeScheduler()
+
+
+@pytest.fixture
+def heard():
+    return Heard()
+
+
+@pytest.fixture
+def signal(scheduler, heard):
+    return Signal("moved", ("x", "y"), scheduler, heard.failed)
+
+
+@pytest.fixture
+def replaying(scheduler, heard):
+    return Signal("ready", ("welcome",), scheduler, heard.failed, replay=True)
+
+
+def test_listeners_are_called_in_the_order_of_their_subscription(signal, heard):
+    signal(lambda x, y: heard.append(("first", x, y)))
+    signal(lambda x, y: heard.append(("second", x, y)))
+    signal.emit(1, 2)
+    assert heard == [("first", 1, 2), ("second", 1, 2)]
+
+
+def test_subscribing_returns_the_function_so_it_decorates(signal, heard):
+    @signal
+    def listener(x, y):
+        heard.append(x)
+
+    @signal.once
+    def once(x, y):
+        heard.append(y)
+
+    signal.emit(1, 2)
+    assert heard == [1, 2]
+    assert callable(listener)
+    assert callable(once)
+
+
+def test_a_function_subscribed_twice_is_called_twice_and_off_takes_one(signal, heard):
+    def listener(x, y):
+        heard.append(x)
+
+    signal(listener)
+    signal(listener)
+    signal.emit(1, 0)
+    signal.off(listener)
+    signal.emit(2, 0)
+    assert heard == [1, 1, 2]
+
+
+def test_once_hears_one_emission(signal, heard):
+    signal.once(lambda x, y: heard.append(x))
+    signal.emit(1, 0)
+    signal.emit(2, 0)
+    assert heard == [1]
+    assert not signal.has_listeners
+
+
+def test_once_can_be_taken_off_before(signal, heard):
+    def listener(x, y):
+        heard.append(x)
+
+    signal.once(listener)
+    signal.off(listener)
+    signal.emit(1, 0)
+    assert heard == []
+
+
+def test_once_hears_one_emission_even_when_a_listener_emits_again(signal, heard):
+    signal.once(lambda x, y: signal.emit(x + 1, y))
+    signal.once(lambda x, y: heard.append(x))
+    signal.emit(1, 0)
+    assert heard == [2]
+
+
+def test_off_of_a_stranger_does_nothing(signal):
+    signal.off(print)
+    assert not signal.has_listeners
+
+
+def test_off_finds_bound_methods(signal):
+    class Application:
+        def __init__(self):
+            self.heard = []
+
+        def moved(self, x, y):
+            self.heard.append(x)
+
+    application = Application()
+    signal(application.moved)
+    signal.off(application.moved)
+    signal.emit(1, 2)
+    assert application.heard == []
+
+
+def test_listeners_that_come_and_go_during_an_emission_count_from_the_next(signal, heard):
+    def late(x, y):
+        heard.append(("late", x))
+
+    def first(x, y):
+        signal.off(first)
+        signal(late)
+        heard.append(("first", x))
+
+    signal(first)
+    signal.emit(1, 0)
+    signal.emit(2, 0)
+    assert heard == [("first", 1), ("late", 2)]
+
+
+def test_a_listener_that_raises_is_reported_and_the_others_are_called(signal, heard):
+    error = RuntimeError("no")
+
+    @signal
+    def bad(x, y):
+        raise error
+
+    signal(lambda x, y: heard.append(x))
+    signal.emit(1, 2)
+    assert heard == [1]
+    assert heard.failures == [(error, "moved", (1, 2))]
+
+
+def test_a_listener_that_asks_a_cancelled_future_is_reported(signal, heard, scheduler):
+    @signal
+    def bad(x, y):
+        future = scheduler.create_future()
+        future.cancel()
+        future.result()
+
+    signal.emit(1, 2)
+    assert [type(exc) for exc, *_ in heard.failures] == [asyncio.CancelledError]
+
+
+def test_async_listeners_start_in_order_and_run_side_by_side(signal, heard, scheduler):
+    gate = scheduler.create_future()
+
+    @signal
+    async def slow(x, y):
+        heard.append(("slow starts", x))
+        await gate
+        heard.append(("slow ends", x))
+
+    @signal
+    async def fast(x, y):
+        heard.append(("fast", x))
+
+    signal.emit(1, 2)
+    scheduler.run()
+    assert heard == [("slow starts", 1), ("fast", 1)]
+    gate.set_result(None)
+    scheduler.run()
+    assert heard[-1] == ("slow ends", 1)
+    assert scheduler.unfinished == []
+
+
+def test_an_async_listener_that_raises_is_reported(signal, heard, scheduler):
+    error = KeyError("no")
+
+    @signal
+    async def bad(x, y):
+        raise error
+
+    signal.emit(1, 2)
+    scheduler.run()
+    assert heard.failures == [(error, "moved", (1, 2))]
+    assert scheduler.unheard == []
+
+
+def test_a_plain_listener_may_return_something_to_await(signal, heard, scheduler):
+    async def work(x):
+        heard.append(x)
+
+    signal(lambda x, y: work(x))
+    signal.emit(7, 0)
+    scheduler.run()
+    assert heard == [7]
+
+
+def test_a_replaying_signal_gives_a_late_listener_the_last_emission(replaying, heard):
+    replaying.emit("first")
+    replaying.emit("second")
+    replaying(heard.append)
+    assert heard == ["second"]
+    replaying.emit("third")
+    assert heard == ["second", "third"]
+
+
+def test_a_replaying_signal_has_nothing_for_a_listener_before_its_first_emission(replaying, heard):
+    replaying(heard.append)
+    replaying.once(heard.append)
+    assert heard == []
+    replaying.emit("first")
+    replaying.emit("second")
+    assert heard == ["first", "first", "second"]
+
+
+def test_once_on_a_replaying_signal_is_satisfied_by_the_last_emission(replaying, heard):
+    replaying.emit("first")
+    replaying.once(heard.append)
+    replaying.emit("second")
+    assert heard == ["first"]
+
+
+def test_a_signal_without_replay_does_not_replay(signal, heard):
+    signal.emit(1, 2)
+    signal(lambda x, y: heard.append(x))
+    assert heard == []
+
+
+def test_wait_returns_the_arguments_of_the_next_emission(signal, scheduler):
+    task = scheduler.start(signal.wait())
+    assert not task.done()
+    signal.emit(1, 2)
+    signal.emit(3, 4)
+    scheduler.run()
+    assert task.result() == (1, 2)
+    assert not signal.has_listeners
+
+
+def test_wait_returns_a_tuple_for_one_argument_too(replaying, scheduler):
+    replaying.emit("before")
+    task = scheduler.start(replaying.wait())
+    assert not task.done()
+    replaying.emit("next")
+    scheduler.run()
+    assert task.result() == ("next",)
+
+
+def test_wait_times_out_and_leaves_nothing(signal, scheduler):
+    task = scheduler.start(signal.wait(timeout=5))
+    scheduler.advance(4.9)
+    assert not task.done()
+    scheduler.advance(0.2)
+    with pytest.raises(TimeoutError, match="moved"):
+        task.result()
+    assert not signal.has_listeners
+    assert scheduler.timers == []
+
+
+def test_wait_that_is_satisfied_cancels_its_timer(signal, scheduler):
+    task = scheduler.start(signal.wait(timeout=5))
+    signal.emit(1, 2)
+    scheduler.run()
+    assert task.result() == (1, 2)
+    assert scheduler.timers == []
+
+
+def test_a_timeout_of_zero_waits_for_one_turn_only(signal, scheduler):
+    task = scheduler.start(signal.wait(timeout=0))
+    scheduler.advance(0)
+    assert isinstance(task.exception(), TimeoutError)
+
+
+def test_a_wait_that_is_cancelled_leaves_nothing(signal, scheduler):
+    task = scheduler.start(signal.wait(timeout=5))
+    task.cancel()
+    scheduler.run()
+    assert task.cancelled()
+    assert not signal.has_listeners
+    assert scheduler.timers == []
+
+
+def test_an_emission_after_the_cancellation_finds_the_waiter_gone(signal, scheduler):
+    task = scheduler.start(signal.wait())
+    task.cancel()
+    signal.emit(1, 2)  # before the task has had its turn
+    scheduler.run()
+    assert task.cancelled()
+    assert scheduler.unheard == []
+
+
+def test_an_emission_and_the_timeout_at_the_same_instant_settle_a_wait_once(signal, scheduler):
+    task = scheduler.start(signal.wait(timeout=5))
+    scheduler.call_later(5, signal.emit, 1, 2)
+    timers = [timer for _, _, timer in scheduler._timers]
+    scheduler.now += 5
+    for timer in timers:
+        timer.callback(*timer.args)
+    scheduler.run()
+    assert isinstance(task.exception(), TimeoutError)
+
+    other = scheduler.start(signal.wait(timeout=5))
+    expire = scheduler._timers[-1][2]
+    signal.emit(3, 4)
+    expire.callback(*expire.args)
+    scheduler.run()
+    assert other.result() == (3, 4)
+
+
+@pytest.mark.parametrize("bad", [None, 1, "fn", [], lambda: None, lambda x: None, lambda x, y, z: None])
+def test_a_handler_that_cannot_be_called_is_refused_at_once(signal, bad):
+    with pytest.raises(TypeError, match="x, y"):
+        signal(bad)
+    with pytest.raises(TypeError, match="x, y"):
+        signal.once(bad)
+    assert not signal.has_listeners
+
+
+@pytest.mark.parametrize(
+    "good",
+    [
+        lambda x, y: None,
+        lambda *args: None,
+        lambda x, y=1: None,
+        lambda x, y, z=1: None,
+        functools.partial(lambda a, x, y: None, 0),
+        print,
+    ],
+)
+def test_a_handler_that_can_be_called_is_taken(good):
+    check_handler(good, "x", "y")
+
+
+def test_a_builtin_that_does_not_tell_its_signature_is_taken():
+    check_handler(dict, "x")
+    check_handler(type, "x")
+
+
+# Channels.
+
+
+@pytest.fixture
+def side():
+    return ServerSide()
+
+
+@pytest.fixture
+def channel(side):
+    return side.endpoint.channel
+
+
+def test_on_adds_listeners_of_a_type_also_as_a_decorator(side, channel, heard):
+    channel.on("chat", lambda conn, payload: heard.append(("plain", payload)))
+
+    @channel.on("chat")
+    def decorated(conn, payload):
+        heard.append(("decorated", payload))
+
+    @channel.once("chat")
+    def once(conn, payload):
+        heard.append(("once", payload))
+
+    peer = side.join()
+    peer.say("chat", 1)
+    peer.say("chat", 2)
+    assert heard == [("plain", 1), ("decorated", 1), ("once", 1), ("plain", 2), ("decorated", 2)]
+
+
+def test_off_takes_one_listener_or_all_and_leaves_no_entry(channel):
+    def one(conn, payload): ...
+
+    def other(conn, payload): ...
+
+    channel.on("chat", one)
+    channel.on("chat", other)
+    channel.off("chat", one)
+    assert channel.by_type["chat"].fns == (other,)
+    channel.off("chat", other)
+    assert channel.by_type == {}
+    channel.on("chat", one)
+    channel.once("chat", other)
+    channel.off("chat")
+    assert channel.by_type == {}
+    channel.off("chat")
+    channel.off("chat", one)
+    assert channel.by_type == {}
+
+
+def test_a_once_listener_that_was_called_leaves_no_entry_and_the_next_message_is_ignored(side, channel, heard):
+    channel.once("reply", lambda conn, payload: heard.append(payload))
+    peer = side.join()
+    peer.say("reply", 1)
+    peer.say("reply", 2)
+    assert heard == [1]
+    assert channel.by_type == {}
+    assert side.names("ignored") == [("ignored", "ann", "reply", 2)]
+
+
+def test_a_once_listener_can_be_taken_off_before(side, channel, heard):
+    def listener(conn, payload):
+        heard.append(payload)
+
+    channel.once("reply", listener)
+    channel.off("reply", listener)
+    side.join().say("reply", 1)
+    assert heard == []
+    assert channel.by_type == {}
+
+
+def test_a_once_listener_can_add_itself_again(side, channel, heard):
+    def listener(conn, payload):
+        heard.append(payload)
+        channel.once("reply", listener)
+
+    channel.once("reply", listener)
+    peer = side.join()
+    peer.say("reply", 1)
+    peer.say("reply", 2)
+    assert heard == [1, 2]
+    assert len(channel.by_type["reply"].fns) == 1
+
+
+RESERVED = ["~wse:hi", "~wse:call", "~wse:response", "~wse:mine", "~wse:", "", None]
+
+
+@pytest.mark.parametrize("name", RESERVED)
+def test_a_channel_takes_no_reserved_type_even_before_the_decorated_function(channel, name):
+    with pytest.raises(WseError) as caught:
+        channel.on(name)
+    assert caught.value.code == ErrorCode.PROTOCOL_VIOLATION
+    with pytest.raises(WseError):
+        channel.once(name, print)
+    assert channel.by_type == {}
+
+
+def test_a_channel_takes_no_unhashable_type(channel):
+    with pytest.raises(WseError, match="hashable"):
+        channel.on(["chat"], print)
+
+
+def test_a_channel_takes_no_handler_that_cannot_be_called(channel):
+    with pytest.raises(TypeError, match="conn, payload"):
+        channel.on("chat", lambda payload: None)
+    with pytest.raises(TypeError, match="conn, payload"):
+        channel.once("chat")(lambda: None)
+    assert channel.by_type == {}
+
+
+# Procedures.
+
+
+def test_a_procedure_is_registered_also_as_a_decorator(side):
+    procedures = side.endpoint.procedures
+
+    @procedures.register("add")
+    def add(conn, payload): ...
+
+    def sub(conn, payload): ...
+
+    assert procedures.register("sub", sub) is sub
+    assert procedures.by_name == {"add": add, "sub": sub}
+
+
+def test_a_name_is_registered_once(side):
+    procedures = side.endpoint.procedures
+    procedures.register("add", lambda conn, payload: 1)
+    with pytest.raises(WseError) as caught:
+        procedures.register("add", lambda conn, payload: 2)
+    assert caught.value.code == ErrorCode.RP_ALREADY_REGISTERED
+    assert caught.value.details == {"rp": "add"}
+    assert procedures.by_name["add"](None, None) == 1
+
+
+def test_a_procedure_can_be_taken_away_and_registered_again(side):
+    procedures = side.endpoint.procedures
+    procedures.register("add", lambda conn, payload: 1)
+    procedures.unregister("add")
+    procedures.register("add", lambda conn, payload: 2)
+    procedures.unregister("add")
+    with pytest.raises(WseError) as caught:
+        procedures.unregister("add")
+    assert caught.value.code == ErrorCode.RP_NOT_REGISTERED
+    assert caught.value.details == {"rp": "add"}
+
+
+@pytest.mark.parametrize("name", [*RESERVED, ["add"], {}])
+def test_no_procedure_takes_a_reserved_or_unhashable_name(side, name):
+    with pytest.raises(WseError) as caught:
+        side.endpoint.procedures.register(name, lambda conn, payload: 1)
+    assert caught.value.code == ErrorCode.PROTOCOL_VIOLATION
+    assert side.endpoint.procedures.by_name == {}
+
+
+def test_a_procedure_that_cannot_be_called_is_refused_at_once(side):
+    with pytest.raises(TypeError, match="conn, payload"):
+        side.endpoint.procedures.register("add", lambda payload: 1)
+
+
+def test_procedures_and_channels_of_a_client_take_the_payload_alone():
+    def allow(name): ...
+
+    Procedures(("payload",), allow).register("add", lambda payload: 1)
+    Channel(("payload",), allow).on("chat", lambda payload: 1)
+    with pytest.raises(TypeError, match=r"\(payload\)"):
+        Procedures(("payload",), allow).register("add", lambda conn, payload: 1)
