@@ -1,0 +1,276 @@
+"""Every example runs, as a program of its own, and prints what it promises."""
+
+from __future__ import annotations
+
+import os
+import re
+import select
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+EXAMPLES = ROOT / "examples"
+CHAT = EXAMPLES / "chat"
+
+OUTPUT = {
+    "anonymous.py": """\
+the first guest is let in, others there: 0
+the second guest is let in, others there: 1
+the second guest hears: HELLO
+""",
+    "token_auth.py": """\
+with a known token, the welcome is: {'hello': 'ada'}
+the server knows: ['ada']
+with an unknown token: wse.not-authorized: the server refused the identity
+""",
+    "jwt_auth.py": """\
+a valid token
+  client: welcome, for another N seconds
+an expired token
+  server: refused, ExpiredSignatureError
+  client: wse.not-authorized
+a token signed by somebody else
+  server: refused, InvalidSignatureError
+  client: wse.not-authorized
+""",
+    "sqlite_auth.py": """\
+ada's key: signed in as ada
+another key: wse.not-authorized
+ada's key after it was revoked: wse.not-authorized
+""",
+    "challenge.py": """\
+sensor-1 is let in; connected: sensor-1
+sensor-2 is turned away: wse.not-authorized
+sensor-3 is turned away: wse.not-authorized
+""",
+    "scram_auth.py": """\
+what the server stores of a password: salt stored_key server_key iterations
+the server:
+  ada with 'lovelace': signed in
+  ada with 'byron': wse.not-authorized
+  nobody with 'lovelace': wse.not-authorized
+a server that only claims to know ada:
+  ada with 'lovelace': wse.not-authorized
+""",
+}
+
+
+def run(script: Path, *args: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-W", "error", str(script), *args],
+        input=stdin,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+        cwd=ROOT,
+    )
+
+
+def test_every_example_is_tested() -> None:
+    assert {path.name for path in EXAMPLES.glob("*.py")} == set(OUTPUT)
+    assert {path.name for path in CHAT.glob("*.py")} == {"server.py", "client.py", "demo.py"}
+
+
+@pytest.mark.parametrize("name", OUTPUT)
+def test_example(name: str) -> None:
+    result = run(EXAMPLES / name)
+    assert result.stderr == ""
+    assert re.sub(r"\d+ seconds", "N seconds", result.stdout) == OUTPUT[name]
+    assert result.returncode == 0
+
+
+# The chat.
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port: int = listener.getsockname()[1]
+        return port
+
+
+class Program:
+    """A program that goes on running; its output is read as it comes."""
+
+    def __init__(self, script: Path, *args: str) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, "-u", "-W", "error", str(script), *args],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            cwd=ROOT,
+            # A shell that runs the tests in the background ignores Ctrl-C for its children.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+        )
+        self.output = ""
+
+    def read_until(self, text: str) -> str:
+        """Everything that it has printed, up to now, once that contains `text`."""
+        assert self.process.stdout is not None
+        end = time.monotonic() + 60
+        while text not in self.output:
+            ready, _, _ = select.select([self.process.stdout], [], [], end - time.monotonic())
+            assert ready, f"no {text!r} in: {self.output}"
+            data = os.read(self.process.stdout.fileno(), 65536)
+            assert data, f"it ended without {text!r}: {self.output}"
+            self.output += data.decode()
+        return self.output
+
+    def type(self, line: str) -> None:
+        assert self.process.stdin is not None
+        self.process.stdin.write(f"{line}\n".encode())
+        self.process.stdin.flush()
+
+    def stop(self, with_signal: signal.Signals | None = None) -> int:
+        if with_signal is not None:
+            self.process.send_signal(with_signal)
+        out, _ = self.process.communicate(timeout=30)
+        self.output += out.decode()
+        return self.process.returncode
+
+
+@contextmanager
+def program(script: Path, *args: str) -> Iterator[Program]:
+    running = Program(script, *args)
+    try:
+        yield running
+    finally:
+        if running.process.poll() is None:
+            running.process.kill()
+        running.process.communicate()
+
+
+def wait_until_open(port: int) -> None:
+    end = time.monotonic() + 30
+    while True:
+        try:
+            socket.create_connection(("127.0.0.1", port), timeout=5).close()
+        except ConnectionRefusedError:
+            assert time.monotonic() < end, "the server does not listen"
+            time.sleep(0.05)
+        else:
+            return
+
+
+def test_demo_shows_messages_and_calls_then_ends() -> None:
+    result = run(CHAT / "demo.py", "--exit", "--port", "0")
+    assert result.stderr == ""
+    assert result.returncode == 0
+    for line in (
+        "ada/laptop     signs in; online: ada",
+        "grace/desktop  signs in; online: ada, grace",
+        "server         ada/phone says about itself: {'kind': 'phone', 'app': 'demo'}",
+        "grace/desktop  hears ada/laptop: Hello, all.",
+        "ada/phone      hears grace/desktop, to ada only: Lunch?",
+        "ada/laptop     hears grace/desktop, to ada only: Lunch?",
+        "ada/phone      hears ada/laptop, to this device only: Buy bread.",
+        "ada/phone      gets: {'ada': 2, 'grace': 1}",
+        "grace/desktop  gets the error chat.not-online: charles is not online",
+        "grace/desktop  learns that ada has gone offline",
+    ):
+        assert f"  {line}\n" in result.stdout
+    # A message to all of ada's devices, or to one of them, is for nobody else.
+    assert "grace/desktop  hears grace/desktop" not in result.stdout
+    assert "ada/laptop     hears ada/laptop, to this device" not in result.stdout
+
+
+def test_demo_serves_on_until_ctrl_c() -> None:
+    port = free_port()
+    with program(CHAT / "demo.py", "--port", str(port)) as demo:
+        output = demo.read_until("--user grace --password hopper")
+        url = f"ws://127.0.0.1:{port}"
+        assert f"python examples/chat/client.py --user ada --password lovelace --url {url}\n" in output
+
+        joined = run(
+            CHAT / "client.py", "--user", "ada", "--password", "lovelace", "--url", url, stdin="Hi.\n/to grace psst\n"
+        )
+        assert joined.returncode == 0
+        assert "* signed in as ada; online: ada, grace\n" in joined.stdout
+        demo.read_until("grace/desktop  hears ada/terminal, to grace only: psst")
+
+        assert demo.stop(signal.SIGINT) == 0
+        assert demo.output.endswith("\nThe demo has ended.\n")
+        assert "Traceback" not in demo.output
+
+
+@pytest.mark.parametrize("script", ["demo.py", "server.py"])
+def test_a_taken_port_is_told_in_one_line(script: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        result = run(CHAT / script, "--port", str(port))
+    assert result.returncode == 1
+    assert len(result.stderr.splitlines()) == 1
+    assert str(port) in result.stderr
+
+
+def test_two_people_chat() -> None:
+    port = free_port()
+    url = f"ws://127.0.0.1:{port}"
+    with program(CHAT / "server.py", "--port", str(port)) as server:
+        server.read_until("user grace, password hopper")
+        wait_until_open(port)
+        client = CHAT / "client.py"
+        with (
+            program(client, "--user", "ada", "--password", "lovelace", "--url", url, "--device", "sofa") as ada,
+            program(client, "--user", "grace", "--password", "hopper", "--url", url) as grace,
+        ):
+            ada.read_until("/quit")
+            grace.read_until("/quit")
+
+            ada.type("Hello, Grace.")
+            grace.read_until("ada/sofa: Hello, Grace.\n")
+            ada.read_until("ada/sofa: Hello, Grace.\n")
+            grace.type("/to ada Hello, Ada.")
+            ada.read_until("grace/terminal, to you only: Hello, Ada.\n")
+            ada.type("/who")
+            ada.read_until("  ada, 1 device\n")
+            ada.read_until("  grace, 1 device\n")
+            ada.type("/to charles Are you there?")
+            ada.read_until("! charles is not online\n")
+            ada.type("/devices")
+            ada.read_until("ada/sofa  {'device': 'sofa'")
+            device = re.search(r"([0-9a-f]{16})  ada/sofa", ada.output)
+            assert device
+            ada.type(f"/note {device[1]} Remember.")
+            ada.read_until("ada/sofa, to this device: Remember.\n")
+            ada.type("/note 0000 Remember.")
+            ada.read_until("! you have no such device\n")
+            grace.type("/history")
+            grace.read_until("  ada/sofa: Hello, Grace.\n")
+            # What others write does not control the terminal.
+            grace.type("\x1b[2Jcleared?")
+            ada.read_until("grace/terminal: [2Jcleared?\n")
+
+            ada.type("/quit")
+            assert ada.stop() == 0
+            grace.read_until("* ada has gone offline\n")
+            assert "Hello, Ada." not in grace.output
+
+            # The server goes down and its clients try again.
+            assert server.stop(signal.SIGTERM) == 0
+            grace.read_until("* the connection is lost (1012), trying again\n")
+            assert grace.stop(signal.SIGINT) == 0
+        assert "Traceback" not in server.output + ada.output + grace.output
+
+
+def test_a_wrong_password_and_an_absent_server() -> None:
+    port = free_port()
+    args = ("--user", "ada", "--password", "byron", "--url", f"ws://127.0.0.1:{port}")
+    result = run(CHAT / "client.py", *args)
+    assert result.returncode == 1
+    assert result.stderr == f"No server at ws://127.0.0.1:{port}.\n"
+
+    with program(CHAT / "server.py", "--port", str(port)):
+        wait_until_open(port)
+        result = run(CHAT / "client.py", *args)
+    assert result.returncode == 1
+    assert result.stderr.endswith(": the server refused the identity\n")
+    assert len(result.stderr.splitlines()) == 1
