@@ -314,7 +314,9 @@ class WseClient:
         except asyncio.CancelledError:
             current = asyncio.current_task()
             if current is not None and current.cancelling():
-                self._abandon()
+                if self._connecting is task:
+                    self._abandon(self._session)
+                    self._set_status(ClientStatus.OFFLINE)
                 raise
             details = {"code": 1000, "reason": str(CloseReason.BY_CLIENT)}
             raise WseError(ErrorCode.CONNECTION_CLOSED, details) from None
@@ -343,6 +345,10 @@ class WseClient:
                 self._report(exc, None)
                 self._set_status(ClientStatus.RE_CONNECTING)
                 wait = wait or exc.details.get("code") != JUMP
+            except Exception:
+                # The connector's or the credentials' own.
+                self._set_status(ClientStatus.OFFLINE)
+                raise
 
     async def _attempt(self) -> Any:
         """Make one connection and return its welcome."""
@@ -354,23 +360,32 @@ class WseClient:
             "meta": self._meta or {},
         }
         hi = encode(self._protocol, self._protocol.internal_types.hi, payload)
+        # This attempt's own: cancelled for another one, it may end when the other has begun.
+        session: ClientSession | None = None
+
+        def open(link: Link) -> Session:
+            nonlocal session
+            session = self._open(link, hi, credentials)
+            return session
+
         try:
             await self._connector(
                 self._url,
                 self._protocol.name,
                 self._headers,
                 self._endpoint.limits,
-                lambda link: self._open(link, hi, credentials),
+                open,
             )
             return await welcome
         except BaseException:
-            self._abandon()
+            self._abandon(session)
             raise
         finally:
             welcome.cancel()
-            self._welcome = None
+            if self._welcome is welcome:
+                self._welcome = None
 
-    def _open(self, link: Link, hi: Packed, credentials: Credentials | None) -> Session:
+    def _open(self, link: Link, hi: Packed, credentials: Credentials | None) -> ClientSession:
         """A socket is open: say hi."""
         session = self._session = ClientSession(self, self._endpoint, link, self._protocol)
         if credentials is None:
@@ -382,10 +397,11 @@ class WseClient:
         self.when.connected.emit()
         return session
 
-    def _abandon(self) -> None:
+    def _abandon(self, session: ClientSession | None) -> None:
         """Nobody waits for this connection any more."""
-        session, self._session = self._session, None
         if session is not None:
+            if self._session is session:
+                self._session = None
             session.close(1000, CloseReason.BY_CLIENT)
 
     def _stop_connecting(self) -> None:
@@ -406,8 +422,8 @@ class WseClient:
         self.when.ready.emit(welcome)
 
     def session_failed(self, session: ClientSession, error: WseError) -> None:
-        if self._welcome is not None and not self._welcome.done():
-            self._welcome.set_exception(error)
+        if session is self._session:
+            self._fail(error)
 
     def session_ended(self, session: ClientSession, code: int, reason: str) -> None:
         if session is not self._session:
@@ -417,7 +433,7 @@ class WseClient:
         refused = reason == CloseReason.NOT_AUTHORIZED
         error_code = ErrorCode.NOT_AUTHORIZED if refused else ErrorCode.CONNECTION_CLOSED
         error = WseError(error_code, {"code": code, "reason": str(reason)})
-        self.session_failed(session, error)
+        self._fail(error)
         self._set_status(ClientStatus.OFFLINE)
         self.when.closed.emit(code, reason)
         if was_ready and self._is_retried(error) and self._status is ClientStatus.OFFLINE:
@@ -430,10 +446,20 @@ class WseClient:
 
     # Inside.
 
+    def _fail(self, error: WseError) -> None:
+        """The attempt that is being made has failed."""
+        if self._welcome is not None and not self._welcome.done():
+            self._welcome.set_exception(error)
+
     def _reconnected(self, task: asyncio.Task[Any]) -> None:
         if self._connecting is task:
             self._connecting = None
-        if not task.cancelled() and isinstance(error := task.exception(), WseError):
+        cause = None if task.cancelled() else task.exception()
+        if isinstance(cause, WseError):
+            self._report(cause, None)
+        elif cause is not None:
+            error = WseError(ErrorCode.WS_CLIENT_ERROR, {"url": self._url})
+            error.__cause__ = cause
             self._report(error, None)
 
     def _ready_session(self) -> ClientSession:
