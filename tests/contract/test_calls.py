@@ -365,13 +365,13 @@ async def test_an_error_travels_as_code_message_and_details(run):
     assert await peer.hear() == ["~wse:response-err", {"code": "custom", "message": "not now", "details": details}, 1]
     await peer.say("bug", {"p": 1}, 2)
     origin = {"name": "LookupError", "message": "gone"}
-    type, payload, stamp = await peer.hear()
-    assert (type, stamp) == ("~wse:response-err", 2)
+    kind, payload, stamp = await peer.hear()
+    assert (kind, stamp) == ("~wse:response-err", 2)
     assert payload["code"] == "wse.server.rp.failed"
     assert payload["details"] == {"origin": origin, "rp": "bug", "rpc": "bug", "payload": {"p": 1}}
     await peer.say("none", None, 3)
-    type, payload, stamp = await peer.hear()
-    assert (type, stamp) == ("~wse:response-err", 3)
+    kind, payload, stamp = await peer.hear()
+    assert (kind, stamp) == ("~wse:response-err", 3)
     assert payload["code"] == "wse.server.rp.not-registered"
     assert payload["details"] == {"rp": "none", "rpc": "none"}
 

@@ -180,8 +180,8 @@ async def test_the_client_s_procedures_answer_under_the_caller_s_stamp(exchange)
         await peer.say("double", 21, stamp)
         assert await peer.hear() == ["~wse:response", 42, stamp]
     await peer.say("missing", {"p": 1}, 9)
-    type, payload, stamp = await peer.hear()
-    assert (type, stamp) == ("~wse:response-err", 9)
+    kind, payload, stamp = await peer.hear()
+    assert (kind, stamp) == ("~wse:response-err", 9)
     assert payload["code"] == "wse.server.rp.not-registered"
     assert payload["details"] == {"rp": "missing", "rpc": "missing", "payload": {"p": 1}}
 

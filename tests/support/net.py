@@ -96,7 +96,7 @@ class ServerLog(Log):
         when.left(lambda identity, code, reason: self.add("left", identity.cid, code, reason))
         when.connected(lambda conn: self.add("connected", conn.cid, conn))
         when.disconnected(lambda conn, code, reason: self.add("disconnected", conn.cid, code, reason))
-        when.ignored(lambda conn, type, payload: self.add("ignored", conn.cid, type, payload))
+        when.ignored(lambda conn, kind, payload: self.add("ignored", conn.cid, kind, payload))
         when.error(lambda err, conn: self.add("error", err, conn))
 
     async def error(self):
@@ -160,8 +160,8 @@ class Peer(ABC):
     async def login(self, identity="ann", meta=None):
         """Be a client: say hi and return the welcome's payload."""
         await self.send(hi(identity, meta))
-        type, welcome, stamp = await self.hear()
-        assert (type, stamp) == ("~wse:welcome", None)
+        kind, welcome, stamp = await self.hear()
+        assert (kind, stamp) == ("~wse:welcome", None)
         return welcome
 
 
