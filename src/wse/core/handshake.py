@@ -86,7 +86,7 @@ class Handshake:
     __slots__ = ("__weakref__", "_opening", "challenge", "conn_id", "identity", "meta", "request")
 
     def __init__(self, opening: ServerOpening[Any], conn_id: str, request: Request) -> None:
-        self._opening = opening
+        self._opening: ServerOpening[Any] | None = opening  # until it is decided
         self.conn_id = conn_id
         self.request = request
         self.identity: Any = None
@@ -106,11 +106,13 @@ class Handshake:
             TypeError: `cid` is not hashable.
             WseError: `MSG_PROCESSING_ERROR`, when the welcome cannot be encoded.
         """
-        self._opening.accept(cid, welcome)
+        if self._opening is not None:
+            self._opening.accept(cid, welcome)
 
     def refuse(self) -> None:
         """Turn the client away with `wse.not-authorized`. A second decision does nothing."""
-        self._opening.refuse()
+        if self._opening is not None:
+            self._opening.refuse()
 
     def quest(self, value: Any) -> None:
         """Ask the client for proof; its response is at `challenge.response` when the identify handler runs.
@@ -119,7 +121,8 @@ class Handshake:
             WseError: `INVALID_CRA_GENERATOR`, when it is not the challenge generator that asks;
                 `MSG_PROCESSING_ERROR`, when the value cannot be encoded.
         """
-        self._opening.quest(value)
+        if self._opening is not None:
+            self._opening.quest(value)
 
     def __repr__(self) -> str:
         return f"<Handshake {self.conn_id} from {self.request.remote_addr}>"
@@ -186,8 +189,7 @@ class ServerOpening(Generic[S]):
             self._session.violation(f"a {self.state.name.lower()} connection must send {expected} first")
 
     def stop(self) -> None:
-        self._move(Event.END)
-        self._cancel_deadline()
+        self._over(Event.END)
 
     # The application's decisions.
 
@@ -199,8 +201,7 @@ class ServerOpening(Generic[S]):
             self.refuse()
             return
         packed = encode(self._session.protocol, self._session.protocol.internal_types.welcome, welcome)
-        self._move(Event.ACCEPT)
-        self._cancel_deadline()
+        self._over(Event.ACCEPT)
         self._join(self._session, self.handshake, cid, packed)
 
     def refuse(self) -> None:
@@ -272,7 +273,10 @@ class ServerOpening(Generic[S]):
         self._deadline = None
         self._session.close(1000, CloseReason.AUTH_TIMEOUT)
 
-    def _cancel_deadline(self) -> None:
+    def _over(self, event: Event) -> None:
+        self._move(event)
+        # Both would keep the phase alive: the timer until it is due, the handshake until the garbage is collected.
+        self.handshake._opening = None
         if self._deadline is not None:
             self._deadline.cancel()
             self._deadline = None

@@ -20,7 +20,7 @@ import picows
 from picows import WSListener, WSMsgType, WSUpgradeResponse, WSUpgradeResponseWithListener
 
 from wse.errors import ErrorCode, WseError
-from wse.transports.request import HttpRequest, offered_subprotocols
+from wse.transports.request import CompactHeaders, HttpRequest, offered_subprotocols
 
 if TYPE_CHECKING:
     import ssl
@@ -425,8 +425,12 @@ async def listen(
     turn = _Turn(asyncio.get_running_loop())
 
     def open_link(protocol: Protocol | None, link: PicowsLink) -> Session:
-        request = link._transport.request
-        return acceptor.open(link, HttpRequest(request.path.decode(), request.headers, link.remote_addr), protocol)
+        transport = link._transport
+        headers = CompactHeaders(transport.request.headers.items())
+        # picows keeps both for the connection's life, and has no more use for them.
+        transport.request.headers.clear()
+        transport.response.headers.clear()
+        return acceptor.open(link, HttpRequest(transport.request.path.decode(), headers, link.remote_addr), protocol)
 
     def on_request(request: WSUpgradeRequest) -> WSUpgradeResponseWithListener:
         target = request.path.decode("ascii", "replace").partition("?")[0]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from http.cookies import SimpleCookie
 from typing import Any
 from urllib.parse import parse_qsl
@@ -32,6 +32,35 @@ class HttpRequest:
 
     def __repr__(self) -> str:
         return f"<HttpRequest {self.path} from {self.remote_addr}>"  # a query may carry a token
+
+
+class CompactHeaders(Mapping[str, str]):
+    """Headers that are kept as long as the connection and seldom looked at: one string instead of dozens of objects.
+
+    Names compare without case; the first value counts where a name occurs again.
+    """
+
+    __slots__ = ("_block",)
+
+    def __init__(self, headers: Iterable[tuple[str, str]]) -> None:
+        self._block = "\n".join(f"{name}:{value}" for name, value in headers)  # neither holds a line feed
+
+    def __getitem__(self, name: str) -> str:
+        wanted = name.lower()
+        for present, value in self._items():
+            if present.lower() == wanted:
+                return value
+        raise KeyError(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter({name.lower(): name for name, _ in reversed(self._items())}.values())
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
+
+    def _items(self) -> list[tuple[str, str]]:
+        lines = self._block.split("\n") if self._block else []
+        return [(name, value) for name, _, value in (line.partition(":") for line in lines)]
 
 
 def offered_subprotocols(values: list[str]) -> list[str]:
