@@ -8,6 +8,7 @@ from wse.core.limits import Limits
 from wse.core.ports import Credentials, InternalTypes, Protocol
 from wse.core.signals import Channel, Signal
 from wse.errors import CloseReason, ErrorCode, WseError
+from wse.files import js_client_path
 from wse.protocols.json import WseJSON
 from wse.protocols.msgpack import WseMsgpack
 from wse.server import WseServer
@@ -34,4 +35,5 @@ __all__ = [
     "WseJSON",
     "WseMsgpack",
     "WseServer",
+    "js_client_path",
 ]

@@ -6,6 +6,7 @@ import asyncio
 import signal
 from collections.abc import Iterable, Mapping
 from functools import cached_property
+from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Self, TypeVar, overload
 
@@ -15,6 +16,7 @@ from wse.core.limits import Limits
 from wse.core.ports import Protocol
 from wse.core.signals import Channel, Signal, check_handler
 from wse.errors import CloseReason, ErrorCode, WseError
+from wse.files import StaticFile, js_client_path
 from wse.protocols.json import WseJSON
 from wse.scheduler import AsyncioScheduler
 from wse.transports import picows
@@ -73,10 +75,13 @@ class WseServer:
         auth_timeout: Seconds that a connection has to become valid; 0 for ever, `None` for `timeout`.
         protocol: The message protocol, or several in order of preference; the client's offer decides.
         limits: What one client may send.
+        serve_client: Serve the JavaScript client at `/wse.js`.
+        files: Files to answer plain GETs with, by path: `{"/": "index.html"}`.
         debug: Send stack traces of failing procedures to their callers.
 
     Raises:
         ValueError: An argument out of its range.
+        OSError: A file that cannot be read.
     """
 
     def __init__(
@@ -92,6 +97,8 @@ class WseServer:
         auth_timeout: float | None = None,
         protocol: Protocol | Iterable[Protocol] | None = None,
         limits: Limits | None = None,
+        serve_client: bool = False,
+        files: Mapping[str, str | Path] | None = None,
         debug: bool = False,
     ) -> None:
         self._scheduler = AsyncioScheduler()
@@ -110,6 +117,9 @@ class WseServer:
         self._port = port
         self._path = path
         self._ssl = ssl
+        self._files = {at: StaticFile(Path(file)) for at, file in (files or {}).items()}
+        if serve_client:
+            self._files["/wse.js"] = StaticFile(js_client_path())
         self._listener: asyncio.Server | None = None
         self._closing: asyncio.Future[None] | None = None
         self.when = ServerSignals(self._hub)
@@ -257,6 +267,7 @@ class WseServer:
             path=self._path,
             ssl=self._ssl,
             handshake_timeout=self._hub.auth_timeout or None,
+            files=self._files,
         )
 
     async def serve_forever(self) -> None:

@@ -15,24 +15,26 @@ MODULES = sorted(path.relative_to(SOURCE).as_posix() for path in SOURCE.rglob("*
 ALLOWED = {
     "errors.py": set(),
     "types.py": set(),
+    "files.py": set(),
     "core/": {"errors", "types", "core"},
     "protocols/": {"errors", "types", "core", "protocols"},
     "transports/request.py": set(),
     "transports/awaited.py": {"errors", "types", "core", "scheduler"},
+    "transports/picows/": {"errors", "types", "core", "files", "transports.picows", "transports.request"},
     "transports/": {"errors", "types", "core", "transports.awaited", "transports.request"},
     "scheduler.py": {"core"},
     "client/": {"errors", "types", "core", "client", "protocols", "scheduler", "transports"},
     "auth/": {"errors", "types", "core", "auth", "server"},
-    "server.py": {"errors", "types", "core", "protocols", "scheduler", "transports"},
+    "server.py": {"errors", "types", "core", "files", "protocols", "scheduler", "transports"},
     "testing.py": {"client", "core", "server", "transports"},
-    "__init__.py": {"errors", "types", "core", "client", "protocols", "server"},
+    "__init__.py": {"errors", "types", "core", "client", "files", "protocols", "server"},
 }
 
 # Which third-party libraries a part may import; all others belong to the standard library.
 LIBRARIES = {
     "core/": {"msgspec"},
     "protocols/": {"msgspec"},
-    "transports/picows.py": {"picows"},
+    "transports/picows/": {"multidict", "picows"},
     "transports/asgi.py": {"multidict"},
     "transports/aiohttp.py": {"aiohttp"},
     "auth/": {"scramp"},
@@ -100,6 +102,6 @@ def test_everything_public_is_there() -> None:
     assert {
         "Backoff", "Challenge", "Channel", "ClientStatus", "CloseReason", "Credentials", "ErrorCode", "Handshake",
         "InternalTypes", "Limits", "Protocol", "ReadyState", "Signal", "WseClient", "WseConnection", "WseError",
-        "WseIdentity", "WseJSON", "WseMsgpack", "WseServer",
+        "WseIdentity", "WseJSON", "WseMsgpack", "WseServer", "js_client_path",
     } == set(wse.__all__)  # fmt: skip
     assert all(hasattr(wse, name) for name in wse.__all__)

@@ -1,0 +1,56 @@
+"""Files that a standalone server answers plain GETs with: the JavaScript client, or an application's few pages.
+
+A web application with more to serve belongs to a web framework, with `server.asgi` or `server.aiohttp` inside.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import mimetypes
+from pathlib import Path
+
+_PACKAGE = Path(__file__).parent
+
+
+def js_client_path() -> Path:
+    """Where the JavaScript client is, an ES module without dependencies: for web frameworks that serve files.
+
+    Raises:
+        FileNotFoundError: This installation of wse lacks it.
+    """
+    # In an installed package, or in the source tree.
+    for path in (_PACKAGE / "js" / "wse.js", _PACKAGE.parent.parent / "js" / "wse.js"):
+        if path.is_file():
+            return path
+    raise FileNotFoundError("this installation of wse lacks the JavaScript client, wse.js")
+
+
+class StaticFile:
+    """A file, read once.
+
+    Args:
+        path: Where it is; its suffix tells its media type.
+
+    Attributes:
+        body: What it holds.
+        headers: `Content-Type`, `ETag` and `Cache-Control` of every answer: browsers keep the file, and ask whether
+            it has changed.
+
+    Raises:
+        OSError: It cannot be read.
+    """
+
+    __slots__ = ("body", "headers")
+
+    def __init__(self, path: Path) -> None:
+        self.body = path.read_bytes()
+        media_type = mimetypes.guess_type(path.name)[0] or "application/octet-stream"
+        if media_type.startswith("text/"):
+            media_type += "; charset=utf-8"
+        digest = hashlib.sha256(self.body).hexdigest()
+        self.headers = {"Content-Type": media_type, "ETag": f'"{digest[:32]}"', "Cache-Control": "no-cache"}
+
+    def is_fresh(self, if_none_match: str) -> bool:
+        """Whether a browser that sends this `If-None-Match` has the file already (RFC 9110, 13.1.2)."""
+        tags = {tag.strip().removeprefix("W/") for tag in if_none_match.split(",")}
+        return self.headers["ETag"] in tags or "*" in tags

@@ -1,0 +1,118 @@
+"""Listening on a port: WebSockets, and a few plain GETs."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from functools import partial
+from http import HTTPStatus
+from typing import TYPE_CHECKING
+
+import picows
+from multidict import CIMultiDict
+from picows import WSUpgradeResponse, WSUpgradeResponseWithListener
+
+from wse.transports.picows.link import PicowsLink, Turn
+from wse.transports.picows.log import logger
+from wse.transports.request import CompactHeaders, HttpRequest, offered_subprotocols
+
+if TYPE_CHECKING:
+    import ssl
+
+    from picows import WSUpgradeRequest
+
+    from wse.core.ports import Acceptor, Protocol
+    from wse.core.session import Session
+    from wse.files import StaticFile
+
+
+async def listen(
+    acceptor: Acceptor,
+    *,
+    host: str | None,
+    port: int,
+    path: str | None,
+    ssl: ssl.SSLContext | None,
+    handshake_timeout: float | None,
+    files: Mapping[str, StaticFile],
+) -> asyncio.Server:
+    """Accept WebSockets on a port; a plain GET gets a file, or 200 at `/healthz`.
+
+    Args:
+        acceptor: The server.
+        host: The interface; `None` for all.
+        port: 0 takes a free one.
+        path: The only path that opens a WebSocket, or `None` for every path; others get HTTP 404.
+        ssl: For `wss:`.
+        handshake_timeout: Seconds that a client has for its HTTP request.
+        files: What a plain GET gets, by path.
+
+    Raises:
+        OSError: The port cannot be had.
+    """
+    turn = Turn(asyncio.get_running_loop())
+
+    def open_link(protocol: Protocol | None, link: PicowsLink) -> Session:
+        transport = link._transport
+        headers = CompactHeaders(transport.request.headers.items())
+        # picows keeps both for the connection's life, and has no more use for them.
+        transport.request.headers.clear()
+        transport.response.headers.clear()
+        return acceptor.open(link, HttpRequest(transport.request.path.decode(), headers, link.remote_addr), protocol)
+
+    def on_request(request: WSUpgradeRequest) -> WSUpgradeResponseWithListener:
+        target = request.path.decode("ascii", "replace").partition("?")[0]
+        headers = request.headers
+        if headers.get("Upgrade", "").lower() != "websocket":
+            return WSUpgradeResponseWithListener(_plain_response(request, target, path, files), None)
+        if path is not None and target != path:
+            return WSUpgradeResponseWithListener(_error(HTTPStatus.NOT_FOUND), None)
+        # Firefox sends "keep-alive, Upgrade", which RFC 6455 allows (4.2.1) and picows does not.
+        if "upgrade" in (token.strip().lower() for token in headers.get("Connection", "").split(",")):
+            headers["Connection"] = "Upgrade"
+        protocol = acceptor.select(offered_subprotocols(headers.getall("Sec-WebSocket-Protocol", [])))
+        answer = {} if protocol is None else {"Sec-WebSocket-Protocol": protocol.name}
+        response = WSUpgradeResponse.create_101_response(answer)
+        return WSUpgradeResponseWithListener(response, PicowsLink(turn, acceptor.limits, partial(open_link, protocol)))
+
+    return await picows.ws_create_server(
+        on_request,
+        host,
+        port,
+        ssl=ssl,
+        backlog=1024,
+        logger_name=logger,
+        websocket_handshake_timeout=handshake_timeout,
+        enable_auto_pong=False,  # a pong must not overtake the answers that wait to be written
+        max_frame_size=acceptor.limits.message_size,
+        read_buffer_init_size=2048,
+    )
+
+
+def _plain_response(
+    request: WSUpgradeRequest, target: str, path: str | None, files: Mapping[str, StaticFile]
+) -> WSUpgradeResponse:
+    """The answer to a GET that asks for no WebSocket."""
+    if target == "/healthz":
+        return _response(HTTPStatus.OK, {"Content-Type": "text/plain; charset=utf-8"}, b"ok\n")
+    file = files.get(target)
+    if file is not None:
+        if file.is_fresh(request.headers.get("If-None-Match", "")):
+            return _response(HTTPStatus.NOT_MODIFIED, file.headers)
+        return _response(HTTPStatus.OK, file.headers, file.body)
+    if path is None or target == path:
+        return _error(HTTPStatus.UPGRADE_REQUIRED, {"Upgrade": "websocket"})
+    return _error(HTTPStatus.NOT_FOUND)
+
+
+def _error(status: HTTPStatus, headers: Mapping[str, str] | None = None) -> WSUpgradeResponse:
+    return _response(status, headers or {}, f"{status} {status.phrase}\n".encode())
+
+
+def _response(status: HTTPStatus, headers: Mapping[str, str], body: bytes | None = None) -> WSUpgradeResponse:
+    response = WSUpgradeResponse()
+    response.version = b"HTTP/1.1"
+    response.status = status
+    response.headers = CIMultiDict(headers)
+    response.body = body
+    return response
