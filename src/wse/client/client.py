@@ -363,7 +363,7 @@ class WseClient:
         # This attempt's own: cancelled for another one, it may end when the other has begun.
         session: ClientSession | None = None
 
-        def open(link: Link) -> Session:
+        def opened(link: Link) -> Session:
             nonlocal session
             session = self._open(link, hi, credentials)
             return session
@@ -374,7 +374,7 @@ class WseClient:
                 self._protocol.name,
                 self._headers,
                 self._endpoint.limits,
-                open,
+                opened,
             )
             return await welcome
         except BaseException:
