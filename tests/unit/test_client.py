@@ -797,15 +797,16 @@ async def test_sending_and_calling_need_a_welcomed_connection(far, use):
     client = far.client(reconnect=True, backoff=Backoff(base=60, cap=60, random=lambda: 1.0))
     log = ClientLog(client)
 
+    async def send():
+        client.send("chat", 1)
+
+    uses = {"send": send, "call": lambda: client.call("add", 1)}
+
     async def try_it():
-        with pytest.raises(WseError) as caught:
-            if use == "send":
-                client.send("chat", 1)
-            else:
-                await client.call("add", 1)
-        assert caught.value.code == ErrorCode.CLIENT_NOT_READY
-        assert caught.value.details == {"status": str(client.status)}
-        assert log.entries[-1] == ("error", caught.value)
+        error = await fails(uses[use]())
+        assert error.code == ErrorCode.CLIENT_NOT_READY
+        assert error.details == {"status": str(client.status)}
+        assert log.entries[-1] == ("error", error)
 
     await try_it()  # IDLE
     connecting, peer = await begin(far, client)

@@ -1,0 +1,27 @@
+"""Fixtures of the integration tests."""
+
+import ssl
+
+import pytest
+import trustme
+
+
+@pytest.fixture(scope="session")
+def authority():
+    return trustme.CA()
+
+
+@pytest.fixture(scope="session")
+def server_ssl(authority):
+    """For a server at localhost and 127.0.0.1."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("localhost", "127.0.0.1").configure_cert(context)
+    return context
+
+
+@pytest.fixture(scope="session")
+def client_ssl(authority):
+    """For a client that trusts it."""
+    context = ssl.create_default_context()
+    authority.configure_trust(context)
+    return context

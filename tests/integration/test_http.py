@@ -1,0 +1,155 @@
+"""The HTTP side of our own listener: paths, health, upgrades."""
+
+import pytest
+
+from support.net import TEXT, RawSocket, ServerLog, frame, hi, make_server, soon
+from wse import WseClient
+
+
+async def test_healthz_answers_200(listen):
+    place = await listen(make_server())
+    async with await RawSocket.open(place.url) as socket:
+        status, _, body = await socket.request("/healthz")
+        assert (status, body) == (200, b"ok\n")
+        await socket.eof()
+
+
+async def test_healthz_answers_whatever_the_path_is_that_opens_websockets(listen):
+    place = await listen(make_server(path="/ws"))
+    async with await RawSocket.open(place.url) as socket:
+        status, _, body = await socket.request("/healthz")
+        assert (status, body) == (200, b"ok\n")
+
+
+async def test_a_plain_get_is_told_to_upgrade(listen):
+    place = await listen(make_server())
+    async with await RawSocket.open(place.url) as socket:
+        status, headers, _ = await socket.request("/")
+        assert status == 426
+        assert headers["upgrade"] == "websocket"
+        await socket.eof()
+
+
+@pytest.mark.parametrize("target", ["/", "/other", "/ws/", "/ws/deeper", "/WS"])
+async def test_another_path_is_not_found_with_and_without_upgrade(listen, target):
+    place = await listen(make_server(path="/ws"))
+    for upgrade in (True, False):
+        async with await RawSocket.open(place.url) as socket:
+            status, _, _ = await (socket.upgrade(target) if upgrade else socket.request(target))
+            assert status == 404
+            await socket.eof()
+
+
+async def test_the_path_itself_opens_a_websocket_with_and_without_a_query(listen):
+    place = await listen(make_server(path="/ws"))
+    assert place.url.endswith("/ws")
+    for target in ("/ws", "/ws?token=1"):
+        async with await RawSocket.open(place.url) as socket:
+            status, headers, _ = await socket.upgrade(target)
+            assert status == 101
+            assert headers["sec-websocket-protocol"] == "wse-default-json"
+
+
+async def test_without_a_path_every_path_opens_a_websocket(listen):
+    place = await listen(make_server())
+    for target in ("/", "/any/where", "/healthz"):
+        async with await RawSocket.open(place.url) as socket:
+            status, _, _ = await socket.upgrade(target)
+            assert status == 101
+
+
+@pytest.mark.parametrize("connection", ["keep-alive, Upgrade", "Upgrade", "upgrade", "Keep-Alive,UPGRADE"])
+async def test_the_connection_header_may_hold_more_than_upgrade_as_firefox_sends_it(listen, connection):
+    place = await listen(make_server())
+    async with await RawSocket.open(place.url) as socket:
+        status, _, _ = await socket.upgrade(connection=connection)
+        assert status == 101
+        socket.send(frame(TEXT, hi()))
+        assert (await socket.hear())[0] == "~wse:welcome"
+
+
+async def test_a_connection_header_without_upgrade_opens_nothing(listen):
+    place = await listen(make_server())
+    async with await RawSocket.open(place.url) as socket:
+        status, _, _ = await socket.upgrade(connection="keep-alive")
+        assert status == 400
+
+
+async def test_subprotocols_may_come_in_several_headers(listen):
+    place = await listen(make_server())
+    async with await RawSocket.open(place.url) as socket:
+        socket.writer.write(
+            b"GET / HTTP/1.1\r\nHost: localhost\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
+            b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n"
+            b"Sec-WebSocket-Protocol: unknown, ,other\r\nSec-WebSocket-Protocol: wse-default-json\r\n\r\n"
+        )
+        head = (await soon(socket.reader.readuntil(b"\r\n\r\n"))).decode().lower()
+        assert " 101 " in head
+        assert "sec-websocket-protocol: wse-default-json\r\n" in head
+        assert "sec-websocket-accept: s3pplmbitxaq9kygzzhzrbk+xoo=\r\n" in head
+
+
+@pytest.mark.parametrize(
+    "data", [b"nonsense\r\n\r\n", b"GET\r\n\r\n", b"\x16\x03\x01\x02\x00\x01\r\n\r\n", b"\r\n\r\n"]
+)
+async def test_what_is_no_http_is_turned_away_and_the_server_goes_on(listen, data):
+    server = make_server()
+    place = await listen(server)
+    async with await RawSocket.open(place.url) as socket:
+        socket.writer.write(data)
+        answer = await soon(socket.reader.read())
+        assert answer == b"" or answer.startswith(b"HTTP/1.1 400 ")
+    await place.connect()
+
+
+@pytest.mark.parametrize("target", ["/é", "/%zz?%zz=%", "/?" + "a=1&" * 500, "//double//", "*"])
+async def test_odd_targets_do_not_disturb_the_server(listen, target):
+    place = await listen(make_server())
+    async with await RawSocket.open(place.url) as socket:
+        socket.writer.write(f"GET {target} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+        answer = await soon(socket.reader.read())
+        assert answer.split(b" ")[1] in (b"426", b"400", b"404")
+    await place.connect()
+
+
+async def test_a_client_that_sends_no_request_is_cut_after_the_deadline(listen):
+    place = await listen(make_server(auth_timeout=0.02))
+    async with await RawSocket.open(place.url) as socket:
+        await socket.eof()
+
+
+async def test_the_request_is_visible_to_the_identify_handler(listen):
+    requests = []
+
+    def identify(auth):
+        requests.append(auth.request)
+        auth.accept("ann")
+
+    server = make_server(identify)
+    log = ServerLog(server)
+    place = await listen(server)
+    client = WseClient(place.url + "/room?token=a%20b&token=2&flag", headers={"X-Device": "phone", "Cookie": "a=1"})
+    async with client:
+        (request,) = requests
+        assert request.path == "/room"
+        assert request.query == {"token": "a b", "flag": ""}
+        assert request.headers["x-device"] == "phone"
+        assert request.headers["X-DEVICE"] == "phone"
+        assert request.headers["cookie"] == "a=1"
+        assert request.remote_addr == "127.0.0.1"
+        conn = await log.conn("ann")
+        assert conn.request is request
+        assert conn.remote_addr == "127.0.0.1"
+        assert "token" not in repr(request)
+
+
+async def test_forwarding_headers_do_not_change_the_address(listen):
+    addresses = []
+
+    def identify(auth):
+        addresses.append(auth.request.remote_addr)
+        auth.accept("ann")
+
+    place = await listen(make_server(identify))
+    async with WseClient(place.url, headers={"X-Forwarded-For": "203.0.113.9", "Forwarded": "for=203.0.113.9"}):
+        assert addresses == ["127.0.0.1"]
