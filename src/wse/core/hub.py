@@ -359,8 +359,10 @@ async def call_all(sessions: list[ServerSession], name: MessageType, payload: An
             except WseError as exc:
                 results[session] = exc
     finally:
-        for session, stamp, _ in started:
+        for session, stamp, future in started:
             session.forget_call(stamp)
+            if future.done() and not future.cancelled():
+                future.exception()  # nobody asks any more when we were cancelled, and asyncio need not complain
     return list(results.values())
 
 

@@ -381,7 +381,8 @@ class Session:
             data = self._encode((response_error, wire, stamp))
         except Exception:
             # The error's own details cannot be encoded: the caller still gets an answer, without them.
-            wire = {"code": str(ErrorCode.RP_EXECUTION_FAILED), "details": {"rp": name, "rpc": name}}
+            code = exc.code if isinstance(exc, WseError) else ErrorCode.RP_EXECUTION_FAILED
+            wire = {"code": str(code), "details": {"rp": name, "rpc": name}}
             try:
                 data = self._encode((response_error, wire, stamp))
             except Exception as cause:  # a protocol that cannot send back what it has received

@@ -26,7 +26,8 @@ class WseJSON(Protocol):
         self._decode = msgspec.json.Decoder().decode
         # Decodes what all known peers write, arrays of three, without a line of Python; `unpack` takes the rest.
         decode_three = msgspec.json.Decoder(tuple[Any, Any, Any]).decode
-        self.codec = Codec(self._encode, decode_three, utf8=True)
+        if type(self).pack is WseJSON.pack and type(self).unpack is WseJSON.unpack:  # else a subclass knows better
+            self.codec = Codec(self._encode, decode_three, utf8=True)
 
     def pack(self, type: MessageType, payload: Any = None, stamp: Any = None) -> str:
         return self._encode((type, payload, stamp)).decode()

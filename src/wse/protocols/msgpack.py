@@ -22,7 +22,8 @@ class WseMsgpack(Protocol):
     def __init__(self) -> None:
         self._encode = msgspec.msgpack.Encoder().encode
         self._decode = msgspec.msgpack.Decoder().decode
-        self.codec = Codec(self._encode, self.unpack)
+        if type(self).pack is WseMsgpack.pack:  # else a subclass knows better
+            self.codec = Codec(self._encode, self.unpack)
 
     def pack(self, type: MessageType, payload: Any = None, stamp: Any = None) -> bytes:
         return self._encode((type, payload, stamp))
