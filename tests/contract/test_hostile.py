@@ -209,7 +209,7 @@ async def test_an_oversized_message_to_a_client_closes_with_1009_and_is_reported
     assert error.code == ErrorCode.PROTOCOL_VIOLATION
     assert error.details["from"] == "server"
     entry = await scene.log.until("disconnected", "small")
-    assert entry[2] == 1009
+    assert entry[2] == scene.place.hears_close(1009, "")[0]
     assert await soon(scene.bystander.call("echo", 1)) == 1
 
 

@@ -14,6 +14,7 @@ import os
 import struct
 from abc import ABC, abstractmethod
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from functools import partial
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -21,6 +22,7 @@ from websockets.asyncio.client import connect as ws_connect
 from websockets.asyncio.server import serve as ws_serve
 from websockets.exceptions import ConnectionClosed
 
+from support import frameworks
 from wse import ErrorCode, Limits, WseClient, WseError, WseJSON, WseServer
 from wse.testing import URL, MemoryConnector
 from wse.transports.memory import MemoryLink
@@ -275,6 +277,11 @@ class Place(ABC):
     has_frames = True
     """Messages travel in frames over a socket: fragments, TCP and its backpressure exist."""
 
+    @staticmethod
+    def hears_close(code, reason):
+        """What the application hears when a client has closed with this code and reason."""
+        return code, reason
+
     def __init__(self, server, stack):
         self.server = server
         self._stack = stack
@@ -284,6 +291,12 @@ class Place(ABC):
 
     @abstractmethod
     async def _make_peer(self, offer, target): ...
+
+    async def empty(self):
+        """The server knows that nobody is connected."""
+        async with asyncio.timeout(TIMEOUT):
+            while self.server._hub.sessions:
+                await asyncio.sleep(0)
 
     def client(self, **options):
         """A client that is yet to connect; it is closed with the place."""
@@ -361,9 +374,36 @@ async def in_memory(server):
         yield MemoryPlace(server, stack)
 
 
+def mounted(serve, handler, **differences):
+    """A transport inside a web server of tests/support/frameworks.py, with what that server does differently."""
+
+    @asynccontextmanager
+    async def on_web_server(server):
+        async with AsyncExitStack() as stack:
+            port = await stack.enter_async_context(serve(handler(server)))
+            stack.push_async_callback(server.close)
+            place = SocketPlace(server, stack, f"ws://127.0.0.1:{port}")
+            vars(place).update(differences)
+            yield place
+
+    return on_web_server
+
+
+def asgi(server):
+    return server.asgi
+
+
 TRANSPORTS = {
     "picows": on_picows,
     "memory": in_memory,
+    "uvicorn-sansio": mounted(partial(frameworks.uvicorn_asgi, ws="websockets-sansio"), asgi),
+    "uvicorn-wsproto": mounted(partial(frameworks.uvicorn_asgi, ws="wsproto"), asgi),
+    "uvicorn-legacy": mounted(partial(frameworks.uvicorn_asgi, ws="websockets"), asgi),
+    # hypercorn 0.18 never passes on what the client's close frame says (protocol/ws_stream.py, StreamClosed).
+    "hypercorn": mounted(frameworks.hypercorn_asgi, asgi, hears_close=lambda code, reason: (1006, "")),
+    # granian 2.8 passes on the code of the client's close frame, but not the reason.
+    "granian": mounted(frameworks.granian_asgi, asgi, hears_close=lambda code, reason: (code, "")),
+    "aiohttp": mounted(frameworks.aiohttp_web, lambda server: server.aiohttp),
 }
 """The transports of a server: context managers that run it somewhere and yield its `Place`."""
 

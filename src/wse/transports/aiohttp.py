@@ -9,7 +9,7 @@ from wse.transports.awaited import CLOSE_TIMEOUT, AwaitedLink
 from wse.transports.request import HttpRequest, offered_subprotocols
 
 try:
-    from aiohttp import WSCloseCode, WSMsgType, web
+    from aiohttp import WSMessage, WSMsgType, web
     from aiohttp.http_websocket import WebSocketError
 except ImportError as exc:  # pragma: no cover - the tests have the extra
     raise ImportError("server.aiohttp needs the aiohttp library: pip install wse[aiohttp]") from exc
@@ -24,33 +24,41 @@ if TYPE_CHECKING:
 class AiohttpLink(AwaitedLink):
     """One WebSocket of aiohttp."""
 
-    def __init__(self, limit: int, websocket: web.WebSocketResponse, remote_addr: str) -> None:
-        super().__init__(limit, remote_addr)
+    def __init__(self, limit: int, websocket: web.WebSocketResponse, request: web.Request) -> None:
+        super().__init__(limit, request.remote or "")
         self._websocket = websocket
+        self._request = request
 
-    async def _receive(self) -> str | bytes | tuple[int, str]:
-        message = await self._websocket.receive()
-        if message.type is WSMsgType.TEXT:
-            text: str = message.data
-            return text
-        if message.type is WSMsgType.BINARY:
-            return bytes(message.data)
-        if message.type is WSMsgType.CLOSE:
-            return int(message.data or WSCloseCode.OK), str(message.extra or "")
-        error = self._websocket.exception()
-        if isinstance(error, WebSocketError):
+    def _receive(self) -> Awaitable[WSMessage]:
+        return self._websocket.receive()
+
+    def _read(self, event: WSMessage) -> str | bytes | tuple[int, str]:
+        data = event.data
+        if event.type is WSMsgType.TEXT or event.type is WSMsgType.BINARY:
+            return data  # type: ignore[no-any-return] # str or bytes
+        if event.type is WSMsgType.CLOSE:
+            return int(data) or 1005, event.extra or ""
+        if event.type is WSMsgType.ERROR and isinstance(data, WebSocketError):
             # aiohttp has closed the connection for it: a frame against RFC 6455, or a message above the limit.
-            self.session.violated(int(error.code), str(error))
-        return int(self._websocket.close_code or 1006), ""
+            self.session.violated(int(data.code), str(data))
+        return 1006, ""
 
-    async def _send(self, message: str | bytes) -> None:
+    def _send(self, message: str | bytes) -> Awaitable[None]:
         if isinstance(message, str):
-            await self._websocket.send_str(message)
-        else:
-            await self._websocket.send_bytes(message)
+            return self._websocket.send_str(message)
+        return self._websocket.send_bytes(message)
 
-    async def _send_close(self, code: int, reason: str) -> None:
-        await self._websocket.close(code=code, message=reason.encode())
+    def _send_close(self, code: int, reason: str) -> Awaitable[bool]:
+        return self._websocket.close(code=code, message=reason.encode())
+
+    async def _finish(self, code: int, reason: str) -> None:
+        # The peer's close is echoed, so that a browser's own close event shows its own code and reason.
+        code = 1000 if code in (1005, 1006) else code
+        await self._websocket.close(code=code, message=reason.encode(), drain=False)
+
+    def _cut(self) -> None:
+        if self._request.transport is not None:
+            self._request.transport.abort()
 
 
 def handler(
@@ -73,12 +81,13 @@ def handler(
         limit = acceptor.limits.message_size
         websocket = web.WebSocketResponse(
             protocols=() if protocol is None else (protocol.name,),
-            max_msg_size=limit,
+            max_msg_size=limit + 1,  # aiohttp allows less than that
             timeout=CLOSE_TIMEOUT,
+            autoclose=False,
             compress=False,
         )
         await websocket.prepare(request)
-        link = AiohttpLink(limit, websocket, request.remote or "")
+        link = AiohttpLink(limit, websocket, request)
         await link.run(partial(open_session, request, protocol))
         return websocket
 

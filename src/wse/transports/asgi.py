@@ -32,22 +32,31 @@ class AsgiLink(AwaitedLink):
         self._asgi_receive = receive
         self._asgi_send = send
 
-    async def _receive(self) -> str | bytes | tuple[int, str]:
-        while True:
-            event = await self._asgi_receive()
-            if event["type"] == "websocket.receive":
-                text: str | None = event.get("text")
-                data: bytes = event.get("bytes") or b""
-                return data if text is None else text
-            if event["type"] == "websocket.disconnect":
-                return int(event.get("code") or 1005), event.get("reason") or ""
+    def _receive(self) -> Awaitable[Message]:
+        return self._asgi_receive()
 
-    async def _send(self, message: str | bytes) -> None:
-        key = "text" if isinstance(message, str) else "bytes"
-        await self._asgi_send({"type": "websocket.send", key: message})
+    def _read(self, event: Message) -> str | bytes | tuple[int, str]:
+        if event["type"] == "websocket.receive":
+            text: str | None = event.get("text")
+            if text is not None:
+                return text
+            data: bytes = event.get("bytes") or b""
+            return data
+        # websocket.disconnect is all that remains.
+        code = int(event.get("code") or 1005)
+        if code == 1005 and "reason" not in event:
+            # uvicorn and granian say so when the socket has gone without a close frame. With an empty one, uvicorn
+            # gives a reason; granian does not, so there the frequent case stands for the rare one.
+            code = 1006
+        return code, event.get("reason") or ""
 
-    async def _send_close(self, code: int, reason: str) -> None:
-        await self._asgi_send({"type": "websocket.close", "code": code, "reason": reason})
+    def _send(self, message: str | bytes) -> Awaitable[None]:
+        if isinstance(message, str):
+            return self._asgi_send({"type": "websocket.send", "text": message})
+        return self._asgi_send({"type": "websocket.send", "bytes": message})
+
+    def _send_close(self, code: int, reason: str) -> Awaitable[None]:
+        return self._asgi_send({"type": "websocket.close", "code": code, "reason": reason})
 
 
 class AsgiApp:
@@ -85,7 +94,7 @@ class AsgiApp:
         await receive()  # websocket.connect
         path = scope["path"]
         if self._path is not None and path != self._path:
-            await send({"type": "websocket.close"})  # before accept: HTTP 403, all that ASGI has for it
+            await self._refuse(scope, send)
             return
         self._started()
         protocol = self._acceptor.select(scope.get("subprotocols") or ())
@@ -114,8 +123,19 @@ class AsgiApp:
                 await send({"type": "lifespan.shutdown.complete"})
                 return
 
+    async def _refuse(self, scope: Scope, send: Send) -> None:
+        """No WebSocket under this path: HTTP 404, or 403 where the web server knows nothing else."""
+        if "websocket.http.response" in (scope.get("extensions") or ()):
+            await _respond(send, "websocket.http.response", 404, b"404 Not Found\n")
+        else:
+            await send({"type": "websocket.close"})
+
     async def _http(self, send: Send) -> None:
-        body = b"426 Upgrade Required\n"
-        headers = [(b"content-type", b"text/plain"), (b"upgrade", b"websocket"), (b"content-length", b"%d" % len(body))]
-        await send({"type": "http.response.start", "status": 426, "headers": headers})
-        await send({"type": "http.response.body", "body": body})
+        await _respond(send, "http.response", 426, b"426 Upgrade Required\n", (b"upgrade", b"websocket"))
+
+
+async def _respond(send: Send, kind: str, status: int, body: bytes, *headers: tuple[bytes, bytes]) -> None:
+    """Answer by HTTP."""
+    plain = [(b"content-type", b"text/plain"), (b"content-length", b"%d" % len(body))]
+    await send({"type": f"{kind}.start", "status": status, "headers": [*plain, *headers]})
+    await send({"type": f"{kind}.body", "body": body})

@@ -2,7 +2,8 @@
 
 A session writes synchronously. What it writes waits here in order, and leaves by one coroutine at a time: the
 connection's own task after each message that it has handled, or a task that is started once for all that was written
-in a turn of the event loop.
+in a turn of the event loop. The close is always sent by the connection's own task, which gives up receiving for it:
+granian's close waits for ever while a receive does, and aiohttp's then does not wait for the peer.
 """
 
 from __future__ import annotations
@@ -10,12 +11,14 @@ from __future__ import annotations
 import asyncio
 from abc import ABC, abstractmethod
 from collections import deque
-from typing import TYPE_CHECKING
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
 
+from wse.errors import CloseReason
 from wse.scheduler import start_task
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Awaitable, Callable
 
     from wse.core.packed import Packed
     from wse.core.ports import Timer
@@ -24,10 +27,11 @@ if TYPE_CHECKING:
 CLOSE_TIMEOUT = 5.0
 """Seconds that the peer has for its part of the closing handshake, before the connection is cut."""
 
+FAREWELL_TIMEOUT = 0.5
+"""Seconds for a close frame while the web server cancels the connection, and is to end itself."""
+
 HIGH_WATER = 64 * 1024
 """Characters or bytes that wait to be sent, above which a session is told to hold back."""
-
-_Item = str | bytes | tuple[int, str]  # a message, or the close that ends them
 
 
 class AwaitedLink(ABC):
@@ -35,31 +39,44 @@ class AwaitedLink(ABC):
 
     def __init__(self, limit: int, remote_addr: str) -> None:
         self.remote_addr = remote_addr
+        self.session: Session
         self._limit = limit
         self._loop = asyncio.get_running_loop()
-        self._task = asyncio.current_task()
-        self._out: deque[_Item] = deque()
+        self._task: asyncio.Task[Any] | None = None  # while it runs
+        self._out: deque[str | bytes] = deque()
         self._size = 0  # of what waits in _out
+        self._close: tuple[int, str] | None = None  # waits to be sent after that
         self._busy = False  # a coroutine is sending, or is about to
+        self._sender: asyncio.Task[None] | None = None  # when that is not the connection's own task
         self._held_back = False
-        self._closing = False
+        self._closing = False  # nothing more is written
+        self._interrupted = False  # a cancellation of ours is on its way to the task
+        self._aborted = False
         self._close_timer: Timer | None = None
-        self._tasks: set[asyncio.Task[None]] = set()
-        self.session: Session
 
     # What a framework's adapter adds.
 
     @abstractmethod
-    async def _receive(self) -> str | bytes | tuple[int, str]:
-        """The next message, or the code and reason of the close that ended them."""
+    def _receive(self) -> Awaitable[Any]:
+        """The framework's next event. What it raises ends the connection."""
 
     @abstractmethod
-    async def _send(self, message: str | bytes) -> None:
+    def _read(self, event: Any) -> str | bytes | tuple[int, str]:
+        """The message that an event brings, or the code and reason of the close that ends them."""
+
+    @abstractmethod
+    def _send(self, message: str | bytes) -> Awaitable[object]:
         """Send a message: `str` as text, `bytes` as binary. What it raises ends the connection."""
 
     @abstractmethod
-    async def _send_close(self, code: int, reason: str) -> None:
-        """Begin the closing handshake. What it raises ends the connection."""
+    def _send_close(self, code: int, reason: str) -> Awaitable[object]:
+        """Begin the closing handshake; nothing is being received meanwhile. What it raises ends the connection."""
+
+    async def _finish(self, code: int, reason: str) -> None:  # noqa: B027 - not every framework needs it
+        """The peer has closed so, or 1006 without a close frame."""
+
+    def _cut(self) -> None:  # noqa: B027 - not every framework can
+        """Close the socket at once, where a framework can do that before `run` has returned."""
 
     # Link: what the session calls.
 
@@ -75,11 +92,11 @@ class AwaitedLink(ABC):
         if self._size > HIGH_WATER and not self._held_back:
             self._held_back = True
             self.session.writable(False)
-        self._wake()
+        if not self._busy:
+            self._wake()
 
     def write_utf8(self, data: bytes) -> None:
-        if not self._closing:
-            self.write(data.decode())
+        self.write(data.decode())
 
     def write_shared(self, packed: Packed) -> None:
         self.write(packed.message)
@@ -87,88 +104,133 @@ class AwaitedLink(ABC):
     def close(self, code: int, reason: str) -> None:
         if self._closing:
             return
-        self._closing = True
-        self._out.append((code, reason))
-        self._close_timer = self._loop.call_later(CLOSE_TIMEOUT, self.abort)
-        self._wake()
+        self._close = code, reason
+        self._stop_writing()
+        if not self._busy:
+            self._wake()
 
     def abort(self) -> None:
         self._closing = True
-        if self._task is not None:
-            self._task.cancel()
+        if self._task is not None and not self._aborted:
+            self._aborted = True
+            self._cut()
+            self._interrupt()
 
     # The connection's task.
 
     async def run(self, open: Callable[[AwaitedLink], Session]) -> None:
         """Exchange messages until either side has closed."""
-        code, reason = 1006, ""
+        task = asyncio.current_task()
+        assert task is not None  # a coroutine of asyncio
+        cancelled_before = task.cancelling()
+        self._busy = True  # what the session writes while it is opened leaves before a message is awaited
+        self.session = open(self)
+        self._task = task
+        close = None
         try:
-            # What the session writes while it is opened, or handles a message, leaves before the next is awaited.
-            self._busy = True
-            self.session = open(self)
-            await self._flush()
-            while True:
-                received = await self._receive()
-                if isinstance(received, tuple):
-                    code, reason = received
-                    break
-                if self._is_too_large(received):
-                    self.session.violated(1009, f"a message is larger than {self._limit} bytes")
-                    continue
-                if self._busy:
-                    self.session.receive(received)  # another coroutine is sending, and takes what this one writes
-                else:
-                    self._busy = True
-                    self.session.receive(received)
+            while close is None and not self._aborted:
+                try:
                     await self._flush()
-        except asyncio.CancelledError:
-            # From abort: the end of this connection and no more. From outside: the server is ending, and us with it.
-            if self._task is None or not self._closing or self._task.cancelling() > 1:
-                raise
-            self._task.uncancel()
+                    close = await self._exchange()
+                    await self._finish(*close)
+                    if self._interrupted:
+                        await asyncio.sleep(0)  # our own cancellation is none of the framework's business
+                except asyncio.CancelledError:
+                    if not self._interrupted or task.uncancel() > cancelled_before:
+                        await self._say_farewell()
+                        raise
+                    self._interrupted = False
+                    self._busy = True
         finally:
+            self._task = None
             self._closing = True
             self._out.clear()
             if self._close_timer is not None:
                 self._close_timer.cancel()
-            for task in self._tasks:
-                task.cancel()
-            self.session.closed(code, reason)
+            if self._sender is not None:
+                self._sender.cancel()
+            self.session.closed(*(close or (1006, "")))
 
-    def _is_too_large(self, message: str | bytes) -> bool:
-        size = len(message)
-        if isinstance(message, bytes) or size > self._limit:
-            return size > self._limit
-        return size * 4 > self._limit and len(message.encode()) > self._limit
+    async def _exchange(self) -> tuple[int, str]:
+        """Hand messages to the session, and send what it writes; returns the close of the peer."""
+        receive, read, session, out = self._receive, self._read, self.session, self._out
+        limit = self._limit
+        surely_small = limit // 4  # characters of four bytes each at most
+        while True:
+            received = read(await receive())
+            if isinstance(received, tuple):
+                return received
+            if len(received) > surely_small and _size(received) > limit:
+                session.violated(1009, f"a message is larger than {limit} bytes")
+            elif self._busy:
+                session.receive(received)  # another coroutine is sending, and takes what this one writes
+            else:
+                self._busy = True
+                session.receive(received)
+                if out or self._close:
+                    await self._flush()
+                else:
+                    self._busy = False
+
+    async def _say_farewell(self) -> None:
+        """Close properly when the web server cancels WebSockets instead of closing them (hypercorn does)."""
+        self._busy = True
+        self.session.close(1012, CloseReason.BY_SERVER)
+        if self._sender is not None:
+            self._sender.cancel()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(FAREWELL_TIMEOUT):
+                await self._flush()
+
+    def _stop_writing(self) -> None:
+        """No message follows; the connection is to end soon."""
+        self._closing = True
+        self._close_timer = self._loop.call_later(CLOSE_TIMEOUT, self.abort)
+
+    def _interrupt(self) -> None:
+        """Make the connection's task see to the close, or to its end, instead of receiving."""
+        if self._task is not None and not self._interrupted:
+            self._interrupted = True
+            self._task.cancel()
 
     def _wake(self) -> None:
         """See to it that what waits is sent."""
-        if not self._busy:
-            self._busy = True
-            self._loop.call_soon(self._start_flush)
+        self._busy = True
+        self._loop.call_soon(self._start_sender)
 
-    def _start_flush(self) -> None:
-        task = start_task(self._flush(), self._loop)
-        if not task.done():
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
+    def _start_sender(self) -> None:
+        if self._task is not None:
+            self._sender = start_task(self._flush(), self._loop)
 
     async def _flush(self) -> None:
         """Send all that waits, and what comes while it does; only one coroutine at a time is here."""
         out = self._out
         try:
             while out:
-                item = out.popleft()
-                if isinstance(item, tuple):
-                    await self._send_close(*item)
+                message = out.popleft()
+                self._size -= len(message)
+                await self._send(message)
+            close = self._close
+            if close is not None:
+                if asyncio.current_task() is self._task:
+                    self._close = None
+                    await self._send_close(*close)
                 else:
-                    self._size -= len(item)
-                    await self._send(item)
+                    self._interrupt()
         except Exception:  # every server has its own for a peer that has gone
+            # Why it has gone is still to be received, and so may be messages that it sent before.
             out.clear()
-            self.abort()
+            self._size = 0
+            self._close = None
+            if not self._closing:
+                self._stop_writing()
+            return
         finally:
             self._busy = False
         if self._held_back:
             self._held_back = False
             self.session.writable(True)
+
+
+def _size(message: str | bytes) -> int:
+    return len(message) if isinstance(message, bytes) else len(message.encode())

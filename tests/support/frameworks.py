@@ -1,0 +1,113 @@
+"""The web servers that WSE lives in, each running in the event loop of the test.
+
+Each is a context manager that serves an ASGI application (or an aiohttp handler) on a free port of 127.0.0.1 and
+yields that port. They are the servers' own protocols on a real socket; what only a whole process has (signals,
+workers) is tested in tests/frameworks.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import warnings
+from contextlib import asynccontextmanager
+
+import uvicorn
+from aiohttp import web
+from granian.constants import Interfaces
+from granian.server.embed import Server as GranianServer
+from hypercorn.asyncio import serve as hypercorn_serve
+from hypercorn.config import Config as HypercornConfig
+
+
+def free_port():
+    """For servers that cannot tell which port they have taken: one that was free a moment ago."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+@asynccontextmanager
+async def uvicorn_asgi(app, ws):
+    """uvicorn, with one of its WebSocket implementations.
+
+    Started by its own `startup`. Its main loop and `shutdown`, which only poll and sleep, are left out.
+    """
+    config = uvicorn.Config(app, port=0, ws=ws, log_config=None, lifespan="off", access_log=False)
+    with warnings.catch_warnings():
+        if ws == "websockets":  # deprecated: by uvicorn, and by websockets when it is imported and per connection
+            warnings.filterwarnings("ignore", category=uvicorn.config.UvicornDeprecationWarning)
+            warnings.filterwarnings("ignore", "websockets", DeprecationWarning)
+            warnings.filterwarnings("ignore", "remove second argument of ws_handler", DeprecationWarning)
+        config.load()
+        server = uvicorn.Server(config)
+        server.lifespan = config.lifespan_class(config)
+        await server.startup()
+        (listener,) = server.servers
+        try:
+            yield listener.sockets[0].getsockname()[1]
+        finally:
+            listener.close()
+            for connection in tuple(server.server_state.connections):
+                connection.shutdown()
+            await asyncio.gather(*server.server_state.tasks)
+
+
+@asynccontextmanager
+async def hypercorn_asgi(app):
+    config = HypercornConfig()
+    config.bind = ["127.0.0.1:0"]
+    config.accesslog = config.errorlog = None
+    sockets = config.create_sockets()
+    (listener,) = sockets.insecure_sockets
+    listener.listen()  # hypercorn will; a test may be faster
+    config.create_sockets = lambda: sockets
+    stop = asyncio.Event()
+    serving = asyncio.ensure_future(hypercorn_serve(app, config, shutdown_trigger=stop.wait, mode="asgi"))
+    try:
+        yield listener.getsockname()[1]
+    finally:
+        stop.set()
+        await serving
+
+
+@asynccontextmanager
+async def granian_asgi(app):
+    """granian's embedded server: its own Rust threads for the network, the application in this event loop."""
+    port = free_port()
+    server = GranianServer(app, port=port, interface=Interfaces.ASGINL, log_enabled=False)
+    serving = asyncio.ensure_future(server.serve())
+    try:
+        await accepts(port, serving)
+        yield port
+    finally:
+        server.stop()
+        await serving
+
+
+async def accepts(port, serving):
+    """The port takes connections."""
+    async with asyncio.timeout(5):
+        while not serving.done():
+            try:
+                _, writer = await asyncio.open_connection("127.0.0.1", port)
+            except ConnectionError:
+                await asyncio.sleep(0.002)
+            else:
+                writer.close()
+                await writer.wait_closed()
+                return
+    await serving
+
+
+@asynccontextmanager
+async def aiohttp_web(handler):
+    app = web.Application()
+    app.router.add_get("/{path:.*}", handler)
+    runner = web.AppRunner(app, access_log=None)
+    await runner.setup()
+    try:
+        await web.TCPSite(runner, "127.0.0.1", 0).start()
+        yield runner.addresses[0][1]
+    finally:
+        await runner.cleanup()
