@@ -12,6 +12,7 @@ from wse.files import js_client_path
 from wse.protocols.json import WseJSON
 from wse.protocols.msgpack import WseMsgpack
 from wse.server import WseServer
+from wse.transports.deflate import Compression
 from wse.types import ClientStatus, ReadyState
 
 __all__ = [
@@ -20,6 +21,7 @@ __all__ = [
     "Channel",
     "ClientStatus",
     "CloseReason",
+    "Compression",
     "Credentials",
     "ErrorCode",
     "Handshake",

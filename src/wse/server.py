@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from wse.core.handshake import AuthHandler
     from wse.core.ports import Link, Request
     from wse.core.session import Session
+    from wse.transports.deflate import Compression
 
 A = TypeVar("A", bound="AuthHandler")
 
@@ -75,6 +76,8 @@ class WseServer:
         auth_timeout: Seconds that a connection has to become valid; 0 for ever, `None` for `timeout`.
         protocol: The message protocol, or several in order of preference; the client's offer decides.
         limits: What one client may send.
+        compression: Compress messages of 1 KiB and more for clients that can (permessage-deflate); off by default,
+            since it costs far more time than it saves where the network is fast.
         serve_client: Serve the JavaScript client at `/wse.js`.
         files: Files to answer plain GETs with, by path: `{"/": "index.html"}`.
         debug: Send stack traces of failing procedures to their callers.
@@ -97,6 +100,7 @@ class WseServer:
         auth_timeout: float | None = None,
         protocol: Protocol | Iterable[Protocol] | None = None,
         limits: Limits | None = None,
+        compression: Compression | None = None,
         serve_client: bool = False,
         files: Mapping[str, str | Path] | None = None,
         debug: bool = False,
@@ -117,6 +121,7 @@ class WseServer:
         self._port = port
         self._path = path
         self._ssl = ssl
+        self._compression = compression
         self._files = {at: StaticFile(Path(file)) for at, file in (files or {}).items()}
         if serve_client:
             self._files["/wse.js"] = StaticFile(js_client_path())
@@ -268,6 +273,7 @@ class WseServer:
             ssl=self._ssl,
             handshake_timeout=self._hub.auth_timeout or None,
             files=self._files,
+            compression=self._compression,
         )
 
     async def serve_forever(self) -> None:

@@ -20,14 +20,22 @@ ALLOWED = {
     "protocols/": {"errors", "types", "core", "protocols"},
     "transports/request.py": set(),
     "transports/awaited.py": {"errors", "types", "core", "scheduler"},
-    "transports/picows/": {"errors", "types", "core", "files", "transports.picows", "transports.request"},
+    "transports/picows/": {
+        "errors",
+        "types",
+        "core",
+        "files",
+        "transports.deflate",
+        "transports.picows",
+        "transports.request",
+    },
     "transports/": {"errors", "types", "core", "transports.awaited", "transports.request"},
     "scheduler.py": {"core"},
     "client/": {"errors", "types", "core", "client", "protocols", "scheduler", "transports"},
     "auth/": {"errors", "types", "core", "auth", "server"},
     "server.py": {"errors", "types", "core", "files", "protocols", "scheduler", "transports"},
     "testing.py": {"client", "core", "server", "transports"},
-    "__init__.py": {"errors", "types", "core", "client", "files", "protocols", "server"},
+    "__init__.py": {"errors", "types", "core", "client", "files", "protocols", "server", "transports"},
 }
 
 # Which third-party libraries a part may import; all others belong to the standard library.
@@ -100,7 +108,7 @@ def test_the_package_itself_only_re_exports() -> None:
 
 def test_everything_public_is_there() -> None:
     assert {
-        "Backoff", "Challenge", "Channel", "ClientStatus", "CloseReason", "Credentials", "ErrorCode", "Handshake",
+        "Backoff", "Challenge", "Channel", "ClientStatus", "CloseReason", "Compression", "Credentials", "ErrorCode", "Handshake",
         "InternalTypes", "Limits", "Protocol", "ReadyState", "Signal", "WseClient", "WseConnection", "WseError",
         "WseIdentity", "WseJSON", "WseMsgpack", "WseServer", "js_client_path",
     } == set(wse.__all__)  # fmt: skip

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from wse.core.packed import Packed
     from wse.core.ports import Connector, Link
     from wse.core.session import Session
+    from wse.transports.deflate import Compression
 
 JUMP = 4000
 """The close code of `jump`; who closes with it is reconnected to, at once and always (WIRE.md section 6)."""
@@ -100,6 +101,7 @@ class WseClient:
         headers: Sent with the HTTP request that opens the WebSocket.
         backoff: How long to wait before each attempt to reconnect.
         limits: What the server may send.
+        compression: Ask the server for permessage-deflate; off by default.
         debug: Send stack traces of failing procedures to the server.
         connector: Opens WebSockets; for tests and other transports.
 
@@ -120,6 +122,7 @@ class WseClient:
         headers: Mapping[str, str] | None = None,
         backoff: Backoff | None = None,
         limits: Limits | None = None,
+        compression: Compression | None = None,
         debug: bool = False,
         connector: Connector | None = None,
     ) -> None:
@@ -130,7 +133,7 @@ class WseClient:
         self._protocol = protocol or WseJSON()
         self._headers = dict(headers or {})
         self._backoff = backoff or Backoff()
-        self._connector = connector or partial(picows.connect, ssl=ssl, timeout=timeout)
+        self._connector = connector or partial(picows.connect, ssl=ssl, timeout=timeout, compression=compression)
         self._scheduler = AsyncioScheduler()
         self._endpoint = Endpoint(
             (),

@@ -15,12 +15,20 @@ class Packed:
             frame to every receiver.
     """
 
-    __slots__ = ("data", "frame", "utf8")
+    __slots__ = ("_deflated", "data", "frame", "utf8")
 
     def __init__(self, data: str | bytes, utf8: bool) -> None:
         self.data = data
         self.utf8 = utf8
         self.frame: bytes | None = None
+        self._deflated: dict[object, bytes] | None = None
+
+    @property
+    def deflated(self) -> dict[object, bytes]:
+        """The frames that carry it compressed, by the parameters of the compression."""
+        if self._deflated is None:
+            self._deflated = {}
+        return self._deflated
 
     @property
     def message(self) -> str | bytes:

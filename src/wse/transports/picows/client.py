@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from wse.core.limits import Limits
     from wse.core.ports import Link
     from wse.core.session import Session
+    from wse.transports.deflate import Compression
 
 
 async def connect(
@@ -29,6 +30,7 @@ async def connect(
     *,
     ssl: ssl.SSLContext | None = None,
     timeout: float = 20.0,
+    compression: Compression | None = None,
 ) -> None:
     """Open a WebSocket to a server; see `wse.core.ports.Connector`.
 
@@ -40,22 +42,35 @@ async def connect(
         open: Makes the session of the link.
         ssl: For `wss:`; by default the system's certificates are trusted.
         timeout: Seconds for the whole of it; 0 for ever.
+        compression: Offered to the server; `None` for no compression.
 
     Raises:
         WseError: `WS_CLIENT_ERROR`, with the reason as its cause.
     """
-    link = PicowsClientLink(Turn(asyncio.get_running_loop()), limits, open)
+    wanted = {**headers, "Sec-WebSocket-Protocol": protocol}
+    if compression is not None:
+        wanted["Sec-WebSocket-Extensions"] = compression.offer()
+
+    def on_response(_: picows.WSUpgradeRequest, response: picows.WSUpgradeResponse) -> PicowsClientLink:
+        answer = ",".join(response.headers.getall("Sec-WebSocket-Extensions", []))
+        deflate = None
+        if answer:
+            if compression is None:
+                raise ValueError(f"the server answers with extensions that were not offered: {answer}")
+            deflate = compression.accepted(answer)
+        return PicowsClientLink(Turn(asyncio.get_running_loop()), limits, open, deflate)
+
     try:
         async with asyncio.timeout(timeout or None):
             await picows.ws_connect(
-                lambda: link,
+                on_response,
                 url,
                 ssl_context=ssl,
                 logger_name=logger,
                 websocket_handshake_timeout=timeout or None,
                 enable_auto_pong=False,
                 max_frame_size=limits.message_size,
-                extra_headers={**headers, "Sec-WebSocket-Protocol": protocol},
+                extra_headers=wanted,
                 read_buffer_init_size=2048,
             )
     except (OSError, picows.WSError, ValueError) as exc:  # TimeoutError is an OSError

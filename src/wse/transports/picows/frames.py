@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import os
 
+RSV1 = 0x40
+"""Marks a compressed message (RFC 7692, 6)."""
+
 SHORT_TEXT = [bytes((0x81, size)) for size in range(126)]
 """The heads of unmasked frames with a whole text message of 0 to 125 bytes."""
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import codecs
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from picows import WSListener, WSMsgType
 
-from wse.transports.picows.frames import SHORT_TEXT, masked_frame, may_travel, server_frame
+from wse.transports.picows.assembly import Assembly, ViolationError
+from wse.transports.picows.frames import RSV1, SHORT_TEXT, masked_frame, may_travel, server_frame
 
 if TYPE_CHECKING:
     import asyncio
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from wse.core.packed import Packed
     from wse.core.ports import Timer
     from wse.core.session import Session
+    from wse.transports.deflate import Deflate
 
 CLOSE_TIMEOUT = 5.0
 """Seconds that the peer has for its part of the closing handshake, before the socket is cut."""
@@ -60,14 +61,13 @@ class PicowsLink(WSListener):
     """One WebSocket: a `Link` for the session, a listener for picows."""
 
     __slots__ = (
+        "_assembly",
         "_close_timer",
         "_closing",
-        "_decoder",
+        "_deflate",
         "_limit",
         "_open",
         "_out",
-        "_parts",
-        "_parts_size",
         "_queued",
         "_received_close",
         "_session",
@@ -80,7 +80,9 @@ class PicowsLink(WSListener):
     _transport: WSTransport
     _write: Callable[[bytes], None]
 
-    def __init__(self, turn: Turn, limits: Limits, open: Callable[[PicowsLink], Session]) -> None:
+    def __init__(
+        self, turn: Turn, limits: Limits, open: Callable[[PicowsLink], Session], deflate: Deflate | None = None
+    ) -> None:
         self._turn = turn
         self._limit = limits.message_size
         self._open: Callable[[PicowsLink], Session] | None = open
@@ -89,22 +91,24 @@ class PicowsLink(WSListener):
         self._closing = False
         self._received_close: tuple[int, str] | None = None
         self._close_timer: Timer | None = None
-        self._parts: list[Any] | None = None  # of a fragmented message: str or bytes
-        self._parts_size = 0
-        self._decoder: codecs.IncrementalDecoder | None = None
+        self._assembly: Assembly | None = None  # the message that has begun and not ended
+        self._deflate: Deflate | None = deflate
 
     # Link: what the session calls.
 
     def write(self, data: str | bytes) -> None:
-        if not self._closing:
-            self._put(server_frame(data.encode(), 0x81) if isinstance(data, str) else server_frame(data, 0x82))
+        if isinstance(data, str):
+            self._send(data.encode(), 0x81)
+        else:
+            self._send(data, 0x82)
 
     def write_utf8(self, data: bytes) -> None:
-        # The same in one function, since every answer goes this way.
-        if self._closing:
-            return
         size = len(data)
-        self._out.append(SHORT_TEXT[size] + data if size < 126 else server_frame(data, 0x81))
+        if size > 125 or self._closing:
+            self._send(data, 0x81)
+            return
+        # The same for short messages, and in one function: most answers go this way.
+        self._out.append(SHORT_TEXT[size] + data)
         if not self._queued:
             self._queued = True
             self._turn.add(self)
@@ -112,24 +116,46 @@ class PicowsLink(WSListener):
     def write_shared(self, packed: Packed) -> None:
         if self._closing:
             return
-        frame = packed.frame
+        frame = packed.frame if self._deflate is None else self._deflated_frame(packed, self._deflate)
         if frame is None:
-            data = packed.data
-            if isinstance(data, str):
-                frame = server_frame(data.encode(), 0x81)
-            else:
-                frame = server_frame(data, 0x81 if packed.utf8 else 0x82)
-            packed.frame = frame
+            frame = packed.frame = server_frame(*payload_of(packed))
         self._out.append(frame)
         if not self._queued:
             self._queued = True
             self._turn.add(self)
 
-    def _put(self, frame: bytes) -> None:
-        self._out.append(frame)
+    def _send(self, payload: bytes, first: int) -> None:
+        if self._closing:
+            return
+        deflate = self._deflate
+        if deflate is not None and len(payload) >= deflate.threshold:
+            compressed = deflate.deflate(payload)
+            if compressed is not None:
+                payload = compressed
+                first |= RSV1
+        self._put(payload, first)
+
+    def _put(self, payload: bytes, first: int) -> None:
+        """Queue a frame; its payload is final."""
+        self._out.append(server_frame(payload, first))
         if not self._queued:
             self._queued = True
             self._turn.add(self)
+
+    def _deflated_frame(self, packed: Packed, deflate: Deflate) -> bytes | None:
+        """The compressed frame, from another connection with the same parameters if it has made it; `None` for
+        what is not worth compressing."""
+        if len(packed.data) < deflate.threshold:
+            return packed.frame
+        key = deflate.shared
+        frame = packed.deflated.get(key) if key is not None else None
+        if frame is None:
+            payload, first = payload_of(packed)
+            compressed = deflate.deflate(payload)
+            frame = server_frame(payload, first) if compressed is None else server_frame(compressed, first | RSV1)
+            if key is not None:
+                packed.deflated[key] = frame
+        return frame
 
     def close(self, code: int, reason: str) -> None:
         if self._closing:
@@ -177,7 +203,7 @@ class PicowsLink(WSListener):
         if (
             frame.msg_type is _TEXT
             and frame.fin
-            and self._parts is None
+            and self._assembly is None
             and not (frame.rsv1 or frame.rsv2 or frame.rsv3)
         ):
             try:
@@ -239,7 +265,8 @@ class PicowsLink(WSListener):
     def _on_other_frame(self, transport: WSTransport, frame: WSFrame) -> None:
         """Everything but a whole text message: rare, so clear rather than fast."""
         kind = frame.msg_type
-        if frame.rsv1 or frame.rsv2 or frame.rsv3:
+        deflated = frame.rsv1 and self._deflate is not None and kind in (_TEXT, _BINARY)
+        if frame.rsv2 or frame.rsv3 or (frame.rsv1 and not deflated):
             self._violated(1002, "a reserved bit is set and no extension was agreed on")
         elif kind is _PING:
             self._flush()
@@ -250,38 +277,30 @@ class PicowsLink(WSListener):
         elif kind is WSMsgType.CLOSE:
             self._on_close(transport, frame)
         elif kind is _CONTINUATION:
-            if self._parts is None:
+            if self._assembly is None:
                 self._violated(1002, "a continuation frame continues nothing")
             else:
-                self._on_part(frame)
-        elif self._parts is not None:
+                self._on_part(self._assembly, frame)
+        elif self._assembly is not None:
             self._violated(1002, "a message begins before the fragmented one has ended")
-        elif not frame.fin:
-            self._parts = []
-            self._parts_size = 0
-            self._decoder = codecs.getincrementaldecoder("utf-8")() if kind is _TEXT else None
-            self._on_part(frame)
-        else:
+        elif frame.fin and not deflated:
             self._session.receive(frame.get_payload_as_bytes())
+        else:
+            deflate = self._deflate if deflated else None
+            self._assembly = Assembly(text=kind is _TEXT, limit=self._limit, deflate=deflate)
+            self._on_part(self._assembly, frame)
 
-    def _on_part(self, frame: WSFrame) -> None:
-        parts = self._parts
-        assert parts is not None  # the caller has seen to it
-        self._parts_size += frame.payload_size
-        if self._parts_size > self._limit:
-            self._parts = None
-            self._violated(1009, f"a message is larger than {self._limit} bytes")
-            return
-        part = frame.get_payload_as_bytes()
-        try:
-            parts.append(part if self._decoder is None else self._decoder.decode(part, bool(frame.fin)))
-        except UnicodeDecodeError:
-            self._parts = None
-            self._violated(1007, "a text message is not UTF-8")
-            return
+    def _on_part(self, assembly: Assembly, frame: WSFrame) -> None:
         if frame.fin:
-            self._parts = None
-            self._session.receive(b"".join(parts) if self._decoder is None else "".join(parts))
+            self._assembly = None
+        try:
+            message = assembly.add(frame.get_payload_as_bytes(), last=bool(frame.fin))
+        except ViolationError as exc:
+            self._assembly = None
+            self._violated(exc.code, str(exc))
+            return
+        if message is not None:
+            self._session.receive(message)
 
     def _on_close(self, transport: WSTransport, frame: WSFrame) -> None:
         code = frame.get_close_code().value
@@ -313,25 +332,13 @@ class PicowsClientLink(PicowsLink):
 
     __slots__ = ()
 
-    def write(self, data: str | bytes) -> None:
-        if isinstance(data, str):
-            self._write_masked(data.encode(), 0x81)
-        else:
-            self._write_masked(data, 0x82)
-
     def write_utf8(self, data: bytes) -> None:
-        self._write_masked(data, 0x81)
+        self._send(data, 0x81)
 
     def write_shared(self, packed: Packed) -> None:
-        data = packed.data
-        if packed.utf8 and isinstance(data, bytes):
-            self._write_masked(data, 0x81)
-        else:
-            self.write(data)
+        self._send(*payload_of(packed))
 
-    def _write_masked(self, payload: bytes, first: int) -> None:
-        if self._closing:
-            return
+    def _put(self, payload: bytes, first: int) -> None:
         if len(payload) <= _MASK_OURSELVES:
             self._out.append(masked_frame(payload, first))
             if not self._queued:
@@ -339,4 +346,13 @@ class PicowsClientLink(PicowsLink):
                 self._turn.add(self)
         else:
             self._flush()
-            self._transport.send(_TEXT if first == 0x81 else _BINARY, payload)
+            kind = _TEXT if first & 0x0F == 1 else _BINARY
+            self._transport.send(kind, payload, rsv1=bool(first & RSV1))
+
+
+def payload_of(packed: Packed) -> tuple[bytes, int]:
+    """The payload of a shared message, and the first byte of the frame that carries it."""
+    data = packed.data
+    if isinstance(data, str):
+        return data.encode(), 0x81
+    return data, 0x81 if packed.utf8 else 0x82

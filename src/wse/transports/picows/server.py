@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from wse.core.ports import Acceptor, Protocol
     from wse.core.session import Session
     from wse.files import StaticFile
+    from wse.transports.deflate import Compression
 
 
 async def listen(
@@ -35,6 +36,7 @@ async def listen(
     ssl: ssl.SSLContext | None,
     handshake_timeout: float | None,
     files: Mapping[str, StaticFile],
+    compression: Compression | None,
 ) -> asyncio.Server:
     """Accept WebSockets on a port; a plain GET gets a file, or 200 at `/healthz`.
 
@@ -46,6 +48,7 @@ async def listen(
         ssl: For `wss:`.
         handshake_timeout: Seconds that a client has for its HTTP request.
         files: What a plain GET gets, by path.
+        compression: Agreed on with clients that can compress; `None` for no compression.
 
     Raises:
         OSError: The port cannot be had.
@@ -72,8 +75,13 @@ async def listen(
             headers["Connection"] = "Upgrade"
         protocol = acceptor.select(offered_subprotocols(headers.getall("Sec-WebSocket-Protocol", [])))
         answer = {} if protocol is None else {"Sec-WebSocket-Protocol": protocol.name}
-        response = WSUpgradeResponse.create_101_response(answer)
-        return WSUpgradeResponseWithListener(response, PicowsLink(turn, acceptor.limits, partial(open_link, protocol)))
+        deflate = None
+        if compression is not None:
+            accepted = compression.accept(",".join(headers.getall("Sec-WebSocket-Extensions", [])))
+            if accepted is not None:
+                answer["Sec-WebSocket-Extensions"], deflate = accepted
+        link = PicowsLink(turn, acceptor.limits, partial(open_link, protocol), deflate)
+        return WSUpgradeResponseWithListener(WSUpgradeResponse.create_101_response(answer), link)
 
     return await picows.ws_create_server(
         on_request,
