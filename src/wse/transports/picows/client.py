@@ -50,8 +50,11 @@ async def connect(
     wanted = {**headers, "Sec-WebSocket-Protocol": protocol}
     if compression is not None:
         wanted["Sec-WebSocket-Extensions"] = compression.offer()
+    given_up = False
 
-    def on_response(_: picows.WSUpgradeRequest, response: picows.WSUpgradeResponse) -> PicowsClientLink:
+    def on_response(_: picows.WSUpgradeRequest, response: picows.WSUpgradeResponse) -> picows.WSListener:
+        if given_up:
+            return _Refusal()
         answer = ",".join(response.headers.getall("Sec-WebSocket-Extensions", []))
         deflate = None
         if answer:
@@ -62,7 +65,7 @@ async def connect(
 
     try:
         async with asyncio.timeout(timeout or None):
-            await picows.ws_connect(
+            _, link = await picows.ws_connect(
                 on_response,
                 url,
                 ssl_context=ssl,
@@ -73,6 +76,17 @@ async def connect(
                 extra_headers=wanted,
                 read_buffer_init_size=2048,
             )
+        if link is None:  # how picows tells that the socket closed before the server had answered
+            raise ConnectionResetError("the server closed the connection without an answer")
     except (OSError, picows.WSError, ValueError) as exc:  # TimeoutError is an OSError
         problem = str(exc) or "no answer in time"
         raise WseError(ErrorCode.WS_CLIENT_ERROR, {"url": url}, problem) from exc
+    finally:
+        given_up = True
+
+
+class _Refusal(picows.WSListener):
+    """Takes a WebSocket that opens when nobody waits for it any more: picows goes on after a cancellation."""
+
+    def on_ws_connected(self, transport: picows.WSTransport) -> None:
+        transport.disconnect(False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import TYPE_CHECKING
 
 from picows import WSListener, WSMsgType
@@ -327,10 +328,20 @@ class PicowsLink(WSListener):
         self.close(code, problem)
 
 
+async def _retrieve_exception(transport: WSTransport) -> None:
+    """Take what picows keeps for those who await a client's end, or asyncio complains that nobody has."""
+    with contextlib.suppress(Exception):
+        await transport.wait_disconnected()
+
+
 class PicowsClientLink(PicowsLink):
     """The same at a client, which masks what it sends (RFC 6455, 5.3)."""
 
     __slots__ = ()
+
+    def on_ws_disconnected(self, transport: WSTransport) -> None:
+        super().on_ws_disconnected(transport)
+        self._turn._loop.create_task(_retrieve_exception(transport))
 
     def write_utf8(self, data: bytes) -> None:
         self._send(data, 0x81)

@@ -61,7 +61,9 @@ async def listen(
         # picows keeps both for the connection's life, and has no more use for them.
         transport.request.headers.clear()
         transport.response.headers.clear()
-        return acceptor.open(link, HttpRequest(transport.request.path.decode(), headers, link.remote_addr), protocol)
+        return acceptor.open(
+            link, HttpRequest(transport.request.path.decode("utf-8", "replace"), headers, link.remote_addr), protocol
+        )
 
     def on_request(request: WSUpgradeRequest) -> WSUpgradeResponseWithListener:
         target = request.path.decode("ascii", "replace").partition("?")[0]
