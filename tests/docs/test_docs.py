@@ -1,0 +1,398 @@
+"""Every code block in README.md and docs/ is run, and what the pages say it prints is what it prints.
+
+How the blocks of a page are run, one after the other, in a folder of the page's own:
+
+    ```python                    in one namespace for the whole page; `await` works at top level, as in
+                                 `python -m asyncio`
+    ```python title="x.py"       saved; a later console block must run it, or a later file import it
+    ```console                   `$ python x.py` and `$ pytest x.py` are run; a program that serves for ever runs on in
+                                 the background, until the page ends or saves it anew, and must end cleanly by SIGINT;
+                                 `SHOWN` names the few commands that are only shown, and how each is checked
+    ```text title="Output"       what the block before it prints, to the letter; without one it must print nothing
+    ```json, ```toml             must be well-formed
+    ```text, ```nginx            shown only
+
+Port 4200 is replaced by a free one. Lines of output of one paragraph may come in another order in the demo, where
+several devices hear the same thing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import inspect
+import io
+import json
+import os
+import re
+import shlex
+import signal
+import socket
+import subprocess
+import sys
+import textwrap
+import time
+import tomllib
+from ast import PyCF_ALLOW_TOP_LEVEL_AWAIT
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trustme
+
+import wse
+import wse.auth
+from wse import ClientStatus, CloseReason, ErrorCode, ReadyState, WseClient, WseServer
+
+ROOT = Path(__file__).parents[2]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
+LANGUAGES = {"python", "console", "text", "json", "toml", "nginx"}
+PORT = "4200"
+
+_FENCE = re.compile(r"^(?P<indent> *)(?P<fence>`{3,}|~{3,})(?P<lang>[\w+-]*)(?P<info>.*)$")
+_TITLE = re.compile(r'title="([^"]*)"')
+
+
+@dataclass(frozen=True)
+class Block:
+    """A fenced block of a page."""
+
+    lang: str
+    title: str
+    code: str
+    line: int
+
+    @property
+    def is_output(self) -> bool:
+        return self.lang == "text" and self.title == "Output"
+
+
+def blocks_of(text: str) -> list[Block]:
+    blocks: list[Block] = []
+    lines = iter(enumerate(text.splitlines(), 1))
+    for number, line in lines:
+        match = _FENCE.match(line)
+        if match is None:
+            continue
+        body: list[str] = []
+        for _, inner in lines:
+            if inner.strip() == match["fence"]:
+                break
+            body.append(inner)
+        else:
+            raise ValueError(f"line {number}: the block does not end")
+        title = _TITLE.search(match["info"])
+        code = textwrap.dedent("\n".join(body))
+        blocks.append(Block(match["lang"], title[1] if title else "", f"{code}\n", number))
+    return blocks
+
+
+def test_blocks_are_found() -> None:
+    text = 'a\n```python title="x.py"\n1\n```\n    ```text\n    2\n    ```\n~~~~json\n```\n~~~~\n'
+    assert blocks_of(text) == [
+        Block("python", "x.py", "1\n", 2),
+        Block("text", "", "2\n", 5),
+        Block("json", "", "```\n", 8),
+    ]
+    with pytest.raises(ValueError, match="line 1"):
+        blocks_of("```python\n")
+
+
+class Background:
+    """A server that a page has started."""
+
+    def __init__(self, args: list[str], cwd: Path, shown: str) -> None:
+        self.shown = shown
+        self.process = subprocess.Popen(
+            args,
+            cwd=cwd,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            env=os.environ | {"PYTHONUNBUFFERED": "1"},
+            # A shell that runs the tests in the background ignores Ctrl-C for its children.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+        )
+
+    def wait_until_open(self, port: int) -> None:
+        end = time.monotonic() + 30
+        while True:
+            assert self.process.poll() is None, "the server has ended"
+            try:
+                socket.create_connection(("127.0.0.1", port), timeout=5).close()
+            except ConnectionRefusedError:
+                assert time.monotonic() < end, "the server does not listen"
+                time.sleep(0.02)
+            else:
+                return
+
+    def stop(self) -> None:
+        self.process.send_signal(signal.SIGINT)
+        output, _ = self.process.communicate(timeout=30)
+        assert output.decode() == self.shown
+        assert self.process.returncode == 0
+
+
+class Page:
+    """One page on its way."""
+
+    def __init__(self, path: Path, folder: Path) -> None:
+        self.path = path
+        self.folder = folder
+        self.blocks = blocks_of(path.read_text())
+        self.namespace: dict[str, Any] = {"__name__": "__main__"}
+        self.runner = asyncio.Runner()
+        self.saved: dict[str, Block] = {}
+        self.background: dict[str, Background] = {}
+        self.ran: set[Block] = set()
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            self.port: int = listener.getsockname()[1]
+
+    def run(self) -> None:
+        with self.runner:
+            try:
+                for index, block in enumerate(self.blocks):
+                    following = self.blocks[index + 1] if index + 1 < len(self.blocks) else None
+                    expected = following.code if following is not None and following.is_output else ""
+                    try:
+                        self.run_block(block, self.localised(expected))
+                    except BaseException as exc:
+                        exc.add_note(f"in the block at {self.path.relative_to(ROOT)}:{block.line}")
+                        raise
+                for name in tuple(self.background):
+                    self.background.pop(name).stop()
+                self.check_left_over()
+            finally:
+                for server in self.background.values():
+                    server.process.kill()
+                    server.process.communicate()
+
+    def run_block(self, block: Block, expected: str) -> None:
+        assert block.lang in LANGUAGES, f"what is to be done with {block.lang or 'a block without a language'}?"
+        code = self.localised(block.code)
+        if block.lang == "python" and block.title:
+            self.save(block, code)
+        elif block.lang == "python":
+            self.ran.add(block)
+            assert self.run_python(block, code) == expected
+        elif block.lang == "console":
+            for command, output in commands_of(code):
+                self.run_command(command, output)
+            self.ran.add(block)
+        elif block.lang == "json":
+            json.loads(code)
+        elif block.lang == "toml":
+            tomllib.loads(code)
+
+    def localised(self, text: str) -> str:
+        return re.sub(rf"\b{PORT}\b", str(self.port), text)
+
+    def run_python(self, block: Block, code: str) -> str:
+        padded = "\n" * block.line + code  # so that tracebacks tell the line of the page
+        compiled = compile(padded, str(self.path), "exec", flags=PyCF_ALLOW_TOP_LEVEL_AWAIT, dont_inherit=True)
+        stdout = io.StringIO()
+        with contextlib.redirect_stdout(stdout):
+            if compiled.co_flags & inspect.CO_COROUTINE:
+                self.runner.run(asyncio.wait_for(eval(compiled, self.namespace), 30))
+            else:
+                exec(compiled, self.namespace)
+        return stdout.getvalue()
+
+    def save(self, block: Block, code: str) -> None:
+        name = block.title
+        if name in self.background:
+            self.background.pop(name).stop()
+        (self.folder / name).write_text(code)
+        self.saved[name] = block
+        for module in re.findall(r"^(?:from|import) (\w+)", code, re.MULTILINE):
+            if f"{module}.py" in self.saved:
+                self.ran.add(self.saved[f"{module}.py"])
+
+    def run_command(self, command: str, output: str) -> None:
+        words = shlex.split(command)
+        if words[0] == "python" and words[1] in self.saved:
+            block = self.saved[words[1]]
+            self.ran.add(block)
+            args = [sys.executable, *words[1:]]
+            if ".run()" in block.code or "serve_forever()" in block.code:
+                server = self.background[words[1]] = Background(args, self.folder, output)
+                server.wait_until_open(self.port)
+            else:
+                assert run(args, self.folder) == output
+        elif words[0] == "pytest" and words[1] in self.saved:
+            self.ran.add(self.saved[words[1]])
+            args = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-p", "no:asyncio", *words[1:]]
+            result = run(args, self.folder)
+            assert without_seconds(result.splitlines()[-1]) == without_seconds(output.splitlines()[-1])
+        else:
+            for pattern, check in SHOWN.items():
+                if re.fullmatch(pattern, command):
+                    check(command, output)
+                    return
+            raise AssertionError(f"nothing runs or checks the command {command!r}")
+
+    def check_left_over(self) -> None:
+        """What a page starts it also ends."""
+        assert not asyncio.all_tasks(self.runner.get_loop())
+        for name, value in self.namespace.items():
+            if isinstance(value, WseServer):
+                assert value._listener is None, f"the page leaves {name} open"
+            elif isinstance(value, WseClient):
+                assert value._session is None, f"the page leaves {name} open"
+
+
+def run(args: list[str], cwd: Path) -> str:
+    result = subprocess.run(args, cwd=cwd, capture_output=True, text=True, timeout=60, check=False)
+    assert (result.returncode, result.stderr) == (0, ""), result.stdout + result.stderr
+    return result.stdout
+
+
+def without_seconds(line: str) -> str:
+    return re.sub(r"in [\d.]+s", "in N s", line)
+
+
+def commands_of(code: str) -> list[tuple[str, str]]:
+    """The commands of a console block, each with the output shown for it."""
+    commands: list[tuple[str, str]] = []
+    for line in code.splitlines(keepends=True):
+        if line.startswith("$ "):
+            commands.append((line[2:].strip(), ""))
+        elif commands:
+            command, output = commands[-1]
+            commands[-1] = (command, output + line)
+        else:
+            raise AssertionError("a console block begins with a command: $ ...")
+    return commands
+
+
+# Commands that are only shown, with what can be checked of them.
+
+
+def check_pip(command: str, output: str) -> None:
+    """The extras exist."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert not output
+    for requirement in shlex.split(command)[2:]:
+        match = re.fullmatch(r"(\w+)(?:\[([\w,]+)\])?", requirement)
+        assert match
+        if match[1] == "wse":
+            assert set((match[2] or "scram").split(",")) <= set(project["optional-dependencies"])
+
+
+def check_make(command: str, output: str) -> None:
+    """The target exists; that it works is for those who run it, which the tests cannot: it runs them."""
+    makefile = (ROOT / "Makefile").read_text()
+    target = shlex.split(command)[1]
+    assert re.search(rf"^{re.escape(target)}:", makefile, re.MULTILINE), f"no target {target}"
+
+
+def check_demo(command: str, output: str) -> None:
+    """The transcript is what the demo prints."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = str(listener.getsockname()[1])
+    demo = Background([sys.executable, "examples/chat/demo.py", "--port", port], ROOT, "")
+    try:
+        printed = ""
+        stdout = demo.process.stdout
+        assert stdout is not None
+        while "--user grace" not in printed:
+            line = stdout.readline().decode()
+            assert line, printed
+            printed += line
+        # Another port than 4200 shows in the command to join, too.
+        printed = printed.replace(f" --url ws://127.0.0.1:{port}", "")
+        assert paragraphs(output) == paragraphs(printed)
+        demo.process.send_signal(signal.SIGINT)
+        demo.process.communicate(timeout=30)
+    finally:
+        demo.process.kill()
+        demo.process.communicate()
+
+
+def paragraphs(text: str) -> list[list[str]]:
+    text = re.sub(r"(127\.0\.0\.1):\d+", r"\1:PORT", text.strip())
+    return [sorted(paragraph.splitlines()) for paragraph in text.split("\n\n")]
+
+
+def check_example(command: str, output: str) -> None:
+    """The program exists; tests/unit/test_examples.py runs it."""
+    assert (ROOT / shlex.split(command)[1]).is_file()
+
+
+def check_tests(command: str, output: str) -> None:
+    """The tests exist."""
+    assert (ROOT / shlex.split(command)[3]).is_file()
+
+
+SHOWN = {
+    r"pip install .*": check_pip,
+    r"make demo": check_demo,
+    r"make [\w-]+( .*)?": check_make,
+    r"python examples/\S+\.py.*": check_example,
+    r"\.venv/bin/python -m pytest .*": check_tests,
+}
+
+
+def certificates(folder: Path) -> None:
+    """The files that the page on TLS takes for given."""
+    authority = trustme.CA()
+    authority.cert_pem.write_to_path(folder / "ca.pem")
+    certificate = authority.issue_cert("localhost", "127.0.0.1")
+    certificate.private_key_pem.write_to_path(folder / "key.pem")
+    for pem in certificate.cert_chain_pems:
+        pem.write_to_path(folder / "cert.pem", append=True)
+
+
+PREPARE = {"docs/how-to/tls.md": certificates}
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_page(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    if prepare := PREPARE.get(path.relative_to(ROOT).as_posix()):
+        prepare(tmp_path)
+    page = Page(path, tmp_path)
+    page.run()
+    runnable = [block for block in page.blocks if block.lang in {"python", "console"}]
+    not_run = [f"{path.name}:{block.line}" for block in runnable if block not in page.ran]
+    assert not not_run, "blocks that nothing ran"
+    assert len(page.ran) == len(runnable)
+    for index, block in enumerate(page.blocks):
+        assert not block.is_output or page.blocks[index - 1].lang == "python", f"line {block.line}: whose output?"
+
+
+def test_preparations_belong_to_pages() -> None:
+    assert {ROOT / name for name in PREPARE} <= set(PAGES)
+
+
+CODES = (ROOT / "docs/reference/codes.md").read_text()
+
+
+@pytest.mark.parametrize("enum", [ErrorCode, CloseReason, ClientStatus, ReadyState])
+def test_page_of_codes_is_complete(enum: type[ErrorCode]) -> None:
+    rows = dict(re.findall(r"^\| `(\w+)` \| `([^`]+)` \|", section(CODES, enum.__name__), re.MULTILINE))
+    assert rows == {member.name: str(member.value) or '""' for member in enum}
+
+
+def section(text: str, heading: str) -> str:
+    return re.split(r"^## ", text.split(f"## {heading}\n", 1)[1], maxsplit=1, flags=re.MULTILINE)[0]
+
+
+def test_reference_has_every_public_name() -> None:
+    text = "".join(path.read_text() for path in (ROOT / "docs/reference").glob("*.md"))
+    names = {f"wse.{name}" for name in wse.__all__}
+    names |= {f"wse.auth.{name}" for name in wse.auth.__all__} | {"wse.testing.connect"}
+    documented = set(re.findall(r"^::: (\S+)$", text, re.MULTILINE))
+    assert names <= documented, "names without a place in docs/reference/"
+
+
+def test_every_page_is_in_the_navigation() -> None:
+    navigation = set(re.findall(r"\S+\.md$", (ROOT / "mkdocs.yml").read_text(), re.MULTILINE))
+    assert navigation == {path.relative_to(ROOT / "docs").as_posix() for path in (ROOT / "docs").rglob("*.md")}
+
+
+def test_links_of_the_top_pages() -> None:
+    """mkdocs checks those of docs/ itself."""
+    for page in PAGES[:2]:
+        for target in re.findall(r"\]\((?!https?:)([^)#]+)", page.read_text()):
+            assert (ROOT / target).exists(), f"{page.name} links to {target}"
