@@ -1,5 +1,6 @@
 """Fixtures of the integration tests."""
 
+import socket
 import ssl
 
 import pytest
@@ -25,3 +26,11 @@ def client_ssl(authority):
     context = ssl.create_default_context()
     authority.configure_trust(context)
     return context
+
+
+@pytest.fixture
+def unused_port():
+    """A port that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]

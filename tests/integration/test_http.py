@@ -112,6 +112,27 @@ async def test_odd_targets_do_not_disturb_the_server(listen, target):
     await place.connect()
 
 
+@pytest.mark.parametrize("target", [b"/\xff", b"/\xc3\xa9", b"/%ff"])
+async def test_a_path_of_any_bytes_opens_a_websocket(listen, target):
+    paths = []
+
+    def identify(auth):
+        paths.append(auth.request.path)
+        auth.accept("ann")
+
+    place = await listen(make_server(identify))
+    async with await RawSocket.open(place.url) as socket:
+        socket.writer.write(
+            b"GET " + target + b" HTTP/1.1\r\nHost: localhost\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
+            b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n"
+            b"Sec-WebSocket-Protocol: wse-default-json\r\n\r\n"
+        )
+        await soon(socket.reader.readuntil(b"\r\n\r\n"))
+        socket.send(frame(TEXT, hi()))
+        assert (await socket.hear())[0] == "~wse:welcome"
+        assert paths == [target.decode("utf-8", "replace")]
+
+
 async def test_a_client_that_sends_no_request_is_cut_after_the_deadline(listen):
     place = await listen(make_server(auth_timeout=0.02))
     async with await RawSocket.open(place.url) as socket:

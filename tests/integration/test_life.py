@@ -1,0 +1,327 @@
+"""The life of a server on a real port: starting, closing, restarting, and what its clients see of it."""
+
+import asyncio
+import contextlib
+import os
+import signal
+import sys
+import textwrap
+
+import pytest
+
+from support.net import (
+    CLOSE,
+    TEXT,
+    ClientLog,
+    Log,
+    RawSocket,
+    ServerLog,
+    accept_all,
+    close_payload,
+    frame,
+    make_server,
+    soon,
+)
+from wse import Backoff, ClientStatus, ErrorCode, Limits, WseClient, WseError, WseServer
+
+AT_ONCE = Backoff(base=0)
+
+
+async def test_port_0_takes_a_free_port_and_url_says_which():
+    server = make_server()
+    assert server.port == 0
+    async with server:
+        assert server.port != 0
+        assert server.url == f"ws://127.0.0.1:{server.port}"
+        async with WseClient(server.url, identity="ann") as client:
+            assert client.status is ClientStatus.READY
+
+
+async def test_two_servers_cannot_have_one_port():
+    async with make_server() as first:
+        second = make_server(port=first.port)
+        with pytest.raises(OSError, match="in use"):
+            await second.start()
+        await second.close()
+
+
+async def test_starting_twice_is_an_error_and_harms_nothing():
+    async with make_server() as server:
+        with pytest.raises(RuntimeError, match="started"):
+            await server.start()
+        async with WseClient(server.url, identity="ann"):
+            assert list(server.clients) == ["ann"]
+
+
+async def test_starting_without_an_identify_handler_is_an_error():
+    server = WseServer(port=0)
+    with pytest.raises(WseError) as caught:
+        await server.start()
+    assert caught.value.code == ErrorCode.IDENTIFY_HANDLER_MISSING
+    server.identify(accept_all)
+    async with server, WseClient(server.url):
+        assert list(server.clients) == ["anonymous"]
+
+
+async def test_starting_without_a_port_is_an_error():
+    with pytest.raises(ValueError, match="port"):
+        await WseServer(accept_all).start()
+
+
+async def test_close_tells_clients_and_frees_the_port_and_may_be_repeated():
+    server = make_server()
+    log = ServerLog(server)
+    await server.start()
+    port, url = server.port, server.url
+    clients = [WseClient(url, identity=name) for name in ("ann", "ben")]
+    logs = [ClientLog(client) for client in clients]
+    for client in clients:
+        await client.connect()
+    await soon(server.close())
+    for heard in logs:
+        assert await heard.until("closed") == ("closed", 1012, "wse.by-server")
+    assert sorted(log.all("left")) == [(name, 1012, "wse.by-server") for name in ("ann", "ben")]
+    assert server.clients == {}
+    await soon(server.close())
+    with pytest.raises(OSError, match="refused|Connect call failed"):
+        await asyncio.open_connection("127.0.0.1", port)
+
+
+async def test_close_waits_for_sockets_that_do_not_answer_only_so_long(monkeypatch):
+    monkeypatch.setattr("wse.transports.picows.link.CLOSE_TIMEOUT", 0.02)
+    server = make_server()
+    await server.start()
+    async with RawSocket.user(server.url) as socket:
+        await soon(server.close())
+        assert await socket.closed() == (1012, "wse.by-server")
+        await socket.eof()
+
+
+async def test_close_cancels_handlers_that_still_run():
+    server = make_server()
+    log = Log()
+    ended = []
+
+    @server.register("work")
+    async def work(conn, payload):
+        log.add("started")
+        try:
+            await asyncio.Event().wait()
+        finally:
+            ended.append(payload)
+
+    async with server:
+        client = WseClient(server.url, identity="ann")
+        await client.connect()
+        call = asyncio.ensure_future(client.call("work", 1))
+        await log.until("started")
+    assert ended == [1]
+    with pytest.raises(WseError) as caught:
+        await soon(call)
+    assert caught.value.code == ErrorCode.RP_DISCONNECT
+    assert caught.value.details["disconnected"] == [1012, "wse.by-server"]
+
+
+async def test_serve_forever_starts_and_returns_when_the_server_is_closed():
+    server = make_server()
+    serving = asyncio.ensure_future(server.serve_forever())
+    while not server.port:
+        await asyncio.sleep(0)
+    async with WseClient(server.url, identity="ann"):
+        assert not serving.done()
+    await server.close()
+    await soon(serving)
+
+
+async def test_a_cancelled_serve_forever_leaves_the_server_to_be_closed():
+    async with make_server() as server:
+        serving = asyncio.ensure_future(server.serve_forever())
+        await asyncio.sleep(0)
+        serving.cancel()
+        await asyncio.wait([serving])
+        async with WseClient(server.url, identity="ann"):
+            assert list(server.clients) == ["ann"]
+
+
+async def test_a_closed_server_can_start_again():
+    server = make_server()
+    server.register("echo", lambda conn, payload: payload)
+    for n in range(2):
+        async with server, WseClient(server.url, identity="ann") as client:
+            assert await soon(client.call("echo", n)) == n
+
+
+def test_a_server_and_a_client_can_live_again_in_another_event_loop():
+    server = make_server()
+    server.register("echo", lambda conn, payload: payload)
+    log = ServerLog(server)
+    clients = []
+
+    async def once(n):
+        async with server:
+            if not clients:
+                clients.append(WseClient(server.url, identity="ann"))
+                result = await clients[0].connect()
+            else:
+                result = await clients[0].jump(server.url)
+            assert result == {"hello": "ann"}
+            assert await soon(clients[0].call("echo", n, timeout=1)) == n
+            await clients[0].close()
+
+    for n in range(2):
+        asyncio.run(once(n))
+    assert log.names == ["joined", "connected", "disconnected", "left"] * 2
+
+
+async def test_a_reconnecting_client_survives_a_restart_of_the_server():
+    server = make_server()
+    server.register("echo", lambda conn, payload: payload)
+    await server.start()
+    port = server.port
+    client = WseClient(server.url, identity="ann", reconnect=True, backoff=AT_ONCE)
+    log = ClientLog(client)
+    await client.connect()
+    await server.close()
+    again = make_server(port=port)
+    again.register("echo", lambda conn, payload: ["again", payload])
+    await log.until("updated", ClientStatus.RE_CONNECTING)
+    log.entries.clear()
+    async with again:
+        await log.until("ready")
+        assert await soon(client.call("echo", 1)) == ["again", 1]
+        await soon(client.close())
+
+
+async def test_a_jump_moves_a_client_from_one_server_to_another():
+    first, second = make_server(), make_server(path="/there")
+    log = ServerLog(first)
+    async with first, second, WseClient(first.url, identity="ann") as client:
+        assert await soon(client.jump(second.url)) == {"hello": "ann"}
+        assert await log.until("disconnected") == ("disconnected", "ann", 4000, "jump")
+        assert list(second.clients) == ["ann"]
+
+
+# Backpressure.
+
+
+async def flood(conn, size=64 * 1024):
+    """Send and drain until the peer does not take more; the drain that waits, and how much was sent."""
+    for n in range(1, 2000):
+        conn.send("n", "x" * size)
+        draining = asyncio.ensure_future(conn.drain())
+        done, _ = await asyncio.wait([draining], timeout=0.05)
+        if not done:
+            return draining, n
+    raise AssertionError("a peer that does not read never held the sender back")
+
+
+async def test_drain_holds_a_producer_back_while_the_receiver_does_not_read():
+    server = make_server(limits=Limits(message_size=1 << 20))
+    log = ServerLog(server)
+    async with server, RawSocket.user(server.url) as socket:
+        socket.reader._transport.pause_reading()
+        conn = await log.conn("ann")
+        draining, sent = await flood(conn)
+        assert conn._session.link.buffered < 4 * 64 * 1024  # no more than a few messages wait in memory
+        server.register("echo", lambda conn, payload: payload)
+        async with WseClient(server.url, identity="ben") as other:
+            assert await soon(other.call("echo", 1)) == 1
+        assert not draining.done()
+        socket.reader._transport.resume_reading()
+        for _ in range(sent):
+            assert (await socket.hear())[0] == "n"
+        await soon(draining)
+
+
+@pytest.mark.parametrize("end", ["the server drops it", "it vanishes"])
+async def test_drain_ends_when_the_receiver_that_does_not_read_goes(monkeypatch, end):
+    monkeypatch.setattr("wse.transports.picows.link.CLOSE_TIMEOUT", 0.02)
+    server = make_server()
+    log = ServerLog(server)
+    async with server, RawSocket.user(server.url) as socket:
+        socket.reader._transport.pause_reading()
+        conn = await log.conn("ann")
+        draining, _ = await flood(conn)
+        if end == "it vanishes":
+            socket.writer.transport.abort()
+        else:
+            conn.drop("too slow")
+        await soon(draining)
+        await log.until("disconnected")
+        await soon(conn.drain())
+
+
+# `run`, in a process of its own.
+
+PROGRAM = """
+import asyncio, sys
+from wse import WseServer
+
+class Server(WseServer):
+    async def start(self):
+        await super().start()
+        print(self.url, flush=True)
+
+server = Server(port=0)
+
+@server.identify
+def identify(auth):
+    auth.accept("ann")
+
+@server.register("work")
+async def work(conn, payload):
+    await asyncio.Event().wait()
+
+server.run()
+print("done", flush=True)
+"""
+
+
+@contextlib.asynccontextmanager
+async def running(program):
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-c",
+        textwrap.dedent(program),
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+        env={**os.environ, "PYTHONDEVMODE": "1"},
+    )
+    try:
+        yield process
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+async def test_run_ends_cleanly_on_a_signal_and_tells_its_clients(number):
+    async with running(PROGRAM) as process:
+        url = (await asyncio.wait_for(process.stdout.readline(), 10)).decode().strip()
+        client = WseClient(url)
+        log = ClientLog(client)
+        await soon(client.connect())
+        call = asyncio.ensure_future(client.call("work"))
+        process.send_signal(number)
+        assert await log.until("closed") == ("closed", 1012, "wse.by-server")
+        with pytest.raises(WseError, match="disconnect"):
+            await call
+        out, err = await asyncio.wait_for(process.communicate(), 10)
+        assert (process.returncode, out, err) == (0, b"done\n", b"")
+
+
+async def test_run_raises_what_start_raises():
+    async with running("from wse import WseServer; WseServer(port=0).run()") as process:
+        _, err = await asyncio.wait_for(process.communicate(), 10)
+        assert process.returncode == 1
+        assert b"wse.server.auth.identify-handler-missing" in err
+
+
+async def test_text_after_a_close_does_not_stall_the_end_of_a_server():
+    server = make_server()
+    async with server, RawSocket.user(server.url) as socket:
+        socket.send(frame(CLOSE, close_payload(1000)), frame(TEXT, '["chat"]'))
+        await socket.closed()
+        await socket.eof()
+    assert server.clients == {}

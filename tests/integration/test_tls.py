@@ -1,0 +1,57 @@
+"""`wss:` at both sides."""
+
+import ssl
+
+import pytest
+from websockets.asyncio.client import connect as ws_connect
+from websockets.asyncio.server import serve as ws_serve
+
+from support.net import JSON, make_server, soon
+from wse import ErrorCode, WseClient, WseError
+
+
+async def test_messages_and_calls_travel_over_tls(listen, server_ssl, client_ssl):
+    server = make_server(ssl=server_ssl)
+    server.register("echo", lambda conn, payload: payload)
+    place = await listen(server)
+    assert place.url.startswith("wss://127.0.0.1:")
+    async with WseClient(place.url, identity="ann", ssl=client_ssl) as client:
+        for size in (1, 1000, 100_000, 900_000):
+            assert await soon(client.call("echo", "x" * size)) == "x" * size
+
+
+async def test_a_client_that_does_not_trust_the_server_fails_with_ws_error(listen, server_ssl):
+    place = await listen(make_server(ssl=server_ssl))
+    client = WseClient(place.url)
+    with pytest.raises(WseError) as caught:
+        await soon(client.connect())
+    assert caught.value.code == ErrorCode.WS_CLIENT_ERROR
+    assert isinstance(caught.value.__cause__, ssl.SSLError)
+
+
+async def test_another_library_s_client_reaches_us_over_tls(listen, server_ssl, client_ssl):
+    place = await listen(make_server(ssl=server_ssl))
+    async with ws_connect(place.url, ssl=client_ssl, subprotocols=[JSON], proxy=None) as socket:
+        await socket.send('["~wse:hi",{"identity":"ann"}]')
+        assert await soon(socket.recv()) == '["~wse:welcome",{"hello":"ann"},null]'
+
+
+async def test_we_reach_another_library_s_server_over_tls(server_ssl, client_ssl):
+    async def handle(socket):
+        await socket.recv()
+        await socket.send('["~wse:welcome",1,null]')
+        await socket.wait_closed()
+
+    async with ws_serve(handle, "127.0.0.1", 0, ssl=server_ssl, subprotocols=[JSON]) as other:
+        port = other.sockets[0].getsockname()[1]
+        client = WseClient(f"wss://localhost:{port}", ssl=client_ssl)
+        assert await soon(client.connect()) == 1
+        await soon(client.close())
+
+
+async def test_speaking_plain_to_a_tls_server_fails_with_ws_error(listen, server_ssl):
+    place = await listen(make_server(ssl=server_ssl))
+    client = WseClient(place.url.replace("wss:", "ws:"))
+    with pytest.raises(WseError) as caught:
+        await soon(client.connect())
+    assert caught.value.code == ErrorCode.WS_CLIENT_ERROR

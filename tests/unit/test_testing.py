@@ -1,0 +1,99 @@
+"""`wse.testing`, as users' own tests use it."""
+
+import pytest
+
+from support.net import Log, make_server, soon
+from wse import ClientStatus, ErrorCode, Limits, ReadyState, WseError, WseJSON, WseMsgpack, WseServer
+from wse.testing import connect
+
+
+async def test_it_yields_a_connected_client_and_closes_it():
+    server = make_server(lambda auth: auth.accept(auth.identity, auth.meta))
+    async with connect(server, "ann", {"device": "phone"}) as client:
+        assert client.status is ClientStatus.READY
+        assert server.clients["ann"].meta == {"device": "phone"}
+    assert client.status is ClientStatus.OFFLINE
+    assert server.clients == {}
+
+
+async def test_the_server_needs_neither_port_nor_start():
+    server = WseServer(lambda auth: auth.accept("ann"))
+    server.register("add", lambda conn, payload: sum(payload))
+    async with connect(server) as client:
+        assert await client.call("add", [1, 2]) == 3
+
+
+async def test_messages_are_really_encoded():
+    server = make_server()
+    server.register("echo", lambda conn, payload: payload)
+    async with connect(server, "ann") as client:
+        assert await client.call("echo", (1, {2: "two"})) == [1, {"2": "two"}]
+        with pytest.raises(WseError) as caught:
+            await client.call("echo", object())
+        assert caught.value.code == ErrorCode.RP_SEND_FAILED
+
+
+async def test_a_refusal_is_raised():
+    server = make_server(lambda auth: auth.refuse())
+    with pytest.raises(WseError) as caught:
+        async with connect(server, "ann"):
+            pytest.fail("a refused client was let in")
+    assert caught.value.code == ErrorCode.NOT_AUTHORIZED
+
+
+async def test_several_clients_share_the_server():
+    server = make_server()
+    server.channel.on("say", lambda conn, text: server.broadcast("said", [conn.cid, text]))
+    log = Log()
+    async with connect(server, "ann") as ann, connect(server, "ben") as ben:
+        ann.channel.on("said", log.adder("ann"))
+        ben.channel.on("said", log.adder("ben"))
+        ann.send("say", "hello")
+        await log.until("ann", ["ann", "hello"])
+        await log.until("ben", ["ann", "hello"])
+
+
+async def test_client_options_reach_the_client():
+    server = make_server(protocol=[WseJSON(), WseMsgpack()])
+    async with connect(server, "ann", protocol=WseMsgpack(), headers={"X-Token": "1"}) as client:
+        assert client.protocol.name == "wse-msgpack"
+        (conn,) = server.clients["ann"].conns.values()
+        assert conn.protocol.name == "wse-msgpack"
+        assert conn.request.headers["X-Token"] == "1"
+        assert conn.request.path == "/"
+        assert conn.remote_addr == ""
+
+
+async def test_a_jump_stays_with_the_server_and_brings_its_path_and_query():
+    server = make_server()
+    async with connect(server, "ann") as client:
+        await soon(client.jump("ws://testserver/room?n=1"))
+        (conn,) = server.clients["ann"].conns.values()
+        assert (conn.request.path, conn.request.query) == ("/room", {"n": "1"})
+
+
+async def test_limits_of_both_sides_apply():
+    server = make_server(limits=Limits(message_size=100))
+    log = Log()
+    server.when.error(log.adder("error"))
+    async with connect(server, "ann") as client:
+        client.when.closed(log.adder("closed"))
+        client.send("big", "x" * 100)
+        closed = await log.until("closed")
+        assert closed[1] == 1009
+        await log.until("error")
+
+
+async def test_drain_returns_and_a_dropped_client_hears_so():
+    server = make_server()
+    log = Log()
+    async with connect(server, "ann") as client:
+        client.when.closed(log.adder("closed"))
+        (conn,) = server.clients["ann"].conns.values()
+        conn.send("n", "x" * 100)
+        assert conn._session.link.buffered >= 100
+        await soon(conn.drain())
+        assert conn._session.link.buffered == 0
+        conn.drop("enough", 4001)
+        assert await log.until("closed") == ("closed", 4001, "enough")
+    assert conn.ready_state is ReadyState.CLOSED
