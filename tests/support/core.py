@@ -78,7 +78,8 @@ class FakeScheduler:
         end = self.now + seconds
         self.run()
         while self._timers and self._timers[0][0] <= end:
-            due, _, timer = heapq.heappop(self._timers)
+            due, order, timer = heapq.heappop(self._timers)
+            assert order < 100_000, "a timer sets itself again for ever"
             if not timer.cancelled:
                 self.now = due
                 timer.callback(*timer.args)
