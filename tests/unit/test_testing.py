@@ -1,8 +1,10 @@
 """`wse.testing`, as users' own tests use it."""
 
+import asyncio
+
 import pytest
 
-from support.net import Log, make_server, soon
+from support.net import TIMEOUT, Log, make_server, soon
 from wse import ClientStatus, ErrorCode, Limits, ReadyState, WseError, WseJSON, WseMsgpack, WseServer
 from wse.testing import connect
 
@@ -96,4 +98,6 @@ async def test_drain_returns_and_a_dropped_client_hears_so():
         assert conn._session.link.buffered == 0
         conn.drop("enough", 4001)
         assert await log.until("closed") == ("closed", 4001, "enough")
-    assert conn.ready_state is ReadyState.CLOSED
+    async with asyncio.timeout(TIMEOUT):
+        while conn.ready_state is not ReadyState.CLOSED:
+            await asyncio.sleep(0)
