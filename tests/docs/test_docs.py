@@ -23,15 +23,12 @@ import contextlib
 import inspect
 import io
 import json
-import os
 import re
 import shlex
 import signal
-import socket
 import subprocess
 import sys
 import textwrap
-import time
 import tomllib
 from ast import PyCF_ALLOW_TOP_LEVEL_AWAIT
 from dataclasses import dataclass
@@ -43,9 +40,9 @@ import trustme
 
 import wse
 import wse.auth
+from support.programs import ROOT, Program, free_port, program
 from wse import ClientStatus, CloseReason, ErrorCode, ReadyState, WseClient, WseServer
 
-ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 LANGUAGES = {"python", "console", "text", "json", "toml", "nginx"}
 PORT = "4200"
@@ -99,40 +96,6 @@ def test_blocks_are_found() -> None:
         blocks_of("```python\n")
 
 
-class Background:
-    """A server that a page has started."""
-
-    def __init__(self, args: list[str], cwd: Path, shown: str) -> None:
-        self.shown = shown
-        self.process = subprocess.Popen(
-            args,
-            cwd=cwd,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            env=os.environ | {"PYTHONUNBUFFERED": "1"},
-            # A shell that runs the tests in the background ignores Ctrl-C for its children.
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
-        )
-
-    def wait_until_open(self, port: int) -> None:
-        end = time.monotonic() + 30
-        while True:
-            assert self.process.poll() is None, "the server has ended"
-            try:
-                socket.create_connection(("127.0.0.1", port), timeout=5).close()
-            except ConnectionRefusedError:
-                assert time.monotonic() < end, "the server does not listen"
-                time.sleep(0.02)
-            else:
-                return
-
-    def stop(self) -> None:
-        self.process.send_signal(signal.SIGINT)
-        output, _ = self.process.communicate(timeout=30)
-        assert output.decode() == self.shown
-        assert self.process.returncode == 0
-
-
 class Page:
     """One page on its way."""
 
@@ -143,10 +106,9 @@ class Page:
         self.namespace: dict[str, Any] = {"__name__": "__main__"}
         self.runner = asyncio.Runner()
         self.saved: dict[str, Block] = {}
-        self.background: dict[str, Background] = {}
+        self.background: dict[str, tuple[Program, str]] = {}  # with the output shown
         self.ran: set[Block] = set()
-        with socket.create_server(("127.0.0.1", 0)) as listener:
-            self.port: int = listener.getsockname()[1]
+        self.port = free_port()
 
     def run(self) -> None:
         with self.runner:
@@ -160,12 +122,11 @@ class Page:
                         exc.add_note(f"in the block at {self.path.relative_to(ROOT)}:{block.line}")
                         raise
                 for name in tuple(self.background):
-                    self.background.pop(name).stop()
+                    self.stop(name)
                 self.check_left_over()
             finally:
-                for server in self.background.values():
-                    server.process.kill()
-                    server.process.communicate()
+                for server, _ in self.background.values():
+                    server.kill()
 
     def run_block(self, block: Block, expected: str) -> None:
         assert block.lang in LANGUAGES, f"what is to be done with {block.lang or 'a block without a language'}?"
@@ -201,24 +162,30 @@ class Page:
     def save(self, block: Block, code: str) -> None:
         name = block.title
         if name in self.background:
-            self.background.pop(name).stop()
+            self.stop(name)
         (self.folder / name).write_text(code)
         self.saved[name] = block
         for module in re.findall(r"^(?:from|import) (\w+)", code, re.MULTILINE):
             if f"{module}.py" in self.saved:
                 self.ran.add(self.saved[f"{module}.py"])
 
+    def stop(self, name: str) -> None:
+        server, shown = self.background[name]
+        assert server.stop(signal.SIGINT) == 0
+        assert server.output == shown
+        del self.background[name]
+
     def run_command(self, command: str, output: str) -> None:
         words = shlex.split(command)
         if words[0] == "python" and words[1] in self.saved:
             block = self.saved[words[1]]
             self.ran.add(block)
-            args = [sys.executable, *words[1:]]
             if ".run()" in block.code or "serve_forever()" in block.code:
-                server = self.background[words[1]] = Background(args, self.folder, output)
+                server = Program(*words[1:], cwd=self.folder)
+                self.background[words[1]] = server, output
                 server.wait_until_open(self.port)
             else:
-                assert run(args, self.folder) == output
+                assert run([sys.executable, *words[1:]], self.folder) == output
         elif words[0] == "pytest" and words[1] in self.saved:
             self.ran.add(self.saved[words[1]])
             args = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-p", "no:asyncio", *words[1:]]
@@ -288,25 +255,12 @@ def check_make(command: str, output: str) -> None:
 
 def check_demo(command: str, output: str) -> None:
     """The transcript is what the demo prints."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port = str(listener.getsockname()[1])
-    demo = Background([sys.executable, "examples/chat/demo.py", "--port", port], ROOT, "")
-    try:
-        printed = ""
-        stdout = demo.process.stdout
-        assert stdout is not None
-        while "--user grace" not in printed:
-            line = stdout.readline().decode()
-            assert line, printed
-            printed += line
+    port = free_port()
+    with program("examples/chat/demo.py", "--port", str(port)) as demo:
         # Another port than 4200 shows in the command to join, too.
-        printed = printed.replace(f" --url ws://127.0.0.1:{port}", "")
+        printed = demo.read_until(f"hopper --url ws://127.0.0.1:{port}\n").replace(f" --url ws://127.0.0.1:{port}", "")
         assert paragraphs(output) == paragraphs(printed)
-        demo.process.send_signal(signal.SIGINT)
-        demo.process.communicate(timeout=30)
-    finally:
-        demo.process.kill()
-        demo.process.communicate()
+        assert demo.stop(signal.SIGINT) == 0
 
 
 def paragraphs(text: str) -> list[list[str]]:

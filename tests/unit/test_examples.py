@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import os
 import re
-import select
 import signal
 import socket
 import subprocess
 import sys
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
+from support.programs import ROOT, free_port, program
+
 EXAMPLES = ROOT / "examples"
 CHAT = EXAMPLES / "chat"
 
@@ -91,75 +87,6 @@ def test_example(name: str) -> None:
 # The chat.
 
 
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port: int = listener.getsockname()[1]
-        return port
-
-
-class Program:
-    """A program that goes on running; its output is read as it comes."""
-
-    def __init__(self, script: Path, *args: str) -> None:
-        self.process = subprocess.Popen(
-            [sys.executable, "-u", "-W", "error", str(script), *args],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            cwd=ROOT,
-            # A shell that runs the tests in the background ignores Ctrl-C for its children.
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
-        )
-        self.output = ""
-
-    def read_until(self, text: str) -> str:
-        """Everything that it has printed, up to now, once that contains `text`."""
-        assert self.process.stdout is not None
-        end = time.monotonic() + 60
-        while text not in self.output:
-            ready, _, _ = select.select([self.process.stdout], [], [], end - time.monotonic())
-            assert ready, f"no {text!r} in: {self.output}"
-            data = os.read(self.process.stdout.fileno(), 65536)
-            assert data, f"it ended without {text!r}: {self.output}"
-            self.output += data.decode()
-        return self.output
-
-    def type(self, line: str) -> None:
-        assert self.process.stdin is not None
-        self.process.stdin.write(f"{line}\n".encode())
-        self.process.stdin.flush()
-
-    def stop(self, with_signal: signal.Signals | None = None) -> int:
-        if with_signal is not None:
-            self.process.send_signal(with_signal)
-        out, _ = self.process.communicate(timeout=30)
-        self.output += out.decode()
-        return self.process.returncode
-
-
-@contextmanager
-def program(script: Path, *args: str) -> Iterator[Program]:
-    running = Program(script, *args)
-    try:
-        yield running
-    finally:
-        if running.process.poll() is None:
-            running.process.kill()
-        running.process.communicate()
-
-
-def wait_until_open(port: int) -> None:
-    end = time.monotonic() + 30
-    while True:
-        try:
-            socket.create_connection(("127.0.0.1", port), timeout=5).close()
-        except ConnectionRefusedError:
-            assert time.monotonic() < end, "the server does not listen"
-            time.sleep(0.05)
-        else:
-            return
-
-
 def test_demo_shows_messages_and_calls_then_ends() -> None:
     result = run(CHAT / "demo.py", "--exit", "--port", "0")
     assert result.stderr == ""
@@ -184,7 +111,7 @@ def test_demo_shows_messages_and_calls_then_ends() -> None:
 
 def test_demo_serves_on_until_ctrl_c() -> None:
     port = free_port()
-    with program(CHAT / "demo.py", "--port", str(port)) as demo:
+    with program(str(CHAT / "demo.py"), "--port", str(port)) as demo:
         output = demo.read_until("--user grace --password hopper")
         url = f"ws://127.0.0.1:{port}"
         assert f"python examples/chat/client.py --user ada --password lovelace --url {url}\n" in output
@@ -203,8 +130,8 @@ def test_demo_serves_on_until_ctrl_c() -> None:
 
 @pytest.mark.parametrize("script", ["demo.py", "server.py"])
 def test_a_taken_port_is_told_in_one_line(script: str) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        port = taken.getsockname()[1]
+    port = free_port()
+    with socket.create_server(("127.0.0.1", port)):
         result = run(CHAT / script, "--port", str(port))
     assert result.returncode == 1
     assert len(result.stderr.splitlines()) == 1
@@ -214,10 +141,10 @@ def test_a_taken_port_is_told_in_one_line(script: str) -> None:
 def test_two_people_chat() -> None:
     port = free_port()
     url = f"ws://127.0.0.1:{port}"
-    with program(CHAT / "server.py", "--port", str(port)) as server:
+    with program(str(CHAT / "server.py"), "--port", str(port)) as server:
         server.read_until("user grace, password hopper")
-        wait_until_open(port)
-        client = CHAT / "client.py"
+        server.wait_until_open(port)
+        client = str(CHAT / "client.py")
         with (
             program(client, "--user", "ada", "--password", "lovelace", "--url", url, "--device", "sofa") as ada,
             program(client, "--user", "grace", "--password", "hopper", "--url", url) as grace,
@@ -268,8 +195,8 @@ def test_a_wrong_password_and_an_absent_server() -> None:
     assert result.returncode == 1
     assert result.stderr == f"No server at ws://127.0.0.1:{port}.\n"
 
-    with program(CHAT / "server.py", "--port", str(port)):
-        wait_until_open(port)
+    with program(str(CHAT / "server.py"), "--port", str(port)) as server:
+        server.wait_until_open(port)
         result = run(CHAT / "client.py", *args)
     assert result.returncode == 1
     assert result.stderr.endswith(": the server refused the identity\n")

@@ -1,0 +1,105 @@
+"""Programs that tests start, talk to and stop, as a user does at a terminal."""
+
+from __future__ import annotations
+
+import os
+import random
+import select
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+PATIENCE = 60.0
+"""Seconds until a test gives up on a program."""
+
+
+def free_port() -> int:
+    """A port for a program that must be told one, from those that no outgoing connection takes meanwhile."""
+    for _ in range(100):
+        port = random.randrange(20_000, 32_000)
+        try:
+            socket.create_server(("127.0.0.1", port)).close()
+        except OSError:
+            continue
+        return port
+    raise OSError("no free port found")
+
+
+class Program:
+    """A Python program that goes on running; its output is read as it comes, errors included."""
+
+    def __init__(self, *args: str, cwd: Path = ROOT) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, "-u", "-W", "error", *args],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            cwd=cwd,
+            # A shell that runs the tests in the background ignores Ctrl-C for its children.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+        )
+        self.output = ""
+
+    def read_until(self, text: str) -> str:
+        """Everything that it has printed up to now, once that contains `text`."""
+        assert self.process.stdout is not None
+        end = time.monotonic() + PATIENCE
+        while text not in self.output:
+            ready, _, _ = select.select([self.process.stdout], [], [], max(0, end - time.monotonic()))
+            assert ready, f"no {text!r} in: {self.output}"
+            data = os.read(self.process.stdout.fileno(), 65536)
+            assert data, f"it ended without {text!r}: {self.output}"
+            self.output += data.decode()
+        return self.output
+
+    def wait_until_open(self, port: int) -> None:
+        """Return when it listens on the port."""
+        end = time.monotonic() + PATIENCE
+        while True:
+            assert self.process.poll() is None, "the server has ended"
+            try:
+                socket.create_connection(("127.0.0.1", port), timeout=5).close()
+            except ConnectionRefusedError:
+                assert time.monotonic() < end, f"the server does not listen: {self.output}"
+                time.sleep(0.02)
+            else:
+                return
+
+    def type(self, line: str) -> None:
+        """Send it a line of input."""
+        assert self.process.stdin is not None
+        self.process.stdin.write(f"{line}\n".encode())
+        self.process.stdin.flush()
+
+    def stop(self, with_signal: signal.Signals | None = None) -> int:
+        """Wait for its end, with a signal or without, and return its exit status."""
+        if with_signal is not None:
+            self.process.send_signal(with_signal)
+        output, _ = self.process.communicate(timeout=PATIENCE)
+        self.output += output.decode()
+        return self.process.returncode
+
+    def kill(self) -> None:
+        """End it, whatever it does; nothing happens if it has ended."""
+        if self.process.poll() is None:
+            self.process.kill()
+            self.stop()
+
+
+@contextmanager
+def program(*args: str, cwd: Path = ROOT) -> Iterator[Program]:
+    """A program, ended on leaving."""
+    running = Program(*args, cwd=cwd)
+    try:
+        yield running
+    finally:
+        running.kill()
+        for stream in (running.process.stdin, running.process.stdout):
+            if stream is not None:
+                stream.close()
