@@ -105,8 +105,9 @@ class WseError(Exception):
             return self._message
         origin = self.details.get("origin")
         if isinstance(origin, dict):
-            name, text = origin.get("name"), origin.get("message")
-            return f"{name}: {text}" if text else str(name)
+            parts = [str(origin[key]) for key in ("name", "message") if origin.get(key)]
+            if parts:
+                return ": ".join(parts)
         return _MESSAGES.get(self.code, "")
 
     def __str__(self) -> str:

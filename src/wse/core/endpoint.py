@@ -83,7 +83,9 @@ class Endpoint:
                     return
         except TypeError:
             raise WseError(ErrorCode.PROTOCOL_VIOLATION, {}, f"a message type must be hashable, not {type!r}") from None
-        problem = f"{type!r} is one of WSE's own message types" if type else "a message needs a type"
+        problem = (
+            f"{type!r} is one of WSE's own message types" if type in self.reserved or type else "a message needs a type"
+        )
         raise WseError(ErrorCode.PROTOCOL_VIOLATION, {"type": type}, problem)
 
     def report(self, error: WseError, session: Session | None = None, cause: BaseException | None = None) -> None:

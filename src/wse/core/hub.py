@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
@@ -159,7 +159,7 @@ class WseIdentity:
         Raises:
             WseError: As `WseConnection.send`.
         """
-        send_to_all(self._endpoint, self._conns, type, payload)
+        send_to_all(self._endpoint, [conn for conn in self._conns.values() if conn._session.valid], type, payload)
 
     def drop(self, reason: str = CloseReason.BY_SERVER) -> None:
         """Disconnect all devices of the user; `left` fires once.
@@ -260,10 +260,13 @@ class Hub:
             identity = self.identities[cid] = WseIdentity(self.endpoint, cid, conn.meta)
         conn.client = identity
         identity._conns[conn.conn_id] = conn
+        if len(identity._conns) > self.conns_per_user:
+            # Its listeners may send to the user: this connection is not valid yet, so nothing precedes the welcome.
+            next(iter(identity._conns.values())).drop(CloseReason.CLIENTS_CONCURRENCY)
+            if session.ended:
+                return
         self.connections[conn.conn_id] = conn
         session.enter(None)
-        if len(identity._conns) > self.conns_per_user:
-            next(iter(identity._conns.values())).drop(CloseReason.CLIENTS_CONCURRENCY)
         session.link.write_shared(welcome)
         if is_new:
             self.joined.emit(identity, conn.meta)
@@ -276,7 +279,7 @@ class Hub:
         identity = conn.client
         if identity is None:
             return
-        del self.connections[conn.conn_id]
+        self.connections.pop(conn.conn_id, None)
         del identity._conns[conn.conn_id]
         is_last = not identity._conns
         if is_last:
@@ -306,7 +309,7 @@ class Hub:
 
     def broadcast(self, type: MessageType, payload: Any) -> None:
         """Send to every valid connection."""
-        send_to_all(self.endpoint, self.connections, type, payload)
+        send_to_all(self.endpoint, self.connections.values(), type, payload)
 
     def drop_client(self, cid: ClientId, reason: str) -> None:
         """Disconnect all devices of a user; nothing happens if there are none."""
@@ -321,26 +324,24 @@ class Hub:
         self.endpoint.report(error, session, exc)
 
 
-def send_to_all(endpoint: Endpoint, conns: Mapping[str, WseConnection], type: MessageType, payload: Any) -> None:
-    """Send one message to many connections, encoded once for each message protocol that they speak.
+def send_to_all(endpoint: Endpoint, conns: Collection[WseConnection], type: MessageType, payload: Any) -> None:
+    """Send one message to many valid connections, encoded once for each message protocol that they speak.
 
     Raises:
-        WseError: As `WseConnection.send`.
+        WseError: As `WseConnection.send`; then none has got it.
     """
     endpoint.check_type(type)
     protocols = endpoint.protocols
     if len(protocols) == 1:
         packed = encode(protocols[0], type, payload)
-        for conn in conns.values():
+        for conn in conns:
             conn._session.link.write_shared(packed)
         return
-    by_protocol: dict[Protocol, Packed] = {}
-    for conn in conns.values():
+    spoken = {conn._session.protocol for conn in conns} or protocols[:1]
+    by_protocol = {protocol: encode(protocol, type, payload) for protocol in spoken}
+    for conn in conns:
         session = conn._session
-        shared = by_protocol.get(session.protocol)
-        if shared is None:
-            shared = by_protocol[session.protocol] = encode(session.protocol, type, payload)
-        session.link.write_shared(shared)
+        session.link.write_shared(by_protocol[session.protocol])
 
 
 async def call_all(sessions: list[ServerSession], name: MessageType, payload: Any, timeout: float | None) -> list[Any]:

@@ -95,6 +95,9 @@ class PendingCalls:
         Args:
             name: The procedure.
             timeout: Seconds; `None` for the connection's own, 0 to wait for ever.
+
+        Raises:
+            ValueError: A negative timeout.
         """
         self._last_stamp = stamp = self._last_stamp + 1
         scheduler = self._scheduler
@@ -104,6 +107,8 @@ class PendingCalls:
                 pending.deadline = scheduler.time() + self._timeout
                 if self._timer is None:
                     self._timer = scheduler.call_later(self._timeout, self._expire)
+        elif timeout < 0:
+            raise ValueError(f"timeout is in seconds, or 0 for none, not {timeout}")
         elif timeout:
             pending.timer = scheduler.call_later(timeout, self._expire_one, stamp, timeout)
         self._waiting[stamp] = pending

@@ -7,6 +7,7 @@ the welcome, which the session leaves to a `Phase`, and in what happens when the
 from __future__ import annotations
 
 import typing
+from inspect import isawaitable
 from types import CoroutineType
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +23,10 @@ if TYPE_CHECKING:
 
     from wse.core.endpoint import Endpoint
     from wse.core.ports import Link, Protocol
+
+
+_TRUTHY_IN_JAVASCRIPT = (list, dict)
+"""What is a stamp even when it is empty: the contract's truth is JavaScript's (WIRE.md section 2)."""
 
 
 class Phase(typing.Protocol):
@@ -124,7 +129,7 @@ class Session:
             if message is None:
                 return
             type_, payload, stamp = message
-        if not stamp:
+        if not stamp and (stamp is None or not isinstance(stamp, _TRUTHY_IN_JAVASCRIPT)):
             self._on_message(type_, payload, stamp)
             return
         # A call, or the answer to one. From here to the write is what every call costs, so it stands in one place.
@@ -136,6 +141,7 @@ class Session:
         if fn is None:
             self._on_answer(type_, payload, stamp)
             return
+        result = None
         try:
             conn = self._conn
             result = fn(payload) if conn is None else fn(conn, payload)
@@ -144,7 +150,10 @@ class Session:
                 return
             data = self._encode((self._response, result, stamp))
         except HANDLER_ERRORS as exc:
-            self._procedure_failed(exc, type_, payload, stamp)
+            if isawaitable(result):  # a future, or another kind of coroutine: rare, and encoded by no protocol
+                self.endpoint.scheduler.spawn(self._answer_later(result, type_, payload, stamp))
+            else:
+                self._procedure_failed(exc, type_, payload, stamp)
             return
         self._write(data)
 
@@ -327,7 +336,7 @@ class Session:
             except HANDLER_ERRORS as exc:
                 self._listener_failed(exc, type_)
             else:
-                if type(result) is CoroutineType:
+                if result is not None and isawaitable(result):
                     self.endpoint.scheduler.spawn(settle(result, self._listener_failed, type_))
 
     def _ignored(self, type_: Any, payload: Any, stamp: Any) -> None:
@@ -348,9 +357,9 @@ class Session:
             error = WseError(ErrorCode.RP_NOT_REGISTERED)
             self._answer_error(error, type_, payload, stamp)
 
-    async def _answer_later(self, coroutine: Any, name: MessageType, payload: Any, stamp: Any) -> None:
+    async def _answer_later(self, awaitable: Any, name: MessageType, payload: Any, stamp: Any) -> None:
         try:
-            result = await coroutine
+            result = await awaitable
         except Exception as exc:
             self._procedure_failed(exc, name, payload, stamp)
         except BaseException as exc:

@@ -27,6 +27,9 @@ if TYPE_CHECKING:
     from wse.transports.deflate import Compression
 
 
+_NO_HEADERS: CIMultiDict[str] = CIMultiDict()
+
+
 async def listen(
     acceptor: Acceptor,
     *,
@@ -59,8 +62,9 @@ async def listen(
         transport = link._transport
         headers = CompactHeaders(transport.request.headers.items())
         # picows keeps both for the connection's life, and has no more use for them.
-        transport.request.headers.clear()
-        transport.response.headers.clear()
+        request = transport.request
+        request.method, request.version = b"GET", b"HTTP/1.1"  # all that it accepts; these are constants
+        request.headers = transport.response.headers = _NO_HEADERS
         return acceptor.open(
             link, HttpRequest(transport.request.path.decode("utf-8", "replace"), headers, link.remote_addr), protocol
         )

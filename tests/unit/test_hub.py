@@ -1,0 +1,74 @@
+"""Users and their devices: what the contract suite cannot time to the step."""
+
+import asyncio
+
+import pytest
+from support.core import ServerSide
+
+from wse import ErrorCode, WseError, WseServer
+from wse.testing import connect
+
+
+def test_nothing_reaches_a_new_device_before_its_welcome_even_from_a_listener_of_the_old_ones_end():
+    side = ServerSide(conns_per_user=1)
+    side.join("ann", "old")
+    side.hub.disconnected(lambda conn, code, reason: conn.client.send("gone"))
+    side.hub.disconnected(lambda conn, code, reason: side.hub.broadcast("gone", None))
+    peer = side.open()
+    peer.say("~wse:hi", {"identity": "ann"})
+    assert [type for type, _, _ in peer.heard] == ["~wse:welcome"]
+
+
+def test_a_device_that_is_dropped_while_it_pushes_out_another_gets_no_welcome_and_leaves_nothing():
+    side = ServerSide(conns_per_user=1)
+    side.join("ann", "old")
+    side.hub.disconnected.once(lambda conn, code, reason: conn.client.drop("all of you"))
+    peer = side.open()
+    peer.say("~wse:hi", {"identity": "ann"})
+    assert peer.closed_with == (1000, "all of you")
+    assert peer.heard == []
+    assert (side.hub.identities, side.hub.connections) == ({}, {})
+    assert len(side.names("left")) == 1
+
+
+@pytest.mark.parametrize("stamp", [[], {}])
+def test_an_empty_array_or_object_is_a_stamp_as_in_javascript(stamp):
+    side = ServerSide()
+    peer = side.join("ann", "one")
+    side.endpoint.procedures.register("echo", lambda conn, payload: payload)
+    peer.say("echo", 5, stamp)
+    assert list(peer.heard[-1]) == ["~wse:response", 5, stamp]
+
+
+def test_a_negative_timeout_is_rejected_at_once():
+    side = ServerSide()
+    peer = side.join("ann", "one")
+    with pytest.raises(ValueError, match="timeout"):
+        peer.session.start_call("x", None, -1)
+    assert peer.session.pending_calls == 0
+
+
+async def test_a_plain_procedure_may_return_a_future():
+    server = WseServer(lambda auth: auth.accept("ann"))
+    loop = asyncio.get_running_loop()
+
+    @server.register("later")
+    def later(conn, payload):
+        future = loop.create_future()
+        loop.call_soon(future.set_result, payload)
+        return future
+
+    @server.register("fails")
+    def fails(conn, payload):
+        future = loop.create_future()
+        loop.call_soon(future.set_exception, WseError("app.no"))
+        return future
+
+    async with connect(server) as client:
+        assert await client.call("later", 7) == 7
+        with pytest.raises(WseError) as caught:
+            await client.call("fails")
+        assert caught.value.code == "app.no"
+        with pytest.raises(WseError) as caught:
+            await client.call("absent")
+        assert caught.value.code == ErrorCode.RP_NOT_REGISTERED
