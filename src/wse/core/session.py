@@ -19,7 +19,6 @@ from wse.types import MessageType, ReadyState
 
 if TYPE_CHECKING:
     import asyncio
-    from collections.abc import Callable
 
     from wse.core.endpoint import Endpoint
     from wse.core.ports import Link, Protocol
@@ -74,8 +73,8 @@ class Session:
         "_phase",
         "_procedures",
         "_response",
+        "_utf8",
         "_writable",
-        "_write",
         "endpoint",
         "link",
         "protocol",
@@ -88,9 +87,9 @@ class Session:
         self.protocol = protocol
         self.ready_state = ReadyState.OPEN
         codec = protocol.codec
-        self._encode = codec.encode
+        self._encode: Callable[[tuple[Any, Any, Any]], Any] = codec.encode
         self._decode = codec.decode
-        self._write: Callable[[Any], None] = link.write_utf8 if codec.utf8 else link.write
+        self._utf8 = codec.utf8
         self._response = protocol.internal_types.response
         self._procedures = endpoint.procedures.by_name
         self._conn: Any = None  # what handlers get before the payload: the connection at a server, nothing at a client
@@ -155,7 +154,10 @@ class Session:
             else:
                 self._procedure_failed(exc, type_, payload, stamp)
             return
-        self._write(data)
+        if self._utf8:
+            self.link.write_utf8(data)
+        else:
+            self.link.write(data)
 
     def closed(self, code: int, reason: str) -> None:
         """The socket has closed; `code` and `reason` are the peer's, or 1006 when it said nothing (RFC 6455, 7.1.5)."""
@@ -300,6 +302,12 @@ class Session:
         self.close(code, reason)
 
     # The message path.
+
+    def _write(self, data: Any) -> None:
+        if self._utf8:
+            self.link.write_utf8(data)
+        else:
+            self.link.write(data)
 
     def _receive_in_phase(self, phase: Phase, data: str | bytes | memoryview) -> None:
         if phase.deaf:

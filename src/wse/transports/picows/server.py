@@ -29,6 +29,9 @@ if TYPE_CHECKING:
 
 _NO_HEADERS: CIMultiDict[str] = CIMultiDict()
 
+_OF_THE_HANDSHAKE = frozenset(("connection", "upgrade", "sec-websocket-key", "sec-websocket-version"))
+"""Headers that have done their work, and are not kept for the connection's life."""
+
 
 async def listen(
     acceptor: Acceptor,
@@ -60,7 +63,8 @@ async def listen(
 
     def open_link(protocol: Protocol | None, link: PicowsLink) -> Session:
         transport = link._transport
-        headers = CompactHeaders(transport.request.headers.items())
+        items = transport.request.headers.items()
+        headers = CompactHeaders(item for item in items if item[0].lower() not in _OF_THE_HANDSHAKE)
         # picows keeps both for the connection's life, and has no more use for them.
         request = transport.request
         request.method, request.version = b"GET", b"HTTP/1.1"  # all that it accepts; these are constants
