@@ -19,6 +19,7 @@ from wse.types import MessageType, ReadyState
 
 if TYPE_CHECKING:
     import asyncio
+    from collections.abc import Callable
 
     from wse.core.endpoint import Endpoint
     from wse.core.ports import Link, Protocol
@@ -147,7 +148,7 @@ class Session:
             if type(result) is CoroutineType:
                 self.endpoint.scheduler.spawn(self._answer_later(result, type_, payload, stamp))
                 return
-            data = self._encode((self._response, result, stamp))
+            answer = self._encode((self._response, result, stamp))
         except HANDLER_ERRORS as exc:
             if isawaitable(result):  # a future, or another kind of coroutine: rare, and encoded by no protocol
                 self.endpoint.scheduler.spawn(self._answer_later(result, type_, payload, stamp))
@@ -155,9 +156,9 @@ class Session:
                 self._procedure_failed(exc, type_, payload, stamp)
             return
         if self._utf8:
-            self.link.write_utf8(data)
+            self.link.write_utf8(answer)
         else:
-            self.link.write(data)
+            self.link.write(answer)
 
     def closed(self, code: int, reason: str) -> None:
         """The socket has closed; `code` and `reason` are the peer's, or 1006 when it said nothing (RFC 6455, 7.1.5)."""
