@@ -120,7 +120,7 @@ async def demo(port: int, *, stay: bool) -> None:
             url = "" if server.port == 4200 else f" --url {server.url}"
             step("Join from another terminal (Ctrl-C ends the demo):")
             for user, password in PASSWORDS.items():
-                print(f"  python examples/chat/client.py --user {user} --password {password}{url}", flush=True)
+                print(f"  {client_command()} --user {user} --password {password}{url}", flush=True)
             print(flush=True)
             await server.serve_forever()
         step("Ada leaves, and Grace learns of it:")
@@ -129,6 +129,13 @@ async def demo(port: int, *, stay: bool) -> None:
         await phone.client.close()
         await desktop.heard()
         await desktop.client.close()
+
+
+def client_command() -> str:
+    """How to start the client from here, with the Python that runs this, which has wse."""
+    here = Path.cwd()
+    paths = (Path(sys.executable), Path(__file__).resolve().with_name("client.py"))
+    return " ".join(str(path.relative_to(here) if path.is_relative_to(here) else path) for path in paths)
 
 
 def main() -> int:

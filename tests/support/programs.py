@@ -35,15 +35,18 @@ class Program:
     """A Python program that goes on running; its output is read as it comes, errors included."""
 
     def __init__(self, *args: str, cwd: Path = ROOT) -> None:
-        self.process = subprocess.Popen(
-            [sys.executable, "-u", "-W", "error", *args],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            cwd=cwd,
-            # A shell that runs the tests in the background ignores Ctrl-C for its children.
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
-        )
+        # A shell that runs the tests in the background ignores Ctrl-C, and children inherit only that.
+        previous = signal.signal(signal.SIGINT, signal.default_int_handler)
+        try:
+            self.process = subprocess.Popen(
+                [sys.executable, "-u", "-W", "error", *args],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                cwd=cwd,
+            )
+        finally:
+            signal.signal(signal.SIGINT, previous)
         self.output = ""
 
     def read_until(self, text: str) -> str:

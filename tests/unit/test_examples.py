@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 import signal
 import socket
 import subprocess
@@ -112,12 +113,20 @@ def test_demo_shows_messages_and_calls_then_ends() -> None:
 def test_demo_serves_on_until_ctrl_c() -> None:
     port = free_port()
     with program(str(CHAT / "demo.py"), "--port", str(port)) as demo:
-        output = demo.read_until("--user grace --password hopper")
         url = f"ws://127.0.0.1:{port}"
-        assert f"python examples/chat/client.py --user ada --password lovelace --url {url}\n" in output
+        output = demo.read_until(f"--user grace --password hopper --url {url}\n")
 
-        joined = run(
-            CHAT / "client.py", "--user", "ada", "--password", "lovelace", "--url", url, stdin="Hi.\n/to grace psst\n"
+        # The command that it prints works as it is.
+        command = re.search(r"^  (.* --user ada --password lovelace .*)$", output, re.MULTILINE)
+        assert command
+        joined = subprocess.run(
+            shlex.split(command[1]),
+            input="Hi.\n/to grace psst\n",
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+            cwd=ROOT,
         )
         assert joined.returncode == 0
         assert "* signed in as ada; online: ada, grace\n" in joined.stdout

@@ -1,0 +1,67 @@
+"""Quart on hypercorn: its signed session cookie opens the WebSocket.
+
+Run:    cd examples/frameworks && hypercorn quart_app:app
+Needs:  pip install wse quart hypercorn
+Shows:  `POST /login?user=ada` starts a session, and the session's cookie then opens the WebSocket at `/ws`.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from quart import Quart, jsonify, request, session
+from quart.sessions import SecureCookieSessionInterface
+from quart.typing import ResponseReturnValue
+
+from wse import Handshake, WseConnection, WseServer
+
+app = Quart(__name__)
+app.secret_key = "an example's secret"
+
+server = WseServer(path="/ws", conns_per_user=3)
+serializer = SecureCookieSessionInterface().get_signing_serializer(app)
+
+
+def session_of(cookies: Mapping[str, str]) -> dict[str, Any]:
+    """The session in Quart's signed cookie; empty if there is none, or a forged one."""
+    assert serializer is not None  # the application has a secret_key
+    valid, content = serializer.loads_unsafe(cookies.get("session", ""))
+    return content if valid else {}
+
+
+@server.identify
+def identify(auth: Handshake) -> None:
+    user = session_of(auth.request.cookies).get("user")
+    if user is None:
+        auth.refuse()
+    else:
+        auth.accept(user, {"hello": user})
+
+
+@server.register("greet")
+async def greet(conn: WseConnection, payload: None) -> str:
+    device = await conn.call("device")  # the server calls the client
+    return f"hello {conn.cid} on {device}"
+
+
+@app.post("/login")
+async def login() -> ResponseReturnValue:
+    session["user"] = request.args["user"]  # a real application asks for a password
+    return jsonify(user=session["user"])
+
+
+@app.get("/online")
+async def online() -> ResponseReturnValue:
+    return jsonify(sorted(map(str, server.clients)))
+
+
+app.after_serving(server.close)
+
+quart_asgi = app.asgi_app
+
+
+async def asgi_app(scope: Any, receive: Any, send: Any) -> None:
+    """Every WebSocket is WSE's; everything else, the lifespan too, is Quart's."""
+    await (server.asgi if scope["type"] == "websocket" else quart_asgi)(scope, receive, send)
+
+
+app.asgi_app = asgi_app  # type: ignore[method-assign] # how Quart's documentation adds a middleware
