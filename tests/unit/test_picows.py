@@ -9,7 +9,8 @@ from websockets.streams import StreamReader
 
 from support.net import JSON, ClientLog, ServerLog, accept_all, make_server, soon
 from wse import ErrorCode, Protocol, WseClient, WseError
-from wse.transports.picows.frames import masked_frame, may_travel, server_frame
+from wse.core.closing import may_travel
+from wse.transports.picows.frames import masked_frame, server_frame
 
 SIZES = [0, 1, 2, 3, 4, 5, 124, 125, 126, 127, 2048, 65535, 65536, 100_000]
 

@@ -7,6 +7,7 @@ from collections.abc import Collection, Mapping
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
+from wse.core.closing import check_close
 from wse.core.handshake import ServerOpening
 from wse.core.packed import Packed
 from wse.core.session import Session, encode
@@ -365,18 +366,3 @@ async def call_all(sessions: list[ServerSession], name: MessageType, payload: An
             if future.done() and not future.cancelled():
                 future.exception()  # nobody asks any more when we were cancelled, and asyncio need not complain
     return list(results.values())
-
-
-_CLOSE_CODES = frozenset((1000, 1001, 1002, 1003, 1007, 1008, 1009, 1010, 1011, 1012, 1013, 1014))
-
-
-def check_close(code: int, reason: str) -> None:
-    """Reject what a close frame cannot carry (RFC 6455, 5.5 and 7.4).
-
-    Raises:
-        ValueError: The code may not be sent, or the reason is longer than 123 bytes of UTF-8.
-    """
-    if code not in _CLOSE_CODES and not 3000 <= code <= 4999:
-        raise ValueError(f"a close code must be one of {sorted(_CLOSE_CODES)} or from 3000 to 4999, not {code}")
-    if len(reason.encode()) > 123:
-        raise ValueError("a close reason has at most 123 bytes of UTF-8")

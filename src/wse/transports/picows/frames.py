@@ -14,11 +14,6 @@ _masks: list[bytes] = []
 """Masking keys from the system's entropy (RFC 6455, 10.3), fetched by the thousand: each fetch is a system call."""
 
 
-def may_travel(code: int) -> bool:
-    """Whether a close frame may carry the code (RFC 6455, 7.4)."""
-    return (1000 <= code <= 1014 and code not in (1004, 1005, 1006)) or 3000 <= code <= 4999
-
-
 def server_frame(payload: bytes, first: int) -> bytes:
     """An unmasked frame with the whole message (RFC 6455, 5.2)."""
     return _head(first, len(payload), 0) + payload

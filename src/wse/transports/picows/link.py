@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 
 from picows import WSListener, WSMsgType
 
+from wse.core.closing import may_travel
 from wse.transports.picows.assembly import Assembly, ViolationError
-from wse.transports.picows.frames import RSV1, SHORT_TEXT, masked_frame, may_travel, server_frame
+from wse.transports.picows.frames import RSV1, SHORT_TEXT, masked_frame, server_frame
 
 if TYPE_CHECKING:
     import asyncio

@@ -1,0 +1,46 @@
+"""What a client tells."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from wse.core.endpoint import error_listener_failed
+from wse.core.signals import Signal
+from wse.errors import ErrorCode, WseError
+from wse.types import ClientStatus
+
+if TYPE_CHECKING:
+    from wse.core.endpoint import Endpoint
+
+
+class ClientSignals:
+    """What happens to a client: `client.when`.
+
+    Attributes:
+        connected: `()`: the socket is open; the welcome is still to come.
+        ready: `(welcome)`: the server has accepted us. A listener that is added later gets the last welcome.
+        closed: `(code, reason)`: the connection has ended.
+        error: `(err)`: a `WseError`, with the exception behind it as `__cause__`. Errors that nobody listens to are
+            logged.
+        updated: `(status)`: `client.status` has changed.
+        ignored: `(type, payload, stamp)`: a message came that nobody listens to.
+    """
+
+    __slots__ = ("closed", "connected", "error", "ignored", "ready", "updated")
+
+    def __init__(self, endpoint: Endpoint) -> None:
+        def failed(exc: Exception, signal: str, args: tuple[Any, ...]) -> None:
+            details = {"signal": signal}
+            endpoint.report(
+                WseError(ErrorCode.MSG_PROCESSING_ERROR, details, f"a listener of {signal} raised"), None, exc
+            )
+
+        def signal(name: str, *takes: str, replay: bool = False) -> Signal[*tuple[Any, ...]]:
+            return Signal(name, takes, endpoint.scheduler, failed, replay=replay)
+
+        self.connected: Signal[()] = signal("connected")
+        self.ready: Signal[Any] = signal("ready", "welcome", replay=True)
+        self.closed: Signal[int, str] = signal("closed", "code", "reason")
+        self.updated: Signal[ClientStatus] = signal("updated", "status")
+        self.ignored: Signal[Any, Any, Any] = signal("ignored", "type", "payload", "stamp")
+        self.error: Signal[WseError] = Signal("error", ("err",), endpoint.scheduler, error_listener_failed)

@@ -1,0 +1,22 @@
+"""What a close frame can carry (RFC 6455, 5.5 and 7.4)."""
+
+from __future__ import annotations
+
+_CODES = frozenset((1000, 1001, 1002, 1003, 1007, 1008, 1009, 1010, 1011, 1012, 1013, 1014))
+
+
+def may_travel(code: int) -> bool:
+    """Whether an endpoint may send the code; 1005 and 1006, for example, only name what happened."""
+    return code in _CODES or 3000 <= code <= 4999
+
+
+def check_close(code: int, reason: str) -> None:
+    """Reject what a close frame cannot carry.
+
+    Raises:
+        ValueError: The code may not be sent, or the reason is longer than 123 bytes of UTF-8.
+    """
+    if not may_travel(code):
+        raise ValueError(f"a close code must be one of {sorted(_CODES)} or from 3000 to 4999, not {code}")
+    if len(reason.encode()) > 123:
+        raise ValueError("a close reason has at most 123 bytes of UTF-8")
