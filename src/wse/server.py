@@ -309,12 +309,12 @@ class WseServer:
 
     async def _run(self) -> None:
         loop = asyncio.get_running_loop()
-        await self.start()
         stop = asyncio.Event()
         signals = (signal.SIGINT, signal.SIGTERM)
         for number in signals:
             loop.add_signal_handler(number, stop.set)
         try:
+            await self.start()
             await stop.wait()
         finally:
             for number in signals:

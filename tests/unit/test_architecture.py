@@ -108,8 +108,8 @@ def test_the_package_itself_only_re_exports() -> None:
 
 def test_everything_public_is_there() -> None:
     assert {
-        "Backoff", "Challenge", "Channel", "ClientStatus", "CloseReason", "Compression", "Credentials", "ErrorCode", "Handshake",
-        "InternalTypes", "Limits", "Protocol", "ReadyState", "Signal", "WseClient", "WseConnection", "WseError",
-        "WseIdentity", "WseJSON", "WseMsgpack", "WseServer", "js_client_path",
+        "Backoff", "Challenge", "Channel", "ClientStatus", "CloseReason", "Compression", "Credentials", "ErrorCode",
+        "Handshake", "InternalTypes", "Limits", "Protocol", "ReadyState", "Signal", "WseClient", "WseConnection",
+        "WseError", "WseIdentity", "WseJSON", "WseMsgpack", "WseServer", "js_client_path",
     } == set(wse.__all__)  # fmt: skip
     assert all(hasattr(wse, name) for name in wse.__all__)

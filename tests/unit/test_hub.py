@@ -72,3 +72,18 @@ async def test_a_plain_procedure_may_return_a_future():
         with pytest.raises(WseError) as caught:
             await client.call("absent")
         assert caught.value.code == ErrorCode.RP_NOT_REGISTERED
+
+
+async def test_an_error_that_a_procedure_raises_on_purpose_is_logged_without_a_traceback(caplog):
+    server = WseServer(lambda auth: auth.accept("ann"))
+
+    @server.register("no")
+    def no(conn, payload):
+        raise WseError("app.no")
+
+    async with connect(server) as client:
+        with pytest.raises(WseError):
+            await client.call("no")
+    (record,) = caplog.records
+    assert (record.name, record.levelname, record.exc_info) == ("wse", "WARNING", None)
+    assert "app.no" in record.getMessage()

@@ -99,6 +99,8 @@ def emit_error(signal: Signal[*tuple[Any, ...]], error: WseError, *rest: Any) ->
     """Fire an `error` signal, or log what nobody listens to."""
     if signal.has_listeners:
         signal.emit(error, *rest)
+    elif isinstance(error.__cause__, WseError):
+        logger.warning("%s: %s", error, error.__cause__)  # raised on purpose, so where does not matter
     else:
         logger.error("%s", error, exc_info=error.__cause__)
 

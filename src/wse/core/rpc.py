@@ -143,7 +143,7 @@ class PendingCalls:
             self._timer = None
         for stamp in list(self._waiting):
             name = self._waiting[stamp].name
-            details = {"rp": name, "disconnected": [code, reason]}
+            details = {"rp": name, "disconnected": [code, str(reason)]}
             self.reject(stamp, WseError(ErrorCode.RP_DISCONNECT, details))
 
     def _expire(self) -> None:

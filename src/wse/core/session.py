@@ -249,6 +249,7 @@ class Session:
         """End the session and close the socket; nothing happens if it has ended."""
         if self._phase is not ENDED:
             self.ready_state = ReadyState.CLOSING
+            reason = str(reason)  # it may be a member of CloseReason; listeners get what travels
             self.link.close(code, reason)
             self._end(code, reason)
 
