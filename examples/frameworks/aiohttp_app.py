@@ -5,6 +5,7 @@ Needs:  pip install wse[aiohttp]
 Shows:  `POST /login?user=ada` sets a cookie, which then opens `/ws/chat`. `/ws/status` is open to everybody.
 """
 
+import asyncio
 import secrets
 from itertools import count
 
@@ -53,8 +54,7 @@ async def online(request: web.Request) -> web.Response:
 
 
 async def shutdown(app: web.Application) -> None:
-    await chat.close()
-    await status.close()
+    await asyncio.gather(chat.close(), status.close())
 
 
 def make_app(argv: list[str] | None = None) -> web.Application:

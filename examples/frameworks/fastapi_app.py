@@ -6,6 +6,7 @@ Shows:  `POST /login?user=ada` starts a session, and the session's cookie then o
         administrator, `/ws/admin`. `GET /online` tells who is connected.
 """
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -55,8 +56,7 @@ def announce(conn: WseConnection, payload: str) -> int:
 @asynccontextmanager
 async def lifespan(app: FastAPI) -> AsyncIterator[None]:
     yield
-    await chat.close()  # FastAPI keeps the lifespan to itself
-    await admin.close()
+    await asyncio.gather(chat.close(), admin.close())  # FastAPI keeps the lifespan to itself
 
 
 app = FastAPI(lifespan=lifespan)

@@ -9,6 +9,7 @@ from typing import Any
 
 from litestar import Litestar, Request, asgi, get, post
 from litestar.middleware.session.server_side import ServerSideSessionConfig
+from litestar.params import FromQuery
 from litestar.types import Receive, Scope, Send
 
 from wse import Handshake, WseConnection, WseServer
@@ -38,7 +39,7 @@ async def ws(scope: Scope, receive: Receive, send: Send) -> None:
 
 
 @post("/login")
-async def login(request: Request[Any, Any, Any], user: str) -> dict[str, str]:
+async def login(request: Request[Any, Any, Any], user: FromQuery[str]) -> dict[str, str]:
     request.set_session({"user": user})  # a real application asks for a password
     return {"user": user}
 

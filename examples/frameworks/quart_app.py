@@ -1,13 +1,20 @@
 """Quart on hypercorn: its signed session cookie opens the WebSocket.
 
-Run:    cd examples/frameworks && hypercorn quart_app:app
+Run:    python examples/frameworks/quart_app.py [PORT]
+   or:  cd examples/frameworks && hypercorn quart_app:app
+        (hypercorn tells the application of its end only after its graceful timeout, so clients hear of it later)
 Needs:  pip install wse quart hypercorn
 Shows:  `POST /login?user=ada` starts a session, and the session's cookie then opens the WebSocket at `/ws`.
 """
 
+import asyncio
+import signal
+import sys
 from collections.abc import Mapping
 from typing import Any
 
+from hypercorn.asyncio import serve
+from hypercorn.config import Config
 from quart import Quart, jsonify, request, session
 from quart.sessions import SecureCookieSessionInterface
 from quart.typing import ResponseReturnValue
@@ -65,3 +72,21 @@ async def asgi_app(scope: Any, receive: Any, send: Any) -> None:
 
 
 app.asgi_app = asgi_app  # type: ignore[method-assign] # how Quart's documentation adds a middleware
+
+
+async def main(port: str) -> None:
+    config = Config()
+    config.bind = [f"127.0.0.1:{port}"]
+    stop = asyncio.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+
+    async def shutdown() -> None:
+        await stop.wait()
+        await server.close()  # WebSockets first: hypercorn waits for them
+
+    await serve(app, config, shutdown_trigger=shutdown)
+
+
+if __name__ == "__main__":
+    asyncio.run(main(sys.argv[1] if len(sys.argv) > 1 else "8000"))

@@ -5,6 +5,7 @@ ASGI: https://asgi.readthedocs.io/en/latest/specs/www.html
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable, MutableMapping
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -127,6 +128,7 @@ class AsgiApp:
         """No WebSocket under this path: HTTP 404, or 403 where the web server knows nothing else."""
         if "websocket.http.response" in (scope.get("extensions") or ()):
             await _respond(send, "websocket.http.response", 404, b"404 Not Found\n")
+            await asyncio.sleep(0)  # uvicorn logs an error if this returns before it has closed the socket
         else:
             await send({"type": "websocket.close"})
 

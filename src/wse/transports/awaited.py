@@ -27,8 +27,11 @@ if TYPE_CHECKING:
 CLOSE_TIMEOUT = 5.0
 """Seconds that the peer has for its part of the closing handshake, before the connection is cut."""
 
-FAREWELL_TIMEOUT = 0.5
-"""Seconds for a close frame while the web server cancels the connection, and is to end itself."""
+SHUTDOWN_TIMEOUT = 0.5
+"""The same when the server ends: aiohttp reads nothing then, and granian tells nothing."""
+
+SERVICE_RESTART = 1012
+"""The code that a server closes with when it ends."""
 
 HIGH_WATER = 64 * 1024
 """Characters or bytes that wait to be sent, above which a session is told to hold back."""
@@ -105,7 +108,7 @@ class AwaitedLink(ABC):
         if self._closing:
             return
         self._close = code, reason
-        self._stop_writing()
+        self._stop_writing(SHUTDOWN_TIMEOUT if code == SERVICE_RESTART else CLOSE_TIMEOUT)
         if not self._busy:
             self._wake()
 
@@ -175,17 +178,17 @@ class AwaitedLink(ABC):
     async def _say_farewell(self) -> None:
         """Close properly when the web server cancels WebSockets instead of closing them (hypercorn does)."""
         self._busy = True
-        self.session.close(1012, CloseReason.BY_SERVER)
+        self.session.close(SERVICE_RESTART, CloseReason.BY_SERVER)
         if self._sender is not None:
             self._sender.cancel()
         with suppress(TimeoutError):
-            async with asyncio.timeout(FAREWELL_TIMEOUT):
+            async with asyncio.timeout(SHUTDOWN_TIMEOUT):
                 await self._flush()
 
-    def _stop_writing(self) -> None:
-        """No message follows; the connection is to end soon."""
+    def _stop_writing(self, timeout: float) -> None:
+        """No message follows, and the connection is to end."""
         self._closing = True
-        self._close_timer = self._loop.call_later(CLOSE_TIMEOUT, self.abort)
+        self._close_timer = self._loop.call_later(timeout, self.abort)
 
     def _interrupt(self) -> None:
         """Make the connection's task see to the close, or to its end, instead of receiving."""
@@ -223,7 +226,7 @@ class AwaitedLink(ABC):
             self._size = 0
             self._close = None
             if not self._closing:
-                self._stop_writing()
+                self._stop_writing(CLOSE_TIMEOUT)
             return
         finally:
             self._busy = False
