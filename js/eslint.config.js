@@ -1,0 +1,27 @@
+import js from '@eslint/js'
+import globals from 'globals'
+
+export default [
+  { ignores: ['node_modules/', 'test/types/'] },
+  js.configs.recommended,
+  {
+    languageOptions: { ecmaVersion: 2022, sourceType: 'module' },
+    linterOptions: { reportUnusedDisableDirectives: 'error' },
+    rules: {
+      eqeqeq: ['error', 'always', { null: 'ignore' }],
+      'no-eval': 'error',
+      'no-misleading-character-class': ['error', { allowEscape: true }],
+      'no-implied-eval': 'error',
+      'no-new-func': 'error',
+      'no-unused-vars': ['error', { caughtErrors: 'all' }],
+      'no-var': 'error',
+      'object-shorthand': 'error',
+      'prefer-const': ['error', { destructuring: 'all' }],
+      'prefer-template': 'off',
+      'no-restricted-imports': 'error',
+    },
+  },
+  // The module itself: nothing but what browsers and Node both have.
+  { files: ['wse.js'], languageOptions: { globals: globals['shared-node-browser'] }, rules: { 'no-restricted-syntax': ['error', 'ImportDeclaration', 'ImportExpression'] } },
+  { files: ['test/**', 'eslint.config.js'], languageOptions: { globals: globals.node } },
+]

@@ -1,0 +1,45 @@
+// What is published: its size, its content, and that it runs where nothing but the module is allowed.
+import assert from 'node:assert/strict'
+import { execFileSync, spawnSync } from 'node:child_process'
+import { readFileSync } from 'node:fs'
+import { test } from 'node:test'
+import { fileURLToPath } from 'node:url'
+import { gzipSync } from 'node:zlib'
+
+const root = fileURLToPath(new URL('..', import.meta.url))
+const source = readFileSync(new URL('../wse.js', import.meta.url), 'utf8')
+const manifest = JSON.parse(readFileSync(new URL('../package.json', import.meta.url), 'utf8'))
+
+test('it is under 6 KiB gzipped', () => {
+  const size = gzipSync(source, { level: 9 }).length
+  assert.ok(size < 6 * 1024, `${size} bytes`)
+})
+
+test('the package holds the module, its types and its description, and nothing else', () => {
+  const output = execFileSync('npm', ['pack', '--dry-run', '--json'], { cwd: root, encoding: 'utf8', stdio: ['ignore', 'pipe', 'ignore'] })
+  const result = JSON.parse(output)
+  const [packed] = Array.isArray(result) ? result : Object.values(result)
+  assert.equal(`${packed.name}@${packed.version}`, 'wse@0.1.0')
+  assert.deepEqual(packed.files.map(({ path }) => path).sort(), ['LICENSE', 'README.md', 'package.json', 'wse.d.ts', 'wse.js'])
+})
+
+test('it depends on nothing, and every tool has one version', () => {
+  assert.equal(manifest.dependencies, undefined)
+  for (const version of Object.values(manifest.devDependencies)) assert.match(version, /^\d+\.\d+\.\d+$/)
+  assert.doesNotMatch(source, /\bimport\s*[({*'"]|\brequire\s*\(|process\./)
+})
+
+test('it is imported by the name of the package', async () => {
+  const { WseClient } = await import('wse')
+  assert.equal(WseClient, (await import('../wse.js')).WseClient)
+})
+
+test('it runs where code from strings is forbidden, as a strict Content-Security-Policy has it', () => {
+  const program = `
+    import { WseClient, WseJSON } from './wse.js'
+    new WseJSON().unpack(new WseJSON().pack({ type: 't' }))
+    new WseClient({ url: 'ws://x', WebSocket: class {} }).register('p', () => {})
+    try { new Function('return 1')(); process.exit(2) } catch (error) { if (!(error instanceof EvalError)) throw error }`
+  const { status, stderr } = spawnSync(process.execPath, ['--disallow-code-generation-from-strings', '--input-type=module', '-e', program], { cwd: root })
+  assert.equal(status, 0, String(stderr))
+})

@@ -1,0 +1,270 @@
+// Against the real Python server, over real sockets.
+import assert from 'node:assert/strict'
+import { after, before, describe, test } from 'node:test'
+import * as msgpack from '@msgpack/msgpack'
+import { WebSocket } from 'ws'
+import { Scram, WSE_ERROR, WSE_REASON, WseClient, WseError, WseMsgpack } from '../wse.js'
+import { failure } from './support/fake.js'
+import { startServers } from './support/server.js'
+
+let servers
+const clients = []
+
+before(async () => (servers = await startServers()))
+after(async () => {
+  await Promise.all(clients.map((client) => client.close()))
+  await servers.stop()
+})
+
+const make = (options = {}) => {
+  const client = new WseClient({ url: servers.plain, WebSocket, tO: 5, backoff: { base: 0.01 }, ...options })
+  client.errors = []
+  client.when.error((error) => client.errors.push(error))
+  clients.push(client)
+  return client
+}
+let users = 0
+const ready = async (options) => {
+  const client = make(options)
+  await client.connect(`user-${++users}`)
+  return client
+}
+/** The arguments of the next emission. */
+const next = (signal, wanted = () => true) =>
+  new Promise((resolve) => {
+    const off = signal((...args) => {
+      if (!wanted(...args)) return
+      queueMicrotask(() => off())
+      resolve(args)
+    })
+  })
+
+describe('connecting', () => {
+  test('identity and meta arrive, and the welcome comes back', async () => {
+    const client = make()
+    const welcome = await client.connect({ token: 't' }, { device: 'phone' })
+    assert.deepEqual(welcome, { server: 'plain', identity: { token: 't' }, meta: { device: 'phone' } })
+    assert.equal(client.status, 'READY')
+    await client.close()
+    assert.equal(client.status, 'OFFLINE')
+  })
+
+  test('a refusal', async () => {
+    const error = await failure(make({ re: true }).connect('refuse'))
+    assert.equal(error.code, WSE_ERROR.NOT_AUTHORIZED)
+    assert.deepEqual(error.details, { code: 1000, reason: WSE_REASON.NOT_AUTHORIZED })
+  })
+
+  test('a challenge', async () => {
+    const client = make({ url: servers.challenged })
+    client.challenge((quest, solve) => setImmediate(solve, quest.double * 2))
+    assert.equal((await client.connect('someone')).identity, 'someone')
+    const wrong = make({ url: servers.challenged })
+    wrong.challenge((quest, solve) => solve(1))
+    assert.equal((await failure(wrong.connect('someone'))).code, WSE_ERROR.NOT_AUTHORIZED)
+  })
+
+  test('no server', async () => {
+    const error = await failure(make({ url: 'ws://127.0.0.1:1' }).connect())
+    assert.equal(error.code, WSE_ERROR.WS_CLIENT_ERROR)
+    assert.deepEqual(error.details, { url: 'ws://127.0.0.1:1' })
+  })
+
+  test('the oldest device is pushed out, and does not come back', async () => {
+    const first = make({ re: true })
+    await first.connect('crowd')
+    const closed = next(first.when.closed)
+    await make().connect('crowd')
+    await make().connect('crowd')
+    assert.deepEqual(await closed, [1000, WSE_REASON.CLIENTS_CONCURRENCY])
+    assert.equal(first.status, 'OFFLINE')
+  })
+
+  test('the own close arrives at the server', async () => {
+    const one = make()
+    const two = make()
+    await one.connect('leaver')
+    await two.connect('leaver')
+    assert.equal(await two.call('devices'), 2)
+    await one.close()
+    assert.equal(await two.call('devices'), 1)
+  })
+
+  test('a close while the socket opens', async () => {
+    const client = make()
+    const connecting = failure(client.connect())
+    await client.close()
+    assert.equal((await connecting).code, WSE_ERROR.CONNECTION_CLOSED)
+    assert.equal(client.status, 'OFFLINE')
+  })
+})
+
+for (const [name, options] of [
+  ['JSON', {}],
+  ['MessagePack', { protocol: new WseMsgpack(msgpack) }],
+]) {
+  describe(`messages and calls in ${name}`, () => {
+    let client
+    before(async () => (client = await ready(options)))
+
+    test('a message there and back', async () => {
+      const payload = { text: 'grüße 😀', list: [1, null, { deep: true }], half: 0.5 }
+      const echoed = new Promise((resolve) => client.channel.once('echo', resolve))
+      client.send('echo', payload)
+      assert.deepEqual(await echoed, payload)
+    })
+
+    test('a broadcast', async () => {
+      const other = await ready(options)
+      const heard = Promise.all([client, other].map((each) => new Promise((resolve) => each.channel.once('shout', resolve))))
+      client.send('shout', [1])
+      assert.deepEqual(await heard, [[1], [1]])
+    })
+
+    test('calls, many at a time', async () => {
+      assert.equal(await client.call('add', { a: 5, b: 3 }), 8)
+      const results = await Promise.all(Array.from({ length: 200 }, (_, number) => client.call('same', number)))
+      assert.deepEqual(results, Array.from({ length: 200 }, (_, number) => number))
+      assert.equal(await client.call('same'), null)
+    })
+
+    test('a call that raises', async () => {
+      const error = await failure(client.call('fail', 1))
+      assert.ok(error instanceof WseError)
+      assert.equal(error.code, WSE_ERROR.RP_EXECUTION_FAILED)
+      assert.deepEqual(error.details, { origin: { name: 'ValueError', message: 'no good' }, rp: 'fail', rpc: 'fail', payload: 1 })
+      assert.equal(error.message, 'ValueError: no good')
+    })
+
+    test('a call that raises an error of the application', async () => {
+      const { code, details, message } = await failure(client.call('deny'))
+      assert.deepEqual([code, details, message], ['app.denied', { why: 'closed', rp: 'deny', rpc: 'deny' }, 'the shop is closed'])
+    })
+
+    test('a call of what is not registered', async () => {
+      assert.equal((await failure(client.call('nothing'))).code, WSE_ERROR.RP_NOT_REGISTERED)
+    })
+
+    test('a call without an answer', async () => {
+      const error = await failure(client.call('never', null, { tO: 0.01 }))
+      assert.deepEqual([error.code, error.details], [WSE_ERROR.RP_TIMEOUT, { rp: 'never', timeout: 0.01 }])
+    })
+
+    test('the server calls the client', async () => {
+      client.register('info', async (payload) => ({ got: payload, zone: 'UTC' }))
+      assert.deepEqual(await client.call('call-back', { name: 'info', payload: 1 }), { result: { got: 1, zone: 'UTC' } })
+      client.unregister('info')
+      const missing = await client.call('call-back', { name: 'info' })
+      assert.deepEqual(missing.code, WSE_ERROR.RP_NOT_REGISTERED)
+      assert.deepEqual(missing.details, { rp: 'info', rpc: 'info' })
+      assert.equal(missing.text, `${WSE_ERROR.RP_NOT_REGISTERED}: info: no such procedure`)
+    })
+
+    test('the server calls what throws', async () => {
+      client.register('broken', () => {
+        throw new RangeError('out of it')
+      })
+      client.register('poor', async () => {
+        throw new WseError('app.poor', { missing: 3 }, 'no money')
+      })
+      const broken = await client.call('call-back', { name: 'broken', payload: 2 })
+      assert.equal(broken.code, WSE_ERROR.RP_EXECUTION_FAILED)
+      assert.deepEqual(broken.details, { origin: { name: 'RangeError', message: 'out of it' }, rp: 'broken', rpc: 'broken', payload: 2 })
+      const poor = await client.call('call-back', { name: 'poor' })
+      assert.deepEqual(poor.details, { missing: 3, rp: 'poor', rpc: 'poor' })
+      assert.equal(poor.text, 'app.poor: poor: no money')
+    })
+
+    test('a result that cannot be encoded is answered at once', async () => {
+      const loop = {}
+      loop.self = loop
+      client.register('loop', () => loop)
+      assert.equal((await client.call('call-back', { name: 'loop' })).code, WSE_ERROR.RP_EXECUTION_FAILED)
+    })
+  })
+}
+
+describe('losing the connection', () => {
+  test('pending calls are settled, and the client comes back', async () => {
+    const client = await ready({ re: true })
+    const walk = []
+    client.when.updated((status) => walk.push(status))
+    const never = failure(client.call('never'))
+    const again = next(client.when.updated, (status) => status === 'READY')
+    await client.call('drop', { code: 1012, reason: 'restart' })
+    const error = await never
+    assert.deepEqual([error.code, error.details], [WSE_ERROR.RP_DISCONNECT, { rp: 'never', disconnected: [1012, 'restart'] }])
+    await again
+    assert.deepEqual(walk, ['OFFLINE', 'RE_CONNECTING', 'READY'])
+    assert.equal(await client.call('add', { a: 1, b: 1 }), 2)
+  })
+
+  test('4000 brings it back without reconnection, too', async () => {
+    const client = await ready()
+    const again = next(client.when.updated, (status) => status === 'READY')
+    await client.call('drop', { code: 4000, reason: 'jump' })
+    await again
+    assert.equal(await client.call('same', 1), 1)
+  })
+
+  test('a server that is killed and started again', async () => {
+    const first = await startServers()
+    const client = await ready({ url: first.plain, re: true })
+    const closed = next(client.when.closed)
+    await first.kill()
+    assert.deepEqual(await closed, [1006, ''])
+    const again = next(client.when.updated, (status) => status === 'READY')
+    const second = await startServers(new URL(first.plain).port)
+    await again
+    assert.equal(await client.call('add', { a: 2, b: 2 }), 4)
+    assert.ok(client.errors.every((error) => error.code === WSE_ERROR.WS_CLIENT_ERROR))
+    const over = next(client.when.closed)
+    await second.stop()
+    assert.deepEqual(await over, [1012, WSE_REASON.BY_SERVER])
+    await client.close()
+    assert.equal(client.status, 'OFFLINE')
+  })
+
+  test('jump', async () => {
+    const client = make()
+    await client.connect('jumper', { d: 1 })
+    const closed = next(client.when.closed)
+    assert.deepEqual(await client.jump(servers.other), { server: 'other', identity: 'jumper', meta: { d: 1 } })
+    assert.deepEqual(await closed, [4000, 'jump'])
+    assert.equal(client.url, servers.other)
+    assert.deepEqual(await client.jump(servers.plain, 'other', {}), { server: 'plain', identity: 'other', meta: {} })
+    assert.deepEqual(client.errors, [])
+  })
+})
+
+describe('SCRAM', () => {
+  for (const [name, password] of [
+    ['ada', 'lovelace'],
+    ['a=b,c', 'p=q,r'],
+    ['grüße', 'nai\u0308ve ix'],
+    ['ru', 'שלום'],
+  ]) {
+    test(`${name} gets in`, async () => {
+      const client = make({ url: servers.scram })
+      const scram = new Scram(name, password)
+      assert.deepEqual(await client.connect(scram), { hello: name })
+      await client.close()
+      assert.deepEqual(await client.connect(), { hello: name })
+    })
+  }
+
+  test('a wrong password, an unknown user and a name that is none do not', async () => {
+    for (const scram of [new Scram('ada', 'x'), new Scram('bob', 'lovelace'), new Scram('ada', ''), new Scram('😀', 'x')]) {
+      const error = await failure(make({ url: servers.scram }).connect(scram))
+      assert.deepEqual([error.code, error.details], [WSE_ERROR.NOT_AUTHORIZED, { code: 1000, reason: WSE_REASON.NOT_AUTHORIZED }])
+    }
+  })
+
+  test('a server without the keys is found out', async () => {
+    const client = make({ url: servers.impostor, re: true })
+    const closed = next(client.when.closed)
+    assert.equal((await failure(client.connect(new Scram('ada', 'lovelace')))).code, WSE_ERROR.NOT_AUTHORIZED)
+    assert.deepEqual(await closed, [1000, WSE_REASON.NOT_AUTHORIZED])
+    assert.equal(client.status, 'OFFLINE')
+  })
+})

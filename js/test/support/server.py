@@ -1,0 +1,127 @@
+"""The real servers that the integration tests talk to, in one process.
+
+Prints one line of JSON, {"plain": url, "other": url, …}, then serves until its standard
+input ends. The first argument, if any, is the port of the plain server.
+"""
+
+import asyncio
+import json
+import sys
+from typing import Any
+
+from wse import Handshake, WseError, WseJSON, WseMsgpack, WseServer
+from wse.auth import ScramKeys, ScramServer
+
+PASSWORDS = {"ada": "lovelace", "a=b,c": "p=q,r", "grüße": "naïve\u00a0ⅸ", "ru": "שלום"}
+
+
+def plain(name: str, port: int) -> WseServer:
+    server = WseServer(port=port, conns_per_user=2, timeout=5, auth_timeout=2, protocol=[WseJSON(), WseMsgpack()])
+
+    @server.identify
+    async def identify(auth: Handshake) -> None:
+        identity = auth.identity
+        if identity == "refuse" or (auth.challenge is not None and auth.challenge.response != 42):
+            auth.refuse()
+        else:
+            auth.accept(str(identity or "anonymous"), {"server": name, "identity": identity, "meta": auth.meta})
+
+    @server.channel.on("echo")
+    def echo(conn: Any, payload: Any) -> None:
+        conn.send("echo", payload)
+
+    @server.channel.on("shout")
+    def shout(conn: Any, payload: Any) -> None:
+        server.broadcast("shout", payload)
+
+    @server.register("add")
+    def add(conn: Any, payload: Any) -> Any:
+        return payload["a"] + payload["b"]
+
+    @server.register("same")
+    def same(conn: Any, payload: Any) -> Any:
+        return payload
+
+    @server.register("fail")
+    def fail(conn: Any, payload: Any) -> None:
+        raise ValueError("no good")
+
+    @server.register("deny")
+    async def deny(conn: Any, payload: Any) -> None:
+        raise WseError("app.denied", {"why": "closed"}, "the shop is closed")
+
+    @server.register("never")
+    async def never(conn: Any, payload: Any) -> None:
+        await asyncio.Event().wait()
+
+    @server.register("call-back")
+    async def call_back(conn: Any, payload: Any) -> Any:
+        try:
+            return {"result": await conn.call(payload["name"], payload.get("payload"))}
+        except WseError as error:
+            return {"code": error.code, "details": error.details, "text": str(error)}
+
+    @server.register("drop")
+    def drop(conn: Any, payload: Any) -> None:
+        asyncio.get_running_loop().call_soon(lambda: conn.drop(payload["reason"], payload["code"]))
+
+    @server.register("devices")
+    def devices(conn: Any, payload: Any) -> int:
+        return len(conn.client.conns)
+
+    server.when.error(lambda err, conn: None)
+    return server
+
+
+class Users(dict[str, ScramKeys]):
+    async def get(self, username: str) -> ScramKeys | None:  # type: ignore[override]
+        return dict.get(self, username)
+
+
+def challenged() -> WseServer:
+    server = plain("challenged", 0)
+    server.use_challenge(lambda auth: {"double": 21})
+    return server
+
+
+def scram() -> WseServer:
+    server = WseServer(port=0)
+    keys = {name: ScramKeys.from_password(password, iterations=4096) for name, password in PASSWORDS.items()}
+    half = ScramServer(Users(keys), iterations=4096)
+    server.use_challenge(half.challenge)
+
+    @server.identify
+    def identify(auth: Handshake) -> None:
+        username = half.verify(auth)
+        if username is None:
+            auth.refuse()
+        else:
+            half.accept(auth, username, {"hello": username})
+
+    return server
+
+
+def impostor() -> WseServer:
+    server = WseServer(port=0)
+    server.use_challenge(ScramServer(Users(), iterations=4096).challenge)
+    server.identify(lambda auth: auth.accept("ada", {"scram": "v=bm90IHRoZSBzZXJ2ZXIncyBwcm9vZg==", "welcome": "trust me"}))
+    return server
+
+
+async def main() -> None:
+    port = int(sys.argv[1]) if len(sys.argv) > 1 else 0
+    servers = {
+        "plain": plain("plain", port),
+        "other": plain("other", 0),
+        "challenged": challenged(),
+        "scram": scram(),
+        "impostor": impostor(),
+    }
+    for server in servers.values():
+        await server.start()
+    print(json.dumps({name: server.url for name, server in servers.items()}), flush=True)
+    await asyncio.to_thread(sys.stdin.read)
+    await asyncio.gather(*(server.close() for server in servers.values()))
+
+
+asyncio.run(main())

@@ -1,0 +1,15 @@
+// Beside wse.d.ts the type checker never reads what wse.js exports, so a copy is compared with the declarations.
+import { mkdirSync, readFileSync, writeFileSync } from 'node:fs'
+
+const source = new URL('../../wse.js', import.meta.url)
+const directory = new URL('generated/', import.meta.url)
+mkdirSync(directory, { recursive: true })
+writeFileSync(new URL('implementation.js', directory), readFileSync(source))
+writeFileSync(
+  new URL('matches.ts', directory),
+  `import * as implementation from './implementation.js'
+import type * as declared from 'wse'
+
+export const matches: typeof declared = implementation
+`,
+)

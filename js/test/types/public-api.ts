@@ -1,0 +1,76 @@
+// What an application writes, as the type checker sees it. Never run; `npm run types` checks it.
+import {
+  Scram,
+  WSE_ERROR,
+  WSE_REASON,
+  WSE_STATUS,
+  WseClient,
+  WseError,
+  WseJSON,
+  WseMsgpack,
+  type Protocol,
+  type WseStatus,
+} from 'wse'
+import * as msgpack from '@msgpack/msgpack'
+import { WebSocket as WsWebSocket } from 'ws'
+
+type Equal<A, B> = (<T>() => T extends A ? 1 : 2) extends <T>() => T extends B ? 1 : 2 ? true : false
+const is = <_ extends true>(): void => {}
+
+const client = new WseClient({ url: 'ws://localhost:4200' })
+new WseClient({ url: new URL('wss://example.org'), re: true, tO: 0, WebSocket: WsWebSocket, backoff: { base: 2, random: () => 0 }, debug: true })
+new WseClient({ url: '', WebSocket, protocol: WseJSON })
+new WseClient({ url: '', protocol: new WseMsgpack(msgpack) })
+// @ts-expect-error the URL is required
+new WseClient({})
+// @ts-expect-error there is no such option
+new WseClient({ url: '', timeout: 5 })
+// @ts-expect-error a codec decodes, too
+new WseMsgpack({ encode: msgpack.encode })
+
+is<Equal<typeof client.status, WseStatus>>()
+is<Equal<WseStatus, 'IDLE' | 'CONNECTING' | 'READY' | 'OFFLINE' | 'RE_CONNECTING'>>()
+is<Equal<ReturnType<typeof client.connect>, Promise<any>>>()
+is<Equal<ReturnType<typeof client.close>, Promise<void>>>()
+is<Equal<ReturnType<typeof client.send>, void>>()
+// @ts-expect-error the status is told, not set
+client.status = WSE_STATUS.READY
+
+void client.connect(new Scram('ada', 'secret'), { device: 'phone' })
+void client.jump('ws://elsewhere', { token: 't' })
+void client.close(WSE_REASON.BY_CLIENT)
+client.send('chat', { text: 'hello' })
+client.send(5)
+// @ts-expect-error a message needs a type
+client.send(null)
+
+const sum: Promise<number> = client.call<number>('add', { a: 1 }, { tO: 5 })
+void sum
+client.register('info', async (payload: { a: number }) => payload.a)
+client.unregister('info')
+client.challenge((quest: string, solve) => solve(quest.length))
+client.challenge(async (_quest, solve) => solve())
+
+client.channel.on<{ text: string }>('chat', ({ text }) => is<Equal<typeof text, string>>()).once('other', () => {}).off('chat')
+// @ts-expect-error a listener is a function
+client.channel.on('chat', 5)
+
+const off = client.when.ready((welcome) => is<Equal<typeof welcome, any>>())
+is<Equal<typeof off, () => void>>()
+client.when.connected(() => {})
+client.when.closed((code, reason) => is<Equal<[typeof code, typeof reason], [number, string]>>())
+client.when.error((error) => is<Equal<typeof error, WseError>>())
+client.when.updated((status) => is<Equal<typeof status, WseStatus>>())
+client.when.ignored((type, payload, stamp) => [type, payload, stamp])
+
+const error = new WseError(WSE_ERROR.RP_TIMEOUT, { rp: 'add' })
+is<Equal<typeof error.code, string>>()
+new WseError('app.own', null, 'text', new Error())
+
+class Pipes implements Protocol {
+  name = 'pipes'
+  internal_types = { hi: 1, challenge: 2, welcome: 3, call: 4, response: 5, response_error: 6 }
+  pack = ({ type, payload, stamp }: { type: unknown; payload?: unknown; stamp?: unknown }) => `${type}|${payload}|${stamp}`
+  unpack = (data: string | ArrayBuffer) => ({ type: data, payload: null })
+}
+new WseClient({ url: '', protocol: Pipes })

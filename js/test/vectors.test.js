@@ -1,0 +1,238 @@
+// The wire examples that the Python tests run, too: ../../spec/vectors/README.md says what a case means.
+import assert from 'node:assert/strict'
+import { readFileSync, readdirSync } from 'node:fs'
+import { describe, mock, test } from 'node:test'
+import * as msgpack from '@msgpack/msgpack'
+import { WSE_ERROR, WSE_REASON, WSE_STATUS, WseError, WseJSON, WseMsgpack } from '../wse.js'
+import { fakeClient, readyClient, settled } from './support/fake.js'
+
+const directory = new URL('../../spec/vectors/', import.meta.url)
+const load = (name) => JSON.parse(readFileSync(new URL(name, directory), 'utf8'))
+
+const repeated = (parts) => parts.map(([piece, times]) => piece.repeat(times)).join('')
+const buffer = (hex) => Uint8Array.from(Buffer.from(hex, 'hex')).buffer
+const dataOf = ({ text, hex, parts, hex_parts }) => {
+  if (parts) return repeated(parts)
+  if (hex_parts) return buffer(repeated(hex_parts))
+  return text ?? buffer(hex)
+}
+const withBytes = (value) => {
+  if (Array.isArray(value)) return value.map(withBytes)
+  return typeof value?.$hex === 'string' ? new Uint8Array(buffer(value.$hex)) : value
+}
+const plain = (value) => JSON.parse(JSON.stringify(value))
+const toList = ({ type = null, payload = null, stamp = null }) => [type, payload, stamp]
+
+const depthOf = (value) => {
+  let depth = 0
+  for (let inner = value; Array.isArray(inner); inner = inner[0]) depth++
+  return depth
+}
+
+// The strictness of a MessagePack decoder is that of the application's: @msgpack/msgpack reads these.
+const LENIENT = ['a string that is no UTF-8']
+
+const decodes = (protocol, vector) => {
+  const data = dataOf(vector)
+  if (vector.error) {
+    assert.throws(() => protocol.unpack(data))
+  } else if (vector.either) {
+    try {
+      protocol.unpack(data)
+    } catch (error) {
+      assert.ok(error instanceof Error)
+    }
+  } else if (vector.depth) {
+    const { payload, stamp } = protocol.unpack(data)
+    assert.equal(depthOf(payload), vector.depth)
+    assert.equal(stamp, 's')
+  } else {
+    assert.deepEqual(toList(protocol.unpack(data)), withBytes(vector.message))
+  }
+}
+
+const runners = {
+  'json-decode.json': (vector) => decodes(new WseJSON(), vector),
+  'json-encode.json': ({ message: [type, payload, stamp], text }) => {
+    assert.equal(new WseJSON().pack({ type, payload, stamp }), text)
+  },
+  'msgpack.json': (vector) => {
+    const protocol = new WseMsgpack(msgpack)
+    decodes(protocol, vector)
+    if (vector.encodes) {
+      const [type, payload, stamp] = withBytes(vector.message)
+      assert.equal(Buffer.from(protocol.pack({ type, payload, stamp })).toString('hex'), vector.hex)
+    }
+  },
+  'errors.json': async ({ procedure, payload, raises, receives, code, details }) => {
+    const { client, socket } = await readyClient()
+    if (raises) {
+      client.register(procedure, () => {
+        if (raises.wse) throw new WseError(raises.wse.code, raises.wse.details)
+        throw Object.assign(new Error(raises.exception.message), { name: raises.exception.name })
+      })
+      socket.receive([procedure, payload, 7])
+      const [[type, answer, stamp]] = socket.read()
+      assert.deepEqual([type, answer.code, answer.details, stamp], ['~wse:response-err', code, details, 7])
+    } else {
+      const call = client.call('pay')
+      socket.receive(['~wse:response-err', receives, 1])
+      await assert.rejects(call, (error) => {
+        assert.ok(error instanceof WseError)
+        assert.deepEqual([error.code, error.details], [code, details])
+        return true
+      })
+    }
+  },
+  'close.json': async (vector) => {
+    for (const re of vector.without_reconnect ? [true, false] : [true]) {
+      mock.timers.enable({ apis: ['setTimeout'] })
+      try {
+        const { client, socket, Socket } = await readyClient({ re })
+        socket.gone(vector.code, vector.reason)
+        assert.equal(client.status, vector.retried ? 'RE_CONNECTING' : 'OFFLINE')
+        mock.timers.tick(30_000)
+        assert.equal(Socket.all.length, vector.retried ? 2 : 1)
+      } finally {
+        mock.timers.reset()
+      }
+    }
+  },
+  'handshake-client.json': (vector) => converse(vector),
+  'messages-client.json': (vector) => converse(vector),
+}
+
+const APPLICATION = {
+  echo: (payload) => payload,
+  add: ({ a, b }) => a + b,
+  fail: () => {
+    throw Object.assign(new Error('no good'), { name: 'ValueError' })
+  },
+  deny: () => {
+    throw new WseError('app.denied', { why: 'closed' })
+  },
+  unserializable: () => 1n,
+}
+
+async function converse({ setup, steps }) {
+  mock.timers.enable({ apis: ['setTimeout'] })
+  try {
+    const all = fakeClient({ tO: 10 })
+    const { client, errors, Socket, take } = all
+    const chat = []
+    client.channel.on('chat', (payload) => all.events.push(['chat', payload]))
+    for (const [name, fn] of Object.entries(APPLICATION)) client.register(name, fn)
+    if (setup.challenge) {
+      client.challenge((quest, solve) => {
+        if ('raise' in setup.challenge) throw new Error(setup.challenge.raise)
+        solve(setup.challenge.answer)
+      })
+    }
+    const outcome = { connect: undefined, calls: [] }
+    const connect = client.connect(setup.identity, setup.meta)
+    connect.then(
+      (welcome) => (outcome.connect = { welcome }),
+      (error) => (outcome.connect = { error }),
+    )
+    const socket = Socket.last
+    socket.open()
+    if (setup.joined) {
+      socket.receive(['~wse:welcome', null, null])
+      socket.read()
+      take()
+    }
+    await settled()
+    const matches = (error, { code, details }) => {
+      assert.ok(error instanceof WseError, String(error))
+      assert.equal(error.code, code)
+      if (details) assert.deepEqual(plain(error.details), details)
+    }
+    const nextCall = () => {
+      const call = outcome.calls.shift()
+      assert.ok(call, 'no call has been made')
+      return call
+    }
+    const does = {
+      in: (value) => (Array.isArray(value) ? socket.receive(value) : socket.receive(dataOf(value))),
+      out: (value) => {
+        const written = socket.read()
+        for (const [type, payload] of written) if (type === '~wse:response-err') delete payload.message
+        assert.deepEqual(written, value)
+      },
+      status: (value) => assert.equal(client.status, value),
+      close: (value) => assert.deepEqual(socket.closed, value),
+      gone: ([code, reason]) => socket.gone(code, reason),
+      pass: (value) => mock.timers.tick(value * 1000),
+      events: (value) => assert.deepEqual(take(), value),
+      errors: (value) => assert.deepEqual(errors.splice(0).map((error) => error.code), value),
+      call: ([name, payload], { timeout }) => {
+        const call = {}
+        outcome.calls.push(call)
+        client.call(name, payload, { tO: timeout }).then(
+          (result) => (call.result = { value: result }),
+          (error) => (call.error = error),
+        )
+      },
+      send: ([type, payload]) => client.send(type, payload),
+      result: (value) => assert.deepEqual(nextCall().result, { value }),
+      fails: (value) => matches(nextCall().error, value),
+      connected: (value) => assert.deepEqual(outcome.connect, { welcome: value }),
+      connect_fails: (value) => matches(outcome.connect?.error, value),
+      timeout: () => {},
+    }
+    for (const step of steps) {
+      for (const [name, value] of Object.entries(step)) {
+        assert.ok(name in does, `this runner does not know the step ${name}`)
+        does[name](value, step)
+        await settled()
+      }
+    }
+    assert.deepEqual(chat, [])
+  } finally {
+    mock.timers.reset()
+  }
+}
+
+const NOT_OURS = ['handshake-server.json', 'messages-server.json']
+
+for (const file of readdirSync(directory).filter((name) => name.endsWith('.json') && name !== 'names.json' && !NOT_OURS.includes(name))) {
+  describe(file, () => {
+    assert.ok(runners[file], `there is no runner for ${file}`)
+    for (const vector of load(file).cases) {
+      const skip = vector.needs?.includes('exact-integers')
+        ? 'integers above 2^53'
+        : file === 'msgpack.json' && LENIENT.includes(vector.name) && '@msgpack/msgpack is lenient here'
+      test(vector.name, { skip }, () => runners[file](vector))
+    }
+  })
+}
+
+describe('names.json', () => {
+  const names = load('names.json')
+
+  test('codes, reasons and status', () => {
+    assert.deepEqual(Object.values(WSE_ERROR).sort(), names.error_codes.sort())
+    assert.deepEqual(Object.values(WSE_REASON).sort(), names.close_reasons.sort())
+    assert.deepEqual(Object.values(WSE_STATUS), names.client_status)
+  })
+
+  test('protocols and their internal types', () => {
+    assert.equal(new WseJSON().name, names.protocols.json)
+    assert.equal(new WseMsgpack(msgpack).name, names.protocols.msgpack)
+    assert.deepEqual({ ...new WseJSON().internal_types }, names.internal_types)
+  })
+
+  test('reserved types are rejected at once, free ones are not', async () => {
+    const { client } = await readyClient()
+    for (const type of names.reserved_types) {
+      const attempts = [() => client.send(type), () => client.register(type, () => {}), () => client.channel.on(type, () => {})]
+      for (const attempt of attempts) assert.throws(attempt, { code: WSE_ERROR.PROTOCOL_VIOLATION })
+      await assert.rejects(client.call(type), { code: WSE_ERROR.PROTOCOL_VIOLATION })
+    }
+    for (const type of names.free_types) {
+      client.send(type)
+      client.register(type, () => {})
+      client.channel.on(type, () => {})
+    }
+  })
+})
