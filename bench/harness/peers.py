@@ -1,0 +1,120 @@
+"""What is measured: servers, clients and workloads."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Peer:
+    """A server.
+
+    Attributes:
+        name: Its short name, for `--peers`.
+        title: Its name in tables.
+        kind: `floor`, `ours`, `python` or `node`.
+        dialect: What load/load.c speaks to it.
+        command: The program in servers/ and its further arguments.
+        needs: Python modules without which it cannot run, or packages of Node.
+        note: What to know when comparing.
+    """
+
+    name: str
+    title: str
+    kind: str
+    dialect: str
+    command: tuple[str, ...]
+    needs: tuple[str, ...] = ()
+    note: str = ""
+
+
+FLOOR = "floor"
+
+PEERS = (
+    Peer(FLOOR, "C floor", "floor", "wse", (), note="moves bytes, parses no JSON"),
+    Peer("wse", "wse", "ours", "wse", ("wse_server.py",), ("msgspec", "picows")),
+    Peer("wse-uvloop", "wse, uvloop", "ours", "wse", ("wse_server.py", "uvloop"), ("msgspec", "picows", "uvloop")),
+    Peer(
+        "picows",
+        "picows, bare echo",
+        "python",
+        "json",
+        ("picows_server.py",),
+        ("msgspec", "picows"),
+        "no authentication, no calls",
+    ),
+    Peer(
+        "websockets",
+        "websockets, bare echo",
+        "python",
+        "json",
+        ("websockets_server.py",),
+        ("websockets",),
+        "no authentication, no calls",
+    ),
+    Peer(
+        "python-socketio",
+        "python-socketio, uvicorn",
+        "python",
+        "socketio",
+        ("python_socketio_server.py",),
+        ("socketio", "uvicorn", "websockets", "httptools", "uvloop"),
+    ),
+    Peer(
+        "fastapi-rpc",
+        "fastapi-websocket-rpc, uvicorn",
+        "python",
+        "fastapi-rpc",
+        ("fastapi_rpc_server.py",),
+        ("fastapi_websocket_rpc", "uvicorn", "websockets", "httptools", "uvloop"),
+        "no authentication; its fan-out is a loop in the application",
+    ),
+    Peer("ws", "ws on Node, bare echo", "node", "json", ("ws_server.cjs",), ("ws",), "no authentication, no calls"),
+    Peer("socketio", "Socket.IO on Node", "node", "socketio", ("socketio_server.cjs",), ("socket.io",)),
+)
+
+
+@dataclass(frozen=True)
+class Client:
+    """A client that calls the C server: the arguments of client_calls.py."""
+
+    name: str
+    title: str
+    kind: str
+    command: tuple[str, ...]
+    needs: tuple[str, ...]
+
+
+CLIENTS = (
+    Client("wse", "WseClient", "ours", ("wse",), ("msgspec", "picows")),
+    Client("wse-uvloop", "WseClient, uvloop", "ours", ("wse", "uvloop"), ("msgspec", "picows", "uvloop")),
+    Client("websockets", "websockets, bare", "python", ("websockets",), ("websockets",)),
+)
+
+
+@dataclass(frozen=True)
+class Workload:
+    """One kind of work.
+
+    Attributes:
+        mode: `call`, `fanout` and `idle` load a server, `client` runs a client.
+        connections: How many.
+        window: Calls or broadcasts in flight; for `idle`, how many of the connections are timed.
+    """
+
+    name: str
+    title: str
+    mode: str
+    connections: int
+    window: int
+
+
+WORKLOADS = (
+    Workload("call-1", "Call, 1 in flight on each of 50 connections", "call", 50, 1),
+    Workload("call-32", "Call, 32 in flight on each of 50 connections", "call", 50, 32),
+    Workload("fanout-1", "Fan-out to 1,000 connections, 1 broadcast in flight, per delivery", "fanout", 1000, 1),
+    Workload("fanout-4", "Fan-out to 1,000 connections, 4 broadcasts in flight, per delivery", "fanout", 1000, 4),
+    Workload("connect", "Connect and authenticate 5,000, then hold 10,000 idle", "idle", 10000, 5000),
+    Workload("client-1", "Client, 1 call in flight, against the C floor", "client", 1, 1),
+    Workload("client-32", "Client, 32 calls in flight, against the C floor", "client", 1, 32),
+)

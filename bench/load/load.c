@@ -1,0 +1,505 @@
+/* Load generator: many WebSockets from one thread, in the dialect of each server that is compared.
+ *
+ *   load HOST PORT DIALECT call   CONNECTIONS WINDOW SECONDS WARMUP PID
+ *   load HOST PORT DIALECT fanout CONNECTIONS WINDOW SECONDS WARMUP PID
+ *   load HOST PORT DIALECT idle   CONNECTIONS MEASURED SETTLE 0 PID
+ *
+ * call: every connection keeps WINDOW calls of "echo" in flight. fanout: the first connection keeps WINDOW broadcasts in
+ * flight; one is done when every connection has it. idle: the cost of the first MEASURED connections, then the resident
+ * memory of the process when all are open and SETTLE seconds have passed. PID is the server's: its CPU clock and its
+ * resident memory are read, whatever its threads.
+ *
+ * Every answer is compared with the text that is due, but for white space, on the connection where it is due; a
+ * broadcast must reach every connection once and in order. Anything else ends the program with status 1 and a line on
+ * stderr, as do ten seconds without an event. Frames are masked (RFC 6455, 5.3), and call and fanout end with a closing
+ * handshake on every connection.
+ */
+#define _GNU_SOURCE
+#include <arpa/inet.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <netinet/in.h>
+#include <netinet/tcp.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <strings.h>
+#include <sys/epoll.h>
+#include <sys/resource.h>
+#include <sys/socket.h>
+#include <time.h>
+#include <unistd.h>
+
+#define KEY "dGhlIHNhbXBsZSBub25jZQ=="
+#define ACCEPT "s3pPLMBiTxaQ9kYGzzhZRbK+xOo="
+#define OPENING_AT_ONCE 128
+#define STALLED_MS 10000
+#define TEXT_MAX 512
+
+enum state { REQUESTED, OPENING, READY, CLOSED };
+
+typedef struct {
+    int fd;
+    enum state state;
+    int wants_write;
+    char *in, *out;
+    size_t in_len, in_cap, out_len, out_cap;
+    long next_broadcast;
+    double since;
+} Conn;
+
+static Conn *conns;
+static int conn_count, ready, epoll_fd, leaving, closed;
+static double now_;
+
+static void fail(const char *what, const char *text, size_t n) {
+    fprintf(stderr, "%s: %.*s\n", what, (int)(n < 300 ? n : 300), text);
+    exit(1);
+}
+
+static double clock_now(void) {
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return t.tv_sec + t.tv_nsec * 1e-9;
+}
+
+static double cpu_of(int pid) {
+    clockid_t clock;
+    struct timespec t;
+    if (!pid || clock_getcpuclockid(pid, &clock) || clock_gettime(clock, &t)) return 0;
+    return t.tv_sec + t.tv_nsec * 1e-9;
+}
+
+static double own_cpu(void) {
+    struct timespec t;
+    clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &t);
+    return t.tv_sec + t.tv_nsec * 1e-9;
+}
+
+static double rss_kib(int pid) {
+    char path[64];
+    long all, resident = 0;
+    snprintf(path, sizeof path, "/proc/%d/statm", pid);
+    FILE *file = pid ? fopen(path, "r") : NULL;
+    if (!file) return 0;
+    if (fscanf(file, "%ld %ld", &all, &resident) != 2) resident = 0;
+    fclose(file);
+    return resident * (sysconf(_SC_PAGESIZE) / 1024.0);
+}
+
+/* Latencies, and what is in flight. */
+
+typedef struct {
+    float *items;
+    size_t count, cap;
+} Samples;
+
+static Samples samples;
+static int sampling;
+
+static void sample(double seconds) {
+    if (!sampling) return;
+    if (samples.count == samples.cap) {
+        samples.cap = samples.cap ? samples.cap * 2 : 65536;
+        samples.items = realloc(samples.items, samples.cap * sizeof *samples.items);
+    }
+    samples.items[samples.count++] = seconds;
+}
+
+static int by_size(const void *a, const void *b) {
+    float x = *(const float *)a, y = *(const float *)b;
+    return (x > y) - (x < y);
+}
+
+typedef struct {
+    double since; /* 0 when it is done */
+    int conn, arrived;
+} Flight;
+
+static Flight *flights;
+static long flight_count, flight_cap, operations, in_flight;
+
+static long begin(int conn) {
+    if (flight_count == flight_cap) {
+        flight_cap = flight_cap ? flight_cap * 2 : 65536;
+        flights = realloc(flights, flight_cap * sizeof *flights);
+    }
+    flights[flight_count] = (Flight){clock_now(), conn, 0};
+    in_flight++;
+    return flight_count++;
+}
+
+/* Bytes out. */
+
+static void put(Conn *c, const void *data, size_t n) {
+    if (c->out_len + n > c->out_cap) {
+        c->out_cap = (c->out_len + n) * 2;
+        c->out = realloc(c->out, c->out_cap);
+    }
+    memcpy(c->out + c->out_len, data, n);
+    c->out_len += n;
+}
+
+static void put_frame(Conn *c, int opcode, const char *data, size_t n) {
+    static const unsigned char mask[4] = {0x37, 0xfa, 0x21, 0x3d};
+    unsigned char head[8] = {0x80 | opcode}, body[TEXT_MAX];
+    size_t size = 2;
+    if (n > sizeof body) fail("a message is too long for this program", data, n);
+    if (n < 126) {
+        head[1] = 0x80 | n;
+    } else {
+        head[1] = 0x80 | 126;
+        head[2] = n >> 8;
+        head[3] = n & 255;
+        size = 4;
+    }
+    memcpy(head + size, mask, 4);
+    for (size_t i = 0; i < n; i++) body[i] = data[i] ^ mask[i & 3];
+    put(c, head, size + 4);
+    put(c, body, n);
+}
+
+static void put_text(Conn *c, const char *text) { put_frame(c, 1, text, strlen(text)); }
+
+static void watch(Conn *c, int op, int wants_write) {
+    struct epoll_event event = {EPOLLIN | (wants_write ? EPOLLOUT : 0), {.ptr = c}};
+    c->wants_write = wants_write;
+    epoll_ctl(epoll_fd, op, c->fd, &event);
+}
+
+static void flush(Conn *c) {
+    size_t done = 0;
+    while (done < c->out_len) {
+        ssize_t n = write(c->fd, c->out + done, c->out_len - done);
+        if (n < 0 && errno == EAGAIN) break;
+        if (n < 0) fail("write", strerror(errno), 100);
+        done += n;
+    }
+    memmove(c->out, c->out + done, c->out_len - done);
+    c->out_len -= done;
+    if (c->wants_write != (c->out_len > 0)) watch(c, EPOLL_CTL_MOD, c->out_len > 0);
+}
+
+/* The dialects. */
+
+#define PAYLOAD "{\"a\":5,\"b\":3,\"n\":%ld}"
+
+typedef struct {
+    const char *name, *path, *subprotocol;
+    const char *first;   /* sent when the socket is open; NULL to wait for the server */
+    const char *greeted; /* how a message begins that `answer` follows; NULL for none */
+    const char *answer;  /* to that greeting */
+    const char *welcome; /* how the message begins that makes the connection ready; NULL: an open socket is ready */
+    const char *ping, *pong;
+    const char *call, *result, *publish, *broadcast; /* with the number once or twice */
+} Dialect;
+
+static const Dialect dialects[] = {
+    {.name = "wse", .path = "/", .subprotocol = "wse-default-json",
+     .first = "[\"~wse:hi\",{\"identity\":\"secret\",\"meta\":{}},null]", .welcome = "[\"~wse:welcome\"",
+     .call = "[\"echo\"," PAYLOAD ",\"%ld\"]", .result = "[\"~wse:response\"," PAYLOAD ",\"%ld\"]",
+     .publish = "[\"fan\"," PAYLOAD ",null]", .broadcast = "[\"fan\"," PAYLOAD ",null]"},
+    {.name = "json", .path = "/",
+     .call = "[\"echo\"," PAYLOAD ",\"%ld\"]", .result = "[\"echo\"," PAYLOAD ",\"%ld\"]",
+     .publish = "[\"fan\"," PAYLOAD ",null]", .broadcast = "[\"fan\"," PAYLOAD ",null]"},
+    /* Engine.IO 4 and Socket.IO 5, on the websocket transport from the start. */
+    {.name = "socketio", .path = "/socket.io/?EIO=4&transport=websocket",
+     .greeted = "0{", .answer = "40{\"token\":\"secret\"}", .welcome = "40{\"sid\"", .ping = "2", .pong = "3",
+     .call = "42%2$ld[\"echo\",{\"a\":5,\"b\":3,\"n\":%1$ld}]", .result = "43%2$ld[{\"a\":5,\"b\":3,\"n\":%1$ld}]",
+     .publish = "42[\"fan\"," PAYLOAD "]", .broadcast = "42[\"fan\"," PAYLOAD "]"},
+    {.name = "fastapi-rpc", .path = "/ws",
+     .call = "{\"request\":{\"method\":\"echo\",\"arguments\":{\"p\":" PAYLOAD "},\"call_id\":\"%ld\"}}",
+     .result = "{\"request\":null,\"response\":{\"result\":" PAYLOAD ",\"result_type\":\"dict\",\"call_id\":\"%ld\"}}",
+     .publish = "{\"request\":{\"method\":\"fan\",\"arguments\":{\"p\":" PAYLOAD "}}}",
+     .broadcast = "{\"request\":{\"method\":\"fan\",\"arguments\":{\"p\":" PAYLOAD "},\"call_id\":null},\"response\":null}"},
+};
+
+static const Dialect *dialect;
+static enum { CALL, FANOUT, IDLE } mode;
+static int window;
+
+/* Whether a message is the text that is due, but for white space outside strings. */
+static int is_due(const char *s, size_t n, const char *due) {
+    int quoted = 0;
+    const char *end = s + n;
+    for (; s < end; s++) {
+        if (!quoted && (*s == ' ' || *s == '\n')) continue;
+        if (*s != *due++) return 0;
+        if (*s == '"') quoted = !quoted;
+    }
+    return *due == 0;
+}
+
+static int starts_with(const char *s, size_t n, const char *prefix) {
+    size_t size = strlen(prefix);
+    return n >= size && !memcmp(s, prefix, size);
+}
+
+static long number_in(const char *s, size_t n) {
+    const char *at = memmem(s, n, "\"n\":", 4);
+    if (!at) fail("an answer without a number", s, n);
+    long number = 0;
+    int digits = 0;
+    for (at += 4; at < s + n && *at == ' '; at++) {}
+    for (; at < s + n && *at >= '0' && *at <= '9'; at++, digits++) number = number * 10 + (*at - '0');
+    if (!digits || number >= flight_count) fail("an answer with a wrong number", s, n);
+    return number;
+}
+
+static void start(Conn *c) {
+    char text[TEXT_MAX];
+    long number = begin(c - conns);
+    snprintf(text, sizeof text, mode == CALL ? dialect->call : dialect->publish, number, number);
+    put_text(c, text);
+}
+
+static int stopping;
+
+static void on_answer(Conn *c, const char *s, size_t n) {
+    char due[TEXT_MAX];
+    long number = number_in(s, n);
+    Flight *flight = &flights[number];
+    snprintf(due, sizeof due, mode == CALL ? dialect->result : dialect->broadcast, number, number);
+    if (!is_due(s, n, due)) fail("not the answer that is due", s, n);
+    if (mode == CALL) {
+        if (flight->conn != c - conns || !flight->since) fail("an answer that nobody waits for", s, n);
+    } else if (c->next_broadcast++ != number) {
+        fail("a broadcast out of order", s, n);
+    }
+    sample(now_ - flight->since);
+    operations++;
+    if (mode == CALL) {
+        flight->since = 0;
+        in_flight--;
+        if (!stopping) start(c);
+    } else if (++flight->arrived == conn_count) {
+        in_flight--;
+        if (!stopping) start(&conns[0]);
+    }
+}
+
+static void become_ready(Conn *c) {
+    c->state = READY;
+    ready++;
+    sample(now_ - c->since);
+}
+
+static void on_message(Conn *c, const char *s, size_t n) {
+    if (leaving) return;
+    if (dialect->ping && is_due(s, n, dialect->ping)) {
+        put_text(c, dialect->pong);
+    } else if (c->state == READY) {
+        if (mode == IDLE) fail("an unexpected message", s, n);
+        on_answer(c, s, n);
+    } else if (dialect->greeted && starts_with(s, n, dialect->greeted)) {
+        put_text(c, dialect->answer);
+    } else if (starts_with(s, n, dialect->welcome)) {
+        become_ready(c);
+    } else {
+        fail("not a welcome", s, n);
+    }
+}
+
+static size_t on_response(Conn *c) {
+    char *end = memmem(c->in, c->in_len, "\r\n\r\n", 4);
+    if (!end) return 0;
+    size_t size = end - c->in + 4;
+    if (!starts_with(c->in, size, "HTTP/1.1 101") || !memmem(c->in, size, ACCEPT, strlen(ACCEPT)))
+        fail("not upgraded", c->in, c->in_len);
+    if (dialect->subprotocol && !memmem(c->in, size, dialect->subprotocol, strlen(dialect->subprotocol)))
+        fail("no subprotocol", c->in, c->in_len);
+    c->state = OPENING;
+    if (dialect->first) put_text(c, dialect->first);
+    if (!dialect->welcome) become_ready(c);
+    return size;
+}
+
+static void gone(Conn *c) {
+    if (c->fd < 0) return;
+    close(c->fd); /* epoll forgets it, too */
+    c->fd = -1;
+    closed++;
+}
+
+static void on_bytes(Conn *c) {
+    size_t at = c->state == REQUESTED ? on_response(c) : 0;
+    while (c->state != REQUESTED && c->in_len - at >= 2) {
+        unsigned char *head = (unsigned char *)c->in + at;
+        size_t n = head[1] & 127, size = 2;
+        if (n == 127) fail("a message that is too long", c->in + at, 20);
+        if (n == 126) {
+            if (c->in_len - at < 4) break;
+            n = head[2] << 8 | head[3];
+            size = 4;
+        }
+        if (c->in_len - at < size + n) break;
+        char *data = c->in + at + size;
+        if (head[0] == 0x81 || head[0] == 0x82) on_message(c, data, n);
+        else if (head[0] == 0x89) put_frame(c, 10, data, n);
+        else if (head[0] == 0x88 && leaving) c->state = CLOSED;
+        else if (head[0] == 0x88) fail("closed", n > 2 ? data + 2 : "", n > 2 ? n - 2 : 0);
+        else fail("an unexpected frame", data, n);
+        at += size + n;
+    }
+    memmove(c->in, c->in + at, c->in_len - at);
+    c->in_len -= at;
+}
+
+static void on_readable(Conn *c) {
+    for (;;) {
+        if (c->in_cap - c->in_len < 4096) {
+            c->in_cap = c->in_cap ? c->in_cap * 2 : 8192;
+            c->in = realloc(c->in, c->in_cap);
+        }
+        size_t space = c->in_cap - c->in_len;
+        ssize_t n = read(c->fd, c->in + c->in_len, space);
+        if (n < 0 && errno == EAGAIN) return;
+        if (n <= 0 && leaving) {
+            gone(c);
+            return;
+        }
+        if (n <= 0) fail("the server hung up", "", 0);
+        c->in_len += n;
+        on_bytes(c);
+        if (c->state == CLOSED) {
+            gone(c);
+            return;
+        }
+        if ((size_t)n < space) return;
+    }
+}
+
+/* One wait, and all that came. Ends early, without waiting longer than `ms`, when nothing came. */
+static void turn(int ms) {
+    struct epoll_event events[1024];
+    int n = epoll_wait(epoll_fd, events, 1024, ms);
+    now_ = clock_now();
+    if (n == 0 && ms == STALLED_MS) {
+        fprintf(stderr, "stalled: %d of %d connections ready, %ld in flight\n", ready, conn_count, in_flight);
+        exit(1);
+    }
+    for (int i = 0; i < n; i++) {
+        Conn *c = events[i].data.ptr;
+        if (events[i].events & ~EPOLLOUT) on_readable(c);
+        if (c->fd >= 0) flush(c);
+    }
+    if (conns[0].fd >= 0) flush(&conns[0]); /* any connection may have opened the way for the next broadcast */
+}
+
+static void dial(Conn *c, int index, const char *host, int port) {
+    struct sockaddr_in to = {.sin_family = AF_INET, .sin_port = htons(port)}, from = {.sin_family = AF_INET};
+    char request[TEXT_MAX];
+    int one = 1;
+    inet_pton(AF_INET, host, &to.sin_addr);
+    from.sin_addr.s_addr = htonl(0x7f000001 + index / 20000); /* each address has about 28,000 ports */
+    c->fd = socket(AF_INET, SOCK_STREAM, 0);
+    if (c->fd < 0) fail("socket", strerror(errno), 100);
+    setsockopt(c->fd, IPPROTO_IP, IP_BIND_ADDRESS_NO_PORT, &one, sizeof one);
+    if (bind(c->fd, (void *)&from, sizeof from)) fail("bind", strerror(errno), 100);
+    c->since = clock_now();
+    if (connect(c->fd, (void *)&to, sizeof to)) fail("connect", strerror(errno), 100);
+    setsockopt(c->fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof one);
+    fcntl(c->fd, F_SETFL, O_NONBLOCK);
+    snprintf(request, sizeof request,
+             "GET %s HTTP/1.1\r\nHost: %s:%d\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Key: " KEY
+             "\r\nSec-WebSocket-Version: 13\r\n%s%s%s\r\n",
+             dialect->path, host, port, dialect->subprotocol ? "Sec-WebSocket-Protocol: " : "",
+             dialect->subprotocol ? dialect->subprotocol : "", dialect->subprotocol ? "\r\n" : "");
+    put(c, request, strlen(request));
+    watch(c, EPOLL_CTL_ADD, 0);
+    flush(c);
+}
+
+static void connect_all(int count, const char *host, int port) {
+    static int opened;
+    while (ready < count) {
+        for (; opened < count && opened - ready < OPENING_AT_ONCE; opened++) dial(&conns[opened], opened, host, port);
+        turn(STALLED_MS);
+    }
+}
+
+static void run_until(double end) {
+    while (now_ < end) turn(STALLED_MS);
+}
+
+static void leave(void) {
+    leaving = 1;
+    for (int i = 0; i < conn_count; i++) {
+        put_frame(&conns[i], 8, "\x03\xe8", 2);
+        flush(&conns[i]);
+    }
+    for (double end = clock_now() + 5; closed < conn_count && clock_now() < end;) turn(100);
+}
+
+static void report(double wall, double cpu, double own, long count) {
+    printf("\"ops\":%ld,\"wall_s\":%.4f,\"ops_per_s\":%.1f,\"cpu_us\":%.4f,\"client_cpu_us\":%.4f", count, wall,
+           count / wall, cpu / count * 1e6, own / count * 1e6);
+    qsort(samples.items, samples.count, sizeof *samples.items, by_size);
+    if (samples.count)
+        printf(",\"p50_ms\":%.4f,\"p99_ms\":%.4f", samples.items[samples.count / 2] * 1e3,
+               samples.items[samples.count * 99 / 100] * 1e3);
+}
+
+int main(int argc, char **argv) {
+    if (argc != 10) {
+        fprintf(stderr, "usage: load HOST PORT DIALECT call|fanout|idle CONNECTIONS WINDOW SECONDS WARMUP PID\n");
+        return 2;
+    }
+    const char *host = argv[1];
+    int port = atoi(argv[2]), pid = atoi(argv[9]);
+    for (size_t i = 0; i < sizeof dialects / sizeof *dialects; i++)
+        if (!strcmp(dialects[i].name, argv[3])) dialect = &dialects[i];
+    mode = !strcmp(argv[4], "call") ? CALL : !strcmp(argv[4], "fanout") ? FANOUT : IDLE;
+    conn_count = atoi(argv[5]);
+    window = atoi(argv[6]);
+    double seconds = atof(argv[7]), warmup = atof(argv[8]);
+    if (!dialect || conn_count < 1 || window < 1) {
+        fprintf(stderr, "unknown dialect, or a number below 1\n");
+        return 2;
+    }
+    struct rlimit files;
+    getrlimit(RLIMIT_NOFILE, &files);
+    files.rlim_cur = files.rlim_max;
+    setrlimit(RLIMIT_NOFILE, &files);
+    conns = calloc(conn_count, sizeof *conns);
+    epoll_fd = epoll_create1(0);
+
+    double memory = rss_kib(pid), since = clock_now(), cpu = cpu_of(pid), own = own_cpu();
+    if (mode == IDLE) {
+        sampling = 1;
+        int measured = window < conn_count ? window : conn_count;
+        connect_all(measured, host, port);
+        double wall = clock_now() - since, used = cpu_of(pid) - cpu, used_here = own_cpu() - own;
+        sampling = 0;
+        connect_all(conn_count, host, port);
+        for (double end = clock_now() + seconds; clock_now() < end;) turn(100);
+        printf("{");
+        report(wall, used, used_here, measured);
+        printf(",\"rss_kib\":%.4f}\n", (rss_kib(pid) - memory) / conn_count);
+        return 0;
+    }
+    connect_all(conn_count, host, port);
+    int senders = mode == CALL ? conn_count : 1;
+    for (int i = 0; i < senders; i++) {
+        for (int w = 0; w < window; w++) start(&conns[i]);
+        flush(&conns[i]);
+    }
+    run_until(clock_now() + warmup);
+    sampling = 1;
+    operations = 0;
+    since = clock_now();
+    cpu = cpu_of(pid);
+    own = own_cpu();
+    run_until(since + seconds);
+    double wall = clock_now() - since, used = cpu_of(pid) - cpu, used_here = own_cpu() - own;
+    long count = operations;
+    sampling = 0;
+    stopping = 1;
+    while (in_flight) turn(STALLED_MS);
+    if (!count) fail("nothing was answered in time", "", 0);
+    printf("{");
+    report(wall, used, used_here, count);
+    printf("}\n");
+    leave();
+    return 0;
+}
