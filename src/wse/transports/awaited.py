@@ -148,10 +148,9 @@ class AwaitedLink(ABC):
             self._task = None
             self._closing = True
             self._out.clear()
-            if self._close_timer is not None:
-                self._close_timer.cancel()
-            if self._sender is not None:
-                self._sender.cancel()
+            for later in (self._close_timer, self._sender):
+                if later is not None:
+                    later.cancel()
             self.session.closed(*(close or (1006, "")))
 
     async def _exchange(self) -> tuple[int, str]:
@@ -179,8 +178,9 @@ class AwaitedLink(ABC):
         """Close properly when the web server cancels WebSockets instead of closing them (hypercorn does)."""
         self._busy = True
         self.session.close(SERVICE_RESTART, CloseReason.BY_SERVER)
-        if self._sender is not None:
-            self._sender.cancel()
+        for later in (self._close_timer, self._sender):
+            if later is not None:
+                later.cancel()
         with suppress(TimeoutError):
             async with asyncio.timeout(SHUTDOWN_TIMEOUT):
                 await self._flush()

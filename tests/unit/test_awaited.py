@@ -1,0 +1,521 @@
+"""wse.transports.awaited, asgi and aiohttp, where a framework misbehaves or ends: what no real one does on demand."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+
+import pytest
+from aiohttp import WSMsgType
+
+from support.net import JSON, RawSocket, ServerLog, accept_all, frame, frameworks, hi, make_server, soon
+from wse import ErrorCode, WseError, WseServer
+from wse.core.packed import Packed
+from wse.transports import awaited
+from wse.transports.aiohttp import AiohttpLink
+from wse.transports.awaited import HIGH_WATER, AwaitedLink
+
+
+@pytest.fixture(autouse=True)
+def short_timeouts(monkeypatch):
+    monkeypatch.setattr(awaited, "CLOSE_TIMEOUT", 0.02)
+    monkeypatch.setattr(awaited, "SHUTDOWN_TIMEOUT", 0.02)
+
+
+class Session:
+    """It logs what a link tells it, and does what a test asks for when a message comes."""
+
+    def __init__(self, link):
+        self.link = link
+        self.log = []
+        self.on_message = lambda message: None
+
+    def receive(self, message):
+        self.log.append(message)
+        self.on_message(message)
+
+    def violated(self, code, problem):
+        self.log.append(("violated", code))
+
+    def closed(self, code, reason):
+        self.log.append(("closed", code, reason))
+
+    def writable(self, writable):
+        self.log.append(("writable", writable))
+
+    def close(self, code, reason):
+        self.link.close(code, reason)
+
+
+class Link(AwaitedLink):
+    """A framework's side, played by the test."""
+
+    def __init__(self, limit=100):
+        super().__init__(limit, "10.0.0.1")
+        self.incoming = asyncio.Queue()
+        self.sent = []
+        self.open = asyncio.Event()  # sends return
+        self.open.set()
+        self.error = None
+        self.was_cut = False
+
+    def _receive(self):
+        return self.incoming.get()
+
+    def _read(self, event):
+        return event
+
+    async def _send(self, message):
+        if self.error is not None:
+            raise self.error
+        await self.open.wait()
+        self.sent.append(message)
+
+    async def _send_close(self, code, reason):
+        await self._send((code, reason))
+
+    def _cut(self):
+        self.was_cut = True
+
+    def start(self):
+        self.session = session = Session(self)
+        self.task = asyncio.ensure_future(self.run(lambda link: session))
+        return session
+
+    async def turn(self, times=5):
+        for _ in range(times):
+            await asyncio.sleep(0)
+
+
+async def test_what_a_session_writes_leaves_in_order_and_the_close_last():
+    link = Link()
+    session = link.start()
+    session.on_message = lambda message: (link.write("a"), link.write_utf8("ü".encode()))
+    link.incoming.put_nowait("go")
+    await link.turn()
+    link.write(b"b")
+    link.write_shared(Packed(b"c", utf8=True))
+    link.close(4001, "bye")
+    link.close(4002, "again")
+    link.write("late")
+    link.write_utf8(b"late")
+    await link.turn()
+    assert link.sent == ["a", "ü", b"b", "c", (4001, "bye")]
+    link.incoming.put_nowait((4001, ""))
+    await soon(link.task)
+    assert session.log == ["go", ("closed", 4001, "")]
+    assert link.remote_addr == "10.0.0.1"
+
+
+async def test_a_close_while_the_session_is_opened_needs_no_message():
+    link = Link()
+    link.task = asyncio.ensure_future(link.run(lambda link: (link.close(1000, "no"), Session(link))[1]))
+    await link.turn()
+    assert link.sent == [(1000, "no")]
+    link.incoming.put_nowait((1000, ""))
+    await soon(link.task)
+
+
+async def test_a_session_that_cannot_be_opened_is_the_framework_s_error():
+    link = Link()
+
+    def fail(link):
+        raise WseError(ErrorCode.IDENTIFY_HANDLER_MISSING)
+
+    with pytest.raises(WseError):
+        await link.run(fail)
+    link.abort()
+    await link.turn()
+
+
+async def test_a_message_that_comes_while_another_is_sent_is_heard_and_answered():
+    link = Link()
+    session = link.start()
+    await link.turn()
+    link.open.clear()
+    link.write("stuck")
+    await link.turn()
+    session.on_message = link.write
+    link.incoming.put_nowait("question")
+    await link.turn()
+    assert session.log == ["question"]
+    link.open.set()
+    await link.turn()
+    assert link.sent == ["stuck", "question"]
+    link.incoming.put_nowait((1000, ""))
+    await soon(link.task)
+
+
+async def test_above_the_high_water_mark_the_session_is_held_back_until_all_is_sent():
+    link = Link()
+    session = link.start()
+    await link.turn()
+    link.open.clear()
+    for _ in range(3):
+        link.write("x" * HIGH_WATER)
+    assert session.log == [("writable", False)]
+    assert link.buffered == 3 * HIGH_WATER
+    await link.turn()
+    assert session.log == [("writable", False)]
+    link.open.set()
+    await link.turn()
+    assert session.log == [("writable", False), ("writable", True)]
+    assert link.buffered == 0
+    link.incoming.put_nowait((1000, ""))
+    await soon(link.task)
+
+
+@pytest.mark.parametrize(
+    ("message", "fits"),
+    [
+        ("x" * 100, True),
+        ("x" * 101, False),
+        ("é" * 50, True),
+        ("é" * 51, False),
+        (b"x" * 100, True),
+        (b"x" * 101, False),
+    ],
+)
+async def test_the_limit_counts_bytes(message, fits):
+    link = Link(limit=100)
+    session = link.start()
+    link.incoming.put_nowait(message)
+    link.incoming.put_nowait((1000, ""))
+    await soon(link.task)
+    assert session.log == [message if fits else ("violated", 1009), ("closed", 1000, "")]
+
+
+async def test_when_a_send_fails_what_the_peer_had_sent_before_still_counts():
+    link = Link()
+    session = link.start()
+    await link.turn()
+    link.error = OSError("gone")
+    link.write("to nobody")
+    link.write("to nobody")
+    await link.turn()
+    link.write("to nobody")
+    link.incoming.put_nowait("last words")
+    link.incoming.put_nowait((4001, "bye"))
+    await soon(link.task)
+    assert session.log == ["last words", ("closed", 4001, "bye")]
+    assert link.buffered == 0
+
+
+async def test_when_a_send_fails_and_the_framework_tells_nothing_more_the_connection_is_cut():
+    link = Link()
+    session = link.start()
+    await link.turn()
+    link.error = OSError("gone")
+    link.write("to nobody")
+    await soon(link.task)
+    assert session.log == [("closed", 1006, "")]
+    assert link.was_cut
+
+
+async def test_when_the_close_fails_the_connection_is_cut():
+    link = Link()
+    session = link.start()
+    await link.turn()
+    link.error = OSError("gone")
+    link.close(1000, "bye")
+    await soon(link.task)
+    assert session.log == [("closed", 1006, "")]
+
+
+@pytest.mark.parametrize("code", [1000, 1012])
+async def test_a_peer_that_does_not_answer_the_close_is_cut(code):
+    link = Link()
+    session = link.start()
+    await link.turn()
+    link.close(code, "bye")
+    await soon(link.task)
+    assert link.sent == [(code, "bye")]
+    assert session.log == [("closed", 1006, "")]
+    assert link.was_cut
+    assert link.task.cancelling() == 0
+
+
+async def test_a_close_behind_a_message_that_is_stuck_does_not_wait_for_ever():
+    link = Link()
+    session = link.start()
+    await link.turn()
+    link.open.clear()
+    link.write("stuck")
+    await link.turn()
+    link.close(1000, "bye")
+    await soon(link.task)
+    assert link.sent == []
+    assert session.log == [("closed", 1006, "")]
+
+
+async def test_abort_ends_the_connection_and_not_the_framework_s_task():
+    link = Link()
+    session = link.start()
+    await link.turn()
+    link.abort()
+    link.abort()
+    link.write("late")
+    link.close(1000, "late")
+    await soon(link.task)
+    assert session.log == [("closed", 1006, "")]
+    assert link.task.cancelling() == 0
+    link.abort()
+
+
+async def test_an_abort_from_within_ends_even_a_task_that_need_not_wait():
+    link = Link()
+    session = link.start()
+    session.on_message = lambda message: link.abort()
+    link.incoming.put_nowait("end")
+    link.incoming.put_nowait((1000, ""))
+
+    async def framework():
+        await link.task
+        await asyncio.sleep(0)
+
+    await soon(framework())
+    assert session.log == ["end", ("closed", 1000, "")]
+    assert link.task.cancelling() == 0
+
+
+async def test_an_abort_takes_the_place_of_a_close_that_is_about_to_be_sent():
+    link = Link()
+    session = link.start()
+    await link.turn()
+    link.close(1000, "bye")
+    asyncio.get_running_loop().call_soon(link.abort)
+    await soon(link.task)
+    assert session.log == [("closed", 1006, "")]
+    assert link.task.cancelling() == 0
+
+
+async def test_a_write_just_before_the_end_is_dropped():
+    link = Link()
+    session = link.start()
+    await link.turn()
+    link.incoming.put_nowait((1000, ""))
+    session.closed = lambda *close: None
+    link._wake()
+    link._task = None
+    link._start_sender()
+    await soon(link.task)
+    await link.turn()
+    assert link.sent == []
+
+
+@pytest.mark.parametrize("stuck", [False, True])
+async def test_a_web_server_that_cancels_a_connection_still_says_goodbye(stuck):
+    link = Link()
+    session = link.start()
+    await link.turn()
+    if stuck:
+        link.open.clear()
+        link.write("stuck")
+        await link.turn()
+    link.task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await soon(link.task)
+    assert link.sent == ([] if stuck else [(1012, "wse.by-server")])
+    assert session.log == [("closed", 1006, "")]
+
+
+async def test_a_cancellation_from_outside_is_not_mistaken_for_our_own():
+    link = Link()
+    session = link.start()
+    await link.turn()
+    link.abort()
+    link.task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await soon(link.task)
+    assert session.log == [("closed", 1006, "")]
+
+
+# ASGI.
+
+
+class Web:
+    """An ASGI server that does what the test says."""
+
+    def __init__(self, app, *, kind="websocket", **scope):
+        self.incoming = asyncio.Queue()
+        self.outgoing = asyncio.Queue()
+        self.scope = {"type": kind, "path": "/", "headers": [], "query_string": b"", "subprotocols": [JSON], **scope}
+        if kind == "websocket":
+            self.feed("websocket.connect")
+        self.task = asyncio.ensure_future(app(self.scope, self.incoming.get, self.outgoing.put))
+
+    def feed(self, type, **event):
+        self.incoming.put_nowait({"type": type, **event})
+
+    def hear(self):
+        return soon(self.outgoing.get())
+
+    async def accepted(self):
+        assert (await self.hear())["type"] == "websocket.accept"
+        return self
+
+    async def message(self):
+        return json.loads((await self.hear())["text"])
+
+
+async def test_a_connection_starts_the_server_when_there_is_no_lifespan():
+    requests = []
+    server = WseServer(lambda auth: (requests.append(auth.request), auth.accept("ann"))[1])
+    log = ServerLog(server)
+    web = await Web(server.asgi, headers=[(b"cookie", b"a=b"), (b"x-name", b"\xe9")], path="/x y").accepted()
+    web.feed("websocket.receive", text=hi())
+    assert (await web.message())[0] == "~wse:welcome"
+    web.feed("websocket.receive", text=None, bytes=b'["binary",1]')
+    await log.until("ignored", "ann", "binary", 1)
+    web.feed("websocket.receive")
+    web.feed("websocket.disconnect")
+    await soon(web.task)
+    (request,) = requests
+    assert (request.path, request.query, request.remote_addr) == ("/x y", {}, "")
+    assert request.cookies == {"a": "b"}
+    assert request.headers["X-Name"] == "é"
+    assert request.native is web.scope
+
+
+@pytest.mark.parametrize(
+    ("event", "close"),
+    [
+        ({"code": 4001, "reason": "bye"}, (4001, "bye")),
+        ({"code": 4001, "reason": None}, (4001, "")),
+        ({"code": 4001}, (4001, "")),
+        ({"code": 1005, "reason": ""}, (1005, "")),
+        ({"code": 1005}, (1006, "")),
+        ({"code": 1006}, (1006, "")),
+        ({}, (1006, "")),
+    ],
+)
+async def test_what_a_server_says_of_a_disconnect(event, close):
+    server = WseServer(accept_all)
+    log = ServerLog(server)
+    web = await Web(server.asgi).accepted()
+    web.feed("websocket.receive", text=hi())
+    await web.message()
+    web.feed("websocket.disconnect", **event)
+    await soon(web.task)
+    assert log.all("left") == [("ann", *close)]
+
+
+@pytest.mark.parametrize("extensions", [{}, {"extensions": {}}, {"extensions": None}])
+async def test_another_path_is_refused_with_what_the_server_has(extensions):
+    server = WseServer(accept_all, path="/ws")
+    web = Web(server.asgi, path="/other", **extensions)
+    assert await web.hear() == {"type": "websocket.close"}
+    await soon(web.task)
+    web = Web(server.asgi, path="/other", extensions={"websocket.http.response": {}})
+    start = await web.hear()
+    assert (start["type"], start["status"]) == ("websocket.http.response.start", 404)
+    assert await web.hear() == {"type": "websocket.http.response.body", "body": b"404 Not Found\n"}
+    await soon(web.task)
+    await Web(server.asgi, path="/ws").accepted()
+    await soon(server.close())
+
+
+async def test_a_plain_request_is_told_to_upgrade():
+    web = Web(WseServer(accept_all).asgi, kind="http")
+    start = await web.hear()
+    assert start["status"] == 426
+    assert (b"upgrade", b"websocket") in start["headers"]
+    assert await web.hear() == {"type": "http.response.body", "body": b"426 Upgrade Required\n"}
+    await soon(web.task)
+
+
+async def test_the_lifespan_starts_and_stops_the_server():
+    server = WseServer(accept_all)
+    lifespan = Web(server.asgi, kind="lifespan")
+    lifespan.feed("lifespan.startup")
+    assert await lifespan.hear() == {"type": "lifespan.startup.complete"}
+    web = await Web(server.asgi).accepted()
+    web.feed("websocket.receive", text=hi())
+    await web.message()
+    lifespan.feed("lifespan.something-new")
+    lifespan.feed("lifespan.shutdown")
+    assert await web.hear() == {"type": "websocket.close", "code": 1012, "reason": "wse.by-server"}
+    web.feed("websocket.disconnect", code=1012)
+    assert await lifespan.hear() == {"type": "lifespan.shutdown.complete"}
+    await soon(asyncio.gather(web.task, lifespan.task))
+    assert server.clients == {}
+
+
+def test_a_server_can_start_again_in_another_event_loop():
+    server = WseServer(accept_all)
+
+    async def life():
+        lifespan = Web(server.asgi, kind="lifespan")
+        lifespan.feed("lifespan.startup")
+        await lifespan.hear()
+        web = await Web(server.asgi).accepted()
+        web.feed("websocket.receive", text=hi())
+        assert (await web.message())[0] == "~wse:welcome"
+        web.feed("websocket.disconnect", code=1000, reason="")
+        await soon(web.task)
+        lifespan.feed("lifespan.shutdown")
+        await soon(lifespan.task)
+
+    asyncio.run(life())
+    asyncio.run(life())
+
+
+async def test_without_an_identify_handler_the_application_does_not_start():
+    server = WseServer()
+    lifespan = Web(server.asgi, kind="lifespan")
+    lifespan.feed("lifespan.startup")
+    failed = await lifespan.hear()
+    assert failed["type"] == "lifespan.startup.failed"
+    assert ErrorCode.IDENTIFY_HANDLER_MISSING in failed["message"]
+    await soon(lifespan.task)
+    with pytest.raises(WseError) as caught:
+        await soon(Web(server.asgi).task)
+    assert caught.value.code == ErrorCode.IDENTIFY_HANDLER_MISSING
+
+
+# aiohttp.
+
+
+async def test_a_frame_against_the_rules_is_reported_by_aiohttp_too():
+    server = make_server()
+    log = ServerLog(server)
+    async with frameworks.aiohttp_web(server.aiohttp) as port, RawSocket.user(f"ws://127.0.0.1:{port}") as socket:
+        socket.send(frame(WSMsgType.TEXT, "x", rsv=2))
+        code, reason = await socket.closed()
+        assert (code, reason) == (1002, "")
+        error = await log.error()
+        assert error.code == ErrorCode.PROTOCOL_VIOLATION
+        assert error.details["close"][0] == 1002
+        socket.writer.close()
+        await soon(server.close())
+
+
+@pytest.mark.parametrize(("code", "payload"), [(1005, b""), (4001, b"\x0f\xa1bye")])
+async def test_aiohttp_echoes_the_peer_s_close(code, payload):
+    server = make_server()
+    log = ServerLog(server)
+    async with frameworks.aiohttp_web(server.aiohttp) as port, RawSocket.user(f"ws://127.0.0.1:{port}") as socket:
+        socket.send(frame(WSMsgType.CLOSE, payload))
+        assert await log.until("left") == ("left", "ann", code, payload[2:].decode())
+        assert await socket.closed() == ((1000, "") if code == 1005 else (4001, "bye"))
+        await socket.eof()
+
+
+async def test_aiohttp_cuts_a_peer_that_does_not_answer_the_close():
+    server = make_server()
+    log = ServerLog(server)
+    async with frameworks.aiohttp_web(server.aiohttp) as port, RawSocket.user(f"ws://127.0.0.1:{port}") as socket:
+        (await log.conn("ann")).drop("bye")
+        assert await socket.closed() == (1000, "bye")
+        await socket.eof()
+        await soon(server.close())
+
+
+async def test_aiohttp_may_have_lost_the_transport_before_us():
+    class Request:
+        remote = None
+        transport = None
+
+    link = AiohttpLink(100, None, Request())
+    link._cut()
+    assert link.remote_addr == ""
