@@ -4,31 +4,54 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.setup-stamp
 
-.PHONY: setup demo test lint format docs clean
+# The JavaScript client is tested where Node.js is; without it, that part is skipped, and said to be.
+NPM := $(shell command -v npm 2>/dev/null)
+JS_STAMP := js/node_modules/.setup-stamp
+ifeq ($(NPM),)
+JS_READY :=
+js = @echo "skipped: $(1) of the JavaScript client: there is no npm here"
+else
+JS_READY := $(JS_STAMP)
+js = cd js && npm run --silent $(2)
+endif
 
-setup: $(STAMP)
+.PHONY: setup demo test test-python test-js lint format docs bench clean
 
-$(STAMP): pyproject.toml
+setup: $(STAMP) $(JS_READY)
+
+$(STAMP): pyproject.toml tests/browser/install_chromium.sh
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "WSE needs Python 3.11 or later: make PYTHON=python3.12 ...")'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check 'pip>=25.1'
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[scram]' --group dev
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[scram,aiohttp]' --group dev
+	@sh tests/browser/install_chromium.sh
 	@touch $(STAMP)
+
+$(JS_STAMP): js/package.json
+	cd js && npm install --no-audit --no-fund --silent
+	@touch $(JS_STAMP)
 
 demo: $(STAMP)  ## a chat server on port 4200 with three devices, then yours
 	$(BIN)/python examples/chat/demo.py $(ARGS)
 
-test: $(STAMP)  ## all tests, with branch coverage
+test: test-python test-js  ## all tests
+
+test-python: $(STAMP)  ## with branch coverage
 	$(BIN)/python -m coverage erase
 	$(BIN)/python -m coverage run -m pytest $(ARGS)
 	$(BIN)/python -m coverage combine --quiet
 	$(BIN)/python -m coverage report
 
-lint: $(STAMP)  ## style and types
+test-js: $(STAMP) $(JS_READY)
+	$(call js,tests,test)
+
+lint: $(STAMP) $(JS_READY)  ## style and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/pyright
+	$(call js,lint,lint)
+	$(call js,types,types)
 
 format: $(STAMP)
 	$(BIN)/ruff check --fix .
@@ -37,5 +60,8 @@ format: $(STAMP)
 docs: $(STAMP)  ## the documentation, into site/
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
+bench: $(STAMP)  ## ours and the peers, side by side
+	$(BIN)/python bench/run.py $(ARGS)
+
 clean:
-	rm -rf $(VENV) site build dist .coverage* .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) js/node_modules site build dist .coverage* .artifacts .mypy_cache .pytest_cache .ruff_cache .hypothesis

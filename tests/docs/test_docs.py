@@ -10,6 +10,7 @@ How the blocks of a page are run, one after the other, in a folder of the page's
                                  `SHOWN` names the few commands that are only shown, and how each is checked
     ```text title="Output"       what the block before it prints, to the letter; without one it must print nothing
     ```json, ```toml             must be well-formed
+    ```html, ```js title="x"     saved, for the page's programs to use; the JavaScript must parse, where Node.js is
     ```text, ```nginx            shown only
 
 Port 4200 is replaced by a free one. Lines of output of one paragraph may come in another order in the demo, where
@@ -25,6 +26,7 @@ import io
 import json
 import re
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -44,7 +46,7 @@ from support.programs import ROOT, Program, free_port, program
 from wse import ClientStatus, CloseReason, ErrorCode, ReadyState, WseClient, WseServer
 
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
-LANGUAGES = {"python", "console", "text", "json", "toml", "nginx"}
+LANGUAGES = {"python", "console", "text", "json", "toml", "nginx", "html", "js"}
 PORT = "4200"
 
 _FENCE = re.compile(r"^(?P<indent> *)(?P<fence>`{3,}|~{3,})(?P<lang>[\w+-]*)(?P<info>.*)$")
@@ -140,6 +142,12 @@ class Page:
             for command, output in commands_of(code):
                 self.run_command(command, output)
             self.ran.add(block)
+        elif block.lang in {"html", "js"}:
+            assert block.title, "what is not saved is not used by anything"
+            (self.folder / block.title).write_text(code)
+            if block.lang == "js" and (node := shutil.which("node")):
+                (self.folder / "checked.mjs").write_text(code)
+                assert run([node, "--check", "checked.mjs"], self.folder) == ""
         elif block.lang == "json":
             json.loads(code)
         elif block.lang == "toml":
