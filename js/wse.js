@@ -164,7 +164,7 @@ export class WseClient {
   /** @type {any} */ #options
   /** @type {any} */ #identity = ''
   /** @type {any} */ #meta = {}
-  /** @type {string} */ #status = WSE_STATUS.IDLE
+  /** @type {import('wse').WseStatus} */ #status = WSE_STATUS.IDLE
   #procedures = new Map()
   #messages = new Emitter()
   #signals = new Emitter()

@@ -1,0 +1,548 @@
+// The client on fake sockets: what the vectors do not say.
+import assert from 'node:assert/strict'
+import { describe, test } from 'node:test'
+import { WSE_ERROR, WSE_REASON, WSE_STATUS, WseClient, WseError, WseJSON, WseMsgpack } from '../wse.js'
+import { FakeWebSocket, failure, fakeClient, readyClient, settled } from './support/fake.js'
+
+const codes = (errors) => errors.map((error) => error.code)
+const withTimers = (t) => t.mock.timers.enable({ apis: ['setTimeout'] })
+const statuses = (events) => events.filter(([name]) => name === 'updated').map(([, status]) => status)
+
+describe('connecting', () => {
+  test('without a WebSocket class it says so', (t) => {
+    const original = globalThis.WebSocket
+    t.after(() => (globalThis.WebSocket = original))
+    globalThis.WebSocket = undefined
+    assert.throws(() => new WseClient({ url: 'ws://x' }), /WebSocket/)
+    globalThis.WebSocket = FakeWebSocket
+    assert.equal(new WseClient({ url: 'ws://x' }).status, WSE_STATUS.IDLE)
+  })
+
+  test('the status walks, and is new before updated fires', async () => {
+    const { client, Socket, events } = fakeClient()
+    const seen = []
+    client.when.updated((status) => seen.push(status === client.status))
+    const connecting = client.connect('me', { m: 1 })
+    assert.equal(Socket.last.protocol, 'wse-default-json')
+    assert.equal(Socket.last.binaryType, 'arraybuffer')
+    Socket.last.open()
+    assert.deepEqual(Socket.last.read(), [['~wse:hi', { identity: 'me', meta: { m: 1 } }, null]])
+    Socket.last.receive(['~wse:welcome', 5])
+    assert.equal(await connecting, 5)
+    Socket.last.gone(1000, 'bye')
+    assert.deepEqual(events, [
+      ['updated', 'CONNECTING'],
+      ['connected'],
+      ['updated', 'READY'],
+      ['ready', 5],
+      ['updated', 'OFFLINE'],
+      ['closed', 1000, 'bye'],
+    ])
+    assert.deepEqual(seen, [true, true, true])
+  })
+
+  test('what is not given is as before, null is given', async () => {
+    const { client, Socket } = fakeClient()
+    const hello = async (...args) => {
+      const connecting = client.connect(...args)
+      Socket.last.open()
+      Socket.last.receive(['~wse:welcome'])
+      await connecting
+      Socket.last.gone(1000)
+      return Socket.last.read()[0][1]
+    }
+    assert.deepEqual(await hello(), { identity: '', meta: {} })
+    assert.deepEqual(await hello('a', { b: 1 }), { identity: 'a', meta: { b: 1 } })
+    assert.deepEqual(await hello(), { identity: 'a', meta: { b: 1 } })
+    assert.deepEqual(await hello(null), { identity: null, meta: { b: 1 } })
+  })
+
+  test('connecting twice', async () => {
+    const { client, Socket } = fakeClient()
+    const first = client.connect()
+    assert.equal((await failure(client.connect())).code, WSE_ERROR.CLIENT_ALREADY_CONNECTED)
+    assert.equal((await failure(client.jump('ws://b'))).code, WSE_ERROR.CLIENT_ALREADY_CONNECTED)
+    Socket.last.open()
+    Socket.last.receive(['~wse:welcome'])
+    await first
+    assert.equal((await failure(client.connect())).code, WSE_ERROR.CLIENT_ALREADY_CONNECTED)
+    assert.equal(client.url, 'ws://server.test')
+  })
+
+  test('a URL that is none, and an identity that cannot be encoded, are not tried again', async () => {
+    const { client, errors } = fakeClient({ url: 'bad:', re: true })
+    const error = await failure(client.connect())
+    assert.equal(error.code, WSE_ERROR.WS_CLIENT_ERROR)
+    assert.ok(error.cause instanceof SyntaxError)
+    assert.equal(client.status, 'OFFLINE')
+    assert.equal((await failure(client.connect(1n))).code, WSE_ERROR.MSG_PROCESSING_ERROR)
+    assert.deepEqual(errors, [])
+  })
+
+  test('a socket that does not open in time', async (t) => {
+    withTimers(t)
+    const { client, Socket, take } = fakeClient({ tO: 3 })
+    const connecting = failure(client.connect())
+    t.mock.timers.tick(3000)
+    assert.equal((await connecting).code, WSE_ERROR.WS_CLIENT_ERROR)
+    assert.ok(Socket.last.closed)
+    Socket.last.gone()
+    assert.deepEqual(take(), [])
+  })
+
+  test('with tO of 0 it waits for ever', async (t) => {
+    withTimers(t)
+    const { client } = fakeClient({ tO: 0 })
+    const connecting = failure(client.connect())
+    t.mock.timers.tick(1e9)
+    assert.equal(client.status, 'CONNECTING')
+    void client.close()
+    assert.equal((await connecting).code, WSE_ERROR.CONNECTION_CLOSED)
+  })
+
+  test('a late ready listener gets the last welcome', async () => {
+    const { client } = await readyClient({}, { hello: 1 })
+    const seen = []
+    client.when.ready((welcome) => seen.push(welcome))
+    assert.deepEqual(seen, [{ hello: 1 }])
+  })
+
+  test('solving twice sends once, and late solving nothing', async () => {
+    const { client, Socket } = fakeClient()
+    let solve
+    client.challenge((quest, solver) => (solve = solver))
+    const connecting = failure(client.connect())
+    Socket.last.open()
+    Socket.last.read()
+    Socket.last.receive(['~wse:challenge', 1])
+    solve('a')
+    solve('b')
+    assert.deepEqual(Socket.last.read(), [['~wse:challenge', 'a', null]])
+    Socket.last.gone(1000)
+    await connecting
+    solve('c')
+    assert.throws(() => client.challenge(5), { code: WSE_ERROR.INVALID_CRA_HANDLER })
+  })
+
+  test('an async challenge handler that fails', async () => {
+    const { client, Socket } = fakeClient()
+    client.challenge(async () => {
+      throw new Error('no')
+    })
+    const connecting = failure(client.connect())
+    Socket.last.open()
+    Socket.last.receive(['~wse:challenge', 1])
+    const error = await connecting
+    assert.deepEqual([error.code, error.cause.message], [WSE_ERROR.INVALID_CRA_HANDLER, 'no'])
+    assert.deepEqual(Socket.last.closed, [1000, WSE_REASON.BY_CLIENT])
+  })
+})
+
+describe('reconnecting', () => {
+  test('waits grow to the cap, and start again after a welcome', async (t) => {
+    withTimers(t)
+    const { client, Socket, socket, events, errors } = await readyClient({ re: true, backoff: { base: 1, cap: 5, random: () => 1 } })
+    socket.gone(1006)
+    for (const wait of [1, 2, 4, 5, 5]) {
+      const before = Socket.all.length
+      t.mock.timers.tick(wait * 1000 - 1)
+      assert.equal(Socket.all.length, before)
+      t.mock.timers.tick(1)
+      assert.equal(Socket.all.length, before + 1)
+      Socket.last.gone()
+    }
+    t.mock.timers.tick(5000)
+    Socket.last.open()
+    Socket.last.receive(['~wse:welcome', 2])
+    assert.equal(client.status, 'READY')
+    assert.deepEqual(codes(errors), Array(5).fill(WSE_ERROR.WS_CLIENT_ERROR))
+    assert.deepEqual(statuses(events).slice(0, 4), ['OFFLINE', 'RE_CONNECTING', 'OFFLINE', 'RE_CONNECTING'])
+    Socket.last.gone(1012)
+    const before = Socket.all.length
+    t.mock.timers.tick(1000)
+    assert.equal(Socket.all.length, before + 1)
+  })
+
+  test('connect goes on until it succeeds', async (t) => {
+    withTimers(t)
+    const { client, Socket } = fakeClient({ re: true })
+    const connecting = client.connect()
+    Socket.last.gone()
+    assert.equal((await failure(client.connect())).code, WSE_ERROR.CLIENT_ALREADY_CONNECTED)
+    t.mock.timers.tick(1000)
+    Socket.last.open()
+    Socket.last.gone(1013)
+    t.mock.timers.tick(2000)
+    Socket.last.open()
+    Socket.last.receive(['~wse:welcome', 'at last'])
+    assert.equal(await connecting, 'at last')
+  })
+
+  test('a refusal in the background ends it, and is reported', async (t) => {
+    withTimers(t)
+    const { client, Socket, socket, errors } = await readyClient({ re: true })
+    socket.gone(1006)
+    t.mock.timers.tick(1000)
+    Socket.last.open()
+    Socket.last.gone(1000, WSE_REASON.NOT_AUTHORIZED)
+    assert.equal(client.status, 'OFFLINE')
+    assert.deepEqual(codes(errors), [WSE_ERROR.NOT_AUTHORIZED])
+    t.mock.timers.tick(1e6)
+    assert.equal(Socket.all.length, 2)
+  })
+
+  test('4000 is at once the first time, then it waits', async (t) => {
+    withTimers(t)
+    const { Socket, socket } = await readyClient()
+    socket.gone(4000, 'jump')
+    t.mock.timers.tick(1)
+    assert.equal(Socket.all.length, 2)
+    Socket.last.open()
+    Socket.last.gone(4000, 'jump')
+    t.mock.timers.tick(1)
+    assert.equal(Socket.all.length, 2)
+    t.mock.timers.tick(2000)
+    assert.equal(Socket.all.length, 3)
+  })
+
+  test('close ends it', async (t) => {
+    withTimers(t)
+    const { client, Socket, socket, errors } = await readyClient({ re: true })
+    socket.gone(1006)
+    assert.equal(client.status, 'RE_CONNECTING')
+    await client.close()
+    assert.equal(client.status, 'OFFLINE')
+    t.mock.timers.tick(1e6)
+    assert.equal(Socket.all.length, 1)
+    assert.deepEqual(errors, [])
+  })
+
+  for (const name of ['closed', 'updated']) {
+    test(`a listener of ${name} that closes is obeyed`, async (t) => {
+      withTimers(t)
+      const { client, Socket, socket } = await readyClient({ re: true })
+      client.when[name](() => void client.close())
+      socket.gone(1006)
+      t.mock.timers.tick(1e6)
+      assert.deepEqual([client.status, Socket.all.length], ['OFFLINE', 1])
+    })
+  }
+
+  test('a listener of closed that connects is obeyed', async (t) => {
+    withTimers(t)
+    const { client, Socket, socket } = await readyClient({ re: true })
+    client.when.closed(() => void client.connect('other'))
+    socket.gone(1006)
+    t.mock.timers.tick(1e6)
+    assert.equal(Socket.all.length, 2)
+  })
+})
+
+describe('jump', () => {
+  test('on an idle client it is connect', async () => {
+    const { client, Socket, events } = fakeClient()
+    const jumping = client.jump('ws://b', 'me')
+    Socket.last.open()
+    Socket.last.receive(['~wse:welcome', 1])
+    assert.equal(await jumping, 1)
+    assert.deepEqual(statuses(events), ['CONNECTING', 'READY'])
+    assert.equal(Socket.last.url, 'ws://b')
+  })
+
+  test('it closes, connects and keeps who we are', async (t) => {
+    withTimers(t)
+    const { client, Socket, socket, events, errors } = await readyClient()
+    const call = failure(client.call('slow'))
+    const jumping = client.jump('ws://b')
+    assert.deepEqual(socket.closed, [4000, 'jump'])
+    assert.deepEqual((await call).details, { rp: 'slow', disconnected: [4000, 'jump'] })
+    t.mock.timers.tick(1)
+    Socket.last.open()
+    Socket.last.receive(['~wse:welcome', 'b'])
+    socket.gone(4000, 'jump')
+    assert.equal(await jumping, 'b')
+    assert.deepEqual(statuses(events), ['OFFLINE', 'RE_CONNECTING', 'READY'])
+    assert.deepEqual([client.status, errors], ['READY', []])
+  })
+
+  test('one that fails fails, without reconnection', async (t) => {
+    withTimers(t)
+    const { client, Socket } = await readyClient()
+    const jumping = failure(client.jump('ws://b'))
+    t.mock.timers.tick(1)
+    Socket.last.gone()
+    assert.equal((await jumping).code, WSE_ERROR.WS_CLIENT_ERROR)
+    assert.equal(client.status, 'OFFLINE')
+  })
+
+  test('while it waits to reconnect it goes at once', async (t) => {
+    withTimers(t)
+    const { client, Socket, socket } = await readyClient({ re: true })
+    socket.gone(1006)
+    client.jump('ws://b').catch(() => {})
+    assert.deepEqual([Socket.all.length, Socket.last.url], [2, 'ws://b'])
+    t.mock.timers.tick(1e4)
+    assert.equal(Socket.all.length, 2)
+  })
+})
+
+describe('closing', () => {
+  test('an idle client stays idle', async () => {
+    const { client } = fakeClient()
+    await client.close()
+    assert.equal(client.status, 'IDLE')
+  })
+
+  test('it ends at once, and resolves when the socket has closed', async () => {
+    const { client, socket, take } = await readyClient()
+    let done = false
+    const closing = client.close('bye').then(() => (done = true))
+    assert.deepEqual(socket.closed, [1000, 'bye'])
+    assert.deepEqual(take(), [['closed', 1000, 'bye']])
+    socket.receive(['chat', 1])
+    await settled()
+    assert.deepEqual([done, take()], [false, []])
+    socket.gone(1000, 'bye')
+    await closing
+    assert.deepEqual(take(), [])
+  })
+
+  test('a reason that is too long changes nothing', async () => {
+    const { client, socket } = await readyClient()
+    assert.ok((await failure(client.close('x'.repeat(124)))) instanceof SyntaxError)
+    assert.deepEqual([client.status, socket.closed], ['READY', null])
+  })
+
+  test('before the welcome it fails the connect', async () => {
+    const { client, Socket, errors } = fakeClient({ re: true })
+    const connecting = failure(client.connect())
+    Socket.last.open()
+    void client.close()
+    const error = await connecting
+    assert.deepEqual([error.code, error.details], [WSE_ERROR.CONNECTION_CLOSED, { code: 1000, reason: WSE_REASON.BY_CLIENT }])
+    Socket.last.receive(['~wse:welcome'])
+    assert.deepEqual([client.status, errors], ['OFFLINE', []])
+  })
+})
+
+describe('calls', () => {
+  test('a timeout leaves nothing behind, and a late answer does nothing', async (t) => {
+    withTimers(t)
+    const { client, socket, errors } = await readyClient({ tO: 2 })
+    const first = failure(client.call('a'))
+    const second = failure(client.call('b', null, { tO: 5 }))
+    t.mock.timers.tick(2000)
+    assert.deepEqual((await first).details, { rp: 'a', timeout: 2 })
+    t.mock.timers.tick(3000)
+    assert.equal((await second).code, WSE_ERROR.RP_TIMEOUT)
+    socket.receive(['~wse:response', 1, 1])
+    socket.receive(['~wse:response', 1, 1])
+    assert.deepEqual(errors, [])
+  })
+
+  test('one that cannot be encoded fails, and the next one works', async () => {
+    const { client, socket } = await readyClient()
+    const error = await failure(client.call('a', 1n))
+    assert.deepEqual([error.code, error.details], [WSE_ERROR.RP_SEND_FAILED, { rp: 'a' }])
+    assert.throws(() => client.send('a', 1n), { code: WSE_ERROR.MSG_PROCESSING_ERROR })
+    assert.deepEqual(socket.read(), [])
+  })
+
+  test('an answer on another connection never settles a call', async (t) => {
+    withTimers(t)
+    const { client, Socket, socket } = await readyClient({ re: true })
+    const lost = failure(client.call('a'))
+    socket.gone(1006)
+    assert.equal((await lost).code, WSE_ERROR.RP_DISCONNECT)
+    t.mock.timers.tick(1000)
+    Socket.last.open()
+    Socket.last.receive(['~wse:welcome'])
+    const call = client.call('b')
+    assert.equal(Socket.last.read().at(-1)[2], 1)
+    Socket.last.receive(['~wse:response', 'right', 1])
+    assert.equal(await call, 'right')
+  })
+
+  test('async procedures answer when they are done, and not after the end', async () => {
+    const { client, socket, errors } = await readyClient()
+    const finish = []
+    client.register('slow', (payload) => new Promise((resolve) => finish.push(() => resolve(payload))))
+    socket.receive(['slow', 'a', 1])
+    socket.receive(['slow', 'b', 2])
+    finish[1]()
+    await settled()
+    assert.deepEqual(socket.read(), [['~wse:response', 'b', 2]])
+    socket.gone(1006)
+    finish[0]()
+    await settled()
+    assert.deepEqual([socket.read(), errors], [[], []])
+  })
+
+  test('what cannot be encoded is answered with an error', async () => {
+    const { client, socket, errors } = await readyClient()
+    client.register('big', () => 1n)
+    client.register('later', async () => 1n)
+    client.register('error', () => {
+      throw new WseError('app', { big: 1n })
+    })
+    client.register('odd', () => {
+      throw Object.create(null)
+    })
+    client.register('text', () => {
+      throw 'oops'
+    })
+    for (const name of ['big', 'later', 'error', 'odd', 'text']) socket.receive([name, null, name])
+    await settled()
+    const answers = Object.fromEntries(socket.read().map(([, payload, stamp]) => [stamp, payload]))
+    assert.equal(answers.big.details.origin.name, 'TypeError')
+    assert.equal(answers.later.details.origin.name, 'TypeError')
+    assert.deepEqual(answers.error, { code: WSE_ERROR.RP_EXECUTION_FAILED, details: { rp: 'error', rpc: 'error' } })
+    assert.equal(answers.odd.code, WSE_ERROR.RP_EXECUTION_FAILED)
+    assert.deepEqual(answers.text.details.origin, { name: 'string', message: 'oops' })
+    assert.deepEqual(codes(errors), Array(5).fill(WSE_ERROR.RP_EXECUTION_FAILED))
+    assert.ok(errors.every((error) => error.details.rp && error.details.stamp))
+  })
+
+  test('stack traces travel in debug mode only', async () => {
+    for (const debug of [true, false]) {
+      const { client, socket } = await readyClient({ debug })
+      client.register('fail', () => {
+        throw new Error('x')
+      })
+      socket.receive(['fail', null, 1])
+      assert.equal('stack' in socket.read()[0][1].details.origin, debug)
+    }
+  })
+
+  test('registering', () => {
+    const { client } = fakeClient()
+    client.register('a', () => {})
+    assert.throws(() => client.register('a', () => {}), { code: WSE_ERROR.RP_ALREADY_REGISTERED })
+    client.unregister('a')
+    assert.throws(() => client.unregister('a'), { code: WSE_ERROR.RP_NOT_REGISTERED })
+    assert.throws(() => client.register('a', 5), TypeError)
+    for (const type of [null, undefined, '', {}, [], '~wse:x']) {
+      assert.throws(() => client.register(type, () => {}), { code: WSE_ERROR.PROTOCOL_VIOLATION })
+    }
+  })
+})
+
+describe('listeners', () => {
+  test('on, once, off', async () => {
+    const { client, socket, take } = await readyClient()
+    const seen = []
+    const fn = (payload) => seen.push(['on', payload])
+    client.channel
+      .on('a', fn)
+      .once('a', (payload) => {
+        seen.push(['once', payload])
+        socket.receive(['a', 'inner'])
+      })
+      .on('a', () => client.channel.off('a', fn))
+    socket.receive(['a', 1])
+    socket.receive(['a', 2])
+    assert.deepEqual(seen, [['on', 1], ['once', 1], ['on', 'inner']])
+    client.channel.off('a')
+    socket.receive(['a', 3])
+    assert.deepEqual(take(), [['ignored', 'a', 3, null]])
+    assert.throws(() => client.channel.on('a', null), TypeError)
+  })
+
+  test('a signal returns what unsubscribes', async () => {
+    const { client, socket } = await readyClient()
+    const seen = []
+    const off = client.when.ignored((...args) => seen.push(args))
+    socket.receive(['x', 1])
+    off()
+    socket.receive(['x', 2])
+    assert.deepEqual(seen, [['x', 1, null]])
+  })
+
+  test('what they throw is reported, and the others are called', async () => {
+    const { client, socket, errors } = await readyClient()
+    const seen = []
+    client.channel.on('a', () => {
+      throw new Error('sync')
+    })
+    client.channel.on('a', async () => {
+      throw new Error('async')
+    })
+    client.channel.on('a', (payload) => seen.push(payload))
+    client.when.closed(() => {
+      throw new Error('closed')
+    })
+    socket.receive(['a', 1])
+    await settled()
+    socket.gone(1000)
+    assert.deepEqual(seen, [1])
+    assert.deepEqual(codes(errors), Array(3).fill(WSE_ERROR.MSG_PROCESSING_ERROR))
+    assert.deepEqual(errors.map((error) => error.cause.message), ['sync', 'async', 'closed'])
+  })
+
+  test('errors that nobody listens to, and those of error listeners, go to the console', async (t) => {
+    const logged = t.mock.method(console, 'error', () => {})
+    const client = new WseClient({ url: 'ws://x', WebSocket: FakeWebSocket })
+    assert.throws(() => client.send('a'), { code: WSE_ERROR.CLIENT_NOT_READY })
+    assert.equal(logged.mock.calls[0].arguments[0].code, WSE_ERROR.CLIENT_NOT_READY)
+    client.when.error(() => {
+      throw new Error('again')
+    })
+    assert.equal((await failure(client.call('a'))).details.status, 'IDLE')
+    assert.equal(logged.mock.calls[1].arguments[0].message, 'again')
+  })
+})
+
+describe('violations', () => {
+  for (const message of [[['chat'], 1], [{ a: 1 }, 1, 's'], ['', 1], [null]]) {
+    test(JSON.stringify(message), async () => {
+      const { client, socket, errors } = await readyClient({ re: true })
+      const call = failure(client.call('a'))
+      socket.receive(message)
+      assert.deepEqual(codes(errors), [WSE_ERROR.PROTOCOL_VIOLATION])
+      assert.deepEqual(socket.closed, [1000, WSE_REASON.PROTOCOL_ERROR])
+      assert.equal((await call).code, WSE_ERROR.RP_DISCONNECT)
+      assert.equal(client.status, 'OFFLINE')
+    })
+  }
+
+  test('a text message for MessagePack', async () => {
+    const protocol = new WseMsgpack({ encode: (value) => new TextEncoder().encode(JSON.stringify(value)), decode: (data) => JSON.parse(new TextDecoder().decode(data)) })
+    const { client, Socket, errors } = fakeClient({ protocol })
+    const connecting = failure(client.connect())
+    Socket.last.open()
+    Socket.last.receive('["~wse:welcome"]')
+    assert.equal((await connecting).code, WSE_ERROR.CONNECTION_CLOSED)
+    assert.equal(errors[0].code, WSE_ERROR.MSG_PROCESSING_ERROR)
+    assert.throws(() => new WseMsgpack({ encode() {} }), TypeError)
+  })
+})
+
+test('a custom protocol with integer types', async () => {
+  class Small extends WseJSON {
+    name = 'small'
+    internal_types = { hi: 1, challenge: 2, welcome: 3, call: 4, response: 5, response_error: 6 }
+  }
+  const { client, Socket } = fakeClient({ protocol: Small })
+  const connecting = client.connect()
+  Socket.last.open()
+  assert.equal(Socket.last.protocol, 'small')
+  assert.equal(Socket.last.read()[0][0], 1)
+  Socket.last.receive([3, 'hello'])
+  assert.equal(await connecting, 'hello')
+  assert.throws(() => client.send(5), { code: WSE_ERROR.PROTOCOL_VIOLATION })
+  const seen = []
+  client.channel.on(0, (payload) => seen.push(payload))
+  Socket.last.receive([0, 'zero'])
+  const call = client.call(10)
+  Socket.last.receive([5, 'answer', 1])
+  assert.equal(await call, 'answer')
+  assert.deepEqual(seen, ['zero'])
+})
+
+test('WseError', () => {
+  assert.equal(new WseError('app.x').message, 'app.x')
+  assert.deepEqual(new WseError('app.x', null).details, {})
+  assert.equal(new WseError('app.x', { origin: { name: 'KeyError', message: 'k' } }).message, 'KeyError: k')
+  const error = new WseError('app.x', { a: 1 }, 'text', 'why')
+  assert.deepEqual([error.name, error.code, error.details, error.message, error.cause], ['WseError', 'app.x', { a: 1 }, 'text', 'why'])
+})
