@@ -194,7 +194,8 @@ class PicowsLink(WSListener):
         self._open = None
 
     def on_ws_frame(self, transport: WSTransport, frame: WSFrame) -> None:
-        if transport.is_close_frame_sent:
+        closed = transport.is_close_frame_sent
+        if closed:
             if self._received_close is not None:
                 return  # nothing counts after a close frame (RFC 6455, 5.5.1)
             if frame.payload_size > self._limit:
@@ -218,7 +219,7 @@ class PicowsLink(WSListener):
             self._on_other_frame(transport, frame)
         if frame.last_in_buffer:
             out = self._out
-            if len(out) == 1 and not transport.is_close_frame_sent:
+            if len(out) == 1 and not closed:
                 self._write(out.pop())  # by far the most frequent case
             elif out:
                 self._flush()
