@@ -139,7 +139,7 @@ def svg(results: dict[str, Any]) -> str:
     panel("Client, 1 call in flight: own CPU per call", "client-1", "cpu_us", "µs")
     panel("Client, 32 calls in flight: own CPU per call", "client-32", "cpu_us", "µs")
 
-    width, half, left, bar = 960, 480, 190, 17
+    width, half, left, bar = 1000, 500, 206, 17
     shapes: list[str] = []
     y = 52
     for index in range(0, len(panels), 2):

@@ -1,0 +1,457 @@
+"""Instructions of the core path for each operation, counted by callgrind: they rise with a regression, not with noise.
+
+    python bench/instructions.py             compares with bench/instructions.json; status 1 when a count rose by 5 %
+    python bench/instructions.py --record    writes what it counts there
+
+Counts hold for one build of the interpreter and its libraries, so the file has a record for each; without one for the
+interpreter that runs this, or without valgrind, the program says so and succeeds. A count is the difference of two run
+lengths in one process, divided by the difference of the lengths, so neither start-up nor warm-up is in it. What the
+kernel does is not in it either.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import gc
+import hashlib
+import importlib.metadata
+import inspect
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import sysconfig
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).resolve().parent
+BASELINE = HERE / "instructions.json"
+ALLOWED = 0.05
+
+# What is counted. Each function prepares one kind of work and returns `run(times)`.
+
+PAYLOAD = '{"a":5,"b":3,"n":7}'
+CALL = f'["echo",{PAYLOAD},"17"]'
+REQUEST = (
+    b"GET / HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+    b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n"
+    b"Sec-WebSocket-Protocol: wse-default-json\r\n\r\n"
+)
+HELLO = '["~wse:hi",{"identity":"secret","meta":{}},null]'
+
+
+class CountingLink:
+    """A link to nowhere."""
+
+    buffered = 0
+    remote_addr = ""
+
+    def __init__(self) -> None:
+        self.writes = 0
+
+    def write(self, data: Any) -> None:
+        self.writes += 1
+
+    write_utf8 = write_shared = write
+
+    def close(self, code: int, reason: str) -> None:
+        raise AssertionError(f"closed with {code} {reason}")
+
+    abort = close
+
+
+def new_server() -> Any:
+    from wse import WseServer
+
+    server = WseServer(lambda auth: auth.accept(auth.conn_id), port=0, auth_timeout=0)
+    server.register("echo", lambda conn, payload: payload)
+    server.channel.on("chat", lambda conn, payload: None)
+    return server
+
+
+def new_session(server: Any) -> tuple[Any, CountingLink]:
+    """A session past its welcome, on a link to nowhere."""
+    from wse.transports.request import HttpRequest
+
+    link = CountingLink()
+    session = server.open(link, HttpRequest("/", {}, ""), server.select(["wse-default-json"]))
+    session.receive(HELLO)
+    assert session.valid
+    return session, link
+
+
+def message() -> Callable[[int], None]:
+    """A plain message, from its text to its listener."""
+    receive = new_session(new_server())[0].receive
+    text = f'["chat",{PAYLOAD},null]'
+
+    def run(times: int) -> None:
+        for _ in range(times):
+            receive(text)
+
+    return run
+
+
+def sync_call() -> Callable[[int], None]:
+    """A call of a plain function, from its text to the answer's bytes."""
+    session, link = new_session(new_server())
+
+    def run(times: int) -> None:
+        before = link.writes
+        for _ in range(times):
+            session.receive(CALL)
+        assert link.writes == before + times
+
+    return run
+
+
+def async_call() -> Callable[[int], Any]:
+    """A call of a coroutine function that does not wait, 32 in each turn of the loop."""
+    server = new_server()
+
+    async def echo(conn: Any, payload: Any) -> Any:
+        return payload
+
+    server.unregister("echo")
+    server.register("echo", echo)
+    session, link = new_session(server)
+
+    async def run(times: int) -> None:
+        before = link.writes
+        for _ in range(0, times, 32):
+            for _ in range(32):
+                session.receive(CALL)
+            await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        assert link.writes >= before + times
+
+    return run
+
+
+def own_call() -> Callable[[int], None]:
+    """A call that we make, and its answer."""
+    session, _ = new_session(new_server())
+    payload = {"a": 5, "b": 3, "n": 7}
+
+    def run(times: int) -> None:
+        for _ in range(times):
+            stamp, future = session.start_call("add", payload, None)
+            session.receive(f'["~wse:response",8,{stamp}]')
+            assert future.result() == 8
+            session.forget_call(stamp)
+
+    return run
+
+
+def broadcast() -> Callable[[int], None]:
+    """A broadcast to 100 links."""
+    server = new_server()
+    links = [new_session(server)[1] for _ in range(100)]
+    payload = {"a": 5, "b": 3, "n": 7}
+
+    def run(times: int) -> None:
+        before = links[99].writes
+        for _ in range(times):
+            server.broadcast("news", payload)
+        assert links[99].writes == before + times
+
+    return run
+
+
+class NoSocket:
+    """What picows asks of a socket before it reads from it."""
+
+    def fileno(self) -> int:
+        return -1
+
+    def setsockopt(self, *_: Any) -> None: ...
+
+    def getsockopt(self, *_: Any) -> int:
+        return 0
+
+
+class NoTransport:
+    """A transport to nowhere, for picows."""
+
+    def __init__(self) -> None:
+        self.written = 0
+
+    def get_extra_info(self, name: str, default: Any = None) -> Any:
+        return {"socket": NoSocket(), "peername": ("127.0.0.1", 1), "sockname": ("127.0.0.1", 2)}.get(name, default)
+
+    def get_write_buffer_size(self) -> int:
+        return 0
+
+    def write(self, data: Any) -> None:
+        self.written += len(data)
+
+    def close(self) -> None: ...
+
+    abort = close
+
+    def is_closing(self) -> bool:
+        return False
+
+
+async def protocols(server: Any) -> Callable[[], Any]:
+    """What picows makes a protocol with for each connection of a server that listens, but not to a socket."""
+    import picows.api
+
+    made: list[Callable[[], Any]] = []
+
+    async def create_server(*args: Any, **_: Any) -> Any:
+        made.append(args[-1])
+        return argparse.Namespace(sockets=(), close=lambda: None)
+
+    loop: Any = asyncio.get_running_loop()
+    aiofastnet = getattr(picows.api, "aiofastnet", None)
+    was = getattr(aiofastnet, "create_server", None)
+    loop.create_server = create_server
+    if aiofastnet is not None:
+        aiofastnet.create_server = create_server
+    try:
+        await server.start()
+    finally:
+        del loop.create_server
+        if aiofastnet is not None:
+            aiofastnet.create_server = was
+    return made[0]
+
+
+def masked(text: str) -> bytes:
+    """A client's frame."""
+    data = text.encode()
+    mask = b"\x37\xfa\x21\x3d"
+    head = bytes((0x81, 0x80 | len(data))) if len(data) < 126 else bytes((0x81, 0xFE, 0, len(data)))
+    return head + mask + bytes(byte ^ mask[i & 3] for i, byte in enumerate(data))
+
+
+def feed(protocol: Any, data: bytes) -> None:
+    """What came from the socket in one read."""
+    protocol.get_buffer(-1)[: len(data)] = data
+    protocol.buffer_updated(len(data))
+
+
+def opened(new_protocol: Callable[[], Any]) -> tuple[Any, NoTransport]:
+    """A connection of picows past its welcome."""
+    protocol, transport = new_protocol(), NoTransport()
+    protocol.connection_made(transport)
+    feed(protocol, REQUEST)
+    feed(protocol, masked(HELLO))
+    return protocol, transport
+
+
+async def frame() -> Callable[[int], None]:
+    """A call through picows, one in a read, from the frame's bytes to the answer's."""
+    protocol, transport = opened(await protocols(new_server()))
+    data = masked(CALL)
+
+    def run(times: int) -> None:
+        before = transport.written
+        for _ in range(times):
+            feed(protocol, data)
+        assert transport.written > before + 20 * times
+
+    return run
+
+
+async def frames() -> Callable[[int], None]:
+    """The same, with 32 in a read: for each of them."""
+    protocol, transport = opened(await protocols(new_server()))
+    data = masked(CALL) * 32
+
+    def run(times: int) -> None:
+        before = transport.written
+        for _ in range(0, times, 32):
+            feed(protocol, data)
+        assert transport.written > before + 20 * times
+
+    return run
+
+
+async def picows_broadcast() -> Callable[[int], Any]:
+    """A broadcast to 100 connections of picows, and the turn of the loop in which it leaves."""
+    server = new_server()
+    new_protocol = await protocols(server)
+    connections = [opened(new_protocol) for _ in range(100)]
+    payload = {"a": 5, "b": 3, "n": 7}
+
+    async def run(times: int) -> None:
+        before = connections[99][1].written
+        for _ in range(times):
+            server.broadcast("news", payload)
+            await asyncio.sleep(0)
+        assert connections[99][1].written > before + 20 * times
+
+    return run
+
+
+async def connection() -> Callable[[int], Any]:
+    """A connection through picows: the upgrade, the handshake, the end."""
+    server = new_server()
+    new_protocol = await protocols(server)
+
+    async def run(times: int) -> None:
+        for _ in range(times):
+            protocol, _ = opened(new_protocol)
+            await asyncio.sleep(0)
+            assert len(server.clients) == 1
+            protocol.connection_lost(None)
+            await asyncio.sleep(0)
+            assert not server.clients
+
+    return run
+
+
+OPERATIONS: dict[str, tuple[Callable[[], Any], int]] = {
+    "message": (message, 960),
+    "sync call": (sync_call, 960),
+    "async call": (async_call, 960),
+    "own call": (own_call, 960),
+    "broadcast to 100": (broadcast, 60),
+    "picows: call": (frame, 960),
+    "picows: 32 calls in a read, each": (frames, 960),
+    "picows: broadcast to 100": (picows_broadcast, 60),
+    "picows: connection": (connection, 60),
+}
+
+# Inside valgrind.
+
+LONG = 3  # the longer run, in lengths of the shorter one
+
+
+async def work() -> None:
+    """Every operation: a warm-up, a short and a long run, each between two marks."""
+    # callgrind writes and resets its counts whenever this function of the C library is called; nobody else calls it.
+    mark = os.getppid
+    for prepare, times in OPERATIONS.values():
+        run = prepare()
+        if inspect.isawaitable(run):
+            run = await run
+        gc.collect()
+        gc.freeze()
+        for length in (times, times, LONG * times):
+            mark()
+            result = run(length)
+            if result is not None:
+                await result
+        mark()
+
+
+def counts_of(dumps: list[int]) -> dict[str, int]:
+    """Instructions for each operation.
+
+    Args:
+        dumps: What was counted before each mark.
+    """
+    assert len(dumps) == 4 * len(OPERATIONS), f"callgrind wrote {len(dumps)} parts"
+    counts = {}
+    for index, (name, (_, times)) in enumerate(OPERATIONS.items()):
+        _, _, short, long = dumps[4 * index : 4 * index + 4]
+        counts[name] = round((long - short) / ((LONG - 1) * times))
+    return counts
+
+
+# Outside.
+
+
+def count(valgrind: str) -> dict[str, int]:
+    """Run `work` in valgrind.
+
+    Raises:
+        RuntimeError: It fails.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / "out"
+        command = [valgrind, "--tool=callgrind", f"--callgrind-out-file={out}", "--dump-before=getppid"]
+        variables = {"PYTHONHASHSEED": "0", "PYTHONPATH": str(HERE.parent / "src"), "PATH": os.environ.get("PATH", "")}
+        command += [sys.executable, "-X", "utf8", __file__, "--work"]
+        done = subprocess.run(command, env=variables, capture_output=True, text=True, timeout=300)
+        if done.returncode:
+            raise RuntimeError(done.stderr.strip()[-2000:])
+        files = [out.with_name(f"out.{number}") for number in range(1, 4 * len(OPERATIONS) + 1)]
+        return counts_of([total(file) for file in files])
+
+
+def total(file: Path) -> int:
+    """The instructions of one of callgrind's files."""
+    lines = (line for line in file.read_text().splitlines() if line.startswith("totals:"))
+    return int(next(lines).split()[1])
+
+
+def build() -> dict[str, str]:
+    """What the counts hold for."""
+    made = f"{sysconfig.get_config_var('CONFIG_ARGS')} {platform.python_compiler()} {sys.version}"
+    return {
+        "python": f"{platform.python_implementation()} {platform.python_version()}",
+        "made": hashlib.sha256(made.encode()).hexdigest()[:12],
+        "machine": platform.machine(),
+        "libc": " ".join(platform.libc_ver()),
+        **{name: importlib.metadata.version(name) for name in ("msgspec", "picows")},
+    }
+
+
+def find(records: list[dict[str, Any]], which: dict[str, str]) -> dict[str, int] | None:
+    """The counts that were recorded for a build."""
+    return next((record["counts"] for record in records if record["build"] == which), None)
+
+
+def put(records: list[dict[str, Any]], which: dict[str, str], counts: dict[str, int]) -> list[dict[str, Any]]:
+    """The records with those of one build, in place of older ones for the same interpreter."""
+    same = ("python", "made", "machine")
+    kept = [record for record in records if any(record["build"][name] != which[name] for name in same)]
+    return sorted([*kept, {"build": which, "counts": counts}], key=lambda record: str(record["build"]))
+
+
+def compare(counts: dict[str, int], recorded: dict[str, int]) -> tuple[list[str], bool]:
+    """A line for each operation, and whether one rose by more than is allowed."""
+    lines, failed = [], False
+    for name, now in counts.items():
+        was = recorded.get(name)
+        if was is None:
+            lines.append(f"{name:34} {now:9,} instructions, not recorded")
+            continue
+        change = now / was - 1
+        verdict = ""
+        if change > ALLOWED:
+            failed, verdict = True, f"  ROSE by more than {ALLOWED:.0%}"
+        elif change < -ALLOWED:
+            verdict = "  fell: record it"
+        lines.append(f"{name:34} {now:9,} instructions, {was:9,} recorded, {change:+.1%}{verdict}")
+    return lines, failed
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--record", action="store_true", help="write the counts to bench/instructions.json")
+    parser.add_argument("--work", action="store_true", help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.work:
+        gc.disable()
+        asyncio.run(work())
+        return 0
+    valgrind = shutil.which("valgrind")
+    if valgrind is None:
+        print("instructions: not counted, valgrind is not installed")
+        return 0
+    records: list[dict[str, Any]] = json.loads(BASELINE.read_text()) if BASELINE.exists() else []
+    which = build()
+    recorded = find(records, which)
+    if recorded is None and not args.record:
+        print(f"instructions: not compared, none are recorded for this build: {' '.join(which.values())}")
+        return 0
+    counts = count(valgrind)
+    if args.record:
+        BASELINE.write_text(json.dumps(put(records, which, counts), indent=1) + "\n")
+    lines, failed = compare(counts, recorded if recorded is not None else counts)
+    print("\n".join(lines))
+    return 1 if failed and not args.record else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
