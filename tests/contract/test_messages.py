@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from support.net import ClientLog, Log, ServerLog, Unpackable, hi, make_server, soon
+from support.net import ClientLog, Log, RawSocket, ServerLog, Unpackable, hi, make_server, soon
 from wse import ErrorCode, Limits, ReadyState, WseError, WseJSON, WseMsgpack
 
 
@@ -316,3 +316,35 @@ async def test_a_producer_that_drains_waits_for_a_receiver_that_reads(run):
     assert [entry[0][0] for entry in got.all("n")] == list(range(200))
     conn.drop()
     await soon(conn.drain())
+
+
+@pytest.mark.parametrize("end", ["vanishes", "is dropped"])
+async def test_a_producer_is_held_back_until_a_receiver_that_does_not_read_is_gone(run, monkeypatch, end):
+    for transport in ("awaited", "picows.link"):
+        monkeypatch.setattr(f"wse.transports.{transport}.CLOSE_TIMEOUT", 0.02)
+    server = make_server()
+    log = ServerLog(server)
+    place = await run(server)
+    if not place.has_frames:
+        pytest.skip("memory holds back nobody")
+
+    async def produce(conn):
+        while conn.ready_state is ReadyState.OPEN:
+            conn.send("n", "x" * 100_000)
+            await conn.drain()
+
+    async with RawSocket.user(place.url) as socket:
+        conn = await log.conn("ann")
+        producer = asyncio.ensure_future(produce(conn))
+        async with asyncio.timeout(5):
+            while conn._session._writable:
+                await asyncio.sleep(0)
+        assert not producer.done()
+        if end == "vanishes":
+            socket.writer.transport.abort()
+        else:
+            conn.drop("too slow", 4001)
+        await log.until("disconnected")
+        await soon(producer)
+        if end == "vanishes" or place.lets_go:
+            await place.empty()

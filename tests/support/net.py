@@ -277,6 +277,9 @@ class Place(ABC):
     has_frames = True
     """Messages travel in frames over a socket: fragments, TCP and its backpressure exist."""
 
+    lets_go = True
+    """A peer that does not read is cut after our own CLOSE_TIMEOUT."""
+
     @staticmethod
     def hears_close(code, reason):
         """What the application hears when a client has closed with this code and reason."""
@@ -398,7 +401,8 @@ TRANSPORTS = {
     "memory": in_memory,
     "uvicorn-sansio": mounted(partial(frameworks.uvicorn_asgi, ws="websockets-sansio"), asgi),
     "uvicorn-wsproto": mounted(partial(frameworks.uvicorn_asgi, ws="wsproto"), asgi),
-    "uvicorn-legacy": mounted(partial(frameworks.uvicorn_asgi, ws="websockets"), asgi),
+    # websockets' legacy API, which uvicorn deprecates, gives every peer its own 10 seconds, cancelled or not.
+    "uvicorn-legacy": mounted(partial(frameworks.uvicorn_asgi, ws="websockets"), asgi, lets_go=False),
     # hypercorn 0.18 never passes on what the client's close frame says (protocol/ws_stream.py, StreamClosed).
     "hypercorn": mounted(frameworks.hypercorn_asgi, asgi, hears_close=lambda code, reason: (1006, "")),
     # granian 2.8 passes on the code of the client's close frame, but not the reason.
