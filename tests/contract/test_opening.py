@@ -70,6 +70,19 @@ async def test_the_request_s_path_and_query_reach_the_identify_handler(run):
     assert request.query == {"token": "a b", "n": "1", "empty": ""}
 
 
+async def test_the_path_is_as_it_was_sent(run):
+    requests = []
+
+    def identify(auth):
+        requests.append(auth.request)
+        auth.accept("ann")
+
+    place = await run(make_server(identify))
+    peer = await place.peer(target="/a%3Fb/%C3%A9%2Fx?n=1%26")
+    await peer.login()
+    assert (requests[0].path, requests[0].query) == ("/a%3Fb/%C3%A9%2Fx", {"n": "1&"})
+
+
 async def test_the_connection_knows_its_protocol(run):
     json, msgpack = WseJSON(), WseMsgpack()
     server = make_server(protocol=[json, msgpack])

@@ -371,7 +371,7 @@ async def test_a_connection_starts_the_server_when_there_is_no_lifespan():
     web.feed("websocket.disconnect")
     await soon(web.task)
     (request,) = requests
-    assert (request.path, request.query, request.remote_addr) == ("/x y", {}, "")
+    assert (request.path, request.query, request.remote_addr) == ("/x%20y", {}, "")
     assert request.cookies == {"a": "b"}
     assert request.headers["X-Name"] == "é"
     assert request.native is web.scope

@@ -9,11 +9,10 @@ import asyncio
 from collections.abc import Awaitable, Callable, MutableMapping
 from functools import partial
 from typing import TYPE_CHECKING, Any
-
-from multidict import CIMultiDict
+from urllib.parse import quote
 
 from wse.transports.awaited import AwaitedLink
-from wse.transports.request import HttpRequest
+from wse.transports.request import CompactHeaders, HttpRequest
 
 if TYPE_CHECKING:
     from wse.core.ports import Acceptor, Protocol
@@ -105,8 +104,11 @@ class AsgiApp:
         await link.run(partial(self._open, scope, protocol))
 
     def _open(self, scope: Scope, protocol: Protocol | None, link: AwaitedLink) -> Session:
-        headers = CIMultiDict((name.decode("latin-1"), value.decode("latin-1")) for name, value in scope["headers"])
-        target = f"{scope['path']}?{scope.get('query_string', b'').decode('latin-1')}"
+        headers = CompactHeaders((name.decode("latin-1"), value.decode("latin-1")) for name, value in scope["headers"])
+        raw_path = (
+            scope.get("raw_path") or quote(scope["path"]).encode()
+        )  # as it was sent: a decoded one may hold a "?"
+        target = (raw_path + b"?" + scope.get("query_string", b"")).decode("latin-1")
         return self._acceptor.open(link, HttpRequest(target, headers, link.remote_addr, scope), protocol)
 
     async def _lifespan(self, receive: Receive, send: Send) -> None:
