@@ -126,7 +126,6 @@ export class WseMsgpack {
   }
 }
 
-// Copied on write: listeners add and remove listeners.
 class Emitter {
   /** @type {Map<any, any>} */
   all = new Map()
@@ -150,7 +149,7 @@ class Emitter {
   /** @type {Fn} */
   emit = (name, args, failed) => {
     for (const listener of this.of(name)) {
-      if (listener.gone) continue // by an inner emission
+      if (listener.gone) continue
       if (listener.once) {
         listener.gone = true
         this.off(name, listener)
@@ -298,6 +297,7 @@ export class WseClient {
   }
 
   async close(reason = WSE_REASON.BY_CLIENT) {
+    if (utf8(reason).length > 123) throw new RangeError('too long')
     const error = new WseError(WSE_ERROR.CONNECTION_CLOSED, { code: 1000, reason })
     this.#epoch++
     clearTimeout(this.#timer)
@@ -353,12 +353,13 @@ export class WseClient {
       ws.send(hello)
       this.#emit('connected')
     }
-    ws.onerror = () => {} // ws throws without
     this.#gone = new Promise((resolve) => {
-      ws.onclose = /** @type {Fn} */ ({ code, reason }) => {
+      ws.onclose = /** @type {Fn} */ ({ code, reason = '' }) => {
         resolve(0)
         this.#leave(session, session.opened ? code : 1006, reason)
       }
+      // Node 22 tells no close.
+      ws.onerror = /** @type {Fn} */ (event) => session.opened || ws.onclose(event)
     })
     ws.onmessage = /** @type {Fn} */ ({ data }) => {
       if (session.ended) return
@@ -392,12 +393,12 @@ export class WseClient {
     }
   }
 
-  /** @type {Fn} end a connection, once */
+  /** @type {Fn} */
   #leave = (session, code, reason, error, told = session.valid) => {
     const { ws, opened, calls, timer, ended } = session
     if (ended) return
-    ws?.close(code === JUMP ? code : 1000, reason) // may throw
-    session.ended = true
+    session.ended = true // Node 22 tells an error in close()
+    ws?.close(code === JUMP ? code : 1000, reason)
     this.#session = null
     clearTimeout(timer)
     for (const { rp, settle } of calls.values()) settle(new WseError(WSE_ERROR.RP_DISCONNECT, { rp, disconnected: [code, reason] }))
@@ -456,7 +457,6 @@ export class WseClient {
         const { code, details } = cause instanceof WseError ? cause : { code: WSE_ERROR.RP_EXECUTION_FAILED, details: { origin } }
         write(response_error, { code, message: message === code ? undefined : message, details: { ...base, ...(payload !== null && { payload }), ...details } })
       } catch {
-        // The error cannot be encoded.
         run(write, [response_error, { code: WSE_ERROR.RP_EXECUTION_FAILED, details: base }], this.#failed(rp))
       }
       if (fn) this.#report(new WseError(WSE_ERROR.RP_EXECUTION_FAILED, { ...base, type: rp, payload, stamp }, '', cause))
@@ -556,7 +556,7 @@ export class Scram {
   constructor(username, password) {
     this.#name = prepare(username).replace(/=/g, '=3D').replace(/,/g, '=2C')
     this.#password = utf8(prepare(password))
-    if (!this.#name) throw new TypeError('no username')
+    if (!this.#name) throw new TypeError('no name')
     if (!globalThis.crypto?.subtle) throw new TypeError('WebCrypto needs https: or localhost')
   }
 

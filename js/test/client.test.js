@@ -90,6 +90,24 @@ describe('connecting', () => {
     assert.deepEqual(take(), [])
   })
 
+  test('a socket that tells an error inside of close, as in Node 22', async () => {
+    class Telling extends FakeWebSocket {
+      static all = []
+      close(...args) {
+        super.close(...args)
+        this.onerror({ type: 'error' })
+      }
+    }
+    const { client, errors, take } = fakeClient({ WebSocket: Telling })
+    const failing = failure(client.connect())
+    Telling.last.onerror({ type: 'error' })
+    assert.equal((await failing).code, WSE_ERROR.WS_CLIENT_ERROR)
+    const closing = failure(client.connect())
+    await client.close()
+    assert.equal((await closing).code, WSE_ERROR.CONNECTION_CLOSED)
+    assert.deepEqual([client.status, errors, take()], ['OFFLINE', [], []])
+  })
+
   test('with tO of 0 it waits for ever', async (t) => {
     withTimers(t)
     const { client } = fakeClient({ tO: 0 })
@@ -309,7 +327,7 @@ describe('closing', () => {
 
   test('a reason that is too long changes nothing', async () => {
     const { client, socket } = await readyClient()
-    assert.ok((await failure(client.close('x'.repeat(124)))) instanceof SyntaxError)
+    assert.ok((await failure(client.close('ü'.repeat(62)))) instanceof RangeError)
     assert.deepEqual([client.status, socket.closed], ['READY', null])
   })
 

@@ -2,10 +2,13 @@
 import assert from 'node:assert/strict'
 import { after, before, describe, test } from 'node:test'
 import * as msgpack from '@msgpack/msgpack'
-import { WebSocket } from 'ws'
+import * as ws from 'ws'
 import { Scram, WSE_ERROR, WSE_REASON, WseClient, WseError, WseMsgpack } from '../wse.js'
 import { failure } from './support/fake.js'
 import { startServers } from './support/server.js'
+
+// Node 22 has its own; here and there an application passes one.
+const WebSocket = globalThis.WebSocket ?? ws.WebSocket
 
 let servers
 const clients = []
