@@ -111,7 +111,8 @@ async def run(client: WseClient, line: str) -> None:
             show(f"  {device['device']}  {device['name']}  {device['info']}")
     elif command == "/history":
         for message in await client.call("history"):
-            show(f"  {message['from']}: {message['text']}")
+            to = f", to {message['to']} only" if "to" in message else ""
+            show(f"  {message['from']}{to}: {message['text']}")
     else:
         show(HELP)
 

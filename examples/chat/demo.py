@@ -1,6 +1,6 @@
-"""The chat server with three devices of two users, shown step by step; then the chat is yours.
+"""The chat server with three devices of two users, shown step by step; then the chat is yours, in browser and terminal.
 
-Run:    python examples/chat/demo.py              (--port 4200; --exit ends after the transcript)
+Run:    python examples/chat/demo.py       (--port 4200, --database FILE; --exit ends after the transcript)
 Shows:  signing in with SCRAM; messages to everybody, to a user and to one device; calls in both directions.
 """
 
@@ -9,6 +9,7 @@ import asyncio
 import errno
 import sys
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,8 @@ from wse.auth import Scram
 
 sys.path.insert(0, str(Path(__file__).parents[2]))  # so that this file runs from wherever it is started
 
-from examples.chat.server import PASSWORDS, make_server
+from examples.chat.server import make_server, open_store
+from examples.chat.store import PASSWORDS, Store
 
 
 class Device:
@@ -36,24 +38,28 @@ class Device:
         }.items():
             self.client.channel.on(type_, self._listener(template, user))
         self._name = name
+        self.is_silent = False
+        self.tells_calls = True
 
         @self.client.when.ready
         def ready(welcome: Any) -> None:
             self.print(f"signs in; online: {', '.join(welcome['online'])}")
 
     def _info(self, _: Any) -> dict[str, str]:
-        self.print("is asked by the server for its client-info")
+        if self.tells_calls:
+            self.print("is asked by the server for its client-info")
         return {"kind": self._name, "app": "demo"}
 
     def _listener(self, template: str, user: str) -> Callable[[Any], None]:
         def heard(payload: Any) -> None:
-            self.print(template.format(to=user, **payload))
+            self.print(template.format_map({"to": user, **payload}))
             self._heard.put_nowait(None)
 
         return heard
 
     def print(self, text: str) -> None:
-        print(f"  {self.label:<14} {text}", flush=True)
+        if not self.is_silent:
+            line(self.label, text)
 
     async def heard(self) -> None:
         """Wait until this device has heard one thing more."""
@@ -63,6 +69,14 @@ class Device:
         arguments = "" if payload is None else f" with {payload}"
         self.print(f"calls {procedure}{arguments}")
         return await self.client.call(procedure, payload)
+
+
+def without(message: dict[str, Any], *keys: str) -> dict[str, Any]:
+    return {key: value for key, value in message.items() if key not in keys}
+
+
+def line(who: str, text: str) -> None:
+    print(f"  {who:<14} {text}", flush=True)
 
 
 def step(text: str) -> None:
@@ -78,7 +92,7 @@ async def transcript(url: str, asked: asyncio.Queue[str]) -> list[Device]:
     step("Three devices of two users sign in with SCRAM-SHA-256; the server calls each of them:")
     for device in devices:
         await device.client.connect()
-        print(f"  {'server':<14} {await asked.get()}")
+        line("server", await asked.get())
     for device in (laptop, phone):
         await device.heard()  # that grace has come
 
@@ -103,7 +117,8 @@ async def transcript(url: str, asked: asyncio.Queue[str]) -> list[Device]:
 
     step("Calls with a result, and one that fails:")
     phone.print(f"gets: {await phone.call('who-is-online')}")
-    desktop.print(f"gets: {await desktop.call('history')}")
+    history = await desktop.call("history")
+    desktop.print(f"gets: {[without(message, 'id', 'at') for message in history]}")
     try:
         await desktop.call("tell", {"to": "charles", "text": "Anybody there?"})
     except WseError as error:
@@ -111,24 +126,48 @@ async def transcript(url: str, asked: asyncio.Queue[str]) -> list[Device]:
     return devices
 
 
-async def demo(port: int, *, stay: bool) -> None:
+async def show(port: int) -> None:
+    """The transcript only."""
     asked: asyncio.Queue[str] = asyncio.Queue()
-    async with make_server(port, log=asked.put_nowait) as server:
+    async with make_server(port, Store(":memory:"), log=asked.put_nowait) as server:
         print(f"The chat server listens on {server.url}")
-        devices = await transcript(server.url, asked)
-        if stay:
-            url = "" if server.port == 4200 else f" --url {server.url}"
-            step("Join from another terminal (Ctrl-C ends the demo):")
-            for user, password in PASSWORDS.items():
-                print(f"  {client_command()} --user {user} --password {password}{url}", flush=True)
-            print(flush=True)
-            await server.serve_forever()
+        laptop, phone, desktop = await transcript(server.url, asked)
         step("Ada leaves, and Grace learns of it:")
-        laptop, phone, desktop = devices
         await laptop.client.close()
         await phone.client.close()
         await desktop.heard()
         await desktop.client.close()
+
+
+async def show_and_stay(port: int, store: Store) -> None:
+    """The transcript, and the server for everybody.
+
+    The transcript has a server of its own: whoever has the page open when the demo starts again would come into the
+    middle of it. Then its devices move over.
+    """
+    asked: asyncio.Queue[str] = asyncio.Queue()
+    async with make_server(port, store, log=asked.put_nowait) as server:
+        print(f"The chat server listens on {server.url}")
+        asked_on_stage: asyncio.Queue[str] = asyncio.Queue()
+        async with make_server(0, Store(":memory:"), log=asked_on_stage.put_nowait) as stage:
+            devices = await transcript(stage.url, asked_on_stage)
+            for device in devices:
+                device.is_silent = True
+                device.tells_calls = False  # the page asks all the time
+            for device in devices:
+                await device.client.jump(server.url)
+                await asked.get()
+            for device in devices:
+                device.is_silent = False
+        step("Join in a browser, where the three devices are, too (Ctrl-C ends the demo):")
+        print(f"  http://localhost:{server.port}/")
+        step("Or from another terminal:")
+        url = "" if server.port == 4200 else f" --url {server.url}"
+        for user, password in PASSWORDS.items():
+            print(f"  {client_command()} --user {user} --password {password}{url}", flush=True)
+        print(flush=True)
+        while True:
+            line("server", await asked.get())
 
 
 def client_command() -> str:
@@ -142,9 +181,14 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="The WSE chat demo.")
     parser.add_argument("--port", type=int, default=4200)
     parser.add_argument("--exit", action="store_true", help="end after the transcript")
+    parser.add_argument("--database", type=Path, help="the SQLite file of users and messages")
     options = parser.parse_args()
     try:
-        asyncio.run(demo(options.port, stay=not options.exit))
+        if options.exit:
+            asyncio.run(show(options.port))
+        else:
+            with closing(open_store(options.database)) as store:
+                asyncio.run(show_and_stay(options.port, store))
     except KeyboardInterrupt:
         print("\nThe demo has ended.")
     except OSError as error:

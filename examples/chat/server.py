@@ -1,62 +1,99 @@
 """A chat server: users sign in with a password (SCRAM), each with several devices at a time.
 
-Run:    python examples/chat/server.py            (--port 4200, --host 127.0.0.1)
-Then:   python examples/chat/client.py --user ada --password lovelace
+Run:    python examples/chat/server.py            (--port 4200, --host 127.0.0.1, --database FILE)
+Then:   http://localhost:4200/ in a browser, or
+        python examples/chat/client.py --user ada --password lovelace
 
 What a client may do:
-    send "say" text                        to everybody, as "message" {"from", "text"}
-    call "tell" {"to", "text"}             to all devices of a user, as "direct" {"from", "text"}
+    send "say" text                        to everybody, as "message" {"id", "at", "from", "text"}
+    call "tell" {"to", "text"}             to all devices of a user, as "direct" {"id", "at", "from", "to", "text"};
+                                           all devices of one's own get the same as "sent"
     call "tell-device" {"device", "text"}  to one of one's own devices, as "note" {"from", "text"}
     call "who-is-online"                   the users and how many devices each has
     call "my-devices"                      one's own devices: [{"device", "name", "info"}]
+    call "log-out-device" {"device"}       disconnects one of them
     call "history"                         the last messages
-The server calls "client-info" of each device. It sends "news" {"text"} when other users come and go.
+    call "report"                          a long call: sends "progress" {"done", "of"} to the caller while it lasts
+The server calls "client-info" of each device. It sends "news" {"text"} when other users come and go, "online" (as
+"who-is-online") when anybody's devices change, and "devices" when one's own do.
 """
 
 import argparse
+import asyncio
 import logging
-from collections import deque
-from collections.abc import Callable, Mapping
+import re
+import sqlite3
+import sys
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from wse import Handshake, WseConnection, WseError, WseIdentity, WseServer
-from wse.auth import ScramKeys, ScramServer
+from wse.auth import ScramServer
+from wse.auth.scram import ITERATIONS
 
-# For the demo only. A real server has no passwords: it stores what ScramKeys.from_password makes of them.
-PASSWORDS = {"ada": "lovelace", "grace": "hopper"}
+sys.path.insert(0, str(Path(__file__).parents[2]))  # so that this file runs from wherever it is started
 
-HISTORY = 100
+from examples.chat.store import PASSWORDS, Store, default_file, keys_of_sign_up
+
+WEB = Path(__file__).parent / "web"
+PAGE = {
+    "/": WEB / "index.html",
+    "/chat.js": WEB / "chat.js",
+    "/keys.js": WEB / "keys.js",
+    "/chat.css": WEB / "chat.css",
+    "/icon.svg": WEB / "icon.svg",
+}
+
+NAME = re.compile(r"[a-z0-9][a-z0-9._-]{1,19}")
+LOGGED_OUT = "chat.logged-out"  # why a connection is closed, beside WSE's own reasons
+
+REPORT_STEPS = 20
+REPORT_PACE = 0.1  # seconds for each: a real archive would take that long
 
 logger = logging.getLogger("chat")
 
 
-class Users:
-    """The user store that SCRAM asks."""
-
-    def __init__(self, passwords: Mapping[str, str]) -> None:
-        self._keys = {name: ScramKeys.from_password(password) for name, password in passwords.items()}
-
-    async def get(self, username: str) -> ScramKeys | None:
-        return self._keys.get(username)
-
-
-def make_server(port: int, *, host: str = "127.0.0.1", log: Callable[[str], object] = print) -> WseServer:
-    server = WseServer(host=host, port=port, conns_per_user=5)
-    history: deque[dict[str, str]] = deque(maxlen=HISTORY)
+def make_server(port: int, store: Store, *, host: str = "127.0.0.1", log: Callable[[str], object] = print) -> WseServer:
+    server = WseServer(host=host, port=port, conns_per_user=8, files=PAGE, serve_client=True)
 
     # Who may come in.
 
-    scram = ScramServer(Users(PASSWORDS))
-    server.use_challenge(scram.challenge)
+    scram = ScramServer(store, secret=store.secret())
+
+    @server.use_challenge
+    async def challenge(auth: Handshake) -> Any:
+        """The quest for somebody who logs in; or the answer to somebody who signs up.
+
+        Signing up is one question and one answer in the handshake: `hi` brings the name and the keys that the browser
+        has made of the password, the quest tells the result, and the client hangs up and logs in. So a stranger is
+        never let in, not even as a guest: whoever has a connection has proved to know a password, no procedure needs to
+        ask for more, and no broadcast reaches anybody else.
+        """
+        if isinstance(auth.identity, dict) and "signup" in auth.identity:
+            return {"signup": sign_up(auth.identity["signup"])}
+        return await scram.challenge(auth)
+
+    def sign_up(data: Any) -> str:
+        try:
+            name, keys = data["name"], keys_of_sign_up(data["keys"], ITERATIONS)
+            if not NAME.fullmatch(name):
+                return "bad-name"
+        except (KeyError, TypeError, ValueError):
+            return "bad-request"
+        if store.is_full():
+            return "full"
+        return "done" if store.add_user(name, keys) else "name-taken"
 
     @server.identify
     def identify(auth: Handshake) -> None:
-        user = scram.verify(auth)
+        user = scram.verify(auth)  # None as well for a client that answers the result of its sign-up
         if user is None:
             auth.refuse()
         else:
             online = sorted({*server.clients, user}, key=str)
-            scram.accept(auth, user, {"online": online, "device": auth.conn_id})
+            scram.accept(auth, user, {"user": user, "online": online, "device": auth.conn_id})
 
     # Who comes and goes.
 
@@ -64,6 +101,14 @@ def make_server(port: int, *, host: str = "127.0.0.1", log: Callable[[str], obje
         for other in server.clients.values():
             if other is not user:
                 other.send("news", {"text": text})
+
+    def online() -> dict[str, int]:
+        return {str(cid): len(user.conns) for cid, user in server.clients.items()}
+
+    def devices_changed(conn: WseConnection) -> None:
+        server.broadcast("online", online())
+        assert conn.cid is not None  # it has been let in
+        server.send(conn.cid, "devices")
 
     @server.when.joined
     def joined(user: WseIdentity, meta: dict[str, Any]) -> None:
@@ -75,11 +120,16 @@ def make_server(port: int, *, host: str = "127.0.0.1", log: Callable[[str], obje
 
     @server.when.connected
     async def ask(conn: WseConnection) -> None:
+        devices_changed(conn)
         try:
             info = await conn.call("client-info", timeout=5)
         except WseError as error:  # an old client, or one that has gone: it may chat all the same
             info = error.code
         log(f"{name_of(conn)} says about itself: {info}")
+
+    @server.when.disconnected
+    def disconnected(conn: WseConnection, code: int, reason: str) -> None:
+        devices_changed(conn)
 
     @server.when.error
     def failed(error: WseError, conn: WseConnection | None) -> None:
@@ -91,30 +141,40 @@ def make_server(port: int, *, host: str = "127.0.0.1", log: Callable[[str], obje
 
     @server.channel.on("say")
     def say(conn: WseConnection, payload: Any) -> None:
-        message = {"from": name_of(conn), "text": text_of(payload)}
-        history.append(message)
+        message = store.add_message(str(conn.cid), device_of(conn), text_of(payload))
         server.broadcast("message", message)
 
     # Calls.
 
     @server.register("tell")
     def tell(conn: WseConnection, payload: Any) -> None:
-        user = payload["to"]
+        user, text = payload["to"], text_of(payload["text"])
         if user not in server.clients:
             raise WseError("chat.not-online", {"user": user}, f"{user} is not online")
-        server.send(user, "direct", {"from": name_of(conn), "text": text_of(payload["text"])})
+        assert conn.client is not None  # whoever calls has signed in
+        message = store.add_message(str(conn.cid), device_of(conn), text, to=user)
+        server.send(user, "direct", message)
+        conn.client.send("sent", message)
+
+    def own_device(conn: WseConnection, device_id: Any) -> WseConnection:
+        assert conn.client is not None
+        device = conn.client.conns.get(device_id)  # of the caller's own devices, not of all
+        if device is None:
+            raise WseError("chat.no-such-device", {"device": device_id}, "you have no such device")
+        return device
 
     @server.register("tell-device")
     def tell_device(conn: WseConnection, payload: Any) -> None:
-        assert conn.client is not None  # whoever calls has signed in
-        device = conn.client.conns.get(payload["device"])  # of the caller's own devices, not of all
-        if device is None:
-            raise WseError("chat.no-such-device", {"device": payload["device"]}, "you have no such device")
+        device = own_device(conn, payload["device"])
         device.send("note", {"from": name_of(conn), "text": text_of(payload["text"])})
+
+    @server.register("log-out-device")
+    def log_out_device(conn: WseConnection, payload: Any) -> None:
+        own_device(conn, payload["device"]).drop(LOGGED_OUT)
 
     @server.register("who-is-online")
     def who_is_online(conn: WseConnection, payload: Any) -> dict[str, int]:
-        return {str(cid): len(user.conns) for cid, user in server.clients.items()}
+        return online()
 
     @server.register("my-devices")
     async def my_devices(conn: WseConnection, payload: Any) -> list[dict[str, Any]]:
@@ -128,15 +188,34 @@ def make_server(port: int, *, host: str = "127.0.0.1", log: Callable[[str], obje
         ]
 
     @server.register("history")
-    def get_history(conn: WseConnection, payload: Any) -> list[dict[str, str]]:
-        return list(history)
+    def get_history(conn: WseConnection, payload: Any) -> list[dict[str, Any]]:
+        return store.history(str(conn.cid))
+
+    @server.register("report")
+    async def report(conn: WseConnection, payload: Any) -> dict[str, Any]:
+        texts = store.texts()
+        people: Counter[str] = Counter()
+        words = 0
+        for step in range(REPORT_STEPS):
+            for user, text in texts[step::REPORT_STEPS]:
+                people[user] += 1
+                words += len(text.split())
+            await asyncio.sleep(REPORT_PACE)
+            conn.send("progress", {"done": step + 1, "of": REPORT_STEPS})
+        return {"messages": len(texts), "words": words, "people": dict(people.most_common(3))}
 
     return server
 
 
+def device_of(conn: WseConnection) -> str:
+    """What the device calls itself, as far as others are to see it."""
+    name = conn.meta.get("device")
+    return name[:40] if isinstance(name, str) and name else "unknown"
+
+
 def name_of(conn: WseConnection) -> str:
-    """For people: the user and what the device calls itself."""
-    return f"{conn.cid}/{conn.meta.get('device', 'unknown')}"
+    """For people: the user and the device."""
+    return f"{conn.cid}/{device_of(conn)}"
 
 
 def text_of(payload: Any) -> str:
@@ -146,18 +225,31 @@ def text_of(payload: Any) -> str:
     return payload
 
 
+def open_store(file: Path | None) -> Store:
+    """The store in that file, or in the default one; ends the program with a line if it cannot be had."""
+    try:
+        return Store(file or default_file())
+    except (OSError, sqlite3.Error) as error:
+        raise SystemExit(f"The server cannot keep its data in {file or 'its default place'}: {error}") from None
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description="The WSE chat server.")
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, default=4200)
+    parser.add_argument("--database", type=Path, help="the SQLite file of users and messages")
     options = parser.parse_args()
+    store = open_store(options.database)
+    print(f"page http://localhost:{options.port}/")
     for user, password in PASSWORDS.items():
         print(f"user {user}, password {password}")
-    server = make_server(options.port, host=options.host)
+    server = make_server(options.port, store, host=options.host)
     try:
         server.run()
     except OSError as error:
         raise SystemExit(f"The server cannot listen on port {options.port}: {error.strerror}") from None
+    finally:
+        store.close()
 
 
 if __name__ == "__main__":

@@ -9,13 +9,16 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from urllib.request import urlopen
 
 import pytest
 
+import wse
 from support.programs import ROOT, free_port, program
 
 EXAMPLES = ROOT / "examples"
 CHAT = EXAMPLES / "chat"
+WSE_JS = wse.js_client_path()
 
 OUTPUT = {
     "anonymous.py": """\
@@ -74,7 +77,7 @@ def run(script: Path, *args: str, stdin: str = "") -> subprocess.CompletedProces
 
 def test_every_example_is_tested() -> None:
     assert {path.name for path in EXAMPLES.glob("*.py")} == set(OUTPUT)
-    assert {path.name for path in CHAT.glob("*.py")} == {"server.py", "client.py", "demo.py"}
+    assert {path.name for path in CHAT.glob("*.py")} == {"server.py", "client.py", "demo.py", "store.py"}
 
 
 @pytest.mark.parametrize("name", OUTPUT)
@@ -110,9 +113,9 @@ def test_demo_shows_messages_and_calls_then_ends() -> None:
     assert "ada/laptop     hears ada/laptop, to this device" not in result.stdout
 
 
-def test_demo_serves_on_until_ctrl_c() -> None:
+def test_demo_serves_on_until_ctrl_c(tmp_path: Path) -> None:
     port = free_port()
-    with program(str(CHAT / "demo.py"), "--port", str(port)) as demo:
+    with program(str(CHAT / "demo.py"), "--port", str(port), "--database", str(tmp_path / "chat")) as demo:
         url = f"ws://127.0.0.1:{port}"
         output = demo.read_until(f"--user grace --password hopper --url {url}\n")
 
@@ -131,6 +134,16 @@ def test_demo_serves_on_until_ctrl_c() -> None:
         assert joined.returncode == 0
         assert "* signed in as ada; online: ada, grace\n" in joined.stdout
         demo.read_until("grace/desktop  hears ada/terminal, to grace only: psst")
+        demo.read_until("server         ada/terminal says about itself: {'device': 'terminal'")
+
+        # So does the page.
+        assert f"\n  http://localhost:{port}/\n" in output
+        for path in ("/", "/chat.js", "/keys.js", "/chat.css", "/icon.svg", "/wse.js"):
+            with urlopen(f"http://127.0.0.1:{port}{path}") as answer:
+                assert (
+                    answer.read()
+                    == (WSE_JS if path == "/wse.js" else CHAT / "web" / (path[1:] or "index.html")).read_bytes()
+                )
 
         assert demo.stop(signal.SIGINT) == 0
         assert demo.output.endswith("\nThe demo has ended.\n")
@@ -138,19 +151,19 @@ def test_demo_serves_on_until_ctrl_c() -> None:
 
 
 @pytest.mark.parametrize("script", ["demo.py", "server.py"])
-def test_a_taken_port_is_told_in_one_line(script: str) -> None:
+def test_a_taken_port_is_told_in_one_line(script: str, tmp_path: Path) -> None:
     port = free_port()
     with socket.create_server(("127.0.0.1", port)):
-        result = run(CHAT / script, "--port", str(port))
+        result = run(CHAT / script, "--port", str(port), "--database", str(tmp_path / "chat"))
     assert result.returncode == 1
     assert len(result.stderr.splitlines()) == 1
     assert str(port) in result.stderr
 
 
-def test_two_people_chat() -> None:
+def test_two_people_chat(tmp_path: Path) -> None:
     port = free_port()
     url = f"ws://127.0.0.1:{port}"
-    with program(str(CHAT / "server.py"), "--port", str(port)) as server:
+    with program(str(CHAT / "server.py"), "--port", str(port), "--database", str(tmp_path / "chat")) as server:
         server.read_until("user grace, password hopper")
         server.wait_until_open(port)
         client = str(CHAT / "client.py")
@@ -181,6 +194,7 @@ def test_two_people_chat() -> None:
             ada.read_until("! you have no such device\n")
             grace.type("/history")
             grace.read_until("  ada/sofa: Hello, Grace.\n")
+            grace.read_until("  grace/terminal, to ada only: Hello, Ada.\n")
             # What others write does not control the terminal.
             grace.type("\x1b[2Jcleared?")
             ada.read_until("grace/terminal: [2Jcleared?\n")
@@ -188,7 +202,7 @@ def test_two_people_chat() -> None:
             ada.type("/quit")
             assert ada.stop() == 0
             grace.read_until("* ada has gone offline\n")
-            assert "Hello, Ada." not in grace.output
+            assert "to you only: Hello, Ada." not in grace.output
 
             # The server goes down and its clients try again.
             assert server.stop(signal.SIGTERM) == 0
@@ -197,14 +211,20 @@ def test_two_people_chat() -> None:
         assert "Traceback" not in server.output + ada.output + grace.output
 
 
-def test_a_wrong_password_and_an_absent_server() -> None:
+def test_a_database_that_cannot_be_had_is_told_in_one_line() -> None:
+    result = run(CHAT / "server.py", "--port", "0", "--database", str(ROOT / "no" / "such" / "directory"))
+    assert result.returncode == 1
+    assert len(result.stderr.splitlines()) == 1
+
+
+def test_a_wrong_password_and_an_absent_server(tmp_path: Path) -> None:
     port = free_port()
     args = ("--user", "ada", "--password", "byron", "--url", f"ws://127.0.0.1:{port}")
     result = run(CHAT / "client.py", *args)
     assert result.returncode == 1
     assert result.stderr == f"No server at ws://127.0.0.1:{port}.\n"
 
-    with program(str(CHAT / "server.py"), "--port", str(port)) as server:
+    with program(str(CHAT / "server.py"), "--port", str(port), "--database", str(tmp_path / "chat")) as server:
         server.wait_until_open(port)
         result = run(CHAT / "client.py", *args)
     assert result.returncode == 1
