@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import sys
 import time
 from contextlib import asynccontextmanager
@@ -71,9 +72,10 @@ async def measure(make: Any, port: int, window: int, seconds: float, warmup: flo
         callers = [asyncio.create_task(caller(call)) for _ in range(window)]
         await asyncio.sleep(warmup)
         latencies.clear()
-        before, since, cpu = done, time.perf_counter(), time.process_time()
+        before, since, cpu, times = done, time.perf_counter(), time.process_time(), os.times()
         await asyncio.sleep(seconds)
         ops, wall, cpu = done - before, time.perf_counter() - since, time.process_time() - cpu
+        user, kernel = (now - was for now, was in zip(os.times()[:2], times[:2], strict=True))
         running = False
         await asyncio.gather(*callers)
     latencies.sort()
@@ -82,6 +84,7 @@ async def measure(make: Any, port: int, window: int, seconds: float, warmup: flo
         "wall_s": wall,
         "ops_per_s": ops / wall,
         "cpu_us": cpu / ops * 1e6,
+        "kernel_us": cpu / ops * 1e6 * kernel / ((user + kernel) or 1),
         "p50_ms": latencies[len(latencies) // 2] * 1e3,
         "p99_ms": latencies[len(latencies) * 99 // 100] * 1e3,
     }

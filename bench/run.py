@@ -133,7 +133,9 @@ def main() -> int:
     if args.svg:
         args.svg.write_text(svg(results))
     if args.update_docs:
-        update_docs(results, ROOT / "docs" / "explanation" / "speed.md")
+        counts = BENCH / "instructions.json"
+        records = json.loads(counts.read_text()) if counts.exists() else []
+        update_docs(results, records, ROOT / "docs" / "explanation" / "speed.md")
     if args.markdown:
         args.markdown.write_text(markdown(results))
     elif not args.update_docs:

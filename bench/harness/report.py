@@ -8,7 +8,7 @@ from typing import Any
 
 from harness.peers import CLIENTS, FLOOR, PEERS, WORKLOADS
 
-BEGIN, END = "<!-- bench:begin -->", "<!-- bench:end -->"
+MARKS = {name: (f"<!-- {name}:begin -->", f"<!-- {name}:end -->") for name in ("bench", "instructions")}
 COLOURS = {"floor": "#8a8f98", "ours": "#2563eb", "python": "#d08700", "node": "#2f9e5b"}
 RATIOS = ("call-1", "fanout-1")  # one socket write a message, for everybody: elsewhere the floor does less work
 LEGEND = {"floor": "C floor", "ours": "wse", "python": "Python", "node": "Node"}
@@ -75,13 +75,21 @@ def details(results: dict[str, Any]) -> str:
         if not medians:
             continue
         idle, client = work.mode == "idle", work.mode == "client"
-        head = ["client" if client else "server", f"{'own' if client else 'server'} CPU", "a second", "p50", "p99"]
+        head = [
+            "client" if client else "server",
+            f"{'own' if client else 'server'} CPU",
+            "of it kernel",
+            "a second",
+            "p50",
+            "p99",
+        ]
         rows = []
         for name, (title, _) in titles(work.name).items():
             figures = medians.get(name)
             if figures is None:
                 continue
-            row = [title, f"{number(figures['cpu_us'])} µs", f"{figures['ops_per_s']:,.0f}"]
+            row = [title, *(f"{number(figures[which])} µs" for which in ("cpu_us", "kernel_us"))]
+            row.append(f"{figures['ops_per_s']:,.0f}")
             row += [f"{number(figures[which])} ms" for which in ("p50_ms", "p99_ms")]
             rows.append([*row, f"{number(figures['rss_kib'])} KiB"] if idle else row)
         parts.append(f"**{title_of(work, results)}**\n\n{table([*head, 'memory'] if idle else head, rows)}")
@@ -176,18 +184,38 @@ def svg(results: dict[str, Any]) -> str:
     )
 
 
-def update_docs(results: dict[str, Any], page: Path) -> None:
-    """Put table and plot into the page, between its two marks, and the plot beside it.
+def instructions(records: list[dict[str, Any]]) -> str:
+    """The recorded instruction counts, one column a build of the interpreter."""
+    head = ["operation", *(record["build"]["python"] for record in records)]
+    rows = [[name, *(f"{record['counts'].get(name, 0):,}" for record in records)] for name in records[0]["counts"]]
+    libraries = records[0]["build"]
+    return table(head, rows) + f"\n\nWith msgspec {libraries['msgspec']} and picows {libraries['picows']}."
+
+
+def replaced(text: str, name: str, content: str) -> str:
+    """A page with what stands between two of its marks replaced.
+
+    Raises:
+        ValueError: The page has no such marks.
+    """
+    begin, end = MARKS[name]
+    before, found, rest = text.partition(begin)
+    _, found_too, after = rest.partition(end)
+    if not found or not found_too:
+        raise ValueError(f"the page needs the marks {begin} and {end}")
+    return f"{before}{begin}\n\n{content.strip()}\n\n{end}{after}"
+
+
+def update_docs(results: dict[str, Any], records: list[dict[str, Any]], page: Path) -> None:
+    """Put tables and plot into the page, between its marks, and the plot beside it.
 
     Raises:
         ValueError: The page has no marks.
     """
-    text = page.read_text()
-    before, begin, rest = text.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not begin or not end:
-        raise ValueError(f"{page.name} needs the marks {BEGIN} and {END}")
     plot = page.with_suffix(".svg")
-    plot.write_text(svg(results))
     image = f"![Server CPU per operation and memory per connection, in bars]({plot.name})"
-    page.write_text(f"{before}{BEGIN}\n\n{image}\n\n{markdown(results)}\n{END}{after}")
+    text = replaced(page.read_text(), "bench", f"{image}\n\n{markdown(results)}")
+    if records:
+        text = replaced(text, "instructions", instructions(records))
+    page.write_text(text)
+    plot.write_text(svg(results))

@@ -76,6 +76,24 @@ static double own_cpu(void) {
     return t.tv_sec + t.tv_nsec * 1e-9;
 }
 
+/* The part of its time that a process has spent in the kernel, between two looks. */
+static double kernel_part(int pid, unsigned long since[2]) {
+    char path[64], text[1024];
+    unsigned long user = 0, kernel = 0;
+    snprintf(path, sizeof path, "/proc/%d/stat", pid);
+    FILE *file = pid ? fopen(path, "r") : NULL;
+    if (!file) return 0;
+    text[fread(text, 1, sizeof text - 1, file)] = 0;
+    fclose(file);
+    char *rest = strrchr(text, ')'); /* the name before it may hold anything */
+    if (rest) sscanf(rest, ") %*c %*d %*d %*d %*d %*d %*u %*u %*u %*u %*u %lu %lu", &user, &kernel);
+    user -= since[0];
+    kernel -= since[1];
+    since[0] += user;
+    since[1] += kernel;
+    return user + kernel ? (double)kernel / (user + kernel) : 0;
+}
+
 static double rss_kib(int pid) {
     char path[64];
     long all, resident = 0;
@@ -431,9 +449,9 @@ static void leave(void) {
     for (double end = clock_now() + 5; closed < conn_count && clock_now() < end;) turn(100);
 }
 
-static void report(double wall, double cpu, double own, long count) {
-    printf("\"ops\":%ld,\"wall_s\":%.4f,\"ops_per_s\":%.1f,\"cpu_us\":%.4f,\"client_cpu_us\":%.4f", count, wall,
-           count / wall, cpu / count * 1e6, own / count * 1e6);
+static void report(double wall, double cpu, double kernel, double own, long count) {
+    printf("\"ops\":%ld,\"wall_s\":%.4f,\"ops_per_s\":%.1f,\"cpu_us\":%.4f,\"kernel_us\":%.4f,\"client_cpu_us\":%.4f",
+           count, wall, count / wall, cpu / count * 1e6, cpu * kernel / count * 1e6, own / count * 1e6);
     qsort(samples.items, samples.count, sizeof *samples.items, by_size);
     if (samples.count)
         printf(",\"p50_ms\":%.4f,\"p99_ms\":%.4f", samples.items[samples.count / 2] * 1e3,
@@ -464,17 +482,20 @@ int main(int argc, char **argv) {
     conns = calloc(conn_count, sizeof *conns);
     epoll_fd = epoll_create1(0);
 
+    unsigned long ticks[2] = {0, 0};
+    kernel_part(pid, ticks);
     double memory = rss_kib(pid), since = clock_now(), cpu = cpu_of(pid), own = own_cpu();
     if (mode == IDLE) {
         sampling = 1;
         int measured = window < conn_count ? window : conn_count;
         connect_all(measured, host, port);
         double wall = clock_now() - since, used = cpu_of(pid) - cpu, used_here = own_cpu() - own;
+        double kernel = kernel_part(pid, ticks);
         sampling = 0;
         connect_all(conn_count, host, port);
         for (double end = clock_now() + seconds; clock_now() < end;) turn(100);
         printf("{");
-        report(wall, used, used_here, measured);
+        report(wall, used, kernel, used_here, measured);
         printf(",\"rss_kib\":%.4f}\n", (rss_kib(pid) - memory) / conn_count);
         return 0;
     }
@@ -489,16 +510,18 @@ int main(int argc, char **argv) {
     operations = 0;
     since = clock_now();
     cpu = cpu_of(pid);
+    kernel_part(pid, ticks);
     own = own_cpu();
     run_until(since + seconds);
     double wall = clock_now() - since, used = cpu_of(pid) - cpu, used_here = own_cpu() - own;
+    double kernel = kernel_part(pid, ticks);
     long count = operations;
     sampling = 0;
     stopping = 1;
     while (in_flight) turn(STALLED_MS);
     if (!count) fail("nothing was answered in time", "", 0);
     printf("{");
-    report(wall, used, used_here, count);
+    report(wall, used, kernel, used_here, count);
     printf("}\n");
     leave();
     return 0;
