@@ -4,8 +4,8 @@
 
 A server in this process, with tracemalloc on, takes connections from load/load.c. The figures are what Python's own
 allocators hold for each connection, grouped by the file that asked. What these cannot see is not in them: the kernel's
-buffers, and gaps between blocks. Resident memory is what bench/run.py measures. What compiled code allocates counts for
-the line of Python that called it: picows and its transport stand at `aiofastnet`, `picows/api.py` and `asyncio/events.py`.
+buffers, and gaps between blocks. Resident memory is what bench/run.py measures. What compiled code allocates counts
+for the line of Python that called it: picows stands at `aiofastnet`, `picows/api.py` and `asyncio/events.py`.
 """
 
 from __future__ import annotations

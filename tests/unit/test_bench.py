@@ -225,7 +225,9 @@ async def test_a_lost_broadcast_ends_the_load(program, server):
 
 
 async def test_a_server_that_does_not_upgrade_ends_the_load(program):
-    async with serve(lambda connection: None, "127.0.0.1", 0) as other:
+    async def nothing(connection): ...
+
+    async with serve(nothing, "127.0.0.1", 0) as other:
         port = other.sockets[0].getsockname()[1]
         status, complaint = await load(program, port, "wse", "call", 1, 1, 0.1, 0, 0)
     assert status == 1
