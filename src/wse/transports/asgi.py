@@ -36,10 +36,10 @@ class AsgiLink(AwaitedLink):
         return self._asgi_receive()
 
     def _read(self, event: Message) -> str | bytes | tuple[int, str]:
+        text: str | None = event.get("text")
+        if text is not None:
+            return text
         if event["type"] == "websocket.receive":
-            text: str | None = event.get("text")
-            if text is not None:
-                return text
             data: bytes = event.get("bytes") or b""
             return data
         # websocket.disconnect is all that remains.
