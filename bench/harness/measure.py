@@ -103,7 +103,7 @@ def run_json(command: list[str], timeout: float, variables: dict[str, str] | Non
         BenchError: It fails, or takes too long.
     """
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=timeout, env=variables)
+        done = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=timeout, env=variables)
     except subprocess.TimeoutExpired:
         raise BenchError(f"no result in {timeout:.0f} s") from None
     if done.returncode:

@@ -323,9 +323,9 @@ static size_t on_response(Conn *c) {
     if (!end) return 0;
     size_t size = end - c->in + 4;
     if (!starts_with(c->in, size, "HTTP/1.1 101") || !memmem(c->in, size, ACCEPT, strlen(ACCEPT)))
-        fail("not upgraded", c->in, c->in_len);
+        fail("not upgraded", c->in, size);
     if (dialect->subprotocol && !memmem(c->in, size, dialect->subprotocol, strlen(dialect->subprotocol)))
-        fail("no subprotocol", c->in, c->in_len);
+        fail("no subprotocol", c->in, size);
     c->state = OPENING;
     if (dialect->first) put_text(c, dialect->first);
     if (!dialect->welcome) become_ready(c);

@@ -174,7 +174,7 @@ async def load(program, port, *arguments):
     command = [program("load"), "127.0.0.1", str(port), *map(str, arguments)]
     process = await asyncio.create_subprocess_exec(*command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     out, err = await asyncio.wait_for(process.communicate(), 30)
-    return process.returncode, json.loads(out) if process.returncode == 0 else err.decode()
+    return process.returncode, json.loads(out) if process.returncode == 0 else err.decode(errors="replace")
 
 
 @pytest.fixture
