@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import logging
+import sys
 
 import pytest
 
@@ -374,6 +375,36 @@ async def test_4000_before_the_welcome_is_retried_by_the_same_connect(far, recon
     await accept(far, "there")
     assert await soon(connecting) == "there"
     assert backoff.attempts == []
+
+
+@pytest.mark.parametrize("reconnect", [False, True])
+async def test_a_server_that_goes_on_closing_with_4000_is_not_hammered(far, reconnect):
+    backoff = CountingBackoff()
+    client = far.client(reconnect=reconnect, backoff=backoff)
+    connecting, peer = await begin(far, client)
+    for _ in range(3):
+        await peer.close(4000, "jump")
+        peer = await far.peer()
+    await peer.say("~wse:welcome", "at last")
+    assert await soon(connecting) == "at last"
+    assert backoff.attempts == [0, 1]
+
+
+async def test_a_close_that_runs_at_once_in_a_closed_listener_ends_reconnection(far):
+    client = far.client(reconnect=True, backoff=AT_ONCE)
+
+    def close_at_once(code, reason):
+        with pytest.raises(StopIteration):  # as an eager task would: it has nothing to wait for
+            client.close().send(None)
+
+    client.when.closed(close_at_once)
+    log = ClientLog(client)
+    peer = await far.welcomed(client)
+    await peer.close(1006)
+    await log.until("closed")
+    assert client.status is ClientStatus.OFFLINE
+    assert other_tasks() == set()
+    assert log.all("error") == []
 
 
 async def test_each_attempt_waits_as_the_backoff_says_and_is_reported(far):

@@ -91,7 +91,8 @@ class WseClient:
             meta=meta,
             headers=dict(headers or {}),
             connector=connector or partial(picows.connect, ssl=ssl, timeout=timeout, compression=compression),
-            backoff=(backoff or Backoff()) if reconnect else None,
+            reconnect=reconnect,
+            backoff=backoff or Backoff(),
         )
 
     @property

@@ -54,7 +54,8 @@ class ClientLife:
         meta: What the server may want to know beside.
         headers: Sent with the HTTP request.
         connector: Opens WebSockets.
-        backoff: How long to wait before each attempt to reconnect; `None` for no reconnection.
+        reconnect: Reconnect after a close that is retried.
+        backoff: How long to wait before each attempt to reconnect.
 
     Attributes:
         respond: The application's challenge handler.
@@ -71,7 +72,8 @@ class ClientLife:
         meta: dict[str, Any] | None,
         headers: Mapping[str, str],
         connector: Connector,
-        backoff: Backoff | None,
+        reconnect: bool,
+        backoff: Backoff,
     ) -> None:
         self._endpoint = endpoint
         self._when = when
@@ -80,7 +82,9 @@ class ClientLife:
         self._meta = meta
         self._headers = headers
         self._connector = connector
+        self._reconnect = reconnect
         self._backoff = backoff
+        self._closes = 0  # how often the application has closed
         self.respond: Callable[[Any], Any] | None = None
         self.status = ClientStatus.IDLE
         self.session: ClientSession | None = None
@@ -121,6 +125,7 @@ class ClientLife:
     async def close(self, reason: str) -> None:
         """See `WseClient.close`."""
         check_close(1000, reason)
+        self._closes += 1
         session = self.session
         self._stop_connecting()
         if session is not None:
@@ -163,9 +168,9 @@ class ClientLife:
     async def _attempts(self, wait: bool = False) -> Any:
         """Attempt to connect until it succeeds or fails for good; the status is set by then."""
         failures = 0
+        jumped = False
         while True:
             if wait:
-                assert self._backoff is not None  # without reconnection only a jump is tried again, and at once
                 await asyncio.sleep(self._backoff.delay(failures))
                 failures += 1
             try:
@@ -177,7 +182,9 @@ class ClientLife:
                     raise
                 self._endpoint.report(exc)
                 self._set_status(ClientStatus.RE_CONNECTING)
-                wait = wait or exc.details.get("code") != JUMP
+                # Who closes with 4000 is returned to at once, but not for ever.
+                wait = wait or jumped or exc.details.get("code") != JUMP
+                jumped = True
             except Exception:
                 # The connector's or the credentials' own.
                 self._set_status(ClientStatus.OFFLINE)
@@ -244,9 +251,7 @@ class ClientLife:
 
     def _is_retried(self, exc: WseError) -> bool:
         code = exc.details.get("code")
-        return code == JUMP or (
-            self._backoff is not None and (exc.code == ErrorCode.WS_CLIENT_ERROR or code in RETRIED)
-        )
+        return code == JUMP or (self._reconnect and (exc.code == ErrorCode.WS_CLIENT_ERROR or code in RETRIED))
 
     # SessionOwner: what the session tells.
 
@@ -270,8 +275,10 @@ class ClientLife:
         error = WseError(error_code, {"code": code, "reason": str(reason)})
         self._fail(error)
         self._set_status(ClientStatus.OFFLINE)
+        closes = self._closes
         self._when.closed.emit(code, reason)
-        if was_ready and self._is_retried(error) and self.status is ClientStatus.OFFLINE:
+        was_left_alone = self._closes == closes and self.status is ClientStatus.OFFLINE
+        if was_ready and was_left_alone and self._is_retried(error):
             self._set_status(ClientStatus.RE_CONNECTING)
             task = self._connecting = asyncio.create_task(self._attempts(wait=code != JUMP))
             task.add_done_callback(self._reconnected)
