@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 import logging
-import sys
 
 import pytest
 
