@@ -85,7 +85,11 @@ def test_msgpack_carries_datetimes_bytes_and_integer_keys():
 
 
 @pytest.mark.parametrize("protocol", [WseJSON(), WseMsgpack()], ids=["json", "msgpack"])
-@pytest.mark.parametrize("payload", [object(), lambda: None, "\ud800", {"a": object}], ids=["object", "function", "half a character", "class"])
+@pytest.mark.parametrize(
+    "payload",
+    [object(), lambda: None, "\ud800", {"a": object}],
+    ids=["object", "function", "half a character", "class"],
+)
 def test_what_cannot_be_encoded_raises(protocol, payload):
     with pytest.raises((TypeError, ValueError)):
         protocol.pack("t", payload)
