@@ -42,7 +42,7 @@ class AsyncioScheduler:
 
     def spawn(self, coroutine: Coroutine[Any, Any, Any]) -> None:
         task = start_task(coroutine, self._loop or self.bind())
-        if not task.done():
+        if not task.done():  # pragma: no branch - at once it is done only where tasks start eagerly, from 3.12 on
             # The loop itself holds only weak references to tasks.
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)

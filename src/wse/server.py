@@ -356,7 +356,7 @@ class WseServer:
         """A web application has started, or has a connection for us."""
         if self._hub.identify is None:
             raise WseError(ErrorCode.IDENTIFY_HANDLER_MISSING)
-        if self._closing is None:
+        if self._closing is None or self._closing.get_loop() is not asyncio.get_running_loop():
             self._closing = self._scheduler.bind().create_future()
 
     # Acceptor: what the transports call.

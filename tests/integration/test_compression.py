@@ -116,6 +116,14 @@ async def test_a_broadcast_that_does_not_get_smaller_is_tried_once(listen, defla
     assert [after for _, after in deflated] == [None]
 
 
+async def test_an_answer_that_does_not_get_smaller_is_sent_as_it_is(listen, deflated):
+    place = await listen(echo_server(compression=Compression(), protocol=WseMsgpack()))
+    client = await place.connect(compression=Compression(), protocol=WseMsgpack())
+    noise = random.Random(2).randbytes(3000)
+    assert await soon(client.call("echo", noise)) == noise
+    assert [after for _, after in deflated] == [None, None]
+
+
 async def test_with_takeover_a_broadcast_is_compressed_for_each(listen, deflated):
     settings = Compression(context_takeover=True)
     server = echo_server(compression=settings)

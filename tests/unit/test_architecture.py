@@ -43,7 +43,6 @@ LIBRARIES = {
     "core/": {"msgspec"},
     "protocols/": {"msgspec"},
     "transports/picows/": {"multidict", "picows"},
-    "transports/asgi.py": {"multidict"},
     "transports/aiohttp.py": {"aiohttp"},
     "auth/": {"scramp"},
 }

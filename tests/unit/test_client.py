@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import inspect
 import logging
 
 import pytest
@@ -1122,3 +1123,30 @@ async def test_headers_are_given_to_the_connector(far):
     client = far.client(headers={"X-Token": "1"})
     await far.welcomed(client)
     assert far.headers["X-Token"] == "1"
+
+
+async def test_a_connect_that_is_cancelled_after_a_close_stays_cancelled(far):
+    client = far.client()
+    connecting, _ = await begin(far, client)
+    closing = asyncio.ensure_future(client.close())
+    await asyncio.sleep(0)
+    connecting.cancel()
+    await soon(closing)
+    with pytest.raises(asyncio.CancelledError):
+        await connecting
+    assert client.status is ClientStatus.OFFLINE
+
+
+async def test_a_welcome_that_comes_with_the_cancellation_is_of_no_use(far):
+    client = far.client()
+    connecting, peer = await begin(far, client)
+    await peer.say("~wse:welcome", "too late")
+    connecting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await connecting
+    assert client.status is ClientStatus.OFFLINE
+    assert (await peer.closed())[0] == 1000
+
+
+def test_an_argument_that_is_not_given_shows_in_the_signature():
+    assert "<as before>" in str(inspect.signature(WseClient.connect))

@@ -156,3 +156,10 @@ def test_an_assembly_says_what_is_wrong_with_a_compressed_message(data: bytes, c
     with pytest.raises(ViolationError) as caught:
         assembly.add(payload, last=True)
     assert caught.value.code == code
+
+
+def test_a_compressed_binary_message_is_bytes() -> None:
+    server, client = pair()
+    compressed = server.deflate(b"\xff" * 500)
+    assert compressed is not None
+    assert Assembly(text=False, limit=1000, deflate=client).add(compressed, last=True) == b"\xff" * 500

@@ -15,6 +15,7 @@ import pytest
 
 import wse
 from support.programs import ROOT, free_port, program
+from wse.auth import Scram, ScramKeys
 
 EXAMPLES = ROOT / "examples"
 CHAT = EXAMPLES / "chat"
@@ -140,10 +141,8 @@ def test_demo_serves_on_until_ctrl_c(tmp_path: Path) -> None:
         assert f"\n  http://localhost:{port}/\n" in output
         for path in ("/", "/chat.js", "/keys.js", "/chat.css", "/icon.svg", "/wse.js"):
             with urlopen(f"http://127.0.0.1:{port}{path}") as answer:
-                assert (
-                    answer.read()
-                    == (WSE_JS if path == "/wse.js" else CHAT / "web" / (path[1:] or "index.html")).read_bytes()
-                )
+                file = WSE_JS if path == "/wse.js" else CHAT / "web" / (path[1:] or "index.html")
+                assert answer.read() == file.read_bytes()
 
         assert demo.stop(signal.SIGINT) == 0
         assert demo.output.endswith("\nThe demo has ended.\n")
@@ -209,6 +208,52 @@ def test_two_people_chat(tmp_path: Path) -> None:
             grace.read_until("* the connection is lost (1012), trying again\n")
             assert grace.stop(signal.SIGINT) == 0
         assert "Traceback" not in server.output + ada.output + grace.output
+
+
+GOOD_KEYS = ScramKeys.from_password("correct horse").to_dict()
+SIGN_UPS = {
+    "bad-name": [
+        {"name": name, "keys": GOOD_KEYS}
+        for name in ("", "a", "Ada", "ad a", "a" * 21, "ada/x", "ad\n", ".ada", "\u0430da")
+    ],
+    "bad-request": [
+        *(None, [], {}, "ada", {"name": "eve"}, {"name": None, "keys": GOOD_KEYS}, {"name": "eve", "keys": []}),
+        *(
+            {"name": "eve", "keys": {**GOOD_KEYS, **wrong}}
+            for wrong in (
+                {"iterations": 4096},
+                {"iterations": None},
+                {"salt": ""},
+                {"stored_key": "!"},
+                {"server_key": 1},
+            )
+        ),
+    ],
+    "name-taken": [{"name": "ada", "keys": GOOD_KEYS}],
+    "done": [{"name": "eve", "keys": GOOD_KEYS}],
+}
+
+
+async def test_whoever_signs_up_is_answered_and_not_let_in(tmp_path: Path) -> None:
+    port = free_port()
+    url = f"ws://127.0.0.1:{port}"
+    with program(str(CHAT / "server.py"), "--port", str(port), "--database", str(tmp_path / "chat")) as server:
+        server.wait_until_open(port)
+        for answer, sign_ups in SIGN_UPS.items():
+            for sign_up in sign_ups:
+                client = wse.WseClient(url, identity={"signup": sign_up})
+                quests: list[object] = []
+                client.challenge(quests.append)
+                with pytest.raises(wse.WseError) as failed:
+                    await client.connect()
+                assert failed.value.code == wse.ErrorCode.NOT_AUTHORIZED
+                assert quests == [{"signup": answer}], sign_up
+        # The keys of the one who could sign up are in use, and nobody has replaced Ada's.
+        for name, password in (("eve", "correct horse"), ("ada", "lovelace")):
+            async with wse.WseClient(url, identity=Scram(name, password)) as client:
+                assert set(await client.call("who-is-online")) == {name}
+        assert server.stop(signal.SIGTERM) == 0
+        assert "Traceback" not in server.output
 
 
 def test_a_database_that_cannot_be_had_is_told_in_one_line() -> None:

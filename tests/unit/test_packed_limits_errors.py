@@ -49,6 +49,11 @@ def test_an_error_s_text_shows_code_procedure_and_origin():
     assert error.message == "ZeroDivisionError: by 0"
 
 
+def test_an_empty_origin_says_no_more_than_the_code():
+    assert WseError(ErrorCode.RP_EXECUTION_FAILED, {"origin": {}}).message == "the procedure failed"
+    assert WseError("app.x", {"origin": {}}).message == ""
+
+
 def test_an_origin_without_words_shows_its_name():
     assert WseError("app.x", {"origin": {"name": "KeyError", "message": ""}}).message == "KeyError"
 

@@ -261,3 +261,25 @@ def test_nothing_of_it_shows_secrets() -> None:
     shown = f"{PENCIL!r} {Scram('ada', 'pencil')!r}"
     assert "pencil" not in shown
     assert repr(PENCIL.salt) not in shown
+
+
+async def test_nobody_is_verified_before_the_quest() -> None:
+    verified: list[str | None] = []
+    server = WseServer()
+    scram = ScramServer(Users(ada=PENCIL))
+
+    @server.identify
+    def identify(auth: Any) -> None:
+        verified.append(scram.verify(auth))
+        auth.refuse()
+
+    assert (await refused(server, Scram("ada", "pencil"))).code == ErrorCode.NOT_AUTHORIZED
+    assert verified == [None]
+
+
+def test_an_unknown_user_is_not_verified_whatever_the_proof() -> None:
+    client = scramp.ScramClient(["SCRAM-SHA-256"], "ada", "pencil")
+    exchange = module._Exchange(client.get_client_first(), "ada", PENCIL, known=False)
+    client.set_server_first(exchange.server_first)
+    assert exchange.verify({"scram": client.get_client_final()}) is None
+    assert exchange.server_final is None

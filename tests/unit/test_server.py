@@ -1,5 +1,6 @@
 """A server's arguments, properties and registrations; what needs a connection is in the contract suite."""
 
+import asyncio
 import ssl
 
 import pytest
@@ -206,3 +207,35 @@ async def test_a_server_listener_that_raises_is_reported_with_its_connection():
         (conn,) = server.clients["ann"].conns.values()
     assert sorted((err.details["signal"], who) for err, who in errors) == [("connected", conn), ("joined", None)]
     assert all(isinstance(err.__cause__, LookupError) for err, _ in errors)
+
+
+def test_a_protocol_without_a_name_is_rejected_at_once():
+    class Nameless(WseJSON):
+        name = ""
+
+    with pytest.raises(TypeError, match="name"):
+        WseServer(protocol=Nameless())
+
+
+def test_a_server_that_was_left_open_in_one_event_loop_serves_in_the_next():
+    server = make_server()
+
+    async def once():
+        async def receive():
+            return {"type": "lifespan.startup"}
+
+        sent = []
+
+        async def send(message):
+            sent.append(message["type"])
+            raise ConnectionError
+
+        try:
+            await server.asgi({"type": "lifespan"}, receive, send)
+        except ConnectionError:
+            pass
+        assert sent == ["lifespan.startup.complete"]
+        return server._scheduler.create_future().get_loop() is asyncio.get_running_loop()
+
+    assert asyncio.run(once())
+    assert asyncio.run(once())

@@ -311,9 +311,10 @@ class PicowsLink(WSListener):
             self._violated(1002, f"{code} is no close code")
             return
         self._ended_by_picows()  # the peer's answer to that close may be faster than the socket's end
-        self._received_close = (code or 1005, frame.get_close_reason() or "")
+        reason = frame.get_close_reason() or ""
+        self._received_close = (code or 1005, reason)
         if not self._closing:
-            self.close(code or 1000, "")
+            self.close(code or 1000, reason)  # a browser's CloseEvent shows what comes back
         if not transport.is_client_side:
             transport.disconnect()  # the server closes the socket first (RFC 6455, 7.1.1)
 
