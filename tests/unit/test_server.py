@@ -1,6 +1,7 @@
 """A server's arguments, properties and registrations; what needs a connection is in the contract suite."""
 
 import asyncio
+import contextlib
 import ssl
 
 import pytest
@@ -230,10 +231,8 @@ def test_a_server_that_was_left_open_in_one_event_loop_serves_in_the_next():
             sent.append(message["type"])
             raise ConnectionError
 
-        try:
+        with contextlib.suppress(ConnectionError):
             await server.asgi({"type": "lifespan"}, receive, send)
-        except ConnectionError:
-            pass
         assert sent == ["lifespan.startup.complete"]
         return server._scheduler.create_future().get_loop() is asyncio.get_running_loop()
 
