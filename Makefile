@@ -2,6 +2,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+RUN_STAMP := $(VENV)/.run-stamp
 STAMP := $(VENV)/.setup-stamp
 
 # The JavaScript client is tested where Node.js is; without it, that part is skipped, and said to be.
@@ -19,26 +20,32 @@ endif
 
 setup: $(STAMP) $(JS_READY)
 
-$(STAMP): pyproject.toml tests/browser/install_chromium.sh
+# What the demo needs, which is what users have.
+$(RUN_STAMP): pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "WSE needs Python 3.11 or later: make PYTHON=python3.12 ...")'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check 'pip>=25.1'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[scram]'
+	@touch $(RUN_STAMP)
+
+# What tests, linters and the documentation need beside.
+$(STAMP): $(RUN_STAMP) tests/browser/install_chromium.sh
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[scram,aiohttp]' --group dev
 	@sh tests/browser/install_chromium.sh
 	@touch $(STAMP)
 
-$(JS_STAMP): js/package.json
-	cd js && npm install --no-audit --no-fund --silent
+$(JS_STAMP): js/package-lock.json
+	cd js && npm ci --no-audit --no-fund --silent
 	@touch $(JS_STAMP)
 
-demo: $(STAMP)  ## a chat server on port 4200 with three devices, then yours
+demo: $(RUN_STAMP)  ## a chat server on port 4200 with three devices, then yours
 	$(BIN)/python examples/chat/demo.py $(ARGS)
 
 test: test-python test-js  ## all tests
 
-test-python: $(STAMP)  ## with branch coverage
+test-python: $(STAMP)  ## on all cores, with branch coverage
 	$(BIN)/python -m coverage erase
-	$(BIN)/python -m coverage run -m pytest $(ARGS)
+	$(BIN)/python -m coverage run -m pytest -n auto $(ARGS)
 	$(BIN)/python -m coverage combine --quiet
 	$(BIN)/python -m coverage report
 
