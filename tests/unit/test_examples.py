@@ -211,23 +211,13 @@ def test_two_people_chat(tmp_path: Path) -> None:
 
 
 GOOD_KEYS = ScramKeys.from_password("correct horse").to_dict()
+BAD_NAMES = ("", "a", "Ada", "ad a", "a" * 21, "ada/x", "ad\n", ".ada", "\u0430da")
+BAD_KEYS = ({"iterations": 4096}, {"iterations": None}, {"salt": ""}, {"stored_key": "!"}, {"server_key": 1})
 SIGN_UPS = {
-    "bad-name": [
-        {"name": name, "keys": GOOD_KEYS}
-        for name in ("", "a", "Ada", "ad a", "a" * 21, "ada/x", "ad\n", ".ada", "\u0430da")
-    ],
+    "bad-name": [{"name": name, "keys": GOOD_KEYS} for name in BAD_NAMES],
     "bad-request": [
         *(None, [], {}, "ada", {"name": "eve"}, {"name": None, "keys": GOOD_KEYS}, {"name": "eve", "keys": []}),
-        *(
-            {"name": "eve", "keys": {**GOOD_KEYS, **wrong}}
-            for wrong in (
-                {"iterations": 4096},
-                {"iterations": None},
-                {"salt": ""},
-                {"stored_key": "!"},
-                {"server_key": 1},
-            )
-        ),
+        *({"name": "eve", "keys": {**GOOD_KEYS, **wrong}} for wrong in BAD_KEYS),
     ],
     "name-taken": [{"name": "ada", "keys": GOOD_KEYS}],
     "done": [{"name": "eve", "keys": GOOD_KEYS}],

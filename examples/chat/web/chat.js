@@ -174,7 +174,12 @@ $('sign-in').addEventListener('submit', (event) => {
     }
   })
 })
-$('log-out').addEventListener('click', () => client.close())
+const logOut = async () => {
+  const mine = client
+  await mine.close()
+  if (client === mine) leave(WSE_REASON.BY_CLIENT) // there was no connection that could tell `closed`
+}
+$('log-out').addEventListener('click', logOut)
 
 // Messages.
 
@@ -316,7 +321,7 @@ const showDevices = async () => {
       const item = copy('device-template')
       item.dataset.device = device
       item.querySelector('.label').textContent = label
-      item.querySelector('.this').hidden = device !== me.device
+      if (device !== me.device) item.querySelector('.this').remove()
       const { browser, system, timezone, ...other } = info ?? {}
       const words = [browser, timezone, ...Object.values(other)].filter((word) => typeof word === 'string')
       item.querySelector('.info').textContent = words.join(' · ') || 'does not answer'
@@ -331,7 +336,7 @@ const showDevices = async () => {
 
 const logOutDevice = async (device) => {
   try {
-    if (device === me.device) await client.close()
+    if (device === me.device) await logOut()
     else await client.call('log-out-device', { device })
   } catch (error) {
     $('devices-error').textContent = sentence(error)

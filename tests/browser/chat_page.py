@@ -1,0 +1,98 @@
+"""The chat demo as the browser tests use it: its server process, and its page in a tab."""
+
+from __future__ import annotations
+
+import re
+import signal
+from contextlib import ExitStack
+from pathlib import Path
+from uuid import uuid4
+
+from support.programs import Program, free_port, program
+
+PASSWORD = "correct horse battery"
+
+
+def new_name(prefix):
+    """Nobody of that name has signed up: a server lives as long as a module of tests."""
+    return f"{prefix}-{uuid4().hex[:6]}"
+
+
+class ChatServer:
+    """The chat's server, a process that can be killed and started again on its port."""
+
+    def __init__(self, database: Path) -> None:
+        self._database = database
+        self._stack = ExitStack()
+        self.port = free_port()
+        self.url = f"http://localhost:{self.port}/"
+        self.process: Program | None = None
+
+    def start(self) -> None:
+        args = ("--port", str(self.port), "--database", str(self._database))
+        self.process = self._stack.enter_context(program("examples/chat/server.py", *args))
+        self.process.wait_until_open(self.port)
+
+    def kill(self) -> None:
+        """Without a goodbye."""
+        assert self.process is not None
+        self.process.kill()
+
+    def stop(self) -> None:
+        """As with Ctrl-C: it closes its connections."""
+        assert self.process is not None
+        assert self.process.stop(signal.SIGINT) == 0
+
+    def end(self) -> str:
+        """Everything that the last process has printed."""
+        assert self.process is not None
+        if self.process.process.poll() is None:
+            self.stop()
+        self._stack.close()
+        return self.process.output
+
+
+class Tab:
+    """A page as its user sees it."""
+
+    def __init__(self, page, user):
+        self.page = page
+        self.user = user
+        self.troubles = []
+        self.frames = []
+        page.on("pageerror", lambda error: self.troubles.append(str(error)))
+        page.on("console", self._heard)
+        page.on("websocket", lambda socket: socket.on("framesent", lambda data: self.frames.append(str(data))))
+        self.text = page.get_by_label("Message", exact=True)
+        self.messages = page.get_by_role("log")
+        self.status = page.locator("#status")
+        self.devices = page.locator("#devices li")
+        self.banner = page.locator("#banner")
+
+    def _heard(self, message):
+        # A browser says in the console that a server is away, and nothing can keep it from that.
+        is_absence = re.search("WebSocket connection to|net::ERR_CONNECTION", message.text)
+        if message.type in {"error", "warning"} and not is_absence:
+            self.troubles.append(message.text)
+
+    async def enter(self, mode="Log in", *, password=PASSWORD, device=None, succeeds=True):
+        await self.page.get_by_text(mode, exact=True).first.click()
+        await self.page.get_by_label("Name", exact=True).fill(self.user)
+        await self.page.get_by_label("Password").fill(password)
+        if device:
+            await self.page.get_by_label("This device is called").fill(device)
+        await self.page.get_by_role("button", name=mode).click()
+        if succeeds:
+            await self.page.locator("#text:focus").wait_for()
+
+    async def say(self, text, *, to=None):
+        await self.page.bring_to_front()  # Chromium draws a tab behind another one once a second, and clicks wait
+        await self.page.get_by_label("To", exact=True).select_option(to or "")
+        await self.text.fill(text)
+        await self.page.get_by_role("button", name="Send").click()
+
+    def message(self, text):
+        return self.messages.locator(".message", has_text=text)
+
+    def device(self, name):
+        return self.devices.filter(has_text=name)

@@ -1,0 +1,286 @@
+"""The chat page in Chromium: several people, several tabs, and a server that goes away and comes back."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+
+import pytest
+import pytest_asyncio
+
+pytest.importorskip("playwright", reason="Playwright is not installed: the browser tests are skipped")
+
+from playwright.async_api import expect
+
+from browser.chat_page import PASSWORD, new_name
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+
+@pytest_asyncio.fixture(loop_scope="module")
+async def two_and_two_tabs(people):
+    """Two people who have just signed up, the first with two tabs."""
+    ann = await people(new_name("ann"))
+    bob = await people(new_name("bob"), timezone_id="Asia/Tokyo")
+    await ann.enter("Sign up", device="Ann's desk")
+    second = await people(ann.user, beside=ann)
+    await asyncio.gather(second.enter(device="Second tab"), bob.enter("Sign up", device="Bob's phone"))
+    await ann.page.bring_to_front()
+    return ann, second, bob
+
+
+async def test_sign_up_sends_keys_and_never_the_password(people):
+    ann = await people(new_name("ann"))
+    await ann.enter("Sign up")
+    first, *others = [json.loads(frame)[1] for frame in ann.frames]
+    signup = first["identity"]["signup"]
+    assert signup["name"] == ann.user
+    assert sorted(signup["keys"]) == ["iterations", "salt", "server_key", "stored_key"]
+    assert all("signup" not in json.dumps(other) for other in others)
+    assert PASSWORD not in "".join(ann.frames)
+
+    # Whoever has signed up logs in again, under a name that nobody else can have any more.
+    await ann.page.get_by_role("button", name="Log out", exact=True).click()
+    await expect(ann.page.get_by_label("Name", exact=True)).to_be_focused()
+    await expect(ann.status).to_have_text("Not connected")
+    await ann.enter("Sign up", password="another password", succeeds=False)
+    await expect(ann.page.locator("#entry-error")).to_have_text("This name is taken. Choose another one, or log in.")
+    await ann.enter("Log in")
+
+
+async def test_a_password_is_prepared_alike_for_sign_up_and_log_in(people):
+    ann = await people(new_name("ann"))
+    await ann.enter("Sign up", password="na\u00efve\u00a0\u2168 gr\u00fc\u00dfe\u00ad")
+    await ann.page.get_by_role("button", name="Log out", exact=True).click()
+    await ann.enter("Log in", password="nai\u0308ve IX gr\u00fc\u00dfe")
+
+
+@pytest.mark.parametrize("user", ["ada", "nobody"])
+async def test_a_wrong_password_and_an_unknown_name(people, user):
+    tab = await people(user)
+    await tab.enter(password="byron", succeeds=False)
+    await expect(tab.page.get_by_role("alert").filter(visible=True)).to_have_text("The name or the password is wrong.")
+    await expect(tab.status).to_have_text("Not connected")
+    await expect(tab.page.get_by_label("Password")).to_be_focused()
+    if user == "ada":
+        await tab.enter(password="lovelace")
+
+
+async def test_names_that_cannot_be_had(people):
+    tab = await people("two words")
+    await tab.enter("Sign up", succeeds=False)
+    await expect(tab.page.locator("#entry-error")).to_contain_text("A name has 2 to 20 characters")
+    tab.user = "ab\ue000"
+    await tab.enter("Sign up", succeeds=False)
+    await expect(tab.page.locator("#entry-error")).to_contain_text("characters that cannot be used")
+
+
+async def test_messages_reach_every_tab_and_direct_ones_only_their_addressee(people, two_and_two_tabs):
+    ann, second, bob = two_and_two_tabs
+    cleo = await people(new_name("cleo"))
+    await cleo.enter("Sign up")
+    await ann.say("Good morning, all.")
+    for tab in (ann, second, bob, cleo):
+        await expect(tab.message("Good morning, all.")).to_have_count(1)
+    await expect(bob.message("Good morning, all.")).to_contain_text(f"{ann.user} Ann's desk")
+    await expect(second.message("Good morning, all.")).to_contain_text("You Ann's desk")
+
+    await bob.say("Lunch, Ann?", to=ann.user)
+    for tab in (ann, second):
+        await expect(tab.message("Lunch, Ann?")).to_contain_text("to you only")
+    await expect(bob.message("Lunch, Ann?")).to_contain_text(f"to {ann.user} only")
+    # A message that was sent later has arrived at Cleo, so this one would have.
+    await bob.say("See you.")
+    await expect(cleo.message("See you.")).to_have_count(1)
+    await expect(cleo.message("Lunch, Ann?")).to_have_count(0)
+
+    # Nor does the history tell her.
+    again = await people(cleo.user, beside=cleo)
+    await again.enter()
+    await expect(again.message("See you.")).to_have_count(1)
+    await expect(again.message("Lunch, Ann?")).to_have_count(0)
+
+    # What people write is text.
+    await ann.say("<img src=x onerror=alert(1)> <b>bold</b>")
+    await expect(bob.message("<img src=x onerror=alert(1)> <b>bold</b>")).to_have_count(1)
+
+
+async def test_a_message_to_somebody_who_has_left_is_answered_in_a_sentence(two_and_two_tabs):
+    ann, _, bob = two_and_two_tabs
+    await ann.page.get_by_role("button", name=f"Write to {bob.user} only").click()
+    await expect(ann.text).to_be_focused()
+    await bob.page.close()
+    await expect(ann.messages).to_contain_text(f"{bob.user} has gone offline")
+    await ann.text.fill("Are you there?")
+    await ann.text.press("Enter")
+    sentence = f"{bob.user} is not online."
+    await expect(ann.page.locator("#composer-error")).to_have_text(sentence[0].upper() + sentence[1:])
+    await expect(ann.text).to_have_value("Are you there?")
+
+
+async def test_devices_with_browser_and_time_zone(two_and_two_tabs):
+    ann, second, bob = two_and_two_tabs
+    for tab, other, own in ((ann, "Second tab", "Ann's desk"), (second, "Ann's desk", "Second tab")):
+        await expect(tab.devices).to_have_count(2)
+        await expect(tab.device(own)).to_contain_text("this one")
+        await expect(tab.device(own)).to_contain_text(re.compile(r"(Chromium|Chrome) · Europe/Paris"))
+        await expect(tab.device(other)).not_to_contain_text("this one")
+    await expect(bob.devices).to_have_count(1)
+    await expect(bob.device("Bob's phone")).to_contain_text("Asia/Tokyo")
+
+    # Log out that device: the other one goes on.
+    await ann.page.get_by_role("button", name="Log out Second tab").click()
+    await expect(second.page.locator("#entry-error")).to_have_text("This device was logged out from another one.")
+    await expect(second.status).to_have_text("Not connected")
+    await expect(ann.devices).to_have_count(1)
+    await ann.say("Still here.")
+    await expect(bob.message("Still here.")).to_have_count(1)
+    assert await second.page.locator("#messages").inner_text() == ""
+
+
+async def test_a_long_call_tells_how_far_it_is(two_and_two_tabs):
+    ann, second, _ = two_and_two_tabs
+    await ann.say("one two three")
+    button = ann.page.get_by_role("button", name="Make a report")
+    await button.click()
+    progress = ann.page.get_by_role("progressbar", name="Progress of the report")
+    await expect(ann.page.locator("#report")).to_have_text(re.compile(r"^[1-9]\d? %$"))
+    await expect(progress).to_be_visible()
+    await expect(button).to_be_disabled()
+    await ann.say("It does not keep others waiting.")
+    await expect(second.message("It does not keep others waiting.")).to_have_count(1)
+    await expect(ann.page.locator("#report")).to_have_text(re.compile(r"^\d+ messages, \d+ words\. Most by: "))
+    await expect(progress).to_be_hidden()
+    await expect(button).to_be_enabled()
+    await expect(second.page.locator("#report")).to_be_empty()  # progress is for the caller
+
+
+@pytest.mark.parametrize("how", ["kill", "stop"])
+async def test_the_server_goes_away_and_comes_back(chat, people, two_and_two_tabs, artifact, how):
+    ann, _, bob = tabs = two_and_two_tabs
+    before, between, after = (f"{text} the {how}." for text in ("Before", "Written during", "After"))
+    await ann.say(before)
+    await expect(bob.message(before)).to_have_count(1)
+    await ann.page.get_by_role("button", name="Make a report").click()
+    await expect(ann.page.locator("#report")).to_have_text(re.compile(r"^\d+ %$"))
+
+    getattr(chat, how)()
+    for tab in tabs:
+        await expect(tab.status).to_have_text("Reconnecting…")
+        await expect(tab.banner).to_be_visible()
+        await expect(tab.page.get_by_role("button", name="Send")).to_be_disabled()
+    lost = "The connection was lost before the server could answer."
+    await expect(ann.page.locator("#report")).to_have_text(lost)
+    await ann.text.fill(between)
+    await ann.text.press("Enter")
+    await ann.page.screenshot(path=artifact(f"reconnecting-after-{how}.png"))
+
+    chat.start()
+    for tab in tabs:
+        await expect(tab.status).to_have_text("Connected")
+        await expect(tab.banner).to_be_hidden()
+    # Users and history are those from before, and messages flow again; what was being written is still there.
+    await expect(ann.text).to_have_value(between)
+    await expect(bob.message(between)).to_have_count(0)
+    await ann.text.press("Enter")
+    await bob.say(after)
+    late = await people(bob.user, beside=bob)
+    await late.enter()
+    for tab in (*tabs, late):
+        for text in (before, between, after):
+            await expect(tab.message(text)).to_have_count(1)
+    await expect(ann.devices).to_have_count(2)
+
+
+async def test_logging_out_and_in_while_there_is_no_server(chat, people):
+    tab = await people("ada")
+    await tab.enter(password="lovelace")
+    chat.kill()
+    await expect(tab.status).to_have_text("Reconnecting…")
+    await tab.page.get_by_role("button", name="Log out", exact=True).click()
+    await expect(tab.page.get_by_label("Name", exact=True)).to_be_focused()
+    await expect(tab.status).to_have_text("Not connected")
+    await tab.enter(password="lovelace", succeeds=False)
+    await expect(tab.page.locator("#entry-error")).to_have_text("The server cannot be reached.")
+    chat.start()
+    await tab.enter(password="lovelace")
+
+
+async def test_with_the_keyboard_only(people):
+    """Tab, arrows, Enter and the letters, from the empty page to a direct message and a log-out."""
+    bob = await people(new_name("bob"))
+    await bob.enter("Sign up")
+    ann = await people(new_name("ann"))
+    keys = ann.page.keyboard
+
+    async def walk_to(locator, key="Tab"):
+        for _ in range(20):
+            if await locator.evaluate("element => element === document.activeElement"):
+                break
+            await keys.press(key)
+        await expect(locator).to_be_focused()
+        # Whoever uses the keyboard sees where they are: the element, or the face of a radio button, is outlined.
+        outline = "el => getComputedStyle(el.type === 'radio' ? el.nextElementSibling : el).outlineStyle"
+        assert await locator.evaluate(outline) == "solid"
+
+    await expect(ann.page.get_by_label("Name", exact=True)).to_be_focused()
+    await walk_to(ann.page.get_by_role("radio", name="Log in"), "Shift+Tab")
+    await keys.press("ArrowRight")
+    await expect(ann.page.get_by_role("radio", name="Sign up")).to_be_checked()
+    await walk_to(ann.page.get_by_label("Name", exact=True))
+    await keys.type(ann.user)
+    await walk_to(ann.page.get_by_label("Password"))
+    await keys.type(PASSWORD)
+    await keys.press("Enter")
+    await expect(ann.text).to_be_focused()
+
+    await keys.type("Typed.")
+    await keys.press("Enter")
+    await expect(bob.message("Typed.")).to_have_count(1)
+    await expect(ann.text).to_have_value("")
+    await expect(ann.text).to_be_focused()
+
+    write = ann.page.get_by_role("button", name=f"Write to {bob.user} only")
+    await walk_to(write)
+    await keys.press("Enter")
+    await expect(ann.text).to_be_focused()
+    await keys.type("For you.")
+    await keys.press("Enter")
+    await expect(bob.message("For you.")).to_contain_text("to you only")
+    await keys.press("Escape")
+    await expect(ann.page.get_by_label("To", exact=True)).to_have_value("")
+
+    await walk_to(ann.messages, "Shift+Tab")  # so that its scrolling needs no mouse
+    await walk_to(ann.page.get_by_role("button", name="Log out", exact=True), "Shift+Tab")
+    await keys.press("Space")
+    await expect(ann.page.get_by_label("Name", exact=True)).to_be_focused()
+
+
+async def test_every_control_has_a_name_and_messages_are_announced(two_and_two_tabs):
+    ann, *_ = two_and_two_tabs
+    await expect(ann.devices).to_have_count(2)
+    names = await ann.page.locator("input, select, button").evaluate_all(
+        "all => all.map(el => el.ariaLabel || [...el.labels ?? []].map(l => l.textContent).join() || el.innerText)"
+    )
+    assert len(names) > 10
+    assert all(names)
+    await expect(ann.messages).to_have_attribute("aria-live", "polite")
+    await expect(ann.status).to_have_role("status")
+    await expect(ann.page.locator("#composer-error")).to_have_role("alert")
+
+
+async def test_the_page_runs_under_a_strict_content_security_policy(people):
+    tab = await people("ada")
+    policy = await tab.page.locator("meta[http-equiv='Content-Security-Policy']").get_attribute("content")
+    assert policy.startswith("default-src 'self';")
+    assert "unsafe" not in policy
+    # It is in force: what it forbids does not happen.
+    await tab.page.evaluate(
+        "document.body.append(Object.assign(document.createElement('script'), { text: 'window.ran = 1' }))"
+    )
+    assert await tab.page.evaluate("window.ran") is None
+    assert tab.troubles
+    assert all("Content Security Policy" in trouble for trouble in tab.troubles)
+    # All else in these tests runs under it, and a violation would be one of the troubles that they have not had.
+    tab.troubles.clear()
