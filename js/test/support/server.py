@@ -104,7 +104,9 @@ def scram() -> WseServer:
 def impostor() -> WseServer:
     server = WseServer(port=0)
     server.use_challenge(ScramServer(Users(), iterations=4096).challenge)
-    server.identify(lambda auth: auth.accept("ada", {"scram": "v=bm90IHRoZSBzZXJ2ZXIncyBwcm9vZg==", "welcome": "trust me"}))
+    server.identify(
+        lambda auth: auth.accept("ada", {"scram": "v=bm90IHRoZSBzZXJ2ZXIncyBwcm9vZg==", "welcome": "trust me"})
+    )
     return server
 
 
