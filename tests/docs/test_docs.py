@@ -272,7 +272,7 @@ def check_demo(command: str, output: str) -> None:
 
 
 def paragraphs(text: str) -> list[list[str]]:
-    text = re.sub(r"(127\.0\.0\.1):\d+", r"\1:PORT", text.strip())
+    text = re.sub(r"(127\.0\.0\.1|localhost):\d+", r"\1:PORT", text.strip())
     text = re.sub(r"\S+ (examples/chat/client\.py)", r"python \1", text)  # the environment's path is its own affair
     return [sorted(paragraph.splitlines()) for paragraph in text.split("\n\n")]
 
