@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 from collections.abc import Iterator
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -16,7 +15,6 @@ from browser.chat_page import ChatServer, Tab
 from support.programs import ROOT
 
 ARTIFACTS = ROOT / ".artifacts"
-NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 ARGUMENTS = [
     "--headless",
     "--no-sandbox",
@@ -38,13 +36,11 @@ PATIENCE = 20_000
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def browser():
     """A Chromium with a fresh profile."""
-    playwright = pytest.importorskip("playwright.async_api", reason="Playwright is not installed")
-    executable = next(filter(None, map(shutil.which, NAMES)), None)
-    if executable is None:
-        pytest.skip("no Chromium found; tests/browser/install_chromium.sh installs it on Debian")
-    playwright.expect.set_options(timeout=PATIENCE)
-    async with playwright.async_playwright() as driver:
-        browser = await driver.chromium.launch(executable_path=executable, args=ARGUMENTS)
+    from browser.needs import CHROMIUM, async_playwright, expect  # not before: it skips whoever imports it
+
+    expect.set_options(timeout=PATIENCE)
+    async with async_playwright() as driver:
+        browser = await driver.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
         yield browser
         await browser.close()
 

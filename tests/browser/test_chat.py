@@ -9,11 +9,8 @@ import re
 import pytest
 import pytest_asyncio
 
-pytest.importorskip("playwright", reason="Playwright is not installed: the browser tests are skipped")
-
-from playwright.async_api import expect
-
 from browser.chat_page import PASSWORD, new_name
+from browser.needs import expect
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -60,7 +57,7 @@ async def test_a_password_is_prepared_alike_for_sign_up_and_log_in(people):
 async def test_a_wrong_password_and_an_unknown_name(people, user):
     tab = await people(user)
     await tab.enter(password="byron", succeeds=False)
-    await expect(tab.page.get_by_role("alert").filter(visible=True)).to_have_text("The name or the password is wrong.")
+    await expect(tab.page.locator("#entry-error")).to_have_text("The name or the password is wrong.")
     await expect(tab.status).to_have_text("Not connected")
     await expect(tab.page.get_by_label("Password")).to_be_focused()
     if user == "ada":
@@ -145,7 +142,7 @@ async def test_a_long_call_tells_how_far_it_is(two_and_two_tabs):
     button = ann.page.get_by_role("button", name="Make a report")
     await button.click()
     progress = ann.page.get_by_role("progressbar", name="Progress of the report")
-    await expect(ann.page.locator("#report")).to_have_text(re.compile(r"^[1-9]\d? %$"))
+    await expect(ann.page.locator("#percent")).to_have_text(re.compile(r"^[1-9]\d? %$"))
     await expect(progress).to_be_visible()
     await expect(button).to_be_disabled()
     await ann.say("It does not keep others waiting.")
@@ -153,7 +150,7 @@ async def test_a_long_call_tells_how_far_it_is(two_and_two_tabs):
     await expect(ann.page.locator("#report")).to_have_text(re.compile(r"^\d+ messages, \d+ words\. Most by: "))
     await expect(progress).to_be_hidden()
     await expect(button).to_be_enabled()
-    await expect(second.page.locator("#report")).to_be_empty()  # progress is for the caller
+    await expect(second.page.locator("#percent")).to_be_empty()  # progress is for the caller
 
 
 @pytest.mark.parametrize("how", ["kill", "stop"])
@@ -163,7 +160,7 @@ async def test_the_server_goes_away_and_comes_back(chat, people, two_and_two_tab
     await ann.say(before)
     await expect(bob.message(before)).to_have_count(1)
     await ann.page.get_by_role("button", name="Make a report").click()
-    await expect(ann.page.locator("#report")).to_have_text(re.compile(r"^\d+ %$"))
+    await expect(ann.page.locator("#percent")).to_have_text(re.compile(r"^\d+ %$"))
 
     getattr(chat, how)()
     for tab in tabs:
@@ -266,8 +263,9 @@ async def test_every_control_has_a_name_and_messages_are_announced(two_and_two_t
     assert len(names) > 10
     assert all(names)
     await expect(ann.messages).to_have_attribute("aria-live", "polite")
-    await expect(ann.status).to_have_role("status")
-    await expect(ann.page.locator("#composer-error")).to_have_role("alert")
+    await expect(ann.status).to_have_attribute("role", "status")
+    for error in ("#entry-error", "#composer-error", "#devices-error", "#banner"):
+        await expect(ann.page.locator(error)).to_have_attribute("role", "alert")
 
 
 async def test_the_page_runs_under_a_strict_content_security_policy(people):

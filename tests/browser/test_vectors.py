@@ -12,8 +12,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
-pytest.importorskip("playwright", reason="Playwright is not installed: the browser tests are skipped")
-
+import browser.needs  # noqa: F401 - skips this module where there is no browser
 from support.programs import ROOT
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")

@@ -192,11 +192,17 @@ const portrait = (element, name) => {
   element.textContent = [...name][0].toUpperCase()
   element.classList.add(`hue-${[...name].reduce((sum, char) => sum + char.codePointAt(0), 0) % 6}`)
 }
+
+// Whoever reads the end stays there when a message comes, the window changes or a phone's keyboard opens.
+const list = $('messages')
+let atEnd = true
+const toEnd = () => (list.scrollTop = list.scrollHeight)
+list.addEventListener('scroll', () => (atEnd = list.scrollHeight - list.scrollTop - list.clientHeight < 80))
+new ResizeObserver(() => atEnd && toEnd()).observe(list)
+
 const append = (item) => {
-  const list = $('messages')
-  const atEnd = list.scrollHeight - list.scrollTop - list.clientHeight < 80
   list.append(item)
-  if (atEnd || item.classList.contains('own')) list.scrollTop = list.scrollHeight
+  if (atEnd || item.classList.contains('own')) toEnd()
 }
 
 const showMessage = ({ id, at, from, to, text }) => {
@@ -347,13 +353,13 @@ const logOutDevice = async (device) => {
 
 const showProgress = ({ done, of }) => {
   $('progress').value = done / of
-  $('report').textContent = `${Math.round((100 * done) / of)} %`
+  $('percent').textContent = `${Math.round((100 * done) / of)} %`
 }
 $('make-report').addEventListener('click', () =>
   whileBusy($('make-report'), async () => {
     $('progress').value = 0
-    $('progress').hidden = false
-    $('report').textContent = 'Asking…'
+    for (const id of ['progress', 'percent']) $(id).hidden = false
+    for (const id of ['percent', 'report']) $(id).textContent = ''
     try {
       const { messages, words, people } = await client.call('report', null, { tO: 60 })
       const talkers = Object.entries(people).map(([name, count]) => `${name} ${count}`)
@@ -361,7 +367,7 @@ $('make-report').addEventListener('click', () =>
     } catch (error) {
       if (me) $('report').textContent = sentence(error)
     }
-    $('progress').hidden = true
+    for (const id of ['progress', 'percent']) $(id).hidden = true
   }).then(() => showStatus(client?.status ?? WSE_STATUS.OFFLINE)),
 )
 
