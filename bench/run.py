@@ -92,6 +92,8 @@ def measure(args: argparse.Namespace, env: Environment) -> dict[str, Any]:
         runnable.append([item for item in items if not missing[item]])
         notes += [f"{item.title} was skipped, {why}" for item, why in missing.items() if why]
     run = Run(env, settings)
+    if run.pinned is None:
+        notes.append("one core only: servers share it with what loads them, which makes every figure another")
     began = time.monotonic()
     run.measure(workloads, *runnable)
     notes += [f"{where} failed: {problem}" for where, problem in run.problems.items()]
@@ -105,6 +107,7 @@ def measure(args: argparse.Namespace, env: Environment) -> dict[str, Any]:
             **{name: getattr(settings, name) for name in settings.__dataclass_fields__},
             "connections": {work.name: [work.connections, work.window] for work in workloads},
         },
+        "pinned": [sorted(cores) for cores in run.pinned] if run.pinned else None,
         "notes": notes,
         "medians": run.medians(),
         "samples": run.samples,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import resource
 import socket
 import statistics
@@ -13,7 +14,6 @@ import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from harness.env import BENCH, Environment
@@ -46,6 +46,27 @@ def raise_file_limit() -> int:
     return hard - 200
 
 
+def split_cores(cores: set[int]) -> tuple[set[int], set[int]] | None:
+    """The cores for what is measured, and the one for what loads it; `None` where there is only one.
+
+    Where both share a core a message costs half of what it costs across two, and the scheduler moves them at will; real
+    clients are never on the server's core.
+    """
+    last = max(cores)
+    return (cores - {last}, {last}) if len(cores) > 1 else None
+
+
+@contextlib.contextmanager
+def on_cores(cores: set[int]) -> Iterator[None]:
+    """Processes that are started in it run on these cores."""
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, cores)
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)
+
+
 def free_port() -> int:
     """A port that nobody listens on."""
     with socket.socket() as sock:
@@ -55,8 +76,8 @@ def free_port() -> int:
 
 
 @contextlib.contextmanager
-def serving(peer: Peer, env: Environment) -> Iterator[tuple[int, int]]:
-    """Run a server; gives its port and process id.
+def serving(peer: Peer, env: Environment, cores: set[int]) -> Iterator[tuple[int, int]]:
+    """Run a server on these cores; gives its port and process id.
 
     Raises:
         BenchError: It does not start.
@@ -69,9 +90,10 @@ def serving(peer: Peer, env: Environment) -> Iterator[tuple[int, int]]:
         program, *arguments = peer.command
         command = [str(interpreter), str(BENCH / "servers" / program), str(port), *arguments]
     with tempfile.TemporaryFile("w+") as log:
-        process = subprocess.Popen(
-            command, env=env.variables(), stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT
-        )
+        with on_cores(cores):
+            process = subprocess.Popen(
+                command, env=env.variables(), stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT
+            )
         try:
             if not listens(port, process, 20):
                 log.seek(0)
@@ -113,14 +135,6 @@ def run_json(command: list[str], timeout: float, variables: dict[str, str] | Non
     return result
 
 
-def load(env: Environment, peer: Peer, place: tuple[int, int], work: Workload, seconds: float, warmup: float) -> Any:
-    """Load a running server with load/load.c; what that prints."""
-    port, pid = place
-    arguments = [work.mode, work.connections, work.window, seconds, warmup, pid]
-    command = [str(env.load), HOST, str(port), peer.dialect, *map(str, arguments)]
-    return run_json(command, 60 + seconds + warmup)
-
-
 class Run:
     """One run of everything: peers side by side, alternating.
 
@@ -134,6 +148,17 @@ class Run:
         self.settings = settings
         self.samples: dict[str, dict[str, list[dict[str, float]]]] = {}
         self.problems: dict[str, str] = {}
+        everywhere = os.sched_getaffinity(0)
+        self.pinned = split_cores(everywhere)
+        self._measured_on, self._loading_on = self.pinned or (everywhere, everywhere)
+
+    def load(self, peer: Peer, place: tuple[int, int], work: Workload, seconds: float, warmup: float) -> Any:
+        """Load a running server with load/load.c; what that prints."""
+        port, pid = place
+        arguments = [work.mode, work.connections, work.window, seconds, warmup, pid]
+        command = [str(self.env.load), HOST, str(port), peer.dialect, *map(str, arguments)]
+        with on_cores(self._loading_on):
+            return run_json(command, 60 + seconds + warmup)
 
     def measure(self, works: list[Workload], peers: list[Peer], clients: list[Client]) -> None:
         """Fill `samples`."""
@@ -163,7 +188,7 @@ class Run:
             places = {}
             for peer in peers:
                 try:
-                    places[peer] = stack.enter_context(serving(peer, self.env))
+                    places[peer] = stack.enter_context(serving(peer, self.env, self._measured_on))
                 except BenchError as exc:
                     self._problem("start", peer.name, exc)
             for work in works:
@@ -171,19 +196,19 @@ class Run:
                     for peer in rotated(list(places), number):
                         seconds, warmup = self.settings.seconds, self.settings.warmup
                         with self._noting(work, peer.name):
-                            self._add(work, peer.name, load(self.env, peer, places[peer], work, seconds, warmup))
+                            self._add(work, peer.name, self.load(peer, places[peer], work, seconds, warmup))
 
     def _idle(self, work: Workload, peers: list[Peer]) -> None:
         """Connecting, and what a connection keeps: a new server for each measurement, warmed by a few connections."""
         warm = Workload("", "", "idle", 100, 100)
         for number in range(self.settings.idle_rounds):
             for peer in rotated(peers, number):
-                with self._noting(work, peer.name), serving(peer, self.env) as place:
-                    load(self.env, peer, place, warm, 0.1, 0)
-                    self._add(work, peer.name, load(self.env, peer, place, work, self.settings.settle, 0))
+                with self._noting(work, peer.name), serving(peer, self.env, self._measured_on) as place:
+                    self.load(peer, place, warm, 0.1, 0)
+                    self._add(work, peer.name, self.load(peer, place, work, self.settings.settle, 0))
 
     def _clients(self, works: list[Workload], clients: list[Client]) -> None:
-        with serving(PEERS[0], self.env) as (port, _):
+        with serving(PEERS[0], self.env, self._loading_on) as (port, _):
             for work in works:
                 for number in range(self.settings.rounds):
                     for client in rotated(clients, number):
@@ -192,7 +217,9 @@ class Run:
                             seconds, warmup = self.settings.seconds, self.settings.warmup
                             arguments = [which, port, work.window, seconds, warmup, *rest]
                             command = [str(self.env.python), str(BENCH / "client_calls.py"), *map(str, arguments)]
-                            self._add(work, client.name, run_json(command, 60, self.env.variables()))
+                            with on_cores(self._measured_on):
+                                sample = run_json(command, 60, self.env.variables())
+                            self._add(work, client.name, sample)
 
     def _add(self, work: Workload, name: str, sample: dict[str, float]) -> None:
         self.samples.setdefault(work.name, {}).setdefault(name, []).append(sample)
@@ -214,9 +241,3 @@ def rotated(items: list[Any], by: int) -> list[Any]:
     """The same items in the same circle, beginning elsewhere: what drifts over a round hits each peer alike."""
     by %= len(items) or 1
     return items[by:] + items[:by]
-
-
-def newest(path: Path) -> dict[str, Any]:
-    """The results of an earlier run."""
-    results: dict[str, Any] = json.loads(path.read_text())
-    return results

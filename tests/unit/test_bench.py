@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import importlib
 import json
+import os
 import subprocess
 import sys
 import xml.etree.ElementTree as ET
@@ -150,6 +151,17 @@ def test_rounds_begin_elsewhere_each_time():
     rotated = module("harness.measure").rotated
     assert [rotated([1, 2, 3], by) for by in range(4)] == [[1, 2, 3], [2, 3, 1], [3, 1, 2], [1, 2, 3]]
     assert rotated([], 1) == []
+
+
+def test_servers_and_load_are_on_different_cores():
+    measure = module("harness.measure")
+    assert measure.split_cores({0, 1}) == ({0}, {1})
+    assert measure.split_cores({2, 3, 5}) == ({2, 3}, {5})
+    assert measure.split_cores({4}) is None
+    before = os.sched_getaffinity(0)
+    with measure.on_cores({max(before)}):
+        assert os.sched_getaffinity(0) == {max(before)}
+    assert os.sched_getaffinity(0) == before
 
 
 def test_medians_are_of_each_figure():
