@@ -37,6 +37,8 @@ class ErrorCode(StrEnum):
     PROTOCOL_VIOLATION = "wse.server.protocol-violation"
     CONNECTION_ERROR = "wse.server.connection-error"
     MSG_PROCESSING_ERROR = "wse.server.msg-processing-error"
+    # In a cluster.
+    BROKER_UNAVAILABLE = "wse.server.broker-unavailable"
 
 
 class CloseReason(StrEnum):
@@ -70,6 +72,7 @@ _MESSAGES: dict[str, str] = {
     ErrorCode.PROTOCOL_VIOLATION: "the peer broke the protocol",
     ErrorCode.CONNECTION_ERROR: "the connection failed",
     ErrorCode.MSG_PROCESSING_ERROR: "a message could not be processed",
+    ErrorCode.BROKER_UNAVAILABLE: "the broker cannot be reached",
 }
 
 
