@@ -37,8 +37,14 @@ class ErrorCode(StrEnum):
     PROTOCOL_VIOLATION = "wse.server.protocol-violation"
     CONNECTION_ERROR = "wse.server.connection-error"
     MSG_PROCESSING_ERROR = "wse.server.msg-processing-error"
-    # In a cluster.
+    # Beyond WIRE.md: limits, handlers that misbehave, clusters. Peers of other implementations pass them on as strings.
+    LIMIT_EXCEEDED = "wse.limit-exceeded"
+    SLOW_RECEIVER = "wse.slow-receiver"
+    HANDLER_BLOCKED = "wse.server.handler-blocked"
+    HANDLER_CANCELLED = "wse.server.handler-cancelled"
     BROKER_UNAVAILABLE = "wse.server.broker-unavailable"
+    BROKER_DEAF = "wse.server.broker-deaf"
+    BROKER_LOST_MESSAGES = "wse.server.broker-lost-messages"
 
 
 class CloseReason(StrEnum):
@@ -51,6 +57,17 @@ class CloseReason(StrEnum):
     PROTOCOL_ERROR = "wse.protocol-error"
     BY_CLIENT = "wse.by-client"
     BY_SERVER = "wse.by-server"
+    # Beyond WIRE.md: which limit was exceeded (see `wse.Limits`), sent with 1008, 1009 or 1013.
+    SLOW_RECEIVER = "wse.slow-receiver"
+    LIMIT_MESSAGE_SIZE = "wse.limit.message-size"
+    LIMIT_HANDSHAKE_SIZE = "wse.limit.handshake-size"
+    LIMIT_NESTING = "wse.limit.nesting"
+    LIMIT_HANDLERS = "wse.limit.handlers"
+    LIMIT_MESSAGE_RATE = "wse.limit.message-rate"
+    LIMIT_BYTE_RATE = "wse.limit.byte-rate"
+    LIMIT_CONNECTIONS = "wse.limit.connections"
+    LIMIT_CONNECTIONS_PER_ADDRESS = "wse.limit.connections-per-address"
+    LIMIT_UNAUTHENTICATED = "wse.limit.unauthenticated"
 
 
 _MESSAGES: dict[str, str] = {
@@ -72,7 +89,13 @@ _MESSAGES: dict[str, str] = {
     ErrorCode.PROTOCOL_VIOLATION: "the peer broke the protocol",
     ErrorCode.CONNECTION_ERROR: "the connection failed",
     ErrorCode.MSG_PROCESSING_ERROR: "a message could not be processed",
+    ErrorCode.LIMIT_EXCEEDED: "a limit was exceeded",
+    ErrorCode.SLOW_RECEIVER: "the peer takes messages more slowly than they are sent",
+    ErrorCode.HANDLER_BLOCKED: "a handler blocked the event loop",
+    ErrorCode.HANDLER_CANCELLED: "a handler outlived its connection and was cancelled",
     ErrorCode.BROKER_UNAVAILABLE: "the broker cannot be reached",
+    ErrorCode.BROKER_DEAF: "the broker does not deliver what is published",
+    ErrorCode.BROKER_LOST_MESSAGES: "messages to other nodes were lost while the broker could not be reached",
 }
 
 

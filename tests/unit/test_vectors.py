@@ -127,8 +127,9 @@ def test_names_are_those_of_the_wire():
     types = InternalTypes()
     assert {name: getattr(types, name) for name in names["internal_types"]} == names["internal_types"]
     assert types.names() == set(names["internal_types"].values())
-    assert {reason.value for reason in CloseReason} == set(names["close_reasons"])
-    assert {code.value for code in ErrorCode} == set(names["error_codes"])
+    # Ours has more than the contract, after these.
+    assert [reason.value for reason in CloseReason][: len(names["close_reasons"])] == names["close_reasons"]
+    assert [code.value for code in ErrorCode][: len(names["error_codes"])] == names["error_codes"]
     assert [status.value for status in ClientStatus] == names["client_status"]
     assert {state.name: state.value for state in ReadyState} == names["ready_state"]
     assert {"json": WseJSON().name, "msgpack": WseMsgpack().name} == names["protocols"]
