@@ -49,6 +49,7 @@ class CountingLink:
     """A link to nowhere."""
 
     buffered = 0
+    pings = False
     remote_addr = ""
 
     def __init__(self) -> None:

@@ -3,10 +3,13 @@
 from wse.client.backoff import Backoff
 from wse.client.client import WseClient
 from wse.core.handshake import Challenge, Handshake
+from wse.core.heartbeat import Heartbeat
 from wse.core.hub import WseConnection, WseIdentity
-from wse.core.limits import Limits
+from wse.core.limits import Limits, Overflow
 from wse.core.ports import Credentials, InternalTypes, Protocol
+from wse.core.rpc import ExposeErrors
 from wse.core.signals import Channel, Signal
+from wse.core.stats import Stats
 from wse.errors import CloseReason, ErrorCode, WseError
 from wse.files import js_client_path
 from wse.protocols.json import WseJSON
@@ -24,12 +27,16 @@ __all__ = [
     "Compression",
     "Credentials",
     "ErrorCode",
+    "ExposeErrors",
     "Handshake",
+    "Heartbeat",
     "InternalTypes",
     "Limits",
+    "Overflow",
     "Protocol",
     "ReadyState",
     "Signal",
+    "Stats",
     "WseClient",
     "WseConnection",
     "WseError",

@@ -18,11 +18,12 @@ class AsyncioScheduler:
     anew with `bind`, so that it can be started again in another.
     """
 
-    __slots__ = ("_loop", "_tasks")
+    __slots__ = ("_loop", "_tasks", "_waiters")
 
     def __init__(self) -> None:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._tasks: set[asyncio.Task[Any]] = set()
+        self._waiters: set[asyncio.Future[Any]] = set()
 
     def bind(self) -> asyncio.AbstractEventLoop:
         """Use the event loop that is running now."""
@@ -40,17 +41,44 @@ class AsyncioScheduler:
     def create_future(self) -> asyncio.Future[Any]:
         return (self._loop or self.bind()).create_future()
 
-    def spawn(self, coroutine: Coroutine[Any, Any, Any]) -> None:
+    def spawn(self, coroutine: Coroutine[Any, Any, Any]) -> asyncio.Task[Any] | None:
         task = start_task(coroutine, self._loop or self.bind())
-        if not task.done():  # pragma: no branch - at once it is done only where tasks start eagerly, from 3.12 on
-            # The loop itself holds only weak references to tasks.
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
+        if task.done():  # pragma: no cover - at once only where tasks start eagerly, from 3.12 on
+            return None
+        # The loop itself holds only weak references to tasks.
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
 
     @property
     def running(self) -> int:
         """How many tasks have not ended."""
         return len(self._tasks)
+
+    async def settle(self, timeout: float) -> None:
+        """Return when the tasks that run now have ended, after `timeout` seconds, or when there is a `hurry`."""
+        tasks = self._tasks - {asyncio.current_task()}
+        if tasks and timeout > 0:
+            await self._wait(asyncio.wait(tasks), timeout)
+
+    async def pause(self, seconds: float) -> None:
+        """Return after that time, or when there is a `hurry`."""
+        if seconds > 0:
+            await self._wait(asyncio.sleep(seconds), seconds)
+
+    def hurry(self) -> None:
+        """Whoever waits in `settle` or `pause` waits no longer."""
+        for waiter in self._waiters:
+            waiter.cancel()
+
+    async def _wait(self, awaitable: Coroutine[Any, Any, Any], timeout: float) -> None:
+        waiter = asyncio.ensure_future(awaitable)
+        self._waiters.add(waiter)
+        try:
+            await asyncio.wait((waiter,), timeout=timeout)
+        finally:
+            self._waiters.discard(waiter)
+            waiter.cancel()
 
     async def cancel_all(self) -> None:
         """Cancel every task but the one that asks, and wait for their end."""

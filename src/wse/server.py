@@ -11,9 +11,11 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Self, TypeVar, overload
 
 from wse.core.endpoint import Endpoint, emit_error, error_listener_failed
+from wse.core.heartbeat import Heartbeat
 from wse.core.hub import Hub, ServerSession, WseConnection, WseIdentity
-from wse.core.limits import Limits
+from wse.core.limits import Limits, Overflow
 from wse.core.ports import Protocol
+from wse.core.rpc import ExposeErrors
 from wse.core.signals import Channel, Signal, check_handler
 from wse.errors import CloseReason, ErrorCode, WseError
 from wse.files import StaticFile, js_client_path
@@ -22,14 +24,16 @@ from wse.scheduler import AsyncioScheduler
 from wse.transports import picows
 from wse.transports.asgi import AsgiApp
 from wse.types import ClientId, F, MessageType
+from wse.watchdog import Watchdog
 
 if TYPE_CHECKING:
     import ssl
     from collections.abc import Awaitable, Callable
 
     from wse.core.handshake import AuthHandler
+    from wse.core.outgoing import Outgoing
     from wse.core.ports import Link, Request
-    from wse.core.session import Session
+    from wse.core.stats import Stats
     from wse.transports.deflate import Compression
 
 A = TypeVar("A", bound="AuthHandler")
@@ -80,7 +84,13 @@ class WseServer:
             since it costs far more time than it saves where the network is fast.
         serve_client: Serve the JavaScript client at `/wse.js`.
         files: Files to answer plain GETs with, by path: `{"/": "index.html"}`.
-        debug: Send stack traces of failing procedures to their callers.
+        overflow: What becomes of messages for a device that does not take them, by message type; see `Overflow`. Those
+            of other types close its connection when `limits.send_buffer` is reached.
+        heartbeat: When silent devices are pinged, and given up; on our own listener. Web servers keep their own.
+        watchdog: Seconds that a handler may keep the event loop from turning before it is reported on `error`, with its
+            name, as `HANDLER_BLOCKED`; `None` does not look.
+        expose_errors: What the caller of a failing procedure is told of the exception; see `ExposeErrors`.
+        debug: Send stack traces of failing procedures to their callers, too.
 
     Raises:
         ValueError: An argument out of its range.
@@ -103,6 +113,10 @@ class WseServer:
         compression: Compression | None = None,
         serve_client: bool = False,
         files: Mapping[str, str | Path] | None = None,
+        overflow: Mapping[MessageType, Overflow | str] | None = None,
+        heartbeat: Heartbeat | None = None,
+        watchdog: float | None = 1.0,
+        expose_errors: ExposeErrors | str = ExposeErrors.MESSAGE,
         debug: bool = False,
     ) -> None:
         self._scheduler = AsyncioScheduler()
@@ -112,11 +126,17 @@ class WseServer:
             scheduler=self._scheduler,
             timeout=timeout,
             limits=limits or Limits(),
+            overflow=overflow,
+            expose=expose_errors,
             debug=debug,
             report=self._report,
         )
         deadline = timeout if auth_timeout is None else auth_timeout
-        self._hub = Hub(self._endpoint, conns_per_user=conns_per_user, auth_timeout=deadline)
+        self._heartbeat = heartbeat or Heartbeat()
+        self._hub = Hub(self._endpoint, conns_per_user=conns_per_user, auth_timeout=deadline, heartbeat=self._heartbeat)
+        self._watchdog = None if watchdog is None else Watchdog(watchdog, self._handler_blocked)
+        self._started_at: float | None = None
+        self._draining = False
         self._host = host
         self._port = port
         self._path = path
@@ -171,6 +191,12 @@ class WseServer:
     def timeout(self) -> float:
         """Seconds that a call to a client waits for its answer; 0 for ever."""
         return self._endpoint.timeout
+
+    def stats(self) -> Stats:
+        """What the server has done, and what it holds; counting costs next to nothing, and this a look at each
+        connection."""
+        uptime = 0.0 if self._started_at is None else self._scheduler.time() - self._started_at
+        return self._hub.stats(uptime, self._scheduler.running)
 
     # Messages and calls.
 
@@ -264,7 +290,7 @@ class WseServer:
             raise ValueError("a server that listens needs a port: WseServer(port=4200), or port=0 for a free one")
         if self._listener is not None:
             raise RuntimeError("the server has been started")
-        self._closing = self._scheduler.bind().create_future()
+        self._begin()
         self._listener = await picows.listen(
             self,
             host=self._host,
@@ -283,43 +309,70 @@ class WseServer:
         assert self._closing is not None  # start() has made it
         await asyncio.shield(self._closing)
 
-    async def close(self) -> None:
-        """Stop listening, close every connection with 1012 and `wse.by-server`, and cancel handlers that still run.
+    async def close(self, grace: float = 0.0, *, notice: float = 0.0) -> None:
+        """Stop serving; returns when all sockets are closed.
 
-        Returns when all sockets are closed.
+        In this order: `/readyz` answers 503; nobody is let in any more; handlers that run have `grace` seconds to end;
+        every connection is closed with 1012 and `wse.by-server`, a thousand of them in a second, so that not all
+        clients return at once; handlers that still run are cancelled.
+
+        Args:
+            grace: Seconds that running handlers have, calls among them. Messages and calls are served meanwhile.
+            notice: Seconds for which `/readyz` answers 503 while connections are still let in, for load balancers that
+                ask now and then.
         """
-        listener, self._listener = self._listener, None
-        if listener is not None:
-            listener.close()
-        await self._hub.close(1012, CloseReason.BY_SERVER)
-        await self._scheduler.cancel_all()
-        if listener is not None:
-            await listener.wait_closed()
+        self._draining = True
+        try:
+            await self._scheduler.pause(notice)
+            listener, self._listener = self._listener, None
+            if listener is not None:
+                listener.close()
+            self._hub.refuse(1012, CloseReason.BY_SERVER)
+            await self._scheduler.settle(grace)
+            await self._hub.close(1012, CloseReason.BY_SERVER)
+            await self._scheduler.cancel_all()
+            if listener is not None:
+                await listener.wait_closed()
+        finally:
+            self._draining = False
+        if self._watchdog is not None:
+            self._watchdog.stop()
         if self._closing is not None and not self._closing.done():
             self._closing.set_result(None)
         self._closing = None
+        self._started_at = None
 
-    def run(self) -> None:
+    def run(self, *, grace: float = 10.0, notice: float = 0.0) -> None:
         """Serve in an event loop of its own until SIGINT or SIGTERM, then close. Blocks.
+
+        Args:
+            grace: As for `close`. A second signal ends it at once.
+            notice: As for `close`.
 
         Raises:
             WseError, ValueError, OSError: As `start`.
         """
-        asyncio.run(self._run())
+        asyncio.run(self._run(grace, notice))
 
-    async def _run(self) -> None:
+    async def _run(self, grace: float, notice: float) -> None:
         loop = asyncio.get_running_loop()
         stop = asyncio.Event()
+
+        def stop_or_hurry() -> None:
+            if stop.is_set():
+                self._scheduler.hurry()
+            stop.set()
+
         signals = (signal.SIGINT, signal.SIGTERM)
         for number in signals:
-            loop.add_signal_handler(number, stop.set)
+            loop.add_signal_handler(number, stop_or_hurry)
         try:
             await self.start()
             await stop.wait()
         finally:
+            await self.close(grace, notice=notice)
             for number in signals:
                 loop.remove_signal_handler(number)
-            await self.close()
 
     async def __aenter__(self) -> Self:
         await self.start()
@@ -357,7 +410,19 @@ class WseServer:
         if self._hub.identify is None:
             raise WseError(ErrorCode.IDENTIFY_HANDLER_MISSING)
         if self._closing is None or self._closing.get_loop() is not asyncio.get_running_loop():
-            self._closing = self._scheduler.bind().create_future()
+            self._begin()
+
+    def _begin(self) -> None:
+        """The server lives in the event loop that runs now, until it is closed."""
+        loop = self._scheduler.bind()
+        self._closing = loop.create_future()
+        self._started_at = self._scheduler.time()
+        if self._watchdog is not None:
+            self._watchdog.start(loop)
+
+    def _handler_blocked(self, handler: str, seconds: float) -> None:
+        details = {"handler": handler, "seconds": round(seconds, 3)}
+        self._endpoint.report(WseError(ErrorCode.HANDLER_BLOCKED, details, f"{handler} blocked for {seconds:.1f} s"))
 
     # Acceptor: what the transports call.
 
@@ -375,7 +440,7 @@ class WseServer:
         """Take over a WebSocket that has just been opened; see `wse.core.ports.Acceptor`."""
         return self._hub.open(link, request, protocol)
 
-    def _report(self, error: WseError, session: Session | None) -> None:
+    def _report(self, error: WseError, session: Outgoing | None) -> None:
         emit_error(self.when.error, error, session.conn if isinstance(session, ServerSession) else None)
 
 

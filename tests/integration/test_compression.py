@@ -186,7 +186,7 @@ async def test_a_compression_bomb_closes_its_own_connection_only(listen):
     async with await compressed_login(place) as socket:
         socket.send(frame(TEXT, bomb(50_000_000), rsv=4))
         assert (await socket.closed())[0] == 1009
-    assert (await log.error()).code == ErrorCode.PROTOCOL_VIOLATION
+    assert (await log.error()).code == ErrorCode.LIMIT_EXCEEDED
     assert await soon(honest.call("echo", LONG)) == LONG
 
 

@@ -262,7 +262,7 @@ async def test_broken_frames_from_a_server_close_the_connection_and_are_reported
     assert (await log.until("closed"))[1] == code
     (error,) = log.all("error")[0]
     assert len(log.all("error")) == 1
-    assert error.code == ErrorCode.PROTOCOL_VIOLATION
+    assert error.code == (ErrorCode.LIMIT_EXCEEDED if code == 1009 else ErrorCode.PROTOCOL_VIOLATION)
     assert error.details["from"] == "server"
     assert client.status is ClientStatus.OFFLINE
 

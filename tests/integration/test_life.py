@@ -272,17 +272,18 @@ def identify(auth):
 async def work(conn, payload):
     await asyncio.Event().wait()
 
-server.run()
+server.run(grace=float(sys.argv[1]))
 print("done", flush=True)
 """
 
 
 @contextlib.asynccontextmanager
-async def running(program):
+async def running(program, *args):
     process = await asyncio.create_subprocess_exec(
         sys.executable,
         "-c",
         textwrap.dedent(program),
+        *args,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
         env={**os.environ, "PYTHONDEVMODE": "1"},
@@ -297,7 +298,7 @@ async def running(program):
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 async def test_run_ends_cleanly_on_a_signal_and_tells_its_clients(number):
-    async with running(PROGRAM) as process:
+    async with running(PROGRAM, "0") as process:
         url = (await asyncio.wait_for(process.stdout.readline(), 10)).decode().strip()
         client = WseClient(url)
         log = ClientLog(client)

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from support.core import ClientSide, ServerSide
-from wse import WseError, WseJSON, WseMsgpack
+from wse import Limits, WseError, WseJSON, WseMsgpack
 from wse.client.session import ClientOpening
 from wse.core.handshake import ServerOpening, State
 from wse.types import ReadyState
@@ -26,6 +26,9 @@ values = st.recursive(
     max_leaves=5,
 )
 INTERNAL = ["~wse:hi", "~wse:challenge", "~wse:welcome", "~wse:call", "~wse:response", "~wse:response-err", "~wse:ext"]
+NO_LINGER = Limits(handler_linger=None)
+"""Handlers end when a story says so, and no timer waits for them."""
+
 PROCEDURES = ["echo", "late", "fails", "fails-late", "broken", "odd", "leave", "calls-back"]
 types = st.sampled_from([*INTERNAL, *PROCEDURES, "chat", "leave-chat", "other", None, "", 0, 7, ["a"], {"a": 1}])
 stamps = st.sampled_from([None, None, 0, "", False, 1, 2, 3, "s", 1.0, True, [1], {"a": 1}])
@@ -183,6 +186,7 @@ class ServerStory(Actor):
                 auth_timeout=auth_timeout,
                 protocols=(JSON, MSGPACK),
                 timeout=5,
+                limits=NO_LINGER,
             )
         )
         self.peers = {}
@@ -418,7 +422,7 @@ client_actions = st.one_of(
 
 class ClientStory(Actor):
     def __init__(self, respond, finish, protocol):
-        super().__init__(ClientSide(protocols=(protocol,), timeout=5))
+        super().__init__(ClientSide(protocols=(protocol,), timeout=5, limits=NO_LINGER))
         handlers = {
             "answer": self.echo,
             "wait": self.respond_later,

@@ -13,6 +13,7 @@ from collections import deque
 
 from wse.client.session import ClientOpening, ClientSession
 from wse.core.endpoint import Endpoint
+from wse.core.heartbeat import Heartbeat
 from wse.core.hub import Hub
 from wse.core.limits import Limits
 from wse.protocols.json import WseJSON
@@ -57,7 +58,8 @@ class FakeScheduler:
         return asyncio.Future(loop=self)
 
     def spawn(self, coroutine):
-        self.start(coroutine)
+        task = self.start(coroutine)
+        return None if task.done() else task
 
     def start(self, coroutine):
         """Run a coroutine as far as it goes now; returns its task."""
@@ -105,7 +107,9 @@ class FakeScheduler:
 
 
 class FakeLink:
-    """A `wse.core.ports.Link` that keeps what it is given."""
+    """A `wse.core.ports.PingingLink` that keeps what it is given."""
+
+    pings = True
 
     def __init__(self, log=None, name=""):
         self.sent = []
@@ -115,6 +119,9 @@ class FakeLink:
         self.buffered = 0
         self.remote_addr = "192.0.2.1"
         self.shared = []
+        self.heard = True
+        self.pings_sent = 0
+        self.silent_for = float("inf")
         self._log = log
         self._name = name
 
@@ -141,6 +148,12 @@ class FakeLink:
 
     def abort(self):
         self.aborted = True
+
+    def ping(self):
+        self.pings_sent += 1
+
+    def silence(self):
+        return self.silent_for
 
 
 class FakeRequest:
@@ -195,7 +208,7 @@ class Side:
 
     takes: tuple[str, ...] = ()
 
-    def __init__(self, *, protocols=None, timeout=10.0, debug=False):
+    def __init__(self, *, protocols=None, timeout=10.0, limits=None, **options):
         self.scheduler = FakeScheduler()
         self.errors = []
         self.log = []
@@ -204,9 +217,9 @@ class Side:
             protocols=protocols or (WseJSON(),),
             scheduler=self.scheduler,
             timeout=timeout,
-            limits=Limits(),
-            debug=debug,
+            limits=limits or Limits(),
             report=self._report,
+            **options,
         )
 
     def _report(self, error, session):
@@ -233,9 +246,19 @@ class ServerSide(Side):
 
     takes = ("conn",)
 
-    def __init__(self, identify=accept_identity, generator=None, *, conns_per_user=1, auth_timeout=20.0, **options):
+    def __init__(
+        self,
+        identify=accept_identity,
+        generator=None,
+        *,
+        conns_per_user=1,
+        auth_timeout=20.0,
+        heartbeat=None,
+        **options,
+    ):
         super().__init__(**options)
-        self.hub = Hub(self.endpoint, conns_per_user=conns_per_user, auth_timeout=auth_timeout)
+        heartbeat = heartbeat or Heartbeat(interval=0)
+        self.hub = Hub(self.endpoint, conns_per_user=conns_per_user, auth_timeout=auth_timeout, heartbeat=heartbeat)
         self.hub.identify = identify
         self.hub.generator = generator
         self.names_of = {}

@@ -11,6 +11,7 @@ import pytest
 from support.core import FakeScheduler, ServerSide
 from wse import CloseReason, ErrorCode, InternalTypes, Limits, WseError
 from wse.core.endpoint import Endpoint, emit_error, error_listener_failed
+from wse.core.heartbeat import Heartbeat
 from wse.core.hub import Hub
 from wse.core.packed import Packed
 from wse.core.signals import Signal
@@ -117,7 +118,7 @@ def test_a_negative_timeout_is_refused():
 @pytest.mark.parametrize(("conns", "auth", "what"), [(0, 1, "conns_per_user"), (1, -1, "auth_timeout")])
 def test_a_hub_refuses_settings_out_of_range(conns, auth, what):
     with pytest.raises(ValueError, match=what):
-        Hub(endpoint(), conns_per_user=conns, auth_timeout=auth)
+        Hub(endpoint(), conns_per_user=conns, auth_timeout=auth, heartbeat=Heartbeat())
 
 
 def test_a_hub_without_an_identify_handler_opens_nothing():

@@ -8,7 +8,7 @@ import weakref
 import pytest
 
 from support.core import ClientSide, FakeScheduler, ServerSide
-from wse.core.rpc import PendingCalls, error_from_wire, error_to_wire
+from wse.core.rpc import ExposeErrors, PendingCalls, error_from_wire, error_to_wire
 from wse.errors import ErrorCode, WseError
 
 
@@ -239,7 +239,7 @@ def test_an_error_of_the_peer_arrives_with_code_details_and_message(side):
 
 def test_an_error_that_goes_out_and_comes_in_is_the_same():
     error = WseError("app.poor", {"missing": 3}, "not enough")
-    copy = error_from_wire(error_to_wire(error, "pay", None, debug=False))
+    copy = error_from_wire(error_to_wire(error, "pay", None, expose=ExposeErrors.MESSAGE, debug=False))
     assert (copy.code, copy.message) == (error.code, error.message)
     assert copy.details == {"missing": 3, "rp": "pay", "rpc": "pay"}
 
@@ -249,5 +249,7 @@ def test_a_known_code_arrives_as_the_enum_s_member():
 
 
 def test_a_code_without_words_sends_no_message():
-    assert "message" not in error_to_wire(WseError("app.x"), "a", None, debug=False)
-    assert error_to_wire(WseError(ErrorCode.NOT_AUTHORIZED), "a", None, debug=False)["message"]
+    assert "message" not in error_to_wire(WseError("app.x"), "a", None, expose=ExposeErrors.MESSAGE, debug=False)
+    assert error_to_wire(WseError(ErrorCode.NOT_AUTHORIZED), "a", None, expose=ExposeErrors.MESSAGE, debug=False)[
+        "message"
+    ]

@@ -134,10 +134,20 @@ def test_a_type_that_cannot_be_a_key_is_a_violation(side, name, stamp):
 
 def test_what_the_transport_finds_is_reported_and_closed_with_its_code(side):
     peer = side.join()
-    peer.session.violated(1009, "a message is too large")
-    assert peer.closed_with == (1009, "a message is too large")
+    peer.session.violated(1002, "a reserved bit is set")
+    assert peer.closed_with == (1002, "a reserved bit is set")
     assert side.error.code == ErrorCode.PROTOCOL_VIOLATION
-    assert side.error.details["close"] == [1009, "a message is too large"]
+    assert side.error.details["close"] == [1002, "a reserved bit is set"]
+
+
+def test_a_message_that_the_transport_finds_too_large_exceeds_a_limit(side):
+    peer = side.join()
+    peer.session.violated(1009, "a message is too large")
+    assert peer.closed_with == (1009, "wse.limit.message-size")
+    assert side.error.code == ErrorCode.LIMIT_EXCEEDED
+    assert side.error.details["limit"] == "message_size"
+    assert side.error.details["allowed"] == 1024 * 1024
+    assert side.error.details["close"] == [1009, "wse.limit.message-size"]
 
 
 def test_what_the_transport_finds_after_the_end_is_not_reported(side):

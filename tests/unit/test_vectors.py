@@ -14,7 +14,7 @@ from wse import Backoff, ClientStatus, CloseReason, ErrorCode, InternalTypes, Re
 from wse.core.endpoint import Endpoint
 from wse.core.handshake import State
 from wse.core.limits import Limits
-from wse.core.rpc import error_from_wire, error_to_wire
+from wse.core.rpc import ExposeErrors, error_from_wire, error_to_wire
 from wse.protocols.json import WseJSON
 from wse.protocols.msgpack import WseMsgpack
 
@@ -165,7 +165,9 @@ def test_errors(case):
         error = error_from_wire(case["receives"])
         assert (str(error.code), error.details) == (case["code"], case["details"])
     else:
-        wire = error_to_wire(raised(case["raises"]), case["procedure"], case["payload"], debug=False)
+        wire = error_to_wire(
+            raised(case["raises"]), case["procedure"], case["payload"], expose=ExposeErrors.MESSAGE, debug=False
+        )
         wire.pop("message", None)
         assert same_wire(wire, {"code": case["code"], "details": case["details"]})
 

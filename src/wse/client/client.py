@@ -10,8 +10,10 @@ from wse.client.backoff import Backoff
 from wse.client.life import UNSET, ClientLife
 from wse.client.signals import ClientSignals
 from wse.core.endpoint import Endpoint, emit_error
-from wse.core.limits import Limits
+from wse.core.heartbeat import Heartbeat
+from wse.core.limits import Limits, Overflow
 from wse.core.ports import Protocol
+from wse.core.rpc import ExposeErrors
 from wse.core.signals import Channel, check_handler
 from wse.errors import CloseReason, WseError
 from wse.protocols.json import WseJSON
@@ -23,8 +25,8 @@ if TYPE_CHECKING:
     import ssl
     from collections.abc import Callable
 
+    from wse.core.outgoing import Outgoing
     from wse.core.ports import Connector
-    from wse.core.session import Session
     from wse.transports.deflate import Compression
 
 H = TypeVar("H", bound="Callable[[Any], Any]")
@@ -48,7 +50,10 @@ class WseClient:
         backoff: How long to wait before each attempt to reconnect.
         limits: What the server may send.
         compression: Ask the server for permessage-deflate; off by default.
-        debug: Send stack traces of failing procedures to the server.
+        overflow: What becomes of messages for a server that does not take them, by message type; see `Overflow`.
+        heartbeat: When a silent server is pinged, and given up.
+        expose_errors: What the server is told of exceptions in procedures that it calls; see `ExposeErrors`.
+        debug: Send stack traces of failing procedures to the server, too.
         connector: Opens WebSockets; for tests and other transports.
 
     Raises:
@@ -69,6 +74,9 @@ class WseClient:
         backoff: Backoff | None = None,
         limits: Limits | None = None,
         compression: Compression | None = None,
+        overflow: Mapping[MessageType, Overflow | str] | None = None,
+        heartbeat: Heartbeat | None = None,
+        expose_errors: ExposeErrors | str = ExposeErrors.MESSAGE,
         debug: bool = False,
         connector: Connector | None = None,
     ) -> None:
@@ -79,6 +87,8 @@ class WseClient:
             scheduler=self._scheduler,
             timeout=timeout,
             limits=limits or Limits(),
+            overflow=overflow,
+            expose=expose_errors,
             debug=debug,
             report=self._report,
         )
@@ -93,6 +103,7 @@ class WseClient:
             connector=connector or partial(picows.connect, ssl=ssl, timeout=timeout, compression=compression),
             reconnect=reconnect,
             backoff=backoff or Backoff(),
+            heartbeat=heartbeat or Heartbeat(),
         )
 
     @property
@@ -109,6 +120,14 @@ class WseClient:
     def protocol(self) -> Protocol:
         """The message protocol."""
         return self._endpoint.protocols[0]
+
+    @property
+    def rtt(self) -> float | None:
+        """Seconds that the last ping and its pong took; `None` before the first. A server that has been silent for
+        `Heartbeat.interval` is pinged.
+        """
+        session = self._life.session
+        return None if session is None else session.rtt
 
     @property
     def channel(self) -> Channel:
@@ -223,5 +242,5 @@ class WseClient:
     def __repr__(self) -> str:
         return f"<WseClient {self.status}>"
 
-    def _report(self, error: WseError, session: Session | None) -> None:
+    def _report(self, error: WseError, session: Outgoing | None) -> None:
         emit_error(self.when.error, error)

@@ -9,6 +9,7 @@ from urllib.parse import urlsplit
 
 from wse.client.session import ClientOpening, ClientSession
 from wse.core.closing import check_close
+from wse.core.heartbeat import Pulse
 from wse.core.ports import Credentials
 from wse.core.session import encode
 from wse.errors import CloseReason, ErrorCode, WseError
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from wse.client.backoff import Backoff
     from wse.client.signals import ClientSignals
     from wse.core.endpoint import Endpoint
+    from wse.core.heartbeat import Heartbeat
     from wse.core.packed import Packed
     from wse.core.ports import Connector, Link, Protocol
     from wse.core.session import Session
@@ -56,6 +58,7 @@ class ClientLife:
         connector: Opens WebSockets.
         reconnect: Reconnect after a close that is retried.
         backoff: How long to wait before each attempt to reconnect.
+        heartbeat: When a silent server is pinged, and given up.
 
     Attributes:
         respond: The application's challenge handler.
@@ -74,6 +77,7 @@ class ClientLife:
         connector: Connector,
         reconnect: bool,
         backoff: Backoff,
+        heartbeat: Heartbeat,
     ) -> None:
         self._endpoint = endpoint
         self._when = when
@@ -84,6 +88,7 @@ class ClientLife:
         self._connector = connector
         self._reconnect = reconnect
         self._backoff = backoff
+        self._pulse = Pulse(endpoint.scheduler, heartbeat, self._alive)
         self._closes = 0  # how often the application has closed
         self.respond: Callable[[Any], Any] | None = None
         self.status = ClientStatus.IDLE
@@ -233,9 +238,14 @@ class ClientLife:
         else:
             opening = ClientOpening(session, self, credentials.respond, credentials.finish)
         session.enter(opening)
+        if link.pings:
+            self._pulse.start()
         link.write_shared(hi)
         self._when.connected.emit()
         return session
+
+    def _alive(self) -> tuple[ClientSession, ...]:
+        return () if self.session is None else (self.session,)
 
     def _abandon(self, session: ClientSession | None) -> None:
         """Nobody waits for this connection any more."""

@@ -79,6 +79,10 @@ class ClientOpening:
 
     deaf = False
 
+    @property
+    def largest(self) -> int:
+        return self._session.endpoint.limits.message_size
+
     def __init__(
         self,
         session: ClientSession,
@@ -96,7 +100,7 @@ class ClientOpening:
         if type == types.welcome:
             self._welcome(payload)
         elif type == types.challenge and self._respond is not None:
-            run_handler(self._session.endpoint.scheduler, self._answer, (self._respond, payload), self._failed)
+            run_handler(self._session, self._answer, (self._respond, payload), self._failed)
         # Anything else is ignored (WIRE.md section 3).
 
     def stop(self) -> None: ...

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from math import inf
 from typing import TYPE_CHECKING, Any
 
+from wse.core.limits import Overflow
 from wse.core.ports import RESERVED_PREFIX, Protocol
-from wse.core.rpc import Procedures
+from wse.core.rpc import ExposeErrors, Procedures
 from wse.core.signals import Channel, Signal
+from wse.core.stats import Counters
 from wse.errors import ErrorCode, WseError
 from wse.types import MessageType
 
 if TYPE_CHECKING:
     from wse.core.limits import Limits
+    from wse.core.outgoing import Outgoing
     from wse.core.ports import Scheduler
-    from wse.core.session import Session
 
 logger = logging.getLogger("wse")
 
@@ -29,15 +32,23 @@ class Endpoint:
         scheduler: Where time, futures and tasks come from.
         timeout: Seconds that a call waits for its answer, 0 for ever.
         limits: What the peer may ask of us.
-        debug: Send stack traces to the peer that called a failing procedure.
+        overflow: What becomes of messages for a slow receiver, by type.
+        expose: What a peer is told of an exception in a procedure that it called.
+        debug: Send it stack traces, too.
         report: Told of every failure, with the session that it happened on, if any.
     """
 
     __slots__ = (
         "_report",
         "channel",
+        "counters",
         "debug",
+        "expose",
         "limits",
+        "most_handlers",
+        "most_incoming_calls",
+        "most_outgoing_calls",
+        "overflow",
         "procedures",
         "protocols",
         "reserved",
@@ -53,8 +64,10 @@ class Endpoint:
         scheduler: Scheduler,
         timeout: float,
         limits: Limits,
-        debug: bool,
-        report: Callable[[WseError, Session | None], None],
+        report: Callable[[WseError, Outgoing | None], None],
+        overflow: Mapping[MessageType, Overflow | str] | None = None,
+        expose: ExposeErrors | str = ExposeErrors.MESSAGE,
+        debug: bool = False,
     ) -> None:
         if timeout < 0:
             raise ValueError(f"timeout is in seconds, or 0 for none, not {timeout}")
@@ -63,10 +76,18 @@ class Endpoint:
         self.scheduler = scheduler
         self.timeout = timeout
         self.limits = limits
+        self.most_handlers = _bound(limits.handlers)
+        self.most_incoming_calls = _bound(limits.incoming_calls)
+        self.most_outgoing_calls = _bound(limits.outgoing_calls)
+        self.counters = Counters()
+        self.expose = ExposeErrors(expose)
         self.debug = debug
         self.channel = Channel((*takes, "payload"), self.check_type)
         self.procedures = Procedures((*takes, "payload"), self.check_type)
         self._report = report
+        self.overflow = {kind: Overflow(policy) for kind, policy in (overflow or {}).items()}
+        for kind in self.overflow:
+            self.check_type(kind)
 
     def check_type(self, type: MessageType) -> None:
         """Reject a message type or procedure name that an application cannot use.
@@ -88,11 +109,16 @@ class Endpoint:
         )
         raise WseError(ErrorCode.PROTOCOL_VIOLATION, {"type": type}, problem)
 
-    def report(self, error: WseError, session: Session | None = None, cause: BaseException | None = None) -> None:
+    def report(self, error: WseError, session: Outgoing | None = None, cause: BaseException | None = None) -> None:
         """Tell the application of a failure."""
         if cause is not None:
             error.__cause__ = cause
+        self.counters.errors[error.code] += 1
         self._report(error, session)
+
+
+def _bound(limit: int | None) -> float:
+    return inf if limit is None else limit
 
 
 def emit_error(signal: Signal[*tuple[Any, ...]], error: WseError, *rest: Any) -> None:

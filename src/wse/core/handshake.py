@@ -175,6 +175,10 @@ class ServerOpening(Generic[S]):
     def deaf(self) -> bool:
         return self.state is State.VALIDATING
 
+    @property
+    def largest(self) -> int:
+        return self._session.endpoint.limits.handshake_size
+
     def message(self, type: Any, payload: Any, stamp: Any) -> None:
         types = self._session.protocol.internal_types
         if self.state is State.STRANGER and type == types.hi:
@@ -240,8 +244,7 @@ class ServerOpening(Generic[S]):
         self._run(self._identify, self._no_value, ErrorCode.MSG_PROCESSING_ERROR, "the identify handler")
 
     def _run(self, handler: AuthHandler, use: Callable[[Any], None], code: ErrorCode, which: str) -> None:
-        scheduler = self._session.endpoint.scheduler
-        run_handler(scheduler, self._handle, (handler, use), self._failed, code, which)
+        run_handler(self._session, self._handle, (handler, use), self._failed, code, which)
 
     def _handle(self, handler: AuthHandler, use: Callable[[Any], None]) -> Any:
         value = handler(self.handshake)
@@ -260,7 +263,7 @@ class ServerOpening(Generic[S]):
         if self.state is State.VALIDATING:
             raise TypeError(
                 "an identify handler decides by auth.accept(cid, welcome) or auth.refuse() and returns None, "
-                f"not {value!r}"
+                f"not a value of type {type(value).__name__}"
             )
 
     def _failed(self, exc: Exception, code: ErrorCode, which: str) -> None:

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Collection, Mapping
+from collections import Counter
+from collections.abc import Collection, Iterator, Mapping
+from itertools import islice
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from wse.core.closing import check_close
 from wse.core.handshake import ServerOpening
+from wse.core.heartbeat import Heartbeat, Pulse
+from wse.core.limits import TokenBucket
 from wse.core.packed import Packed
 from wse.core.session import Session, encode
 from wse.core.signals import Signal
+from wse.core.stats import Stats
 from wse.errors import CloseReason, ErrorCode, WseError
 from wse.types import ClientId, MessageType, ReadyState
 
@@ -21,6 +26,10 @@ if TYPE_CHECKING:
     from wse.core.endpoint import Endpoint
     from wse.core.handshake import AuthHandler, Handshake
     from wse.core.ports import Link, Protocol, Request
+
+
+CLOSES_PER_SECOND = 1000
+"""How many connections are closed in a second when a server ends: as many as another one can let in meanwhile."""
 
 
 class ServerSession(Session):
@@ -42,13 +51,40 @@ class ServerSession(Session):
         return {"cid": self.conn.cid, "conn_id": self.conn.conn_id}
 
     def _ignored(self, type_: Any, payload: Any, stamp: Any) -> None:
-        self._hub.ignored.emit(self.conn, type_, payload)
+        self._hub.ignored.emit_on(self, self.conn, type_, payload)
 
     def _on_end(self, code: int, reason: str) -> None:
         self._hub.leave(self, code, reason)
 
     def _on_closed(self) -> None:
         self._hub.forget(self)
+
+
+class MeteredSession(ServerSession):
+    """A session whose peer may send only so many messages and bytes a second."""
+
+    __slots__ = ("_bytes", "_messages")
+
+    def __init__(self, hub: Hub, link: Link, request: Request, protocol: Protocol) -> None:
+        super().__init__(hub, link, request, protocol)
+        limits, scheduler = hub.endpoint.limits, hub.endpoint.scheduler
+        self._messages = self._bytes = None
+        if limits.message_rate is not None:
+            burst = limits.message_burst or max(1, 2 * limits.message_rate)
+            self._messages = TokenBucket(scheduler, limits.message_rate, burst)
+        if limits.byte_rate is not None:
+            burst = limits.byte_burst or max(limits.message_size, 2 * limits.byte_rate)
+            self._bytes = TokenBucket(scheduler, limits.byte_rate, burst)
+
+    def receive(self, data: str | bytes | memoryview) -> None:
+        if self.ended:
+            return
+        if self._messages is not None and not self._messages.take(1):
+            self.exceeded("message_rate", CloseReason.LIMIT_MESSAGE_RATE)
+        elif self._bytes is not None and not self._bytes.take(len(data)):
+            self.exceeded("byte_rate", CloseReason.LIMIT_BYTE_RATE)
+        else:
+            super().receive(data)
 
 
 class WseConnection:
@@ -88,6 +124,18 @@ class WseConnection:
     def protocol(self) -> Protocol:
         """The message protocol that it speaks."""
         return self._session.protocol
+
+    @property
+    def rtt(self) -> float | None:
+        """Seconds that the last ping and its pong took; `None` before the first, and inside web servers, which keep
+        their own heartbeat. A device is pinged when it has been silent for `Heartbeat.interval`.
+        """
+        return self._session.rtt
+
+    @property
+    def queued(self) -> int:
+        """Bytes that wait for the device to take them."""
+        return self._session.queued
 
     def send(self, type: MessageType, payload: Any = None) -> None:
         """Send a message to this device. On a connection that has ended nothing happens.
@@ -196,9 +244,10 @@ class Hub:
         endpoint: What its sessions share.
         conns_per_user: How many devices of one user may be connected at a time.
         auth_timeout: Seconds that a connection has to become valid; 0 for ever.
+        heartbeat: When silent connections are pinged, and given up.
     """
 
-    def __init__(self, endpoint: Endpoint, *, conns_per_user: int, auth_timeout: float) -> None:
+    def __init__(self, endpoint: Endpoint, *, conns_per_user: int, auth_timeout: float, heartbeat: Heartbeat) -> None:
         if conns_per_user < 1:
             raise ValueError(f"conns_per_user must be at least 1, not {conns_per_user}")
         if auth_timeout < 0:
@@ -211,7 +260,14 @@ class Hub:
         self.identities: dict[ClientId, WseIdentity] = {}
         self.connections: dict[str, WseConnection] = {}  # the valid ones
         self.sessions: set[ServerSession] = set()  # all whose socket is not closed yet
+        self.strangers = 0  # those of them that have not been let in, and have not ended
+        self.by_address: Counter[str] = Counter()  # how many of them, where there is a limit
+        self._closing: tuple[int, str] | None = None
         self._emptied: asyncio.Future[None] | None = None
+        self._pulse = Pulse(endpoint.scheduler, heartbeat, lambda: self.sessions)
+        limits = endpoint.limits
+        metered = limits.message_rate is not None or limits.byte_rate is not None
+        self._session_class = MeteredSession if metered else ServerSession
 
         def signal(name: str, *takes: str) -> Signal[*tuple[Any, ...]]:
             return Signal(name, takes, endpoint.scheduler, self._listener_failed)
@@ -232,8 +288,9 @@ class Hub:
         """
         if self.identify is None:
             raise WseError(ErrorCode.IDENTIFY_HANDLER_MISSING)
-        session = ServerSession(self, link, request, protocol or self.endpoint.protocols[0])
-        self.sessions.add(session)
+        session = self._session_class(self, link, request, protocol or self.endpoint.protocols[0])
+        excess = self._find_excess(request.remote_addr)
+        self._count_in(session)
         opening: ServerOpening[ServerSession] = ServerOpening(
             session,
             conn_id=session.conn.conn_id,
@@ -244,10 +301,33 @@ class Hub:
             join=self._join,
         )
         session.enter(opening)
-        if protocol is None:
+        if self._closing is not None:
+            session.close(*self._closing)
+        elif excess is not None:
+            session.exceeded(*excess, 1013)
+        elif protocol is None:
             names = ", ".join(p.name for p in self.endpoint.protocols)
             session.violation(f"the client offers no subprotocol that the server has: {names}")
         return session
+
+    def _find_excess(self, address: str) -> tuple[str, CloseReason] | None:
+        """The limit that one more connection would exceed."""
+        limits = self.endpoint.limits
+        if limits.connections is not None and len(self.sessions) >= limits.connections:
+            return "connections", CloseReason.LIMIT_CONNECTIONS
+        if limits.unauthenticated is not None and self.strangers >= limits.unauthenticated:
+            return "unauthenticated", CloseReason.LIMIT_UNAUTHENTICATED
+        if limits.connections_per_address is not None and self.by_address[address] >= limits.connections_per_address:
+            return "connections_per_address", CloseReason.LIMIT_CONNECTIONS_PER_ADDRESS
+        return None
+
+    def _count_in(self, session: ServerSession) -> None:
+        self.sessions.add(session)
+        self.strangers += 1
+        if self.endpoint.limits.connections_per_address is not None:
+            self.by_address[session.conn.request.remote_addr] += 1
+        if session.link.pings:
+            self._pulse.start()
 
     def _join(self, session: ServerSession, auth: Handshake, cid: ClientId, welcome: Packed) -> None:
         """The connection becomes a user's (WIRE.md section 3, step 5)."""
@@ -267,20 +347,22 @@ class Hub:
             if session.ended:
                 return
         self.connections[conn.conn_id] = conn
+        self.strangers -= 1
         session.enter(None)
         session.link.write_shared(welcome)
         if is_new:
             self.joined.emit(identity, conn.meta)
         if session.valid:
-            self.connected.emit(conn)
+            self.connected.emit_on(session, conn)
 
     def leave(self, session: ServerSession, code: int, reason: str) -> None:
         """The connection has ended; it may not have been valid."""
         conn = session.conn
         identity = conn.client
+        if self.connections.pop(conn.conn_id, None) is None:
+            self.strangers -= 1
         if identity is None:
             return
-        self.connections.pop(conn.conn_id, None)
         del identity._conns[conn.conn_id]
         is_last = not identity._conns
         if is_last:
@@ -292,19 +374,71 @@ class Hub:
     def forget(self, session: ServerSession) -> None:
         """The socket has closed."""
         self.sessions.discard(session)
+        address = session.conn.request.remote_addr
+        if address in self.by_address:
+            self.by_address[address] -= 1
+            if not self.by_address[address]:
+                del self.by_address[address]
         if not self.sessions and self._emptied is not None:
             if not self._emptied.done():
                 self._emptied.set_result(None)
             self._emptied = None
 
+    def refuse(self, code: int, reason: str) -> None:
+        """Let nobody in any more: who connects is closed with this."""
+        self._closing = code, reason
+
     async def close(self, code: int, reason: str) -> None:
-        """Close every connection; returns when the last socket has closed."""
-        for session in tuple(self.sessions):
-            session.close(code, reason)
-        if self.sessions:
-            if self._emptied is None:
-                self._emptied = self.endpoint.scheduler.create_future()
-            await self._emptied
+        """Close every connection; returns when the last socket has closed.
+
+        Many are closed over some seconds, `CLOSES_PER_SECOND` of them in each, so that they do not all return at once.
+        Who connects meanwhile is closed, too.
+        """
+        self._closing = code, reason
+        try:
+            self._close_some(iter(tuple(self.sessions)))
+            if self.sessions:
+                if self._emptied is None:
+                    self._emptied = self.endpoint.scheduler.create_future()
+                await self._emptied
+        finally:
+            self._closing = None
+            self._pulse.stop()
+
+    def _close_some(self, sessions: Iterator[ServerSession]) -> None:
+        if self._closing is None:
+            return
+        for session in islice(sessions, CLOSES_PER_SECOND // 10):
+            session.close(*self._closing)
+        if sessions.__length_hint__():  # type: ignore[attr-defined]  # tuple iterators have it
+            self.endpoint.scheduler.call_later(0.1, self._close_some, sessions)
+
+    def stats(self, uptime: float, running_handlers: int) -> Stats:
+        """See `WseServer.stats`."""
+        counters = self.endpoint.counters
+        queued = [session.queued for session in self.sessions]
+        return Stats(
+            uptime=uptime,
+            connections=len(self.sessions),
+            unauthenticated=self.strangers,
+            identities=len(self.identities),
+            queued_bytes=sum(queued),
+            queued_bytes_max=max(queued, default=0),
+            running_handlers=running_handlers,
+            pending_calls=sum(session.pending_calls for session in self.sessions),
+            opened=counters.opened,
+            messages_in=counters.messages_in,
+            messages_out=counters.messages_out,
+            calls_in=counters.calls_in,
+            calls_out=counters.calls_out,
+            bytes_in=counters.bytes_in,
+            bytes_out=counters.bytes_out,
+            errors=dict(counters.errors),
+            closes=dict(counters.closes),
+            close_codes=dict(counters.close_codes),
+            dropped=dict(counters.dropped),
+            limits=dict(counters.limits),
+        )
 
     # Messages.
 
@@ -335,14 +469,24 @@ def send_to_all(endpoint: Endpoint, conns: Collection[WseConnection], type: Mess
     protocols = endpoint.protocols
     if len(protocols) == 1:
         packed = encode(protocols[0], type, payload)
+        counters = endpoint.counters
+        counters.messages_out += len(conns)
+        counters.bytes_out += len(conns) * len(packed.data)
         for conn in conns:
-            conn._session.link.write_shared(packed)
+            session = conn._session
+            if session._writable:  # as in Outgoing.write_shared, without a call for each receiver
+                session.link.write_shared(packed)
+            else:
+                session.hold(type, packed)
         return
     spoken = {conn._session.protocol for conn in conns} or protocols[:1]
     by_protocol = {protocol: encode(protocol, type, payload) for protocol in spoken}
     for conn in conns:
         session = conn._session
-        session.link.write_shared(by_protocol[session.protocol])
+        packed = by_protocol[session.protocol]
+        endpoint.counters.messages_out += 1
+        endpoint.counters.bytes_out += len(packed.data)
+        session.write_shared(type, packed)
 
 
 async def call_all(sessions: list[ServerSession], name: MessageType, payload: Any, timeout: float | None) -> list[Any]:

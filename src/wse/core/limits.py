@@ -1,21 +1,155 @@
-"""What one peer may ask of us."""
+"""What one peer may ask of us, and what becomes of one that asks for more."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from enum import StrEnum
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from wse.core.ports import Scheduler
+
+
+class Overflow(StrEnum):
+    """What becomes of a message for a receiver whose queue is full (`Limits.send_buffer`).
+
+    Without a choice for its type a message closes the connection, so nothing is ever lost in silence.
+    """
+
+    CLOSE = "close"
+    """Close that connection with 1013 and `wse.slow-receiver`."""
+
+    DROP_NEWEST = "drop-newest"
+    """Drop the message."""
+
+    DROP_OLDEST = "drop-oldest"
+    """Drop waiting messages of this type, the oldest first, until the new one fits."""
+
+    LATEST = "latest"
+    """Keep only the newest of this type: as soon as one waits, the next takes its place."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """Bounds on what a peer may send. Breaking one closes that connection and is reported on `error`.
+    """Bounds on what one peer may ask of us; `None` for no bound.
+
+    Whoever exceeds one is told which: its call is answered with `wse.limit-exceeded` and the limit's name, or its
+    connection is closed with a reason of its own (`CloseReason`). It is reported on `error`, once for each connection
+    and limit, and counted every time (`WseServer.stats`).
 
     Args:
-        message_size: Bytes of one message, whatever number of frames carries it. 1 MiB by default: far above
-            a chat or an RPC, far below what would hurt. A larger message is closed with 1009 (RFC 6455, 7.4.1).
+        message_size: Bytes of one message, whatever number of frames carries it, before and after inflation. 1 MiB:
+            far above a chat or a call, far below what would hurt. Closes with 1009 (RFC 6455, 7.4.1).
+        frame_size: Bytes of one frame, on our own listener and client; `None` for `message_size`, since a frame can be
+            as large as a message. Closes with 1009.
+        handshake_size: Bytes of a message before the welcome, with identity and meta. 64 KiB: room for any token, and
+            strangers get no more. Closes with 1009.
+        nesting: How deep arrays and objects may stand in one another. 100: nobody writes that by hand, and recursive
+            code of applications survives it. Closes with 1008.
+        connections: Connections of a server. No bound by default: memory and file descriptors differ, and only the
+            operator knows them. Closes with 1013, so that reconnecting clients come again.
+        connections_per_address: Connections from one address. No bound by default: behind a proxy or a company's
+            network thousands share one; with `trusted_proxies` in place, some 100 are sensible. Closes with 1013.
+        unauthenticated: Connections that have not been let in. 4,096: a burst of returning clients fits, and costs
+            strangers at most some 50 MiB of ours. Closes with 1013. How long each may last is `auth_timeout`.
+        incoming_calls: Calls of one peer that wait for our answer. 1,000: far above what a page has in flight. More are
+            answered with `wse.limit-exceeded`.
+        outgoing_calls: Calls to one peer that wait for its answer. 10,000: a peer that never answers holds no more.
+            More raise `LIMIT_EXCEEDED`.
+        handlers: `async` handlers that run for one connection, those of calls among them. 1,000, as each costs a few
+            KiB. A call above is answered with `wse.limit-exceeded`, a message closes with 1008.
+        handler_linger: Seconds that `async` handlers may go on after their connection has ended, then they are
+            cancelled. 10: time to finish what a client sent before it went. `None` lets them run.
+        message_rate: Messages a second from one connection, calls and answers among them. No bound by default: a chat
+            needs 10, a game 100, a bulk producer 100,000. Closes with 1008.
+        message_burst: Messages that may come at once after a pause; `None` for those of two seconds.
+        byte_rate: Bytes a second from one connection. No bound by default, as for `message_rate`. Closes with 1008.
+        byte_burst: Bytes that may come at once after a pause; `None` for those of two seconds, or `message_size`
+            where that is more.
+        send_buffer: Bytes that wait for one peer to take them. 1 MiB: seconds of a slow phone's line. What happens with
+            more is the message type's `Overflow`; by default it closes with 1013 and `wse.slow-receiver`. A single
+            message may be larger when nothing else waits.
+
+    Raises:
+        ValueError: A bound that is not positive.
     """
 
     message_size: int = 1024 * 1024
+    frame_size: int | None = None
+    handshake_size: int = 64 * 1024
+    nesting: int = 100
+    connections: int | None = None
+    connections_per_address: int | None = None
+    unauthenticated: int | None = 4096
+    incoming_calls: int | None = 1000
+    outgoing_calls: int | None = 10_000
+    handlers: int | None = 1000
+    handler_linger: float | None = 10.0
+    message_rate: float | None = None
+    message_burst: float | None = None
+    byte_rate: float | None = None
+    byte_burst: float | None = None
+    send_buffer: int = 1024 * 1024
 
     def __post_init__(self) -> None:
-        if self.message_size < 1:
-            raise ValueError(f"message_size must be at least 1 byte, not {self.message_size}")
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if value is None and field.default is not None and field.name in _ALWAYS:
+                raise ValueError(f"{field.name} needs a bound")
+            if value is not None and value <= 0 and field.name != "handler_linger":
+                raise ValueError(f"{field.name} must be more than 0, not {value}")
+        if self.handler_linger is not None and self.handler_linger < 0:
+            raise ValueError(f"handler_linger is in seconds, not {self.handler_linger}")
+
+    @property
+    def largest_frame(self) -> int:
+        """Bytes that one frame may have."""
+        return self.message_size if self.frame_size is None else min(self.frame_size, self.message_size)
+
+
+_ALWAYS = frozenset(("message_size", "handshake_size", "nesting", "send_buffer"))
+"""Without these a single peer could exhaust the process."""
+
+
+class TokenBucket:
+    """A rate with bursts: `rate` tokens a second flow in, up to `burst` of them.
+
+    Args:
+        scheduler: Its clock.
+        rate: Tokens a second.
+        burst: Tokens that it holds at most, and at first.
+    """
+
+    __slots__ = ("_at", "_burst", "_rate", "_scheduler", "_tokens")
+
+    def __init__(self, scheduler: Scheduler, rate: float, burst: float) -> None:
+        self._scheduler = scheduler
+        self._rate = rate
+        self._burst = burst
+        self._tokens = burst
+        self._at = scheduler.time()
+
+    def take(self, tokens: float) -> bool:
+        """Whether they were there; then they are gone."""
+        now = self._scheduler.time()
+        available = min(self._burst, self._tokens + (now - self._at) * self._rate)
+        self._at = now
+        enough = available >= tokens
+        self._tokens = available - tokens if enough else available
+        return enough
+
+
+def nests_deeper(value: Any, depth: int) -> bool:
+    """Whether arrays and objects stand in one another more than `depth` deep in a decoded value."""
+    level = [value]
+    for _ in range(depth + 1):
+        inner: list[Any] = []
+        for item in level:
+            if type(item) is dict:
+                inner += [child for child in item.values() if type(child) is dict or type(child) is list]
+            elif type(item) is list:
+                inner += [child for child in item if type(child) is dict or type(child) is list]
+        if not inner:
+            return False
+        level = inner
+    return True

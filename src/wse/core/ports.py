@@ -105,8 +105,13 @@ class Link(typing.Protocol):
 
     Guarantees: what was written leaves in that order, before a close; after `close`, `abort` or the peer's close,
     `write` does nothing; no method raises for what the peer or the network did, and none calls the session back
-    before it returns.
+    before it returns, but for `writable(False)`.
+
+    Attributes:
+        pings: Whether it is a `PingingLink`, too; web servers keep a heartbeat of their own.
     """
+
+    pings: bool
 
     def write(self, data: str | bytes) -> None:
         """Send one message, text or binary. The transport may collect the writes of one turn of the event loop."""
@@ -131,6 +136,23 @@ class Link(typing.Protocol):
     @property
     def remote_addr(self) -> str:
         """The IP address of the socket's peer, or an empty string where there is none."""
+        ...
+
+
+class PingingLink(Link, typing.Protocol):
+    """A link whose heartbeat is ours.
+
+    Attributes:
+        heard: Set by the link when a frame has come from the peer, and cleared by who looks at it.
+    """
+
+    heard: bool
+
+    def ping(self) -> None:
+        """Send a ping; the session's `pong` is called when it is answered (RFC 6455, 5.5.2)."""
+
+    def silence(self) -> float:
+        """Seconds since the last byte came from the peer, part of a message or not; infinite where nobody knows."""
         ...
 
 
@@ -160,8 +182,12 @@ class Scheduler(typing.Protocol):
         """A future of the loop that everything runs on."""
         ...
 
-    def spawn(self, coroutine: Coroutine[Any, Any, Any]) -> None:
-        """Run a coroutine that handles its own exceptions: its first step at once where Python can do that."""
+    def spawn(self, coroutine: Coroutine[Any, Any, Any]) -> asyncio.Task[Any] | None:
+        """Run a coroutine that handles its own exceptions: its first step at once where Python can do that.
+
+        Returns:
+            Its task; `None` when it is done already.
+        """
 
 
 class Request(typing.Protocol):

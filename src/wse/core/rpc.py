@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import traceback
 from collections.abc import Callable
+from enum import StrEnum
 from typing import TYPE_CHECKING, Any, overload
 
 from wse.core.signals import check_handler
@@ -165,7 +166,22 @@ class PendingCalls:
         self.reject(stamp, WseError(ErrorCode.RP_TIMEOUT, {"rp": name, "timeout": timeout}))
 
 
-def error_to_wire(exc: BaseException, name: MessageType, payload: Any, *, debug: bool) -> dict[str, Any]:
+class ExposeErrors(StrEnum):
+    """What the peer that called a failing procedure is told of an exception. A `WseError` always travels as it is."""
+
+    NONE = "none"
+    """Nothing: only that the procedure failed."""
+
+    MESSAGE = "message"
+    """The exception's class and text, as WIRE.md section 4 has it."""
+
+    FULL = "full"
+    """The same of the exceptions behind it, too."""
+
+
+def error_to_wire(
+    exc: BaseException, name: MessageType, payload: Any, *, expose: ExposeErrors, debug: bool
+) -> dict[str, Any]:
     """What a failing procedure sends back (WIRE.md section 4)."""
     wire: dict[str, Any] = {}
     if isinstance(exc, WseError):
@@ -175,16 +191,32 @@ def error_to_wire(exc: BaseException, name: MessageType, payload: Any, *, debug:
             wire["message"] = exc.message
     else:
         wire["code"] = str(ErrorCode.RP_EXECUTION_FAILED)
-        origin = {"name": type(exc).__name__, "message": str(exc)}
-        if debug:
-            origin["stack"] = "".join(traceback.format_exception(exc))
-        details = {"origin": origin}
+        details = {} if expose is ExposeErrors.NONE else {"origin": _origin(exc, expose, debug)}
     details.setdefault("rp", name)
     details.setdefault("rpc", name)  # 4.x clients read this one
     if payload is not None:
         details.setdefault("payload", payload)
     wire["details"] = details
     return wire
+
+
+def _origin(exc: BaseException, expose: ExposeErrors, debug: bool) -> dict[str, Any]:
+    origin: dict[str, Any] = {"name": type(exc).__name__, "message": str(exc)}
+    if expose is ExposeErrors.FULL:
+        origin["causes"] = [{"name": type(cause).__name__, "message": str(cause)} for cause in _causes(exc)]
+    if debug:
+        origin["stack"] = "".join(traceback.format_exception(exc))
+    return origin
+
+
+def _causes(exc: BaseException) -> list[BaseException]:
+    """The exceptions behind one, as a traceback would show them."""
+    causes: list[BaseException] = []
+    cause: BaseException | None = exc
+    while cause is not None and cause not in causes:
+        causes.append(cause)
+        cause = cause.__cause__ or (None if cause.__suppress_context__ else cause.__context__)
+    return causes[1:]
 
 
 def error_from_wire(payload: Any) -> WseError:

@@ -11,15 +11,17 @@ from inspect import isawaitable
 from types import CoroutineType
 from typing import TYPE_CHECKING, Any
 
+from wse.core.limits import nests_deeper
+from wse.core.outgoing import Outgoing
 from wse.core.packed import Packed
 from wse.core.rpc import PendingCalls, error_from_wire, error_to_wire
-from wse.core.signals import HANDLER_ERRORS, settle
+from wse.core.signals import HANDLER_ERRORS, handler_of, settle
 from wse.errors import CloseReason, ErrorCode, WseError
 from wse.types import MessageType, ReadyState
 
 if TYPE_CHECKING:
     import asyncio
-    from collections.abc import Callable
+    from collections.abc import Coroutine
 
     from wse.core.endpoint import Endpoint
     from wse.core.ports import Link, Protocol
@@ -37,6 +39,11 @@ class Phase(typing.Protocol):
         """Whether what comes in is ignored, undecoded."""
         ...
 
+    @property
+    def largest(self) -> int:
+        """Bytes that a message may have."""
+        ...
+
     def message(self, type: Any, payload: Any, stamp: Any) -> None:
         """A decoded message has come in."""
 
@@ -48,6 +55,7 @@ class _Ended:
     """The last phase: nothing is heard any more."""
 
     deaf = True
+    largest = 0
 
     def message(self, type: Any, payload: Any, stamp: Any) -> None: ...
 
@@ -57,57 +65,51 @@ class _Ended:
 ENDED = _Ended()
 
 
-class Session:
+class Session(Outgoing):
     """One connection.
 
-    A transport calls `receive`, `closed`, `writable` and `violated`; the application's side calls `send`, `call`,
-    `close` and `drain`. The session ends when either side closes: from then on nothing is heard or sent and every
-    pending call is settled, while the socket still does its closing handshake.
+    A transport calls `receive`, `closed`, `writable`, `violated` and `pong`; the application's side calls `send`,
+    `call`, `close` and `drain`. The session ends when either side closes: from then on nothing is heard or sent and
+    every pending call is settled, while the socket still does its closing handshake.
+
+    Attributes:
+        silent_since: When the peer was last known to have sent something; kept by the heartbeat, as is
+        pinged_at: When it was pinged, if its pong is still due.
+        rtt: Seconds from the last ping to its pong; `None` before the first.
     """
 
     __slots__ = (
         "_calls",
         "_conn",
         "_decode",
-        "_drainers",
-        "_encode",
+        "_nesting",
         "_phase",
         "_procedures",
         "_response",
-        "_utf8",
-        "_writable",
-        "endpoint",
-        "link",
-        "protocol",
-        "ready_state",
+        "_running_calls",
+        "_tasks",
+        "pinged_at",
+        "rtt",
+        "silent_since",
     )
 
     def __init__(self, endpoint: Endpoint, link: Link, protocol: Protocol) -> None:
-        self.endpoint = endpoint
-        self.link = link
-        self.protocol = protocol
-        self.ready_state = ReadyState.OPEN
-        codec = protocol.codec
-        self._encode: Callable[[tuple[Any, Any, Any]], Any] = codec.encode
-        self._decode = codec.decode
-        self._utf8 = codec.utf8
+        super().__init__(endpoint, link, protocol)
+        self._decode = protocol.codec.decode
         self._response = protocol.internal_types.response
         self._procedures = endpoint.procedures.by_name
+        self._nesting = endpoint.limits.nesting
         self._conn: Any = None  # what handlers get before the payload: the connection at a server, nothing at a client
         self._phase: Phase | None = ENDED
         self._calls: PendingCalls | None = None
-        self._writable = True
-        self._drainers: list[asyncio.Future[None]] | None = None
+        self._tasks: set[asyncio.Task[Any]] | None = None  # async handlers that run
+        self._running_calls = 0  # those of calls among them
+        self.silent_since = 0.0
+        self.pinged_at: float | None = None
+        self.rtt: float | None = None
+        self._counters.opened += 1
 
     # What a side adds to it.
-
-    def describe(self) -> str:
-        """Who the peer is, for reports (WIRE.md section 4)."""
-        raise NotImplementedError  # pragma: no cover - both sides have their own
-
-    def context(self) -> dict[str, Any]:
-        """What identifies the connection in the details of an error."""
-        return {}
 
     def _on_end(self, code: int, reason: str) -> None:
         """The session has just ended."""
@@ -122,6 +124,9 @@ class Session:
         if self._phase is not None:
             self._receive_in_phase(self._phase, data)
             return
+        counters = self._counters
+        size = len(data)
+        counters.bytes_in += size
         try:
             type_, payload, stamp = self._decode(data)
         except Exception:
@@ -129,7 +134,10 @@ class Session:
             if message is None:
                 return
             type_, payload, stamp = message
+        if size > self._nesting and self._is_too_deep(data, payload, stamp):
+            return
         if not stamp and (stamp is None or not isinstance(stamp, _TRUTHY_IN_JAVASCRIPT)):
+            counters.messages_in += 1
             self._on_message(type_, payload, stamp)
             return
         # A call, or the answer to one. From here to the write is what every call costs, so it stands in one place.
@@ -141,24 +149,26 @@ class Session:
         if fn is None:
             self._on_answer(type_, payload, stamp)
             return
+        counters.calls_in += 1
         result = None
         try:
             conn = self._conn
             result = fn(payload) if conn is None else fn(conn, payload)
             if type(result) is CoroutineType:
-                self.endpoint.scheduler.spawn(self._answer_later(result, type_, payload, stamp))
+                self._answer_when_done(result, type_, payload, stamp)
                 return
             answer = self._encode((self._response, result, stamp))
         except HANDLER_ERRORS as exc:
             if isawaitable(result):  # a future, or another kind of coroutine: rare, and encoded by no protocol
-                self.endpoint.scheduler.spawn(self._answer_later(result, type_, payload, stamp))
+                self._answer_when_done(result, type_, payload, stamp)
             else:
                 self._procedure_failed(exc, type_, payload, stamp)
             return
-        if self._utf8:
+        if self._utf8 and self._writable:
+            counters.bytes_out += len(answer)
             self.link.write_utf8(answer)
         else:
-            self.link.write(answer)
+            self._write(answer)
 
     def closed(self, code: int, reason: str) -> None:
         """The socket has closed; `code` and `reason` are the peer's, or 1006 when it said nothing (RFC 6455, 7.1.5)."""
@@ -167,16 +177,24 @@ class Session:
         self._wake_drainers()
         self._on_closed()
 
-    def writable(self, writable: bool) -> None:
-        """Whether the socket takes more, or its buffer is above the high-water mark."""
-        self._writable = writable
-        if writable:
-            self._wake_drainers()
-
     def violated(self, code: int, problem: str) -> None:
         """The transport found a violation of RFC 6455 or of a limit, and the connection is to end for it."""
-        if self._phase is not ENDED:
+        if self._phase is ENDED:
+            return
+        if code == 1009:
+            self.exceeded("message_size", CloseReason.LIMIT_MESSAGE_SIZE, code)
+        else:
             self.violation(problem, code=code, reason=problem)
+
+    def pong(self) -> None:
+        """The peer has answered a ping."""
+        if self.pinged_at is not None:
+            self.rtt = self.endpoint.scheduler.time() - self.pinged_at
+            self.pinged_at = None
+
+    def lost(self) -> None:
+        """The peer has not been heard for too long."""
+        self.link.abort()
 
     # What the application's side calls.
 
@@ -203,7 +221,8 @@ class Session:
         except Exception as exc:
             raise unencodable(type, exc) from exc
         if self._phase is None:
-            self._write(data)
+            self._counters.messages_out += 1
+            self._write(data, type)
 
     async def call(self, name: MessageType, payload: Any, timeout: float | None) -> Any:
         """Call a procedure of the peer and return its result.
@@ -222,7 +241,8 @@ class Session:
         """Send a call; whoever awaits the future must end with `forget_call`.
 
         Raises:
-            WseError: `RP_SEND_FAILED`; `PROTOCOL_VIOLATION` for a name that is WSE's own.
+            WseError: `RP_SEND_FAILED`; `LIMIT_EXCEEDED`, when too many calls wait for an answer; `PROTOCOL_VIOLATION`
+                for a name that is WSE's own.
         """
         self.endpoint.check_type(name)
         if self._phase is not None:
@@ -230,6 +250,10 @@ class Session:
         calls = self._calls
         if calls is None:
             calls = self._calls = PendingCalls(self.endpoint.scheduler, self.endpoint.timeout)
+        elif len(calls) >= self.endpoint.most_outgoing_calls:
+            error = self.exceeded("outgoing_calls")
+            error.details["rp"] = name
+            raise error
         stamp, future = calls.add(name, timeout)
         try:
             data = self._encode((name, payload, stamp))
@@ -237,6 +261,7 @@ class Session:
             calls.discard(stamp)
             problem = f"the payload cannot be encoded: {exc}"
             raise WseError(ErrorCode.RP_SEND_FAILED, {"rp": name}, problem) from exc
+        self._counters.calls_out += 1
         self._write(data)
         return stamp, future
 
@@ -250,30 +275,19 @@ class Session:
         if self._phase is not ENDED:
             self.ready_state = ReadyState.CLOSING
             reason = str(reason)  # it may be a member of CloseReason; listeners get what travels
+            self._write_all()
             self.link.close(code, reason)
             self._end(code, reason)
-
-    async def drain(self) -> None:
-        """Wait until the socket takes more; returns at once when the connection has ended.
-
-        What was written in this turn of the event loop leaves first, so a producer that drains between its messages
-        is held to the peer's pace.
-        """
-        scheduler = self.endpoint.scheduler
-        turn = scheduler.create_future()
-        scheduler.call_soon(_wake, turn)
-        await turn
-        while not self._writable and self.ready_state is ReadyState.OPEN:
-            future = scheduler.create_future()
-            if self._drainers is None:
-                self._drainers = []
-            self._drainers.append(future)
-            await future
 
     @property
     def pending_calls(self) -> int:
         """How many calls wait for the peer's answer."""
         return 0 if self._calls is None else len(self._calls)
+
+    @property
+    def running_handlers(self) -> int:
+        """How many async handlers have not ended."""
+        return 0 if self._tasks is None else len(self._tasks)
 
     # Phases.
 
@@ -305,18 +319,28 @@ class Session:
 
     # The message path.
 
-    def _write(self, data: Any) -> None:
-        if self._utf8:
-            self.link.write_utf8(data)
-        else:
-            self.link.write(data)
-
     def _receive_in_phase(self, phase: Phase, data: str | bytes | memoryview) -> None:
         if phase.deaf:
             return
+        size = len(data)
+        self._counters.bytes_in += size
+        if size > phase.largest:
+            self.exceeded("handshake_size", CloseReason.LIMIT_HANDSHAKE_SIZE, 1009)
+            return
         message = self._decode_again(data)
-        if message is not None:
+        if message is not None and not (size > self._nesting and self._is_too_deep(data, *message[1:])):
             phase.message(*message)
+
+    def _is_too_deep(self, data: str | bytes | memoryview, payload: Any, stamp: Any) -> bool:
+        """Whether a message is nested deeper than is allowed; then it ends the connection."""
+        depth = self._nesting
+        # In JSON each level has a bracket of its own, and counting them is faster than walking through all values.
+        if self._utf8 and isinstance(data, str) and data.count("[") + data.count("{") <= depth:
+            return False
+        if not nests_deeper(payload, depth) and not nests_deeper(stamp, depth):
+            return False
+        self.exceeded("nesting", CloseReason.LIMIT_NESTING)
+        return True
 
     def _decode_again(self, data: str | bytes | memoryview) -> tuple[Any, Any, Any] | None:
         """The message as the protocol itself sees it; what is none is reported, and ends the connection."""
@@ -347,7 +371,11 @@ class Session:
                 self._listener_failed(exc, type_)
             else:
                 if result is not None and isawaitable(result):
-                    self.endpoint.scheduler.spawn(settle(result, self._listener_failed, type_))
+                    if self.running_handlers >= self.endpoint.most_handlers:
+                        discard(result)
+                        self.exceeded("handlers", CloseReason.LIMIT_HANDLERS)
+                        return
+                    self.spawn(settle(result, self._listener_failed, type_))
 
     def _ignored(self, type_: Any, payload: Any, stamp: Any) -> None:
         """A plain message has no listener."""
@@ -367,6 +395,19 @@ class Session:
             error = WseError(ErrorCode.RP_NOT_REGISTERED)
             self._answer_error(error, type_, payload, stamp)
 
+    def _answer_when_done(self, awaitable: Any, name: MessageType, payload: Any, stamp: Any) -> None:
+        limit = None
+        if self._running_calls >= self.endpoint.most_incoming_calls:
+            limit = "incoming_calls"
+        elif self.running_handlers >= self.endpoint.most_handlers:
+            limit = "handlers"
+        if limit is None:
+            self._running_calls += 1
+            self.spawn(self._answer_later(awaitable, name, payload, stamp))
+        else:
+            discard(awaitable)
+            self._answer_error(self.exceeded(limit), name, payload, stamp)
+
     async def _answer_later(self, awaitable: Any, name: MessageType, payload: Any, stamp: Any) -> None:
         try:
             result = await awaitable
@@ -378,6 +419,24 @@ class Session:
             raise
         else:
             self._answer(result, name, payload, stamp)
+        finally:
+            self._running_calls -= 1
+
+    def spawn(self, coroutine: Coroutine[Any, Any, Any]) -> None:
+        """Run an async handler, which may outlive the connection by `Limits.handler_linger`."""
+        task = self.endpoint.scheduler.spawn(coroutine)
+        if task is not None:
+            tasks = self._tasks
+            if tasks is None:
+                tasks = self._tasks = set()
+            tasks.add(task)
+            task.add_done_callback(tasks.discard)
+
+    def _cancel_handlers(self) -> None:
+        for task in tuple(self._tasks or ()):
+            details = {"handler": handler_of(task), **self.context()}
+            self.endpoint.report(WseError(ErrorCode.HANDLER_CANCELLED, details), self)
+            task.cancel()
 
     def _answer(self, result: Any, name: MessageType, payload: Any, stamp: Any) -> None:
         try:
@@ -396,7 +455,7 @@ class Session:
     def _answer_error(self, exc: BaseException, name: MessageType, payload: Any, stamp: Any) -> None:
         response_error = self.protocol.internal_types.response_error
         try:
-            wire = error_to_wire(exc, name, payload, debug=self.endpoint.debug)
+            wire = error_to_wire(exc, name, payload, expose=self.endpoint.expose, debug=self.endpoint.debug)
             data = self._encode((response_error, wire, stamp))
         except Exception:
             # The error's own details cannot be encoded: the caller still gets an answer, without them.
@@ -419,19 +478,19 @@ class Session:
             phase.stop()
         if self._calls is not None:
             self._calls.close(code, reason)
+        if self._outbox is not None:
+            self._outbox.clear()
         self._wake_drainers()
+        self._counters.count_close(code, reason)
+        if self._tasks and self.endpoint.limits.handler_linger is not None:
+            self.endpoint.scheduler.call_later(self.endpoint.limits.handler_linger, self._cancel_handlers)
         self._on_end(code, reason)
 
-    def _wake_drainers(self) -> None:
-        if self._drainers is not None:
-            for future in self._drainers:
-                _wake(future)
-            self._drainers = None
 
-
-def _wake(future: asyncio.Future[None]) -> None:
-    if not future.done():
-        future.set_result(None)
+def discard(awaitable: Any) -> None:
+    """Give up what an async handler returned, before it has begun."""
+    if isinstance(awaitable, CoroutineType):
+        awaitable.close()
 
 
 def encode(protocol: Protocol, type: MessageType, payload: Any) -> Packed:

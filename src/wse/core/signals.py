@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import inspect
+import typing
 from asyncio import CancelledError
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from functools import partial
 from typing import TYPE_CHECKING, Any, Generic, TypeVarTuple, overload
 
@@ -42,9 +43,14 @@ def check_handler(fn: Callable[..., Any], *takes: str) -> None:
         raise TypeError(f"a handler must take ({', '.join(takes)}), but {fn!r} takes {signature}") from exc
 
 
-def run_handler(
-    scheduler: Scheduler, fn: Callable[..., Any], args: tuple[Any, ...], failed: Failed, *context: Any
-) -> None:
+class Spawner(typing.Protocol):
+    """Runs async handlers: a `Scheduler`, or a session, whose handlers end with it."""
+
+    def spawn(self, coroutine: Coroutine[Any, Any, Any]) -> object:
+        """Run a coroutine that handles its own exceptions."""
+
+
+def run_handler(spawner: Spawner, fn: Callable[..., Any], args: tuple[Any, ...], failed: Failed, *context: Any) -> None:
     """Call a handler, plain or async; what it raises goes to `failed(exception, *context)`."""
     try:
         result = fn(*args)
@@ -52,7 +58,7 @@ def run_handler(
         failed(exc, *context)
     else:
         if result is not None and inspect.isawaitable(result):
-            scheduler.spawn(settle(result, failed, *context))
+            spawner.spawn(settle(result, failed, *context))
 
 
 async def settle(awaitable: Any, failed: Failed, *context: Any) -> None:
@@ -61,6 +67,12 @@ async def settle(awaitable: Any, failed: Failed, *context: Any) -> None:
         await awaitable
     except Exception as exc:
         failed(exc, *context)
+
+
+def handler_of(task: asyncio.Task[Any]) -> str:
+    """The name of the async handler that a task runs, for reports."""
+    awaitable = inspect.getcoroutinelocals(task.get_coro()).get("awaitable")  # type: ignore[arg-type]  # ours are
+    return getattr(awaitable, "__qualname__", None) or repr(type(awaitable))
 
 
 class _Once:
@@ -192,6 +204,11 @@ class Signal(Generic[*Ts]):
             self._last = args
         for fn in self._listeners.fns:
             self._run(fn, args)
+
+    def emit_on(self, spawner: Spawner, *args: *Ts) -> None:
+        """The same, for a signal about a connection whose end is to be the end of async listeners, too."""
+        for fn in self._listeners.fns:
+            run_handler(spawner, fn, args, self._failed, self.name, args)
 
     @property
     def has_listeners(self) -> bool:

@@ -40,6 +40,8 @@ HIGH_WATER = 64 * 1024
 class AwaitedLink(ABC):
     """One WebSocket of a framework; `run` is its whole life, in the task that the framework gave it."""
 
+    pings = False  # web servers do that themselves
+
     def __init__(self, limit: int, remote_addr: str) -> None:
         self.remote_addr = remote_addr
         self.session: Session

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 class MemoryLink:
     """One end. What is written arrives at the other end in the next turn of the event loop, in order."""
 
+    pings = False
+
     def __init__(self, limits: Limits) -> None:
         self._loop = asyncio.get_running_loop()
         self._limit = limits.message_size

@@ -10,6 +10,7 @@ from picows import WSListener, WSMsgType
 from wse.core.closing import may_travel
 from wse.transports.picows.assembly import Assembly, ViolationError
 from wse.transports.picows.frames import RSV1, SHORT_TEXT, masked_frame, server_frame
+from wse.transports.picows.tcp import seconds_since_last_byte
 
 if TYPE_CHECKING:
     import asyncio
@@ -38,6 +39,11 @@ _MASK_OURSELVES = 2048
 """Up to this many bytes a client masks in Python and joins the frames of a turn; above, picows masks and sends."""
 
 
+_MOST_JOINED = 256
+"""Frames that are joined for one write. More in one turn are written at once, so that the socket can tell in time that
+it takes no more."""
+
+
 class Turn:
     """The links that have something to write before the event loop looks for input again."""
 
@@ -60,7 +66,9 @@ class Turn:
 
 
 class PicowsLink(WSListener):
-    """One WebSocket: a `Link` for the session, a listener for picows."""
+    """One WebSocket: a `PingingLink` for the session, a listener for picows."""
+
+    pings = True
 
     __slots__ = (
         "_assembly",
@@ -76,6 +84,7 @@ class PicowsLink(WSListener):
         "_transport",
         "_turn",
         "_write",
+        "heard",
     )
 
     _session: Session
@@ -95,6 +104,7 @@ class PicowsLink(WSListener):
         self._close_timer: Timer | None = None
         self._assembly: Assembly | None = None  # the message that has begun and not ended
         self._deflate: Deflate | None = deflate
+        self.heard = True
 
     # Link: what the session calls.
 
@@ -110,10 +120,13 @@ class PicowsLink(WSListener):
             self._send(data, 0x81)
             return
         # The same for short messages, and in one function: most answers go this way.
-        self._out.append(SHORT_TEXT[size] + data)
+        out = self._out
+        out.append(SHORT_TEXT[size] + data)
         if not self._queued:
             self._queued = True
             self._turn.add(self)
+        elif len(out) > _MOST_JOINED:
+            self._flush()
 
     def write_shared(self, packed: Packed) -> None:
         if self._closing:
@@ -121,10 +134,13 @@ class PicowsLink(WSListener):
         frame = packed.frame if self._deflate is None else self._deflated_frame(packed, self._deflate)
         if frame is None:
             frame = packed.frame = server_frame(*payload_of(packed))
-        self._out.append(frame)
+        out = self._out
+        out.append(frame)
         if not self._queued:
             self._queued = True
             self._turn.add(self)
+        elif len(out) > _MOST_JOINED:
+            self._flush()
 
     def _send(self, payload: bytes, first: int) -> None:
         if self._closing:
@@ -139,10 +155,16 @@ class PicowsLink(WSListener):
 
     def _put(self, payload: bytes, first: int) -> None:
         """Queue a frame; its payload is final."""
-        self._out.append(server_frame(payload, first))
+        self._queue(server_frame(payload, first))
+
+    def _queue(self, frame: bytes) -> None:
+        out = self._out
+        out.append(frame)
         if not self._queued:
             self._queued = True
             self._turn.add(self)
+        elif len(out) > _MOST_JOINED:
+            self._flush()
 
     def _deflated_frame(self, packed: Packed, deflate: Deflate) -> bytes | None:
         """The compressed frame, from another connection with the same parameters if it has made it; `None` for
@@ -172,6 +194,14 @@ class PicowsLink(WSListener):
         self._closing = True
         self._transport.disconnect(False)
 
+    def ping(self) -> None:
+        if not self._closing:
+            self._flush()
+            self._transport.send_ping()
+
+    def silence(self) -> float:
+        return seconds_since_last_byte(self._transport.underlying_transport.get_extra_info("socket"))
+
     @property
     def buffered(self) -> int:
         waiting: int = self._transport.underlying_transport.get_write_buffer_size()
@@ -194,6 +224,7 @@ class PicowsLink(WSListener):
         self._open = None
 
     def on_ws_frame(self, transport: WSTransport, frame: WSFrame) -> None:
+        self.heard = True
         closed = transport.is_close_frame_sent
         if closed:
             if self._received_close is not None:
@@ -276,7 +307,7 @@ class PicowsLink(WSListener):
             if not self._closing:
                 transport.send_pong(frame.get_payload_as_bytes())
         elif kind is _PONG:
-            pass
+            self._session.pong()
         elif kind is WSMsgType.CLOSE:
             self._on_close(transport, frame)
         elif kind is _CONTINUATION:
@@ -354,10 +385,7 @@ class PicowsClientLink(PicowsLink):
 
     def _put(self, payload: bytes, first: int) -> None:
         if len(payload) <= _MASK_OURSELVES:
-            self._out.append(masked_frame(payload, first))
-            if not self._queued:
-                self._queued = True
-                self._turn.add(self)
+            self._queue(masked_frame(payload, first))
         else:
             self._flush()
             kind = _TEXT if first & 0x0F == 1 else _BINARY

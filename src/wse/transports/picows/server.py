@@ -102,7 +102,7 @@ async def listen(
         logger_name=logger,
         websocket_handshake_timeout=handshake_timeout,
         enable_auto_pong=False,  # a pong must not overtake the answers that wait to be written
-        max_frame_size=acceptor.limits.message_size,
+        max_frame_size=acceptor.limits.largest_frame,
         read_buffer_init_size=2048,
     )
 

@@ -1,0 +1,82 @@
+"""What waits for a receiver that does not take it: bounded, and by message type with a choice of what gives way."""
+
+from __future__ import annotations
+
+from collections import OrderedDict, deque
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from wse.core.limits import Overflow
+from wse.types import MessageType
+
+if TYPE_CHECKING:
+    from wse.core.packed import Packed
+
+
+class Outbox:
+    """Messages in order, for one connection.
+
+    Args:
+        policies: What gives way, by message type; for all others it is `Overflow.CLOSE`.
+
+    Attributes:
+        size: Bytes that wait, or characters where a protocol makes text.
+    """
+
+    __slots__ = ("_by_type", "_last", "_policies", "_waiting", "size")
+
+    def __init__(self, policies: Mapping[MessageType, Overflow]) -> None:
+        self._policies = policies
+        self._waiting: OrderedDict[int, tuple[MessageType, Packed]] = OrderedDict()  # by number, in order
+        self._by_type: dict[MessageType, deque[int]] = {}  # the numbers of those that may give way, in order
+        self._last = 0
+        self.size = 0
+
+    def __len__(self) -> int:
+        return len(self._waiting)
+
+    def put(self, type: MessageType | None, packed: Packed, room: int) -> tuple[Overflow, int]:
+        """Add a message.
+
+        Args:
+            type: Its type; `None` for what is no plain message, and never gives way.
+            packed: The message.
+            room: Bytes that the outbox may hold.
+
+        Returns:
+            The choice for its type, and how many messages have given way, this one perhaps among them. With `CLOSE` and
+            one, the connection must be closed.
+        """
+        policy = Overflow.CLOSE if type is None else self._policies.get(type, Overflow.CLOSE)
+        size = len(packed.data)
+        dropped = 0
+        if policy is Overflow.LATEST or policy is Overflow.DROP_OLDEST:
+            numbers = self._by_type.setdefault(type, deque())
+            while numbers and (policy is Overflow.LATEST or self.size + size > room):
+                self.size -= len(self._waiting.pop(numbers.popleft())[1].data)
+                dropped += 1
+            if self.size + size <= room:
+                numbers.append(self._last + 1)
+        if self.size + size > room:
+            return policy, dropped + 1
+        self._last += 1
+        self._waiting[self._last] = type, packed
+        self.size += size
+        return policy, dropped
+
+    def take(self) -> Packed:
+        """Take the oldest message out; there must be one."""
+        number, (kind, packed) = self._waiting.popitem(last=False)
+        self.size -= len(packed.data)
+        numbers = self._by_type.get(kind)
+        if numbers and numbers[0] == number:
+            numbers.popleft()
+        return packed
+
+    def clear(self) -> int:
+        """Forget all; returns how many there were."""
+        count = len(self._waiting)
+        self._waiting.clear()
+        self._by_type.clear()
+        self.size = 0
+        return count

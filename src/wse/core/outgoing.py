@@ -1,0 +1,190 @@
+"""The way out of one connection: at once while the receiver takes it, waiting within bounds while it does not."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from wse.core.limits import Overflow
+from wse.core.outbox import Outbox
+from wse.core.packed import Packed
+from wse.errors import CloseReason, ErrorCode, WseError
+from wse.types import MessageType, ReadyState
+
+if TYPE_CHECKING:
+    import asyncio
+    from collections.abc import Callable
+
+    from wse.core.endpoint import Endpoint
+    from wse.core.ports import Link, Protocol
+
+
+class Outgoing:
+    """What a session writes, and what it does when the peer is slow or asks for too much.
+
+    Attributes:
+        endpoint: What all connections of the server or client share.
+        link: The open WebSocket.
+        protocol: The message protocol of the connection.
+        ready_state: The state of the socket.
+    """
+
+    __slots__ = (
+        "_counters",
+        "_drainers",
+        "_encode",
+        "_exceeded",
+        "_outbox",
+        "_utf8",
+        "_writable",
+        "endpoint",
+        "link",
+        "protocol",
+        "ready_state",
+    )
+
+    def __init__(self, endpoint: Endpoint, link: Link, protocol: Protocol) -> None:
+        self.endpoint = endpoint
+        self.link = link
+        self.protocol = protocol
+        self.ready_state = ReadyState.OPEN
+        codec = protocol.codec
+        self._encode: Callable[[tuple[Any, Any, Any]], Any] = codec.encode
+        self._utf8 = codec.utf8
+        self._counters = endpoint.counters
+        self._writable = True
+        self._outbox: Outbox | None = None
+        self._drainers: list[asyncio.Future[None]] | None = None
+        self._exceeded: tuple[str, ...] = ()  # limits whose excess has been reported
+
+    # What a session adds.
+
+    def describe(self) -> str:
+        """Who the peer is, for reports (WIRE.md section 4)."""
+        raise NotImplementedError  # pragma: no cover - both sides have their own
+
+    def context(self) -> dict[str, Any]:
+        """What identifies the connection in the details of an error."""
+        return {}
+
+    def close(self, code: int, reason: str) -> None:
+        """End the session and close the socket; nothing happens if it has ended."""
+        raise NotImplementedError  # pragma: no cover - the session has it
+
+    # Writing.
+
+    def write_shared(self, type: MessageType, packed: Packed) -> None:
+        """Send a plain message that goes to other connections, too."""
+        if self._writable:
+            self.link.write_shared(packed)
+        else:
+            self.hold(type, packed)
+
+    def hold(self, type: MessageType | None, packed: Packed) -> None:
+        """Keep a message until the socket takes more.
+
+        Args:
+            type: Its type, which decides what happens when too much waits; `None` for calls and answers.
+            packed: The message.
+        """
+        if self.ready_state is not ReadyState.OPEN:
+            return
+        outbox = self._outbox
+        if outbox is None:
+            outbox = self._outbox = Outbox(self.endpoint.overflow)
+        policy, dropped = outbox.put(type, packed, self.endpoint.limits.send_buffer - self.link.buffered)
+        if dropped:
+            self._overflow(policy, dropped, outbox)
+
+    def writable(self, writable: bool) -> None:
+        """Whether the socket takes more, or its buffer is above the high-water mark."""
+        self._writable = writable
+        if not writable:
+            return
+        outbox = self._outbox
+        while outbox and self._writable:
+            self.link.write_shared(outbox.take())
+        if self._writable:
+            self._wake_drainers()
+
+    async def drain(self) -> None:
+        """Wait until the socket takes more; returns at once when the connection has ended.
+
+        What was written in this turn of the event loop leaves first, so a producer that drains between its messages
+        is held to the peer's pace.
+        """
+        scheduler = self.endpoint.scheduler
+        turn = scheduler.create_future()
+        scheduler.call_soon(_wake, turn)
+        await turn
+        while not self._writable and self.ready_state is ReadyState.OPEN:
+            future = scheduler.create_future()
+            if self._drainers is None:
+                self._drainers = []
+            self._drainers.append(future)
+            await future
+
+    @property
+    def queued(self) -> int:
+        """Bytes that wait for the peer to take them."""
+        return self.link.buffered + (self._outbox.size if self._outbox is not None else 0)
+
+    def _write(self, data: Any, type: MessageType | None = None) -> None:
+        self._counters.bytes_out += len(data)
+        if not self._writable:
+            self.hold(type, Packed(data, self._utf8))
+        elif self._utf8:
+            self.link.write_utf8(data)
+        else:
+            self.link.write(data)
+
+    def _write_all(self) -> None:
+        """The connection is about to close: what waits leaves before."""
+        while self._outbox:
+            self.link.write_shared(self._outbox.take())
+
+    def _wake_drainers(self) -> None:
+        if self._drainers is not None:
+            for future in self._drainers:
+                _wake(future)
+            self._drainers = None
+
+    # Excess.
+
+    def exceeded(self, limit: str, reason: CloseReason | None = None, code: int = 1008) -> WseError:
+        """The peer has exceeded a limit: count it, report it once, and close if there is a reason for that.
+
+        Returns:
+            The error for the peer, when it was a call.
+        """
+        self._counters.limits[limit] += 1
+        details = {"limit": limit, "allowed": getattr(self.endpoint.limits, limit)}
+        self._report_once(limit, ErrorCode.LIMIT_EXCEEDED, details, reason, code)
+        if reason is not None:
+            self.close(code, reason)
+        return WseError(ErrorCode.LIMIT_EXCEEDED, details)
+
+    def _overflow(self, policy: Overflow, dropped: int, outbox: Outbox) -> None:
+        """Messages for a slow receiver had to give way."""
+        closes = policy is Overflow.CLOSE
+        self._counters.dropped[policy] += dropped + (outbox.clear() if closes else 0)
+        self._counters.limits["send_buffer"] += 1
+        details = {"limit": "send_buffer", "allowed": self.endpoint.limits.send_buffer, "overflow": str(policy)}
+        reason = CloseReason.SLOW_RECEIVER if closes else None
+        self._report_once(f"send_buffer {policy}", ErrorCode.SLOW_RECEIVER, details, reason, 1013)
+        if closes:
+            self.close(1013, CloseReason.SLOW_RECEIVER)
+
+    def _report_once(
+        self, what: str, error: ErrorCode, details: dict[str, Any], reason: CloseReason | None, code: int
+    ) -> None:
+        """A peer that goes on must not flood the application's reports."""
+        if what not in self._exceeded:
+            self._exceeded += (what,)
+            close = {} if reason is None else {"close": [code, str(reason)]}
+            whole = {**details, "from": self.describe(), **close, **self.context()}
+            self.endpoint.report(WseError(error, whole), self)
+
+
+def _wake(future: asyncio.Future[None]) -> None:
+    if not future.done():
+        future.set_result(None)

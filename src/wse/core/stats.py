@@ -1,0 +1,103 @@
+"""What an endpoint counts: a few integers on the message path, everything else when it happens."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+
+from wse.errors import CloseReason
+
+_REASONS = frozenset(str(reason) for reason in CloseReason)
+
+
+class Counters:
+    """What has been counted since the endpoint was made.
+
+    The integers are counted up in place on the message path; `closes` by `count_close`. No key of the counters is a
+    peer's own, so none of them grows without bound.
+    """
+
+    __slots__ = (
+        "bytes_in",
+        "bytes_out",
+        "calls_in",
+        "calls_out",
+        "close_codes",
+        "closes",
+        "dropped",
+        "errors",
+        "limits",
+        "messages_in",
+        "messages_out",
+        "opened",
+    )
+
+    def __init__(self) -> None:
+        self.opened = 0
+        self.messages_in = 0
+        self.messages_out = 0
+        self.calls_in = 0
+        self.calls_out = 0
+        self.bytes_in = 0
+        self.bytes_out = 0
+        self.errors: Counter[str] = Counter()
+        self.closes: Counter[str] = Counter()
+        self.close_codes: Counter[int] = Counter()
+        self.dropped: Counter[str] = Counter()
+        self.limits: Counter[str] = Counter()
+
+    def count_close(self, code: int, reason: str) -> None:
+        """A connection has ended."""
+        self.close_codes[code] += 1
+        self.closes[reason if reason in _REASONS else "other"] += 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stats:
+    """What a server has done since it was made, and what it holds now: `WseServer.stats`.
+
+    Attributes:
+        uptime: Seconds since it was started; 0 before.
+        connections: Connections whose socket is open.
+        unauthenticated: Those of them that have not been let in.
+        identities: Users with a connection.
+        queued_bytes: Bytes that wait for receivers to take them.
+        queued_bytes_max: The most of them for one connection.
+        running_handlers: `async` handlers that have not ended.
+        pending_calls: Calls to clients that wait for their answer.
+        opened: Connections opened so far.
+        messages_in: Messages received, calls and answers not among them.
+        messages_out: Messages sent, one for each receiver; answers and calls not among them.
+        calls_in: Calls received.
+        calls_out: Calls made to clients.
+        bytes_in: Bytes of all messages, calls and answers received, without what WebSocket adds.
+        bytes_out: The same sent, before compression.
+        errors: Reports on `error`, by code.
+        closes: Connections that have ended, by reason; reasons that are not WSE's own are `other`.
+        close_codes: The same by close code; 1006 is a connection that was lost.
+        dropped: Messages not delivered to slow receivers, by what was chosen (`Overflow`), and by `close`.
+        limits: How often each of `Limits` was exceeded.
+        refused_origins: Connections refused for their origin.
+    """
+
+    uptime: float
+    connections: int
+    unauthenticated: int
+    identities: int
+    queued_bytes: int
+    queued_bytes_max: int
+    running_handlers: int
+    pending_calls: int
+    opened: int
+    messages_in: int
+    messages_out: int
+    calls_in: int
+    calls_out: int
+    bytes_in: int
+    bytes_out: int
+    errors: dict[str, int] = field(default_factory=dict)
+    closes: dict[str, int] = field(default_factory=dict)
+    close_codes: dict[int, int] = field(default_factory=dict)
+    dropped: dict[str, int] = field(default_factory=dict)
+    limits: dict[str, int] = field(default_factory=dict)
+    refused_origins: int = 0
