@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterable
 from time import monotonic
 from typing import Any
 
@@ -41,23 +41,26 @@ class AsyncioScheduler:
     def create_future(self) -> asyncio.Future[Any]:
         return (self._loop or self.bind()).create_future()
 
-    def spawn(self, coroutine: Coroutine[Any, Any, Any]) -> asyncio.Task[Any] | None:
-        task = start_task(coroutine, self._loop or self.bind())
-        if task.done():  # pragma: no cover - at once only where tasks start eagerly, from 3.12 on
-            return None
-        # The loop itself holds only weak references to tasks.
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-        return task
+    def start(self, coroutine: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
+        return start_task(coroutine, self._loop or self.bind())
+
+    def adopt(self, task: asyncio.Task[Any]) -> None:
+        if not task.done():  # pragma: no branch - at once it is done only where tasks start eagerly, from 3.12 on
+            # The loop itself holds only weak references to tasks.
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+
+    def spawn(self, coroutine: Coroutine[Any, Any, Any]) -> None:
+        self.adopt(self.start(coroutine))
 
     @property
     def running(self) -> int:
-        """How many tasks have not ended."""
+        """How many of its tasks have not ended."""
         return len(self._tasks)
 
-    async def settle(self, timeout: float) -> None:
-        """Return when the tasks that run now have ended, after `timeout` seconds, or when there is a `hurry`."""
-        tasks = self._tasks - {asyncio.current_task()}
+    async def settle(self, tasks: Iterable[asyncio.Task[Any]], timeout: float) -> None:
+        """Return when these and its own tasks have ended, after `timeout` seconds, or when there is a `hurry`."""
+        tasks = {*tasks, *self._tasks} - {asyncio.current_task()}
         if tasks and timeout > 0:
             await self._wait(asyncio.wait(tasks), timeout)
 
@@ -81,7 +84,7 @@ class AsyncioScheduler:
             waiter.cancel()
 
     async def cancel_all(self) -> None:
-        """Cancel every task but the one that asks, and wait for their end."""
+        """Cancel every task of its own but the one that asks, and wait for their end."""
         tasks = self._tasks - {asyncio.current_task()}
         for task in tasks:
             task.cancel()

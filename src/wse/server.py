@@ -328,7 +328,7 @@ class WseServer:
             if listener is not None:
                 listener.close()
             self._hub.refuse(1012, CloseReason.BY_SERVER)
-            await self._scheduler.settle(grace)
+            await self._scheduler.settle(self._hub.tasks, grace)
             await self._hub.close(1012, CloseReason.BY_SERVER)
             await self._scheduler.cancel_all()
             if listener is not None:

@@ -413,6 +413,11 @@ class Hub:
         if sessions.__length_hint__():  # type: ignore[attr-defined]  # tuple iterators have it
             self.endpoint.scheduler.call_later(0.1, self._close_some, sessions)
 
+    @property
+    def tasks(self) -> list[asyncio.Task[Any]]:
+        """The async handlers of all connections that have not ended."""
+        return [task for session in self.sessions if not session.ended for task in session.tasks]
+
     def stats(self, uptime: float, running_handlers: int) -> Stats:
         """See `WseServer.stats`."""
         counters = self.endpoint.counters
@@ -424,7 +429,7 @@ class Hub:
             identities=len(self.identities),
             queued_bytes=sum(queued),
             queued_bytes_max=max(queued, default=0),
-            running_handlers=running_handlers,
+            running_handlers=running_handlers + len(self.tasks),
             pending_calls=sum(session.pending_calls for session in self.sessions),
             opened=counters.opened,
             messages_in=counters.messages_in,

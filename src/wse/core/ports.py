@@ -182,12 +182,17 @@ class Scheduler(typing.Protocol):
         """A future of the loop that everything runs on."""
         ...
 
-    def spawn(self, coroutine: Coroutine[Any, Any, Any]) -> asyncio.Task[Any] | None:
-        """Run a coroutine that handles its own exceptions: its first step at once where Python can do that.
-
-        Returns:
-            Its task; `None` when it is done already.
+    def start(self, coroutine: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
+        """Run a coroutine that handles its own exceptions: its first step at once where Python can do that. Who starts
+        it holds its task.
         """
+        ...
+
+    def adopt(self, task: asyncio.Task[Any]) -> None:
+        """Hold a task until it ends, and cancel it with all others of the endpoint."""
+
+    def spawn(self, coroutine: Coroutine[Any, Any, Any]) -> None:
+        """Start a coroutine and adopt its task."""
 
 
 class Request(typing.Protocol):

@@ -285,8 +285,13 @@ class Session(Outgoing):
         return 0 if self._calls is None else len(self._calls)
 
     @property
+    def tasks(self) -> tuple[asyncio.Task[Any], ...]:
+        """The async handlers that have not ended."""
+        return () if self._tasks is None else tuple(self._tasks)
+
+    @property
     def running_handlers(self) -> int:
-        """How many async handlers have not ended."""
+        """How many they are."""
         return 0 if self._tasks is None else len(self._tasks)
 
     # Phases.
@@ -424,16 +429,24 @@ class Session(Outgoing):
 
     def spawn(self, coroutine: Coroutine[Any, Any, Any]) -> None:
         """Run an async handler, which may outlive the connection by `Limits.handler_linger`."""
-        task = self.endpoint.scheduler.spawn(coroutine)
-        if task is not None:
+        task = self.endpoint.scheduler.start(coroutine)
+        if not task.done():
             tasks = self._tasks
             if tasks is None:
                 tasks = self._tasks = set()
             tasks.add(task)
             task.add_done_callback(tasks.discard)
 
+    def _leave_handlers(self, tasks: set[asyncio.Task[Any]]) -> None:
+        """The connection has ended: the handlers that still run have some time left."""
+        scheduler, linger = self.endpoint.scheduler, self.endpoint.limits.handler_linger
+        for task in tasks:
+            scheduler.adopt(task)
+        if linger is not None:
+            scheduler.call_later(linger, self._cancel_handlers)
+
     def _cancel_handlers(self) -> None:
-        for task in tuple(self._tasks or ()):
+        for task in self.tasks:
             details = {"handler": handler_of(task), **self.context()}
             self.endpoint.report(WseError(ErrorCode.HANDLER_CANCELLED, details), self)
             task.cancel()
@@ -482,8 +495,8 @@ class Session(Outgoing):
             self._outbox.clear()
         self._wake_drainers()
         self._counters.count_close(code, reason)
-        if self._tasks and self.endpoint.limits.handler_linger is not None:
-            self.endpoint.scheduler.call_later(self.endpoint.limits.handler_linger, self._cancel_handlers)
+        if self._tasks:
+            self._leave_handlers(self._tasks)
         self._on_end(code, reason)
 
 
