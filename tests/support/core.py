@@ -159,13 +159,13 @@ class FakeLink:
 
 
 class FakeRequest:
-    def __init__(self):
+    def __init__(self, remote_addr="192.0.2.1"):
         self.path = "/"
         self.query = {}
         self.headers = {}
         self.cookies = {}
         self.native = None
-        self.remote_addr = "192.0.2.1"
+        self.remote_addr = remote_addr
 
 
 class Peer:
@@ -264,6 +264,7 @@ class ServerSide(Side):
         self.hub.identify = identify
         self.hub.generator = generator
         self.names_of = {}
+        self.request_from = "192.0.2.1"
         self.hub.joined(lambda identity, meta: self.log.append(("joined", identity.cid, meta)))
         self.hub.left(lambda identity, code, reason: self.log.append(("left", identity.cid, code, str(reason))))
         self.hub.connected(lambda conn: self.log.append(("connected", conn.cid)))
@@ -273,7 +274,7 @@ class ServerSide(Side):
     def open(self, name="", protocol=None):
         """A socket opens; its client has not said anything."""
         link = FakeLink(self.log, name)
-        return Peer(link, self.hub.open(link, FakeRequest(), protocol or self.endpoint.protocols[0]))
+        return Peer(link, self.hub.open(link, FakeRequest(self.request_from), protocol or self.endpoint.protocols[0]))
 
     def join(self, cid="ann", name="", protocol=None):
         """A client that has been let in, its welcome read."""

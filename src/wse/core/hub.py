@@ -477,16 +477,19 @@ def send_to_all(endpoint: Endpoint, conns: Collection[WseConnection], type: Mess
         counters = endpoint.counters
         counters.messages_out += len(conns)
         counters.bytes_out += len(conns) * len(packed.data)
+        slow: list[ServerSession] = []  # to hold a message may close the connection, which changes `conns`
         for conn in conns:
             session = conn._session
             if session._writable:  # as in Outgoing.write_shared, without a call for each receiver
                 session.link.write_shared(packed)
             else:
-                session.hold(type, packed)
+                slow.append(session)
+        for session in slow:
+            session.hold(type, packed)
         return
     spoken = {conn._session.protocol for conn in conns} or protocols[:1]
     by_protocol = {protocol: encode(protocol, type, payload) for protocol in spoken}
-    for conn in conns:
+    for conn in tuple(conns):
         session = conn._session
         packed = by_protocol[session.protocol]
         endpoint.counters.messages_out += 1

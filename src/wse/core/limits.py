@@ -142,7 +142,7 @@ class TokenBucket:
 def nests_deeper(value: Any, depth: int) -> bool:
     """Whether arrays and objects stand in one another more than `depth` deep in a decoded value."""
     level = [value]
-    for _ in range(depth + 1):
+    for _ in range(depth):
         inner: list[Any] = []
         for item in level:
             if type(item) is dict:
