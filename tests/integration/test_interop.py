@@ -9,7 +9,7 @@ import pytest
 from websockets.asyncio.server import serve as ws_serve
 
 from support.net import BINARY, CLOSE, JSON, PING, PONG, TEXT, ClientLog, frame, soon
-from wse import ClientStatus, ErrorCode, Limits, WseClient, WseError, WseMsgpack
+from wse import Backoff, ClientStatus, ErrorCode, Heartbeat, Limits, WseClient, WseError, WseMsgpack
 
 
 class Answering:
@@ -343,3 +343,31 @@ async def test_a_server_that_does_not_answer_the_close_is_cut(raw_server, monkey
     await soon(client.connect())
     await soon(client.close())
     assert log.all("closed") == [(1000, "wse.by-client")]
+
+
+async def test_a_client_finds_that_its_server_has_gone_and_comes_back(raw_server):
+    connections = asyncio.Queue()
+
+    async def handle(reader, writer):
+        await upgrade(reader, writer, WELCOME)
+        connections.put_nowait(writer)
+        await read_frame(reader)
+        if connections.qsize() > 1:
+            await until_closed(reader, writer)
+        else:
+            await asyncio.Event().wait()  # never a byte again
+
+    client = WseClient(
+        await raw_server(handle),
+        reconnect=True,
+        backoff=Backoff(base=0.01),
+        heartbeat=Heartbeat(interval=0.1, timeout=0.1),
+    )
+    log = ClientLog(client)
+    await soon(client.connect())
+    assert await log.until("closed") == ("closed", 1006, "")
+    await log.until("updated", ClientStatus.RE_CONNECTING)
+    async with asyncio.timeout(5):
+        while len(log.all("ready")) < 2:
+            await asyncio.sleep(0.001)
+    await soon(client.close())

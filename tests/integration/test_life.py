@@ -253,9 +253,22 @@ async def test_drain_ends_when_the_receiver_that_does_not_read_goes(monkeypatch,
 
 # `run`, in a process of its own.
 
-PROGRAM = """
+HEAD = """
 import asyncio, sys
 from wse import WseServer
+
+def announce(server):
+    # Tells the clients that the signal has come, which they cannot see otherwise.
+    close = server.close
+    async def closing(*args, **options):
+        server.broadcast("closing")
+        await close(*args, **options)
+    server.close = closing
+"""
+
+PROGRAM = (
+    HEAD
+    + """
 
 class Server(WseServer):
     async def start(self):
@@ -272,9 +285,47 @@ def identify(auth):
 async def work(conn, payload):
     await asyncio.Event().wait()
 
+server.register("echo", lambda conn, payload: payload)
+announce(server)
 server.run(grace=float(sys.argv[1]))
 print("done", flush=True)
 """
+)
+
+GRACE = (
+    HEAD
+    + """
+class Server(WseServer):
+    async def start(self):
+        await super().start()
+        print(self.url, flush=True)
+
+server = Server(port=0)
+begun, finish = asyncio.Event(), asyncio.Event()
+
+@server.identify
+def identify(auth):
+    auth.accept("ann")
+
+@server.register("work")
+async def work(conn, payload):
+    begun.set()
+    await finish.wait()
+    return "worked"
+
+@server.register("working")
+async def working(conn, payload):
+    await begun.wait()
+
+@server.register("finish")
+async def finish_work(conn, payload):
+    finish.set()
+    return "as ever"
+
+announce(server)
+server.run(grace=3600)
+"""
+)
 
 
 @contextlib.asynccontextmanager
@@ -310,6 +361,80 @@ async def test_run_ends_cleanly_on_a_signal_and_tells_its_clients(number):
             await call
         out, err = await asyncio.wait_for(process.communicate(), 10)
         assert (process.returncode, out, err) == (0, b"done\n", b"")
+
+
+async def started(process):
+    return (await asyncio.wait_for(process.stdout.readline(), 10)).decode().strip()
+
+
+async def test_calls_that_run_have_a_grace_and_their_answers_arrive_before_the_close():
+    async with running(GRACE) as process, WseClient(await started(process)) as client:
+        log = ClientLog(client)
+        call = asyncio.ensure_future(client.call("work"))
+        await client.call("working")
+        process.send_signal(signal.SIGTERM)
+        await log.until("ignored", "closing")  # new ones are still served
+        assert await client.call("finish") == "as ever"
+        assert await soon(call) == "worked"
+        assert await log.until("closed") == ("closed", 1012, "wse.by-server")
+        assert (await asyncio.wait_for(process.wait(), 10)) == 0
+
+
+async def test_a_second_signal_ends_the_grace():
+    async with running(PROGRAM, "3600") as process, WseClient(await started(process)) as client:
+        log = ClientLog(client)
+        call = asyncio.ensure_future(client.call("work"))
+        assert await client.call("echo", 1) == 1
+        process.send_signal(signal.SIGTERM)
+        await log.until("ignored", "closing")
+        process.send_signal(signal.SIGTERM)
+        assert await log.until("closed") == ("closed", 1012, "wse.by-server")
+        with pytest.raises(WseError, match="disconnect"):
+            await call
+        out, err = await asyncio.wait_for(process.communicate(), 10)
+        assert (process.returncode, out, err) == (0, b"done\n", b"")
+
+
+async def test_nobody_is_let_in_while_the_server_closes_and_readiness_goes_first():
+    server = make_server()
+    gate = asyncio.Event()
+
+    @server.register("work")
+    async def work(conn, payload):
+        await gate.wait()
+
+    async with server, await RawSocket.open(server.url) as early, WseClient(server.url) as client:
+        call = asyncio.ensure_future(client.call("work"))
+        async with asyncio.timeout(5):
+            while not server.stats().running_handlers:
+                await asyncio.sleep(0)
+        closing = asyncio.ensure_future(server.close(grace=60))
+        async with asyncio.timeout(5):
+            while server._listener is not None:
+                await asyncio.sleep(0)
+        status, _, _ = await early.upgrade()
+        if status == 101:  # its socket was accepted before, so it hears it from the WebSocket
+            assert await early.closed() == (1012, "wse.by-server")
+        with pytest.raises(ConnectionRefusedError):
+            await RawSocket.open(f"ws://127.0.0.1:{early.writer.get_extra_info('peername')[1]}")
+        assert not closing.done()
+        gate.set()
+        await soon(call)
+        await soon(closing)
+
+
+async def test_many_connections_are_closed_over_some_time(monkeypatch):
+    monkeypatch.setattr("wse.core.hub.CLOSES_PER_SECOND", 100)
+    server = make_server()
+    async with server, contextlib.AsyncExitStack() as stack:
+        clients = [await stack.enter_async_context(WseClient(server.url, identity=f"user {n}")) for n in range(35)]
+        logs = [ClientLog(client) for client in clients]
+        began = asyncio.get_running_loop().time()
+        await server.close()
+        took = asyncio.get_running_loop().time() - began
+        assert 0.3 <= took < 3
+        for log in logs:
+            assert await log.until("closed") == ("closed", 1012, "wse.by-server")
 
 
 async def test_run_raises_what_start_raises():

@@ -8,6 +8,7 @@ import pytest
 
 from support.core import ClientSide, FakeLink, FakeRequest, ServerSide
 from wse import InternalTypes, Protocol, WseJSON, WseMsgpack
+from wse.core.rpc import ExposeErrors, error_to_wire
 from wse.core.session import ENDED
 from wse.errors import CloseReason, ErrorCode, WseError
 from wse.types import ReadyState
@@ -258,6 +259,71 @@ def test_a_wse_error_reaches_the_caller_with_its_code_and_details(side, how):
     side.scheduler.run()
     wire = {"code": "app.poor", "message": "not enough", "details": {"missing": 3, "rp": "pay", "rpc": "pay"}}
     assert answer(peer) == ("~wse:response-err", wire, 1)
+
+
+def raise_from_a_cause(*args):
+    try:
+        raise KeyError("behind it")
+    except KeyError as exc:
+        raise ValueError("no") from exc
+
+
+@pytest.mark.parametrize(
+    ("expose", "origin"),
+    [
+        ("none", None),
+        ("message", {"name": "ValueError", "message": "no"}),
+        (
+            "full",
+            {"name": "ValueError", "message": "no", "causes": [{"name": "KeyError", "message": "'behind it'"}]},
+        ),
+    ],
+)
+def test_how_much_of_an_exception_its_caller_learns_is_adjustable(expose, origin):
+    side = ServerSide(expose=expose)
+    side.endpoint.procedures.register("fail", raise_from_a_cause)
+    peer = side.join()
+    peer.say("fail", None, 1)
+    _, wire, _ = answer(peer)
+    assert wire["code"] == "wse.server.rp.failed"
+    assert wire["details"].get("origin") == origin
+    assert wire["details"]["rp"] == "fail"
+
+
+def test_nothing_of_an_exception_is_nothing_in_debug_mode_too():
+    side = ServerSide(expose="none", debug=True)
+    side.endpoint.procedures.register("fail", raise_from_a_cause)
+    peer = side.join()
+    peer.say("fail", None, 1)
+    assert "ValueError" not in peer.link.sent[-1]
+
+
+def test_an_error_of_the_application_s_own_travels_whatever_is_exposed():
+    side = ServerSide(expose="none")
+    side.endpoint.procedures.register("fail", now(WseError("app.x", {"why": 1}, "said")))
+    peer = side.join()
+    peer.say("fail", None, 1)
+    _, wire, _ = answer(peer)
+    assert (wire["code"], wire["message"], wire["details"]["why"]) == ("app.x", "said", 1)
+
+
+@pytest.mark.parametrize("first", ["cause", "context"])
+def test_causes_that_go_in_a_circle_end(first):
+    one, other = ValueError("one"), ValueError("other")
+    if first == "cause":
+        one.__cause__, other.__cause__ = other, one
+    else:
+        one.__context__, other.__context__ = other, one
+    wire = error_to_wire(one, "x", None, expose=ExposeErrors.FULL, debug=False)
+    assert [cause["message"] for cause in wire["details"]["origin"]["causes"]] == ["other"]
+
+
+def test_a_cause_that_was_suppressed_stays_so():
+    error = ValueError("said")
+    error.__context__ = KeyError("hidden")
+    error.__suppress_context__ = True
+    wire = error_to_wire(error, "x", None, expose=ExposeErrors.FULL, debug=False)
+    assert wire["details"]["origin"]["causes"] == []
 
 
 @pytest.mark.parametrize("debug", [True, False])

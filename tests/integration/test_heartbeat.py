@@ -1,0 +1,99 @@
+"""The heartbeat over real sockets: half-open ones are found, slow ones are spared, and the way is timed."""
+
+import asyncio
+import math
+import socket
+
+from support.net import (
+    PING,
+    PONG,
+    TEXT,
+    RawSocket,
+    ServerLog,
+    frame,
+    make_server,
+    text,
+)
+from wse import ClientStatus, Heartbeat, WseClient
+from wse.transports.picows.tcp import seconds_since_last_byte
+
+QUICK = Heartbeat(interval=0.1, timeout=0.1)
+
+
+async def test_a_silent_client_is_pinged_and_its_pong_times_the_way():
+    server = make_server(heartbeat=Heartbeat(interval=0.05, timeout=5))
+    log = ServerLog(server)
+    async with server, WseClient(server.url, identity="ann"):
+        conn = await log.conn("ann")
+        assert conn.rtt is None
+        async with asyncio.timeout(5):
+            while conn.rtt is None:
+                await asyncio.sleep(0.01)
+        assert 0 < conn.rtt < 1
+
+
+async def test_a_half_open_connection_is_found():
+    server = make_server(heartbeat=QUICK)
+    log = ServerLog(server)
+    async with server, RawSocket.user(server.url) as peer:
+        assert await peer.frame() == (PING, b"")
+        entry = await log.until("disconnected", "ann")  # no pong, no byte
+        assert entry[2:] == (1006, "")
+        assert server.stats().close_codes == {1006: 1}
+        await peer.eof()
+    assert server.clients == {}
+
+
+async def test_a_client_that_only_answers_pings_stays():
+    server = make_server(heartbeat=QUICK)
+    log = ServerLog(server)
+    async with server, RawSocket.user(server.url) as peer:
+        for _ in range(5):
+            opcode, payload = await peer.frame()
+            assert opcode == PING
+            peer.send(frame(PONG, payload))
+        assert log.all("disconnected") == []
+
+
+async def test_a_message_that_comes_a_byte_at_a_time_keeps_its_connection():
+    server = make_server(heartbeat=Heartbeat(interval=0.2, timeout=0.2))
+    server.register("echo", lambda conn, payload: payload)
+    async with server, RawSocket.user(server.url) as peer:
+        data = text("echo", "slow", 1)
+        for at in range(len(data)):
+            peer.send(data[at : at + 1])
+            await asyncio.sleep(0.03)  # the pace is what is tested: longer than interval and timeout in all
+        while (message := await peer.frame())[0] == PING:
+            pass
+        assert message == (TEXT, b'["~wse:response","slow",1]')
+
+
+async def test_a_client_times_the_way_to_its_server():
+    server = make_server()
+    async with server, WseClient(server.url, heartbeat=Heartbeat(interval=0.05, timeout=5)) as client:
+        assert client.rtt is None
+        async with asyncio.timeout(5):
+            while client.rtt is None:
+                await asyncio.sleep(0.01)
+        assert 0 < client.rtt < 1
+    assert client.rtt is None
+
+
+async def test_both_sides_may_ping_at_once():
+    server = make_server(heartbeat=QUICK)
+    server.register("echo", lambda conn, payload: payload)
+    async with server, WseClient(server.url, heartbeat=QUICK) as client:
+        for n in range(30):
+            assert await client.call("echo", n) == n
+            await asyncio.sleep(0.02)
+        assert client.status is ClientStatus.READY
+
+
+def test_nobody_knows_of_bytes_without_a_socket():
+    assert seconds_since_last_byte(None) == math.inf
+
+
+def test_sockets_that_are_no_tcp_tell_nothing():
+    one, other = socket.socketpair()
+    with one, other:
+        assert seconds_since_last_byte(one) == math.inf
