@@ -10,6 +10,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Self, TypeVar, overload
 
+from wse.core.admission import Admission
 from wse.core.endpoint import Endpoint, emit_error, error_listener_failed
 from wse.core.hub import Hub, ServerSession, WseConnection, WseIdentity
 from wse.core.limits import Limits
@@ -17,7 +18,7 @@ from wse.core.ports import Protocol
 from wse.core.signals import Channel, Signal, check_handler
 from wse.errors import CloseReason, ErrorCode, WseError
 from wse.files import StaticFile, js_client_path
-from wse.protocols.json import WseJSON
+from wse.protocols.choice import as_protocols
 from wse.scheduler import AsyncioScheduler
 from wse.transports import picows
 from wse.transports.asgi import AsgiApp
@@ -33,6 +34,8 @@ if TYPE_CHECKING:
     from wse.transports.deflate import Compression
 
 A = TypeVar("A", bound="AuthHandler")
+
+_NOT_STARTED = "not started"  # or closed
 
 
 class ServerSignals:
@@ -76,6 +79,13 @@ class WseServer:
         auth_timeout: Seconds that a connection has to become valid; 0 for ever, `None` for `timeout`.
         protocol: The message protocol, or several in order of preference; the client's offer decides.
         limits: What one client may send.
+        origins: Which web pages may connect. A browser tells the page's origin; one of the same host and port as the
+            server's, as the request's `Host` header has it, may always connect, whatever the scheme, and so may what
+            sends no origin: programs. Others are refused with HTTP 403 unless they are listed:
+            `"https://app.example"`, `"https://*.example.com"` for all subdomains, `"null"`, or `"*"` for all.
+        trusted_proxies: Addresses and networks of the proxies in front, `"10.0.0.0/8"`; `"unix"` for those that come by
+            a Unix socket. From these, and from nobody else, `X-Forwarded-For`, or else `Forwarded`, tells a client's
+            address.
         compression: Compress messages of 1 KiB and more for clients that can (permessage-deflate); off by default,
             since it costs far more time than it saves where the network is fast.
         serve_client: Serve the JavaScript client at `/wse.js`.
@@ -83,7 +93,7 @@ class WseServer:
         debug: Send stack traces of failing procedures to their callers.
 
     Raises:
-        ValueError: An argument out of its range.
+        ValueError: An argument out of its range; an origin or a proxy that is none.
         OSError: A file that cannot be read.
     """
 
@@ -100,6 +110,8 @@ class WseServer:
         auth_timeout: float | None = None,
         protocol: Protocol | Iterable[Protocol] | None = None,
         limits: Limits | None = None,
+        origins: str | Iterable[str] | None = None,
+        trusted_proxies: str | Iterable[str] | None = None,
         compression: Compression | None = None,
         serve_client: bool = False,
         files: Mapping[str, str | Path] | None = None,
@@ -117,6 +129,9 @@ class WseServer:
         )
         deadline = timeout if auth_timeout is None else auth_timeout
         self._hub = Hub(self._endpoint, conns_per_user=conns_per_user, auth_timeout=deadline)
+        self._admission = Admission(origins, trusted_proxies)
+        if port is not None:
+            self._admission.unready.add(_NOT_STARTED)
         self._host = host
         self._port = port
         self._path = path
@@ -249,6 +264,14 @@ class WseServer:
         address = f"[{host}]" if host and ":" in host else host
         return f"{scheme}://{address}:{self.port}{self._path or ''}"
 
+    @property
+    def ready(self) -> bool:
+        """Whether it takes new connections: from `start`, or from the beginning without a port, until `close`.
+
+        While it is not, they are refused with HTTP 503, and so is a plain GET of `/readyz` at its own port.
+        """
+        return not self._admission.unready
+
     async def start(self) -> None:
         """Begin to listen.
 
@@ -275,6 +298,7 @@ class WseServer:
             files=self._files,
             compression=self._compression,
         )
+        self._admission.unready.discard(_NOT_STARTED)
 
     async def serve_forever(self) -> None:
         """Return when the server has been closed; starts it if need be."""
@@ -288,6 +312,7 @@ class WseServer:
 
         Returns when all sockets are closed.
         """
+        self._admission.unready.add(_NOT_STARTED)
         listener, self._listener = self._listener, None
         if listener is not None:
             listener.close()
@@ -358,6 +383,7 @@ class WseServer:
             raise WseError(ErrorCode.IDENTIFY_HANDLER_MISSING)
         if self._closing is None or self._closing.get_loop() is not asyncio.get_running_loop():
             self._closing = self._scheduler.bind().create_future()
+            self._admission.unready.discard(_NOT_STARTED)
 
     # Acceptor: what the transports call.
 
@@ -365,6 +391,11 @@ class WseServer:
     def limits(self) -> Limits:
         """What one client may send."""
         return self._endpoint.limits
+
+    @property
+    def admission(self) -> Admission:
+        """Who may open a WebSocket."""
+        return self._admission
 
     def select(self, offered: Iterable[str]) -> Protocol | None:
         """The protocol for the subprotocols that a client offers; see `wse.core.ports.Acceptor`."""
@@ -377,23 +408,3 @@ class WseServer:
 
     def _report(self, error: WseError, session: Session | None) -> None:
         emit_error(self.when.error, error, session.conn if isinstance(session, ServerSession) else None)
-
-
-def as_protocols(protocol: Protocol | Iterable[Protocol] | None) -> tuple[Protocol, ...]:
-    """The protocols as given, JSON by default.
-
-    Raises:
-        ValueError: None, or two of one name.
-        TypeError: Something else than protocols.
-    """
-    if protocol is None:
-        return (WseJSON(),)
-    protocols = (protocol,) if isinstance(protocol, Protocol) else tuple(protocol)
-    for item in protocols:
-        if not isinstance(item, Protocol):
-            raise TypeError(f"a protocol must be a wse.Protocol, not {item!r}")
-        if not getattr(item, "name", None):
-            raise TypeError(f"a protocol needs a name, the WebSocket subprotocol that stands for it: {item!r}")
-    if not protocols or len({item.name for item in protocols}) < len(protocols):
-        raise ValueError("a server needs at least one protocol, each with a name of its own")
-    return protocols

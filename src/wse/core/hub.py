@@ -76,7 +76,7 @@ class WseConnection:
 
     @property
     def remote_addr(self) -> str:
-        """The IP address of the socket's peer; an empty string where there is none."""
+        """The client's IP address: the socket's, or what a trusted proxy says; an empty string where there is none."""
         return self.request.remote_addr
 
     @property
