@@ -244,6 +244,7 @@ def test_behind_a_proxy_the_client_is_the_first_address_that_is_no_proxy_s(forwa
         (["for=198.51.100.1", "for=203.0.113.9"], "203.0.113.9"),
         ('for=203.0.113.9;host="a;for=198.51.100.1"', "203.0.113.9"),
         ('for=203.0.113.9, for="10.0.0.2:_port"', "203.0.113.9"),
+        ("for=10.0.0.3, for=10.0.0.2", "10.0.0.3"),
         # Garbage ends the search.
         ("for=203.0.113.9, for=unknown, for=10.0.0.2", "10.0.0.2"),
         ("for=unknown", "10.0.0.1"),
