@@ -10,6 +10,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Self, TypeVar, overload
 
+from wse.core.admission import Admission
 from wse.core.endpoint import Endpoint, emit_error, error_listener_failed
 from wse.core.heartbeat import Heartbeat
 from wse.core.hub import Hub, ServerSession, WseConnection, WseIdentity
@@ -19,7 +20,7 @@ from wse.core.rpc import ExposeErrors
 from wse.core.signals import Channel, Signal, check_handler
 from wse.errors import CloseReason, ErrorCode, WseError
 from wse.files import StaticFile, js_client_path
-from wse.protocols.json import WseJSON
+from wse.protocols.choice import as_protocols
 from wse.scheduler import AsyncioScheduler
 from wse.transports import picows
 from wse.transports.asgi import AsgiApp
@@ -37,6 +38,8 @@ if TYPE_CHECKING:
     from wse.transports.deflate import Compression
 
 A = TypeVar("A", bound="AuthHandler")
+
+_NOT_STARTED = "not started"  # or closed
 
 
 class ServerSignals:
@@ -80,6 +83,13 @@ class WseServer:
         auth_timeout: Seconds that a connection has to become valid; 0 for ever, `None` for `timeout`.
         protocol: The message protocol, or several in order of preference; the client's offer decides.
         limits: What one client may send.
+        origins: Which web pages may connect. A browser tells the page's origin; one of the same host and port as the
+            server's, as the request's `Host` header has it, may always connect, whatever the scheme, and so may what
+            sends no origin: programs. Others are refused with HTTP 403 unless they are listed:
+            `"https://app.example"`, `"https://*.example.com"` for all subdomains, `"null"`, or `"*"` for all.
+        trusted_proxies: Addresses and networks of the proxies in front, `"10.0.0.0/8"`; `"unix"` for those that come by
+            a Unix socket. From these, and from nobody else, `X-Forwarded-For`, or else `Forwarded`, tells a client's
+            address.
         compression: Compress messages of 1 KiB and more for clients that can (permessage-deflate); off by default,
             since it costs far more time than it saves where the network is fast.
         serve_client: Serve the JavaScript client at `/wse.js`.
@@ -93,7 +103,7 @@ class WseServer:
         debug: Send stack traces of failing procedures to their callers, too.
 
     Raises:
-        ValueError: An argument out of its range.
+        ValueError: An argument out of its range; an origin or a proxy that is none.
         OSError: A file that cannot be read.
     """
 
@@ -110,6 +120,8 @@ class WseServer:
         auth_timeout: float | None = None,
         protocol: Protocol | Iterable[Protocol] | None = None,
         limits: Limits | None = None,
+        origins: str | Iterable[str] | None = None,
+        trusted_proxies: str | Iterable[str] | None = None,
         compression: Compression | None = None,
         serve_client: bool = False,
         files: Mapping[str, str | Path] | None = None,
@@ -136,7 +148,9 @@ class WseServer:
         self._hub = Hub(self._endpoint, conns_per_user=conns_per_user, auth_timeout=deadline, heartbeat=self._heartbeat)
         self._watchdog = None if watchdog is None else Watchdog(watchdog, self._handler_blocked)
         self._started_at: float | None = None
-        self._draining = False
+        self._admission = Admission(origins, trusted_proxies)
+        if port is not None:
+            self._admission.unready.add(_NOT_STARTED)
         self._host = host
         self._port = port
         self._path = path
@@ -196,7 +210,11 @@ class WseServer:
         """What the server has done, and what it holds; counting costs next to nothing, and this a look at each
         connection."""
         uptime = 0.0 if self._started_at is None else self._scheduler.time() - self._started_at
-        return self._hub.stats(uptime, self._scheduler.running)
+        return self._hub.stats(
+            uptime=uptime,
+            running_handlers=self._scheduler.running,
+            refused_origins=self._admission.refused_origins,
+        )
 
     # Messages and calls.
 
@@ -275,6 +293,14 @@ class WseServer:
         address = f"[{host}]" if host and ":" in host else host
         return f"{scheme}://{address}:{self.port}{self._path or ''}"
 
+    @property
+    def ready(self) -> bool:
+        """Whether it takes new connections: from `start`, or from the beginning without a port, until `close`.
+
+        While it is not, they are refused with HTTP 503, and so is a plain GET of `/readyz` at its own port.
+        """
+        return not self._admission.unready
+
     async def start(self) -> None:
         """Begin to listen.
 
@@ -301,6 +327,7 @@ class WseServer:
             files=self._files,
             compression=self._compression,
         )
+        self._admission.unready.discard(_NOT_STARTED)
 
     async def serve_forever(self) -> None:
         """Return when the server has been closed; starts it if need be."""
@@ -312,29 +339,26 @@ class WseServer:
     async def close(self, grace: float = 0.0, *, notice: float = 0.0) -> None:
         """Stop serving; returns when all sockets are closed.
 
-        In this order: `/readyz` answers 503; nobody is let in any more; handlers that run have `grace` seconds to end;
-        every connection is closed with 1012 and `wse.by-server`, a thousand of them in a second, so that not all
-        clients return at once; handlers that still run are cancelled.
+        In this order: `/readyz` answers 503, and nobody is let in any more; the port is closed; handlers that run have
+        `grace` seconds to end; every connection is closed with 1012 and `wse.by-server`, a thousand of them in a
+        second, so that not all clients return at once; handlers that still run are cancelled.
 
         Args:
             grace: Seconds that running handlers have, calls among them. Messages and calls are served meanwhile.
-            notice: Seconds for which `/readyz` answers 503 while connections are still let in, for load balancers that
-                ask now and then.
+            notice: Seconds for which the port stays open and `/readyz` answers 503, as do requests for a WebSocket, so
+                that load balancers that ask now and then send nobody any more by its end.
         """
-        self._draining = True
-        try:
-            await self._scheduler.pause(notice)
-            listener, self._listener = self._listener, None
-            if listener is not None:
-                listener.close()
-            self._hub.refuse(1012, CloseReason.BY_SERVER)
-            await self._scheduler.settle(self._hub.tasks, grace)
-            await self._hub.close(1012, CloseReason.BY_SERVER)
-            await self._scheduler.cancel_all()
-            if listener is not None:
-                await listener.wait_closed()
-        finally:
-            self._draining = False
+        self._admission.unready.add(_NOT_STARTED)
+        await self._scheduler.pause(notice)
+        listener, self._listener = self._listener, None
+        if listener is not None:
+            listener.close()
+        self._hub.refuse(1012, CloseReason.BY_SERVER)
+        await self._scheduler.settle(self._hub.tasks, grace)
+        await self._hub.close(1012, CloseReason.BY_SERVER)
+        await self._scheduler.cancel_all()
+        if listener is not None:
+            await listener.wait_closed()
         if self._watchdog is not None:
             self._watchdog.stop()
         if self._closing is not None and not self._closing.done():
@@ -411,6 +435,7 @@ class WseServer:
             raise WseError(ErrorCode.IDENTIFY_HANDLER_MISSING)
         if self._closing is None or self._closing.get_loop() is not asyncio.get_running_loop():
             self._begin()
+            self._admission.unready.discard(_NOT_STARTED)
 
     def _begin(self) -> None:
         """The server lives in the event loop that runs now, until it is closed."""
@@ -431,6 +456,11 @@ class WseServer:
         """What one client may send."""
         return self._endpoint.limits
 
+    @property
+    def admission(self) -> Admission:
+        """Who may open a WebSocket."""
+        return self._admission
+
     def select(self, offered: Iterable[str]) -> Protocol | None:
         """The protocol for the subprotocols that a client offers; see `wse.core.ports.Acceptor`."""
         known = {protocol.name: protocol for protocol in self._endpoint.protocols}
@@ -442,23 +472,3 @@ class WseServer:
 
     def _report(self, error: WseError, session: Outgoing | None) -> None:
         emit_error(self.when.error, error, session.conn if isinstance(session, ServerSession) else None)
-
-
-def as_protocols(protocol: Protocol | Iterable[Protocol] | None) -> tuple[Protocol, ...]:
-    """The protocols as given, JSON by default.
-
-    Raises:
-        ValueError: None, or two of one name.
-        TypeError: Something else than protocols.
-    """
-    if protocol is None:
-        return (WseJSON(),)
-    protocols = (protocol,) if isinstance(protocol, Protocol) else tuple(protocol)
-    for item in protocols:
-        if not isinstance(item, Protocol):
-            raise TypeError(f"a protocol must be a wse.Protocol, not {item!r}")
-        if not getattr(item, "name", None):
-            raise TypeError(f"a protocol needs a name, the WebSocket subprotocol that stands for it: {item!r}")
-    if not protocols or len({item.name for item in protocols}) < len(protocols):
-        raise ValueError("a server needs at least one protocol, each with a name of its own")
-    return protocols

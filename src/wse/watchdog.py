@@ -71,7 +71,7 @@ class Watchdog:
     def _watch(self, stopped: threading.Event) -> None:
         """On a thread of its own."""
         suspect: tuple[int, str] | None = None
-        while not stopped.wait(self._threshold / 4):
+        while not stopped.wait(self._threshold / 4) and not self._loop.is_closed():
             if self._culprit is not None:
                 continue
             blocked_for = monotonic() - self._turned

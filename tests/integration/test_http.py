@@ -21,6 +21,32 @@ async def test_healthz_answers_whatever_the_path_is_that_opens_websockets(listen
         assert (status, body) == (200, b"ok\n")
 
 
+async def test_readyz_tells_whether_new_connections_are_taken(listen):
+    server = make_server(path="/ws")
+    place = await listen(server)
+    for reasons, expected in (((), (200, b"ready\n")), (("a reason",), (503, b"503 Service Unavailable\n"))):
+        server.admission.unready.update(reasons)
+        async with await RawSocket.open(place.url) as socket:
+            status, _, body = await socket.request("/readyz")
+            assert (status, body) == expected
+
+
+async def test_healthz_answers_when_the_server_is_not_ready(listen):
+    server = make_server()
+    place = await listen(server)
+    server.admission.unready.add("a reason")
+    async with await RawSocket.open(place.url) as socket:
+        assert (await socket.request("/healthz"))[0] == 200
+
+
+async def test_pages_and_files_need_no_origin(listen, tmp_path):
+    (tmp_path / "page.html").write_text("page")
+    place = await listen(make_server(files={"/": tmp_path / "page.html"}))
+    async with await RawSocket.open(place.url) as socket:
+        status, _, body = await socket.request("/", Origin="https://evil.example")
+        assert (status, body) == (200, b"page")
+
+
 async def test_a_plain_get_is_told_to_upgrade(listen):
     place = await listen(make_server())
     async with await RawSocket.open(place.url) as socket:

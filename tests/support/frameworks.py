@@ -33,7 +33,15 @@ async def uvicorn_asgi(app, ws):
 
     Started by its own `startup`. Its main loop and `shutdown`, which only poll and sleep, are left out.
     """
-    config = uvicorn.Config(app, port=0, ws=ws, log_config=None, lifespan="off", access_log=False)
+    config = uvicorn.Config(
+        app,
+        port=0,
+        ws=ws,
+        log_config=None,
+        lifespan="off",
+        access_log=False,
+        proxy_headers=False,  # by default it would put what a proxy of this host says in place of the peer's address
+    )
     with warnings.catch_warnings():
         if ws == "websockets":  # deprecated: by uvicorn, and by websockets when it is imported and per connection
             warnings.filterwarnings("ignore", category=uvicorn.config.UvicornDeprecationWarning)

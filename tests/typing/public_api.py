@@ -73,6 +73,7 @@ async def use() -> None:
     async with server:
         assert_type(server.port, int | None)
         assert_type(server.url, str)
+        assert_type(server.ready, bool)
         assert_type(await server.when.left.wait(timeout=1), tuple[WseIdentity, int, str])
     client = WseClient("ws://x", reconnect=True, backoff=Backoff(cap=3), identity=Scram("ada", "secret"))
     assert_type(await client.when.closed.wait(), tuple[int, str])

@@ -33,6 +33,11 @@ def test_headers_are_found_without_regard_to_case_and_the_first_counts():
         HEADERS["absent"]
 
 
+def test_all_values_of_a_header_are_found_in_order():
+    assert HEADERS.getall("X-MANY", []) == ["one", "two"]
+    assert HEADERS.getall("absent", ["default"]) == ["default"]
+
+
 def test_headers_are_counted_and_listed_once_by_name():
     assert len(HEADERS) == 3
     assert set(HEADERS) == {"Host", "X-Many", "Cookie"}

@@ -238,3 +238,53 @@ def test_a_server_that_was_left_open_in_one_event_loop_serves_in_the_next():
 
     assert asyncio.run(once())
     assert asyncio.run(once())
+
+
+async def test_a_server_with_a_port_is_ready_from_start_to_close():
+    server = make_server()
+    assert not server.ready
+    for _ in range(2):
+        await server.start()
+        assert server.ready
+        await server.close()
+        assert not server.ready
+
+
+async def test_a_server_that_does_not_get_its_port_is_not_ready():
+    async with make_server() as first:
+        second = make_server(port=first.port)
+        with pytest.raises(OSError, match="in use"):
+            await second.start()
+        assert not second.ready
+
+
+async def test_a_server_is_not_ready_while_it_closes():
+    server = make_server()
+    seen = []
+    server.when.left(lambda *_: seen.append(server.ready))
+    async with in_memory(server) as place:
+        server._attached()
+        await place.connect()
+        assert server.ready
+        await server.close()
+    assert seen == [False]
+
+
+async def test_inside_a_web_application_a_server_is_ready_until_it_is_closed():
+    server = make_server(port=None)
+    assert server.ready  # or no load balancer would send the first connection
+    server._attached()
+    assert server.ready
+    await server.close()
+    assert not server.ready
+    server._attached()
+    assert server.ready
+
+
+async def test_a_reason_of_the_server_s_own_outlasts_its_start():
+    server = make_server()
+    server.admission.unready.add("deaf")
+    async with server:
+        assert not server.ready
+        server.admission.unready.discard("deaf")
+        assert server.ready

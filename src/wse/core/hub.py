@@ -112,7 +112,7 @@ class WseConnection:
 
     @property
     def remote_addr(self) -> str:
-        """The IP address of the socket's peer; an empty string where there is none."""
+        """The client's IP address: the socket's, or what a trusted proxy says; an empty string where there is none."""
         return self.request.remote_addr
 
     @property
@@ -418,7 +418,7 @@ class Hub:
         """The async handlers of all connections that have not ended."""
         return [task for session in self.sessions if not session.ended for task in session.tasks]
 
-    def stats(self, uptime: float, running_handlers: int) -> Stats:
+    def stats(self, *, uptime: float, running_handlers: int, refused_origins: int) -> Stats:
         """See `WseServer.stats`."""
         counters = self.endpoint.counters
         queued = [session.queued for session in self.sessions]
@@ -443,6 +443,7 @@ class Hub:
             close_codes=dict(counters.close_codes),
             dropped=dict(counters.dropped),
             limits=dict(counters.limits),
+            refused_origins=refused_origins,
         )
 
     # Messages.

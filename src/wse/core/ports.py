@@ -14,6 +14,7 @@ from wse.types import MessageType
 if TYPE_CHECKING:
     import asyncio
 
+    from wse.core.admission import Admission
     from wse.core.limits import Limits
     from wse.core.packed import Packed
     from wse.core.session import Session
@@ -228,7 +229,7 @@ class Request(typing.Protocol):
 
     @property
     def remote_addr(self) -> str:
-        """The IP address of the socket's peer, or an empty string where there is none."""
+        """The client's IP address (`Admission.address`), or an empty string where there is none."""
         ...
 
 
@@ -238,6 +239,11 @@ class Acceptor(typing.Protocol):
     @property
     def limits(self) -> Limits:
         """What a transport must enforce."""
+        ...
+
+    @property
+    def admission(self) -> Admission:
+        """Who may open a WebSocket: a transport asks it before it upgrades, and for the address of the client."""
         ...
 
     def select(self, offered: Iterable[str]) -> Protocol | None:

@@ -61,9 +61,7 @@ class AiohttpLink(AwaitedLink):
             self._request.transport.abort()
 
 
-def handler(
-    acceptor: Acceptor, started: Callable[[], None]
-) -> Callable[[web.Request], Awaitable[web.WebSocketResponse]]:
+def handler(acceptor: Acceptor, started: Callable[[], None]) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:
     """A server as a handler for aiohttp's router.
 
     Args:
@@ -72,11 +70,15 @@ def handler(
     """
 
     def open_session(request: web.Request, protocol: Protocol | None, link: AwaitedLink) -> Session:
-        http_request = HttpRequest(request.path_qs, request.headers, link.remote_addr, request)
+        remote_addr = acceptor.admission.address(link.remote_addr, request.headers)
+        http_request = HttpRequest(request.path_qs, request.headers, remote_addr, request)
         return acceptor.open(link, http_request, protocol)
 
-    async def handle(request: web.Request) -> web.WebSocketResponse:
+    async def handle(request: web.Request) -> web.StreamResponse:
         started()
+        refusal = acceptor.admission.refusal(request.headers)
+        if refusal is not None:
+            return web.Response(status=refusal.status, headers=refusal.headers, text=refusal.body)
         protocol = acceptor.select(offered_subprotocols(request.headers.getall("Sec-WebSocket-Protocol", [])))
         limit = acceptor.limits.message_size
         websocket = web.WebSocketResponse(

@@ -8,9 +8,11 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, MutableMapping
 from functools import partial
+from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
+from wse.core.admission import Refusal
 from wse.transports.awaited import AwaitedLink
 from wse.transports.request import CompactHeaders, HttpRequest
 
@@ -22,6 +24,9 @@ Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
+
+
+_NOT_FOUND = Refusal(HTTPStatus.NOT_FOUND)
 
 
 class AsgiLink(AwaitedLink):
@@ -94,22 +99,27 @@ class AsgiApp:
         await receive()  # websocket.connect
         path = scope["path"]
         if self._path is not None and path != self._path:
-            await self._refuse(scope, send)
+            await self._refuse(scope, send, _NOT_FOUND)
             return
         self._started()
+        headers = CompactHeaders((name.decode("latin-1"), value.decode("latin-1")) for name, value in scope["headers"])
+        refusal = self._acceptor.admission.refusal(headers)
+        if refusal is not None:
+            await self._refuse(scope, send, refusal)
+            return
         protocol = self._acceptor.select(scope.get("subprotocols") or ())
         await send({"type": "websocket.accept", "subprotocol": None if protocol is None else protocol.name})
         client = scope.get("client")
         link = AsgiLink(self._acceptor.limits.message_size, receive, send, str(client[0]) if client else "")
-        await link.run(partial(self._open, scope, protocol))
+        await link.run(partial(self._open, scope, headers, protocol))
 
-    def _open(self, scope: Scope, protocol: Protocol | None, link: AwaitedLink) -> Session:
-        headers = CompactHeaders((name.decode("latin-1"), value.decode("latin-1")) for name, value in scope["headers"])
+    def _open(self, scope: Scope, headers: CompactHeaders, protocol: Protocol | None, link: AwaitedLink) -> Session:
+        remote_addr = self._acceptor.admission.address(link.remote_addr, headers)
         raw_path = (
             scope.get("raw_path") or quote(scope["path"]).encode()
         )  # as it was sent: a decoded one may hold a "?"
         target = (raw_path + b"?" + scope.get("query_string", b"")).decode("latin-1")
-        return self._acceptor.open(link, HttpRequest(target, headers, link.remote_addr, scope), protocol)
+        return self._acceptor.open(link, HttpRequest(target, headers, remote_addr, scope), protocol)
 
     async def _lifespan(self, receive: Receive, send: Send) -> None:
         while True:
@@ -126,10 +136,11 @@ class AsgiApp:
                 await send({"type": "lifespan.shutdown.complete"})
                 return
 
-    async def _refuse(self, scope: Scope, send: Send) -> None:
-        """No WebSocket under this path: HTTP 404, or 403 where the web server knows nothing else."""
+    async def _refuse(self, scope: Scope, send: Send, refusal: Refusal) -> None:
+        """No WebSocket: an HTTP response, which is 403 where the web server knows nothing else."""
         if "websocket.http.response" in (scope.get("extensions") or ()):
-            await _respond(send, "websocket.http.response", 404, b"404 Not Found\n")
+            headers = [(name.lower().encode(), value.encode()) for name, value in refusal.headers.items()]
+            await _respond(send, "websocket.http.response", refusal.status, refusal.body.encode(), *headers)
             await asyncio.sleep(0)  # uvicorn logs an error if this returns before it has closed the socket
         else:
             await send({"type": "websocket.close"})

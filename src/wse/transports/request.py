@@ -52,6 +52,11 @@ class CompactHeaders(Mapping[str, str]):
                 return value
         raise KeyError(name)
 
+    def getall(self, name: str, default: list[str]) -> list[str]:
+        """All values, in order."""
+        wanted = name.lower()
+        return [value for present, value in self._items() if present.lower() == wanted] or default
+
     def __iter__(self) -> Iterator[str]:
         return iter({name.lower(): name for name, _ in reversed(self._items())}.values())
 

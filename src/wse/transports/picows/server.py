@@ -44,7 +44,7 @@ async def listen(
     files: Mapping[str, StaticFile],
     compression: Compression | None,
 ) -> asyncio.Server:
-    """Accept WebSockets on a port; a plain GET gets a file, or 200 at `/healthz`.
+    """Accept WebSockets on a port; a plain GET gets a file, or an answer at `/healthz` and `/readyz`.
 
     Args:
         acceptor: The server.
@@ -65,21 +65,38 @@ async def listen(
         transport = link._transport
         items = transport.request.headers.items()
         headers = CompactHeaders(item for item in items if item[0].lower() not in _OF_THE_HANDSHAKE)
+        remote_addr = acceptor.admission.address(link.remote_addr, transport.request.headers)
         # picows keeps both for the connection's life, and has no more use for them.
         request = transport.request
         request.method, request.version = b"GET", b"HTTP/1.1"  # all that it accepts; these are constants
         request.headers = transport.response.headers = _NO_HEADERS
-        return acceptor.open(
-            link, HttpRequest(transport.request.path.decode("utf-8", "replace"), headers, link.remote_addr), protocol
-        )
+        return acceptor.open(link, HttpRequest(request.path.decode("utf-8", "replace"), headers, remote_addr), protocol)
+
+    def plain_response(request: WSUpgradeRequest, target: str) -> WSUpgradeResponse:
+        """The answer to a GET that asks for no WebSocket."""
+        if target == "/healthz":
+            return _text(b"ok\n")
+        if target == "/readyz":
+            return _error(HTTPStatus.SERVICE_UNAVAILABLE) if acceptor.admission.unready else _text(b"ready\n")
+        file = files.get(target)
+        if file is not None:
+            if file.is_fresh(request.headers.get("If-None-Match", "")):
+                return _response(HTTPStatus.NOT_MODIFIED, file.headers)
+            return _response(HTTPStatus.OK, file.headers, file.body)
+        if path is None or target == path:
+            return _error(HTTPStatus.UPGRADE_REQUIRED, {"Upgrade": "websocket"})
+        return _error(HTTPStatus.NOT_FOUND)
 
     def on_request(request: WSUpgradeRequest) -> WSUpgradeResponseWithListener:
         target = request.path.decode("ascii", "replace").partition("?")[0]
         headers = request.headers
         if headers.get("Upgrade", "").lower() != "websocket":
-            return WSUpgradeResponseWithListener(_plain_response(request, target, path, files), None)
+            return WSUpgradeResponseWithListener(plain_response(request, target), None)
         if path is not None and target != path:
             return WSUpgradeResponseWithListener(_error(HTTPStatus.NOT_FOUND), None)
+        refusal = acceptor.admission.refusal(headers)
+        if refusal is not None:
+            return WSUpgradeResponseWithListener(_error(refusal.status, refusal.headers), None)
         # Firefox sends "keep-alive, Upgrade", which RFC 6455 allows (4.2.1) and picows does not.
         if "upgrade" in (token.strip().lower() for token in headers.get("Connection", "").split(",")):
             headers["Connection"] = "Upgrade"
@@ -107,20 +124,8 @@ async def listen(
     )
 
 
-def _plain_response(
-    request: WSUpgradeRequest, target: str, path: str | None, files: Mapping[str, StaticFile]
-) -> WSUpgradeResponse:
-    """The answer to a GET that asks for no WebSocket."""
-    if target == "/healthz":
-        return _response(HTTPStatus.OK, {"Content-Type": "text/plain; charset=utf-8"}, b"ok\n")
-    file = files.get(target)
-    if file is not None:
-        if file.is_fresh(request.headers.get("If-None-Match", "")):
-            return _response(HTTPStatus.NOT_MODIFIED, file.headers)
-        return _response(HTTPStatus.OK, file.headers, file.body)
-    if path is None or target == path:
-        return _error(HTTPStatus.UPGRADE_REQUIRED, {"Upgrade": "websocket"})
-    return _error(HTTPStatus.NOT_FOUND)
+def _text(body: bytes) -> WSUpgradeResponse:
+    return _response(HTTPStatus.OK, {"Content-Type": "text/plain; charset=utf-8"}, body)
 
 
 def _error(status: HTTPStatus, headers: Mapping[str, str] | None = None) -> WSUpgradeResponse:

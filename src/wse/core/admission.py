@@ -1,0 +1,196 @@
+"""Who may open a WebSocket, and where from: decided by the HTTP request, the same on every transport."""
+
+from __future__ import annotations
+
+import logging
+import re
+import typing
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from http import HTTPStatus
+from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
+
+logger = logging.getLogger("wse")
+
+_ORIGIN = re.compile(r"([a-z][a-z0-9+.-]*)://(\[[0-9a-f:.]+\]|[^\s:/?#@\[\]]+)(?::([0-9]{1,5}))?")
+_HOST = re.compile(r"(\[[0-9a-f:.]+\]|[^\s:/?#@\[\]]+)(?::([0-9]{1,5}))?")
+_PORTS = {"http": 80, "https": 443}
+
+_WITH_PORT = re.compile(r"(?:\[([0-9A-Fa-f:.]+)\]|([0-9.]+))(?::[0-9A-Za-z._-]+)?")
+_PARAMETER = r"\s*([\w-]+)=([^\s\",;]+|\"[^\"\\]*\")\s*"
+_FORWARDED_PARAMETER = re.compile(_PARAMETER, re.ASCII)
+_FORWARDED_ELEMENT = re.compile(f"{_PARAMETER}(?:;{_PARAMETER})*", re.ASCII)
+
+Origin = tuple[str, str, int | None]
+"""Scheme, host and port; no port for a scheme that has no usual one."""
+
+
+class Headers(typing.Protocol):
+    """The headers of a request, as transports have them; names compare without case."""
+
+    def get(self, name: str, /) -> str | None:
+        """The first value."""
+
+    def getall(self, name: str, default: list[str], /) -> list[str]:
+        """All values, in order."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """The HTTP response that stands in for the WebSocket."""
+
+    status: HTTPStatus
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def body(self) -> str:
+        return f"{self.status} {self.status.phrase}\n"
+
+
+_FORBIDDEN = Refusal(HTTPStatus.FORBIDDEN)
+_UNAVAILABLE = Refusal(HTTPStatus.SERVICE_UNAVAILABLE, {"Retry-After": "1"})
+
+
+class Admission:
+    """A server's policy for those who are about to connect.
+
+    Args:
+        origins: The origins of web pages that may connect, beside those of the server's own host.
+        trusted_proxies: Addresses and networks whose forwarding headers count; `"unix"` stands for peers without an
+            address, which are those of a Unix socket.
+
+    Attributes:
+        unready: Why nobody may connect for now; while it is empty, everybody may.
+        refused_origins: How many requests were refused for their origin.
+
+    Raises:
+        ValueError: An entry that is no origin, address or network.
+    """
+
+    __slots__ = ("_any", "_origins", "_proxies", "_subdomains", "_unix", "refused_origins", "unready")
+
+    def __init__(
+        self, origins: str | Iterable[str] | None = None, trusted_proxies: str | Iterable[str] | None = None
+    ) -> None:
+        listed = frozenset(_entries(origins))
+        self._any = "*" in listed
+        named = [_listed(entry) for entry in listed - {"*"}]
+        self._origins = frozenset(origin for origin in named if not origin[1].startswith("*"))
+        self._subdomains = tuple((scheme, host[1:], port) for scheme, host, port in named if host.startswith("*"))
+        proxies = frozenset(_entries(trusted_proxies))
+        self._unix = "unix" in proxies
+        self._proxies = tuple(ip_network(entry) for entry in proxies - {"unix"})
+        self.unready: set[str] = set()
+        self.refused_origins = 0
+
+    def refusal(self, headers: Headers) -> Refusal | None:
+        """Why a request may not become a WebSocket; `None` if it may.
+
+        A refused origin is counted and not reported: who floods the server must not flood its logs, too.
+        """
+        if self.unready:
+            return _UNAVAILABLE
+        origin = headers.get("Origin")
+        if origin is None or self._any or self._admits(origin, headers.get("Host")):
+            return None
+        self.refused_origins += 1
+        logger.debug("refused a WebSocket for its origin, %.200r", origin)
+        return _FORBIDDEN
+
+    def _admits(self, text: str, host: str | None) -> bool:
+        origin = _parsed(text)
+        if origin is None:
+            return False
+        if origin in self._origins:
+            return True
+        scheme, name, port = origin
+        for allowed_scheme, suffix, allowed_port in self._subdomains:
+            if scheme == allowed_scheme and port == allowed_port and name.endswith(suffix):
+                return True
+        # The Host header names no scheme, and TLS may end at a proxy: the port that it leaves out is the page's.
+        usual = _PORTS.get(scheme)
+        match = _HOST.fullmatch(host.strip().lower()) if host and usual else None
+        return match is not None and (match[1], int(match[2] or usual or 0)) == (name, port)
+
+    def address(self, peer: str, headers: Headers) -> str:
+        """The client's IP address.
+
+        Seen from the server, it is the first that is no trusted proxy: of the socket's peer, then of those in
+        `X-Forwarded-For`, or else `Forwarded` (RFC 7239), from right to left. What is no address ends the search,
+        with the last proxy before it.
+
+        Args:
+            peer: The socket's peer; an empty string where it has no address.
+            headers: Those of the request.
+        """
+        if not (self._proxies or self._unix) or not self._trusts(_address(peer)):
+            return peer
+        found = peer
+        for address in _forwarded(headers):
+            if address is None:
+                break
+            found = str(address)
+            if not self._trusts(address):
+                break
+        return found
+
+    def _trusts(self, address: IPv4Address | IPv6Address | None) -> bool:
+        if address is None:
+            return self._unix
+        return any(address in network for network in self._proxies)
+
+
+def _entries(entries: str | Iterable[str] | None) -> Iterable[str]:
+    return (entries,) if isinstance(entries, str) else entries or ()
+
+
+def _listed(entry: str) -> Origin:
+    origin = _parsed(entry)
+    if origin is not None and re.fullmatch(r"(\*\.(?=.))?[^*]*", origin[1]):
+        return origin
+    raise ValueError(
+        f"an origin is scheme://host or scheme://host:port, and nothing more, with *. before the host for its "
+        f"subdomains; or null, or * for all origins; not {entry!r}"
+    )
+
+
+def _parsed(text: str) -> Origin | None:
+    """An origin as browsers write it (RFC 6454, 6.2)."""
+    if text == "null":
+        return ("null", "", None)
+    match = _ORIGIN.fullmatch(text.lower())
+    if match is None or not text.isascii():  # browsers send Punycode
+        return None
+    scheme, host, digits = match.groups()
+    port = int(digits) if digits else _PORTS.get(scheme)
+    return (scheme, host, port) if port is None or 0 < port < 65536 else None
+
+
+def _address(text: str) -> IPv4Address | IPv6Address | None:
+    try:
+        address = ip_address(text)
+    except ValueError:
+        return None
+    # How a socket for both families shows a peer of IPv4.
+    return (address.ipv4_mapped if isinstance(address, IPv6Address) else None) or address
+
+
+def _forwarded(headers: Headers) -> Iterable[IPv4Address | IPv6Address | None]:
+    """The addresses that proxies have noted, the nearest first; `None` for what is no address."""
+    values = headers.getall("X-Forwarded-For", [])
+    if values:
+        for hop in reversed(",".join(values).split(",")):
+            yield _hop(hop.strip())
+        return
+    # A comma within quotes leaves two elements that are none, so what a client may have put there ends the search.
+    for element in reversed(",".join(headers.getall("Forwarded", [])).split(",")):
+        parameters = _FORWARDED_PARAMETER.findall(element) if _FORWARDED_ELEMENT.fullmatch(element) else ()
+        yield next((_hop(value.strip('"')) for name, value in parameters if name.lower() == "for"), None)
+
+
+def _hop(text: str) -> IPv4Address | IPv6Address | None:
+    match = _WITH_PORT.fullmatch(text)
+    if match is not None:
+        text = match[1] or match[2]
+    return None if "%" in text else _address(text)  # a zone means something on its own host only
