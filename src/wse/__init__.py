@@ -3,9 +3,10 @@
 from wse.client.backoff import Backoff
 from wse.client.client import WseClient
 from wse.core.handshake import Challenge, Handshake
-from wse.core.hub import WseConnection, WseIdentity
+from wse.core.hub import DeviceInfo, WseConnection, WseIdentity
 from wse.core.limits import Limits
 from wse.core.ports import Credentials, InternalTypes, Protocol
+from wse.core.rooms import Room
 from wse.core.signals import Channel, Signal
 from wse.errors import CloseReason, ErrorCode, WseError
 from wse.files import js_client_path
@@ -23,12 +24,14 @@ __all__ = [
     "CloseReason",
     "Compression",
     "Credentials",
+    "DeviceInfo",
     "ErrorCode",
     "Handshake",
     "InternalTypes",
     "Limits",
     "Protocol",
     "ReadyState",
+    "Room",
     "Signal",
     "WseClient",
     "WseConnection",

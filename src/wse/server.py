@@ -17,6 +17,7 @@ from wse.core.ports import Protocol
 from wse.core.signals import Channel, Signal, check_handler
 from wse.errors import CloseReason, ErrorCode, WseError
 from wse.files import StaticFile, js_client_path
+from wse.messaging import Messaging
 from wse.protocols.json import WseJSON
 from wse.scheduler import AsyncioScheduler
 from wse.transports import picows
@@ -61,7 +62,7 @@ class ServerSignals:
         )
 
 
-class WseServer:
+class WseServer(Messaging):
     """A WSE server.
 
     Args:
@@ -179,24 +180,6 @@ class WseServer:
         """The listeners of messages by type; they take `(conn, payload)`."""
         return self._endpoint.channel
 
-    def broadcast(self, type: MessageType, payload: Any = None) -> None:
-        """Send a message to every connection; it is encoded once.
-
-        Raises:
-            WseError: As `WseConnection.send`.
-        """
-        self._hub.broadcast(type, payload)
-
-    def send(self, cid: ClientId, type: MessageType, payload: Any = None) -> None:
-        """Send a message to all devices of a user; nothing happens if the user is not connected.
-
-        Raises:
-            WseError: As `WseConnection.send`.
-        """
-        identity = self._hub.identities.get(cid)
-        if identity is not None:
-            identity.send(type, payload)
-
     @overload
     def register(self, name: MessageType, fn: F) -> F: ...
     @overload
@@ -221,14 +204,6 @@ class WseServer:
             WseError: `RP_NOT_REGISTERED`.
         """
         self._endpoint.procedures.unregister(name)
-
-    def drop_client(self, cid: ClientId, reason: str = CloseReason.NO_REASON) -> None:
-        """Disconnect all devices of a user; `left` fires once. Nothing happens if the user is not connected.
-
-        Raises:
-            ValueError: A reason longer than a close frame can carry.
-        """
-        self._hub.drop_client(cid, reason)
 
     # Life cycle.
 

@@ -33,7 +33,8 @@ ALLOWED = {
     "scheduler.py": {"core"},
     "client/": {"errors", "types", "core", "client", "protocols", "scheduler", "transports"},
     "auth/": {"errors", "types", "core", "auth", "server"},
-    "server.py": {"errors", "types", "core", "files", "protocols", "scheduler", "transports"},
+    "messaging.py": {"errors", "types", "core"},
+    "server.py": {"errors", "types", "core", "files", "messaging", "protocols", "scheduler", "transports"},
     "testing.py": {"client", "core", "server", "transports"},
     "__init__.py": {"errors", "types", "core", "client", "files", "protocols", "server", "transports"},
 }
@@ -107,8 +108,8 @@ def test_the_package_itself_only_re_exports() -> None:
 
 def test_everything_public_is_there() -> None:
     assert {
-        "Backoff", "Challenge", "Channel", "ClientStatus", "CloseReason", "Compression", "Credentials", "ErrorCode",
-        "Handshake", "InternalTypes", "Limits", "Protocol", "ReadyState", "Signal", "WseClient", "WseConnection",
-        "WseError", "WseIdentity", "WseJSON", "WseMsgpack", "WseServer", "js_client_path",
+        "Backoff", "Challenge", "Channel", "ClientStatus", "CloseReason", "Compression", "Credentials", "DeviceInfo",
+        "ErrorCode", "Handshake", "InternalTypes", "Limits", "Protocol", "ReadyState", "Room", "Signal", "WseClient",
+        "WseConnection", "WseError", "WseIdentity", "WseJSON", "WseMsgpack", "WseServer", "js_client_path",
     } == set(wse.__all__)  # fmt: skip
     assert all(hasattr(wse, name) for name in wse.__all__)

@@ -238,3 +238,27 @@ def test_a_server_that_was_left_open_in_one_event_loop_serves_in_the_next():
 
     assert asyncio.run(once())
     assert asyncio.run(once())
+
+
+async def test_a_server_sends_to_rooms_and_calls_a_users_devices():
+    server = make_server(conns_per_user=2)
+
+    @server.channel.on("enter")
+    def enter(conn, name):
+        server.room(name).add(conn)
+        server.room(name).send("entered", conn.cid, exclude=conn)
+
+    async with in_memory(server) as place:
+        ann, bob = await place.connect("ann"), await place.connect("bob")
+        entered = asyncio.get_running_loop().create_future()
+        ann.channel.on("entered", entered.set_result)
+        bob.register("age", lambda payload: 42)
+        for client in (ann, bob):
+            client.send("enter", "tea")
+        assert await soon(entered) == "bob"
+        assert await soon(server.room("tea").members()) == {"ann", "bob"}
+        assert await soon(server.call("bob", "age")) == 42
+        assert await soon(server.call("bob", "age", mode="all")) == [42]
+        assert [device.cid for device in await soon(server.devices("bob"))] == ["bob"]
+        assert await soon(server.online()) == 2
+        assert {cid async for cid in server.users()} == {"ann", "bob"}

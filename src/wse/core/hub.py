@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Collection, Mapping
+from dataclasses import dataclass
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
+from wse.core.calls import call_all, call_first
 from wse.core.closing import check_close
 from wse.core.handshake import ServerOpening
 from wse.core.packed import Packed
@@ -17,10 +19,13 @@ from wse.types import ClientId, MessageType, ReadyState
 
 if TYPE_CHECKING:
     import asyncio
+    from collections.abc import AsyncIterator
 
+    from wse.core.calls import Callee, Mode
     from wse.core.endpoint import Endpoint
     from wse.core.handshake import AuthHandler, Handshake
     from wse.core.ports import Link, Protocol, Request
+    from wse.core.rooms import Rooms
 
 
 class ServerSession(Session):
@@ -141,10 +146,10 @@ class WseIdentity:
         meta: The meta of the first connection.
     """
 
-    __slots__ = ("_conns", "_endpoint", "cid", "meta")
+    __slots__ = ("_conns", "_hub", "cid", "meta")
 
-    def __init__(self, endpoint: Endpoint, cid: ClientId, meta: dict[str, Any]) -> None:
-        self._endpoint = endpoint
+    def __init__(self, hub: Hub, cid: ClientId, meta: dict[str, Any]) -> None:
+        self._hub = hub
         self._conns: dict[str, WseConnection] = {}
         self.cid = cid
         self.meta = meta
@@ -154,13 +159,13 @@ class WseIdentity:
         """The user's connections by `conn_id`, the oldest first; read-only."""
         return MappingProxyType(self._conns)
 
-    def send(self, type: MessageType, payload: Any = None) -> None:
-        """Send a message to all devices of the user.
+    def send(self, type: MessageType, payload: Any = None, *, exclude: Exclude = None) -> None:
+        """Send a message to all devices of the user, but for a connection that is excluded.
 
         Raises:
             WseError: As `WseConnection.send`.
         """
-        send_to_all(self._endpoint, [conn for conn in self._conns.values() if conn._session.valid], type, payload)
+        self._hub.send(self.cid, type, payload, exclude)
 
     def drop(self, reason: str = CloseReason.BY_SERVER) -> None:
         """Disconnect all devices of the user; `left` fires once.
@@ -168,8 +173,7 @@ class WseIdentity:
         Raises:
             ValueError: A reason that a close frame cannot carry.
         """
-        for conn in tuple(self._conns.values()):
-            conn.drop(reason)
+        self._hub.drop_client(self.cid, reason)
 
     async def call(self, name: MessageType, payload: Any = None, *, timeout: float | None = None) -> list[Any]:
         """Call a procedure on every device of the user.
@@ -180,13 +184,30 @@ class WseIdentity:
         Raises:
             WseError: `CONNECTION_MISSING`, when the user has no connection left.
         """
-        conns = tuple(self._conns.values())
-        if not conns:
-            raise WseError(ErrorCode.CONNECTION_MISSING, {"cid": self.cid, "rp": name})
-        return await call_all([conn._session for conn in conns], name, payload, timeout)
+        results: list[Any] = await self._hub.call(self.cid, name, payload, "all", timeout)
+        return results
 
     def __repr__(self) -> str:
         return f"<WseIdentity {self.cid} with {len(self._conns)} connections>"
+
+
+Exclude: TypeAlias = WseConnection | WseIdentity | ClientId | None
+"""Who does not get a message: a connection, or a user by its identity or `cid`."""
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceInfo:
+    """A device of a user, on whichever node it is connected.
+
+    Attributes:
+        cid: The user's id.
+        conn_id: The connection's id.
+        node: The node that holds it; an empty string on a server without a cluster.
+    """
+
+    cid: ClientId
+    conn_id: str
+    node: str = ""
 
 
 class Hub:
@@ -213,14 +234,16 @@ class Hub:
         self.sessions: set[ServerSession] = set()  # all whose socket is not closed yet
         self._emptied: asyncio.Future[None] | None = None
 
-        def signal(name: str, *takes: str) -> Signal[*tuple[Any, ...]]:
-            return Signal(name, takes, endpoint.scheduler, self._listener_failed)
+        self.rooms: Rooms | None = None  # from the first use on
+        self.joined: Signal[WseIdentity, dict[str, Any]] = self.signal("joined", "identity", "meta")
+        self.left: Signal[WseIdentity, int, str] = self.signal("left", "identity", "code", "reason")
+        self.connected: Signal[WseConnection] = self.signal("connected", "conn")
+        self.disconnected: Signal[WseConnection, int, str] = self.signal("disconnected", "conn", "code", "reason")
+        self.ignored: Signal[WseConnection, Any, Any] = self.signal("ignored", "conn", "type", "payload")
 
-        self.joined: Signal[WseIdentity, dict[str, Any]] = signal("joined", "identity", "meta")
-        self.left: Signal[WseIdentity, int, str] = signal("left", "identity", "code", "reason")
-        self.connected: Signal[WseConnection] = signal("connected", "conn")
-        self.disconnected: Signal[WseConnection, int, str] = signal("disconnected", "conn", "code", "reason")
-        self.ignored: Signal[WseConnection, Any, Any] = signal("ignored", "conn", "type", "payload")
+    def signal(self, name: str, *takes: str) -> Signal[*tuple[Any, ...]]:
+        """A signal whose listeners' failures are reported."""
+        return Signal(name, takes, self.endpoint.scheduler, self._listener_failed)
 
     # The life of a connection.
 
@@ -258,7 +281,7 @@ class Hub:
         identity = self.identities.get(cid)
         is_new = identity is None
         if identity is None:
-            identity = self.identities[cid] = WseIdentity(self.endpoint, cid, conn.meta)
+            identity = self.identities[cid] = WseIdentity(self, cid, conn.meta)
         conn.client = identity
         identity._conns[conn.conn_id] = conn
         if len(identity._conns) > self.conns_per_user:
@@ -281,6 +304,8 @@ class Hub:
         if identity is None:
             return
         self.connections.pop(conn.conn_id, None)
+        if self.rooms is not None:
+            self.rooms.forget(conn)
         del identity._conns[conn.conn_id]
         is_last = not identity._conns
         if is_last:
@@ -308,16 +333,62 @@ class Hub:
 
     # Messages.
 
-    def broadcast(self, type: MessageType, payload: Any) -> None:
+    def broadcast(self, type: MessageType, payload: Any, exclude: Exclude = None) -> None:
         """Send to every valid connection."""
-        send_to_all(self.endpoint, self.connections.values(), type, payload)
+        self.send_to(self.connections.values(), type, payload, exclude)
+
+    def send(self, cid: ClientId, type: MessageType, payload: Any, exclude: Exclude = None) -> None:
+        """Send to a user's valid connections; nothing happens if there are none."""
+        if cid in self.identities:
+            self.send_to([session.conn for session in self._devices(cid)], type, payload, exclude)
+
+    def send_to(
+        self, conns: Collection[WseConnection], type: MessageType, payload: Any, exclude: Exclude = None
+    ) -> None:
+        """Send to these valid connections, but for who is excluded."""
+        if exclude is not None:
+            conns = without(conns, *excluded(exclude))
+        send_to_all(self.endpoint, conns, type, payload)
 
     def drop_client(self, cid: ClientId, reason: str) -> None:
         """Disconnect all devices of a user; nothing happens if there are none."""
         check_close(1000, reason)
         identity = self.identities.get(cid)
         if identity is not None:
-            identity.drop(reason)
+            for conn in tuple(identity._conns.values()):
+                conn.drop(reason)
+
+    async def call(self, cid: ClientId, name: MessageType, payload: Any, mode: Mode, timeout: float | None) -> Any:
+        """Call a procedure on a user's devices; see `WseServer.call`."""
+        if mode not in ("first", "all", "any"):
+            raise ValueError(f'mode must be "first", "all" or "any", not {mode!r}')
+        callees: list[Callee] = [*self._devices(cid)]
+        if not callees:
+            raise WseError(ErrorCode.CONNECTION_MISSING, {"cid": cid, "rp": name})
+        if mode == "all":
+            return await call_all(callees, name, payload, timeout)
+        return await call_first(
+            self.endpoint.scheduler, callees if mode == "first" else callees[-1:], name, payload, timeout
+        )
+
+    # Who is there.
+
+    async def devices(self, cid: ClientId) -> list[DeviceInfo]:
+        return [DeviceInfo(cid, session.conn.conn_id) for session in self._devices(cid)]
+
+    async def online(self) -> int:
+        return len(self.identities)
+
+    async def users(self) -> AsyncIterator[ClientId]:
+        for cid in tuple(self.identities):
+            yield cid
+
+    def _devices(self, cid: ClientId) -> list[ServerSession]:
+        """The user's valid connections, the oldest first."""
+        identity = self.identities.get(cid)
+        if identity is None:
+            return []
+        return [conn._session for conn in identity._conns.values() if conn._session.valid]
 
     def _listener_failed(self, exc: Exception, signal: str, args: tuple[Any, ...]) -> None:
         session = args[0]._session if isinstance(args[0], WseConnection) else None
@@ -345,24 +416,13 @@ def send_to_all(endpoint: Endpoint, conns: Collection[WseConnection], type: Mess
         session.link.write_shared(by_protocol[session.protocol])
 
 
-async def call_all(sessions: list[ServerSession], name: MessageType, payload: Any, timeout: float | None) -> list[Any]:
-    """Call a procedure on several connections at once; errors stand in the list where results would."""
-    started: list[tuple[ServerSession, int, asyncio.Future[Any]]] = []
-    results: dict[ServerSession, Any] = dict.fromkeys(sessions)
-    try:
-        for session in sessions:
-            try:
-                started.append((session, *session.start_call(name, payload, timeout)))
-            except WseError as exc:
-                results[session] = exc
-        for session, _, future in started:
-            try:
-                results[session] = await future
-            except WseError as exc:
-                results[session] = exc
-    finally:
-        for session, stamp, future in started:
-            session.forget_call(stamp)
-            if future.done() and not future.cancelled():
-                future.exception()  # nobody asks any more when we were cancelled, and asyncio need not complain
-    return list(results.values())
+def excluded(exclude: Exclude) -> tuple[str | None, ClientId | None]:
+    """The `conn_id` or the `cid` of who does not get a message."""
+    if isinstance(exclude, WseConnection):
+        return exclude.conn_id, None
+    return None, exclude.cid if isinstance(exclude, WseIdentity) else exclude
+
+
+def without(conns: Collection[WseConnection], conn_id: str | None, cid: ClientId | None) -> list[WseConnection]:
+    """All but that connection, or that user's."""
+    return [conn for conn in conns if conn.conn_id != conn_id and conn.cid != cid]
