@@ -89,9 +89,9 @@ class Broker(typing.Protocol):
     * `publish`, `subscribe` and `unsubscribe` never block and never raise for what the engine or the network does. What
       is published in one turn of the event loop may leave in one write.
     * The asynchronous methods raise a `WseError` with `ErrorCode.BROKER_UNAVAILABLE`, and the engine's own exception as
-      its cause, when the engine cannot be reached or does not answer within a few seconds. Whether the step was
-      made is then unknown, and all of them may safely be repeated: to join a device that is registered, or to leave with
-      one that is not, changes nothing and names nobody.
+      its cause, when the engine cannot be reached or does not answer within a few seconds. Whether the step was made
+      is then unknown, and all of them may safely be repeated: to join a device that is registered, or to leave with one
+      that is not, changes nothing and names nobody.
     """
 
     @property
