@@ -30,6 +30,7 @@ ALLOWED = {
         "transports.request",
     },
     "transports/": {"errors", "types", "core", "transports.awaited", "transports.request"},
+    "brokers/": {"errors", "core", "brokers"},
     "scheduler.py": {"core"},
     "client/": {"errors", "types", "core", "client", "protocols", "scheduler", "transports"},
     "auth/": {"errors", "types", "core", "auth", "server"},
