@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Literal, overload
 
-from wse.core.rooms import Room, Rooms
+from wse.core.envelope import decode_name, encode_name
+from wse.core.hub import DeviceInfo
+from wse.core.rooms import Room, open_rooms
 from wse.errors import CloseReason
 from wse.types import ClientId, MessageType, RoomName
 
@@ -12,7 +14,8 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     from wse.core.calls import Mode
-    from wse.core.hub import DeviceInfo, Exclude, Hub
+    from wse.core.cluster import Cluster
+    from wse.core.hub import Exclude, Hub
 
 
 class Messaging:
@@ -57,9 +60,7 @@ class Messaging:
 
     def room(self, name: RoomName) -> Room:
         """A room; it need not be made, and exists while it has members."""
-        if self._hub.rooms is None:
-            self._hub.rooms = Rooms(self._hub)
-        return Room(self._hub.rooms, name)
+        return Room(open_rooms(self._hub), name)
 
     @overload
     async def call(
@@ -109,13 +110,41 @@ class Messaging:
         return await self._hub.call(cid, name, payload, mode, timeout)
 
     async def devices(self, cid: ClientId) -> list[DeviceInfo]:
-        """The user's devices, the oldest first."""
-        return await self._hub.devices(cid)
+        """The user's devices, the oldest first.
+
+        Raises:
+            WseError: `BROKER_UNAVAILABLE`, in a cluster.
+        """
+        cluster = self._hub.cluster
+        if cluster is None:
+            return [DeviceInfo(cid, session.conn.conn_id) for session in self._hub.sessions_of(cid)]
+        devices = await cluster.broker.devices(encode_name(cid))
+        return [DeviceInfo(cid, device.conn_id, device.node) for device in devices]
 
     async def online(self) -> int:
-        """How many users are connected."""
-        return await self._hub.online()
+        """How many users are connected.
 
-    def users(self) -> AsyncIterator[ClientId]:
-        """All users that are connected, in no order; who comes or goes meanwhile may be missing or there."""
-        return self._hub.users()
+        Raises:
+            WseError: `BROKER_UNAVAILABLE`, in a cluster.
+        """
+        cluster = self._hub.cluster
+        return len(self._hub.identities) if cluster is None else await cluster.broker.online()
+
+    async def users(self) -> AsyncIterator[ClientId]:
+        """All users that are connected, in no order; who comes or goes meanwhile may be missing or there.
+
+        Raises:
+            WseError: `BROKER_UNAVAILABLE`, in a cluster.
+        """
+        cluster = self._hub.cluster
+        if cluster is None:
+            for cid in tuple(self._hub.identities):
+                yield cid
+        else:
+            async for user in cluster.broker.users():
+                yield decode_name(user)
+
+    @property
+    def cluster(self) -> Cluster | None:
+        """This server as a node of its cluster; None without a broker."""
+        return self._hub.cluster

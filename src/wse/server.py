@@ -10,6 +10,8 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Self, TypeVar, overload
 
+from wse.clusters import join_cluster
+from wse.core.cluster import ClusterSettings
 from wse.core.endpoint import Endpoint, emit_error, error_listener_failed
 from wse.core.hub import Hub, ServerSession, WseConnection, WseIdentity
 from wse.core.limits import Limits
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
     import ssl
     from collections.abc import Awaitable, Callable
 
+    from wse.core.broker import Broker
     from wse.core.handshake import AuthHandler
     from wse.core.ports import Link, Request
     from wse.core.session import Session
@@ -81,6 +84,9 @@ class WseServer(Messaging):
             since it costs far more time than it saves where the network is fast.
         serve_client: Serve the JavaScript client at `/wse.js`.
         files: Files to answer plain GETs with, by path: `{"/": "index.html"}`.
+        broker: Joins this server to a cluster: a broker's URL, `nats://...` or `redis://...`, or a broker. By default the
+            server is on its own.
+        cluster: Times and bounds of the cluster.
         debug: Send stack traces of failing procedures to their callers.
 
     Raises:
@@ -104,6 +110,8 @@ class WseServer(Messaging):
         compression: Compression | None = None,
         serve_client: bool = False,
         files: Mapping[str, str | Path] | None = None,
+        broker: str | Broker | None = None,
+        cluster: ClusterSettings | None = None,
         debug: bool = False,
     ) -> None:
         self._scheduler = AsyncioScheduler()
@@ -118,6 +126,8 @@ class WseServer(Messaging):
         )
         deadline = timeout if auth_timeout is None else auth_timeout
         self._hub = Hub(self._endpoint, conns_per_user=conns_per_user, auth_timeout=deadline)
+        if broker is not None:
+            self._hub.cluster = join_cluster(self._hub, broker, cluster or ClusterSettings())
         self._host = host
         self._port = port
         self._path = path
@@ -228,7 +238,7 @@ class WseServer(Messaging):
         """Begin to listen.
 
         Raises:
-            WseError: `IDENTIFY_HANDLER_MISSING`.
+            WseError: `IDENTIFY_HANDLER_MISSING`; `BROKER_UNAVAILABLE`.
             ValueError: No port was given.
             RuntimeError: It listens already.
             OSError: The port cannot be had.
@@ -239,17 +249,21 @@ class WseServer(Messaging):
             raise ValueError("a server that listens needs a port: WseServer(port=4200), or port=0 for a free one")
         if self._listener is not None:
             raise RuntimeError("the server has been started")
-        self._closing = self._scheduler.bind().create_future()
-        self._listener = await picows.listen(
-            self,
-            host=self._host,
-            port=self._port,
-            path=self._path,
-            ssl=self._ssl,
-            handshake_timeout=self._hub.auth_timeout or None,
-            files=self._files,
-            compression=self._compression,
-        )
+        await self._attach()
+        try:
+            self._listener = await picows.listen(
+                self,
+                host=self._host,
+                port=self._port,
+                path=self._path,
+                ssl=self._ssl,
+                handshake_timeout=self._hub.auth_timeout or None,
+                files=self._files,
+                compression=self._compression,
+            )
+        except BaseException:
+            await self.close()
+            raise
 
     async def serve_forever(self) -> None:
         """Return when the server has been closed; starts it if need be."""
@@ -267,6 +281,8 @@ class WseServer(Messaging):
         if listener is not None:
             listener.close()
         await self._hub.close(1012, CloseReason.BY_SERVER)
+        if self._hub.cluster is not None:
+            await self._hub.cluster.close()
         await self._scheduler.cancel_all()
         if listener is not None:
             await listener.wait_closed()
@@ -312,7 +328,7 @@ class WseServer(Messaging):
         The application's lifespan starts and stops it; where a framework keeps the lifespan to itself the first
         connection starts it, and the application's own shutdown should await `close`.
         """
-        return AsgiApp(self, self._path, self._attached, self.close)
+        return AsgiApp(self, self._path, self._attach, self.close)
 
     @cached_property
     def aiohttp(self) -> Callable[[Any], Awaitable[Any]]:
@@ -325,14 +341,20 @@ class WseServer(Messaging):
         """
         from wse.transports.aiohttp import handler
 
-        return handler(self, self._attached)
+        return handler(self, self._attach)
 
-    def _attached(self) -> None:
-        """A web application has started, or has a connection for us."""
+    async def _attach(self) -> None:
+        """The server is about to serve: in its own listener, or in a web application that has a connection for it.
+
+        Raises:
+            WseError: `IDENTIFY_HANDLER_MISSING`; `BROKER_UNAVAILABLE`.
+        """
         if self._hub.identify is None:
             raise WseError(ErrorCode.IDENTIFY_HANDLER_MISSING)
         if self._closing is None or self._closing.get_loop() is not asyncio.get_running_loop():
             self._closing = self._scheduler.bind().create_future()
+        if self._hub.cluster is not None:
+            await self._hub.cluster.attend()
 
     # Acceptor: what the transports call.
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Hashable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from wse.core.calls import call_all, call_first
 from wse.core.closing import check_close
+from wse.core.envelope import ALL, USER, Drop, topic
 from wse.core.handshake import ServerOpening
 from wse.core.packed import Packed
 from wse.core.session import Session, encode
@@ -19,9 +20,9 @@ from wse.types import ClientId, MessageType, ReadyState
 
 if TYPE_CHECKING:
     import asyncio
-    from collections.abc import AsyncIterator
 
     from wse.core.calls import Callee, Mode
+    from wse.core.cluster import Cluster
     from wse.core.endpoint import Endpoint
     from wse.core.handshake import AuthHandler, Handshake
     from wse.core.ports import Link, Protocol, Request
@@ -235,6 +236,7 @@ class Hub:
         self._emptied: asyncio.Future[None] | None = None
 
         self.rooms: Rooms | None = None  # from the first use on
+        self.cluster: Cluster | None = None  # when there are other nodes
         self.joined: Signal[WseIdentity, dict[str, Any]] = self.signal("joined", "identity", "meta")
         self.left: Signal[WseIdentity, int, str] = self.signal("left", "identity", "code", "reason")
         self.connected: Signal[WseConnection] = self.signal("connected", "conn")
@@ -275,24 +277,44 @@ class Hub:
     def _join(self, session: ServerSession, auth: Handshake, cid: ClientId, welcome: Packed) -> None:
         """The connection becomes a user's (WIRE.md section 3, step 5)."""
         conn = session.conn
-        conn.cid = cid
         conn.identity = auth.identity
         conn.meta = auth.meta
+        if self.cluster is not None:
+            self.cluster.register.admit(session, cid, welcome)
+            return
+        is_new = self.add(conn, cid)
+        self.push_out(conn)
+        self.welcome(session, welcome, is_new)
+
+    def add(self, conn: WseConnection, cid: ClientId) -> bool:
+        """Make a connection one of its user's; whether it is the only one."""
         identity = self.identities.get(cid)
         is_new = identity is None
         if identity is None:
             identity = self.identities[cid] = WseIdentity(self, cid, conn.meta)
+        conn.cid = cid
         conn.client = identity
         identity._conns[conn.conn_id] = conn
-        if len(identity._conns) > self.conns_per_user:
-            # Its listeners may send to the user: this connection is not valid yet, so nothing precedes the welcome.
-            next(iter(identity._conns.values())).drop(CloseReason.CLIENTS_CONCURRENCY)
-            if session.ended:
-                return
+        return is_new
+
+    def push_out(self, conn: WseConnection) -> None:
+        """Close the oldest connection of the user of a new one, if there are too many."""
+        assert conn.client is not None  # since `add`
+        conns = conn.client._conns
+        if len(conns) > self.conns_per_user:
+            # Its listeners may send to the user: the new one is not valid yet, so nothing precedes the welcome.
+            next(iter(conns.values())).drop(CloseReason.CLIENTS_CONCURRENCY)
+
+    def welcome(self, session: ServerSession, welcome: Packed, is_first: bool) -> None:
+        """Let a user's connection in, unless it has ended since it was added."""
+        conn = session.conn
+        identity = conn.client
+        if session.ended or identity is None:
+            return
         self.connections[conn.conn_id] = conn
         session.enter(None)
         session.link.write_shared(welcome)
-        if is_new:
+        if is_first:
             self.joined.emit(identity, conn.meta)
         if session.valid:
             self.connected.emit(conn)
@@ -311,7 +333,9 @@ class Hub:
         if is_last:
             del self.identities[identity.cid]
         self.disconnected.emit(conn, code, reason)
-        if is_last:
+        if self.cluster is not None:
+            self.cluster.register.leave(conn, identity, code, reason)
+        elif is_last:
             self.left.emit(identity, code, reason)
 
     def forget(self, session: ServerSession) -> None:
@@ -335,24 +359,41 @@ class Hub:
 
     def broadcast(self, type: MessageType, payload: Any, exclude: Exclude = None) -> None:
         """Send to every valid connection."""
-        self.send_to(self.connections.values(), type, payload, exclude)
+        self.send_to(ALL, None, self.connections.values(), type, payload, exclude)
 
     def send(self, cid: ClientId, type: MessageType, payload: Any, exclude: Exclude = None) -> None:
         """Send to a user's valid connections; nothing happens if there are none."""
-        if cid in self.identities:
-            self.send_to([session.conn for session in self._devices(cid)], type, payload, exclude)
+        if self.cluster is not None or cid in self.identities:
+            conns = [session.conn for session in self.sessions_of(cid)]
+            self.send_to(USER, cid, conns, type, payload, exclude)
 
     def send_to(
-        self, conns: Collection[WseConnection], type: MessageType, payload: Any, exclude: Exclude = None
+        self,
+        kind: str,
+        name: Hashable,
+        conns: Collection[WseConnection],
+        type: MessageType,
+        payload: Any,
+        exclude: Exclude = None,
     ) -> None:
-        """Send to these valid connections, but for who is excluded."""
+        """Send to valid connections of this node, and to the others of that name elsewhere."""
+        conn_id, cid = excluded(exclude)
         if exclude is not None:
-            conns = without(conns, *excluded(exclude))
-        send_to_all(self.endpoint, conns, type, payload)
+            conns = without(conns, conn_id, cid)
+        if self.cluster is None:
+            send_to_all(self.endpoint, conns, type, payload)
+        else:
+            self.cluster.send(topic(kind, name), conns, type, payload, conn_id, cid)
 
     def drop_client(self, cid: ClientId, reason: str) -> None:
         """Disconnect all devices of a user; nothing happens if there are none."""
         check_close(1000, reason)
+        if self.cluster is not None:
+            self.cluster.say(topic(USER, cid), Drop(self.cluster.node, str(reason)))
+        self.drop_here(cid, reason)
+
+    def drop_here(self, cid: ClientId, reason: str) -> None:
+        """Disconnect a user's devices of this node."""
         identity = self.identities.get(cid)
         if identity is not None:
             for conn in tuple(identity._conns.values()):
@@ -362,29 +403,19 @@ class Hub:
         """Call a procedure on a user's devices; see `WseServer.call`."""
         if mode not in ("first", "all", "any"):
             raise ValueError(f'mode must be "first", "all" or "any", not {mode!r}')
-        callees: list[Callee] = [*self._devices(cid)]
+        callees: list[Callee] = [*self.sessions_of(cid)] if self.cluster is None else await self.cluster.callees(cid)
         if not callees:
             raise WseError(ErrorCode.CONNECTION_MISSING, {"cid": cid, "rp": name})
         if mode == "all":
             return await call_all(callees, name, payload, timeout)
-        return await call_first(
-            self.endpoint.scheduler, callees if mode == "first" else callees[-1:], name, payload, timeout
-        )
+        if mode == "any":
+            callees = callees[-1:]
+        return await call_first(self.endpoint.scheduler, callees, name, payload, timeout)
 
     # Who is there.
 
-    async def devices(self, cid: ClientId) -> list[DeviceInfo]:
-        return [DeviceInfo(cid, session.conn.conn_id) for session in self._devices(cid)]
-
-    async def online(self) -> int:
-        return len(self.identities)
-
-    async def users(self) -> AsyncIterator[ClientId]:
-        for cid in tuple(self.identities):
-            yield cid
-
-    def _devices(self, cid: ClientId) -> list[ServerSession]:
-        """The user's valid connections, the oldest first."""
+    def sessions_of(self, cid: ClientId) -> list[ServerSession]:
+        """The user's valid connections of this node, the oldest first."""
         identity = self.identities.get(cid)
         if identity is None:
             return []
@@ -404,20 +435,25 @@ def send_to_all(endpoint: Endpoint, conns: Collection[WseConnection], type: Mess
     """
     endpoint.check_type(type)
     protocols = endpoint.protocols
-    if len(protocols) == 1:
-        packed = encode(protocols[0], type, payload)
+    if len(protocols) > 1:
+        protocols = tuple({conn._session.protocol for conn in conns}) or protocols[:1]
+    deliver(conns, {protocol: encode(protocol, type, payload) for protocol in protocols})
+
+
+def deliver(conns: Collection[WseConnection], by_protocol: Mapping[Protocol, Packed]) -> None:
+    """Send one message to many valid connections, in the form of the message protocol that each speaks."""
+    if len(by_protocol) == 1:
+        (packed,) = by_protocol.values()
         for conn in conns:
             conn._session.link.write_shared(packed)
         return
-    spoken = {conn._session.protocol for conn in conns} or protocols[:1]
-    by_protocol = {protocol: encode(protocol, type, payload) for protocol in spoken}
     for conn in conns:
         session = conn._session
         session.link.write_shared(by_protocol[session.protocol])
 
 
 def excluded(exclude: Exclude) -> tuple[str | None, ClientId | None]:
-    """The `conn_id` or the `cid` of who does not get a message."""
+    """The `conn_id` or the `cid` of who does not get a message, if anybody."""
     if isinstance(exclude, WseConnection):
         return exclude.conn_id, None
     return None, exclude.cid if isinstance(exclude, WseIdentity) else exclude

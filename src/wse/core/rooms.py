@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from wse.core.envelope import ROOM, USER, Enter, encode_name, topic
 from wse.core.hub import WseConnection, WseIdentity
 from wse.types import ClientId, MessageType, RoomName
 
@@ -82,7 +83,13 @@ class Room:
         self._rooms.send(self.name, type, payload, exclude)
 
     async def members(self) -> frozenset[ClientId]:
-        """The users with a connection in the room."""
+        """The users with a connection in the room.
+
+        In a cluster every node is asked for its own; the users of one that does not answer within a second are missing.
+
+        Raises:
+            WseError: `BROKER_UNAVAILABLE`, in a cluster.
+        """
         return await self._rooms.members(self.name)
 
     @property
@@ -119,12 +126,18 @@ class Rooms:
         return frozenset(conn.cid for conn in self.local(name))
 
     async def members(self, name: RoomName) -> frozenset[ClientId]:
-        return self.local_users(name)
+        cluster = self._hub.cluster
+        here = self.local_users(name)
+        return here if cluster is None else here | await cluster.members(name)
 
     def add(self, name: RoomName, conn: WseConnection) -> None:
         if not conn._session.valid:
             return
-        members = self._members.setdefault(name, {})
+        members = self._members.get(name)
+        if members is None:
+            if self._hub.cluster is not None:
+                self._hub.cluster.want(topic(ROOM, name))
+            members = self._members[name] = {}
         if conn.conn_id not in members:
             members[conn.conn_id] = conn
             self._rooms_of.setdefault(conn.conn_id, set()).add(name)
@@ -145,18 +158,30 @@ class Rooms:
             self._take_out(name, conn)
 
     def send(self, name: RoomName, type: MessageType, payload: Any, exclude: Exclude) -> None:
-        self._hub.send_to(self.local(name), type, payload, exclude)
+        self._hub.send_to(ROOM, name, self.local(name), type, payload, exclude)
 
     def tell_others(self, name: RoomName, cid: ClientId, *, enter: bool) -> None:
         """A user has been added or taken out as a whole, so the same is to happen on the other nodes."""
+        cluster = self._hub.cluster
+        if cluster is not None:
+            cluster.say(topic(USER, cid), Enter(cluster.node, encode_name(name), enter))
 
     def _take_out(self, name: RoomName, conn: WseConnection) -> None:
         members = self._members[name]
         del members[conn.conn_id]
         if not members:
             del self._members[name]
+            if self._hub.cluster is not None:
+                self._hub.cluster.unwant(topic(ROOM, name))
         if name in self._signals:
             self._signals[name].left.emit(conn)
+
+
+def open_rooms(hub: Hub) -> Rooms:
+    """A hub's rooms; they cost nothing before anybody asks for them."""
+    if hub.rooms is None:
+        hub.rooms = Rooms(hub)
+    return hub.rooms
 
 
 def _connections(member: WseConnection | WseIdentity) -> tuple[WseConnection, ...]:

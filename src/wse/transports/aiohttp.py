@@ -62,13 +62,13 @@ class AiohttpLink(AwaitedLink):
 
 
 def handler(
-    acceptor: Acceptor, started: Callable[[], None]
+    acceptor: Acceptor, started: Callable[[], Awaitable[None]]
 ) -> Callable[[web.Request], Awaitable[web.WebSocketResponse]]:
     """A server as a handler for aiohttp's router.
 
     Args:
         acceptor: The server.
-        started: Called before each connection.
+        started: Awaited before each connection.
     """
 
     def open_session(request: web.Request, protocol: Protocol | None, link: AwaitedLink) -> Session:
@@ -76,7 +76,7 @@ def handler(
         return acceptor.open(link, http_request, protocol)
 
     async def handle(request: web.Request) -> web.WebSocketResponse:
-        started()
+        await started()
         protocol = acceptor.select(offered_subprotocols(request.headers.getall("Sec-WebSocket-Protocol", [])))
         limit = acceptor.limits.message_size
         websocket = web.WebSocketResponse(

@@ -65,7 +65,7 @@ class AsgiApp:
     Args:
         acceptor: The server.
         path: The only path that opens a WebSocket, or `None` for every path that it is asked for.
-        started: Called when the application starts, or with the first connection.
+        started: Awaited when the application starts, and before each connection.
         stopped: Called when the application stops.
     """
 
@@ -73,7 +73,7 @@ class AsgiApp:
         self,
         acceptor: Acceptor,
         path: str | None,
-        started: Callable[[], None],
+        started: Callable[[], Awaitable[None]],
         stopped: Callable[[], Awaitable[None]],
     ) -> None:
         self._acceptor = acceptor
@@ -96,7 +96,7 @@ class AsgiApp:
         if self._path is not None and path != self._path:
             await self._refuse(scope, send)
             return
-        self._started()
+        await self._started()
         protocol = self._acceptor.select(scope.get("subprotocols") or ())
         await send({"type": "websocket.accept", "subprotocol": None if protocol is None else protocol.name})
         client = scope.get("client")
@@ -116,7 +116,7 @@ class AsgiApp:
             event = await receive()
             if event["type"] == "lifespan.startup":
                 try:
-                    self._started()
+                    await self._started()
                 except Exception as exc:  # told to the server, which says it and ends
                     await send({"type": "lifespan.startup.failed", "message": str(exc)})
                     return
