@@ -46,7 +46,7 @@ LIBRARIES = {
     "transports/picows/": {"multidict", "picows"},
     "transports/aiohttp.py": {"aiohttp"},
     "auth/": {"scramp"},
-    "brokers/nats.py": {"nats"},
+    "brokers/nats_connection.py": {"nats"},
     "brokers/redis.py": {"hiredis", "redis"},
 }
 

@@ -152,8 +152,8 @@ class KeptBroker(ABC, Generic[C]):
 
     # The connection.
 
-    async def ask(self, step: Callable[[C], Awaitable[T]]) -> T:
-        """The result of a step that the engine makes.
+    async def ask(self, step: Callable[[C], Awaitable[T]], within: float = ANSWER) -> T:
+        """The result of a step that the engine makes, within so many seconds.
 
         Raises:
             WseError: `BROKER_UNAVAILABLE`, caused by whatever the engine or its library raised.
@@ -162,7 +162,7 @@ class KeptBroker(ABC, Generic[C]):
             raise WseError(ErrorCode.BROKER_UNAVAILABLE) from self._cause
         assert self._connection is not None
         try:
-            async with asyncio.timeout(ANSWER):
+            async with asyncio.timeout(within):
                 return await step(self._connection)
         except Exception as exc:
             raise WseError(ErrorCode.BROKER_UNAVAILABLE) from exc

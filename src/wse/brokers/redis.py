@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from wse.brokers.kept import BUFFER, KeptBroker, take
 from wse.brokers.lua import JOIN, LEAVE, NODES, REAP, RENEW, RESIGN, Script
+from wse.brokers.register import by_age
 from wse.core.broker import Device, Gone, Joined
 from wse.errors import ErrorCode, WseError
 
@@ -110,8 +111,8 @@ class RedisBroker(KeptBroker["RedisConnection"]):
 
     async def devices(self, user: str) -> list[Device]:
         fields: list[bytes] = await self._command("HGETALL", f"{self._prefix}u:{user}")
-        devices = [_device(user, conn_id, *value.split()) for conn_id, value in zip(*[iter(fields)] * 2, strict=True)]
-        return sorted(devices, key=lambda device: (device.since, device.conn_id))
+        values = zip(fields[::2], fields[1::2], strict=True)
+        return by_age(_device(user, conn_id, *value.split()) for conn_id, value in values)
 
     async def online(self) -> int:
         count: int = await self._command("SCARD", self._prefix + "users")
