@@ -30,7 +30,7 @@ ALLOWED = {
         "transports.request",
     },
     "transports/": {"errors", "types", "core", "transports.awaited", "transports.request"},
-    "brokers/": {"errors", "core", "brokers"},
+    "brokers/": {"errors", "core", "brokers", "client.backoff"},
     "scheduler.py": {"core"},
     "client/": {"errors", "types", "core", "client", "protocols", "scheduler", "transports"},
     "auth/": {"errors", "types", "core", "auth", "server"},
@@ -47,6 +47,8 @@ LIBRARIES = {
     "transports/picows/": {"multidict", "picows"},
     "transports/aiohttp.py": {"aiohttp"},
     "auth/": {"scramp"},
+    "brokers/nats_connection.py": {"nats"},
+    "brokers/redis.py": {"hiredis", "redis"},
 }
 
 SOCKETS_AND_LOOPS = {"socket", "ssl", "select", "selectors"}

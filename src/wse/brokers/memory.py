@@ -11,19 +11,16 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from wse.core.broker import Gone, Joined
+from wse.brokers.register import admit, by_age
+from wse.core.broker import Gone
 from wse.errors import ErrorCode, WseError
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
-    from wse.core.broker import BrokerListener, Device
-
-TICK = 1e-6
-"""Seconds that a fresh device is newer than the newest before it, at least: a double holds the time that exactly."""
+    from wse.core.broker import BrokerListener, Device, Joined
 
 
 class MemoryCluster:
@@ -88,21 +85,13 @@ class MemoryCluster:
     # The register.
 
     def join(self, device: Device, limit: int, fresh: bool) -> Joined:
-        devices = self._users.get(device.user, {})
-        registered = devices.get(device.conn_id)
-        if registered is not None:
-            return Joined(registered, first=False)
-        if fresh and devices:
-            newest = max(other.since for other in devices.values())
-            device = replace(device, since=max(device.since, newest + TICK))
-        first = not devices
+        joined = admit(self.devices(device.user), device, limit, fresh)
+        device = joined.device
         self._users.setdefault(device.user, {})[device.conn_id] = device
         self._by_node.setdefault(device.node, {})[device.conn_id] = device
-        present = self.devices(device.user)
-        displaced = present[: max(0, len(present) - limit)]
-        for other in displaced:
+        for other in joined.displaced:
             self.leave(other)
-        return Joined(device, first, tuple(displaced))
+        return joined
 
     def leave(self, device: Device) -> bool:
         devices = self._users.get(device.user, {})
@@ -119,8 +108,7 @@ class MemoryCluster:
         return True
 
     def devices(self, user: str) -> list[Device]:
-        devices = self._users.get(user, {}).values()
-        return sorted(devices, key=lambda device: (device.since, device.conn_id))
+        return by_age(self._users.get(user, {}).values())
 
     def users(self) -> list[str]:
         return list(self._users)
