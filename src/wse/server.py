@@ -84,8 +84,8 @@ class WseServer(Messaging):
             since it costs far more time than it saves where the network is fast.
         serve_client: Serve the JavaScript client at `/wse.js`.
         files: Files to answer plain GETs with, by path: `{"/": "index.html"}`.
-        broker: Joins this server to a cluster: a broker's URL, `nats://...` or `redis://...`, or a broker. By default the
-            server is on its own.
+        broker: Joins this server to a cluster: a broker's URL, `nats://...` or `redis://...`, or a broker. By default
+            the server is on its own.
         cluster: Times and bounds of the cluster.
         debug: Send stack traces of failing procedures to their callers.
 

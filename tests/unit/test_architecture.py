@@ -35,7 +35,8 @@ ALLOWED = {
     "client/": {"errors", "types", "core", "client", "protocols", "scheduler", "transports"},
     "auth/": {"errors", "types", "core", "auth", "server"},
     "messaging.py": {"errors", "types", "core"},
-    "server.py": {"errors", "types", "core", "files", "messaging", "protocols", "scheduler", "transports"},
+    "clusters.py": {"core", "brokers", "protocols"},
+    "server.py": {"errors", "types", "clusters", "core", "files", "messaging", "protocols", "scheduler", "transports"},
     "testing.py": {"client", "core", "server", "transports"},
     "__init__.py": {"errors", "types", "core", "client", "files", "protocols", "server", "transports"},
 }

@@ -1,11 +1,10 @@
 """Calls to all devices of a user, to the first that answers, and to one of them."""
 
-import asyncio
-
 import pytest
 
 from support.core import ServerSide
 from wse import ErrorCode, WseError
+from wse.messaging import Messaging
 
 
 class Side(ServerSide):
@@ -136,12 +135,14 @@ def test_a_user_s_devices_and_all_users_are_listed():
     side = Side()
     side.join("bob")
     side.open()
-    devices = side.scheduler.start(side.hub.devices("ann")).result()
+    messaging = Messaging()
+    messaging._hub = side.hub
+    devices = side.scheduler.start(messaging.devices("ann")).result()
     assert [device.conn_id for device in devices] == [side.old.conn.conn_id, side.new.conn.conn_id]
-    assert side.scheduler.start(side.hub.devices("eve")).result() == []
-    assert side.scheduler.start(side.hub.online()).result() == 2
+    assert side.scheduler.start(messaging.devices("eve")).result() == []
+    assert side.scheduler.start(messaging.online()).result() == 2
 
     async def users():
-        return [cid async for cid in side.hub.users()]
+        return [cid async for cid in messaging.users()]
 
-    assert asyncio.run(users()) == ["ann", "bob"]
+    assert side.scheduler.start(users()).result() == ["ann", "bob"]

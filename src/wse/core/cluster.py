@@ -329,6 +329,8 @@ class Cluster:
                 self._enter(decode_name(topic.removeprefix(USER)), decode_name(said.room), enter=said.enter)
             case envelope.Displaced():
                 self.register.displaced(said.conn_id)
+            case envelope.Reaped():
+                self.register.reaped_by_another(said.users)
             case envelope.Canary():
                 self._hear_canary()
             case envelope.Call():

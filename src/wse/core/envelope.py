@@ -4,7 +4,7 @@
     all         every node                               Message
     u.<user>    nodes that hold a device of the user     Message, Drop, Enter
     r.<room>    nodes that hold a member of the room     Message
-    n.<node>    that node                                Displaced, Canary, Call, Query, Answer
+    n.<node>    that node                                Displaced, Reaped, Canary, Call, Query, Answer
 
 A message crosses as its sender has packed it, once for each message protocol of the sender. The rest are plain values
 in MessagePack.
@@ -66,6 +66,12 @@ class Displaced(Said, tag=3):
     conn_id: str
 
 
+class Reaped(Said, tag=8):
+    """The node was taken for dead, and `left` has fired for these users of it."""
+
+    users: list[str]
+
+
 class Canary(Said, tag=4):
     """Shows a node that it is heard."""
 
@@ -99,7 +105,7 @@ class Answer(Said, tag=7):
 encode = msgspec.msgpack.Encoder(enc_hook=str).encode
 """Makes bytes of what is said. Values that MessagePack does not have, in the details of errors, become strings."""
 
-decode = msgspec.msgpack.Decoder(Message | Drop | Enter | Displaced | Canary | Call | Query | Answer).decode
+decode = msgspec.msgpack.Decoder(Message | Drop | Enter | Displaced | Reaped | Canary | Call | Query | Answer).decode
 """Raises a `msgspec.MsgspecError` for bytes that no node says."""
 
 plain = msgspec.msgpack.Encoder().encode

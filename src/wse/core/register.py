@@ -1,15 +1,16 @@
 """One node's part of the register: its devices join, leave, and are registered again when that was lost.
 
-`connected` and `disconnected` are what the node itself sees, and fire at once. `joined` and `left` are what the register
-says: of all nodes, the one that is told `first` fires `joined`, and the one that is told `last` fires `left`. While the
-register cannot be reached devices still come and go; the register, and `joined` and `left`, follow when it is back.
+`connected` and `disconnected` are what the node itself sees, and fire at once. `joined` and `left` are what the
+register says: of all nodes, the one that is told `first` fires `joined`, and the one that is told `last` fires `left`.
+While the register cannot be reached devices still come and go; the register follows when it is back, and so do `joined`
+and `left`.
 
 A node whose lease had run out registers all its devices anew, for one of two reasons:
 
 * It was out of reach, and others have taken its devices out. They have fired `left` for users without another device,
   and tell the node for whom; so `joined` fires anew for just these.
-* The register was lost, by an engine that was started anew and keeps nothing. Nobody has fired `left`, so `joined` fires
-  for nobody who had been registered before.
+* The register was lost, by an engine that was started anew and keeps nothing. Nobody has fired `left`, so `joined`
+  fires for nobody who had been registered before.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from wse.core.broker import Device
-from wse.core.envelope import USER, Displaced, decode_name, encode_name
+from wse.core.envelope import USER, Displaced, Reaped, decode_name, encode_name
 from wse.core.hub import WseIdentity
 from wse.errors import CloseReason, WseError
 
@@ -42,7 +43,7 @@ NO_LIMIT = 1 << 30
 
 
 class _Joining:
-    """The phase between the acceptance and the welcome, while the register is asked; what the client sends is ignored."""
+    """The phase between acceptance and welcome, while the register is asked; what the client sends is ignored."""
 
     deaf = True
 
@@ -81,6 +82,9 @@ class Register:
         self._reaped: dict[str, set[str]] = {}  # by dead node, the users for whom we have fired `left`
         self._left: set[str] = set()  # users of ours for whom others have, while we slept
         self._owed: set[str] = set()  # users who were told to be first, while we did not know whether they had left
+        self._silent: set[str] = (
+            set()
+        )  # users who were told to be first, and for whom we thought nobody had fired `left`
         self._asking = False
         self._settling = False
         self._emptied: asyncio.Future[None] | None = None
@@ -217,7 +221,7 @@ class Register:
             self._asking = False
         told = [users for users in answers if users is not None]
         for users in told:
-            self._left.update(users)
+            self.reaped_by_another(users)
         if told:
             for seat in [seat for seat in self._seats.values() if seat.end is not None and seat.announced]:
                 self._forget(seat)
@@ -256,6 +260,8 @@ class Register:
         if not self._unsettled:
             self._left.clear()
             self._owed.clear()
+        if calm:
+            self._silent.clear()
 
     async def _join_again(self, seat: Seat, here: set[str]) -> None:
         joined = await self._broker.join(seat.device, self._hub.conns_per_user, fresh=False)
@@ -270,6 +276,8 @@ class Register:
         identity = seat.conn.client
         if is_first and is_news and identity is not None:
             self._hub.joined.emit(identity, identity.meta)
+        elif is_first:
+            self._silent.add(user)
         self._displace(joined)
         if seat.end is not None:  # it ended meanwhile
             self._unsettled.add(seat)
@@ -283,14 +291,28 @@ class Register:
         Raises:
             WseError: `BROKER_UNAVAILABLE`.
         """
+        by_node: dict[str, list[str]] = {}
         for gone in await self._broker.reap():
             device = gone.device
-            users = self._reaped.setdefault(device.node, set())
+            users = by_node.setdefault(device.node, [])
+            if gone.last:
+                users.append(device.user)
+                self._hub.left.emit(WseIdentity(self._hub, decode_name(device.user), {}), 1006, "")
+        for node, users in by_node.items():
+            self._reaped.setdefault(node, set()).update(users)
             if len(self._reaped) > REMEMBERED:
                 del self._reaped[next(iter(self._reaped))]
-            if gone.last:
-                users.add(device.user)
-                self._hub.left.emit(WseIdentity(self._hub, decode_name(device.user), {}), 1006, "")
+            self._cluster.tell(node, Reaped(self._cluster.node, users))  # it may be awake again already
+
+    def reaped_by_another(self, users: Iterable[str]) -> None:
+        """Another node took us for dead, and has fired `left` for these users."""
+        for user in users:
+            identity = self._hub.identities.get(decode_name(user)) if user in self._silent else None
+            if identity is None:
+                self._left.add(user)
+            else:
+                self._silent.discard(user)
+                self._hub.joined.emit(identity, identity.meta)
 
     def reaped(self, node: str) -> list[str] | None:
         """The users of a node for whom we have fired `left` when we took it for dead; None if we have not."""
@@ -318,7 +340,7 @@ class Register:
 
     def reset(self) -> None:
         """We have left the cluster: what could not be told to the register, others will find out."""
-        for forgotten in (self._seats, self._unsettled, self._reaped, self._left, self._owed):
+        for forgotten in (self._seats, self._unsettled, self._reaped, self._left, self._owed, self._silent):
             forgotten.clear()
 
     def _done(self) -> None:
