@@ -68,6 +68,8 @@ class FakeScheduler:
 
     def run(self):
         """Turn until nothing more happens at this instant."""
+        if asyncio.current_task(self) is not None:
+            return  # it has spawned another, whose turn comes when it waits
         while self._soon:
             timer = self._soon.popleft()
             if not timer.cancelled:
@@ -196,7 +198,7 @@ class Side:
     takes: tuple[str, ...] = ()
 
     def __init__(self, *, protocols=None, timeout=10.0, debug=False):
-        self.scheduler = FakeScheduler()
+        self.scheduler = self._make_scheduler()
         self.errors = []
         self.log = []
         self.endpoint = Endpoint(
@@ -208,6 +210,9 @@ class Side:
             debug=debug,
             report=self._report,
         )
+
+    def _make_scheduler(self):
+        return FakeScheduler()
 
     def _report(self, error, session):
         self.errors.append((error, session))
