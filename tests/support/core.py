@@ -83,7 +83,7 @@ class FakeScheduler:
             due, order, timer = heapq.heappop(self._timers)
             assert order < 100_000, "a timer sets itself again for ever"
             if not timer.cancelled:
-                self.now = due
+                self.now = max(self.now, due)
                 timer.callback(*timer.args)
                 self.run()
         self.now = end

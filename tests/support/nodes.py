@@ -66,10 +66,10 @@ class Node(ServerSide):
     @property
     def leftovers(self):
         """What stays when nobody is connected any more."""
-        register = self.cluster.register
+        register, asks = self.cluster.register, self.cluster.asks
         return [
             *register._seats, *register._unsettled, *register._left, *register._owed, *register._silent,
-            *self.cluster._interest, *self.cluster._backlog, *self.cluster.asks._asked, *self.cluster.asks._pending._waiting,
+            *asks._asked, *asks._pending._waiting, *self.cluster._interest, *self.cluster._backlog,
         ]  # fmt: skip
 
 
@@ -125,8 +125,10 @@ class Nodes(list):
         node.awake = False
 
     def wake(self, node):
+        """Go on: every timer that was due meanwhile fires now, once."""
         node.awake = True
-        node.scheduler.advance(self.clock.now - node.scheduler.now)
+        node.scheduler.now = self.clock.now
+        node.scheduler.advance(0)
         self.run()
 
     def join(self, node, cid="ann", name="", protocol=None):

@@ -58,7 +58,7 @@ JOINING = _Joining()
 class Seat:
     """A device of this node, from its acceptance until the register has forgotten it."""
 
-    __slots__ = ("announced", "conn", "device", "displaced", "end", "known")
+    __slots__ = ("announced", "conn", "device", "displaced", "end", "known", "waits")
 
     def __init__(self, device: Device, conn: WseConnection) -> None:
         self.device = device
@@ -66,6 +66,7 @@ class Seat:
         self.known = False  # it is in the register
         self.announced = False  # it has been, so somebody has fired `joined`
         self.displaced = False  # the register has put another in its place
+        self.waits = False  # it has ended, and was registered again only to leave
         self.end: tuple[WseIdentity, int, str] | None = None  # the connection has ended, and `left` may be due
 
 
@@ -245,10 +246,11 @@ class Register:
                 return
             if seat.end is not None:
                 if seat.announced and not seat.known:
-                    if not calm:
-                        return
-                    await self._broker.join(seat.device, NO_LIMIT, fresh=False)  # so that one node is told of the last
-                await self._leave(seat)
+                    # All nodes do so and wait, so that one of them is told of the last.
+                    await self._broker.join(seat.device, NO_LIMIT, fresh=False)
+                    seat.known = seat.waits = True
+                if calm or not seat.waits:
+                    await self._leave(seat)
             elif seat.conn.client is not None:
                 await self._join_again(seat, here)
 
@@ -322,21 +324,23 @@ class Register:
     # The end.
 
     async def close(self, timeout: float) -> None:
-        """All connections have ended: wait until the register knows, but no longer than `timeout` seconds.
-
-        Raises:
-            WseError: `BROKER_UNAVAILABLE`.
-        """
-        await self.settle(calm=True)
+        """All connections have ended: wait until the register knows, but no longer than `timeout` seconds."""
         if not self._seats:
             return
         self._emptied = self._scheduler.create_future()
         timer = self._scheduler.call_later(timeout, self._done)
+        self._scheduler.spawn(self._settle_last())
         try:
             await self._emptied
         finally:
             timer.cancel()
             self._emptied = None
+
+    async def _settle_last(self) -> None:
+        try:
+            await self.settle(calm=True)
+        except WseError:
+            self._done()
 
     def reset(self) -> None:
         """We have left the cluster: what could not be told to the register, others will find out."""
