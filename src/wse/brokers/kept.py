@@ -29,8 +29,8 @@ SUBSCRIBED = 60.0
 """Seconds that an engine has to take all subscriptions of a new connection; a node can have a million."""
 
 AT_ONCE = 100
-"""Steps of the register that are under way at the same time. What more are asked for wait, and their time has not begun:
-when a node joins all its devices anew, the last is not told that the engine is away because the first take so long."""
+"""Steps of the register that are under way at the same time. More wait, and their time has not begun: when a node joins
+all its devices anew, the last is not told that the engine is away because the first take so long."""
 
 PAUSE = 3.0
 """Seconds between two questions whether the engine is still there."""
