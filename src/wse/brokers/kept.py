@@ -28,6 +28,10 @@ ANSWER = 4.0
 SUBSCRIBED = 60.0
 """Seconds that an engine has to take all subscriptions of a new connection; a node can have a million."""
 
+AT_ONCE = 100
+"""Steps of the register that are under way at the same time. More wait, and their time has not begun: when a node joins
+all its devices anew, the last is not told that the engine is away because the first take so long."""
+
 PAUSE = 3.0
 """Seconds between two questions whether the engine is still there."""
 
@@ -90,6 +94,7 @@ class KeptBroker(ABC, Generic[C]):
         self._keeper: asyncio.Task[None] | None = None
         self._connection: C | None = None  # from when it takes subscriptions
         self._ready = False  # all subscriptions are in force on it
+        self._steps = asyncio.Semaphore(AT_ONCE)
         self._cause: Exception = ConnectionError("the broker is not open")
 
     @abstractmethod
@@ -102,6 +107,7 @@ class KeptBroker(ABC, Generic[C]):
 
     async def open(self, node: str, listener: BrokerListener) -> None:
         self._node, self._listener = node, listener
+        self._steps = asyncio.Semaphore(AT_ONCE)  # of this event loop
         try:
             connection = await self._establish()
         except Exception as exc:
@@ -153,19 +159,20 @@ class KeptBroker(ABC, Generic[C]):
     # The connection.
 
     async def ask(self, step: Callable[[C], Awaitable[T]], within: float = ANSWER) -> T:
-        """The result of a step that the engine makes, within so many seconds.
+        """The result of a step that the engine makes, within so many seconds from when it is asked.
 
         Raises:
             WseError: `BROKER_UNAVAILABLE`, caused by whatever the engine or its library raised.
         """
-        if not self._ready:
-            raise WseError(ErrorCode.BROKER_UNAVAILABLE) from self._cause
-        assert self._connection is not None
-        try:
-            async with asyncio.timeout(within):
-                return await step(self._connection)
-        except Exception as exc:
-            raise WseError(ErrorCode.BROKER_UNAVAILABLE) from exc
+        async with self._steps:
+            if not self._ready:
+                raise WseError(ErrorCode.BROKER_UNAVAILABLE) from self._cause
+            assert self._connection is not None
+            try:
+                async with asyncio.timeout(within):
+                    return await step(self._connection)
+            except Exception as exc:
+                raise WseError(ErrorCode.BROKER_UNAVAILABLE) from exc
 
     async def _establish(self) -> C:
         """Connect, and bring all subscriptions into force."""

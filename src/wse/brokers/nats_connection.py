@@ -283,8 +283,7 @@ class NatsConnection:
         except (NoStreamResponseError, APIError) as exc:
             if isinstance(exc, APIError) and exc.err_code in WRONG_REVISION:
                 raise OutdatedError(str(exc)) from exc
-            gone = exc.err_code != NO_KEY if isinstance(exc, NotFoundError) else isinstance(exc, NoStreamResponseError)
-            if gone:
+            if isinstance(exc, NoStreamResponseError) or (isinstance(exc, NotFoundError) and exc.err_code != NO_KEY):
                 self._break(exc)
                 raise ConnectionError("the register is lost") from exc
             raise
