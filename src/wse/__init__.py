@@ -2,26 +2,31 @@
 
 from wse.client.backoff import Backoff
 from wse.client.client import WseClient
+from wse.core.cluster import ClusterSettings
 from wse.core.handshake import Challenge, Handshake
-from wse.core.hub import DeviceInfo, WseConnection, WseIdentity
+from wse.core.hub import WseConnection, WseIdentity
 from wse.core.limits import Limits
 from wse.core.ports import Credentials, InternalTypes, Protocol
 from wse.core.rooms import Room
 from wse.core.signals import Channel, Signal
 from wse.errors import CloseReason, ErrorCode, WseError
 from wse.files import js_client_path
+from wse.messaging import DeviceInfo
 from wse.protocols.json import WseJSON
 from wse.protocols.msgpack import WseMsgpack
+from wse.publisher import BlockingPublisher, Publisher
 from wse.server import WseServer
 from wse.transports.deflate import Compression
 from wse.types import ClientStatus, ReadyState
 
 __all__ = [
     "Backoff",
+    "BlockingPublisher",
     "Challenge",
     "Channel",
     "ClientStatus",
     "CloseReason",
+    "ClusterSettings",
     "Compression",
     "Credentials",
     "DeviceInfo",
@@ -30,6 +35,7 @@ __all__ = [
     "InternalTypes",
     "Limits",
     "Protocol",
+    "Publisher",
     "ReadyState",
     "Room",
     "Signal",

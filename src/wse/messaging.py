@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, overload
 
 from wse.core.envelope import decode_name, encode_name
-from wse.core.hub import DeviceInfo
 from wse.core.rooms import Room, open_rooms
 from wse.errors import CloseReason
 from wse.types import ClientId, MessageType, RoomName
@@ -16,6 +16,21 @@ if TYPE_CHECKING:
     from wse.core.calls import Mode
     from wse.core.cluster import Cluster
     from wse.core.hub import Exclude, Hub
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceInfo:
+    """A device of a user, on whichever node it is connected.
+
+    Attributes:
+        cid: The user's id.
+        conn_id: The connection's id.
+        node: The node that holds it; an empty string on a server without a cluster.
+    """
+
+    cid: ClientId
+    conn_id: str
+    node: str = ""
 
 
 class Messaging:

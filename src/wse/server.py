@@ -20,7 +20,7 @@ from wse.core.signals import Channel, Signal, check_handler
 from wse.errors import CloseReason, ErrorCode, WseError
 from wse.files import StaticFile, js_client_path
 from wse.messaging import Messaging
-from wse.protocols.json import WseJSON
+from wse.protocols.choice import as_protocols
 from wse.scheduler import AsyncioScheduler
 from wse.transports import picows
 from wse.transports.asgi import AsgiApp
@@ -374,23 +374,3 @@ class WseServer(Messaging):
 
     def _report(self, error: WseError, session: Session | None) -> None:
         emit_error(self.when.error, error, session.conn if isinstance(session, ServerSession) else None)
-
-
-def as_protocols(protocol: Protocol | Iterable[Protocol] | None) -> tuple[Protocol, ...]:
-    """The protocols as given, JSON by default.
-
-    Raises:
-        ValueError: None, or two of one name.
-        TypeError: Something else than protocols.
-    """
-    if protocol is None:
-        return (WseJSON(),)
-    protocols = (protocol,) if isinstance(protocol, Protocol) else tuple(protocol)
-    for item in protocols:
-        if not isinstance(item, Protocol):
-            raise TypeError(f"a protocol must be a wse.Protocol, not {item!r}")
-        if not getattr(item, "name", None):
-            raise TypeError(f"a protocol needs a name, the WebSocket subprotocol that stands for it: {item!r}")
-    if not protocols or len({item.name for item in protocols}) < len(protocols):
-        raise ValueError("a server needs at least one protocol, each with a name of its own")
-    return protocols

@@ -36,9 +36,21 @@ ALLOWED = {
     "auth/": {"errors", "types", "core", "auth", "server"},
     "messaging.py": {"errors", "types", "core"},
     "clusters.py": {"core", "brokers", "protocols"},
+    "publisher.py": {"errors", "types", "clusters", "core", "protocols", "scheduler"},
     "server.py": {"errors", "types", "clusters", "core", "files", "messaging", "protocols", "scheduler", "transports"},
     "testing.py": {"client", "core", "server", "transports"},
-    "__init__.py": {"errors", "types", "core", "client", "files", "protocols", "server", "transports"},
+    "__init__.py": {
+        "errors",
+        "types",
+        "core",
+        "client",
+        "files",
+        "messaging",
+        "protocols",
+        "publisher",
+        "server",
+        "transports",
+    },
 }
 
 # Which third-party libraries a part may import; all others belong to the standard library.
@@ -112,8 +124,9 @@ def test_the_package_itself_only_re_exports() -> None:
 
 def test_everything_public_is_there() -> None:
     assert {
-        "Backoff", "Challenge", "Channel", "ClientStatus", "CloseReason", "Compression", "Credentials", "DeviceInfo",
-        "ErrorCode", "Handshake", "InternalTypes", "Limits", "Protocol", "ReadyState", "Room", "Signal", "WseClient",
-        "WseConnection", "WseError", "WseIdentity", "WseJSON", "WseMsgpack", "WseServer", "js_client_path",
+        "Backoff", "BlockingPublisher", "Challenge", "Channel", "ClientStatus", "CloseReason", "ClusterSettings",
+        "Compression", "Credentials", "DeviceInfo", "ErrorCode", "Handshake", "InternalTypes", "Limits", "Protocol",
+        "Publisher", "ReadyState", "Room", "Signal", "WseClient", "WseConnection", "WseError", "WseIdentity",
+        "WseJSON", "WseMsgpack", "WseServer", "js_client_path",
     } == set(wse.__all__)  # fmt: skip
     assert all(hasattr(wse, name) for name in wse.__all__)

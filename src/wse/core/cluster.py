@@ -19,6 +19,7 @@ from wse.core.packed import Packed
 from wse.core.register import Register
 from wse.core.rooms import open_rooms
 from wse.core.session import encode
+from wse.core.vitals import Vitals
 from wse.errors import ErrorCode, WseError
 
 if TYPE_CHECKING:
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
     from wse.core.broker import Broker
     from wse.core.calls import Callee
     from wse.core.hub import Hub, WseConnection
-    from wse.core.ports import Protocol, Timer
+    from wse.core.ports import Protocol
     from wse.types import ClientId, MessageType, RoomName
 
 
@@ -107,12 +108,7 @@ class Cluster:
         self._backlog: deque[tuple[str, bytes]] = deque()
         self._backlog_bytes = 0
         self._lost_now = 0  # since the connection was lost
-        self._unheard = 0  # canaries that have not come back
-        self._deaf = False
-        self._renewed = 0.0  # when the lease was renewed last, and since when without a gap
-        self._in_touch: float | None = None
-        self._beating = False
-        self._timers: dict[str, Timer] = {}
+        self._vitals = Vitals(self)
 
     # Life cycle.
 
@@ -143,19 +139,13 @@ class Cluster:
             await self.broker.close()
             raise
         self.is_open = True
-        self._deaf = False
-        self._unheard = 0
-        self._touch()
-        self._every("canary", self.settings.canary, self._send_canary)
-        self._every("beat", self.settings.renew, self._beat)
+        self._vitals.start()
 
     async def close(self) -> None:
         """Leave the cluster, when all connections have ended; harmless when it is not open."""
         if not self.is_open:
             return
-        for timer in self._timers.values():
-            timer.cancel()
-        self._timers.clear()
+        self._vitals.stop()
         try:
             if self.broker.connected:
                 await self.register.close(self.settings.farewell)
@@ -173,8 +163,7 @@ class Cluster:
     @property
     def healthy(self) -> bool:
         """Whether this node hears and is heard: the broker is reached, delivers, and holds the node's lease."""
-        is_held = self._scheduler.time() - self._renewed < self.settings.lease
-        return self.is_open and self.broker.connected and is_held and not self._deaf
+        return self.is_open and self.broker.connected and self._vitals.healthy
 
     # Interest.
 
@@ -256,7 +245,7 @@ class Cluster:
             error = WseError(ErrorCode.MSG_PROCESSING_ERROR, {"topic": topic}, "a message cannot cross to other nodes")
             self._endpoint.report(error, None, exc)
 
-    def _catch_up(self) -> None:
+    def catch_up(self) -> None:
         """Say what was kept, and what could not be."""
         while self._backlog and self.broker.connected:
             topic, data = self._backlog.popleft()
@@ -310,14 +299,13 @@ class Cluster:
             self._endpoint.report(error, None, exc)
 
     def connection_lost(self, cause: Exception | None) -> None:
-        self._in_touch = None
+        self._vitals.lose_touch()
         self._endpoint.report(WseError(ErrorCode.BROKER_UNAVAILABLE), None, cause)
 
     def connection_restored(self) -> None:
-        self._unheard = 0
-        self._catch_up()
+        self.catch_up()
         self.register.doubt()
-        self._beat()
+        self._vitals.beat()
 
     def _heard(self, topic: str, said: Any) -> None:
         match said:
@@ -332,7 +320,7 @@ class Cluster:
             case envelope.Reaped():
                 self.register.reaped_by_another(said.users)
             case envelope.Canary():
-                self._hear_canary()
+                self._vitals.heard()
             case envelope.Call():
                 self.asks.called(said)
             case envelope.Query():
@@ -372,64 +360,3 @@ class Cluster:
         rooms = open_rooms(self.hub)
         for session in self.hub.sessions_of(cid):
             (rooms.add if enter else rooms.discard)(room, session.conn)
-
-    # The canary.
-
-    def _send_canary(self) -> None:
-        if not self.broker.connected:
-            return  # which is known
-        if self._unheard >= self.settings.deaf_after and not self._deaf:
-            self._deaf = True
-            self._endpoint.report(WseError(ErrorCode.BROKER_DEAF))
-        self._unheard += 1
-        self._publish(NODE + self.node, envelope.encode(envelope.Canary(self.node)))
-
-    def _hear_canary(self) -> None:
-        self._unheard = 0
-        if self._deaf:
-            self._deaf = False
-            self.register.doubt()
-
-    # The heartbeat.
-
-    def _beat(self) -> None:
-        if self.is_open and not self._beating:
-            self._beating = True
-            self._scheduler.spawn(self._renew())
-
-    async def _renew(self) -> None:
-        try:
-            is_kept = await self.broker.renew(self.settings.lease)
-            self._touch()
-            if not is_kept:
-                await self.register.lost()
-            is_calm = self._in_touch is not None and self._renewed - self._in_touch >= self.settings.lease
-            self._scheduler.spawn(self._settle(is_calm))  # with many devices it may take longer than a lease
-            if is_calm:
-                await self.register.reap()
-                if self.asks.waiting:
-                    self.asks.alive(await self.broker.nodes())
-            self._catch_up()
-        except WseError:
-            self._in_touch = None  # `connection_lost` tells, and the next beat tries again
-        finally:
-            self._beating = False
-
-    async def _settle(self, is_calm: bool) -> None:
-        try:
-            await self.register.settle(is_calm)
-        except WseError:
-            return  # the next beat tries again
-
-    def _touch(self) -> None:
-        now = self._scheduler.time()
-        if self._in_touch is None or now - self._renewed >= self.settings.lease:
-            self._in_touch = now
-        self._renewed = now
-
-    def _every(self, name: str, interval: float, do: Callable[[], None]) -> None:
-        self._timers[name] = self._scheduler.call_later(interval, self._again, name, interval, do)
-
-    def _again(self, name: str, interval: float, do: Callable[[], None]) -> None:
-        self._every(name, interval, do)
-        do()

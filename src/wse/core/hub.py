@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Collection, Hashable, Mapping
-from dataclasses import dataclass
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -194,21 +193,6 @@ class WseIdentity:
 
 Exclude: TypeAlias = WseConnection | WseIdentity | ClientId | None
 """Who does not get a message: a connection, or a user by its identity or `cid`."""
-
-
-@dataclass(frozen=True, slots=True)
-class DeviceInfo:
-    """A device of a user, on whichever node it is connected.
-
-    Attributes:
-        cid: The user's id.
-        conn_id: The connection's id.
-        node: The node that holds it; an empty string on a server without a cluster.
-    """
-
-    cid: ClientId
-    conn_id: str
-    node: str = ""
 
 
 class Hub:

@@ -1,0 +1,28 @@
+"""Which protocols a server speaks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from wse.core.ports import Protocol
+from wse.protocols.json import WseJSON
+
+
+def as_protocols(protocol: Protocol | Iterable[Protocol] | None) -> tuple[Protocol, ...]:
+    """The protocols as given, JSON by default.
+
+    Raises:
+        ValueError: None, or two of one name.
+        TypeError: Something else than protocols.
+    """
+    if protocol is None:
+        return (WseJSON(),)
+    protocols = (protocol,) if isinstance(protocol, Protocol) else tuple(protocol)
+    for item in protocols:
+        if not isinstance(item, Protocol):
+            raise TypeError(f"a protocol must be a wse.Protocol, not {item!r}")
+        if not getattr(item, "name", None):
+            raise TypeError(f"a protocol needs a name, the WebSocket subprotocol that stands for it: {item!r}")
+    if not protocols or len({item.name for item in protocols}) < len(protocols):
+        raise ValueError("a server needs at least one protocol, each with a name of its own")
+    return protocols
