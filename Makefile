@@ -30,7 +30,7 @@ $(RUN_STAMP): pyproject.toml
 
 # What tests, linters and the documentation need beside.
 $(STAMP): $(RUN_STAMP) tests/browser/install_chromium.sh
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[scram,aiohttp]' --group dev
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[scram,aiohttp,nats,redis]' --group dev
 	@sh tests/browser/install_chromium.sh
 	@touch $(STAMP)
 

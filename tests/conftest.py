@@ -6,6 +6,7 @@ from contextlib import AsyncExitStack
 
 import pytest
 
+from support.engines import Nats, Valkey
 from support.net import EXCHANGES, TRANSPORTS, memory_exchange, on_picows
 
 
@@ -43,3 +44,17 @@ async def listen():
             return await stack.enter_async_context(on_picows(server))
 
         yield listen
+
+
+@pytest.fixture(scope="session")
+def nats(tmp_path_factory):
+    """A NATS server that the tests of one process share; who stops it starts it again."""
+    with Nats(tmp_path_factory.mktemp("nats")) as engine:
+        yield engine
+
+
+@pytest.fixture(scope="session")
+def valkey(tmp_path_factory):
+    """A Valkey server that the tests of one process share; who stops it starts it again."""
+    with Valkey(tmp_path_factory.mktemp("valkey")) as engine:
+        yield engine

@@ -10,7 +10,9 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Self, TypeVar, overload
 
+from wse.clusters import join_cluster
 from wse.core.admission import Admission
+from wse.core.cluster import ClusterSettings
 from wse.core.endpoint import Endpoint, emit_error, error_listener_failed
 from wse.core.heartbeat import Heartbeat
 from wse.core.hub import Hub, ServerSession, WseConnection, WseIdentity
@@ -20,6 +22,7 @@ from wse.core.rpc import ExposeErrors
 from wse.core.signals import Channel, Signal, check_handler
 from wse.errors import CloseReason, ErrorCode, WseError
 from wse.files import StaticFile, js_client_path
+from wse.messaging import Messaging
 from wse.protocols.choice import as_protocols
 from wse.scheduler import AsyncioScheduler
 from wse.transports import picows
@@ -31,6 +34,7 @@ if TYPE_CHECKING:
     import ssl
     from collections.abc import Awaitable, Callable
 
+    from wse.core.broker import Broker
     from wse.core.handshake import AuthHandler
     from wse.core.outgoing import Outgoing
     from wse.core.ports import Link, Request
@@ -68,7 +72,7 @@ class ServerSignals:
         )
 
 
-class WseServer:
+class WseServer(Messaging):
     """A WSE server.
 
     Args:
@@ -99,6 +103,9 @@ class WseServer:
         heartbeat: When silent devices are pinged, and given up; on our own listener. Web servers keep their own.
         watchdog: Seconds that a handler may keep the event loop from turning before it is reported on `error`, with its
             name, as `HANDLER_BLOCKED`; `None` does not look.
+        broker: Joins this server to a cluster: a broker's URL, `nats://...` or `redis://...`, or a broker. By default
+            the server is on its own.
+        cluster: Times and bounds of the cluster.
         expose_errors: What the caller of a failing procedure is told of the exception; see `ExposeErrors`.
         debug: Send stack traces of failing procedures to their callers, too.
 
@@ -129,6 +136,8 @@ class WseServer:
         heartbeat: Heartbeat | None = None,
         watchdog: float | None = 1.0,
         expose_errors: ExposeErrors | str = ExposeErrors.MESSAGE,
+        broker: str | Broker | None = None,
+        cluster: ClusterSettings | None = None,
         debug: bool = False,
     ) -> None:
         self._scheduler = AsyncioScheduler()
@@ -146,6 +155,8 @@ class WseServer:
         deadline = timeout if auth_timeout is None else auth_timeout
         self._heartbeat = heartbeat or Heartbeat()
         self._hub = Hub(self._endpoint, conns_per_user=conns_per_user, auth_timeout=deadline, heartbeat=self._heartbeat)
+        if broker is not None:
+            self._hub.cluster = join_cluster(self._hub, broker, cluster or ClusterSettings())
         self._watchdog = None if watchdog is None else Watchdog(watchdog, self._handler_blocked)
         self._started_at: float | None = None
         self._admission = Admission(origins, trusted_proxies)
@@ -223,24 +234,6 @@ class WseServer:
         """The listeners of messages by type; they take `(conn, payload)`."""
         return self._endpoint.channel
 
-    def broadcast(self, type: MessageType, payload: Any = None) -> None:
-        """Send a message to every connection; it is encoded once.
-
-        Raises:
-            WseError: As `WseConnection.send`.
-        """
-        self._hub.broadcast(type, payload)
-
-    def send(self, cid: ClientId, type: MessageType, payload: Any = None) -> None:
-        """Send a message to all devices of a user; nothing happens if the user is not connected.
-
-        Raises:
-            WseError: As `WseConnection.send`.
-        """
-        identity = self._hub.identities.get(cid)
-        if identity is not None:
-            identity.send(type, payload)
-
     @overload
     def register(self, name: MessageType, fn: F) -> F: ...
     @overload
@@ -266,14 +259,6 @@ class WseServer:
         """
         self._endpoint.procedures.unregister(name)
 
-    def drop_client(self, cid: ClientId, reason: str = CloseReason.NO_REASON) -> None:
-        """Disconnect all devices of a user; `left` fires once. Nothing happens if the user is not connected.
-
-        Raises:
-            ValueError: A reason longer than a close frame can carry.
-        """
-        self._hub.drop_client(cid, reason)
-
     # Life cycle.
 
     @property
@@ -295,17 +280,19 @@ class WseServer:
 
     @property
     def ready(self) -> bool:
-        """Whether it takes new connections: from `start`, or from the beginning without a port, until `close`.
+        """Whether it should be sent new connections; `/readyz` at its own port answers 503 while it should not.
 
-        While it is not, they are refused with HTTP 503, and so is a plain GET of `/readyz` at its own port.
+        It is from `start`, or from the beginning without a port, until `close`, which refuses them with HTTP 503. A
+        node of a cluster that does not hear the others is not ready either, but takes those that come all the same.
         """
-        return not self._admission.unready
+        cluster = self._hub.cluster
+        return not self._admission.unready and (cluster is None or cluster.healthy)
 
     async def start(self) -> None:
         """Begin to listen.
 
         Raises:
-            WseError: `IDENTIFY_HANDLER_MISSING`.
+            WseError: `IDENTIFY_HANDLER_MISSING`; `BROKER_UNAVAILABLE`.
             ValueError: No port was given.
             RuntimeError: It listens already.
             OSError: The port cannot be had.
@@ -316,18 +303,21 @@ class WseServer:
             raise ValueError("a server that listens needs a port: WseServer(port=4200), or port=0 for a free one")
         if self._listener is not None:
             raise RuntimeError("the server has been started")
-        self._begin()
-        self._listener = await picows.listen(
-            self,
-            host=self._host,
-            port=self._port,
-            path=self._path,
-            ssl=self._ssl,
-            handshake_timeout=self._hub.auth_timeout or None,
-            files=self._files,
-            compression=self._compression,
-        )
-        self._admission.unready.discard(_NOT_STARTED)
+        await self._attach()
+        try:
+            self._listener = await picows.listen(
+                self,
+                host=self._host,
+                port=self._port,
+                path=self._path,
+                ssl=self._ssl,
+                handshake_timeout=self._hub.auth_timeout or None,
+                files=self._files,
+                compression=self._compression,
+            )
+        except BaseException:
+            await self.close()
+            raise
 
     async def serve_forever(self) -> None:
         """Return when the server has been closed; starts it if need be."""
@@ -356,6 +346,8 @@ class WseServer:
         self._hub.refuse(1012, CloseReason.BY_SERVER)
         await self._scheduler.settle(self._hub.tasks, grace)
         await self._hub.close(1012, CloseReason.BY_SERVER)
+        if self._hub.cluster is not None:
+            await self._hub.cluster.close()
         await self._scheduler.cancel_all()
         if listener is not None:
             await listener.wait_closed()
@@ -414,7 +406,7 @@ class WseServer:
         The application's lifespan starts and stops it; where a framework keeps the lifespan to itself the first
         connection starts it, and the application's own shutdown should await `close`.
         """
-        return AsgiApp(self, self._path, self._attached, self.close)
+        return AsgiApp(self, self._path, self._attach, self.close)
 
     @cached_property
     def aiohttp(self) -> Callable[[Any], Awaitable[Any]]:
@@ -427,15 +419,21 @@ class WseServer:
         """
         from wse.transports.aiohttp import handler
 
-        return handler(self, self._attached)
+        return handler(self, self._attach)
 
-    def _attached(self) -> None:
-        """A web application has started, or has a connection for us."""
+    async def _attach(self) -> None:
+        """The server is about to serve: in its own listener, or in a web application that has a connection for it.
+
+        Raises:
+            WseError: `IDENTIFY_HANDLER_MISSING`; `BROKER_UNAVAILABLE`.
+        """
         if self._hub.identify is None:
             raise WseError(ErrorCode.IDENTIFY_HANDLER_MISSING)
         if self._closing is None or self._closing.get_loop() is not asyncio.get_running_loop():
             self._begin()
             self._admission.unready.discard(_NOT_STARTED)
+        if self._hub.cluster is not None:
+            await self._hub.cluster.attend()
 
     def _begin(self) -> None:
         """The server lives in the event loop that runs now, until it is closed."""

@@ -31,6 +31,7 @@ class MemoryConnector:
         limits: Limits,
         open: Callable[[Link], Session],
     ) -> None:
+        await self._server._attach()
         ours, theirs = MemoryLink.pair(limits, self._server.limits)
         target = "/" + url.split("://", 1)[1].partition("/")[2]
         request = HttpRequest(target, dict(headers), theirs.remote_addr)

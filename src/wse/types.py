@@ -12,6 +12,9 @@ MessageType: TypeAlias = Hashable
 ClientId: TypeAlias = Hashable
 """A user's id (`cid`), chosen by the application in `Handshake.accept`."""
 
+RoomName: TypeAlias = Hashable
+"""A room's name, chosen by the application."""
+
 F = TypeVar("F", bound=Callable[..., Any])
 
 MaybeAwaitable: TypeAlias = Awaitable[Any] | Any

@@ -72,6 +72,8 @@ class FakeScheduler:
 
     def run(self):
         """Turn until nothing more happens at this instant."""
+        if asyncio.current_task(self) is not None:
+            return  # it has spawned another, whose turn comes when it waits
         while self._soon:
             timer = self._soon.popleft()
             if not timer.cancelled:
@@ -85,7 +87,7 @@ class FakeScheduler:
             due, order, timer = heapq.heappop(self._timers)
             assert order < 100_000, "a timer sets itself again for ever"
             if not timer.cancelled:
-                self.now = due
+                self.now = max(self.now, due)
                 timer.callback(*timer.args)
                 self.run()
         self.now = end
@@ -211,7 +213,7 @@ class Side:
     takes: tuple[str, ...] = ()
 
     def __init__(self, *, protocols=None, timeout=10.0, limits=None, **options):
-        self.scheduler = FakeScheduler()
+        self.scheduler = self._make_scheduler()
         self.errors = []
         self.log = []
         self.endpoint = Endpoint(
@@ -223,6 +225,9 @@ class Side:
             report=self._report,
             **options,
         )
+
+    def _make_scheduler(self):
+        return FakeScheduler()
 
     def _report(self, error, session):
         self.errors.append((error, session))

@@ -30,13 +30,39 @@ ALLOWED = {
         "transports.request",
     },
     "transports/": {"errors", "types", "core", "transports.awaited", "transports.request"},
+    "brokers/": {"errors", "core", "brokers", "client.backoff"},
     "scheduler.py": {"core"},
     "client/": {"errors", "types", "core", "client", "protocols", "scheduler", "transports"},
     "auth/": {"errors", "types", "core", "auth", "server"},
-    "server.py": {"errors", "types", "core", "files", "protocols", "scheduler", "transports", "watchdog"},
     "watchdog.py": set(),
+    "messaging.py": {"errors", "types", "core"},
+    "clusters.py": {"core", "brokers", "protocols"},
+    "publisher.py": {"errors", "types", "clusters", "core", "protocols", "scheduler"},
+    "server.py": {
+        "errors",
+        "types",
+        "clusters",
+        "core",
+        "files",
+        "messaging",
+        "protocols",
+        "scheduler",
+        "transports",
+        "watchdog",
+    },
     "testing.py": {"client", "core", "server", "transports"},
-    "__init__.py": {"errors", "types", "core", "client", "files", "protocols", "server", "transports"},
+    "__init__.py": {
+        "errors",
+        "types",
+        "core",
+        "client",
+        "files",
+        "messaging",
+        "protocols",
+        "publisher",
+        "server",
+        "transports",
+    },
 }
 
 # Which third-party libraries a part may import; all others belong to the standard library.
@@ -46,6 +72,8 @@ LIBRARIES = {
     "transports/picows/": {"multidict", "picows"},
     "transports/aiohttp.py": {"aiohttp"},
     "auth/": {"scramp"},
+    "brokers/nats_connection.py": {"nats"},
+    "brokers/redis.py": {"hiredis", "redis"},
 }
 
 SOCKETS_AND_LOOPS = {"socket", "ssl", "select", "selectors"}
@@ -108,9 +136,10 @@ def test_the_package_itself_only_re_exports() -> None:
 
 def test_everything_public_is_there() -> None:
     assert {
-        "Backoff", "Challenge", "Channel", "ClientStatus", "CloseReason", "Compression", "Credentials", "ErrorCode",
-        "ExposeErrors", "Handshake", "Heartbeat", "InternalTypes", "Limits", "Overflow", "Protocol", "ReadyState",
-        "Signal", "Stats", "WseClient", "WseConnection", "WseError", "WseIdentity", "WseJSON", "WseMsgpack",
-        "WseServer", "js_client_path",
+        "Backoff", "BlockingPublisher", "Challenge", "Channel", "ClientStatus", "CloseReason", "ClusterSettings",
+        "Compression", "Credentials", "DeviceInfo", "ErrorCode", "ExposeErrors", "Handshake", "Heartbeat",
+        "InternalTypes", "Limits", "Overflow", "Protocol", "Publisher", "ReadyState", "Room", "Signal", "Stats",
+        "WseClient", "WseConnection", "WseError", "WseIdentity", "WseJSON", "WseMsgpack", "WseServer",
+        "js_client_path",
     } == set(wse.__all__)  # fmt: skip
     assert all(hasattr(wse, name) for name in wse.__all__)

@@ -263,7 +263,7 @@ async def test_a_server_is_not_ready_while_it_closes():
     seen = []
     server.when.left(lambda *_: seen.append(server.ready))
     async with in_memory(server) as place:
-        server._attached()
+        await server._attach()
         await place.connect()
         assert server.ready
         await server.close()
@@ -273,11 +273,11 @@ async def test_a_server_is_not_ready_while_it_closes():
 async def test_inside_a_web_application_a_server_is_ready_until_it_is_closed():
     server = make_server(port=None)
     assert server.ready  # or no load balancer would send the first connection
-    server._attached()
+    await server._attach()
     assert server.ready
     await server.close()
     assert not server.ready
-    server._attached()
+    await server._attach()
     assert server.ready
 
 
@@ -288,3 +288,27 @@ async def test_a_reason_of_the_server_s_own_outlasts_its_start():
         assert not server.ready
         server.admission.unready.discard("deaf")
         assert server.ready
+
+
+async def test_a_server_sends_to_rooms_and_calls_a_users_devices():
+    server = make_server(conns_per_user=2)
+
+    @server.channel.on("enter")
+    def enter(conn, name):
+        server.room(name).add(conn)
+        server.room(name).send("entered", conn.cid, exclude=conn)
+
+    async with in_memory(server) as place:
+        ann, bob = await place.connect("ann"), await place.connect("bob")
+        entered = asyncio.get_running_loop().create_future()
+        ann.channel.on("entered", entered.set_result)
+        bob.register("age", lambda payload: 42)
+        for client in (ann, bob):
+            client.send("enter", "tea")
+        assert await soon(entered) == "bob"
+        assert await soon(server.room("tea").members()) == {"ann", "bob"}
+        assert await soon(server.call("bob", "age")) == 42
+        assert await soon(server.call("bob", "age", mode="all")) == [42]
+        assert [device.cid for device in await soon(server.devices("bob"))] == ["bob"]
+        assert await soon(server.online()) == 2
+        assert {cid async for cid in server.users()} == {"ann", "bob"}

@@ -1,8 +1,9 @@
 """What the nodes of one cluster share, and the guarantees that each side gives.
 
 A broker carries bytes between nodes and keeps the register of who is connected where. It knows nothing of sockets,
-messages or protocols: `wse.core.cluster` does, and is the only caller. Users, rooms and nodes are named to a broker by
-strings of `A-Z a-z 0-9 _ - =`, which every engine takes as a part of its own names.
+messages or protocols: `wse.core.cluster` does, and is the only caller. Users, connections, nodes and topics are named
+to a broker by strings of `A-Z a-z 0-9 _ - =`, which every engine takes as a part of its own names; topics may have
+single dots between such strings, too.
 
     publish, subscribe     bytes to topics, at most once
     join, leave, devices   the register: each of these is one atomic step for the whole cluster
@@ -87,11 +88,12 @@ class Broker(typing.Protocol):
       moment, exactly one is told `first`, and no device is displaced twice; of several that `leave` or `reap`, exactly
       one is told of the last device.
     * `publish`, `subscribe` and `unsubscribe` never block and never raise for what the engine or the network does. What
-      is published in one turn of the event loop may leave in one write.
+      is published in one turn of the event loop may leave in one write. An engine that takes less than is published,
+      for so long that the broker's buffer is full, counts as one that cannot be reached.
     * The asynchronous methods raise a `WseError` with `ErrorCode.BROKER_UNAVAILABLE`, and the engine's own exception as
-      its cause, when the engine cannot be reached or does not answer within a few seconds. Whether the step was
-      made is then unknown, and all of them may safely be repeated: to join a device that is registered, or to leave
-      with one that is not, changes nothing and names nobody.
+      its cause, when the engine cannot be reached or does not answer within a few seconds. Whether the step was made
+      is then unknown, and all of them may safely be repeated: to join a device that is registered, or to leave with one
+      that is not, changes nothing and names nobody.
     """
 
     @property
@@ -113,7 +115,12 @@ class Broker(typing.Protocol):
 
     def publish(self, topic: str, data: bytes) -> None:
         """Send to every node that has subscribed to the topic, this one included. Nothing happens while the engine is
-        not reached: who must not lose the message asks `connected` first."""
+        not reached: who must not lose the message asks `connected` first.
+
+        Raises:
+            WseError: `LIMIT_EXCEEDED`, with `size` and `limit` in bytes: the engine takes no message that large.
+                Nothing was sent, and the connection to the engine goes on.
+        """
 
     def subscribe(self, topic: str) -> None:
         """Receive what is published on the topic from soon on. A topic is subscribed to once, however often asked."""

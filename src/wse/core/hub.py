@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import secrets
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Hashable, Iterator, Mapping
 from itertools import islice
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
+from wse.core.calls import call_all, call_first
 from wse.core.closing import check_close
+from wse.core.envelope import ALL, USER, Drop, topic
 from wse.core.handshake import ServerOpening
 from wse.core.heartbeat import Heartbeat, Pulse
 from wse.core.limits import TokenBucket
@@ -23,9 +25,12 @@ from wse.types import ClientId, MessageType, ReadyState
 if TYPE_CHECKING:
     import asyncio
 
+    from wse.core.calls import Callee, Mode
+    from wse.core.cluster import Cluster
     from wse.core.endpoint import Endpoint
     from wse.core.handshake import AuthHandler, Handshake
     from wse.core.ports import Link, Protocol, Request
+    from wse.core.rooms import Rooms
 
 
 CLOSES_PER_SECOND = 1000
@@ -189,10 +194,10 @@ class WseIdentity:
         meta: The meta of the first connection.
     """
 
-    __slots__ = ("_conns", "_endpoint", "cid", "meta")
+    __slots__ = ("_conns", "_hub", "cid", "meta")
 
-    def __init__(self, endpoint: Endpoint, cid: ClientId, meta: dict[str, Any]) -> None:
-        self._endpoint = endpoint
+    def __init__(self, hub: Hub, cid: ClientId, meta: dict[str, Any]) -> None:
+        self._hub = hub
         self._conns: dict[str, WseConnection] = {}
         self.cid = cid
         self.meta = meta
@@ -202,13 +207,13 @@ class WseIdentity:
         """The user's connections by `conn_id`, the oldest first; read-only."""
         return MappingProxyType(self._conns)
 
-    def send(self, type: MessageType, payload: Any = None) -> None:
-        """Send a message to all devices of the user.
+    def send(self, type: MessageType, payload: Any = None, *, exclude: Exclude = None) -> None:
+        """Send a message to all devices of the user, but for a connection that is excluded.
 
         Raises:
             WseError: As `WseConnection.send`.
         """
-        send_to_all(self._endpoint, [conn for conn in self._conns.values() if conn._session.valid], type, payload)
+        self._hub.send(self.cid, type, payload, exclude)
 
     def drop(self, reason: str = CloseReason.BY_SERVER) -> None:
         """Disconnect all devices of the user; `left` fires once.
@@ -216,8 +221,7 @@ class WseIdentity:
         Raises:
             ValueError: A reason that a close frame cannot carry.
         """
-        for conn in tuple(self._conns.values()):
-            conn.drop(reason)
+        self._hub.drop_client(self.cid, reason)
 
     async def call(self, name: MessageType, payload: Any = None, *, timeout: float | None = None) -> list[Any]:
         """Call a procedure on every device of the user.
@@ -228,13 +232,15 @@ class WseIdentity:
         Raises:
             WseError: `CONNECTION_MISSING`, when the user has no connection left.
         """
-        conns = tuple(self._conns.values())
-        if not conns:
-            raise WseError(ErrorCode.CONNECTION_MISSING, {"cid": self.cid, "rp": name})
-        return await call_all([conn._session for conn in conns], name, payload, timeout)
+        results: list[Any] = await self._hub.call(self.cid, name, payload, "all", timeout)
+        return results
 
     def __repr__(self) -> str:
         return f"<WseIdentity {self.cid} with {len(self._conns)} connections>"
+
+
+Exclude: TypeAlias = WseConnection | WseIdentity | ClientId | None
+"""Who does not get a message: a connection, or a user by its identity or `cid`."""
 
 
 class Hub:
@@ -269,14 +275,17 @@ class Hub:
         metered = limits.message_rate is not None or limits.byte_rate is not None
         self._session_class = MeteredSession if metered else ServerSession
 
-        def signal(name: str, *takes: str) -> Signal[*tuple[Any, ...]]:
-            return Signal(name, takes, endpoint.scheduler, self._listener_failed)
+        self.rooms: Rooms | None = None  # from the first use on
+        self.cluster: Cluster | None = None  # when there are other nodes
+        self.joined: Signal[WseIdentity, dict[str, Any]] = self.signal("joined", "identity", "meta")
+        self.left: Signal[WseIdentity, int, str] = self.signal("left", "identity", "code", "reason")
+        self.connected: Signal[WseConnection] = self.signal("connected", "conn")
+        self.disconnected: Signal[WseConnection, int, str] = self.signal("disconnected", "conn", "code", "reason")
+        self.ignored: Signal[WseConnection, Any, Any] = self.signal("ignored", "conn", "type", "payload")
 
-        self.joined: Signal[WseIdentity, dict[str, Any]] = signal("joined", "identity", "meta")
-        self.left: Signal[WseIdentity, int, str] = signal("left", "identity", "code", "reason")
-        self.connected: Signal[WseConnection] = signal("connected", "conn")
-        self.disconnected: Signal[WseConnection, int, str] = signal("disconnected", "conn", "code", "reason")
-        self.ignored: Signal[WseConnection, Any, Any] = signal("ignored", "conn", "type", "payload")
+    def signal(self, name: str, *takes: str) -> Signal[*tuple[Any, ...]]:
+        """A signal whose listeners' failures are reported."""
+        return Signal(name, takes, self.endpoint.scheduler, self._listener_failed)
 
     # The life of a connection.
 
@@ -332,25 +341,45 @@ class Hub:
     def _join(self, session: ServerSession, auth: Handshake, cid: ClientId, welcome: Packed) -> None:
         """The connection becomes a user's (WIRE.md section 3, step 5)."""
         conn = session.conn
-        conn.cid = cid
         conn.identity = auth.identity
         conn.meta = auth.meta
+        if self.cluster is not None:
+            self.cluster.register.admit(session, cid, welcome)
+            return
+        is_new = self.add(conn, cid)
+        self.push_out(conn)
+        self.welcome(session, welcome, is_new)
+
+    def add(self, conn: WseConnection, cid: ClientId) -> bool:
+        """Make a connection one of its user's; whether it is the only one."""
         identity = self.identities.get(cid)
         is_new = identity is None
         if identity is None:
-            identity = self.identities[cid] = WseIdentity(self.endpoint, cid, conn.meta)
+            identity = self.identities[cid] = WseIdentity(self, cid, conn.meta)
+        conn.cid = cid
         conn.client = identity
         identity._conns[conn.conn_id] = conn
-        if len(identity._conns) > self.conns_per_user:
-            # Its listeners may send to the user: this connection is not valid yet, so nothing precedes the welcome.
-            next(iter(identity._conns.values())).drop(CloseReason.CLIENTS_CONCURRENCY)
-            if session.ended:
-                return
+        return is_new
+
+    def push_out(self, conn: WseConnection) -> None:
+        """Close the oldest connection of the user of a new one, if there are too many."""
+        assert conn.client is not None  # since `add`
+        conns = conn.client._conns
+        if len(conns) > self.conns_per_user:
+            # Its listeners may send to the user: the new one is not valid yet, so nothing precedes the welcome.
+            next(iter(conns.values())).drop(CloseReason.CLIENTS_CONCURRENCY)
+
+    def welcome(self, session: ServerSession, welcome: Packed, is_first: bool) -> None:
+        """Let a user's connection in, unless it has ended since it was added."""
+        conn = session.conn
+        identity = conn.client
+        if session.ended or identity is None:
+            return
         self.connections[conn.conn_id] = conn
         self.strangers -= 1
         session.enter(None)
         session.link.write_shared(welcome)
-        if is_new:
+        if is_first:
             self.joined.emit(identity, conn.meta)
         if session.valid:
             self.connected.emit_on(session, conn)
@@ -363,12 +392,16 @@ class Hub:
             self.strangers -= 1
         if identity is None:
             return
+        if self.rooms is not None:
+            self.rooms.forget(conn)
         del identity._conns[conn.conn_id]
         is_last = not identity._conns
         if is_last:
             del self.identities[identity.cid]
         self.disconnected.emit(conn, code, reason)
-        if is_last:
+        if self.cluster is not None:
+            self.cluster.register.leave(conn, identity, code, reason)
+        elif is_last:
             self.left.emit(identity, code, reason)
 
     def forget(self, session: ServerSession) -> None:
@@ -448,16 +481,69 @@ class Hub:
 
     # Messages.
 
-    def broadcast(self, type: MessageType, payload: Any) -> None:
+    def broadcast(self, type: MessageType, payload: Any, exclude: Exclude = None) -> None:
         """Send to every valid connection."""
-        send_to_all(self.endpoint, self.connections.values(), type, payload)
+        self.send_to(ALL, None, self.connections.values(), type, payload, exclude)
+
+    def send(self, cid: ClientId, type: MessageType, payload: Any, exclude: Exclude = None) -> None:
+        """Send to a user's valid connections; nothing happens if there are none."""
+        if self.cluster is not None or cid in self.identities:
+            conns = [session.conn for session in self.sessions_of(cid)]
+            self.send_to(USER, cid, conns, type, payload, exclude)
+
+    def send_to(
+        self,
+        kind: str,
+        name: Hashable,
+        conns: Collection[WseConnection],
+        type: MessageType,
+        payload: Any,
+        exclude: Exclude = None,
+    ) -> None:
+        """Send to valid connections of this node, and to the others of that name elsewhere."""
+        conn_id, cid = excluded(exclude)
+        if exclude is not None:
+            conns = without(conns, conn_id, cid)
+        if self.cluster is None:
+            send_to_all(self.endpoint, conns, type, payload)
+        else:
+            self.cluster.send(topic(kind, name), conns, type, payload, conn_id, cid)
 
     def drop_client(self, cid: ClientId, reason: str) -> None:
         """Disconnect all devices of a user; nothing happens if there are none."""
         check_close(1000, reason)
+        if self.cluster is not None:
+            self.cluster.say(topic(USER, cid), Drop(self.cluster.node, str(reason)))
+        self.drop_here(cid, reason)
+
+    def drop_here(self, cid: ClientId, reason: str) -> None:
+        """Disconnect a user's devices of this node."""
         identity = self.identities.get(cid)
         if identity is not None:
-            identity.drop(reason)
+            for conn in tuple(identity._conns.values()):
+                conn.drop(reason)
+
+    async def call(self, cid: ClientId, name: MessageType, payload: Any, mode: Mode, timeout: float | None) -> Any:
+        """Call a procedure on a user's devices; see `WseServer.call`."""
+        if mode not in ("first", "all", "any"):
+            raise ValueError(f'mode must be "first", "all" or "any", not {mode!r}')
+        callees: list[Callee] = [*self.sessions_of(cid)] if self.cluster is None else await self.cluster.callees(cid)
+        if not callees:
+            raise WseError(ErrorCode.CONNECTION_MISSING, {"cid": cid, "rp": name})
+        if mode == "all":
+            return await call_all(callees, name, payload, timeout)
+        if mode == "any":
+            callees = callees[-1:]
+        return await call_first(self.endpoint.scheduler, callees, name, payload, timeout)
+
+    # Who is there.
+
+    def sessions_of(self, cid: ClientId) -> list[ServerSession]:
+        """The user's valid connections of this node, the oldest first."""
+        identity = self.identities.get(cid)
+        if identity is None:
+            return []
+        return [conn._session for conn in identity._conns.values() if conn._session.valid]
 
     def _listener_failed(self, exc: Exception, signal: str, args: tuple[Any, ...]) -> None:
         session = args[0]._session if isinstance(args[0], WseConnection) else None
@@ -473,10 +559,19 @@ def send_to_all(endpoint: Endpoint, conns: Collection[WseConnection], type: Mess
     """
     endpoint.check_type(type)
     protocols = endpoint.protocols
-    if len(protocols) == 1:
-        packed = encode(protocols[0], type, payload)
-        counters = endpoint.counters
-        counters.messages_out += len(conns)
+    if len(protocols) > 1:
+        protocols = tuple({conn._session.protocol for conn in conns}) or protocols[:1]
+    deliver(endpoint, conns, type, {protocol: encode(protocol, type, payload) for protocol in protocols})
+
+
+def deliver(
+    endpoint: Endpoint, conns: Collection[WseConnection], type: MessageType, by_protocol: Mapping[Protocol, Packed]
+) -> None:
+    """Send one message to many valid connections, in the form of the message protocol that each speaks."""
+    counters = endpoint.counters
+    counters.messages_out += len(conns)
+    if len(by_protocol) == 1:
+        (packed,) = by_protocol.values()
         counters.bytes_out += len(conns) * len(packed.data)
         slow: list[ServerSession] = []  # to hold a message may close the connection, which changes `conns`
         for conn in conns:
@@ -488,34 +583,20 @@ def send_to_all(endpoint: Endpoint, conns: Collection[WseConnection], type: Mess
         for session in slow:
             session.hold(type, packed)
         return
-    spoken = {conn._session.protocol for conn in conns} or protocols[:1]
-    by_protocol = {protocol: encode(protocol, type, payload) for protocol in spoken}
     for conn in tuple(conns):
         session = conn._session
         packed = by_protocol[session.protocol]
-        endpoint.counters.messages_out += 1
-        endpoint.counters.bytes_out += len(packed.data)
+        counters.bytes_out += len(packed.data)
         session.write_shared(type, packed)
 
 
-async def call_all(sessions: list[ServerSession], name: MessageType, payload: Any, timeout: float | None) -> list[Any]:
-    """Call a procedure on several connections at once; errors stand in the list where results would."""
-    started: list[tuple[ServerSession, int, asyncio.Future[Any]]] = []
-    results: dict[ServerSession, Any] = dict.fromkeys(sessions)
-    try:
-        for session in sessions:
-            try:
-                started.append((session, *session.start_call(name, payload, timeout)))
-            except WseError as exc:
-                results[session] = exc
-        for session, _, future in started:
-            try:
-                results[session] = await future
-            except WseError as exc:
-                results[session] = exc
-    finally:
-        for session, stamp, future in started:
-            session.forget_call(stamp)
-            if future.done() and not future.cancelled():
-                future.exception()  # nobody asks any more when we were cancelled, and asyncio need not complain
-    return list(results.values())
+def excluded(exclude: Exclude) -> tuple[str | None, ClientId | None]:
+    """The `conn_id` or the `cid` of who does not get a message, if anybody."""
+    if isinstance(exclude, WseConnection):
+        return exclude.conn_id, None
+    return None, exclude.cid if isinstance(exclude, WseIdentity) else exclude
+
+
+def without(conns: Collection[WseConnection], conn_id: str | None, cid: ClientId | None) -> list[WseConnection]:
+    """All but that connection, or that user's."""
+    return [conn for conn in conns if conn.conn_id != conn_id and conn.cid != cid]

@@ -246,6 +246,11 @@ class Acceptor(typing.Protocol):
         """Who may open a WebSocket: a transport asks it before it upgrades, and for the address of the client."""
         ...
 
+    @property
+    def ready(self) -> bool:
+        """What `/readyz` tells."""
+        ...
+
     def select(self, offered: Iterable[str]) -> Protocol | None:
         """The protocol for the subprotocols that a client offers, in the client's order (WIRE.md section 1)."""
         ...

@@ -61,12 +61,14 @@ class AiohttpLink(AwaitedLink):
             self._request.transport.abort()
 
 
-def handler(acceptor: Acceptor, started: Callable[[], None]) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:
+def handler(
+    acceptor: Acceptor, started: Callable[[], Awaitable[None]]
+) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:
     """A server as a handler for aiohttp's router.
 
     Args:
         acceptor: The server.
-        started: Called before each connection.
+        started: Awaited before each connection.
     """
 
     def open_session(request: web.Request, protocol: Protocol | None, link: AwaitedLink) -> Session:
@@ -75,7 +77,7 @@ def handler(acceptor: Acceptor, started: Callable[[], None]) -> Callable[[web.Re
         return acceptor.open(link, http_request, protocol)
 
     async def handle(request: web.Request) -> web.StreamResponse:
-        started()
+        await started()
         refusal = acceptor.admission.refusal(request.headers)
         if refusal is not None:
             return web.Response(status=refusal.status, headers=refusal.headers, text=refusal.body)

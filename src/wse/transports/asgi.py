@@ -70,7 +70,7 @@ class AsgiApp:
     Args:
         acceptor: The server.
         path: The only path that opens a WebSocket, or `None` for every path that it is asked for.
-        started: Called when the application starts, or with the first connection.
+        started: Awaited when the application starts, and before each connection.
         stopped: Called when the application stops.
     """
 
@@ -78,7 +78,7 @@ class AsgiApp:
         self,
         acceptor: Acceptor,
         path: str | None,
-        started: Callable[[], None],
+        started: Callable[[], Awaitable[None]],
         stopped: Callable[[], Awaitable[None]],
     ) -> None:
         self._acceptor = acceptor
@@ -101,7 +101,7 @@ class AsgiApp:
         if self._path is not None and path != self._path:
             await self._refuse(scope, send, _NOT_FOUND)
             return
-        self._started()
+        await self._started()
         headers = CompactHeaders((name.decode("latin-1"), value.decode("latin-1")) for name, value in scope["headers"])
         refusal = self._acceptor.admission.refusal(headers)
         if refusal is not None:
@@ -126,7 +126,7 @@ class AsgiApp:
             event = await receive()
             if event["type"] == "lifespan.startup":
                 try:
-                    self._started()
+                    await self._started()
                 except Exception as exc:  # told to the server, which says it and ends
                     await send({"type": "lifespan.startup.failed", "message": str(exc)})
                     return

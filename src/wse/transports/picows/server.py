@@ -77,7 +77,7 @@ async def listen(
         if target == "/healthz":
             return _text(b"ok\n")
         if target == "/readyz":
-            return _error(HTTPStatus.SERVICE_UNAVAILABLE) if acceptor.admission.unready else _text(b"ready\n")
+            return _text(b"ready\n") if acceptor.ready else _error(HTTPStatus.SERVICE_UNAVAILABLE)
         file = files.get(target)
         if file is not None:
             if file.is_fresh(request.headers.get("If-None-Match", "")):

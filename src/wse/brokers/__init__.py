@@ -1,0 +1,38 @@
+"""Brokers: what the nodes of a cluster share, behind the port `wse.core.broker.Broker`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from wse.core.broker import Broker
+
+SCHEMES = ("memory", "nats", "tls", "redis", "rediss")
+
+
+def from_url(url: str) -> Broker:
+    """The broker for a URL; it does not connect yet.
+
+    * `memory:` needs no engine: a server on its own.
+    * `nats://` and, with TLS, `tls://`: NATS with JetStream; `wse.brokers.nats` says what the URL can hold.
+    * `redis://` and, with TLS, `rediss://`: Redis or Valkey; see `wse.brokers.redis`.
+
+    Raises:
+        ValueError: There is no broker for such URLs, or this one cannot be right.
+        ImportError: The library that the broker needs is not there.
+    """
+    match url.partition(":")[0]:
+        case "memory":
+            from wse.brokers.memory import MemoryBroker
+
+            return MemoryBroker()
+        case "nats" | "tls":
+            from wse.brokers.nats import NatsBroker
+
+            return NatsBroker(url)
+        case "redis" | "rediss":
+            from wse.brokers.redis import RedisBroker
+
+            return RedisBroker(url)
+        case scheme:
+            raise ValueError(f"no broker has URLs that start with {scheme!r}; known are {', '.join(SCHEMES)}")

@@ -1,0 +1,227 @@
+"""What brokers with an engine have in common: a connection that is kept, which is to say made anew when it breaks.
+
+An adapter gives a `Connection`, which lives from one connect to the first failure, and the steps of the register, which
+it makes through `KeptBroker.ask`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import typing
+from abc import ABC, abstractmethod
+from contextlib import suppress
+from typing import TYPE_CHECKING, Generic, TypeVar
+from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
+
+from wse.client.backoff import Backoff
+from wse.errors import ErrorCode, WseError
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from wse.core.broker import BrokerListener
+
+ANSWER = 4.0
+"""Seconds that an engine has for an answer, or to take a new connection."""
+
+SUBSCRIBED = 60.0
+"""Seconds that an engine has to take all subscriptions of a new connection; a node can have a million."""
+
+AT_ONCE = 100
+"""Steps of the register that are under way at the same time. More wait, and their time has not begun: when a node joins
+all its devices anew, the last is not told that the engine is away because the first take so long."""
+
+PAUSE = 3.0
+"""Seconds between two questions whether the engine is still there."""
+
+BUFFER = 64 * 1024 * 1024
+"""Bytes that may wait for the engine to take them."""
+
+
+PREFIX = "wse"
+"""What the names in an engine start with, unless the URL has a `prefix`."""
+
+
+def take(url: str, **defaults: str) -> tuple[str, dict[str, str]]:
+    """A URL without the parameters that are ours, and these; `prefix` is always one of them.
+
+    Raises:
+        ValueError: The prefix is not made of `A-Z a-z 0-9 _ -`, which all engines take.
+    """
+    parts = urlsplit(url)
+    query = dict(parse_qsl(parts.query))
+    ours = {name: query.pop(name, value) for name, value in {"prefix": PREFIX, **defaults}.items()}
+    if not re.fullmatch(r"[\w-]+", ours["prefix"], re.ASCII):
+        raise ValueError(f"a prefix is made of letters, digits, _ and -, not {ours['prefix']!r}")
+    return urlunsplit(parts._replace(query=urlencode(query))), ours
+
+
+class Connection(typing.Protocol):
+    """One connection to an engine. It is never repaired: when it has failed, the next one is made."""
+
+    broken: asyncio.Future[Exception]
+    """Why the connection has failed, once it has."""
+
+    def publish(self, topic: str, data: bytes) -> None: ...
+
+    def subscribe(self, topic: str) -> None: ...
+
+    def unsubscribe(self, topic: str) -> None: ...
+
+    async def flush(self) -> None:
+        """As `Broker.flush`; raises whatever the engine's library does."""
+
+    async def close(self) -> None: ...
+
+
+C = TypeVar("C", bound=Connection)
+T = TypeVar("T")
+
+
+class KeptBroker(ABC, Generic[C]):
+    """The part of a `wse.core.broker.Broker` that connects, and carries messages.
+
+    After a failure it tries again for ever, after random waits that grow up to 5 seconds, so that the nodes do not
+    all come at once.
+    """
+
+    def __init__(self) -> None:
+        self._backoff = Backoff(base=0.25, cap=5.0)
+        self._node = ""
+        self._listener: BrokerListener
+        self._topics: set[str] = set()
+        self._keeper: asyncio.Task[None] | None = None
+        self._connection: C | None = None  # from when it takes subscriptions
+        self._ready = False  # all subscriptions are in force on it
+        self._steps = asyncio.Semaphore(AT_ONCE)
+        self._cause: Exception = ConnectionError("the broker is not open")
+
+    @abstractmethod
+    async def _connect(self) -> C:
+        """A new connection, within `ANSWER` seconds; or raise what the engine's library raises."""
+
+    @property
+    def connected(self) -> bool:
+        return self._ready
+
+    async def open(self, node: str, listener: BrokerListener) -> None:
+        self._node, self._listener = node, listener
+        self._steps = asyncio.Semaphore(AT_ONCE)  # of this event loop
+        try:
+            connection = await self._establish()
+        except Exception as exc:
+            raise WseError(ErrorCode.BROKER_UNAVAILABLE) from exc
+        self._keeper = asyncio.create_task(self._keep(connection))
+
+    async def close(self) -> None:
+        if self._keeper is None:
+            return
+        keeper, self._keeper = self._keeper, None
+        keeper.cancel()
+        await asyncio.wait((keeper,))
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            with suppress(Exception):  # the engine may be away, and then nothing can be sent
+                async with asyncio.timeout(ANSWER):
+                    await connection.flush()
+            self._fail(ConnectionError("the broker is closed"))
+            await connection.close()
+        self._topics.clear()
+
+    # Messages.
+
+    def publish(self, topic: str, data: bytes) -> None:
+        if self._ready:
+            assert self._connection is not None
+            self._connection.publish(topic, data)
+
+    def subscribe(self, topic: str) -> None:
+        if topic not in self._topics:
+            self._topics.add(topic)
+            if self._connection is not None:
+                self._connection.subscribe(topic)
+
+    def unsubscribe(self, topic: str) -> None:
+        if topic in self._topics:
+            self._topics.remove(topic)
+            if self._connection is not None:
+                self._connection.unsubscribe(topic)
+
+    async def flush(self) -> None:
+        await self.ask(lambda connection: connection.flush())
+
+    def received(self, topic: str, data: bytes) -> None:
+        """A connection has received a message."""
+        if topic in self._topics:  # it may have been under way when the node unsubscribed
+            self._listener.received(topic, data)
+
+    # The connection.
+
+    async def ask(self, step: Callable[[C], Awaitable[T]], within: float = ANSWER) -> T:
+        """The result of a step that the engine makes, within so many seconds from when it is asked.
+
+        Raises:
+            WseError: `BROKER_UNAVAILABLE`, caused by whatever the engine or its library raised.
+        """
+        async with self._steps:
+            if not self._ready:
+                raise WseError(ErrorCode.BROKER_UNAVAILABLE) from self._cause
+            assert self._connection is not None
+            try:
+                async with asyncio.timeout(within):
+                    return await step(self._connection)
+            except Exception as exc:
+                raise WseError(ErrorCode.BROKER_UNAVAILABLE) from exc
+
+    async def _establish(self) -> C:
+        """Connect, and bring all subscriptions into force."""
+        async with asyncio.timeout(ANSWER):
+            connection = self._connection = await self._connect()
+        try:
+            for topic in self._topics:
+                connection.subscribe(topic)
+            async with asyncio.timeout(SUBSCRIBED):
+                await connection.flush()
+        except BaseException:
+            self._connection = None
+            await connection.close()
+            raise
+        self._ready = True
+        return connection
+
+    async def _keep(self, connection: C) -> None:
+        while True:
+            cause = await self._watch(connection)
+            self._connection = None
+            self._fail(cause)
+            self._listener.connection_lost(cause)
+            await connection.close()
+            connection = await self._reconnect()
+            self._listener.connection_restored()
+
+    async def _watch(self, connection: C) -> Exception:
+        """Why the connection has failed, when it has."""
+        while True:
+            await asyncio.wait((connection.broken,), timeout=PAUSE)
+            if connection.broken.done():
+                return connection.broken.result()
+            try:
+                async with asyncio.timeout(ANSWER):
+                    await connection.flush()
+            except Exception as exc:
+                return exc
+
+    async def _reconnect(self) -> C:
+        attempt = 0
+        while True:
+            await asyncio.sleep(self._backoff.delay(attempt))
+            try:
+                return await self._establish()
+            except Exception as exc:
+                self._cause = exc
+                attempt += 1
+
+    def _fail(self, cause: Exception) -> None:
+        self._ready = False
+        self._cause = cause

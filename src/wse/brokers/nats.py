@@ -1,0 +1,252 @@
+"""The broker on NATS: core publish and subscribe, and the register in JetStream (NATS 2.11 or later).
+
+    nats://[[user]:password@]host[:port][,host[:port]...][?prefix=app&replicas=3]       tls:// never without TLS
+
+The register is two buckets as the key/value tools know them, in memory, on `replicas` servers, changed by
+compare-and-set:
+
+    <prefix>-users    <user>                    a line "connection-id node epoch since" for each device
+    <prefix>-nodes    lease.<node>.<epoch>      for as long as the lease is in force: the server takes it away
+                      node.<node>.<epoch>       until the node has been reaped
+
+An epoch is an unbroken series of renewals. A node that has let its lease run out begins the next one, and its devices
+belong to that from when it has joined them anew, so nobody who reaps the old one can take out what is alive.
+
+Every topic is a subject, so that the servers send a node what it asks for and nothing else. nats-py gives each
+subscription a task and a queue, 4.7 KiB; here all share one inbox, which is called from its parser: see `Inbox`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import random
+from secrets import token_hex
+from typing import TYPE_CHECKING, Any, TypeVar
+from urllib.parse import unquote, urlsplit
+
+from wse.brokers.kept import SUBSCRIBED, KeptBroker, take
+from wse.brokers.nats_connection import NatsConnection, OutdatedError
+from wse.brokers.register import admit, by_age
+from wse.core.broker import Device, Gone, Joined
+from wse.errors import ErrorCode, WseError
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable, Container
+
+    from wse.core.broker import BrokerListener
+
+ATTEMPTS = 40
+"""How often a step is tried that others come in between of."""
+
+AT_ONCE = 100
+"""Users that a dead node's devices are taken from at the same time."""
+
+Records = dict[Device, str]
+"""A user's devices, the oldest first, and the epoch of the node that each belongs to."""
+
+T = TypeVar("T")
+
+
+class NatsBroker(KeptBroker[NatsConnection]):
+    """A `wse.core.broker.Broker` on NATS servers with JetStream.
+
+    Args:
+        url: Where the servers are. Its `prefix`, `wse` by default, starts the names of all subjects and buckets, so
+            that several applications can share them; `replicas`, 1 by default, is how many servers keep the register.
+        options: For `nats.connect`, beside what the URL says: `tls`, `user_credentials`, `nkeys_seed`.
+
+    A lease lasts whole seconds here, so `renew` rounds up.
+    """
+
+    def __init__(self, url: str, **options: Any) -> None:
+        super().__init__()
+        url, ours = take(url, replicas="1")
+        self._prefix = ours["prefix"]
+        self._replicas = int(ours["replicas"])
+        parts = urlsplit(url)
+        credentials, _, hosts = parts.netloc.rpartition("@")
+        name, _, password = credentials.partition(":")
+        if password:
+            options |= {"user": unquote(name), "password": unquote(password)}
+        elif name:
+            options |= {"token": unquote(name)}
+        self._servers = [f"{parts.scheme}://{host}" for host in hosts.split(",")]
+        self._options = options
+        self._epoch = ""
+        self._lease = 0  # the revision of the lease, as far as is known
+
+    def publish(self, topic: str, data: bytes) -> None:
+        connection = self._connection
+        if connection is not None and len(data) > connection.message_size:
+            raise WseError(ErrorCode.LIMIT_EXCEEDED, {"size": len(data), "limit": connection.message_size})
+        super().publish(topic, data)
+
+    async def open(self, node: str, listener: BrokerListener) -> None:
+        self._epoch, self._lease = token_hex(8), 0
+        await super().open(node, listener)
+
+    async def _connect(self) -> NatsConnection:
+        connection = NatsConnection(self._prefix, self.received)
+        try:
+            await connection.connect(self._servers, {"name": f"wse {self._node}", **self._options})
+            await connection.prepare("users", self._replicas)
+            await connection.prepare("nodes", self._replicas)
+            # Not before a lease: a node without one is there to be reaped.
+            await connection.put("nodes", f"node.{self._node}.{self._epoch}", b"")
+        except BaseException:
+            await connection.close()
+            raise
+        return connection
+
+    # The register.
+
+    async def join(self, device: Device, limit: int, *, fresh: bool = True) -> Joined:
+        def step(records: Records) -> tuple[Joined, Records]:
+            joined = admit(list(records), device, limit, fresh)
+            after = {**records, joined.device: self._epoch}
+            for other in joined.displaced:
+                del after[other]
+            return joined, after
+
+        return await self._change(device.user, step)
+
+    async def leave(self, device: Device) -> bool:
+        def step(records: Records) -> tuple[bool, Records]:
+            after = {other: epoch for other, epoch in records.items() if other.conn_id != device.conn_id}
+            return bool(records) and not after, after
+
+        return await self._change(device.user, step)
+
+    async def devices(self, user: str) -> list[Device]:
+        _, value = await self.ask(lambda connection: connection.get("users", user))
+        return list(_read(user, value))
+
+    async def online(self) -> int:
+        return await self.ask(lambda connection: connection.count("users"))
+
+    async def users(self) -> AsyncIterator[str]:
+        offset = 0
+        while page := await self._keys("users", offset):
+            for user in page:
+                yield user
+            offset += len(page)
+
+    async def _keys(self, bucket: str, offset: int = 0) -> list[str]:
+        return await self.ask(lambda connection: connection.keys(bucket, offset))
+
+    async def _change(self, user: str, step: Callable[[Records], tuple[T, Records]]) -> T:
+        return await self.ask(lambda connection: self._compare_and_set(connection, user, step))
+
+    async def _compare_and_set(
+        self, connection: NatsConnection, user: str, step: Callable[[Records], tuple[T, Records]]
+    ) -> T:
+        """Make a step, which is a function of the user's devices, from what nobody else has changed meanwhile."""
+        for attempt in range(ATTEMPTS):
+            revision, value = await connection.get("users", user)
+            before = _read(user, value)
+            result, after = step(before)
+            if after == before:
+                return result
+            try:
+                if after:
+                    await connection.put("users", user, _write(after), revision)
+                else:
+                    await connection.delete("users", revision)
+            except OutdatedError:
+                await asyncio.sleep(random.random() * min(0.1, 0.002 * 2**attempt))  # noqa: S311 - it spreads, no more
+            else:
+                return result
+        raise OutdatedError(f"others changed the same user {ATTEMPTS} times meanwhile")
+
+    # Leases.
+
+    async def renew(self, ttl: float) -> bool:
+        return await self.ask(lambda connection: self._renew(connection, math.ceil(ttl)))
+
+    async def _renew(self, connection: NatsConnection, ttl: int) -> bool:
+        if self._lease:
+            try:
+                lease = f"lease.{self._node}.{self._epoch}"
+                self._lease = await connection.put("nodes", lease, b"", self._lease, ttl)
+            except OutdatedError:
+                pass  # it has run out, or is lost, or an answer is
+            else:
+                return True
+        epoch = token_hex(8)
+        # In this order, or who reaps between the two would find a node that is to be forgotten.
+        lease_of_epoch = await connection.put("nodes", f"lease.{self._node}.{epoch}", b"", ttl=ttl)
+        await connection.put("nodes", f"node.{self._node}.{epoch}", b"")
+        self._epoch, self._lease = epoch, lease_of_epoch
+        return False
+
+    async def resign(self) -> None:
+        self._lease = 0
+        await self._purge(f"lease.{self._node}.*")
+
+    async def nodes(self) -> frozenset[str]:
+        leases, _ = await self._epochs()
+        return frozenset(leases.values())
+
+    async def _epochs(self) -> tuple[dict[str, str], dict[str, str]]:
+        """The nodes of the epochs whose lease is in force, and of all that were not reaped; of one moment."""
+        kinds: dict[str, dict[str, str]] = {"lease": {}, "node": {}}
+        for key in await self._keys("nodes"):
+            kind, node, epoch = key.split(".")
+            kinds[kind][epoch] = node
+        return kinds["lease"], kinds["node"]
+
+    async def reap(self) -> list[Gone]:
+        leases, known = await self._epochs()
+        dead = known.keys() - leases.keys()
+        if not dead:
+            return []
+        users = await self._users_of(dead)
+        gone: list[Gone] = []
+
+        def step(records: Records) -> tuple[list[Gone], Records]:
+            after = {device: epoch for device, epoch in records.items() if epoch not in dead}
+            reaped = [device for device in records if device not in after]
+            return [Gone(device, not after and device is reaped[-1]) for device in reaped], after
+
+        for start in range(0, len(users), AT_ONCE):
+            steps = [self._change(user, step) for user in users[start : start + AT_ONCE]]
+            results = await asyncio.gather(*steps, return_exceptions=True)
+            gone += [device for result in results if isinstance(result, list) for device in result]
+            failures = [result for result in results if isinstance(result, BaseException)]
+            if failures:
+                if gone:
+                    return gone  # nobody else is told of these; the others are left for the next time
+                raise failures[0]
+        if not users:
+            # Only now: a node that did not know that it was dead could have gone on with its epoch.
+            for epoch in dead:
+                await self._purge(f"node.*.{epoch}")
+        return gone
+
+    async def _purge(self, keys: str) -> None:
+        await self.ask(lambda connection: connection.purge("nodes", keys))
+
+    async def _users_of(self, epochs: Container[str]) -> list[str]:
+        """The users who have devices of these epochs; this reads the whole register."""
+
+        async def scan(connection: NatsConnection) -> list[str]:
+            return [
+                user
+                async for user, value in connection.scan("users")
+                if any(epoch in epochs for epoch in _read(user, value).values())
+            ]
+
+        return await self.ask(scan, within=SUBSCRIBED)
+
+
+def _read(user: str, value: bytes) -> Records:
+    records = {}
+    for line in value.decode().splitlines():
+        conn_id, node, epoch, since = line.split()
+        records[Device(user, conn_id, node, float(since))] = epoch
+    return {device: records[device] for device in by_age(records)}
+
+
+def _write(records: Records) -> bytes:
+    return "".join(f"{d.conn_id} {d.node} {epoch} {d.since!r}\n" for d, epoch in records.items()).encode()

@@ -1,0 +1,289 @@
+"""One connection to NATS, for `wse.brokers.nats`: subjects, and buckets of keys with revisions."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections import deque
+from contextlib import asynccontextmanager, suppress
+from typing import TYPE_CHECKING, Any
+
+from wse.brokers.kept import ANSWER, BUFFER
+
+try:
+    from nats.aio.client import Client
+    from nats.aio.msg import Msg
+    from nats.errors import Error, NoServersError
+    from nats.js import api
+    from nats.js.errors import APIError, BadRequestError, NoStreamResponseError, NotFoundError
+except ImportError as exc:  # pragma: no cover - the tests have the extra
+    raise ImportError("wse.brokers.nats needs the nats-py library: pip install wse[nats]") from exc
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable
+
+    from nats.aio.subscription import Subscription
+
+# Errors of JetStream that the library does not tell apart (the server's errors.json).
+WRONG_REVISION = (10071, 10164, 10043)  # the last when it is to be deleted
+NO_KEY = 10037
+OTHER_CONFIGURATION = 10058
+
+
+class OutdatedError(Exception):
+    """The key has another revision than the one that was given."""
+
+
+class SecureClient(Client):
+    """A client that keeps the promise of `tls://`: nats-py would go on in plain text where a server offers no TLS."""
+
+    def _connect_command(self) -> bytes:
+        server = self._current_server
+        if server is not None and server.uri.scheme == "tls" and not self._server_info.get("tls_required"):
+            raise Error("nats: the server offers no TLS")
+        return super()._connect_command()
+
+
+class Inbox(asyncio.Future[Msg]):
+    """Where all subscriptions deliver, straight from the client's parser.
+
+    nats-py hands the messages of a subscription that has a future to this future, and then needs neither a task nor a
+    queue for it. This one is never done.
+    """
+
+    def __init__(self, received: Callable[[str, bytes], None], start: int) -> None:
+        super().__init__()
+        self._received = received
+        self._start = start
+
+    def set_result(self, message: Msg, /) -> None:
+        self._received(message.subject[self._start :], message.data)
+
+
+class NatsConnection:
+    """A client of nats-py that lasts until the first failure, and a queue before it."""
+
+    def __init__(self, prefix: str, received: Callable[[str, bytes], None]) -> None:
+        self._loop = asyncio.get_running_loop()
+        self.broken: asyncio.Future[Exception] = self._loop.create_future()
+        self._prefix = prefix
+        self._client = SecureClient()
+        self._stream = self._client.jetstream(timeout=ANSWER)
+        self._inbox = Inbox(received, len(prefix) + 1)
+        self._subscriptions: dict[str, Subscription] = {}
+        self._queue: deque[tuple[str, bytes]] = deque()
+        self._size = 0  # bytes in the queue
+        self._topics: dict[str, bool] = {}  # subscriptions that are to change
+        self._queued = asyncio.Event()
+        self._flushes: list[asyncio.Future[None]] = []
+        self._failure: Exception | None = None
+        self._sender: asyncio.Task[None] | None = None
+
+    async def connect(self, servers: list[str], options: dict[str, Any]) -> None:
+        try:
+            await self._client.connect(
+                servers,
+                error_cb=self._failed,
+                closed_cb=self._closed,
+                connect_timeout=int(ANSWER),
+                # The keeper is who tries again. One server is tried twice, then the next.
+                allow_reconnect=False,
+                max_reconnect_attempts=1,
+                reconnect_time_wait=0,
+                **options,
+            )
+        except NoServersError as exc:
+            raise self._failure or exc from None
+        self._sender = self._loop.create_task(self._send_until_broken())
+
+    @property
+    def message_size(self) -> int:
+        """Bytes that the server takes in one message."""
+        return self._client.max_payload
+
+    def publish(self, topic: str, data: bytes) -> None:
+        self._queue.append((f"{self._prefix}.{topic}", data))
+        self._size += len(data)
+        self._queued.set()
+        if self._size > BUFFER:
+            self._break(OverflowError(f"more than {BUFFER} bytes wait for the engine"))
+
+    def subscribe(self, topic: str) -> None:
+        self._topics[topic] = True
+        self._queued.set()
+
+    def unsubscribe(self, topic: str) -> None:
+        self._topics[topic] = False
+        self._queued.set()
+
+    async def flush(self) -> None:
+        sent = self._loop.create_future()
+        self._flushes.append(sent)
+        self._queued.set()
+        await sent
+        await self._client.flush()
+
+    async def close(self) -> None:
+        self._break(ConnectionError("the connection is closed"))
+        if self._sender is not None:
+            self._sender.cancel()
+            await asyncio.wait((self._sender,))
+        with suppress(Exception):  # the library passes on what the socket raised
+            async with asyncio.timeout(ANSWER):
+                await self._client.close()
+
+    # What fails.
+
+    async def _failed(self, exc: Exception) -> None:
+        self._failure = exc
+        # While the client connects, there may be a server that takes it.
+        if self._sender is not None:
+            self._break(exc)
+
+    async def _closed(self) -> None:
+        self._break(self._failure or ConnectionError("the server closed the connection"))
+
+    def _break(self, cause: Exception) -> None:
+        if not self.broken.done():
+            self.broken.set_result(cause)
+            self._queue.clear()
+            for flush in self._flushes:
+                if not flush.done():
+                    flush.set_exception(cause)
+
+    # What is to be sent.
+
+    async def _send_until_broken(self) -> None:
+        try:
+            while True:
+                await self._queued.wait()
+                self._queued.clear()
+                await self._send()
+        except Exception as exc:
+            self._break(exc)
+
+    async def _send(self) -> None:
+        client, queue = self._client, self._queue
+        flushes, self._flushes = self._flushes, []
+        changes, self._topics = self._topics, {}
+        for topic, wanted in changes.items():
+            if not wanted:
+                subscription = self._subscriptions.pop(topic, None)
+                if subscription is not None:
+                    await subscription.unsubscribe()
+            elif topic not in self._subscriptions:
+                self._subscriptions[topic] = await client.subscribe(f"{self._prefix}.{topic}", future=self._inbox)
+        while queue:
+            subject, data = queue.popleft()
+            self._size -= len(data)
+            await client.publish(subject, data)
+        for flush in flushes:
+            if not flush.done():
+                flush.set_result(None)
+
+    # Buckets.
+
+    async def prepare(self, bucket: str, replicas: int) -> None:
+        """See to it that a bucket is there."""
+        config = api.StreamConfig(
+            name=self._bucket(bucket),
+            subjects=[self._subject(bucket, ">")],
+            max_msgs_per_subject=1,
+            storage=api.StorageType.MEMORY,
+            num_replicas=replicas,
+            discard=api.DiscardPolicy.NEW,
+            allow_msg_ttl=True,
+            allow_rollup_hdrs=True,
+            # Any replica could answer then, and say what was true a moment before.
+            allow_direct=False,
+        )
+        try:
+            await self._stream.add_stream(config)
+        except BadRequestError as exc:
+            if exc.err_code != OTHER_CONFIGURATION:
+                raise
+            await self._stream.update_stream(config)
+
+    async def get(self, bucket: str, key: str) -> tuple[int, bytes]:
+        """A key's revision and value; 0 and nothing if there is none."""
+        try:
+            async with self._register():
+                message = await self._stream.get_msg(self._bucket(bucket), subject=self._subject(bucket, key))
+        except NotFoundError:
+            return 0, b""
+        return message.seq or 0, message.data or b""
+
+    async def put(
+        self, bucket: str, key: str, value: bytes, revision: int | None = None, ttl: int | None = None
+    ) -> int:
+        """Set a key, for `ttl` seconds if given, and return its new revision.
+
+        Raises:
+            OutdatedError: The key has not this `revision`, where 0 stands for a key that is not there.
+        """
+        headers = None if revision is None else {api.Header.EXPECTED_LAST_SUBJECT_SEQUENCE.value: str(revision)}
+        async with self._register():
+            answer = await self._stream.publish(self._subject(bucket, key), value, headers=headers, msg_ttl=ttl)
+        return answer.seq
+
+    async def delete(self, bucket: str, revision: int) -> None:
+        """Take the key of this revision away, without a trace.
+
+        Raises:
+            OutdatedError: There is a later one.
+        """
+        async with self._register():
+            await self._stream.delete_msg(self._bucket(bucket), revision)
+
+    async def purge(self, bucket: str, key: str) -> None:
+        """Take keys away, whatever their revision; `*` stands for any part."""
+        async with self._register():
+            await self._stream.purge_stream(self._bucket(bucket), subject=self._subject(bucket, key))
+
+    async def count(self, bucket: str) -> int:
+        async with self._register():
+            info = await self._stream.stream_info(self._bucket(bucket))
+        return info.state.messages
+
+    async def keys(self, bucket: str, offset: int) -> list[str]:
+        """Keys from an offset on, as many as the server gives at once (100,000); none behind the last."""
+        question = json.dumps({"subjects_filter": ">", "offset": offset}).encode()
+        async with self._register():
+            subject = f"$JS.API.STREAM.INFO.{self._bucket(bucket)}"
+            answer = json.loads((await self._client.request(subject, question, timeout=ANSWER)).data)
+            if "error" in answer:
+                raise APIError.from_error(answer["error"])
+        start = len(self._subject(bucket, ""))
+        return [subject[start:] for subject in answer["state"].get("subjects") or ()]
+
+    async def scan(self, bucket: str) -> AsyncIterator[tuple[str, bytes]]:
+        """All keys and their values."""
+        async with self._register():
+            keys = await self._stream.key_value(f"{self._prefix}-{bucket}")
+            watcher: Any = await keys.watchall(inactive_threshold=30)  # it is typed in part
+        try:
+            async for entry in watcher:
+                if entry is None:  # that was all; what follows are changes
+                    return
+                yield entry.key, entry.value
+        finally:
+            await watcher.stop()
+
+    def _bucket(self, bucket: str) -> str:
+        return f"KV_{self._prefix}-{bucket}"
+
+    def _subject(self, bucket: str, key: str) -> str:
+        return f"$KV.{self._prefix}-{bucket}.{key}"
+
+    @asynccontextmanager
+    async def _register(self) -> AsyncIterator[None]:
+        """A step of the register. Where the bucket is gone, the next connection makes it anew."""
+        try:
+            yield
+        except (NoStreamResponseError, APIError) as exc:
+            if isinstance(exc, APIError) and exc.err_code in WRONG_REVISION:
+                raise OutdatedError(str(exc)) from exc
+            if isinstance(exc, NoStreamResponseError) or (isinstance(exc, NotFoundError) and exc.err_code != NO_KEY):
+                self._break(exc)
+                raise ConnectionError("the register is lost") from exc
+            raise

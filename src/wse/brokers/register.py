@@ -1,0 +1,32 @@
+"""The rule by which devices get their place, for the brokers that apply it in Python."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from wse.core.broker import Joined
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from wse.core.broker import Device
+
+TICK = 1e-6
+"""Seconds that a fresh device is newer than the newest before it, at least: a double holds the time that exactly."""
+
+
+def by_age(devices: Iterable[Device]) -> list[Device]:
+    """The oldest first."""
+    return sorted(devices, key=lambda device: (device.since, device.conn_id))
+
+
+def admit(present: list[Device], device: Device, limit: int, fresh: bool) -> Joined:
+    """What `Broker.join` answers when a user has these devices, the oldest first."""
+    for other in present:
+        if other.conn_id == device.conn_id:
+            return Joined(other, first=False)
+    if fresh and present:
+        device = replace(device, since=max(device.since, present[-1].since + TICK))
+    all_of_them = by_age([*present, device])
+    return Joined(device, not present, tuple(all_of_them[: max(0, len(all_of_them) - limit)]))

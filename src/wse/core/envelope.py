@@ -1,0 +1,172 @@
+"""What nodes say to each other, as bytes, and how users and rooms are named to a broker.
+
+    topic       who listens                              what is said there
+    all         every node                               Message
+    u.<user>    nodes that hold a device of the user     Message, Drop, Enter
+    r.<room>    nodes that hold a member of the room     Message
+    n.<node>    that node                                Displaced, Reaped, Canary, Call, Query, Answer
+
+A message crosses as its sender has packed it, once for each message protocol of the sender. The rest are plain values
+in MessagePack.
+"""
+
+from __future__ import annotations
+
+import base64
+import re
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+if TYPE_CHECKING:
+    from collections.abc import Hashable, Mapping
+
+    from wse.core.packed import Packed
+    from wse.core.ports import Protocol
+    from wse.types import MessageType
+
+ALL = "all"
+USER = "u."
+ROOM = "r."
+NODE = "n."
+
+
+class Said(msgspec.Struct, array_like=True):
+    """Anything that one node, or a publisher, says to others."""
+
+    origin: str
+
+
+class Message(Said, tag=0):
+    """A message to everyone, to a user or to a room."""
+
+    kind: Any
+    forms: dict[str, tuple[bool, Any]]
+    """By the names of message protocols: whether the bytes are text as UTF-8, and what the protocol has packed."""
+    not_conn: str | None = None
+    not_user: str | None = None
+
+
+class Drop(Said, tag=1):
+    """Disconnect all devices of the user."""
+
+    reason: str
+
+
+class Enter(Said, tag=2):
+    """All devices of the user enter a room, or leave it."""
+
+    room: str
+    enter: bool
+
+
+class Displaced(Said, tag=3):
+    """The register has put a newer device in the place of this one."""
+
+    conn_id: str
+
+
+class Reaped(Said, tag=8):
+    """The node was taken for dead, and `left` has fired for these users of it."""
+
+    users: list[str]
+
+
+class Canary(Said, tag=4):
+    """Shows a node that it is heard."""
+
+
+class Call(Said, tag=5):
+    """Call a procedure of a device; the answer goes to the origin."""
+
+    stamp: int
+    conn_id: str
+    name: Any
+    payload: Any
+    timeout: float | None
+
+
+class Query(Said, tag=6):
+    """Ask a node for something that it alone knows: see `wse.core.queries`."""
+
+    stamp: int
+    what: str
+    about: str
+
+
+class Answer(Said, tag=7):
+    """The answer to a call or a query."""
+
+    stamp: int
+    value: Any = None
+    error: dict[str, Any] | None = None
+
+
+encode = msgspec.msgpack.Encoder(enc_hook=str).encode
+"""Makes bytes of what is said. Values that MessagePack does not have, in the details of errors, become strings."""
+
+decode = msgspec.msgpack.Decoder(Message | Drop | Enter | Displaced | Reaped | Canary | Call | Query | Answer).decode
+"""Raises a `msgspec.MsgspecError` for bytes that no node says."""
+
+plain = msgspec.msgpack.Encoder().encode
+"""Raises for values that cannot cross: a call's payload must arrive as what it is."""
+
+
+def message(
+    origin: str,
+    type: MessageType,
+    packed: Mapping[Protocol, Packed],
+    not_conn: str | None = None,
+    not_user: Hashable | None = None,
+) -> bytes:
+    """A message to other nodes.
+
+    Raises:
+        TypeError: Who is excluded has a `cid` that cannot cross.
+    """
+    forms = {protocol.name: (one.utf8, one.data) for protocol, one in packed.items()}
+    return encode(Message(origin, type, forms, not_conn, None if not_user is None else encode_name(not_user)))
+
+
+def topic(kind: str, name: Hashable = None) -> str:
+    """The topic of everyone, or of the user or room of that name.
+
+    Raises:
+        TypeError: As `encode_name`.
+    """
+    return kind if kind == ALL else kind + encode_name(name)
+
+
+_SAFE = re.compile(r"[A-Za-z0-9_-]+").fullmatch
+
+
+def encode_name(name: Hashable) -> str:
+    """A `cid` or the name of a room, in the letters that brokers take.
+
+    Raises:
+        TypeError: It is neither a string nor an integer, which are all that crosses from node to node.
+    """
+    if isinstance(name, int):
+        return f"i{int(name)}"
+    if not isinstance(name, str):
+        raise TypeError(f"in a cluster, users and rooms are named by strings or integers, not {name!r}")
+    name = str(name)
+    if _SAFE(name):
+        return f"s{name}"
+    return "b" + base64.urlsafe_b64encode(name.encode("utf-8", "surrogatepass")).decode()
+
+
+def decode_name(name: str) -> str | int:
+    """The reverse of `encode_name`.
+
+    Raises:
+        ValueError: It is none of those.
+    """
+    kind, rest = name[:1], name[1:]
+    if kind == "s":
+        return rest
+    if kind == "i":
+        return int(rest)
+    if kind == "b":
+        return base64.urlsafe_b64decode(rest).decode("utf-8", "surrogatepass")
+    raise ValueError(f"{name!r} is no name of a user or a room")

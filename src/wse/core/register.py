@@ -1,0 +1,383 @@
+"""One node's part of the register: its devices join, leave, and are registered again when that was lost.
+
+`connected` and `disconnected` are what the node itself sees, and fire at once. `joined` and `left` are what the
+register says: of all nodes, the one that is told `first` fires `joined`, and the one that is told `last` fires `left`.
+While the register cannot be reached devices still come and go; the register follows when it is back, and so do `joined`
+and `left`.
+
+A node whose lease had run out registers all its devices anew, for one of two reasons:
+
+* It was out of reach, and others have taken its devices out. They have fired `left` for users without another device,
+  and tell the node for whom; so `joined` fires anew for just these.
+* The register was lost, by an engine that was started anew and keeps nothing. Nobody has fired `left`, so `joined`
+  fires for nobody who had been registered before.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from wse.core.broker import Device
+from wse.core.envelope import USER, Displaced, Reaped, decode_name, encode_name
+from wse.core.hub import WseIdentity
+from wse.errors import CloseReason, WseError
+
+if TYPE_CHECKING:
+    import asyncio
+    from collections.abc import Awaitable, Callable, Iterable
+
+    from wse.core.broker import Joined
+    from wse.core.cluster import Cluster
+    from wse.core.hub import ServerSession, WseConnection
+    from wse.core.packed import Packed
+    from wse.core.ports import Scheduler
+    from wse.types import ClientId
+
+WIDTH = 32
+"""Devices that are registered at a time, when many are."""
+
+REMEMBERED = 16
+"""Dead nodes whose users we can still name, should the node turn out to have slept."""
+
+NO_LIMIT = 1 << 30
+
+
+class _Joining:
+    """The phase between acceptance and welcome, while the register is asked; what the client sends is ignored."""
+
+    deaf = True
+    largest = 0
+
+    def message(self, type: Any, payload: Any, stamp: Any) -> None: ...
+
+    def stop(self) -> None: ...
+
+
+JOINING = _Joining()
+
+
+class Seat:
+    """A device of this node, from its acceptance until the register has forgotten it."""
+
+    __slots__ = ("announced", "conn", "device", "displaced", "end", "known", "waits")
+
+    def __init__(self, device: Device, conn: WseConnection) -> None:
+        self.device = device
+        self.conn = conn
+        self.known = False  # it is in the register
+        self.announced = False  # it has been, so somebody has fired `joined`
+        self.displaced = False  # the register has put another in its place
+        self.waits = False  # it has ended, and was registered again only to leave
+        self.end: tuple[WseIdentity, int, str] | None = None  # the connection has ended, and `left` may be due
+
+
+class Register:
+    """This node's devices, and what it knows of those of dead nodes."""
+
+    def __init__(self, cluster: Cluster) -> None:
+        self._cluster = cluster
+        self._hub = cluster.hub
+        self._broker = cluster.broker
+        self._scheduler = cluster.hub.endpoint.scheduler
+        self._seats: dict[str, Seat] = {}
+        self._unsettled: set[Seat] = set()  # not in the register, or still there though the connection has ended
+        self._reaped: dict[str, set[str]] = {}  # by dead node, the users for whom we have fired `left`
+        self._left: set[str] = set()  # users of ours for whom others have, while we slept
+        self._owed: set[str] = set()  # users who were told to be first, while we did not know whether they had left
+        self._silent: set[str] = (
+            set()
+        )  # users who were told to be first, and for whom we thought nobody had fired `left`
+        self._asking = False
+        self._settling = False
+        self._emptied: asyncio.Future[None] | None = None
+
+    # A connection comes and goes.
+
+    def admit(self, session: ServerSession, cid: ClientId, welcome: Packed) -> None:
+        """Register a connection, then welcome it.
+
+        Raises:
+            TypeError: The `cid` cannot be a user's in a cluster.
+        """
+        if not self._cluster.is_open:
+            session.close(1012, CloseReason.BY_SERVER)
+            return
+        try:
+            user = encode_name(cid)
+        except TypeError:
+            session.close(1000, CloseReason.NOT_AUTHORIZED)
+            raise
+        conn = session.conn
+        seat = Seat(Device(user, conn.conn_id, self._cluster.node, self._cluster.clock()), conn)
+        self._seats[conn.conn_id] = seat
+        session.enter(JOINING)
+        self._scheduler.spawn(self._join(seat, cid, welcome, self._cluster.want(USER + user)))
+
+    async def _join(self, seat: Seat, cid: ClientId, welcome: Packed, subscribed: bool) -> None:
+        joined: Joined | None = None
+        try:
+            joined = await self._broker.join(seat.device, self._hub.conns_per_user)
+            seat.device = joined.device
+            seat.known = seat.announced = True
+            if subscribed:
+                await self._broker.flush()  # what is sent after the welcome must arrive
+        except WseError:
+            self._unsettled.add(seat)  # the broker is away: the device is registered when it is back
+        conn = seat.conn
+        session = conn._session
+        is_first = joined is not None and joined.first
+        if is_first and self._is_here(cid):
+            # The register was lost, or we were reaped: `settle` knows whether that is news.
+            self._owed.add(seat.device.user)
+            is_first = False
+        if session.ended or seat.displaced:
+            # It was in the register for a moment, so its user was there for a moment.
+            identity = WseIdentity(self._hub, cid, conn.meta)
+            if is_first:
+                self._hub.joined.emit(identity, conn.meta)
+            self._displace(joined)
+            session.close(1000, CloseReason.CLIENTS_CONCURRENCY)
+            self.leave(conn, identity, 1006, "")
+            return
+        self._hub.add(conn, cid)
+        if joined is None:
+            self._hub.push_out(conn)
+        else:
+            self._displace(joined)
+        self._hub.welcome(session, welcome, is_first)
+
+    def _is_here(self, cid: ClientId) -> bool:
+        """Whether the user has another device here that was in the register."""
+        identity = self._hub.identities.get(cid)
+        return identity is not None and any(self._seats[conn_id].announced for conn_id in identity.conns)
+
+    def leave(self, conn: WseConnection, identity: WseIdentity, code: int, reason: str) -> None:
+        """The connection has ended."""
+        seat = self._seats.get(conn.conn_id)
+        if seat is None:  # we have left the cluster already
+            return
+        self._cluster.unwant(USER + seat.device.user)
+        if seat.displaced:
+            self._forget(seat)
+            return
+        seat.end = identity, code, reason
+        self._unsettled.add(seat)
+        if seat.known:
+            self._scheduler.spawn(self._leave_or_wait(seat))
+
+    async def _leave_or_wait(self, seat: Seat) -> None:
+        try:
+            await self._leave(seat)
+        except WseError:
+            return  # `settle` tries again
+
+    async def _leave(self, seat: Seat) -> None:
+        assert seat.end is not None
+        is_last = await self._broker.leave(seat.device)
+        self._forget(seat)
+        if is_last:
+            self._hub.left.emit(*seat.end)
+
+    def displaced(self, conn_id: str) -> None:
+        """Another node says that the register has put a newer device in the place of this one."""
+        seat = self._seats.get(conn_id)
+        if seat is not None and not seat.displaced:
+            seat.displaced = True
+            if seat.end is not None:
+                self._forget(seat)
+            elif seat.conn.client is not None:  # else it waits for its welcome, and `_join` will see
+                seat.conn.drop(CloseReason.CLIENTS_CONCURRENCY)
+
+    def _displace(self, joined: Joined | None) -> None:
+        for device in () if joined is None else joined.displaced:
+            if device.node == self._cluster.node:
+                self.displaced(device.conn_id)
+            else:
+                self._cluster.tell(device.node, Displaced(self._cluster.node, device.conn_id))
+
+    def _forget(self, seat: Seat) -> None:
+        self._seats.pop(seat.device.conn_id, None)
+        self._unsettled.discard(seat)
+        if not self._seats:
+            self._done()
+
+    # The register comes back, and may have forgotten us.
+
+    def doubt(self) -> None:
+        """What the register holds of us may not be what we hold: messages about it may have been lost."""
+        self._unsettled.update(self._seats.values())
+
+    async def lost(self) -> None:
+        """Our lease had run out: the register has forgotten our devices, or will have.
+
+        Raises:
+            WseError: `BROKER_UNAVAILABLE`.
+        """
+        for seat in self._seats.values():
+            seat.known = False
+        self.doubt()
+        self._asking = True
+        try:
+            answers = await self._cluster.asks.query("reaped", self._cluster.node)
+        finally:
+            self._asking = False
+        told = [users for users in answers if users is not None]
+        for users in told:
+            self.reaped_by_another(users)
+        if told:
+            for seat in [seat for seat in self._seats.values() if seat.end is not None and seat.announced]:
+                self._forget(seat)
+
+    async def settle(self, calm: bool) -> None:
+        """Register what is not registered, and take out what has ended.
+
+        Args:
+            calm: Whether every node that lives has had the time to register its devices, should the register have been
+                lost; before, nobody can tell whether a device was its user's last.
+
+        Raises:
+            WseError: `BROKER_UNAVAILABLE`.
+        """
+        if self._settling:
+            return
+        here = {seat.device.user for seat in self._seats.values() if seat.announced}
+
+        async def settle(seat: Seat) -> None:
+            if self._asking:  # the lease has run out meanwhile
+                return
+            if seat.end is not None:
+                if seat.announced and not seat.known:
+                    # All nodes do so and wait, so that one of them is told of the last.
+                    await self._broker.join(seat.device, NO_LIMIT, fresh=False)
+                    seat.known = seat.waits = True
+                if calm or not seat.waits:
+                    await self._leave(seat)
+            elif seat.conn.client is not None:
+                await self._join_again(seat, here)
+
+        self._settling = True
+        try:
+            await each(self._scheduler, tuple(self._unsettled), settle)
+        finally:
+            self._settling = False
+        if not self._unsettled:
+            self._left.clear()
+            self._owed.clear()
+        if calm:
+            self._silent.clear()
+
+    async def _join_again(self, seat: Seat, here: set[str]) -> None:
+        joined = await self._broker.join(seat.device, self._hub.conns_per_user, fresh=False)
+        user = seat.device.user
+        seat.device = joined.device
+        seat.known = seat.announced = True
+        self._unsettled.discard(seat)
+        is_first = joined.first or user in self._owed
+        is_news = user not in here or user in self._left
+        self._owed.discard(user)
+        self._left.discard(user)
+        identity = seat.conn.client
+        if is_first and is_news and identity is not None:
+            self._hub.joined.emit(identity, identity.meta)
+        elif is_first:
+            self._silent.add(user)
+        self._displace(joined)
+        if seat.end is not None:  # it ended meanwhile
+            self._unsettled.add(seat)
+            await self._leave(seat)
+
+    # Dead nodes.
+
+    async def reap(self) -> None:
+        """Take out the devices of dead nodes.
+
+        Raises:
+            WseError: `BROKER_UNAVAILABLE`.
+        """
+        by_node: dict[str, list[str]] = {}
+        for gone in await self._broker.reap():
+            device = gone.device
+            users = by_node.setdefault(device.node, [])
+            if gone.last:
+                users.append(device.user)
+                self._hub.left.emit(WseIdentity(self._hub, decode_name(device.user), {}), 1006, "")
+        for node, users in by_node.items():
+            self._reaped.setdefault(node, set()).update(users)
+            if len(self._reaped) > REMEMBERED:
+                del self._reaped[next(iter(self._reaped))]
+            self._cluster.tell(node, Reaped(self._cluster.node, users))  # it may be awake again already
+
+    def reaped_by_another(self, users: Iterable[str]) -> None:
+        """Another node took us for dead, and has fired `left` for these users."""
+        for user in users:
+            identity = self._hub.identities.get(decode_name(user)) if user in self._silent else None
+            if identity is None:
+                self._left.add(user)
+            else:
+                self._silent.discard(user)
+                self._hub.joined.emit(identity, identity.meta)
+
+    def reaped(self, node: str) -> list[str] | None:
+        """The users of a node for whom we have fired `left` when we took it for dead; None if we have not."""
+        users = self._reaped.get(node)
+        return None if users is None else list(users)
+
+    # The end.
+
+    async def close(self, timeout: float) -> None:
+        """All connections have ended: wait until the register knows, but no longer than `timeout` seconds."""
+        if not self._seats:
+            return
+        self._emptied = self._scheduler.create_future()
+        timer = self._scheduler.call_later(timeout, self._done)
+        self._scheduler.spawn(self._settle_last())
+        try:
+            await self._emptied
+        finally:
+            timer.cancel()
+            self._emptied = None
+
+    async def _settle_last(self) -> None:
+        try:
+            await self.settle(calm=True)
+        except WseError:
+            self._done()
+
+    def reset(self) -> None:
+        """We have left the cluster: what could not be told to the register, others will find out."""
+        for forgotten in (self._seats, self._unsettled, self._reaped, self._left, self._owed, self._silent):
+            forgotten.clear()
+
+    def _done(self) -> None:
+        if self._emptied is not None and not self._emptied.done():
+            self._emptied.set_result(None)
+
+
+async def each(scheduler: Scheduler, items: Iterable[Any], do: Callable[[Any], Awaitable[None]]) -> None:
+    """Do it with all of them, some at a time; the first error ends it.
+
+    Raises:
+        WseError: The first that `do` raised.
+    """
+    iterator = iter(items)
+    done = scheduler.create_future()
+    running = WIDTH
+
+    async def work() -> None:
+        nonlocal running
+        try:
+            for item in iterator:
+                await do(item)
+                if done.done():
+                    return
+        except WseError as exc:
+            if not done.done():
+                done.set_exception(exc)
+        finally:
+            running -= 1
+            if not running and not done.done():
+                done.set_result(None)
+
+    for _ in range(WIDTH):
+        scheduler.spawn(work())
+    await done

@@ -1,0 +1,192 @@
+"""Rooms: named sets of connections that messages can be sent to."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from wse.core.envelope import ROOM, USER, Enter, encode_name, topic
+from wse.core.hub import WseConnection, WseIdentity
+from wse.types import ClientId, MessageType, RoomName
+
+if TYPE_CHECKING:
+    from collections.abc import Collection
+
+    from wse.core.hub import Exclude, Hub
+    from wse.core.signals import Signal
+
+
+class RoomSignals:
+    """What happens in a room: `room.when`. Both fire on the node that holds the connection.
+
+    Attributes:
+        joined: `(conn)`: a connection has been added.
+        left: `(conn)`: a connection has been taken out, or has ended.
+    """
+
+    __slots__ = ("joined", "left")
+
+    def __init__(self, hub: Hub) -> None:
+        self.joined: Signal[WseConnection] = hub.signal("joined", "conn")
+        self.left: Signal[WseConnection] = hub.signal("left", "conn")
+
+
+class Room:
+    """A room, by its name: `server.room(name)`.
+
+    A room exists while it has members. A connection is in any number of rooms, and leaves them when it ends.
+
+    Attributes:
+        name: Its name; any hashable value, and a string or an integer in a cluster.
+    """
+
+    __slots__ = ("_rooms", "name")
+
+    def __init__(self, rooms: Rooms, name: RoomName) -> None:
+        self._rooms = rooms
+        self.name = name
+
+    def add(self, member: WseConnection | WseIdentity) -> None:
+        """Add a connection, or all connections that a user has now, on other nodes of the cluster, too.
+
+        Nothing happens for a connection that is in the room, is not yet accepted, or has ended.
+
+        Raises:
+            TypeError: It is neither a connection nor an identity.
+        """
+        for conn in _connections(member):
+            self._rooms.add(self.name, conn)
+        if isinstance(member, WseIdentity):
+            self._rooms.tell_others(self.name, member.cid, enter=True)
+
+    def discard(self, member: WseConnection | WseIdentity) -> None:
+        """Take out a connection, or all connections of a user; nothing happens for one that is not in the room.
+
+        Raises:
+            TypeError: It is neither a connection nor an identity.
+        """
+        for conn in _connections(member):
+            self._rooms.discard(self.name, conn)
+        if isinstance(member, WseIdentity):
+            self._rooms.tell_others(self.name, member.cid, enter=False)
+
+    def send(self, type: MessageType, payload: Any = None, *, exclude: Exclude = None) -> None:
+        """Send a message to every connection in the room, on all nodes of the cluster.
+
+        Args:
+            type: The message's type.
+            payload: What it carries.
+            exclude: A connection, or a user by its `cid` or identity, that does not get it.
+
+        Raises:
+            WseError: As `WseConnection.send`.
+        """
+        self._rooms.send(self.name, type, payload, exclude)
+
+    async def members(self) -> frozenset[ClientId]:
+        """The users with a connection in the room.
+
+        In a cluster every node is asked for its own; the users of one that does not answer within a second are missing.
+
+        Raises:
+            WseError: `BROKER_UNAVAILABLE`, in a cluster.
+        """
+        return await self._rooms.members(self.name)
+
+    @property
+    def when(self) -> RoomSignals:
+        """The room's signals. The server remembers them for as long as it lives, also while the room is empty."""
+        return self._rooms.signals(self.name)
+
+    def __repr__(self) -> str:
+        return f"<Room {self.name}>"
+
+
+class Rooms:
+    """The rooms of a hub, as far as its own connections are in them."""
+
+    def __init__(self, hub: Hub) -> None:
+        self._hub = hub
+        self._members: dict[RoomName, dict[str, WseConnection]] = {}
+        self._rooms_of: dict[str, set[RoomName]] = {}  # by conn_id; only who is in a room costs anything
+        self._signals: dict[RoomName, RoomSignals] = {}
+
+    def signals(self, name: RoomName) -> RoomSignals:
+        signals = self._signals.get(name)
+        if signals is None:
+            signals = self._signals[name] = RoomSignals(self._hub)
+        return signals
+
+    def local(self, name: RoomName) -> Collection[WseConnection]:
+        """The connections of this node that are in the room."""
+        members = self._members.get(name)
+        return () if members is None else members.values()
+
+    def local_users(self, name: RoomName) -> frozenset[ClientId]:
+        """The users with a connection of this node in the room."""
+        return frozenset(conn.cid for conn in self.local(name))
+
+    async def members(self, name: RoomName) -> frozenset[ClientId]:
+        cluster = self._hub.cluster
+        here = self.local_users(name)
+        return here if cluster is None else here | await cluster.members(name)
+
+    def add(self, name: RoomName, conn: WseConnection) -> None:
+        if not conn._session.valid:
+            return
+        members = self._members.get(name)
+        if members is None:
+            if self._hub.cluster is not None:
+                self._hub.cluster.want(topic(ROOM, name))
+            members = self._members[name] = {}
+        if conn.conn_id not in members:
+            members[conn.conn_id] = conn
+            self._rooms_of.setdefault(conn.conn_id, set()).add(name)
+            if name in self._signals:
+                self._signals[name].joined.emit(conn)
+
+    def discard(self, name: RoomName, conn: WseConnection) -> None:
+        rooms = self._rooms_of.get(conn.conn_id)
+        if rooms is not None and name in rooms:
+            rooms.remove(name)
+            if not rooms:
+                del self._rooms_of[conn.conn_id]
+            self._take_out(name, conn)
+
+    def forget(self, conn: WseConnection) -> None:
+        """The connection has ended."""
+        for name in self._rooms_of.pop(conn.conn_id, ()):
+            self._take_out(name, conn)
+
+    def send(self, name: RoomName, type: MessageType, payload: Any, exclude: Exclude) -> None:
+        self._hub.send_to(ROOM, name, self.local(name), type, payload, exclude)
+
+    def tell_others(self, name: RoomName, cid: ClientId, *, enter: bool) -> None:
+        """A user has been added or taken out as a whole, so the same is to happen on the other nodes."""
+        cluster = self._hub.cluster
+        if cluster is not None:
+            cluster.say(topic(USER, cid), Enter(cluster.node, encode_name(name), enter))
+
+    def _take_out(self, name: RoomName, conn: WseConnection) -> None:
+        members = self._members[name]
+        del members[conn.conn_id]
+        if not members:
+            del self._members[name]
+            if self._hub.cluster is not None:
+                self._hub.cluster.unwant(topic(ROOM, name))
+        if name in self._signals:
+            self._signals[name].left.emit(conn)
+
+
+def open_rooms(hub: Hub) -> Rooms:
+    """A hub's rooms; they cost nothing before anybody asks for them."""
+    if hub.rooms is None:
+        hub.rooms = Rooms(hub)
+    return hub.rooms
+
+
+def _connections(member: WseConnection | WseIdentity) -> tuple[WseConnection, ...]:
+    if isinstance(member, WseIdentity):
+        return tuple(member.conns.values())
+    if isinstance(member, WseConnection):
+        return (member,)
+    raise TypeError(f"a member of a room is a WseConnection or a WseIdentity, not {member!r}")

@@ -1,0 +1,119 @@
+"""A node shows the cluster that it lives, and itself that it hears."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from wse.core.envelope import Canary
+from wse.errors import ErrorCode, WseError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from wse.core.cluster import Cluster
+    from wse.core.ports import Timer
+
+
+class Vitals:
+    """Renews the node's lease, looks for dead nodes, and sends the node a canary through the broker."""
+
+    def __init__(self, cluster: Cluster) -> None:
+        self._cluster = cluster
+        self._settings = cluster.settings
+        self._endpoint = cluster.hub.endpoint
+        self._scheduler = cluster.hub.endpoint.scheduler
+        self._timers: dict[str, Timer] = {}
+        self._unheard = 0  # canaries that have not come back, and not their age: a node that slept is not deaf
+        self._deaf = False
+        self._renewed = 0.0  # when the lease was renewed last
+        self._in_touch: float | None = None  # since when it has been without a gap
+        self._beating = False
+
+    def start(self) -> None:
+        """The lease has just been taken."""
+        self._unheard = 0
+        self._deaf = False
+        self._in_touch = None
+        self._touch()
+        self._every("canary", self._settings.canary, self._send_canary)
+        self._every("beat", self._settings.renew, self.beat)
+
+    def stop(self) -> None:
+        for timer in self._timers.values():
+            timer.cancel()
+        self._timers.clear()
+
+    @property
+    def healthy(self) -> bool:
+        """Whether the node hears itself and holds its lease."""
+        return not self._deaf and self._scheduler.time() - self._renewed < self._settings.lease
+
+    # The canary.
+
+    def _send_canary(self) -> None:
+        if not self._cluster.broker.connected:
+            self._unheard = 0  # which is another trouble, and known
+            return
+        if self._unheard >= self._settings.deaf_after and not self._deaf:
+            self._deaf = True
+            self._endpoint.report(WseError(ErrorCode.BROKER_DEAF))
+        self._unheard += 1
+        self._cluster.tell(self._cluster.node, Canary(self._cluster.node))
+
+    def heard(self) -> None:
+        """The canary has come back."""
+        self._unheard = 0
+        if self._deaf:
+            self._deaf = False
+            self._cluster.register.doubt()
+
+    # The lease.
+
+    def beat(self) -> None:
+        """Renew the lease now, unless that is under way."""
+        if self._cluster.is_open and not self._beating:
+            self._beating = True
+            self._scheduler.spawn(self._renew())
+
+    def lose_touch(self) -> None:
+        """The broker is away."""
+        self._in_touch = None
+
+    async def _renew(self) -> None:
+        cluster = self._cluster
+        try:
+            is_kept = await cluster.broker.renew(self._settings.lease)
+            self._touch()
+            if not is_kept:
+                await cluster.register.lost()
+            # When the engine has been away every lease has run out: all must have had the time to renew theirs.
+            is_calm = self._in_touch is not None and self._renewed - self._in_touch >= self._settings.lease
+            self._scheduler.spawn(self._settle(is_calm))  # with many devices it may take longer than a lease
+            if is_calm:
+                await cluster.register.reap()
+                if cluster.asks.waiting:
+                    cluster.asks.alive(await cluster.broker.nodes())
+            cluster.catch_up()
+        except WseError:
+            self._in_touch = None  # `connection_lost` tells, and the next beat tries again
+        finally:
+            self._beating = False
+
+    async def _settle(self, is_calm: bool) -> None:
+        try:
+            await self._cluster.register.settle(is_calm)
+        except WseError:
+            return  # the next beat tries again
+
+    def _touch(self) -> None:
+        now = self._scheduler.time()
+        if self._in_touch is None or now - self._renewed >= self._settings.lease:
+            self._in_touch = now
+        self._renewed = now
+
+    def _every(self, name: str, interval: float, do: Callable[[], None]) -> None:
+        self._timers[name] = self._scheduler.call_later(interval, self._again, name, interval, do)
+
+    def _again(self, name: str, interval: float, do: Callable[[], None]) -> None:
+        self._every(name, interval, do)
+        do()

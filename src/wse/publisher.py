@@ -1,0 +1,247 @@
+"""Sending to the users of a cluster from outside of it: from scripts, workers and other services, without a server."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import secrets
+import threading
+from typing import TYPE_CHECKING, Any, Self, TypeVar
+
+from wse.clusters import as_broker
+from wse.core import envelope
+from wse.core.closing import check_close
+from wse.core.endpoint import Endpoint
+from wse.core.envelope import ALL, ROOM, USER, topic
+from wse.core.limits import Limits
+from wse.core.session import encode
+from wse.errors import CloseReason, ErrorCode, WseError
+from wse.protocols.choice import as_protocols
+from wse.scheduler import AsyncioScheduler
+from wse.types import ClientId, MessageType, RoomName
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from wse.core.broker import Broker
+    from wse.core.ports import Protocol
+
+T = TypeVar("T")
+
+
+class Publisher:
+    """Sends to users, rooms and everyone, without a server: `async with Publisher("nats://...") as publisher`.
+
+    Methods only hand over to the broker, in order; `flush`, and leaving the context, wait until it has taken all. What
+    they send reaches the devices that are connected at that time, as from `WseServer.send`.
+
+    Args:
+        broker: The URL of the cluster's broker, or a broker.
+        protocol: The message protocol, or several, that the servers speak; JSON by default. Messages are packed once
+            for each, and a server that speaks another packs them anew.
+    """
+
+    def __init__(self, broker: str | Broker, *, protocol: Protocol | Iterable[Protocol] | None = None) -> None:
+        self._broker = as_broker(broker)
+        self._endpoint = Endpoint(
+            (),
+            protocols=as_protocols(protocol),
+            scheduler=AsyncioScheduler(),
+            timeout=0,
+            limits=Limits(),
+            debug=False,
+            report=lambda error, session: None,  # what goes wrong is raised
+        )
+        self._origin = secrets.token_hex(8)
+
+    async def open(self) -> None:
+        """Connect to the broker.
+
+        Raises:
+            WseError: `BROKER_UNAVAILABLE`.
+        """
+        await self._broker.open(self._origin, self)
+
+    async def close(self) -> None:
+        """Send what is still to be sent, and disconnect."""
+        await self._broker.close()
+
+    async def flush(self) -> None:
+        """Return when the broker has taken everything that was sent before.
+
+        Raises:
+            WseError: `BROKER_UNAVAILABLE`; whether it has is then unknown.
+        """
+        await self._broker.flush()
+
+    async def __aenter__(self) -> Self:
+        await self.open()
+        return self
+
+    async def __aexit__(self, exc_type: object, *rest: object) -> None:
+        try:
+            if exc_type is None:
+                await self.flush()
+        finally:
+            await self.close()
+
+    def send(self, cid: ClientId, type: MessageType, payload: Any = None) -> None:
+        """Send a message to all devices of a user; nothing happens if the user is not connected.
+
+        Raises:
+            WseError: `BROKER_UNAVAILABLE`: it was not sent. `PROTOCOL_VIOLATION`, `MSG_PROCESSING_ERROR`: as
+                `WseConnection.send`. `LIMIT_EXCEEDED`: it is larger than the broker takes.
+            TypeError: The `cid` is neither a string nor an integer.
+        """
+        self._send(topic(USER, cid), type, payload, None)
+
+    def broadcast(self, type: MessageType, payload: Any = None, *, exclude: ClientId | None = None) -> None:
+        """Send a message to every connection, but for those of a user who is excluded.
+
+        Raises:
+            WseError: As `send`.
+        """
+        self._send(ALL, type, payload, exclude)
+
+    def room(self, name: RoomName) -> PublisherRoom:
+        """A room, to send to."""
+        return PublisherRoom(self, name)
+
+    def drop_client(self, cid: ClientId, reason: str = CloseReason.NO_REASON) -> None:
+        """Disconnect all devices of a user.
+
+        Raises:
+            WseError: `BROKER_UNAVAILABLE`.
+            ValueError: A reason longer than a close frame can carry.
+        """
+        check_close(1000, reason)
+        self._publish(topic(USER, cid), envelope.encode(envelope.Drop(self._origin, str(reason))))
+
+    def _send(self, topic: str, type: MessageType, payload: Any, exclude: ClientId | None) -> None:
+        self._endpoint.check_type(type)
+        packed = {protocol: encode(protocol, type, payload) for protocol in self._endpoint.protocols}
+        self._publish(topic, envelope.message(self._origin, type, packed, None, exclude))
+
+    def _publish(self, topic: str, data: bytes) -> None:
+        if not self._broker.connected:
+            raise WseError(ErrorCode.BROKER_UNAVAILABLE)
+        self._broker.publish(topic, data)
+
+    # BrokerListener: a publisher listens to nothing.
+
+    def received(self, topic: str, data: bytes) -> None:
+        """Not called: a publisher subscribes to nothing."""
+
+    def connection_lost(self, cause: Exception | None) -> None:
+        """The next message is told."""
+
+    def connection_restored(self) -> None:
+        """The next message goes through."""
+
+
+class PublisherRoom:
+    """A room, as a publisher sees it."""
+
+    def __init__(self, publisher: Publisher, name: RoomName) -> None:
+        self._publisher = publisher
+        self.name = name
+
+    def send(self, type: MessageType, payload: Any = None, *, exclude: ClientId | None = None) -> None:
+        """Send a message to every connection in the room, but for those of a user who is excluded.
+
+        Raises:
+            WseError: As `Publisher.send`.
+        """
+        self._publisher._send(topic(ROOM, self.name), type, payload, exclude)
+
+
+class BlockingPublisher:
+    """A `Publisher` for code without asyncio, such as Celery tasks and Django views.
+
+    Its methods return when the broker has taken the message. It connects with the first one, in a thread of its own,
+    and anew in a process that was forked since. One object may serve any number of threads, for as long as the process
+    lives; `close`, or leaving it as a context, ends it.
+
+    Args:
+        broker: The URL of the cluster's broker.
+        protocol: As for `Publisher`.
+    """
+
+    def __init__(self, broker: str, *, protocol: Protocol | Iterable[Protocol] | None = None) -> None:
+        self._url = broker
+        self._protocols = as_protocols(protocol)
+        self._lock = threading.Lock()
+        self._process: int | None = None  # whose thread it is
+        self._loop: asyncio.AbstractEventLoop
+        self._thread: threading.Thread
+        self._publisher: Publisher
+
+    def send(self, cid: ClientId, type: MessageType, payload: Any = None) -> None:
+        """As `Publisher.send`."""
+        self._do(lambda publisher: publisher.send(cid, type, payload))
+
+    def broadcast(self, type: MessageType, payload: Any = None, *, exclude: ClientId | None = None) -> None:
+        """As `Publisher.broadcast`."""
+        self._do(lambda publisher: publisher.broadcast(type, payload, exclude=exclude))
+
+    def room(self, name: RoomName) -> BlockingRoom:
+        """A room, to send to."""
+        return BlockingRoom(self, name)
+
+    def drop_client(self, cid: ClientId, reason: str = CloseReason.NO_REASON) -> None:
+        """As `Publisher.drop_client`."""
+        self._do(lambda publisher: publisher.drop_client(cid, reason))
+
+    def close(self) -> None:
+        """Disconnect; harmless when it is not connected, and it connects again with the next message."""
+        with self._lock:
+            if self._process == os.getpid():
+                asyncio.run_coroutine_threadsafe(self._publisher.close(), self._loop).result()
+                self._stop()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
+    def _do(self, step: Callable[[Publisher], None]) -> None:
+        with self._lock:
+            if self._process != os.getpid():
+                self._start()
+
+        async def run() -> None:
+            step(self._publisher)
+            await self._publisher.flush()
+
+        asyncio.run_coroutine_threadsafe(run(), self._loop).result()
+
+    def _start(self) -> None:
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="wse-publisher", daemon=True)
+        self._thread.start()
+        self._publisher = Publisher(self._url, protocol=self._protocols)
+        self._process = os.getpid()
+        try:
+            asyncio.run_coroutine_threadsafe(self._publisher.open(), self._loop).result()
+        except BaseException:
+            self._stop()
+            raise
+
+    def _stop(self) -> None:
+        self._process = None
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+
+class BlockingRoom:
+    """A room, as a blocking publisher sees it."""
+
+    def __init__(self, publisher: BlockingPublisher, name: RoomName) -> None:
+        self._publisher = publisher
+        self.name = name
+
+    def send(self, type: MessageType, payload: Any = None, *, exclude: ClientId | None = None) -> None:
+        """As `PublisherRoom.send`."""
+        self._publisher._do(lambda publisher: publisher.room(self.name).send(type, payload, exclude=exclude))

@@ -1,0 +1,177 @@
+"""Clusters of brokers under test: nodes that log what they hear, and an engine that can fail."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from contextlib import AsyncExitStack
+
+import pytest
+
+from support.net import Log
+from wse import ErrorCode, WseError
+from wse.brokers import from_url
+from wse.brokers.memory import MemoryBroker, MemoryCluster
+from wse.core.broker import Device
+
+WAIT = 20.0
+"""Seconds until a test that waits for an engine gives up; nothing waits that long when all is well."""
+
+
+async def until(condition):
+    """The asynchronous condition holds. An engine does not tell when a lease runs out, so this asks."""
+    async with asyncio.timeout(WAIT):
+        while not await condition():
+            await asyncio.sleep(0.01)
+
+
+async def unavailable(awaitable):
+    """The step fails as it does when the engine is away; what the engine's library raised."""
+    with pytest.raises(WseError) as caught:
+        async with asyncio.timeout(WAIT):
+            await awaitable
+    assert caught.value.code == ErrorCode.BROKER_UNAVAILABLE
+    assert caught.value.__cause__ is not None
+    return caught.value.__cause__
+
+
+class Node(Log):
+    """A node that does nothing but listen."""
+
+    def __init__(self, name, broker):
+        super().__init__()
+        self.name = name
+        self.broker = broker
+
+    def received(self, topic, data):
+        self.add("received", topic, data)
+
+    def connection_lost(self, cause):
+        self.add("lost", cause)
+
+    def connection_restored(self):
+        self.add("restored")
+
+    def device(self, user, conn_id, since=1000.0):
+        return Device(user, conn_id, self.name, since)
+
+    async def open(self):
+        await self.broker.open(self.name, self)
+
+    async def subscribe(self, *topics):
+        for topic in topics:
+            self.broker.subscribe(topic)
+        await self.broker.flush()
+
+    async def connected(self):
+        await until(self._is_connected)
+
+    async def _is_connected(self):
+        return self.broker.connected
+
+
+class BrokerCluster:
+    """Nodes that share one engine, whose names nobody else uses."""
+
+    ttl = 0.05
+    """Seconds of the shortest lease."""
+
+    message_size: int | None = None
+
+    keeps_the_register = True
+    """Over a stop of the engine."""
+
+    def __init__(self, stack):
+        self._stack = stack
+        self._names = iter(f"node{n}" for n in range(1000))
+
+    def broker(self):
+        raise NotImplementedError
+
+    def stop(self):
+        raise NotImplementedError
+
+    def start(self):
+        raise NotImplementedError
+
+    def closed_node(self):
+        node = Node(next(self._names), self.broker())
+        self._stack.push_async_callback(node.broker.close)
+        return node
+
+    async def node(self, *topics):
+        """An open one with a lease, subscribed to the topics."""
+        node = self.closed_node()
+        await node.open()
+        await node.broker.renew(WAIT)
+        await node.subscribe(*topics)
+        return node
+
+    async def nodes(self, count, *topics):
+        return [await self.node(*topics) for _ in range(count)]
+
+    async def dead_node(self, *devices):
+        """One whose lease has run out, with devices of these users and connection ids."""
+        node, other = await self.nodes(2)
+        await asyncio.gather(*[node.broker.join(node.device(*device), 10) for device in devices])
+        await node.broker.resign()
+        await node.broker.close()
+        await other.broker.close()
+        return node
+
+
+class MemoryClusterOfBrokers(BrokerCluster):
+    def __init__(self, stack):
+        super().__init__(stack)
+        self._cluster = MemoryCluster()
+
+    def broker(self):
+        return MemoryBroker(self._cluster)
+
+    def stop(self):
+        self._cluster.pause()
+
+    def start(self):
+        self._cluster.resume()
+
+
+class EngineCluster(BrokerCluster):
+    keeps_the_register = False
+
+    def __init__(self, stack, engine):
+        super().__init__(stack)
+        self.engine = engine
+        self.prefix = secrets.token_hex(4)
+
+    def broker(self):
+        return from_url(self.engine.url(self.prefix))
+
+    def stop(self):
+        self.engine.stop()
+
+    def start(self):
+        if not self.engine.running:
+            self.engine.start()
+
+
+class NatsCluster(EngineCluster):
+    ttl = 1
+    message_size = 1024 * 1024
+
+
+class RedisCluster(EngineCluster):
+    message_size = 8 * 1024 * 1024
+
+
+CLUSTERS = {"memory": MemoryClusterOfBrokers, "nats": NatsCluster, "redis": RedisCluster}
+ENGINES = {"nats": "nats", "redis": "valkey"}
+"""The fixtures of those that need one."""
+
+
+async def run_cluster(kind, request):
+    """A cluster on the engine that its fixture gives; all nodes are closed, and the engine runs, in the end."""
+    engines = [request.getfixturevalue(ENGINES[kind])] if kind in ENGINES else []
+    async with AsyncExitStack() as stack:
+        cluster = CLUSTERS[kind](stack, *engines)
+        yield cluster
+        cluster.start()

