@@ -16,7 +16,7 @@ JS_READY := $(JS_STAMP)
 js = cd js && npm run --silent $(2)
 endif
 
-.PHONY: setup demo test test-python test-js lint format docs bench clean
+.PHONY: setup demo test test-python test-js lint format docs bench fuzz clean
 
 setup: $(STAMP) $(JS_READY)
 
@@ -69,6 +69,15 @@ docs: $(STAMP)  ## the documentation, into site/
 
 bench: $(STAMP)  ## ours and the peers, side by side
 	$(BIN)/python bench/run.py $(ARGS)
+
+# atheris is large, so only this brings it; where it has no wheel, seeds are changed at random instead.
+FUZZ_STAMP := $(VENV)/.fuzz-stamp
+$(FUZZ_STAMP): $(STAMP)
+	-$(BIN)/python -m pip install --quiet --disable-pip-version-check --only-binary :all: --group fuzz
+	@touch $(FUZZ_STAMP)
+
+fuzz: $(FUZZ_STAMP)  ## ten minutes of inputs that nobody thought of; ARGS="--seconds 60 --least 0 server" for less
+	PYTHONPATH=tests $(BIN)/python -m fuzz $(ARGS)
 
 clean:
 	rm -rf $(VENV) js/node_modules site build dist .coverage* .artifacts .mypy_cache .pytest_cache .ruff_cache .hypothesis

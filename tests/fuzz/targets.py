@@ -1,0 +1,221 @@
+"""What is fuzzed. A target takes bytes and raises for a fault: an exception that escapes, or a rule that is broken."""
+
+from __future__ import annotations
+
+import json
+import zlib
+from pathlib import Path
+
+import msgspec
+
+from fuzz.source import Source
+from support import stories
+from support.stories import JSON, MSGPACK, ClientStory, ServerStory, shown
+from wse import Compression
+from wse.transports.picows.assembly import Assembly, ViolationError
+
+VECTORS = Path(__file__).parents[2] / "spec" / "vectors"
+STEPS = 40  # of one story; more finds nothing that several stories do not
+
+NO_MESSAGE = (msgspec.DecodeError, ValueError, TypeError, RecursionError)
+"""What `unpack` raises for bytes that are no message."""
+
+
+def unpack(data):
+    """Bytes are a message or fail; a message that was read can be written, and is then read as the same."""
+    source = Source(data)
+    protocol, form = source.pick([JSON, MSGPACK]), source.pick([bytes, memoryview, None])
+    raw = source.rest()
+    check_unpack(protocol, raw.decode(errors="replace") if form is None else form(raw))
+
+
+def check_unpack(protocol, data):
+    try:
+        message = protocol.unpack(data)
+    except NO_MESSAGE:
+        try:
+            protocol.codec.decode(data)
+        except NO_MESSAGE:
+            return
+        raise AssertionError("the short way accepts what the long one does not") from None
+    assert type(message) is tuple
+    assert len(message) == 3
+    try:
+        short = tuple(protocol.codec.decode(data))
+    except NO_MESSAGE:
+        pass  # it is for what most peers send, not for all
+    else:
+        assert shown(short) == shown(message), "the short way reads another message"
+    packed = protocol.pack(*message)
+    again = protocol.unpack(packed)
+    assert shown(again) == shown(message), "a round trip changes the message"
+    assert protocol.pack(*again) == packed, "a round trip changes the message"
+    assert shown(tuple(protocol.codec.decode(packed))) == shown(message), "the short way reads another message"
+
+
+def server(data):
+    """A server with up to four connections, in every state of the handshake (see `support.stories`)."""
+    source = Source(data)
+    story = ServerStory(
+        source.pick(stories.IDENTIFY), source.pick(stories.GENERATORS), 1 + source.byte() % 2, source.pick([0, 5])
+    )
+    if source.byte() % 2:
+        for index in range(4):
+            story.act("hi", index, ("ann", "bob")[index // 2])
+    tell(story, source, server_action)
+
+
+def client(data):
+    """A client's session, before its welcome and after it."""
+    source = Source(data)
+    story = ClientStory(source.pick(stories.RESPOND), source.pick(stories.FINISH), source.pick([JSON, MSGPACK]))
+    if source.byte() % 2:
+        story.act("welcome", None)
+    tell(story, source, client_action)
+
+
+def tell(story, source, action):
+    for _ in range(STEPS):
+        if not source.left:
+            break
+        story.act(*action(source))
+        story.side.scheduler.run()
+        story.check()
+    story.finish()
+
+
+def server_action(source):
+    what, peer = source.byte() % 20, source.byte() % 4
+    match what:
+        case 0 | 1 | 2 | 3 | 4:
+            return "say", peer, source.message()
+        case 5 | 6:
+            return "raw", peer, source.raw()
+        case 7:
+            return "hi", peer, source.pick(["ann", "bob"])
+        case 8:
+            return "decide", source.pick(stories.DECISIONS)
+        case 9 | 10:
+            return "call", peer, source.pick(stories.TIMEOUTS)
+        case 11:
+            return "call-all", source.pick(["ann", "bob"])
+        case 12:
+            return ("cancel",)
+        case 13:
+            return "send", peer, source.value()
+        case 14:
+            return "broadcast", source.value()
+        case 15:
+            return source.pick([("drop", peer), ("violated", peer)])
+        case 16:
+            return "drop-client", source.pick(["ann", "bob"])
+        case 17:
+            return "closed", peer, source.pick(stories.CLOSES)
+        case 18:
+            return "pass", source.pick(stories.PASSES)
+        case _:
+            return source.pick([("writable", peer, True), ("writable", peer, False), ("drain", peer)])
+
+
+def client_action(source):
+    match source.byte() % 14:
+        case 0 | 1 | 2 | 3:
+            return "say", source.message()
+        case 4 | 5:
+            return "raw", source.raw()
+        case 6:
+            return "welcome", source.value()
+        case 7:
+            return ("settle",)
+        case 8 | 9:
+            return "call", source.pick(stories.TIMEOUTS)
+        case 10:
+            return source.pick([("cancel",), ("close",), ("violated",)])
+        case 11:
+            return "send", source.value()
+        case 12:
+            return "closed", source.pick(stories.CLOSES)
+        case _:
+            return "pass", source.pick(stories.PASSES)
+
+
+def assembly(data):
+    """Parts become the message that they are parts of, wherever they were cut, and nothing above the limit."""
+    source = Source(data)
+    text, compressed = source.byte() % 2 == 1, source.pick([None, "anything", "packed"])
+    takeover, limit = source.byte() % 2 == 1, source.pick([1, 20, 100, 5000])
+    cuts = sorted(source.byte() for _ in range(source.byte() % 4))
+    payload = source.pick([1, 1, 1, 300]) * source.rest()  # many times the same is what compresses well
+    settings = Compression(context_takeover=takeover)
+    wire = payload
+    if compressed == "packed":
+        wire = peers(settings)[0].deflate(payload)
+        if wire is None:
+            return
+    whole = assembled(wire, [], text, limit, None if compressed is None else peers(settings)[1])
+    parts = assembled(wire, cuts, text, limit, None if compressed is None else peers(settings)[1])
+    if isinstance(whole, int) or isinstance(parts, int):
+        assert {whole, parts} <= {1002, 1007, 1009}, "only one of them fails"
+    else:
+        assert whole == parts
+        assert len(whole.encode() if text else whole) <= limit
+    if compressed == "anything":
+        return
+    if len(payload) > limit or len(wire) > limit:
+        assert whole == 1009
+    elif text:
+        try:
+            assert whole == payload.decode()
+        except UnicodeDecodeError:
+            assert whole == 1007
+    else:
+        assert whole == payload
+
+
+def peers(settings):
+    """The compression of a server and of a client that have agreed."""
+    answer, server = settings.accept(settings.offer())
+    return server, settings.accepted(answer)
+
+
+def assembled(wire, cuts, text, limit, deflate):
+    """The message, or the code of the close frame that it leads to."""
+    making = Assembly(text=text, limit=limit, deflate=deflate)
+    ends = [*cuts, max(len(wire), *cuts, 0)]
+    start = 0
+    try:
+        for index, end in enumerate(ends):
+            message = making.add(wire[start:end], last=index == len(ends) - 1)
+            start = end
+            assert (message is None) == (index < len(ends) - 1)
+    except ViolationError as exc:
+        return exc.code
+    return message
+
+
+TARGETS = {target.__name__: target for target in (unpack, server, client, assembly)}
+
+
+def seeds(name):
+    """Where a target begins: every message of the wire vectors, in each form that the target reads."""
+    texts, binaries = [], []
+    for path in sorted(VECTORS.glob("*.json")):
+        for case in json.loads(path.read_text(encoding="utf-8")).get("cases", ()):
+            if isinstance(case.get("text"), str):
+                texts.append(case["text"].encode(errors="replace"))
+            if isinstance(case.get("hex"), str):
+                binaries.append(bytes.fromhex(case["hex"]))
+            texts += [json.dumps(step["in"]).encode() for step in case.get("steps", ()) if "in" in step]
+    if name == "unpack":
+        found = [b"\x00" + form + text for text in texts for form in (b"\x00", b"\x02")]
+        found += [b"\x01\x00" + binary for binary in binaries]
+    elif name == "assembly":
+        found = [b"\x01\x00\x00\x03\x02\x03\x05\x00" + text for text in texts]
+        found += [b"\x01\x01\x00\x03\x01\x05\x00" + zlib.compress(text, wbits=-15) for text in texts]
+    else:  # as raw messages of a stranger, of a valid connection, and of one that has been asked
+        found = []
+        for text in texts:
+            for modes in (b"\x00\x00\x00\x00\x00", b"\x00\x00\x01\x01\x01", b"\x02\x02\x00\x01\x00"):
+                head = b"\x05\x00\x02" if name == "server" else b"\x04\x02"
+                found.append((modes if name == "server" else modes[1:]) + head + bytes((min(len(text), 31),)) + text)
+    return list(dict.fromkeys(found))
