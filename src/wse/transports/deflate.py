@@ -128,6 +128,9 @@ class Deflate:
         message = inflater.decompress(data + _TAIL, limit + 1)
         if len(message) > limit:
             raise TooLargeError
+        if inflater.eof and inflater.unused_data not in (_TAIL, b"\x00" + _TAIL):
+            # Legal (7.2.1) and made by nobody; to follow thousands of final blocks would be a way to keep us busy.
+            raise zlib.error("a final block is not the last")
         if inflater.eof and self._inflater is not None:
             self._inflater = zlib.decompressobj(-_MAX_BITS)  # a final block ends the window, too (7.2.3.4)
         return message
