@@ -108,7 +108,8 @@ def background(command, log):
 
 
 def environment():
-    return os.environ | {"PYTHONPATH": str(HERE.parent)}
+    # Section 9 has messages of 65,536 fragments, of which websockets takes 4,096 by default.
+    return os.environ | {"PYTHONPATH": str(HERE.parent), "WEBSOCKETS_MAX_FRAGMENTS": "100000"}
 
 
 def wait_for(port, process):
