@@ -121,7 +121,7 @@ class WirePeer:
         self._inflater = zlib.decompressobj(-15) if deflates else None  # good for both: with takeover and without
         writer.transport.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
-    async def send(self, frames, *, bytewise):
+    async def send(self, frames, *, bytewise, until_answered=False):
         data = b"".join(frame.encode(masks=self.masks) for frame in frames)
         step = 1 if bytewise else len(data)
         with suppress(ConnectionError):  # the connection may be failed before the last byte
@@ -129,6 +129,8 @@ class WirePeer:
                 self.writer.write(data[start : start + step])
                 await self.writer.drain()
                 await asyncio.sleep(0)  # lets the other end read
+                if until_answered and self.reader._buffer:
+                    return  # it fails the connection early, and what it does not read would reset it
 
     async def _read(self, size):
         return await soon(self.reader.readexactly(size))
@@ -166,7 +168,7 @@ class WirePeer:
                 last = step
                 continue
             if frames:
-                await self.send(frames, bytewise=bytewise)
+                await self.send(frames, bytewise=bytewise, until_answered=isinstance(step, Failed))
             frames = []
             if isinstance(step, Got):
                 assert await self.frame() == (step.opcode, step.payload)
