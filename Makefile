@@ -16,7 +16,7 @@ JS_READY := $(JS_STAMP)
 js = cd js && npm run --silent $(2)
 endif
 
-.PHONY: setup demo test test-python test-js lint format docs bench fuzz clean
+.PHONY: setup demo test test-python test-js autobahn lint format docs bench fuzz clean
 
 setup: $(STAMP) $(JS_READY)
 
@@ -51,6 +51,9 @@ test-python: $(STAMP)  ## on all cores, with branch coverage
 
 test-js: $(STAMP) $(JS_READY)
 	$(call js,tests,test)
+
+autobahn: $(STAMP)  ## RFC 6455 and 7692 by the Autobahn TestSuite; ARGS=--full for the longest cases, too
+	$(BIN)/python tests/autobahn/run.py $(ARGS)
 
 lint: $(STAMP) $(JS_READY)  ## style and types
 	$(BIN)/ruff check .

@@ -1,6 +1,7 @@
 """Parts of the picows transport by themselves; a server on it is in the contract and integration suites."""
 
 import json
+import tracemalloc
 
 import pytest
 from websockets.asyncio.server import serve as ws_serve
@@ -10,6 +11,7 @@ from websockets.streams import StreamReader
 from support.net import JSON, ClientLog, ServerLog, accept_all, make_server, soon
 from wse import ErrorCode, Protocol, WseClient, WseError
 from wse.core.closing import may_travel
+from wse.transports.picows.assembly import Assembly
 from wse.transports.picows.frames import masked_frame, server_frame
 
 SIZES = [0, 1, 2, 3, 4, 5, 124, 125, 126, 127, 2048, 65535, 65536, 100_000]
@@ -164,3 +166,17 @@ async def test_ipv6_addresses_are_served_and_reported():
     async with WseClient(server.url, identity="ann"):
         assert (await log.conn("ann")).remote_addr == "::1"
     await server.close()
+
+
+def test_fragments_without_end_take_no_memory_but_for_their_bytes():
+    assembly = Assembly(text=True, limit=1000, deflate=None)
+    tracemalloc.start()
+    try:
+        for _ in range(50_000):
+            assembly.add(b"", last=False)
+        for _ in range(1000):
+            assembly.add(b"x", last=False)
+        assert tracemalloc.get_traced_memory()[1] < 20_000
+    finally:
+        tracemalloc.stop()
+    assert assembly.add(b"", last=True) == "x" * 1000

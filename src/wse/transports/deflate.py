@@ -122,12 +122,15 @@ class Deflate:
 
         Raises:
             TooLargeError: It has more than `limit` bytes.
-            zlib.error: It was not compressed by deflate.
+            zlib.error: It was not compressed by deflate, or goes on after a final block.
         """
         inflater = self._inflater or zlib.decompressobj(-_MAX_BITS)
         message = inflater.decompress(data + _TAIL, limit + 1)
         if len(message) > limit:
             raise TooLargeError
+        if inflater.eof and inflater.unused_data not in (_TAIL, b"\x00" + _TAIL):
+            # Legal (7.2.1) and not supported: a message of thousands of final blocks would keep us busy for nothing.
+            raise zlib.error("a final block is not the last")
         if inflater.eof and self._inflater is not None:
             self._inflater = zlib.decompressobj(-_MAX_BITS)  # a final block ends the window, too (7.2.3.4)
         return message

@@ -340,14 +340,19 @@ class PicowsLink(WSListener):
         code = frame.get_close_code().value
         if frame.payload_size and not may_travel(code):
             self._violated(1002, f"{code} is no close code")
+            self._hang_up(transport)  # this was the peer's last frame, whatever its code
             return
         self._ended_by_picows()  # the peer's answer to that close may be faster than the socket's end
         reason = frame.get_close_reason() or ""
         self._received_close = (code or 1005, reason)
         if not self._closing:
             self.close(code or 1000, reason)  # a browser's CloseEvent shows what comes back
+        self._hang_up(transport)
+
+    def _hang_up(self, transport: WSTransport) -> None:
+        """After both close frames the server closes the socket first (RFC 6455, 7.1.1)."""
         if not transport.is_client_side:
-            transport.disconnect()  # the server closes the socket first (RFC 6455, 7.1.1)
+            transport.disconnect()
 
     def _ended_by_picows(self) -> None:
         """Report what picows has closed the connection for, if it has: a peer that broke RFC 6455 or the limit."""
