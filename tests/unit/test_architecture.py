@@ -34,6 +34,11 @@ ALLOWED = {
     "client/": {"errors", "types", "core", "client", "protocols", "scheduler", "transports"},
     "auth/": {"errors", "types", "core", "auth", "server"},
     "server.py": {"errors", "types", "core", "files", "protocols", "scheduler", "transports"},
+    "cli/target.py": {"server"},
+    "cli/worker.py": {"errors", "server"},
+    "cli/supervisor.py": {"cli.worker", "client.backoff"},
+    "cli/": {"cli", "server"},
+    "__main__.py": {"cli"},
     "testing.py": {"client", "core", "server", "transports"},
     "__init__.py": {"errors", "types", "core", "client", "files", "protocols", "server", "transports"},
 }
@@ -45,6 +50,7 @@ LIBRARIES = {
     "transports/picows/": {"multidict", "picows"},
     "transports/aiohttp.py": {"aiohttp"},
     "auth/": {"scramp"},
+    "cli/commands.py": {"click", "uvloop"},
 }
 
 SOCKETS_AND_LOOPS = {"socket", "ssl", "select", "selectors"}
