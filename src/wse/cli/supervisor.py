@@ -236,10 +236,10 @@ class Supervisor:
             self._living.discard(worker)
             if worker.retired:
                 return
-            lived = 0.0 if worker.ready_since is None else time.monotonic() - worker.ready_since
-            failures = self._failures[number] = 0 if lived >= SETTLED else self._failures.get(number, 0) + 1
+            settled = worker.ready_since is not None and time.monotonic() - worker.ready_since >= SETTLED
+            failures = self._failures[number] = 0 if settled else self._failures.get(number, 0) + 1
             if failures >= MOST_FAILURES and not any(other.is_ready for other in self._workers.values()):
-                self._give_up(f"{worker} ended with {how}, the {failures}th in a row, and no other is ready")
+                self._give_up(f"{worker} ended with {how}, {failures} times in a row, and no other is ready")
                 return
             wait = RESTARTS.delay(failures - 1) if failures else 0.0
             logger.error("%s ended with %s; another starts in %g s", worker, how, wait)
