@@ -11,7 +11,7 @@ How the blocks of a page are run, one after the other, in a folder of the page's
     ```text title="Output"       what the block before it prints, to the letter; without one it must print nothing
     ```json, ```toml             must be well-formed
     ```html, ```js title="x"     saved, for the page's programs to use; the JavaScript must parse, where Node.js is
-    ```nginx, ```ini, ```dockerfile   are files of examples/deploy/, which tests/deploy/ tests
+    ```nginx, ```caddy, ```ini, ```dockerfile   are files of examples/deploy/, which tests/deploy/ tests
     ```text                      shown only
 
 Port 4200 is replaced by a free one. Lines of output of one paragraph may come in another order in the demo, where
@@ -47,7 +47,7 @@ from support.programs import ROOT, Program, free_port, program
 from wse import ClientStatus, CloseReason, ErrorCode, ReadyState, WseClient, WseServer
 
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
-DEPLOYED = {"nginx": "nginx.conf", "ini": "wse.service", "dockerfile": "Containerfile"}
+DEPLOYED = {"caddy": "Caddyfile", "nginx": "nginx.conf", "ini": "wse.service", "dockerfile": "Containerfile"}
 LANGUAGES = {"python", "console", "text", "json", "toml", "html", "js", *DEPLOYED}
 PORT = "4200"
 

@@ -39,10 +39,9 @@ def load(target: str, *, factory: bool = False) -> WseServer:
             found = getattr(found, part)
         except AttributeError as exc:
             raise TargetError(f"{name} has no {path}") from exc
-    is_function = callable(found) and not isinstance(found, WseServer)
-    if factory and not is_function:
-        raise TargetError(f"{target} is no function that returns a WseServer")
-    if not is_function:
+    if isinstance(found, WseServer) or not callable(found):
+        if factory:
+            raise TargetError(f"{target} is no function that returns a WseServer")
         return _server(found, target)
     try:
         inspect.signature(found).bind()
