@@ -38,6 +38,14 @@ def block(conn, payload):
     print("blocking", flush=True)
     time.sleep(60)
 
+class Clustered(WseServer):
+    # What the command asks of a server that can join a cluster; this one joins none.
+    def use_broker(self, url):
+        self._broker = url
+
+def make():
+    return Clustered(identify, conns_per_user=100)
+
 no_identify = WseServer(port=0)
 """
 
@@ -50,7 +58,7 @@ from wse.cli.commands import set_up_logging
 
 set_up_logging("info", "supervisor")
 supervisor.SETTLED = {settled}
-supervisor.KILLED_AFTER = 0.2
+supervisor.KILLED_AFTER = {killed_after}
 supervisor.RESTARTS = Backoff(base=0.05, random=lambda: 1.0)
 command = {command}
 sys.exit(asyncio.run(supervisor.Supervisor(command, {workers}, grace=0.1, patience={patience}).run()))
@@ -64,12 +72,13 @@ def folder(tmp_path):
 
 
 @contextmanager
-def supervised(folder, workers=3, *, command=None, settled=0.0, patience=30.0):
+def supervised(folder, workers=3, *, command=None, settled=0.0, patience=30.0, killed_after=0.2):
     """A supervisor, and the URL of its workers."""
     port = free_port()
     if command is None:
         command = [sys.executable, "-m", "wse", "serve", "app:server", "--port", str(port)]
-    text = SUPERVISE.format(command=command, workers=workers, settled=settled, patience=patience)
+    options = {"settled": settled, "patience": patience, "killed_after": killed_after}
+    text = SUPERVISE.format(command=command, workers=workers, **options)
     with program("-c", text, cwd=folder) as running:
         yield running, f"ws://127.0.0.1:{port}"
 
@@ -281,6 +290,35 @@ async def test_one_process_serves_until_it_is_told_to_end(folder):
                     assert await end(running, number) == 0
                     assert await log.until("closed") == ("closed", 1012, "wse.by-server")
             assert "Traceback" not in running.output
+
+
+async def test_the_command_supervises_several_workers_that_have_a_broker(folder):
+    port = free_port()
+    options = ["--factory", "--host", "127.0.0.1", "--port", str(port), "--workers", "2", "--broker", "nats://unused"]
+    with program("-m", "wse", "serve", "app:make", *options, cwd=folder) as running:
+        await until(running, "2 workers are ready")
+        assert len(children(running.process.pid)) == 2
+        async with WseClient(f"ws://127.0.0.1:{port}", identity="ann"):
+            pass
+        with program("-m", "wse", "serve", "app:make", *options, cwd=folder) as second:
+            assert await asyncio.to_thread(second.stop) == 1
+            assert second.output == f"Error: port {port} of 127.0.0.1 cannot be had: Address already in use\n"
+        assert await end(running) == 0
+
+
+async def test_a_second_signal_kills_at_once(folder):
+    with supervised(folder, 1, killed_after=1000.0) as (running, url):
+        await until(running, "1 workers are ready")
+        client = WseClient(url, identity="ann")
+        await client.connect()
+        call = asyncio.ensure_future(client.call("block"))
+        await until(running, "blocking")
+        running.process.send_signal(signal.SIGTERM)
+        await until(running, "closing 1 workers")
+        assert await end(running) == 0
+        with pytest.raises(WseError):
+            await call
+        await client.close()
 
 
 async def test_a_taken_port_is_one_line_and_status_1(folder):

@@ -135,6 +135,14 @@ def test_a_broker_that_the_server_has_already_is_enough():
     assert problem_of_workers(server, None) is None
 
 
+def test_a_server_that_knows_no_brokers_is_a_plain_line(app):
+    class Alone:
+        pass
+
+    with pytest.raises(Exception, match="this version of wse has no brokers"):
+        use_broker(Alone(), "nats://127.0.0.1:4222")
+
+
 def test_a_bad_broker_is_a_plain_line():
     with pytest.raises(Exception, match="no broker has URLs like 'nonsense'"):
         use_broker(ServerWithBroker(accept_all), "nonsense")
