@@ -29,9 +29,10 @@ $(RUN_STAMP): pyproject.toml
 	@touch $(RUN_STAMP)
 
 # What tests, linters and the documentation need beside.
-$(STAMP): $(RUN_STAMP) tests/browser/install_chromium.sh
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[scram,aiohttp,nats,redis]' --group dev
+$(STAMP): $(RUN_STAMP) tests/browser/install_chromium.sh tests/deploy/install_proxies.sh
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[scram,aiohttp,nats,redis,cli,uvloop]' --group dev
 	@sh tests/browser/install_chromium.sh
+	@sh tests/deploy/install_proxies.sh
 	@touch $(STAMP)
 
 $(JS_STAMP): js/package-lock.json

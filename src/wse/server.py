@@ -170,6 +170,7 @@ class WseServer(Messaging):
         self._files = {at: StaticFile(Path(file)) for at, file in (files or {}).items()}
         if serve_client:
             self._files["/wse.js"] = StaticFile(js_client_path())
+        self._reuse_port = False
         self._listener: asyncio.Server | None = None
         self._closing: asyncio.Future[None] | None = None
         self.when = ServerSignals(self._hub)
@@ -261,6 +262,43 @@ class WseServer(Messaging):
 
     # Life cycle.
 
+    def configure(self, *, host: str | None = None, port: int | None = None, reuse_port: bool | None = None) -> None:
+        """Change where the server will listen, as the `wse` command does; what is None stays as it is.
+
+        Args:
+            host: The interface; `""` for all.
+            port: The port; 0 takes a free one.
+            reuse_port: Share the port with other processes of this user that want to share it, too (SO_REUSEPORT).
+
+        Raises:
+            RuntimeError: It listens already.
+        """
+        if self._listener is not None:
+            raise RuntimeError("the server has been started")
+        if host is not None:
+            self._host = host
+        if port is not None:
+            self._port = port
+        if reuse_port is not None:
+            self._reuse_port = reuse_port
+
+    def use_broker(self, broker: str | Broker, settings: ClusterSettings | None = None) -> None:
+        """Join a cluster, as `broker=` and `cluster=` do when the server is made.
+
+        Raises:
+            RuntimeError: It listens already.
+            ValueError: A URL of no known broker.
+            ImportError: The broker needs a library that is not installed.
+        """
+        if self._closing is not None:
+            raise RuntimeError("the server has been started")
+        self._hub.cluster = join_cluster(self._hub, broker, settings or ClusterSettings())
+
+    @property
+    def host(self) -> str | None:
+        """The interface that it listens on; `None` or `""` for all."""
+        return self._host
+
     @property
     def port(self) -> int | None:
         """The port that it listens on; before `start`, the one that was asked for."""
@@ -309,6 +347,7 @@ class WseServer(Messaging):
                 self,
                 host=self._host,
                 port=self._port,
+                reuse_port=self._reuse_port,
                 path=self._path,
                 ssl=self._ssl,
                 handshake_timeout=self._hub.auth_timeout or None,

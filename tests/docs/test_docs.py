@@ -11,7 +11,8 @@ How the blocks of a page are run, one after the other, in a folder of the page's
     ```text title="Output"       what the block before it prints, to the letter; without one it must print nothing
     ```json, ```toml             must be well-formed
     ```html, ```js title="x"     saved, for the page's programs to use; the JavaScript must parse, where Node.js is
-    ```text, ```nginx            shown only
+    ```nginx, ```caddy, ```ini, ```dockerfile   are files of examples/deploy/, which tests/deploy/ tests
+    ```text                      shown only
 
 Port 4200 is replaced by a free one. Lines of output of one paragraph may come in another order in the demo, where
 several devices hear the same thing.
@@ -46,7 +47,8 @@ from support.programs import ROOT, Program, free_port, program
 from wse import ClientStatus, CloseReason, ErrorCode, ReadyState, WseClient, WseServer
 
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
-LANGUAGES = {"python", "console", "text", "json", "toml", "nginx", "html", "js"}
+DEPLOYED = {"caddy": "Caddyfile", "nginx": "nginx.conf", "ini": "wse.service", "dockerfile": "Containerfile"}
+LANGUAGES = {"python", "console", "text", "json", "toml", "html", "js", *DEPLOYED}
 PORT = "4200"
 
 _FENCE = re.compile(r"^(?P<indent> *)(?P<fence>`{3,}|~{3,})(?P<lang>[\w+-]*)(?P<info>.*)$")
@@ -148,6 +150,8 @@ class Page:
             if block.lang == "js" and (node := shutil.which("node")):
                 (self.folder / "checked.mjs").write_text(code)
                 assert run([node, "--check", "checked.mjs"], self.folder) == ""
+        elif block.lang in DEPLOYED:
+            assert block.code == (ROOT / "examples" / "deploy" / DEPLOYED[block.lang]).read_text()
         elif block.lang == "json":
             json.loads(code)
         elif block.lang == "toml":
@@ -194,6 +198,13 @@ class Page:
                 server.wait_until_open(self.port)
             else:
                 assert run([sys.executable, *words[1:]], self.folder) == output
+        elif words[:2] == ["wse", "serve"] and (name := f"{words[2].partition(':')[0]}.py") in self.saved:
+            self.ran.add(self.saved[name])
+            for running in tuple(self.background):
+                self.stop(running)  # the page's port is for one
+            server = Program("-m", *words, "--log-level", "warning", cwd=self.folder)
+            self.background[name] = server, output
+            server.wait_until_open(self.port)
         elif words[0] == "pytest" and words[1] in self.saved:
             self.ran.add(self.saved[words[1]])
             args = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-p", "no:asyncio", *words[1:]]

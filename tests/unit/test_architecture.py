@@ -50,6 +50,11 @@ ALLOWED = {
         "transports",
         "watchdog",
     },
+    "cli/target.py": {"server"},
+    "cli/worker.py": {"errors", "server"},
+    "cli/supervisor.py": {"cli.worker", "client.backoff"},
+    "cli/": {"cli", "server"},
+    "__main__.py": {"cli"},
     "testing.py": {"client", "core", "server", "transports"},
     "__init__.py": {
         "errors",
@@ -74,6 +79,7 @@ LIBRARIES = {
     "auth/": {"scramp"},
     "brokers/nats_connection.py": {"nats"},
     "brokers/redis.py": {"hiredis", "redis"},
+    "cli/commands.py": {"click", "uvloop"},
 }
 
 SOCKETS_AND_LOOPS = {"socket", "ssl", "select", "selectors"}

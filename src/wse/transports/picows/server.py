@@ -38,6 +38,7 @@ async def listen(
     *,
     host: str | None,
     port: int,
+    reuse_port: bool,
     path: str | None,
     ssl: ssl.SSLContext | None,
     handshake_timeout: float | None,
@@ -50,6 +51,7 @@ async def listen(
         acceptor: The server.
         host: The interface; `None` for all.
         port: 0 takes a free one.
+        reuse_port: Other processes may listen on the port, too, and the system spreads connections (SO_REUSEPORT).
         path: The only path that opens a WebSocket, or `None` for every path; others get HTTP 404.
         ssl: For `wss:`.
         handshake_timeout: Seconds that a client has for its HTTP request.
@@ -115,6 +117,7 @@ async def listen(
         host,
         port,
         ssl=ssl,
+        reuse_port=reuse_port or None,
         backlog=1024,
         logger_name=logger,
         websocket_handshake_timeout=handshake_timeout,

@@ -1,0 +1,5 @@
+"""`python -m wse`: the `wse` command."""
+
+from wse.cli import main
+
+main()

@@ -1,0 +1,148 @@
+"""The commands and their options."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import sys
+from importlib.metadata import version as version_of
+from typing import TYPE_CHECKING
+
+import click
+
+from wse.cli.supervisor import PortError, Supervisor, check_port
+from wse.cli.target import TargetError, load
+from wse.cli.worker import Seat, StartError, serve
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from wse.server import WseServer
+
+LEVELS = ("debug", "info", "warning", "error", "critical")
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+def wse() -> None:
+    """WebSocket Everywhere: serve applications written with the wse package."""
+
+
+@wse.command()
+def version() -> None:
+    """Print the version of wse."""
+    click.echo(version_of("wse"))
+
+
+@wse.command("serve")
+@click.argument("target", metavar="MODULE:SERVER")
+@click.option("--factory", is_flag=True, help="SERVER is a function that returns the server (found out without, too).")
+@click.option("--app-dir", default=".", show_default=True, help="Where modules are looked for first.")
+@click.option("--host", help="The interface to listen on; '' for all.  [default: the server's own]")
+@click.option("--port", type=click.IntRange(0, 65535), help="The port to listen on.  [default: the server's own]")
+@click.option("--workers", type=click.IntRange(1), default=1, show_default=True, help="Processes that share the port.")
+@click.option("--broker", metavar="URL", help="What joins workers and nodes to a cluster: nats://... or redis://...")
+@click.option("--uvloop", is_flag=True, help="Run on uvloop (pip install wse[uvloop]).")
+@click.option("--log-level", type=click.Choice(LEVELS), default="info", show_default=True, help="What is logged.")
+@click.option(
+    "--grace",
+    type=click.FloatRange(0),
+    default=10.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="What running handlers have to end in, when the server closes.",
+)
+def serve_command(
+    target: str,
+    factory: bool,
+    app_dir: str,
+    host: str | None,
+    port: int | None,
+    workers: int,
+    broker: str | None,
+    uvloop: bool,
+    log_level: str,
+    grace: float,
+) -> None:
+    """Serve a WseServer until SIGINT or SIGTERM.
+
+    With several workers, each is a process of its own and all share the port; one that dies is replaced, and SIGHUP
+    replaces all of them, one by one. They need a broker, which carries messages between them.
+    """
+    seat = Seat.taken()
+    set_up_logging(log_level, name_of(seat, workers))
+    sys.path.insert(0, app_dir)
+    new_loop = uvloop_factory() if uvloop else None
+    try:
+        server = load(target, factory=factory)
+    except TargetError as exc:
+        raise click.UsageError(str(exc)) from exc
+    server.configure(host=host, port=port, reuse_port=seat is not None)
+    if broker is not None:
+        use_broker(server, broker)
+    if workers == 1:
+        try:
+            with asyncio.Runner(loop_factory=new_loop) as runner:
+                runner.run(serve(server, grace=grace, seat=seat))
+        except StartError as exc:
+            raise click.ClickException(str(exc)) from exc
+        return
+    problem = problem_of_workers(server, broker)
+    if problem is not None:
+        raise click.UsageError(problem)
+    assert server.port is not None  # or there was a problem
+    try:
+        check_port(server.host, server.port)
+    except PortError as exc:
+        raise click.ClickException(str(exc)) from exc
+    command = [sys.executable, "-m", "wse", "serve", target, "--app-dir", app_dir, "--log-level", log_level]
+    command += ["--port", str(server.port), "--grace", str(grace)]
+    command += ["--factory"] * factory + ["--uvloop"] * uvloop
+    if host is not None:
+        command += ["--host", host]
+    if broker is not None:
+        command += ["--broker", broker]
+    sys.exit(asyncio.run(Supervisor(command, workers, grace=grace).run()))
+
+
+def problem_of_workers(server: WseServer, broker: str | None) -> str | None:
+    """Why this server cannot be served by several workers, and what to do; `None` if it can."""
+    if server.port is None or server.port == 0:
+        return "several workers share one port: say which, as in --port 4200"
+    shared = server.cluster is not None if broker is None else not broker.startswith("memory")
+    if not shared:
+        return (
+            "several workers need a broker, or users on one worker do not reach those on another: start NATS and pass "
+            "--broker nats://127.0.0.1:4222, or Valkey or Redis and --broker redis://127.0.0.1:6379; or run one worker"
+        )
+    return None
+
+
+def use_broker(server: WseServer, url: str) -> None:
+    """Join the server to the cluster of a broker."""
+    try:
+        server.use_broker(url)
+    except (ValueError, ImportError) as exc:
+        raise click.UsageError(str(exc)) from exc
+
+
+def uvloop_factory() -> Callable[[], asyncio.AbstractEventLoop]:
+    """What makes uvloop's event loops."""
+    try:
+        import uvloop
+    except ImportError as exc:
+        raise click.UsageError("--uvloop needs the uvloop library: pip install wse[uvloop]") from exc
+    return uvloop.new_event_loop
+
+
+def name_of(seat: Seat | None, workers: int) -> str:
+    """What this process is called in logs."""
+    if seat is not None:
+        return f"worker {seat.number}"
+    return "server" if workers == 1 else "supervisor"
+
+
+def set_up_logging(level: str, name: str) -> None:
+    """Log to standard error, with what this process is and its pid in every line."""
+    logging.basicConfig(
+        level=level.upper(), format=f"%(asctime)s %(levelname)s {name} (pid %(process)d) %(name)s: %(message)s"
+    )

@@ -1,0 +1,271 @@
+"""Several workers that serve on one port (SO_REUSEPORT), and who watches over them.
+
+A worker is a process with an interpreter of its own. It is told its number and the descriptor of a socket (`Seat`),
+says when it is ready, and ends when told to by SIGTERM or when the supervisor has gone.
+
+    started -> ready -> ended                 another takes its place, after a wait that grows
+                     -> retired -> ended      rolled (SIGHUP), or the supervisor ends (SIGINT, SIGTERM)
+            -> ended                          at the first start: give up; later: like a ready one
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import socket
+import time
+from asyncio.subprocess import Process
+from collections.abc import Coroutine, Sequence
+from typing import Any
+
+from wse.cli.worker import READY, VARIABLE
+from wse.client.backoff import Backoff
+
+logger = logging.getLogger("wse.supervisor")
+
+RESTARTS = Backoff(base=0.5, cap=30.0, random=lambda: 1.0)
+"""Waits before a worker's place is taken anew, when it did not live for `SETTLED`."""
+
+SETTLED = 10.0
+"""Seconds that a worker has been ready for when its end is an accident, and not one in a row."""
+
+MOST_FAILURES = 5
+"""Starts in a row that fail, with no other worker ready, until the supervisor gives up."""
+
+KILLED_AFTER = 5.0
+"""Seconds beyond the grace until a worker that does not end is killed."""
+
+
+class PortError(Exception):
+    """The port cannot be had."""
+
+
+def check_port(host: str | None, port: int) -> None:
+    """Find out whether the port is free; with SO_REUSEPORT workers would share it with a stranger in silence.
+
+    Raises:
+        PortError: It is not, or cannot be had.
+    """
+    try:
+        addresses = socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        for family, kind, protocol, _, address in addresses:
+            with socket.socket(family, kind, protocol) as probe:
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                if family == socket.AF_INET6:
+                    probe.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+                probe.bind(address)
+                probe.listen(1)  # Linux lets sockets share an address until one of them listens
+    except OSError as exc:
+        raise PortError(f"port {port} of {host or 'all interfaces'} cannot be had: {exc.strerror}") from exc
+
+
+class Worker:
+    """A worker's process.
+
+    Attributes:
+        number: From 1 on, of its place.
+        retired: It is to end: nobody takes its place.
+        ready_since: When it got ready, by `time.monotonic`.
+    """
+
+    def __init__(self, number: int, process: Process, seat: socket.socket) -> None:
+        self.number = number
+        self.process = process
+        self.retired = False
+        self.ready_since: float | None = None
+        self._seat = seat
+
+    @classmethod
+    async def start(cls, number: int, command: Sequence[str]) -> Worker:
+        ours, theirs = socket.socketpair()
+        with theirs:
+            try:
+                process = await asyncio.create_subprocess_exec(
+                    *command,
+                    env={**os.environ, VARIABLE: f"{number}:{theirs.fileno()}"},
+                    pass_fds=(theirs.fileno(),),
+                    process_group=0,  # Ctrl-C is for the supervisor, which tells the workers in good order
+                )
+            except BaseException:
+                ours.close()
+                raise
+        ours.setblocking(False)
+        return cls(number, process, ours)
+
+    def __str__(self) -> str:
+        return f"worker {self.number} (pid {self.process.pid})"
+
+    async def ready(self, patience: float) -> bool:
+        """Whether it gets ready, in that many seconds; it is killed if it does not."""
+        try:
+            async with asyncio.timeout(patience):
+                said = await asyncio.get_running_loop().sock_recv(self._seat, len(READY))
+        except TimeoutError:
+            logger.error("%s was not ready after %g s", self, patience)  # noqa: TRY400 - there is no more to tell
+            self.send(signal.SIGKILL)
+            return False
+        if said == READY:
+            self.ready_since = time.monotonic()
+        return self.is_ready
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether it serves."""
+        return self.ready_since is not None and self.process.returncode is None and not self.retired
+
+    def send(self, number: signal.Signals) -> None:
+        """Send it a signal, if it is still there."""
+        if self.process.returncode is None:
+            self.process.send_signal(number)
+
+    async def ended(self) -> str:
+        """How it has ended, for people."""
+        status = await self.process.wait()
+        self._seat.close()
+        return f"status {status}" if status >= 0 else signal.Signals(-status).name
+
+    async def end(self, patience: float, hurry: asyncio.Event) -> None:
+        """Let it close its connections, and kill it when it takes longer than `patience` seconds or we hurry."""
+        self.retired = True
+        self.send(signal.SIGTERM)
+        waits = {asyncio.ensure_future(self.ended()), asyncio.ensure_future(hurry.wait())}
+        await asyncio.wait(waits, timeout=patience, return_when=asyncio.FIRST_COMPLETED)
+        for wait in waits:
+            wait.cancel()
+        if self.process.returncode is None:
+            logger.warning("%s did not end in time and is killed", self)
+            self.send(signal.SIGKILL)
+        await self.ended()
+
+
+class Supervisor:
+    """Keeps a number of workers running.
+
+    Args:
+        command: What starts a worker.
+        workers: How many.
+        grace: Seconds that the handlers of a worker have when it is told to end.
+        patience: Seconds that a worker has to get ready.
+    """
+
+    def __init__(self, command: Sequence[str], workers: int, *, grace: float = 10.0, patience: float = 60.0) -> None:
+        self._command = tuple(command)
+        self._count = workers
+        self._grace = grace
+        self._patience = patience
+        self._workers: dict[int, Worker] = {}  # whose place it is
+        self._living: set[Worker] = set()  # those, and who comes or goes
+        self._failures: dict[int, int] = {}  # in a row, of a place
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._stop = asyncio.Event()
+        self._hurry = asyncio.Event()
+        self._hangup = asyncio.Event()
+        self._status = 0
+
+    async def run(self) -> int:
+        """Run until SIGINT or SIGTERM, or until it is given up; returns the exit status.
+
+        SIGHUP replaces the workers one by one, each after its successor is ready. A second SIGINT or SIGTERM kills.
+        """
+        loop = asyncio.get_running_loop()
+        handlers = {signal.SIGINT: self._end, signal.SIGTERM: self._end, signal.SIGHUP: self._hangup.set}
+        for number, handler in handlers.items():
+            loop.add_signal_handler(number, handler)
+        try:
+            self._spawn(self._start_all())
+            await self._stop.wait()
+            logger.info("closing %d workers", len(self._living))
+            for task in self._tasks:
+                task.cancel()
+            await asyncio.gather(*self._tasks, return_exceptions=True)
+            await asyncio.gather(*(self._retire(worker) for worker in tuple(self._living)))
+        finally:
+            for number in handlers:
+                loop.remove_signal_handler(number)
+        return self._status
+
+    def _end(self) -> None:
+        if self._stop.is_set():
+            self._hurry.set()
+        self._stop.set()
+
+    def _give_up(self, why: str) -> None:
+        logger.error("giving up: %s", why)
+        self._status = 1
+        self._stop.set()
+
+    def _spawn(self, coroutine: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.ensure_future(coroutine)
+        self._tasks.add(task)
+        task.add_done_callback(self._task_ended)
+
+    def _task_ended(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (exc := task.exception()) is not None:
+            self._give_up(f"a worker cannot be started: {exc}")
+
+    async def _start_all(self) -> None:
+        for number in range(1, self._count + 1):
+            self._workers[number] = await self._launch(number)
+        for worker in self._workers.values():
+            if not await worker.ready(self._patience):
+                self._give_up(f"{worker} ended with {await worker.ended()} before it was ready")
+                return
+        for worker in self._workers.values():
+            self._spawn(self._watch(worker))
+        logger.info("%d workers are ready", self._count)
+        while True:
+            await self._hangup.wait()
+            self._hangup.clear()
+            await self._roll()
+
+    async def _launch(self, number: int) -> Worker:
+        worker = await Worker.start(number, self._command)
+        self._living.add(worker)
+        return worker
+
+    async def _watch(self, worker: Worker) -> None:
+        """Have a worker's place taken when it ends, unless it was to end."""
+        number = worker.number
+        while True:
+            how = await worker.ended()
+            self._living.discard(worker)
+            if worker.retired:
+                return
+            settled = worker.ready_since is not None and time.monotonic() - worker.ready_since >= SETTLED
+            failures = self._failures[number] = 0 if settled else self._failures.get(number, 0) + 1
+            if failures >= MOST_FAILURES and not any(other.is_ready for other in self._workers.values()):
+                self._give_up(f"{worker} ended with {how}, {failures} times in a row, and no other is ready")
+                return
+            wait = RESTARTS.delay(failures - 1) if failures else 0.0
+            logger.error("%s ended with %s; another starts in %g s", worker, how, wait)
+            await asyncio.sleep(wait)
+            successor = await self._launch(number)
+            if worker.retired:  # pragma: no cover - rolling took its place just while this one was being started
+                await self._retire(successor)
+                return
+            worker = self._workers[number] = successor
+            if await worker.ready(self._patience):
+                logger.info("%s is ready", worker)
+
+    async def _roll(self) -> None:
+        """Replace the workers one by one. When a new one does not get ready the old ones go on."""
+        logger.info("replacing the workers one by one")
+        for number in range(1, self._count + 1):
+            new = await self._launch(number)
+            if not await new.ready(self._patience):
+                logger.error("%s ended with %s before it was ready; the old workers go on", new, await new.ended())
+                self._living.discard(new)
+                return
+            old, self._workers[number] = self._workers[number], new
+            self._failures[number] = 0
+            self._spawn(self._watch(new))
+            logger.info("%s is ready, and %s closes", new, old)
+            await self._retire(old)
+        logger.info("all workers have been replaced")
+
+    async def _retire(self, worker: Worker) -> None:
+        await worker.end(self._grace + KILLED_AFTER, self._hurry)
+        self._living.discard(worker)

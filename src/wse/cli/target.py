@@ -1,0 +1,56 @@
+"""Finding the server that the command line names: `module:attribute`."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from typing import Any
+
+from wse.server import WseServer
+
+
+class TargetError(ValueError):
+    """The command line names no server."""
+
+
+def load(target: str, *, factory: bool = False) -> WseServer:
+    """The server that `module:attribute` names, or that the function of this name returns.
+
+    Args:
+        target: A module that can be imported, and a name in it; dots lead to attributes of attributes.
+        factory: Insist on a function that returns a server.
+
+    Raises:
+        TargetError: There is no such module or name, or it is no server. What else goes wrong in the module is
+            raised as it is.
+    """
+    name, colon, path = target.partition(":")
+    if not (name and colon and path):
+        raise TargetError(f"{target!r} does not name a server: it should look like module:server")
+    found: Any
+    try:
+        found = importlib.import_module(name)
+    except ModuleNotFoundError as exc:
+        if exc.name is None or not f"{name}.".startswith(f"{exc.name}."):
+            raise  # the module is there, and lacks another
+        raise TargetError(f"there is no module {exc.name!r} (see --app-dir)") from exc
+    for part in path.split("."):
+        try:
+            found = getattr(found, part)
+        except AttributeError as exc:
+            raise TargetError(f"{name} has no {path}") from exc
+    if isinstance(found, WseServer) or not callable(found):
+        if factory:
+            raise TargetError(f"{target} is no function that returns a WseServer")
+        return _server(found, target)
+    try:
+        inspect.signature(found).bind()
+    except (TypeError, ValueError) as exc:
+        raise TargetError(f"{target} is no WseServer, and cannot be called without arguments to make one") from exc
+    return _server(found(), f"what {target} returns")
+
+
+def _server(found: object, name: str) -> WseServer:
+    if not isinstance(found, WseServer):
+        raise TargetError(f"{name} is no WseServer but of type {type(found).__name__}")
+    return found

@@ -1,0 +1,359 @@
+"""`wse serve` and its supervisor, as processes of their own on a real port."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import socket
+import sys
+from contextlib import AsyncExitStack, ExitStack, contextmanager
+from pathlib import Path
+
+import pytest
+
+from support.engines import Nats, Valkey
+from support.net import ClientLog, Log
+from support.programs import Program, free_port, program
+from wse import Backoff, ClientStatus, WseClient, WseError
+
+PATIENCE = 30.0
+AT_ONCE = Backoff(base=0.05, cap=0.05)
+
+APP = """
+import os, sys, time
+from wse import WseServer
+
+server = WseServer(conns_per_user=100, port=int(os.environ.get("APP_PORT", "0")))
+
+@server.identify
+def identify(auth):
+    auth.accept(auth.identity, os.getpid())
+
+@server.register("pid")
+def pid(conn, payload):
+    return os.getpid()
+
+@server.register("block")
+def block(conn, payload):
+    print("blocking", flush=True)
+    time.sleep(60)
+
+@server.channel.on("all")
+def to_all(conn, payload):
+    server.broadcast("all", payload)
+
+def make():
+    return server
+
+no_identify = WseServer(port=0)
+"""
+
+# The supervisor by its Python interface, since several workers by the command need a broker.
+SUPERVISE = """
+import asyncio, sys
+from wse import Backoff
+from wse.cli import supervisor
+from wse.cli.commands import set_up_logging
+
+set_up_logging("info", "supervisor")
+supervisor.SETTLED = {settled}
+supervisor.KILLED_AFTER = {killed_after}
+supervisor.RESTARTS = Backoff(base=0.05, random=lambda: 1.0)
+command = {command}
+sys.exit(asyncio.run(supervisor.Supervisor(command, {workers}, grace=0.1, patience={patience}).run()))
+"""
+
+
+@pytest.fixture
+def folder(tmp_path):
+    (tmp_path / "app.py").write_text(APP)
+    return tmp_path
+
+
+@contextmanager
+def supervised(folder, workers=3, *, command=None, settled=0.0, patience=30.0, killed_after=0.2):
+    """A supervisor, and the URL of its workers."""
+    port = free_port()
+    if command is None:
+        command = [sys.executable, "-m", "wse", "serve", "app:server", "--port", str(port)]
+    options = {"settled": settled, "patience": patience, "killed_after": killed_after}
+    text = SUPERVISE.format(command=command, workers=workers, **options)
+    with program("-c", text, cwd=folder) as running:
+        yield running, f"ws://127.0.0.1:{port}"
+
+
+async def until(running: Program, text: str):
+    return await asyncio.to_thread(running.read_until, text)
+
+
+async def end(running: Program, number=signal.SIGTERM):
+    return await asyncio.to_thread(running.stop, number)
+
+
+async def pids(url, connections=40):
+    """Who answers new connections."""
+    found = set()
+    for _ in range(connections):
+        async with WseClient(url, identity="ann") as client:
+            found.add(await client.call("pid"))
+    return found
+
+
+def stat(pid):
+    """The state of a process and its parent; state Z when it has ended."""
+    try:
+        state, parent = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[:2]
+    except OSError:
+        return "Z", 0
+    return state, int(parent)
+
+
+def children(pid):
+    """The processes that one has started."""
+    numbers = [int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit()]
+    return {number for number in numbers if stat(number)[1] == pid and stat(number)[0] != "Z"}
+
+
+async def gone(found):
+    """Return when none of these processes is there any more."""
+    async with asyncio.timeout(PATIENCE):
+        while any(stat(pid)[0] != "Z" for pid in found):
+            await asyncio.sleep(0.02)
+
+
+async def test_several_workers_serve_on_one_port_and_end_with_their_supervisor(folder):
+    with supervised(folder) as (running, url):
+        await until(running, "3 workers are ready")
+        workers = children(running.process.pid)
+        assert len(workers) == 3
+        found = await pids(url)
+        assert found <= workers
+        assert len(found) > 1
+        async with AsyncExitStack() as stack:
+            logs = []
+            for _ in range(5):
+                client = await stack.enter_async_context(WseClient(url, identity="ann"))
+                logs.append(ClientLog(client))
+            assert await end(running) == 0
+            for log in logs:
+                assert await log.until("closed") == ("closed", 1012, "wse.by-server")
+        assert "Traceback" not in running.output
+        assert "worker 3 (pid " in running.output
+
+
+async def test_ctrl_c_ends_it_as_well(folder):
+    with supervised(folder, 2) as (running, _):
+        await until(running, "2 workers are ready")
+        assert await end(running, signal.SIGINT) == 0
+
+
+async def test_a_worker_that_is_killed_is_replaced_at_once(folder):
+    with supervised(folder) as (running, url):
+        await until(running, "3 workers are ready")
+        victim = min(children(running.process.pid))
+        os.kill(victim, signal.SIGKILL)
+        await until(running, f"(pid {victim}) ended with SIGKILL; another starts in 0 s")
+        await until(running, "is ready\n")
+        workers = children(running.process.pid)
+        assert len(workers) == 3
+        assert victim not in workers
+        assert await pids(url) <= workers
+        assert await end(running) == 0
+
+
+async def successor(running, victim):
+    """The worker that takes the place of the only one, once it is ready."""
+    async with asyncio.timeout(PATIENCE):
+        while not (found := children(running.process.pid) - {victim}):
+            await asyncio.sleep(0.02)
+    (pid,) = found
+    await until(running, f"worker 1 (pid {pid}) is ready")
+    return pid
+
+
+async def test_waits_grow_while_workers_die_young(folder):
+    with supervised(folder, 1, settled=1000.0) as (running, _):
+        await until(running, "1 workers are ready")
+        (victim,) = children(running.process.pid)
+        for wait in ("0.05", "0.1", "0.2"):
+            os.kill(victim, signal.SIGKILL)
+            await until(running, f"(pid {victim}) ended with SIGKILL; another starts in {wait} s")
+            victim = await successor(running, victim)
+        assert await end(running) == 0
+
+
+async def test_sighup_replaces_all_workers_while_clients_come_back(folder):
+    with supervised(folder) as (running, url):
+        await until(running, "3 workers are ready")
+        before = children(running.process.pid)
+        async with WseClient(url, identity="ann", reconnect=True, backoff=AT_ONCE) as client:
+            log = ClientLog(client)
+            assert await client.call("pid") in before
+            running.process.send_signal(signal.SIGHUP)
+            await until(running, "all workers have been replaced")
+            after = children(running.process.pid)
+            assert len(after) == 3
+            assert not after & before
+            assert await log.until("closed") == ("closed", 1012, "wse.by-server")
+            async with asyncio.timeout(PATIENCE):
+                while client.status is not ClientStatus.READY or await pid_of(client) not in after:
+                    await asyncio.sleep(0.02)
+        assert await end(running) == 0
+
+
+async def pid_of(client):
+    try:
+        return await client.call("pid")
+    except WseError:
+        return None
+
+
+async def test_a_roll_whose_new_worker_fails_leaves_the_old_ones(folder):
+    with supervised(folder) as (running, url):
+        await until(running, "3 workers are ready")
+        before = children(running.process.pid)
+        (folder / "app.py").write_text("raise RuntimeError('half a deployment')")
+        running.process.send_signal(signal.SIGHUP)
+        await until(running, "before it was ready; the old workers go on")
+        assert children(running.process.pid) == before
+        assert await pids(url, 5) <= before
+        assert await end(running) == 0
+
+
+async def test_a_worker_that_never_gets_ready_ends_everything_with_a_message(folder):
+    (folder / "app.py").write_text("raise RuntimeError('broken')")
+    with supervised(folder) as (running, _):
+        assert await asyncio.to_thread(running.stop) == 1
+        assert "giving up: worker 1 (pid " in running.output
+        assert "ended with status 1 before it was ready" in running.output
+
+
+async def test_workers_that_can_start_no_more_are_given_up(folder):
+    with supervised(folder, 1) as (running, _):
+        await until(running, "1 workers are ready")
+        (folder / "app.py").write_text("raise RuntimeError('broken')")
+        (victim,) = children(running.process.pid)
+        os.kill(victim, signal.SIGKILL)
+        assert await asyncio.to_thread(running.stop) == 1
+        assert "ended with status 1, 5 times in a row, and no other is ready" in running.output
+
+
+async def test_a_worker_that_hangs_at_its_start_is_killed(folder):
+    command = [sys.executable, "-c", "import time; time.sleep(1000)"]
+    with supervised(folder, 2, command=command, patience=0.3) as (running, _):
+        assert await asyncio.to_thread(running.stop) == 1
+        assert "was not ready after 0.3 s" in running.output
+        assert "ended with SIGKILL before it was ready" in running.output
+
+
+async def test_a_worker_that_cannot_be_started_at_all_is_told(folder):
+    with supervised(folder, command=["/no/such/program"]) as (running, _):
+        assert await asyncio.to_thread(running.stop) == 1
+        assert "giving up: a worker cannot be started: [Errno 2]" in running.output
+
+
+async def test_a_worker_that_does_not_end_is_killed(folder):
+    with supervised(folder, 1) as (running, url):
+        await until(running, "1 workers are ready")
+        client = WseClient(url, identity="ann")
+        await client.connect()
+        call = asyncio.ensure_future(client.call("block"))
+        await until(running, "blocking")
+        assert await end(running) == 0
+        with pytest.raises(WseError):
+            await call
+        assert "did not end in time and is killed" in running.output
+        await client.close()
+
+
+async def test_workers_end_when_their_supervisor_has_died(folder):
+    with supervised(folder) as (running, _):
+        await until(running, "3 workers are ready")
+        workers = children(running.process.pid)
+        running.process.kill()
+        await gone(workers)
+
+
+# The command itself, with one process.
+
+
+async def test_one_process_serves_until_it_is_told_to_end(folder):
+    port = free_port()
+    for extra in ([], ["--uvloop"]):
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            with program("-m", "wse", "serve", "app:server", "--port", str(port), *extra, cwd=folder) as running:
+                await until(running, f"listening on ws://127.0.0.1:{port}")
+                async with WseClient(f"ws://127.0.0.1:{port}", identity="ann") as client:
+                    log = Log()
+                    client.when.closed(log.adder("closed"))
+                    assert await end(running, number) == 0
+                    assert await log.until("closed") == ("closed", 1012, "wse.by-server")
+            assert "Traceback" not in running.output
+
+
+@pytest.fixture
+def stack():
+    with ExitStack() as stack:
+        yield stack
+
+
+@pytest.mark.parametrize("engine", [Nats, Valkey])
+async def test_workers_that_share_a_broker_are_one(folder, stack, tmp_path, engine):
+    """By the command: users on one worker reach those on the other."""
+    broker = stack.enter_context(engine(tmp_path)).url()
+    port = free_port()
+    options = ["--factory", "--host", "127.0.0.1", "--port", str(port), "--workers", "2", "--broker", broker]
+    with program("-m", "wse", "serve", "app:make", *options, cwd=folder) as running:
+        await until(running, "2 workers are ready")
+        assert len(children(running.process.pid)) == 2
+        async with AsyncExitStack() as users:
+            pids, heard, clients = set(), [], []
+            while len(pids) < 2:  # the kernel chooses the worker
+                client = WseClient(f"ws://127.0.0.1:{port}", identity=f"user {len(clients)}")
+                await users.enter_async_context(client)
+                pids.add(await client.call("pid"))
+                client.channel.on("all", heard.append)
+                clients.append(client)
+            clients[0].send("all", "hello")
+            async with asyncio.timeout(10):
+                while len(heard) < len(clients):
+                    await asyncio.sleep(0.001)
+        with program("-m", "wse", "serve", "app:make", *options, cwd=folder) as second:
+            assert await asyncio.to_thread(second.stop) == 1
+            assert second.output == f"Error: port {port} of 127.0.0.1 cannot be had: Address already in use\n"
+        assert await end(running) == 0
+
+
+async def test_a_second_signal_kills_at_once(folder):
+    with supervised(folder, 1, killed_after=1000.0) as (running, url):
+        await until(running, "1 workers are ready")
+        client = WseClient(url, identity="ann")
+        await client.connect()
+        call = asyncio.ensure_future(client.call("block"))
+        await until(running, "blocking")
+        running.process.send_signal(signal.SIGTERM)
+        await until(running, "closing 1 workers")
+        assert await end(running) == 0
+        with pytest.raises(WseError):
+            await call
+        await client.close()
+
+
+async def test_a_taken_port_is_one_line_and_status_1(folder):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with program("-m", "wse", "serve", "app:server", "--port", str(port), cwd=folder) as running:
+            assert await asyncio.to_thread(running.stop) == 1
+            assert running.output.startswith("Error: the server cannot start: ")
+            assert "address already in use" in running.output
+            assert running.output.count("\n") == 1
+
+
+async def test_a_server_that_lacks_something_is_one_line_and_status_1(folder):
+    with program("-m", "wse", "serve", "app:no_identify", cwd=folder) as running:
+        assert await asyncio.to_thread(running.stop) == 1
+        assert running.output == (
+            "Error: the server cannot start: wse.server.auth.identify-handler-missing: "
+            "the server needs an identify handler\n"
+        )

@@ -1,0 +1,206 @@
+"""The `wse` command's options, and how it finds the server; tests/integration/test_workers.py runs it."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+
+import pytest
+from click import UsageError
+from click.testing import CliRunner
+
+import wse.cli
+from support.net import make_server
+from support.programs import free_port
+from wse.cli.commands import name_of, problem_of_workers, use_broker
+from wse.cli.commands import wse as command
+from wse.cli.supervisor import PortError, check_port
+from wse.cli.target import TargetError, load
+from wse.cli.worker import VARIABLE, Seat
+
+MODULE = """
+from wse import WseServer
+
+server = WseServer(lambda auth: auth.accept(1), port=4200)
+without_port = WseServer(lambda auth: auth.accept(1))
+number = 1
+
+class holder:
+    server = server
+
+def make():
+    return server
+
+def make_nothing():
+    return None
+
+def needs(something):
+    return server
+"""
+
+
+@pytest.fixture
+def app(tmp_path, monkeypatch):
+    """A folder with modules that can be imported, and are forgotten afterwards."""
+    (tmp_path / "an_app.py").write_text(MODULE)
+    (tmp_path / "broken_app.py").write_text("import not_installed_anywhere")
+    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
+    yield tmp_path
+    for name in ("an_app", "broken_app"):
+        sys.modules.pop(name, None)
+
+
+def run(*args):
+    return CliRunner().invoke(command, args)
+
+
+@pytest.mark.parametrize("target", ["an_app:server", "an_app:holder.server", "an_app:make"])
+def test_a_server_is_found_by_its_name_or_made_by_a_function(app, target):
+    assert load(target).port == 4200
+
+
+def test_a_function_can_be_insisted_on(app):
+    assert load("an_app:make", factory=True).port == 4200
+    with pytest.raises(TargetError, match="an_app:server is no function"):
+        load("an_app:server", factory=True)
+
+
+@pytest.mark.parametrize(
+    ("target", "problem"),
+    [
+        ("an_app", "it should look like module:server"),
+        (":server", "it should look like module:server"),
+        ("an_app:", "it should look like module:server"),
+        ("no_such_app:server", "there is no module 'no_such_app'"),
+        ("an_app.deeper:server", "there is no module 'an_app.deeper'"),
+        ("an_app:nothing", "an_app has no nothing"),
+        ("an_app:holder.nothing", "an_app has no holder.nothing"),
+        ("an_app:number", "an_app:number is no WseServer but of type int"),
+        ("an_app:make_nothing", "what an_app:make_nothing returns is no WseServer but of type NoneType"),
+        ("an_app:needs", "an_app:needs is no WseServer, and cannot be called without arguments"),
+    ],
+)
+def test_a_bad_target_is_one_plain_line_and_status_2(app, target, problem):
+    result = run("serve", target)
+    assert result.exit_code == 2
+    assert problem in result.output.splitlines()[-1]
+    assert "Traceback" not in result.output
+
+
+def test_what_a_module_itself_lacks_is_raised_as_it_is(app):
+    with pytest.raises(ModuleNotFoundError, match="not_installed_anywhere"):
+        load("broken_app:server")
+
+
+def test_several_workers_without_a_broker_are_told_what_to_do(app):
+    result = run("serve", "an_app:server", "--workers", "2")
+    assert result.exit_code == 2
+    for part in ("--broker nats://127.0.0.1:4222", "--broker redis://127.0.0.1:6379", "or run one worker"):
+        assert part in result.output
+
+
+@pytest.mark.parametrize(
+    ("port", "broker", "problem"),
+    [
+        (4200, "nats://127.0.0.1:4222", None),
+        (4200, "redis://127.0.0.1:6379", None),
+        (4200, None, "need a broker"),
+        (4200, "memory:", "need a broker"),
+        (0, "nats://127.0.0.1:4222", "share one port"),
+        (None, "nats://127.0.0.1:4222", "share one port"),
+    ],
+)
+def test_several_workers_need_a_port_and_what_joins_processes(port, broker, problem):
+    said = problem_of_workers(make_server(port=port), broker)
+    assert said is None if problem is None else problem in said
+
+
+def test_a_broker_that_the_server_has_already_is_enough():
+    server = make_server(port=4200)
+    use_broker(server, "nats://127.0.0.1:4222")
+    assert server.cluster is not None
+    assert problem_of_workers(server, None) is None
+    assert problem_of_workers(make_server(port=4200, broker="redis://127.0.0.1"), None) is None
+
+
+def test_a_bad_broker_is_a_plain_line():
+    with pytest.raises(UsageError, match="nonsense"):
+        use_broker(make_server(), "nonsense")
+
+
+def test_a_port_that_is_taken_stops_several_workers_at_once(app):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(PortError, match=f"port {port} of 127.0.0.1 cannot be had: Address already in use"):
+            check_port("127.0.0.1", port)
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1", "", None])
+def test_a_free_port_is_free_on_any_interface(host):
+    port = free_port()
+    check_port(host, port)
+    check_port(host, port)
+
+
+def test_a_worker_takes_its_seat_once(monkeypatch):
+    ours, theirs = socket.socketpair()
+    monkeypatch.setenv(VARIABLE, f"3:{theirs.detach()}")
+    seat = Seat.taken()
+    assert seat is not None
+    with ours, seat.socket:
+        seat.socket.send(b"x")
+        assert (seat.number, ours.recv(1)) == (3, b"x")
+    assert VARIABLE not in os.environ
+    assert Seat.taken() is None
+    assert [name_of(seat, 1), name_of(None, 1), name_of(None, 2)] == ["worker 3", "server", "supervisor"]
+
+
+async def test_where_a_server_listens_cannot_change_while_it_does():
+    server = make_server(host=None)
+    assert server.host is None
+    server.configure(host="127.0.0.1", port=0)
+    assert (server.host, server.port) == ("127.0.0.1", 0)
+    server.configure()
+    assert (server.host, server.port) == ("127.0.0.1", 0)
+    async with server:
+        with pytest.raises(RuntimeError, match="started"):
+            server.configure(port=1)
+
+
+async def test_two_servers_that_reuse_a_port_share_it():
+    first = make_server()
+    first.configure(reuse_port=True)
+    async with first:
+        second = make_server(port=first.port)
+        second.configure(reuse_port=True)
+        async with second:
+            assert first.port == second.port
+
+
+def test_version_is_that_of_the_package():
+    result = run("version")
+    assert result.output == f"{wse.cli.commands.version_of('wse')}\n"
+
+
+def without(library, *args):
+    """Run the command where a library is not installed."""
+    program = f"import sys; sys.modules[{library!r}] = None; sys.argv[0] = 'wse'; from wse.cli import main; main()"
+    done = subprocess.run([sys.executable, "-c", program, *args], capture_output=True, text=True, check=False)
+    return done.returncode, done.stderr.splitlines()[-1]
+
+
+def test_without_click_one_line_names_the_extra():
+    assert without("click", "version") == (1, "the wse command needs the click library: pip install wse[cli]")
+
+
+def test_without_uvloop_one_line_names_the_extra():
+    status, said = without("uvloop", "serve", "x:y", "--uvloop")
+    assert (status, said) == (2, "Error: --uvloop needs the uvloop library: pip install wse[uvloop]")
+
+
+def test_an_error_inside_the_command_is_not_taken_for_a_missing_library():
+    status, said = without("wse.cli.worker", "version")
+    assert status == 1
+    assert "wse.cli.worker" in said
