@@ -360,6 +360,20 @@ def test_reference_has_every_public_name() -> None:
     assert names <= documented, "names without a place in docs/reference/"
 
 
+@pytest.mark.parametrize(
+    ("file", "name"),
+    re.findall(r"`(\S+\.py)` `(test_\w+)`", (ROOT / "docs/explanation/guarantees.md").read_text()),
+)
+def test_what_is_promised_has_its_test(file: str, name: str) -> None:
+    assert f"def {name}(" in (ROOT / "tests" / file).read_text()
+
+
+def test_every_promise_names_a_test() -> None:
+    rows = re.findall(r"^\| (?!promise|---).*$", (ROOT / "docs/explanation/guarantees.md").read_text(), re.MULTILINE)
+    assert rows
+    assert [row for row in rows if not re.search(r"\| `\S+\.py` `test_\w+` \|$", row)] == []
+
+
 def test_every_page_is_in_the_navigation() -> None:
     navigation = set(re.findall(r"\S+\.md$", (ROOT / "mkdocs.yml").read_text(), re.MULTILINE))
     assert navigation == {path.relative_to(ROOT / "docs").as_posix() for path in (ROOT / "docs").rglob("*.md")}
