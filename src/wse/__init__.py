@@ -3,9 +3,9 @@
 from wse.client.backoff import Backoff
 from wse.client.client import WseClient
 from wse.core.cluster import ClusterSettings
+from wse.core.connection import WseConnection, WseIdentity
 from wse.core.handshake import Challenge, Handshake
 from wse.core.heartbeat import Heartbeat
-from wse.core.hub import WseConnection, WseIdentity
 from wse.core.limits import Limits, Overflow
 from wse.core.ports import Credentials, InternalTypes, Protocol
 from wse.core.rooms import Room

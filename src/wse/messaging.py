@@ -15,7 +15,8 @@ if TYPE_CHECKING:
 
     from wse.core.calls import Mode
     from wse.core.cluster import Cluster
-    from wse.core.hub import Exclude, Hub
+    from wse.core.connection import Exclude
+    from wse.core.hub import Hub
 
 
 @dataclass(frozen=True, slots=True)

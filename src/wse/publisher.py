@@ -14,7 +14,7 @@ from wse.core.closing import check_close
 from wse.core.endpoint import Endpoint
 from wse.core.envelope import ALL, ROOM, USER, topic
 from wse.core.limits import Limits
-from wse.core.session import encode
+from wse.core.packed import encode
 from wse.errors import CloseReason, ErrorCode, WseError
 from wse.protocols.choice import as_protocols
 from wse.scheduler import AsyncioScheduler

@@ -3,47 +3,42 @@
 from __future__ import annotations
 
 import asyncio
-import signal
 from collections.abc import Iterable, Mapping
-from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Self, TypeVar, overload
+from typing import TYPE_CHECKING, TypeVar, overload
 
 from wse.clusters import join_cluster
 from wse.core.admission import Admission
 from wse.core.cluster import ClusterSettings
+from wse.core.connection import ServerSession, WseConnection, WseIdentity
 from wse.core.endpoint import Endpoint, emit_error, error_listener_failed
 from wse.core.heartbeat import Heartbeat
-from wse.core.hub import Hub, ServerSession, WseConnection, WseIdentity
+from wse.core.hub import Hub
 from wse.core.limits import Limits, Overflow
 from wse.core.ports import Protocol
 from wse.core.rpc import ExposeErrors
 from wse.core.signals import Channel, Signal, check_handler
-from wse.errors import CloseReason, ErrorCode, WseError
+from wse.errors import WseError
 from wse.files import StaticFile, js_client_path
 from wse.messaging import Messaging
 from wse.protocols.choice import as_protocols
 from wse.scheduler import AsyncioScheduler
-from wse.transports import picows
-from wse.transports.asgi import AsgiApp
+from wse.serving import NOT_STARTED, Serving
 from wse.types import ClientId, F, MessageType
 from wse.watchdog import Watchdog
 
 if TYPE_CHECKING:
     import ssl
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Callable
 
     from wse.core.broker import Broker
     from wse.core.handshake import AuthHandler
     from wse.core.outgoing import Outgoing
-    from wse.core.ports import Link, Request
     from wse.core.stats import Stats
     from wse.transports.deflate import Compression
 
 A = TypeVar("A", bound="AuthHandler")
-
-_NOT_STARTED = "not started"  # or closed
 
 
 class ServerSignals:
@@ -72,7 +67,7 @@ class ServerSignals:
         )
 
 
-class WseServer(Messaging):
+class WseServer(Messaging, Serving):
     """A WSE server.
 
     Args:
@@ -161,7 +156,7 @@ class WseServer(Messaging):
         self._started_at: float | None = None
         self._admission = Admission(origins, trusted_proxies)
         if port is not None:
-            self._admission.unready.add(_NOT_STARTED)
+            self._admission.unready.add(NOT_STARTED)
         self._host = host
         self._port = port
         self._path = path
@@ -259,253 +254,6 @@ class WseServer(Messaging):
             WseError: `RP_NOT_REGISTERED`.
         """
         self._endpoint.procedures.unregister(name)
-
-    # Life cycle.
-
-    def configure(self, *, host: str | None = None, port: int | None = None, reuse_port: bool | None = None) -> None:
-        """Change where the server will listen, as the `wse` command does; what is None stays as it is.
-
-        Args:
-            host: The interface; `""` for all.
-            port: The port; 0 takes a free one.
-            reuse_port: Share the port with other processes of this user that want to share it, too (SO_REUSEPORT).
-
-        Raises:
-            RuntimeError: It listens already.
-        """
-        if self._listener is not None:
-            raise RuntimeError("the server has been started")
-        if host is not None:
-            self._host = host
-        if port is not None:
-            self._port = port
-        if reuse_port is not None:
-            self._reuse_port = reuse_port
-
-    def use_broker(self, broker: str | Broker, settings: ClusterSettings | None = None) -> None:
-        """Join a cluster, as `broker=` and `cluster=` do when the server is made.
-
-        Raises:
-            RuntimeError: It listens already.
-            ValueError: A URL of no known broker.
-            ImportError: The broker needs a library that is not installed.
-        """
-        if self._closing is not None:
-            raise RuntimeError("the server has been started")
-        self._hub.cluster = join_cluster(self._hub, broker, settings or ClusterSettings())
-
-    @property
-    def host(self) -> str | None:
-        """The interface that it listens on; `None` or `""` for all."""
-        return self._host
-
-    @property
-    def port(self) -> int | None:
-        """The port that it listens on; before `start`, the one that was asked for."""
-        if self._listener is not None and self._listener.sockets:
-            port: int = self._listener.sockets[0].getsockname()[1]
-            return port
-        return self._port
-
-    @property
-    def url(self) -> str:
-        """Where clients of this machine reach it."""
-        everywhere = {None: "127.0.0.1", "": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - not bound here
-        host = everywhere.get(self._host, self._host)
-        scheme = "ws" if self._ssl is None else "wss"
-        address = f"[{host}]" if host and ":" in host else host
-        return f"{scheme}://{address}:{self.port}{self._path or ''}"
-
-    @property
-    def ready(self) -> bool:
-        """Whether it should be sent new connections; `/readyz` at its own port answers 503 while it should not.
-
-        It is from `start`, or from the beginning without a port, until `close`, which refuses them with HTTP 503. A
-        node of a cluster that does not hear the others is not ready either, but takes those that come all the same.
-        """
-        cluster = self._hub.cluster
-        return not self._admission.unready and (cluster is None or cluster.healthy)
-
-    async def start(self) -> None:
-        """Begin to listen.
-
-        Raises:
-            WseError: `IDENTIFY_HANDLER_MISSING`; `BROKER_UNAVAILABLE`.
-            ValueError: No port was given.
-            RuntimeError: It listens already.
-            OSError: The port cannot be had.
-        """
-        if self._hub.identify is None:
-            raise WseError(ErrorCode.IDENTIFY_HANDLER_MISSING)
-        if self._port is None:
-            raise ValueError("a server that listens needs a port: WseServer(port=4200), or port=0 for a free one")
-        if self._listener is not None:
-            raise RuntimeError("the server has been started")
-        await self._attach()
-        try:
-            self._listener = await picows.listen(
-                self,
-                host=self._host,
-                port=self._port,
-                reuse_port=self._reuse_port,
-                path=self._path,
-                ssl=self._ssl,
-                handshake_timeout=self._hub.auth_timeout or None,
-                files=self._files,
-                compression=self._compression,
-            )
-        except BaseException:
-            await self.close()
-            raise
-
-    async def serve_forever(self) -> None:
-        """Return when the server has been closed; starts it if need be."""
-        if self._listener is None:
-            await self.start()
-        assert self._closing is not None  # start() has made it
-        await asyncio.shield(self._closing)
-
-    async def close(self, grace: float = 0.0, *, notice: float = 0.0) -> None:
-        """Stop serving; returns when all sockets are closed.
-
-        In this order: `/readyz` answers 503, and nobody is let in any more; the port is closed; handlers that run have
-        `grace` seconds to end; every connection is closed with 1012 and `wse.by-server`, a thousand of them in a
-        second, so that not all clients return at once; handlers that still run are cancelled.
-
-        Args:
-            grace: Seconds that running handlers have, calls among them. Messages and calls are served meanwhile.
-            notice: Seconds for which the port stays open and `/readyz` answers 503, as do requests for a WebSocket, so
-                that load balancers that ask now and then send nobody any more by its end.
-        """
-        self._admission.unready.add(_NOT_STARTED)
-        await self._scheduler.pause(notice)
-        listener, self._listener = self._listener, None
-        if listener is not None:
-            listener.close()
-        self._hub.refuse(1012, CloseReason.BY_SERVER)
-        await self._scheduler.settle(self._hub.tasks, grace)
-        await self._hub.close(1012, CloseReason.BY_SERVER)
-        if self._hub.cluster is not None:
-            await self._hub.cluster.close()
-        await self._scheduler.cancel_all()
-        if listener is not None:
-            await listener.wait_closed()
-        if self._watchdog is not None:
-            self._watchdog.stop()
-        if self._closing is not None and not self._closing.done():
-            self._closing.set_result(None)
-        self._closing = None
-        self._started_at = None
-
-    def run(self, *, grace: float = 10.0, notice: float = 0.0) -> None:
-        """Serve in an event loop of its own until SIGINT or SIGTERM, then close. Blocks.
-
-        Args:
-            grace: As for `close`. A second signal ends it at once.
-            notice: As for `close`.
-
-        Raises:
-            WseError, ValueError, OSError: As `start`.
-        """
-        asyncio.run(self._run(grace, notice))
-
-    async def _run(self, grace: float, notice: float) -> None:
-        loop = asyncio.get_running_loop()
-        stop = asyncio.Event()
-
-        def stop_or_hurry() -> None:
-            if stop.is_set():
-                self._scheduler.hurry()
-            stop.set()
-
-        signals = (signal.SIGINT, signal.SIGTERM)
-        for number in signals:
-            loop.add_signal_handler(number, stop_or_hurry)
-        try:
-            await self.start()
-            await stop.wait()
-        finally:
-            await self.close(grace, notice=notice)
-            for number in signals:
-                loop.remove_signal_handler(number)
-
-    async def __aenter__(self) -> Self:
-        await self.start()
-        return self
-
-    async def __aexit__(self, *exc_info: object) -> None:
-        await self.close()
-
-    # Inside a web application.
-
-    @cached_property
-    def asgi(self) -> AsgiApp:
-        """The server as an ASGI 3 application, for `websocket` and `lifespan` scopes.
-
-        The application's lifespan starts and stops it; where a framework keeps the lifespan to itself the first
-        connection starts it, and the application's own shutdown should await `close`.
-        """
-        return AsgiApp(self, self._path, self._attach, self.close)
-
-    @cached_property
-    def aiohttp(self) -> Callable[[Any], Awaitable[Any]]:
-        """The server as a handler for an aiohttp application: `app.router.add_get("/ws", server.aiohttp)`.
-
-        The application's `on_shutdown` should await `close`.
-
-        Raises:
-            ImportError: aiohttp is not installed.
-        """
-        from wse.transports.aiohttp import handler
-
-        return handler(self, self._attach)
-
-    async def _attach(self) -> None:
-        """The server is about to serve: in its own listener, or in a web application that has a connection for it.
-
-        Raises:
-            WseError: `IDENTIFY_HANDLER_MISSING`; `BROKER_UNAVAILABLE`.
-        """
-        if self._hub.identify is None:
-            raise WseError(ErrorCode.IDENTIFY_HANDLER_MISSING)
-        if self._closing is None or self._closing.get_loop() is not asyncio.get_running_loop():
-            self._begin()
-            self._admission.unready.discard(_NOT_STARTED)
-        if self._hub.cluster is not None:
-            await self._hub.cluster.attend()
-
-    def _begin(self) -> None:
-        """The server lives in the event loop that runs now, until it is closed."""
-        loop = self._scheduler.bind()
-        self._closing = loop.create_future()
-        self._started_at = self._scheduler.time()
-        if self._watchdog is not None:
-            self._watchdog.start(loop)
-
-    def _handler_blocked(self, handler: str, seconds: float) -> None:
-        details = {"handler": handler, "seconds": round(seconds, 3)}
-        self._endpoint.report(WseError(ErrorCode.HANDLER_BLOCKED, details, f"{handler} blocked for {seconds:.1f} s"))
-
-    # Acceptor: what the transports call.
-
-    @property
-    def limits(self) -> Limits:
-        """What one client may send."""
-        return self._endpoint.limits
-
-    @property
-    def admission(self) -> Admission:
-        """Who may open a WebSocket."""
-        return self._admission
-
-    def select(self, offered: Iterable[str]) -> Protocol | None:
-        """The protocol for the subprotocols that a client offers; see `wse.core.ports.Acceptor`."""
-        known = {protocol.name: protocol for protocol in self._endpoint.protocols}
-        return next((known[name] for name in offered if name in known), None)
-
-    def open(self, link: Link, request: Request, protocol: Protocol | None) -> ServerSession:
-        """Take over a WebSocket that has just been opened; see `wse.core.ports.Acceptor`."""
-        return self._hub.open(link, request, protocol)
 
     def _report(self, error: WseError, session: Outgoing | None) -> None:
         emit_error(self.when.error, error, session.conn if isinstance(session, ServerSession) else None)

@@ -56,6 +56,7 @@ class EchoServer:
             self,
             host="127.0.0.1",
             port=port,
+            reuse_port=False,
             path=None,
             ssl=None,
             handshake_timeout=5.0,

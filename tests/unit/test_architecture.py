@@ -38,6 +38,7 @@ ALLOWED = {
     "messaging.py": {"errors", "types", "core"},
     "clusters.py": {"core", "brokers", "protocols"},
     "publisher.py": {"errors", "types", "clusters", "core", "protocols", "scheduler"},
+    "serving.py": {"errors", "clusters", "core", "files", "scheduler", "transports", "watchdog"},
     "server.py": {
         "errors",
         "types",
@@ -47,6 +48,7 @@ ALLOWED = {
         "messaging",
         "protocols",
         "scheduler",
+        "serving",
         "transports",
         "watchdog",
     },

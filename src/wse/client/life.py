@@ -10,8 +10,8 @@ from urllib.parse import urlsplit
 from wse.client.session import ClientOpening, ClientSession
 from wse.core.closing import check_close
 from wse.core.heartbeat import Pulse
+from wse.core.packed import encode
 from wse.core.ports import Credentials
-from wse.core.session import encode
 from wse.errors import CloseReason, ErrorCode, WseError
 from wse.types import ClientStatus
 

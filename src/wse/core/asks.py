@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from wse.core.cluster import Cluster
-    from wse.core.hub import ServerSession
+    from wse.core.connection import ServerSession
     from wse.types import MessageType
 
 

@@ -14,11 +14,10 @@ from typing import TYPE_CHECKING, Any
 from wse.core import envelope
 from wse.core.asks import Asks, RemoteDevice
 from wse.core.envelope import ALL, NODE, ROOM, USER, decode_name, encode_name
-from wse.core.hub import deliver, without
-from wse.core.packed import Packed
+from wse.core.fanout import deliver, without
+from wse.core.packed import Packed, encode
 from wse.core.register import Register
 from wse.core.rooms import open_rooms
-from wse.core.session import encode
 from wse.core.vitals import Vitals
 from wse.errors import ErrorCode, WseError
 
@@ -28,7 +27,8 @@ if TYPE_CHECKING:
 
     from wse.core.broker import Broker
     from wse.core.calls import Callee
-    from wse.core.hub import Hub, WseConnection
+    from wse.core.connection import WseConnection
+    from wse.core.hub import Hub
     from wse.core.ports import Protocol
     from wse.types import ClientId, MessageType, RoomName
 

@@ -11,7 +11,8 @@ from enum import Enum, auto
 from inspect import isawaitable
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-from wse.core.session import Session, encode
+from wse.core.packed import encode
+from wse.core.session import Session
 from wse.core.signals import run_handler
 from wse.errors import CloseReason, ErrorCode, WseError
 from wse.types import ClientId

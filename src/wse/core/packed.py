@@ -2,6 +2,14 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
+
+from wse.errors import ErrorCode, WseError
+
+if TYPE_CHECKING:
+    from wse.core.ports import Protocol
+    from wse.types import MessageType
+
 
 class Packed:
     """What a protocol has made of a message, with the wire forms that transports have made of that.
@@ -38,3 +46,21 @@ class Packed:
             self.data = self.data.decode()
             self.utf8 = False
         return self.data
+
+
+def encode(protocol: Protocol, type: MessageType, payload: Any) -> Packed:
+    """Encode a message without a stamp.
+
+    Raises:
+        WseError: `MSG_PROCESSING_ERROR`, with the encoder's exception as its cause.
+    """
+    codec = protocol.codec
+    try:
+        return Packed(codec.encode((type, payload, None)), codec.utf8)
+    except Exception as exc:
+        raise unencodable(type, exc) from exc
+
+
+def unencodable(type: MessageType, exc: Exception) -> WseError:
+    """The error of a payload that the application cannot send."""
+    return WseError(ErrorCode.MSG_PROCESSING_ERROR, {"type": type}, f"the payload cannot be encoded: {exc}")

@@ -18,8 +18,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from wse.core.broker import Device
+from wse.core.connection import WseIdentity
 from wse.core.envelope import USER, Displaced, Reaped, decode_name, encode_name
-from wse.core.hub import WseIdentity
 from wse.errors import CloseReason, WseError
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from wse.core.broker import Joined
     from wse.core.cluster import Cluster
-    from wse.core.hub import ServerSession, WseConnection
+    from wse.core.connection import ServerSession, WseConnection
     from wse.core.packed import Packed
     from wse.core.ports import Scheduler
     from wse.types import ClientId

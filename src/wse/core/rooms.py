@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from wse.core.connection import WseConnection, WseIdentity
 from wse.core.envelope import ROOM, USER, Enter, encode_name, topic
-from wse.core.hub import WseConnection, WseIdentity
 from wse.types import ClientId, MessageType, RoomName
 
 if TYPE_CHECKING:
     from collections.abc import Collection
 
-    from wse.core.hub import Exclude, Hub
+    from wse.core.connection import Exclude
+    from wse.core.hub import Hub
     from wse.core.signals import Signal
 
 

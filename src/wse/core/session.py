@@ -11,17 +11,16 @@ from inspect import isawaitable
 from types import CoroutineType
 from typing import TYPE_CHECKING, Any
 
+from wse.core.answering import Answering, discard
 from wse.core.limits import nests_deeper
-from wse.core.outgoing import Outgoing
-from wse.core.packed import Packed
-from wse.core.rpc import PendingCalls, error_from_wire, error_to_wire
-from wse.core.signals import HANDLER_ERRORS, handler_of, settle
+from wse.core.packed import encode, unencodable
+from wse.core.rpc import PendingCalls, error_from_wire
+from wse.core.signals import HANDLER_ERRORS, settle
 from wse.errors import CloseReason, ErrorCode, WseError
 from wse.types import MessageType, ReadyState
 
 if TYPE_CHECKING:
     import asyncio
-    from collections.abc import Coroutine
 
     from wse.core.endpoint import Endpoint
     from wse.core.ports import Link, Protocol
@@ -65,7 +64,7 @@ class _Ended:
 ENDED = _Ended()
 
 
-class Session(Outgoing):
+class Session(Answering):
     """One connection.
 
     A transport calls `receive`, `closed`, `writable`, `violated` and `pong`; the application's side calls `send`,
@@ -85,9 +84,6 @@ class Session(Outgoing):
         "_nesting",
         "_phase",
         "_procedures",
-        "_response",
-        "_running_calls",
-        "_tasks",
         "pinged_at",
         "rtt",
         "silent_since",
@@ -96,14 +92,11 @@ class Session(Outgoing):
     def __init__(self, endpoint: Endpoint, link: Link, protocol: Protocol) -> None:
         super().__init__(endpoint, link, protocol)
         self._decode = protocol.codec.decode
-        self._response = protocol.internal_types.response
         self._procedures = endpoint.procedures.by_name
         self._nesting = endpoint.limits.nesting
         self._conn: Any = None  # what handlers get before the payload: the connection at a server, nothing at a client
         self._phase: Phase | None = ENDED
         self._calls: PendingCalls | None = None
-        self._tasks: set[asyncio.Task[Any]] | None = None  # async handlers that run
-        self._running_calls = 0  # those of calls among them
         self.silent_since = 0.0
         self.pinged_at: float | None = None
         self.rtt: float | None = None
@@ -284,16 +277,6 @@ class Session(Outgoing):
         """How many calls wait for the peer's answer."""
         return 0 if self._calls is None else len(self._calls)
 
-    @property
-    def tasks(self) -> tuple[asyncio.Task[Any], ...]:
-        """The async handlers that have not ended."""
-        return () if self._tasks is None else tuple(self._tasks)
-
-    @property
-    def running_handlers(self) -> int:
-        """How many they are."""
-        return 0 if self._tasks is None else len(self._tasks)
-
     # Phases.
 
     def enter(self, phase: Phase | None) -> None:
@@ -400,88 +383,6 @@ class Session(Outgoing):
             error = WseError(ErrorCode.RP_NOT_REGISTERED)
             self._answer_error(error, type_, payload, stamp)
 
-    def _answer_when_done(self, awaitable: Any, name: MessageType, payload: Any, stamp: Any) -> None:
-        limit = None
-        if self._running_calls >= self.endpoint.most_incoming_calls:
-            limit = "incoming_calls"
-        elif self.running_handlers >= self.endpoint.most_handlers:
-            limit = "handlers"
-        if limit is None:
-            self._running_calls += 1
-            self.spawn(self._answer_later(awaitable, name, payload, stamp))
-        else:
-            discard(awaitable)
-            self._answer_error(self.exceeded(limit), name, payload, stamp)
-
-    async def _answer_later(self, awaitable: Any, name: MessageType, payload: Any, stamp: Any) -> None:
-        try:
-            result = await awaitable
-        except Exception as exc:
-            self._procedure_failed(exc, name, payload, stamp)
-        except BaseException as exc:
-            # Cancelled from within, or with the server: the caller must not wait for its timeout.
-            self._answer_error(exc, name, payload, stamp)
-            raise
-        else:
-            self._answer(result, name, payload, stamp)
-        finally:
-            self._running_calls -= 1
-
-    def spawn(self, coroutine: Coroutine[Any, Any, Any]) -> None:
-        """Run an async handler, which may outlive the connection by `Limits.handler_linger`."""
-        task = self.endpoint.scheduler.start(coroutine)
-        if not task.done():
-            tasks = self._tasks
-            if tasks is None:
-                tasks = self._tasks = set()
-            tasks.add(task)
-            task.add_done_callback(tasks.discard)
-
-    def _leave_handlers(self, tasks: set[asyncio.Task[Any]]) -> None:
-        """The connection has ended: the handlers that still run have some time left."""
-        scheduler, linger = self.endpoint.scheduler, self.endpoint.limits.handler_linger
-        for task in tasks:
-            scheduler.adopt(task)
-        if linger is not None:
-            scheduler.call_later(linger, self._cancel_handlers)
-
-    def _cancel_handlers(self) -> None:
-        for task in self.tasks:
-            details = {"handler": handler_of(task), **self.context()}
-            self.endpoint.report(WseError(ErrorCode.HANDLER_CANCELLED, details), self)
-            task.cancel()
-
-    def _answer(self, result: Any, name: MessageType, payload: Any, stamp: Any) -> None:
-        try:
-            data = self._encode((self._response, result, stamp))
-        except Exception as exc:
-            self._procedure_failed(exc, name, payload, stamp)
-            return
-        self._write(data)
-
-    def _procedure_failed(self, exc: BaseException, name: MessageType, payload: Any, stamp: Any) -> None:
-        self._answer_error(exc, name, payload, stamp)
-        details = {"rp": name, "type": name, "payload": payload, "stamp": stamp, **self.context()}
-        message = f"{exc.__class__.__name__} in a procedure"
-        self.endpoint.report(WseError(ErrorCode.RP_EXECUTION_FAILED, details, message), self, exc)
-
-    def _answer_error(self, exc: BaseException, name: MessageType, payload: Any, stamp: Any) -> None:
-        response_error = self.protocol.internal_types.response_error
-        try:
-            wire = error_to_wire(exc, name, payload, expose=self.endpoint.expose, debug=self.endpoint.debug)
-            data = self._encode((response_error, wire, stamp))
-        except Exception:
-            # The error's own details cannot be encoded: the caller still gets an answer, without them.
-            code = exc.code if isinstance(exc, WseError) else ErrorCode.RP_EXECUTION_FAILED
-            wire = {"code": str(code), "details": {"rp": name, "rpc": name}}
-            try:
-                data = self._encode((response_error, wire, stamp))
-            except Exception as cause:  # a protocol that cannot send back what it has received
-                problem = WseError(ErrorCode.MSG_PROCESSING_ERROR, self.context(), "a call cannot be answered")
-                self.endpoint.report(problem, self, cause)
-                return
-        self._write(data)
-
     def _end(self, code: int, reason: str) -> None:
         phase = self._phase
         if phase is ENDED:
@@ -498,27 +399,3 @@ class Session(Outgoing):
         if self._tasks:
             self._leave_handlers(self._tasks)
         self._on_end(code, reason)
-
-
-def discard(awaitable: Any) -> None:
-    """Give up what an async handler returned, before it has begun."""
-    if isinstance(awaitable, CoroutineType):
-        awaitable.close()
-
-
-def encode(protocol: Protocol, type: MessageType, payload: Any) -> Packed:
-    """Encode a message without a stamp.
-
-    Raises:
-        WseError: `MSG_PROCESSING_ERROR`, with the encoder's exception as its cause.
-    """
-    codec = protocol.codec
-    try:
-        return Packed(codec.encode((type, payload, None)), codec.utf8)
-    except Exception as exc:
-        raise unencodable(type, exc) from exc
-
-
-def unencodable(type: MessageType, exc: Exception) -> WseError:
-    """The error of a payload that the application cannot send."""
-    return WseError(ErrorCode.MSG_PROCESSING_ERROR, {"type": type}, f"the payload cannot be encoded: {exc}")

@@ -1,0 +1,224 @@
+"""One device at the server, and the user that it belongs to: sessions, and their face to the application."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from wse.core.closing import check_close
+from wse.core.limits import TokenBucket
+from wse.core.session import Session
+from wse.errors import CloseReason
+from wse.types import ClientId, MessageType, ReadyState
+
+if TYPE_CHECKING:
+    from wse.core.hub import Hub
+    from wse.core.ports import Link, Protocol, Request
+
+
+class ServerSession(Session):
+    """A session at the server; its face to the application is a `WseConnection`."""
+
+    __slots__ = ("_hub", "conn")
+
+    def __init__(self, hub: Hub, link: Link, request: Request, protocol: Protocol) -> None:
+        super().__init__(hub.endpoint, link, protocol)
+        self._hub = hub
+        self.conn = WseConnection(self, secrets.token_hex(8), request)
+        self._conn = self.conn
+
+    def describe(self) -> str:
+        conn = self.conn
+        return "stranger" if conn.cid is None else f"{conn.cid}#{conn.conn_id}"
+
+    def context(self) -> dict[str, Any]:
+        return {"cid": self.conn.cid, "conn_id": self.conn.conn_id}
+
+    def _ignored(self, type_: Any, payload: Any, stamp: Any) -> None:
+        self._hub.ignored.emit_on(self, self.conn, type_, payload)
+
+    def _on_end(self, code: int, reason: str) -> None:
+        self._hub.leave(self, code, reason)
+
+    def _on_closed(self) -> None:
+        self._hub.forget(self)
+
+
+class MeteredSession(ServerSession):
+    """A session whose peer may send only so many messages and bytes a second."""
+
+    __slots__ = ("_bytes", "_messages")
+
+    def __init__(self, hub: Hub, link: Link, request: Request, protocol: Protocol) -> None:
+        super().__init__(hub, link, request, protocol)
+        limits, scheduler = hub.endpoint.limits, hub.endpoint.scheduler
+        self._messages = self._bytes = None
+        if limits.message_rate is not None:
+            burst = limits.message_burst or max(1, 2 * limits.message_rate)
+            self._messages = TokenBucket(scheduler, limits.message_rate, burst)
+        if limits.byte_rate is not None:
+            burst = limits.byte_burst or max(limits.message_size, 2 * limits.byte_rate)
+            self._bytes = TokenBucket(scheduler, limits.byte_rate, burst)
+
+    def receive(self, data: str | bytes | memoryview) -> None:
+        if self.ended:
+            return
+        if self._messages is not None and not self._messages.take(1):
+            self.exceeded("message_rate", CloseReason.LIMIT_MESSAGE_RATE)
+        elif self._bytes is not None and not self._bytes.take(len(data)):
+            self.exceeded("byte_rate", CloseReason.LIMIT_BYTE_RATE)
+        else:
+            super().receive(data)
+
+
+class WseConnection:
+    """One device of a user: one WebSocket.
+
+    Attributes:
+        conn_id: Its id, unique among all connections.
+        cid: The user's id; `None` until the user is accepted.
+        client: The user, a `WseIdentity`; `None` until the user is accepted.
+        identity: What the client sent to identify itself.
+        meta: What it sent beside, a dict.
+        request: The HTTP request that opened the WebSocket.
+    """
+
+    __slots__ = ("_session", "cid", "client", "conn_id", "identity", "meta", "request")
+
+    def __init__(self, session: ServerSession, conn_id: str, request: Request) -> None:
+        self._session = session
+        self.conn_id = conn_id
+        self.request = request
+        self.cid: ClientId | None = None
+        self.client: WseIdentity | None = None
+        self.identity: Any = None
+        self.meta: dict[str, Any] = {}
+
+    @property
+    def remote_addr(self) -> str:
+        """The client's IP address: the socket's, or what a trusted proxy says; an empty string where there is none."""
+        return self.request.remote_addr
+
+    @property
+    def ready_state(self) -> ReadyState:
+        """The state of its socket."""
+        return self._session.ready_state
+
+    @property
+    def protocol(self) -> Protocol:
+        """The message protocol that it speaks."""
+        return self._session.protocol
+
+    @property
+    def rtt(self) -> float | None:
+        """Seconds that the last ping and its pong took; `None` before the first, and inside web servers, which keep
+        their own heartbeat. A device is pinged when it has been silent for `Heartbeat.interval`.
+        """
+        return self._session.rtt
+
+    @property
+    def queued(self) -> int:
+        """Bytes that wait for the device to take them."""
+        return self._session.queued
+
+    def send(self, type: MessageType, payload: Any = None) -> None:
+        """Send a message to this device. On a connection that has ended nothing happens.
+
+        Raises:
+            WseError: `PROTOCOL_VIOLATION` for a type that is WSE's own; `MSG_PROCESSING_ERROR` for a payload that
+                cannot be encoded.
+        """
+        self._session.send(type, payload)
+
+    async def call(self, name: MessageType, payload: Any = None, *, timeout: float | None = None) -> Any:
+        """Call a procedure of this device and return its result.
+
+        Args:
+            name: The procedure, as the client registered it.
+            payload: What it gets.
+            timeout: Seconds to wait for the answer: `None` for the server's `timeout`, 0 for ever.
+
+        Raises:
+            WseError: What the procedure raised, or `RP_NOT_REGISTERED`, `RP_TIMEOUT`, `RP_DISCONNECT`,
+                `RP_SEND_FAILED` (WIRE.md section 4).
+        """
+        return await self._session.call(name, payload, timeout)
+
+    def drop(self, reason: str = CloseReason.BY_SERVER, code: int = 1000) -> None:
+        """Disconnect this device; nothing happens if it is disconnected.
+
+        Args:
+            reason: Told to the client; at most 123 bytes of UTF-8 (RFC 6455, 5.5).
+            code: A close code that an endpoint may send (RFC 6455, 7.4).
+
+        Raises:
+            ValueError: A code or reason that a close frame cannot carry.
+        """
+        check_close(code, reason)
+        self._session.close(code, reason)
+
+    async def drain(self) -> None:
+        """Wait until the socket takes more: for producers that send faster than the device may read."""
+        await self._session.drain()
+
+    def __repr__(self) -> str:
+        return f"<WseConnection {self._session.describe()} {self.ready_state.name}>"
+
+
+class WseIdentity:
+    """A user, with all the devices that are connected.
+
+    Attributes:
+        cid: The user's id.
+        meta: The meta of the first connection.
+    """
+
+    __slots__ = ("_conns", "_hub", "cid", "meta")
+
+    def __init__(self, hub: Hub, cid: ClientId, meta: dict[str, Any]) -> None:
+        self._hub = hub
+        self._conns: dict[str, WseConnection] = {}
+        self.cid = cid
+        self.meta = meta
+
+    @property
+    def conns(self) -> Mapping[str, WseConnection]:
+        """The user's connections by `conn_id`, the oldest first; read-only."""
+        return MappingProxyType(self._conns)
+
+    def send(self, type: MessageType, payload: Any = None, *, exclude: Exclude = None) -> None:
+        """Send a message to all devices of the user, but for a connection that is excluded.
+
+        Raises:
+            WseError: As `WseConnection.send`.
+        """
+        self._hub.send(self.cid, type, payload, exclude)
+
+    def drop(self, reason: str = CloseReason.BY_SERVER) -> None:
+        """Disconnect all devices of the user; `left` fires once.
+
+        Raises:
+            ValueError: A reason that a close frame cannot carry.
+        """
+        self._hub.drop_client(self.cid, reason)
+
+    async def call(self, name: MessageType, payload: Any = None, *, timeout: float | None = None) -> list[Any]:
+        """Call a procedure on every device of the user.
+
+        Returns:
+            The results in the order of `conns`; a `WseError` stands where a device's call failed.
+
+        Raises:
+            WseError: `CONNECTION_MISSING`, when the user has no connection left.
+        """
+        results: list[Any] = await self._hub.call(self.cid, name, payload, "all", timeout)
+        return results
+
+    def __repr__(self) -> str:
+        return f"<WseIdentity {self.cid} with {len(self._conns)} connections>"
+
+
+Exclude: TypeAlias = WseConnection | WseIdentity | ClientId | None
+"""Who does not get a message: a connection, or a user by its identity or `cid`."""

@@ -1,0 +1,67 @@
+"""One message to many connections, encoded once for each message protocol that they speak."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from typing import TYPE_CHECKING, Any
+
+from wse.core.connection import WseConnection, WseIdentity
+from wse.core.packed import encode
+from wse.types import ClientId, MessageType
+
+if TYPE_CHECKING:
+    from wse.core.connection import Exclude, ServerSession
+    from wse.core.endpoint import Endpoint
+    from wse.core.packed import Packed
+    from wse.core.ports import Protocol
+
+
+def send_to_all(endpoint: Endpoint, conns: Collection[WseConnection], type: MessageType, payload: Any) -> None:
+    """Send one message to many valid connections, encoded once for each message protocol that they speak.
+
+    Raises:
+        WseError: As `WseConnection.send`; then none has got it.
+    """
+    endpoint.check_type(type)
+    protocols = endpoint.protocols
+    if len(protocols) > 1:
+        protocols = tuple({conn._session.protocol for conn in conns}) or protocols[:1]
+    deliver(endpoint, conns, type, {protocol: encode(protocol, type, payload) for protocol in protocols})
+
+
+def deliver(
+    endpoint: Endpoint, conns: Collection[WseConnection], type: MessageType, by_protocol: Mapping[Protocol, Packed]
+) -> None:
+    """Send one message to many valid connections, in the form of the message protocol that each speaks."""
+    counters = endpoint.counters
+    counters.messages_out += len(conns)
+    if len(by_protocol) == 1:
+        (packed,) = by_protocol.values()
+        counters.bytes_out += len(conns) * len(packed.data)
+        slow: list[ServerSession] = []  # to hold a message may close the connection, which changes `conns`
+        for conn in conns:
+            session = conn._session
+            if session._writable:  # as in Outgoing.write_shared, without a call for each receiver
+                session.link.write_shared(packed)
+            else:
+                slow.append(session)
+        for session in slow:
+            session.hold(type, packed)
+        return
+    for conn in tuple(conns):
+        session = conn._session
+        packed = by_protocol[session.protocol]
+        counters.bytes_out += len(packed.data)
+        session.write_shared(type, packed)
+
+
+def excluded(exclude: Exclude) -> tuple[str | None, ClientId | None]:
+    """The `conn_id` or the `cid` of who does not get a message, if anybody."""
+    if isinstance(exclude, WseConnection):
+        return exclude.conn_id, None
+    return None, exclude.cid if isinstance(exclude, WseIdentity) else exclude
+
+
+def without(conns: Collection[WseConnection], conn_id: str | None, cid: ClientId | None) -> list[WseConnection]:
+    """All but that connection, or that user's."""
+    return [conn for conn in conns if conn.conn_id != conn_id and conn.cid != cid]
