@@ -8,7 +8,6 @@ workers) is tested in tests/frameworks.
 from __future__ import annotations
 
 import asyncio
-import socket
 import warnings
 from contextlib import asynccontextmanager
 
@@ -19,12 +18,7 @@ from granian.server.embed import Server as GranianServer
 from hypercorn.asyncio import serve as hypercorn_serve
 from hypercorn.config import Config as HypercornConfig
 
-
-def free_port():
-    """For servers that cannot tell which port they have taken: one that was free a moment ago."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+from support.programs import free_port
 
 
 @asynccontextmanager

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-import random
+import secrets
 import select
 import signal
 import socket
@@ -22,7 +22,7 @@ PATIENCE = 60.0
 def free_port() -> int:
     """A port for a program that must be told one, from those that no outgoing connection takes meanwhile."""
     for _ in range(100):
-        port = random.randrange(20_000, 32_000)
+        port = 20_000 + secrets.randbelow(12_000)  # `random` is seeded by hypothesis, the same in every process
         try:
             socket.create_server(("127.0.0.1", port)).close()
         except OSError:
