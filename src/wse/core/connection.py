@@ -26,7 +26,7 @@ class ServerSession(Session):
     def __init__(self, hub: Hub, link: Link, request: Request, protocol: Protocol) -> None:
         super().__init__(hub.endpoint, link, protocol)
         self._hub = hub
-        self.conn = WseConnection(self, secrets.token_hex(8), request)
+        self.conn = WseConnection(self, secrets.token_urlsafe(9), request)
         self._conn = self.conn
 
     def describe(self) -> str:
@@ -175,18 +175,18 @@ class WseIdentity:
         meta: The meta of the first connection.
     """
 
-    __slots__ = ("_conns", "_hub", "cid", "meta")
+    __slots__ = ("_devices", "_hub", "cid", "meta")
 
     def __init__(self, hub: Hub, cid: ClientId, meta: dict[str, Any]) -> None:
         self._hub = hub
-        self._conns: dict[str, WseConnection] = {}
+        self._devices: tuple[WseConnection, ...] = ()  # the oldest first; a dict for each user would take 200 bytes
         self.cid = cid
         self.meta = meta
 
     @property
     def conns(self) -> Mapping[str, WseConnection]:
         """The user's connections by `conn_id`, the oldest first; read-only."""
-        return MappingProxyType(self._conns)
+        return MappingProxyType({conn.conn_id: conn for conn in self._devices})
 
     def send(self, type: MessageType, payload: Any = None, *, exclude: Exclude = None) -> None:
         """Send a message to all devices of the user, but for a connection that is excluded.
@@ -217,7 +217,7 @@ class WseIdentity:
         return results
 
     def __repr__(self) -> str:
-        return f"<WseIdentity {self.cid} with {len(self._conns)} connections>"
+        return f"<WseIdentity {self.cid} with {len(self._devices)} connections>"
 
 
 Exclude: TypeAlias = WseConnection | WseIdentity | ClientId | None

@@ -151,16 +151,16 @@ class Hub:
             identity = self.identities[cid] = WseIdentity(self, cid, conn.meta)
         conn.cid = cid
         conn.client = identity
-        identity._conns[conn.conn_id] = conn
+        identity._devices += (conn,)
         return is_new
 
     def push_out(self, conn: WseConnection) -> None:
         """Close the oldest connection of the user of a new one, if there are too many."""
         assert conn.client is not None  # since `add`
-        conns = conn.client._conns
+        conns = conn.client._devices
         if len(conns) > self.conns_per_user:
             # Its listeners may send to the user: the new one is not valid yet, so nothing precedes the welcome.
-            next(iter(conns.values())).drop(CloseReason.CLIENTS_CONCURRENCY)
+            conns[0].drop(CloseReason.CLIENTS_CONCURRENCY)
 
     def welcome(self, session: ServerSession, welcome: Packed, is_first: bool) -> None:
         """Let a user's connection in, unless it has ended since it was added."""
@@ -187,8 +187,8 @@ class Hub:
             return
         if self.rooms is not None:
             self.rooms.forget(conn)
-        del identity._conns[conn.conn_id]
-        is_last = not identity._conns
+        identity._devices = tuple(device for device in identity._devices if device is not conn)
+        is_last = not identity._devices
         if is_last:
             del self.identities[identity.cid]
         self.disconnected.emit(conn, code, reason)
@@ -313,7 +313,7 @@ class Hub:
         """Disconnect a user's devices of this node."""
         identity = self.identities.get(cid)
         if identity is not None:
-            for conn in tuple(identity._conns.values()):
+            for conn in identity._devices:
                 conn.drop(reason)
 
     async def call(self, cid: ClientId, name: MessageType, payload: Any, mode: Mode, timeout: float | None) -> Any:
@@ -336,7 +336,7 @@ class Hub:
         identity = self.identities.get(cid)
         if identity is None:
             return []
-        return [conn._session for conn in identity._conns.values() if conn._session.valid]
+        return [conn._session for conn in identity._devices if conn._session.valid]
 
     def _listener_failed(self, exc: Exception, signal: str, args: tuple[Any, ...]) -> None:
         session = args[0]._session if isinstance(args[0], WseConnection) else None
