@@ -26,7 +26,7 @@ class ServerSession(Session):
     def __init__(self, hub: Hub, link: Link, request: Request, protocol: Protocol) -> None:
         super().__init__(hub.endpoint, link, protocol)
         self._hub = hub
-        self.conn = WseConnection(self, secrets.token_urlsafe(9), request)
+        self.conn = WseConnection(self, secrets.token_hex(8), request)
         self._conn = self.conn
 
     def describe(self) -> str:
