@@ -33,15 +33,16 @@ class Assembly:
         deflate: What inflates it, if it is compressed.
     """
 
-    __slots__ = ("_decoder", "_deflate", "_limit", "_parts", "_size", "_text")
+    __slots__ = ("_decoder", "_deflate", "_limit", "_received", "_text")
 
     def __init__(self, *, text: bool, limit: int, deflate: Deflate | None) -> None:
         self._text = text
         self._limit = limit
         self._deflate = deflate
         self._decoder = codecs.getincrementaldecoder("utf-8")() if text and deflate is None else None
-        self._parts: list[str | bytes] = []
-        self._size = 0
+        # Bytes in one piece: a list of parts would make a message of tiny parts many times as large, and one of empty
+        # parts grow without end.
+        self._received = bytearray()
 
     def add(self, part: bytes, *, last: bool) -> str | bytes | None:
         """Add a frame's payload; returns the message when it was the last.
@@ -49,27 +50,24 @@ class Assembly:
         Raises:
             ViolationError: 1009, it is above the limit; 1007, a text is not UTF-8; 1002, it cannot be inflated.
         """
-        self._size += len(part)
-        if self._size > self._limit:
+        if len(self._received) + len(part) > self._limit:
             raise self._too_large()
+        self._received += part
         try:
-            self._parts.append(part if self._decoder is None else self._decoder.decode(part, last))
+            if self._decoder is not None:
+                self._decoder.decode(part, last)  # only to find what is not UTF-8
             if not last:
                 return None
-            if self._decoder is not None:
-                return "".join(self._parts)  # type: ignore[arg-type]  # the decoder made all of them
-            data = b"".join(self._parts)  # type: ignore[arg-type]  # all are what came
-            if self._deflate is not None:
-                data = self._deflate.inflate(data, self._limit)
-                if self._text:
-                    return data.decode()
+            if self._deflate is None:
+                return self._received.decode() if self._text else bytes(self._received)
+            data = self._deflate.inflate(bytes(self._received), self._limit)
+            return data.decode() if self._text else data
         except UnicodeDecodeError:
             raise ViolationError(1007, "a text message is not UTF-8") from None
         except TooLargeError:
             raise self._too_large() from None
         except zlib.error as exc:
             raise ViolationError(1002, f"a message cannot be inflated: {exc}") from None
-        return data
 
     def _too_large(self) -> ViolationError:
         return ViolationError(1009, f"a message is larger than {self._limit} bytes")
