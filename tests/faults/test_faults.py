@@ -96,8 +96,9 @@ async def test_a_fault_settles_the_calls_of_both_sides(fault):
 async def test_a_client_that_reconnects_comes_back_after_a_fault(fault):
     async with Scene.set(reconnect=True, heartbeat=QUICK, client_heartbeat=QUICK) as scene:
         for times in range(1, 4):
+            closes = len(scene.heard.all("closed"))
             FAULTS[fault](scene.proxy)
-            await soon(scene.until(lambda: scene.client.status is not ClientStatus.READY))
+            await soon(scene.until(lambda: len(scene.heard.all("closed")) > closes))  # noqa: B023 - awaited here
             scene.proxy.stall(False)
             await soon(scene.until(lambda: scene.client.status is ClientStatus.READY))
             assert await soon(scene.client.call("echo", times)) == times
