@@ -1,7 +1,9 @@
 """RFC 6455 over a real socket: what the listener makes of frames, legal and not."""
 
+import asyncio
 import json
 import struct
+import tracemalloc
 
 import pytest
 
@@ -370,3 +372,37 @@ async def test_a_socket_lost_in_the_middle_of_a_frame_is_1006(scene):
     assert await scene.log.until("disconnected") == ("disconnected", "ann", 1006, "")
     assert scene.log.all("error") == []
     await scene.check()
+
+
+async def test_pings_that_nobody_reads_the_answers_to_are_not_queued_and_the_last_is_answered(scene):
+    async with RawSocket.user(scene.place.url) as socket:
+        conn = await scene.log.conn("ann")
+        socket.writer.transport.pause_reading()
+        async with asyncio.timeout(30):
+            for _ in range(100):
+                socket.send(*[frame(PING, b"x" * 125)] * 1000)
+                await socket.writer.drain()
+        socket.send(frame(PING, b"the last"), text("chat"))
+        await scene.log.until("ignored", "ann")
+        assert 0 < conn.queued < 300_000  # of 12.7 MB
+        socket.writer.transport.resume_reading()
+        answers = 1
+        while await socket.frame() != (PONG, b"the last"):
+            answers += 1
+        assert answers < 100_000
+
+
+async def test_a_message_of_empty_fragments_takes_no_memory(scene):
+    async with RawSocket.user(scene.place.url) as socket:
+        socket.send(frame(TEXT, '["echo",', fin=False))
+        tracemalloc.start()
+        try:
+            for _ in range(20):
+                socket.send(*[frame(CONTINUATION, b"", fin=False)] * 1000, frame(PING, b"received"))
+                assert await socket.frame() == (PONG, b"received")
+            held, _ = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+        assert held < 100_000
+        socket.send(frame(CONTINUATION, "1,1]"))
+        assert await socket.hear() == ["~wse:response", 1, 1]

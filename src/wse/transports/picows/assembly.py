@@ -33,14 +33,16 @@ class Assembly:
         deflate: What inflates it, if it is compressed.
     """
 
-    __slots__ = ("_data", "_decoder", "_deflate", "_limit", "_text")
+    __slots__ = ("_decoder", "_deflate", "_limit", "_received", "_text")
 
     def __init__(self, *, text: bool, limit: int, deflate: Deflate | None) -> None:
         self._text = text
         self._limit = limit
         self._deflate = deflate
         self._decoder = codecs.getincrementaldecoder("utf-8")() if text and deflate is None else None
-        self._data = bytearray()  # not a list of parts: a peer may make them tiny, or empty and without end
+        # Bytes in one piece: a list of parts would make a message of tiny parts many times as large, and one of empty
+        # parts grow without end.
+        self._received = bytearray()
 
     def add(self, part: bytes, *, last: bool) -> str | bytes | None:
         """Add a frame's payload; returns the message when it was the last.
@@ -48,17 +50,17 @@ class Assembly:
         Raises:
             ViolationError: 1009, it is above the limit; 1007, a text is not UTF-8; 1002, it cannot be inflated.
         """
-        if len(self._data) + len(part) > self._limit:
+        if len(self._received) + len(part) > self._limit:
             raise self._too_large()
-        self._data += part
+        self._received += part
         try:
             if self._decoder is not None:
-                self._decoder.decode(part, last)
+                self._decoder.decode(part, last)  # only to find what is not UTF-8
             if not last:
                 return None
-            data = bytes(self._data)
-            if self._deflate is not None:
-                data = self._deflate.inflate(data, self._limit)
+            if self._deflate is None:
+                return self._received.decode() if self._text else bytes(self._received)
+            data = self._deflate.inflate(bytes(self._received), self._limit)
             return data.decode() if self._text else data
         except UnicodeDecodeError:
             raise ViolationError(1007, "a text message is not UTF-8") from None

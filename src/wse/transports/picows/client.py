@@ -3,22 +3,29 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 import picows
 
 from wse.errors import ErrorCode, WseError
-from wse.transports.picows.link import PicowsClientLink, Turn
+from wse.transports.picows.frames import RSV1, masked_frame
+from wse.transports.picows.link import PicowsLink, Turn, payload_of
 from wse.transports.picows.log import logger
 
 if TYPE_CHECKING:
     import ssl
 
     from wse.core.limits import Limits
+    from wse.core.packed import Packed
     from wse.core.ports import Link
     from wse.core.session import Session
     from wse.transports.deflate import Compression
+
+
+_MASK_OURSELVES = 2048
+"""Up to this many bytes a client masks in Python and joins the frames of a turn; above, picows masks and sends."""
 
 
 async def connect(
@@ -90,3 +97,33 @@ class _Refusal(picows.WSListener):
 
     def on_ws_connected(self, transport: picows.WSTransport) -> None:
         transport.disconnect(False)
+
+
+class PicowsClientLink(PicowsLink):
+    """A link at a client, which masks what it sends (RFC 6455, 5.3)."""
+
+    __slots__ = ()
+
+    def on_ws_disconnected(self, transport: picows.WSTransport) -> None:
+        super().on_ws_disconnected(transport)
+        self._turn._loop.create_task(_retrieve_exception(transport))
+
+    def write_utf8(self, data: bytes) -> None:
+        self._send(data, 0x81)
+
+    def write_shared(self, packed: Packed) -> None:
+        self._send(*payload_of(packed))
+
+    def _put(self, payload: bytes, first: int) -> None:
+        if len(payload) <= _MASK_OURSELVES:
+            self._queue(masked_frame(payload, first))
+        else:
+            self._flush()
+            kind = picows.WSMsgType.TEXT if first & 0x0F == 1 else picows.WSMsgType.BINARY
+            self._transport.send(kind, payload, rsv1=bool(first & RSV1))
+
+
+async def _retrieve_exception(transport: picows.WSTransport) -> None:
+    """Take what picows keeps for those who await a client's end, or asyncio complains that nobody has."""
+    with contextlib.suppress(Exception):
+        await transport.wait_disconnected()

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 from typing import TYPE_CHECKING
 
 from picows import WSListener, WSMsgType
 
 from wse.core.closing import may_travel
 from wse.transports.picows.assembly import Assembly, ViolationError
-from wse.transports.picows.frames import RSV1, SHORT_TEXT, masked_frame, server_frame
+from wse.transports.picows.frames import RSV1, SHORT_TEXT, server_frame
 from wse.transports.picows.tcp import seconds_since_last_byte
 
 if TYPE_CHECKING:
@@ -34,10 +33,8 @@ _CONTINUATION = WSMsgType.CONTINUATION
 _PING = WSMsgType.PING
 _PONG = WSMsgType.PONG
 
-
-_MASK_OURSELVES = 2048
-"""Up to this many bytes a client masks in Python and joins the frames of a turn; above, picows masks and sends."""
-
+_PONG_FRAME = 0x8A
+"""The first byte of a pong (RFC 6455, 5.2)."""
 
 _MOST_JOINED = 256
 """Frames that are joined for one write. More in one turn are written at once, so that the socket can tell in time that
@@ -75,21 +72,25 @@ class PicowsLink(WSListener):
         "_close_timer",
         "_closing",
         "_deflate",
+        "_late_pong",
         "_limit",
         "_open",
         "_out",
+        "_paused",
         "_queued",
         "_received_close",
         "_session",
         "_transport",
         "_turn",
+        "_underlying",
         "_write",
         "heard",
     )
 
     _session: Session
     _transport: WSTransport
-    _write: Callable[[bytes], None]
+    _underlying: asyncio.Transport
+    _write: Callable[[asyncio.Transport, bytes], None]
 
     def __init__(
         self, turn: Turn, limits: Limits, open: Callable[[PicowsLink], Session], deflate: Deflate | None = None
@@ -104,6 +105,8 @@ class PicowsLink(WSListener):
         self._close_timer: Timer | None = None
         self._assembly: Assembly | None = None  # the message that has begun and not ended
         self._deflate: Deflate | None = deflate
+        self._paused = False  # the peer takes no more
+        self._late_pong: bytes | None = None  # the answer to its last ping, meanwhile
         self.heard = True
 
     # Link: what the session calls.
@@ -217,8 +220,11 @@ class PicowsLink(WSListener):
     def on_ws_connected(self, transport: WSTransport) -> None:
         self._transport = transport
         underlying = transport.underlying_transport
-        # The one that picows itself uses, where its own transports are in use: no second look at thread and type.
-        self._write = getattr(underlying, "write_nocheck", underlying.write)
+        self._underlying = underlying
+        # The one that picows itself uses, where its own transports are in use: no second look at thread and type. Not
+        # bound to this transport, or each connection would have a bound method of its own.
+        kind = type(underlying)
+        self._write = getattr(kind, "write_nocheck", kind.write)
         assert self._open is not None  # picows calls this once
         self._session = self._open(self)
         self._open = None
@@ -251,7 +257,7 @@ class PicowsLink(WSListener):
         if frame.last_in_buffer:
             out = self._out
             if len(out) == 1 and not closed:
-                self._write(out.pop())  # by far the most frequent case
+                self._write(self._underlying, out.pop())  # by far the most frequent case
             elif out:
                 self._flush()
             self._queued = was_queued
@@ -276,9 +282,14 @@ class PicowsLink(WSListener):
         self._session.closed(code, reason)
 
     def pause_writing(self) -> None:
+        self._paused = True
         self._session.writable(False)
 
     def resume_writing(self) -> None:
+        self._paused = False
+        pong, self._late_pong = self._late_pong, None
+        if pong is not None:
+            self._answer_ping(pong)
         self._session.writable(True)
 
     # Inside.
@@ -293,7 +304,7 @@ class PicowsLink(WSListener):
         if out:
             # The write goes around picows, so its guard is ours: it may have closed for a violation.
             if not self._transport.is_close_frame_sent:
-                self._write(out[0] if len(out) == 1 else b"".join(out))
+                self._write(self._underlying, out[0] if len(out) == 1 else b"".join(out))
             out.clear()
 
     def _on_other_frame(self, transport: WSTransport, frame: WSFrame) -> None:
@@ -303,9 +314,7 @@ class PicowsLink(WSListener):
         if frame.rsv2 or frame.rsv3 or (frame.rsv1 and not deflated):
             self._violated(1002, "a reserved bit is set and no extension was agreed on")
         elif kind is _PING:
-            self._flush()
-            if not self._closing:
-                transport.send_pong(frame.get_payload_as_bytes())
+            self._answer_ping(frame.get_payload_as_bytes())
         elif kind is _PONG:
             self._session.pong()
         elif kind is WSMsgType.CLOSE:
@@ -323,6 +332,14 @@ class PicowsLink(WSListener):
             deflate = self._deflate if deflated else None
             self._assembly = Assembly(text=kind is _TEXT, limit=self._limit, deflate=deflate)
             self._on_part(self._assembly, frame)
+
+    def _answer_ping(self, payload: bytes) -> None:
+        """Behind the answers that wait to be written, and with them; to a peer that takes nothing only the last of its
+        pings is answered, once it does (RFC 6455, 5.5.3)."""
+        if self._paused:
+            self._late_pong = payload
+        elif not self._closing:
+            self._put(payload, _PONG_FRAME)
 
     def _on_part(self, assembly: Assembly, frame: WSFrame) -> None:
         if frame.fin:
@@ -365,36 +382,6 @@ class PicowsLink(WSListener):
         self._session.violated(code, problem)
         # A session that has ended does not close the link, and a peer that goes on breaking rules is not waited for.
         self.close(code, problem)
-
-
-async def _retrieve_exception(transport: WSTransport) -> None:
-    """Take what picows keeps for those who await a client's end, or asyncio complains that nobody has."""
-    with contextlib.suppress(Exception):
-        await transport.wait_disconnected()
-
-
-class PicowsClientLink(PicowsLink):
-    """The same at a client, which masks what it sends (RFC 6455, 5.3)."""
-
-    __slots__ = ()
-
-    def on_ws_disconnected(self, transport: WSTransport) -> None:
-        super().on_ws_disconnected(transport)
-        self._turn._loop.create_task(_retrieve_exception(transport))
-
-    def write_utf8(self, data: bytes) -> None:
-        self._send(data, 0x81)
-
-    def write_shared(self, packed: Packed) -> None:
-        self._send(*payload_of(packed))
-
-    def _put(self, payload: bytes, first: int) -> None:
-        if len(payload) <= _MASK_OURSELVES:
-            self._queue(masked_frame(payload, first))
-        else:
-            self._flush()
-            kind = _TEXT if first & 0x0F == 1 else _BINARY
-            self._transport.send(kind, payload, rsv1=bool(first & RSV1))
 
 
 def payload_of(packed: Packed) -> tuple[bytes, int]:

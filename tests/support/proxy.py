@@ -1,0 +1,161 @@
+"""A TCP proxy that does what networks do: it cuts, stalls, resets, half-closes, delays and splits."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import struct
+from contextlib import suppress
+
+_RESET = struct.pack("ii", 1, 0)
+"""SO_LINGER with no time: closing sends RST instead of FIN."""
+
+
+class _Side(asyncio.Protocol):
+    """One of the two sockets of a connection through the proxy."""
+
+    def __init__(self, proxy):
+        self.proxy = proxy
+        self.other: _Side | None = None
+        self.transport: asyncio.Transport | None = None
+        self.early = []  # what came before the other side was there
+
+    def connection_made(self, transport):
+        self.transport = transport
+        transport.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self.proxy.sides.add(self)
+        if self.proxy.stalled:
+            transport.pause_reading()
+
+    def data_received(self, data):
+        if self.other is None:
+            self.early.append(data)
+        elif self.proxy.delay:
+            asyncio.get_running_loop().call_later(self.proxy.delay, self.other.put, data)
+        else:
+            self.other.put(data)
+
+    def put(self, data):
+        if self.transport.is_closing():
+            return
+        if self.proxy.split:
+            for at in range(len(data)):
+                self.transport.write(data[at : at + 1])
+        else:
+            self.transport.write(data)
+
+    def pause_writing(self):
+        self.other.transport.pause_reading()
+
+    def resume_writing(self):
+        if not self.proxy.stalled:
+            self.other.transport.resume_reading()
+
+    def eof_received(self):
+        if self.other is not None and self.other.transport.can_write_eof():
+            with suppress(OSError):
+                self.other.transport.write_eof()
+        return True  # the other direction stays open
+
+    def connection_lost(self, exc):
+        self.proxy.sides.discard(self)
+        if self.other is not None:
+            self.other.transport.close()
+
+    def reset(self):
+        self.transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+        self.transport.abort()
+
+
+class _Front(_Side):
+    """The side of who connects; it opens the other."""
+
+    def connection_made(self, transport):
+        super().connection_made(transport)
+        self.opening = asyncio.ensure_future(self.open())
+
+    async def open(self):
+        loop = asyncio.get_running_loop()
+        try:
+            _, back = await loop.create_connection(lambda: _Side(self.proxy), "127.0.0.1", self.proxy.to_port)
+        except OSError:
+            self.transport.abort()
+            return
+        self.other, back.other = back, self
+        for data in self.early:
+            self.data_received(data)
+        self.early = []
+        if self.transport.is_closing():
+            back.transport.close()
+
+
+class TcpProxy:
+    """Connections to `port` go on to `to_port`; what becomes of them is told by the methods.
+
+    Attributes:
+        delay: Seconds that all bytes are late, in both directions.
+        split: Whether every byte is written alone.
+        accepts: Whether new connections are let through; otherwise they are reset.
+    """
+
+    def __init__(self, to_port):
+        self.to_port = to_port
+        self.delay = 0.0
+        self.split = False
+        self.stalled = False
+        self.accepts = True
+        self.opened = 0
+        self.sides: set[_Side] = set()
+
+    async def __aenter__(self):
+        self._server = await asyncio.get_running_loop().create_server(self._accept, "127.0.0.1", 0)
+        self.port = self._server.sockets[0].getsockname()[1]
+        self.url = f"ws://127.0.0.1:{self.port}"
+        return self
+
+    async def __aexit__(self, *exc_info):
+        self._server.close()
+        await asyncio.gather(*(side.opening for side in self.fronts))
+        for side in tuple(self.sides):
+            side.transport.abort()
+        while self.sides:
+            await asyncio.sleep(0)
+        await self._server.wait_closed()
+
+    def _accept(self):
+        self.opened += 1
+        return _Front(self) if self.accepts else _Refusal()
+
+    @property
+    def fronts(self):
+        """The sides of those that have connected."""
+        return [side for side in self.sides if isinstance(side, _Front)]
+
+    def cut(self):
+        """End all connections in both directions, with FIN."""
+        for side in tuple(self.sides):
+            side.transport.abort()
+
+    def reset(self):
+        """End all connections in both directions, with RST."""
+        for side in tuple(self.sides):
+            side.reset()
+
+    def half_close(self, *, to_server):
+        """End one direction of all connections: the server hears no more, or the client."""
+        for front in self.fronts:
+            (front.other if to_server else front).transport.write_eof()
+
+    def stall(self, stalled=True):
+        """Pass on nothing any more, in silence; or go on."""
+        self.stalled = stalled
+        for side in self.sides:
+            if stalled:
+                side.transport.pause_reading()
+            else:
+                side.transport.resume_reading()
+
+
+class _Refusal(asyncio.Protocol):
+    def connection_made(self, transport):
+        transport.abort()
