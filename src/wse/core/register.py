@@ -114,6 +114,7 @@ class Register:
 
     async def _join(self, seat: Seat, cid: ClientId, welcome: Packed, subscribed: bool) -> None:
         joined: Joined | None = None
+        others = self._others(cid)
         try:
             joined = await self._broker.join(seat.device, self._hub.conns_per_user)
             seat.device = joined.device
@@ -125,9 +126,11 @@ class Register:
         conn = seat.conn
         session = conn._session
         is_first = joined is not None and joined.first
-        if is_first and self._is_here(cid):
-            # The register was lost, or we were reaped: `settle` knows whether that is news.
+        forgotten = [other for other in others if other.end is None and not other.displaced]
+        if is_first and forgotten:
+            # The register was lost, or we were reaped: `settle` will know whether this is news.
             self._owed.add(seat.device.user)
+            self._unsettled.update(forgotten)
             is_first = False
         if session.ended or seat.displaced:
             # It was in the register for a moment, so its user was there for a moment.
@@ -145,10 +148,11 @@ class Register:
             self._displace(joined)
         self._hub.welcome(session, welcome, is_first)
 
-    def _is_here(self, cid: ClientId) -> bool:
-        """Whether the user has another device here that was in the register."""
+    def _others(self, cid: ClientId) -> list[Seat]:
+        """The user's devices here that are in the register, as far as we know."""
         identity = self._hub.identities.get(cid)
-        return identity is not None and any(self._seats[conn_id].announced for conn_id in identity.conns)
+        seats = [] if identity is None else [self._seats[conn_id] for conn_id in identity.conns]
+        return [seat for seat in seats if seat.announced]
 
     def leave(self, conn: WseConnection, identity: WseIdentity, code: int, reason: str) -> None:
         """The connection has ended."""
