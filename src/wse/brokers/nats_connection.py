@@ -147,9 +147,6 @@ class NatsConnection:
         if not self.broken.done():
             self.broken.set_result(cause)
             self._queue.clear()
-            for flush in self._flushes:
-                if not flush.done():
-                    flush.set_exception(cause)
 
     # What is to be sent.
 
