@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from wse.core.broker import BrokerListener
 
-ANSWER = 4.0
+ANSWER = 3.0
 """Seconds that an engine has for an answer, or to take a new connection."""
 
 SUBSCRIBED = 60.0

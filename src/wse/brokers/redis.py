@@ -227,6 +227,8 @@ class RedisConnection:
         await asyncio.wait(self._tasks)
 
     def _put(self, packed: bytes, answer: asyncio.Future[Any] | None) -> None:
+        if self.broken.done():
+            return
         self._queue.append((packed, answer))
         self._size += len(packed)
         self._queued.set()
