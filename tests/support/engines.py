@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import secrets
 import signal
@@ -73,6 +74,7 @@ class Engine(ABC):
     def freeze(self):
         """Be there, but do nothing."""
         self._process.send_signal(signal.SIGSTOP)
+        os.waitpid(self._process.pid, os.WUNTRACED)  # until it has stopped
 
     def thaw(self):
         self._process.send_signal(signal.SIGCONT)

@@ -2,12 +2,11 @@
 
     nats://[[user]:password@]host[:port][,host[:port]...][?prefix=app&replicas=3]       tls:// never without TLS
 
-The register is two buckets as the key/value tools know them, in memory, on `replicas` servers, changed by
-compare-and-set:
+The register is a bucket as the key/value tools know it, in memory, on `replicas` servers, changed by compare-and-set:
 
-    <prefix>-users    <user>                    a line "connection-id node epoch since" for each device
-    <prefix>-nodes    lease.<node>.<epoch>      for as long as the lease is in force: the server takes it away
-                      node.<node>.<epoch>       until the node has been reaped
+    user.<user>               a line "connection-id node epoch since" for each device
+    lease.<node>.<epoch>      for as long as the lease is in force: the server takes it away
+    node.<node>.<epoch>       until the node has been reaped
 
 An epoch is an unbroken series of renewals. A node that has let its lease run out begins the next one, and its devices
 belong to that from when it has joined them anew, so nobody who reaps the old one can take out what is alive.
@@ -90,10 +89,9 @@ class NatsBroker(KeptBroker[NatsConnection]):
         connection = NatsConnection(self._prefix, self.received)
         try:
             await connection.connect(self._servers, {"name": f"wse {self._node}", **self._options})
-            await connection.prepare("users", self._replicas)
-            await connection.prepare("nodes", self._replicas)
-            # Not before a lease: a node without one is there to be reaped.
-            await connection.put("nodes", f"node.{self._node}.{self._epoch}", b"")
+            await connection.prepare(self._replicas)
+            # Even without a lease: so the node is there to be reaped.
+            await connection.put(f"node.{self._node}.{self._epoch}", b"")
         except BaseException:
             await connection.close()
             raise
@@ -119,21 +117,23 @@ class NatsBroker(KeptBroker[NatsConnection]):
         return await self._change(device.user, step)
 
     async def devices(self, user: str) -> list[Device]:
-        _, value = await self.ask(lambda connection: connection.get("users", user))
+        _, value = await self.ask(lambda connection: connection.get(f"user.{user}"))
         return list(_read(user, value))
 
     async def online(self) -> int:
-        return await self.ask(lambda connection: connection.count("users"))
+        others, count = await self.ask(lambda connection: connection.keys("*.*.*"))
+        return count - len(others)
 
     async def users(self) -> AsyncIterator[str]:
         offset = 0
-        while page := await self._keys("users", offset):
-            for user in page:
-                yield user
+        while page := await self._user_keys(offset):
+            for key in page:
+                yield key.removeprefix("user.")
             offset += len(page)
 
-    async def _keys(self, bucket: str, offset: int = 0) -> list[str]:
-        return await self.ask(lambda connection: connection.keys(bucket, offset))
+    async def _user_keys(self, offset: int) -> list[str]:
+        keys, _ = await self.ask(lambda connection: connection.keys("user.*", offset))
+        return keys
 
     async def _change(self, user: str, step: Callable[[Records], tuple[T, Records]]) -> T:
         return await self.ask(lambda connection: self._compare_and_set(connection, user, step))
@@ -143,16 +143,16 @@ class NatsBroker(KeptBroker[NatsConnection]):
     ) -> T:
         """Make a step, which is a function of the user's devices, from what nobody else has changed meanwhile."""
         for attempt in range(ATTEMPTS):
-            revision, value = await connection.get("users", user)
+            revision, value = await connection.get(f"user.{user}")
             before = _read(user, value)
             result, after = step(before)
             if after == before:
                 return result
             try:
                 if after:
-                    await connection.put("users", user, _write(after), revision)
+                    await connection.put(f"user.{user}", _write(after), revision)
                 else:
-                    await connection.delete("users", revision)
+                    await connection.delete(revision)
             except OutdatedError:
                 await asyncio.sleep(random.random() * min(0.1, 0.002 * 2**attempt))  # noqa: S311 - it spreads, no more
             else:
@@ -168,15 +168,15 @@ class NatsBroker(KeptBroker[NatsConnection]):
         if self._lease:
             try:
                 lease = f"lease.{self._node}.{self._epoch}"
-                self._lease = await connection.put("nodes", lease, b"", self._lease, ttl)
+                self._lease = await connection.put(lease, b"", self._lease, ttl)
             except OutdatedError:
                 pass  # it has run out, or is lost, or an answer is
             else:
                 return True
         epoch = token_hex(8)
         # In this order, or who reaps between the two would find a node that is to be forgotten.
-        lease_of_epoch = await connection.put("nodes", f"lease.{self._node}.{epoch}", b"", ttl=ttl)
-        await connection.put("nodes", f"node.{self._node}.{epoch}", b"")
+        lease_of_epoch = await connection.put(f"lease.{self._node}.{epoch}", b"", ttl=ttl)
+        await connection.put(f"node.{self._node}.{epoch}", b"")
         self._epoch, self._lease = epoch, lease_of_epoch
         return False
 
@@ -191,7 +191,8 @@ class NatsBroker(KeptBroker[NatsConnection]):
     async def _epochs(self) -> tuple[dict[str, str], dict[str, str]]:
         """The nodes of the epochs whose lease is in force, and of all that were not reaped; of one moment."""
         kinds: dict[str, dict[str, str]] = {"lease": {}, "node": {}}
-        for key in await self._keys("nodes"):
+        keys, _ = await self.ask(lambda connection: connection.keys("*.*.*"))
+        for key in keys:
             kind, node, epoch = key.split(".")
             kinds[kind][epoch] = node
         return kinds["lease"], kinds["node"]
@@ -225,16 +226,16 @@ class NatsBroker(KeptBroker[NatsConnection]):
         return gone
 
     async def _purge(self, keys: str) -> None:
-        await self.ask(lambda connection: connection.purge("nodes", keys))
+        await self.ask(lambda connection: connection.purge(keys))
 
     async def _users_of(self, epochs: Container[str]) -> list[str]:
         """The users who have devices of these epochs; this reads the whole register."""
 
         async def scan(connection: NatsConnection) -> list[str]:
             return [
-                user
-                async for user, value in connection.scan("users")
-                if any(epoch in epochs for epoch in _read(user, value).values())
+                key.removeprefix("user.")
+                async for key, value in connection.scan("user.*")
+                if any(epoch in epochs for epoch in _read(key, value).values())
             ]
 
         return await self.ask(scan, within=SUBSCRIBED)
