@@ -142,6 +142,7 @@ class Cluster:
                 self.broker.subscribe(topic)
             await self.broker.renew(self.settings.lease)
             self.peers = await self.broker.nodes() - {self.node}
+            self.broker.publish(ALL, envelope.encode(envelope.Hello(self.node)))
             await self.broker.flush()
         except BaseException:
             await self.broker.close()
@@ -350,6 +351,8 @@ class Cluster:
                 self._enter(decode_name(topic.removeprefix(USER)), decode_name(said.room), enter=said.enter)
             case envelope.Displaced():
                 self.register.displaced(said.conn_id)
+            case envelope.Hello():
+                self.peers |= {said.origin}
             case envelope.Reaped():
                 self.register.reaped_by_another(said.users)
             case envelope.Canary():
