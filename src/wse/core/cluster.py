@@ -361,7 +361,7 @@ class Cluster:
                 self.asks.called(said)
             case envelope.Query():
                 self.asks.queried(said)
-            case envelope.Answer():
+            case _:
                 self.asks.answered(said)
 
     def _receivers(self, topic: str) -> Collection[WseConnection]:

@@ -109,7 +109,9 @@ class Answer(Said, tag=7):
 encode = msgspec.msgpack.Encoder(enc_hook=str).encode
 """Makes bytes of what is said. Values that MessagePack does not have, in the details of errors, become strings."""
 
-decode = msgspec.msgpack.Decoder(Message | Drop | Enter | Displaced | Reaped | Hello | Canary | Call | Query | Answer).decode
+decode = msgspec.msgpack.Decoder(
+    Message | Drop | Enter | Displaced | Reaped | Hello | Canary | Call | Query | Answer
+).decode
 """Raises a `msgspec.MsgspecError` for bytes that no node says."""
 
 plain = msgspec.msgpack.Encoder().encode

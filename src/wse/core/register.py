@@ -86,6 +86,7 @@ class Register:
         self._silent: set[str] = (
             set()
         )  # users who were told to be first, and for whom we thought nobody had fired `left`
+        self._lease = 0  # counts the leases: what the register says under one need not hold under the next
         self._asking = False
         self._settling = False
         self._emptied: asyncio.Future[None] | None = None
@@ -115,10 +116,14 @@ class Register:
     async def _join(self, seat: Seat, cid: ClientId, welcome: Packed, subscribed: bool) -> None:
         joined: Joined | None = None
         others = self._others(cid)
+        lease = self._lease
         try:
             joined = await self._broker.join(seat.device, self._hub.conns_per_user)
             seat.device = joined.device
-            seat.known = seat.announced = True
+            seat.announced = True
+            seat.known = lease == self._lease
+            if not seat.known:
+                self._unsettled.add(seat)
             if subscribed:
                 await self._broker.flush()  # what is sent after the welcome must arrive
         except WseError:
@@ -216,6 +221,7 @@ class Register:
         Raises:
             WseError: `BROKER_UNAVAILABLE`.
         """
+        self._lease += 1
         for seat in self._seats.values():
             seat.known = False
         self.doubt()
@@ -270,8 +276,13 @@ class Register:
             self._silent.clear()
 
     async def _join_again(self, seat: Seat, here: set[str]) -> None:
+        lease = self._lease
         joined = await self._broker.join(seat.device, self._hub.conns_per_user, fresh=False)
         user = seat.device.user
+        if lease != self._lease:  # so it must be joined once more
+            if joined.first:
+                self._owed.add(user)
+            return
         seat.device = joined.device
         seat.known = seat.announced = True
         self._unsettled.discard(seat)
