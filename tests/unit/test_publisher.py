@@ -30,14 +30,16 @@ async def test_what_cannot_be_sent_is_raised():
 
 async def test_without_the_broker_sending_fails_at_once():
     engine = MemoryCluster()
+    publisher = Publisher(MemoryBroker(engine))
+    await publisher.open()
+    engine.pause()
+    for use in (lambda: publisher.broadcast("say"), lambda: publisher.drop_client("ann")):
+        with pytest.raises(WseError) as caught:
+            use()
+        assert caught.value.code == ErrorCode.BROKER_UNAVAILABLE
     with pytest.raises(WseError) as caught:
-        async with Publisher(MemoryBroker(engine)) as publisher:
-            engine.pause()
-            for use in (lambda: publisher.broadcast("say"), lambda: publisher.drop_client("ann")):
-                with pytest.raises(WseError) as refused:
-                    use()
-                assert refused.value.code == ErrorCode.BROKER_UNAVAILABLE
-    assert caught.value.code == ErrorCode.BROKER_UNAVAILABLE  # leaving waits for the broker
+        await publisher.__aexit__(None)  # which waits until all has been taken
+    assert caught.value.code == ErrorCode.BROKER_UNAVAILABLE
     with pytest.raises(WseError) as caught:
         await soon(Publisher(MemoryBroker(engine)).open())
     assert caught.value.code == ErrorCode.BROKER_UNAVAILABLE
@@ -45,10 +47,14 @@ async def test_without_the_broker_sending_fails_at_once():
 
 async def test_an_exception_inside_is_not_replaced_by_one_of_the_broker():
     engine = MemoryCluster()
-    with pytest.raises(LookupError):
+
+    async def fail():
         async with Publisher(MemoryBroker(engine)):
             engine.pause()
             raise LookupError
+
+    with pytest.raises(LookupError):
+        await fail()
 
 
 async def test_a_publisher_of_several_protocols_packs_for_each():
@@ -77,9 +83,11 @@ def test_code_without_asyncio_is_told_what_cannot_be_sent():
     with pytest.raises(WseError) as caught:
         publisher.send("ann", "~wse:hi")
     assert caught.value.code == ErrorCode.PROTOCOL_VIOLATION
-    publisher.room("tea").send("say")
-    thread = publisher._thread
-    publisher.close()
+    with publisher:
+        publisher.room("tea").send("say")
+        publisher.broadcast("say")
+        publisher.drop_client("ann", "bye")
+        thread = publisher._thread
     publisher.close()
     assert not thread.is_alive()
 

@@ -865,7 +865,7 @@ def test_a_connection_that_is_lost_as_the_wait_ends_keeps_what_was_kept():
     assert len(one.cluster._backlog) == 1
     nodes.engine.reachable = True
     one.cluster.connection_restored()
-    nodes.run()
+    nodes.advance(1)
     assert heard(peer) == [[("say", 1)]]
 
 
@@ -880,3 +880,43 @@ def test_a_connection_that_outlives_its_node_ends_in_peace():
     peer.session.closed(1001, "")
     assert one.names("disconnected") == [("disconnected", "ann", 1001, "")]
     assert one.leftovers == []
+
+
+def test_a_device_that_goes_before_its_welcome_as_one_of_several_fires_nothing():
+    nodes = Nodes(1, conns_per_user=2)
+    (one,) = nodes
+    nodes.join(one)
+    gate = held_up(one.broker, "join")
+    begin(one).session.closed(1001, "")
+    gate.set_result(None)
+    nodes.run()
+    assert nodes.presence() == [JOINED]
+
+
+def test_a_node_closes_at_once_when_its_broker_fails_meanwhile():
+    nodes = Nodes(1)
+    (one,) = nodes
+
+    async def fail(device):
+        raise WseError(ErrorCode.BROKER_UNAVAILABLE)
+
+    one.broker.leave = fail
+    nodes.join(one).session.closed(1012, "")
+    one.do(one.cluster.close())
+    assert one.leftovers == []
+
+
+def test_a_device_is_owed_nothing_when_the_register_was_lost_and_knew_it():
+    nodes = Nodes(2, conns_per_user=2)
+    one, two = nodes
+    nodes.join(one), nodes.join(two)
+    gate = held_up(one.broker, "join")
+    nodes.engine.pause()
+    nodes.engine.resume()
+    nodes.run()  # it joins again, and is not the first
+    nodes.engine.forget()
+    nodes.advance(3)
+    gate.set_result(None)
+    nodes.advance(4)
+    assert nodes.presence() == [JOINED]
+    assert len(one.do(one.server.devices("ann"))) == 2

@@ -312,11 +312,11 @@ class Cluster:
             self._endpoint.report(error, None, exc)
 
     def connection_lost(self, cause: Exception | None) -> None:
-        self._waits_for_peers = True
         self._vitals.lose_touch()
         self._endpoint.report(WseError(ErrorCode.BROKER_UNAVAILABLE), None, cause)
 
     def connection_restored(self) -> None:
+        self._waits_for_peers = True
         self.register.doubt()
         self._vitals.beat()
         if not self._resuming:
@@ -327,16 +327,11 @@ class Cluster:
         """Say what was kept when the others hear again, too: they have lost their connections as we have ours."""
         missing = set(self.peers)
         deadline = self._scheduler.time() + self.settings.lease  # who is not back by then is dead
-        try:
-            while missing and self._scheduler.time() < deadline:
-                missing.difference_update(await self.asks.query_nodes(missing, "here", "", PATIENCE))
-        except WseError:
-            return  # lost again; there will be another time
-        finally:
-            self._resuming = False
-        if self.broker.connected:
-            self._waits_for_peers = False
-            self.catch_up()
+        while self.broker.connected and missing and self._scheduler.time() < deadline:
+            missing -= set(await self.asks.query_nodes(missing, "here", "", PATIENCE))
+        self._resuming = False
+        self._waits_for_peers = False  # when the connection was lost again, its return will set it anew
+        self.catch_up()
 
     def _here(self, _: str) -> str:
         return self.node
