@@ -206,6 +206,8 @@ class KeptBroker(ABC, Generic[C]):
             for topic in self._topics:
                 connection.subscribe(topic)
             await answer(connection, connection.flush(), SUBSCRIBED)
+            if connection.broken.done():  # by a subscription that the engine refused
+                raise connection.broken.result()
         except BaseException:
             self._connection = None
             await connection.close()

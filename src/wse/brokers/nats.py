@@ -90,8 +90,6 @@ class NatsBroker(KeptBroker[NatsConnection]):
         try:
             await connection.connect(self._servers, {"name": f"wse {self._node}", **self._options})
             await connection.prepare(self._replicas)
-            # Even without a lease: so the node is there to be reaped.
-            await connection.put(f"node.{self._node}.{self._epoch}", b"")
         except BaseException:
             await connection.close()
             raise
@@ -107,6 +105,7 @@ class NatsBroker(KeptBroker[NatsConnection]):
                 del after[other]
             return joined, after
 
+        await self.ask(self._announce)
         return await self._change(device.user, step)
 
     async def leave(self, device: Device) -> bool:
@@ -164,6 +163,12 @@ class NatsBroker(KeptBroker[NatsConnection]):
     async def renew(self, ttl: float) -> bool:
         return await self.ask(lambda connection: self._renew(connection, math.ceil(ttl)))
 
+    async def _announce(self, connection: NatsConnection) -> None:
+        """See to it that who reaps knows this epoch, even if it never gets a lease, or the register is a new one."""
+        if connection.announced != self._epoch:
+            await connection.put(f"node.{self._node}.{self._epoch}", b"")
+            connection.announced = self._epoch
+
     async def _renew(self, connection: NatsConnection, ttl: int) -> bool:
         if self._lease:
             try:
@@ -173,11 +178,12 @@ class NatsBroker(KeptBroker[NatsConnection]):
                 pass  # it has run out, or is lost, or an answer is
             else:
                 return True
+        # The lease comes first, or who reaps between the two would find a node that is to be forgotten.
         epoch = token_hex(8)
-        # In this order, or who reaps between the two would find a node that is to be forgotten.
         lease_of_epoch = await connection.put(f"lease.{self._node}.{epoch}", b"", ttl=ttl)
         await connection.put(f"node.{self._node}.{epoch}", b"")
-        self._epoch, self._lease = epoch, lease_of_epoch
+        self._epoch = connection.announced = epoch
+        self._lease = lease_of_epoch
         return False
 
     async def resign(self) -> None:
