@@ -74,6 +74,7 @@ class NatsConnection:
         self._client = SecureClient()
         self._stream = self._client.jetstream(timeout=ANSWER)
         self._inbox = Inbox(received, len(prefix) + 1)
+        self._unused: asyncio.Queue[Msg] = asyncio.Queue()
         self._subscriptions: dict[str, Subscription] = {}
         self._queue: deque[tuple[str, bytes]] = deque()
         self._size = 0  # bytes in the queue
@@ -175,7 +176,10 @@ class NatsConnection:
                 if subscription is not None:
                     await subscription.unsubscribe()
             elif topic not in self._subscriptions:
-                self._subscriptions[topic] = await client.subscribe(f"{self._prefix}.{topic}", future=self._inbox)
+                subscription = await client.subscribe(f"{self._prefix}.{topic}", future=self._inbox)
+                # Four fifths of what a subscription would keep in memory; with a future, nothing is ever put there.
+                subscription._pending_queue = self._unused
+                self._subscriptions[topic] = subscription
         while queue:
             subject, data = queue.popleft()
             self._size -= len(data)
