@@ -13,7 +13,7 @@ import redis.asyncio as redis_py
 import trustme
 from nats.js import api
 
-from support.brokers import Node, RedisCluster, run_cluster, unavailable
+from support.brokers import Node, RedisCluster, run_cluster, unavailable, until
 from support.engines import Nats, Valkey, free_port
 from wse.brokers import from_url, kept
 from wse.brokers import nats as nats_broker
@@ -190,7 +190,7 @@ async def test_a_buffer_that_an_engine_does_not_empty_counts_as_an_engine_that_i
     one, two = await cluster.nodes(2, "talk")
     monkeypatch.setattr("wse.brokers.redis.BUFFER", 8 * 1024 * 1024)
     monkeypatch.setattr("wse.brokers.nats_connection.BUFFER", 8 * 1024 * 1024)
-    for _ in range(9):
+    for _ in range(10):
         one.broker.publish("talk", bytes(1024 * 1024))
     _, cause = await one.until("lost")
     assert isinstance(cause, OverflowError)
@@ -288,6 +288,10 @@ async def test_an_error_in_a_step_leaves_the_connection_alone(redis_cluster, val
         await client.set(f"{redis_cluster.prefix}:u:ann", "not a hash")
     cause = await unavailable(node.broker.devices("ann"))
     assert "WRONGTYPE" in str(cause)
+    step = asyncio.ensure_future(node.broker.devices("ann"))
+    await asyncio.sleep(0)
+    step.cancel()
+    await node.broker.flush()
     node.broker.publish("talk", b"hello")
     await node.until("received", "talk", b"hello")
     assert node.names == ["received"]
@@ -335,6 +339,12 @@ async def test_a_register_that_was_made_otherwise_is_adapted(nats_cluster, js):
     assert (await js.stream_info(f"KV_{name}")).config.max_msgs_per_subject == 1
 
 
+async def test_a_register_that_belongs_to_somebody_else_is_left_alone(nats, js):
+    await js.add_stream(api.StreamConfig(name="OTHER", subjects=["$KV.taken.>"], storage="memory"))
+    cause = await unavailable(Node("node", from_url(nats.url("taken"))).open())
+    assert "overlap" in str(cause)
+
+
 async def test_more_replicas_than_there_are_servers(nats):
     cause = await unavailable(Node("node", from_url(nats.url(replicas=3))).open())
     assert "replicas" in str(cause)
@@ -361,7 +371,8 @@ async def test_steps_that_always_come_second_give_up(nats_cluster, monkeypatch):
 
 FORBIDDEN = """
 authorization { users = [
-  { user: ann, password: ann, permissions: { publish: { deny: ["app.forbidden", "$KV.app.user.forbidden"] } } }
+  { user: ann, password: ann, permissions: { publish: { deny: ["app.forbidden", "$KV.app.user.forbidden"] },
+    subscribe: { deny: ["app.forbidden"] } } }
   { user: root, password: root }
 ] }
 """
@@ -383,6 +394,37 @@ async def test_messages_that_nats_refuses_do_not_vanish_in_silence(strict):
     assert "permissions violation" in str(cause)
     await node.until("restored")
     await node.broker.close()
+
+
+async def test_a_subscription_that_nats_refuses_is_not_in_force(strict):
+    node = Node("node", from_url(strict.url("app", login="ann:ann@")))
+    await node.open()
+    node.broker.subscribe("forbidden")
+    _, cause = await node.until("lost")
+    assert "permissions violation" in str(cause)
+
+    async def tried_again():
+        return await unavailable(node.broker.flush()) is not cause
+
+    await until(tried_again)
+    assert node.names == ["lost"]
+    node.broker.unsubscribe("forbidden")
+    await node.until("restored")
+    await node.broker.close()
+
+
+async def test_a_topic_that_nats_cannot_name_does_not_vanish_in_silence(nats_cluster):
+    node = await nats_cluster.node()
+    node.broker.publish("two words", b"hello")
+    _, cause = await node.until("lost")
+    assert "subject" in str(cause).lower()
+
+
+async def test_a_certificate_that_nobody_vouches_for_is_named(tmp_path, certificates):
+    _, certificate, key = certificates
+    with Nats(tmp_path, "--tls", "--tlscert", certificate, "--tlskey", key, secure=True) as engine:
+        cause = await unavailable(Node("node", from_url(engine.url())).open())
+    assert isinstance(cause, ssl.SSLCertVerificationError)
 
 
 async def test_who_was_reaped_is_told_even_if_others_could_not_be(strict, monkeypatch):

@@ -48,6 +48,10 @@ class Engine(ABC):
     def running(self):
         return self._process is not None
 
+    @property
+    def pid(self):
+        return self._process.pid
+
     def url(self, prefix=None, login="", **parameters):
         """For a broker; with a prefix that nobody else has, unless one is given."""
         scheme = self.secure_scheme if self.secure else self.scheme

@@ -137,3 +137,13 @@ async def test_a_broker_that_is_closed_is_not_told_of_an_outage():
     cluster.resume()
     await two.until("restored")
     assert one.entries == []
+
+
+async def test_who_is_unsubscribed_by_a_message_of_the_same_turn_hears_no_more():
+    one, two = await open_nodes(MemoryCluster(), "one", "two")
+    for node in one, two:
+        node.broker.subscribe("talk")
+    one.received = lambda topic, data: (one.add("received"), two.broker.unsubscribe("talk"))
+    one.broker.publish("talk", b"hello")
+    await one.until("received")
+    assert two.entries == []

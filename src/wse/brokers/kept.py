@@ -10,7 +10,7 @@ import asyncio
 import re
 import typing
 from abc import ABC, abstractmethod
-from contextlib import suppress
+from contextlib import AsyncExitStack, suppress
 from typing import TYPE_CHECKING, Generic, TypeVar
 from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 
@@ -149,9 +149,8 @@ class KeptBroker(ABC, Generic[C]):
             with suppress(WseError):  # the engine may be away, and then nothing can be sent
                 await self.flush()
         self._fail(ConnectionError("the broker is closed"))
-        connection, self._connection = self._connection, None
-        if connection is not None:
-            await connection.close()
+        if self._connection is not None:
+            await self._drop(self._connection)
         self._topics.clear()
 
     # Messages.
@@ -202,24 +201,27 @@ class KeptBroker(ABC, Generic[C]):
         """Connect, and bring all subscriptions into force."""
         async with asyncio.timeout(ANSWER):
             connection = self._connection = await self._connect()
-        try:
+        async with AsyncExitStack() as undo:
+            undo.push_async_callback(self._drop, connection)
             for topic in self._topics:
                 connection.subscribe(topic)
             await answer(connection, connection.flush(), SUBSCRIBED)
-        except BaseException:
-            self._connection = None
-            await connection.close()
-            raise
+            if connection.broken.done():  # pragma: no cover - before Python 3.12, this ends the flush itself
+                raise connection.broken.result()
+            undo.pop_all()
         self._ready = True
         return connection
+
+    async def _drop(self, connection: C) -> None:
+        self._connection = None
+        await connection.close()
 
     async def _keep(self, connection: C) -> None:
         while True:
             cause = await self._watch(connection)
-            self._connection = None
             self._fail(cause)
             self._listener.connection_lost(cause)
-            await connection.close()
+            await self._drop(connection)
             connection = await self._reconnect()
             self._listener.connection_restored()
 

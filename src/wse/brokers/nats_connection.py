@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 
     from nats.aio.subscription import Subscription
 
+CLOSED = 1.0
+"""Seconds that closing may take."""
+
 # Errors of JetStream that the library does not tell apart (the server's errors.json).
 WRONG_REVISION = (10071, 10164, 10043)  # the last when it is to be deleted
 NO_KEY = 10037
@@ -66,10 +69,12 @@ class NatsConnection:
     def __init__(self, prefix: str, received: Callable[[str, bytes], None]) -> None:
         self._loop = asyncio.get_running_loop()
         self.broken: asyncio.Future[Exception] = self._loop.create_future()
+        self.announced = ""  # the epoch that is known to be known to those who reap
         self._prefix = prefix
         self._client = SecureClient()
         self._stream = self._client.jetstream(timeout=ANSWER)
         self._inbox = Inbox(received, len(prefix) + 1)
+        self._unused: asyncio.Queue[Msg] = asyncio.Queue()
         self._subscriptions: dict[str, Subscription] = {}
         self._queue: deque[tuple[str, bytes]] = deque()
         self._size = 0  # bytes in the queue
@@ -130,8 +135,8 @@ class NatsConnection:
         if self._sender is not None:
             self._sender.cancel()
             await asyncio.wait((self._sender,))
-        with suppress(Exception):  # the library passes on what the socket raised
-            async with asyncio.timeout(ANSWER):
+        with suppress(Exception):  # the library passes on what the socket raised, or waits for what will not come
+            async with asyncio.timeout(CLOSED):
                 await self._client.close()
 
     # What fails.
@@ -171,7 +176,10 @@ class NatsConnection:
                 if subscription is not None:
                     await subscription.unsubscribe()
             elif topic not in self._subscriptions:
-                self._subscriptions[topic] = await client.subscribe(f"{self._prefix}.{topic}", future=self._inbox)
+                subscription = await client.subscribe(f"{self._prefix}.{topic}", future=self._inbox)
+                # Four fifths of what a subscription would keep in memory; with a future, nothing is ever put there.
+                subscription._pending_queue = self._unused
+                self._subscriptions[topic] = subscription
         while queue:
             subject, data = queue.popleft()
             self._size -= len(data)
@@ -246,10 +254,8 @@ class NatsConnection:
         async with self._register():
             # The library's own request for this does not know of the offset.
             reply = await self._client.request(f"$JS.API.STREAM.INFO.KV_{self._prefix}", question, timeout=ANSWER)
-            answer = json.loads(reply.data)
-            if "error" in answer:
-                raise APIError.from_error(answer["error"])
-        start, state = len(self._key("")), answer["state"]
+            state = _checked(json.loads(reply.data))["state"]
+        start = len(self._key(""))
         return [subject[start:] for subject in state.get("subjects") or ()], state["messages"]
 
     async def scan(self, which: str) -> AsyncIterator[tuple[str, bytes]]:
@@ -258,9 +264,8 @@ class NatsConnection:
             bucket = await self._stream.key_value(self._prefix)
             watcher: Any = await bucket.watch(which, inactive_threshold=30)  # it is typed in part
         try:
-            async for entry in watcher:
-                if entry is None:  # that was all; what follows are changes
-                    return
+            # None tells that this was all; what follows are changes.
+            while (entry := await watcher.updates(ANSWER)) is not None:
                 yield entry.key, entry.value
         finally:
             await watcher.stop()
@@ -280,3 +285,9 @@ class NatsConnection:
                 self._break(exc)
                 raise ConnectionError("the register is lost") from exc
             raise
+
+
+def _checked(answer: dict[str, Any]) -> dict[str, Any]:
+    if "error" in answer:
+        raise APIError.from_error(answer["error"])
+    return answer

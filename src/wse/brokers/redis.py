@@ -123,10 +123,9 @@ class RedisBroker(KeptBroker["RedisConnection"]):
         seen: set[bytes] = set()  # an engine that resizes its table tells some users again
         while True:
             cursor, users = await self._command("SSCAN", self._prefix + "users", cursor, "COUNT", 1000)
-            for user in users:
-                if user not in seen:
-                    seen.add(user)
-                    yield user.decode()
+            for user in set(users) - seen:
+                seen.add(user)
+                yield user.decode()
             if cursor == b"0":
                 return
 
