@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import secrets
 import signal
@@ -47,6 +48,10 @@ class Engine(ABC):
     def running(self):
         return self._process is not None
 
+    @property
+    def pid(self):
+        return self._process.pid
+
     def url(self, prefix=None, login="", **parameters):
         """For a broker; with a prefix that nobody else has, unless one is given."""
         scheme = self.secure_scheme if self.secure else self.scheme
@@ -73,6 +78,7 @@ class Engine(ABC):
     def freeze(self):
         """Be there, but do nothing."""
         self._process.send_signal(signal.SIGSTOP)
+        os.waitpid(self._process.pid, os.WUNTRACED)  # until it has stopped
 
     def thaw(self):
         self._process.send_signal(signal.SIGCONT)

@@ -1,16 +1,19 @@
 """What type checkers must make of the public API: checked by mypy and pyright, run by nobody."""
 
+from collections.abc import Hashable
 from typing import Any, assert_type
 
 from wse import (
     Backoff,
     ClientStatus,
+    DeviceInfo,
     ErrorCode,
     Handshake,
     InternalTypes,
     Limits,
     Protocol,
     ReadyState,
+    Room,
     WseClient,
     WseConnection,
     WseError,
@@ -48,7 +51,11 @@ assert_type(add(None, {}), int)  # type: ignore[arg-type]  # pyright: ignore[rep
 @server.channel.on("chat")
 def chat(conn: WseConnection, message: str) -> None:
     server.broadcast("chat", message)
-    server.send(conn.cid, "chat")
+    server.send(conn.cid, "chat", exclude=conn)
+    room = server.room("tea")
+    room.add(conn)
+    room.send("chat", message, exclude=conn.cid)
+    assert_type(room, Room)
 
 
 @server.when.joined
@@ -74,6 +81,9 @@ async def use() -> None:
         assert_type(server.port, int | None)
         assert_type(server.url, str)
         assert_type(server.ready, bool)
+        assert_type(await server.call("ann", "where", mode="all"), list[Any])
+        assert_type(await server.devices("ann"), list[DeviceInfo])
+        assert_type([cid async for cid in server.users()], list[Hashable])
         assert_type(await server.when.left.wait(timeout=1), tuple[WseIdentity, int, str])
     client = WseClient("ws://x", reconnect=True, backoff=Backoff(cap=3), identity=Scram("ada", "secret"))
     assert_type(await client.when.closed.wait(), tuple[int, str])

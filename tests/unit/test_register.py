@@ -655,7 +655,7 @@ async def test_many_things_are_done_some_at_a_time_until_one_fails():
 
     async def do(item):
         await asyncio.sleep(0)
-        if item == 50:
+        if item in (50, 51):
             raise WseError(ErrorCode.BROKER_UNAVAILABLE)
         done.append(item)
 
@@ -665,3 +665,258 @@ async def test_many_things_are_done_some_at_a_time_until_one_fails():
     with pytest.raises(WseError):
         await each(AsyncioScheduler(), range(1000), do)
     assert len(done) < 40 + 150
+
+
+# Steps that cross.
+
+
+def test_a_lease_that_runs_out_again_while_devices_are_registered_is_no_harm():
+    nodes = Nodes(1)
+    (one,) = nodes
+    users = [f"user {number}" for number in range(40)]
+    for cid in users:
+        nodes.join(one, cid)
+    join = held_up(one.broker, "join")
+    nodes.engine.forget()
+    nodes.advance(6)  # some wait for their answer, and others for these
+    ask = held_up(one.broker, "nodes")
+    nodes.engine.forget()
+    nodes.advance(2)
+    join.set_result(None)
+    nodes.run()
+    assert one.do(one.broker.online()) == 0
+    ask.set_result(None)
+    nodes.advance(4)
+    assert one.do(one.broker.online()) == 40
+    assert [entry[1] for entry in nodes.log("joined")] == users
+    assert one.cluster.register._unsettled == one.cluster.register._owed == set()
+
+
+def test_a_lease_that_runs_out_while_a_device_joins_registers_it_again():
+    nodes = Nodes(1)
+    (one,) = nodes
+    gate = held_up(one.broker, "join")
+    begin(one)
+    nodes.engine.forget()
+    nodes.advance(4)
+    gate.set_result(None)
+    nodes.advance(4)
+    assert nodes.presence() == [JOINED]
+    assert one.do(one.broker.online()) == 1
+
+
+def test_who_ends_while_a_node_asks_whether_it_was_taken_for_dead_does_not_leave_again():
+    nodes = Nodes(2)
+    two = nodes[1]
+    peer = nodes.join(two)
+    nodes.advance(8)
+    nodes.sleep(two)
+    nodes.advance(10)
+    gate = held_up(two.broker, "nodes")
+    nodes.wake(two)
+    nodes.advance(1)
+    peer.session.closed(1001, "")
+    gate.set_result(None)
+    nodes.advance(10)
+    assert nodes.presence().count(LEFT) == 1
+    assert two.leftovers == []
+
+
+def test_a_device_that_waits_for_the_register_when_the_broker_returns_is_let_in_once():
+    nodes = Nodes(1)
+    (one,) = nodes
+    gate = held_up(one.broker, "join")
+    peer = begin(one)
+    nodes.engine.pause()
+    nodes.run()
+    nodes.engine.resume()
+    nodes.advance(1)
+    gate.set_result(None)
+    nodes.advance(4)
+    assert [message[0] for message in peer.heard] == ["~wse:welcome"]
+    assert nodes.presence() == [JOINED]
+
+
+def test_registering_again_is_tried_again_when_the_broker_does_not_answer():
+    nodes = Nodes(1)
+    (one,) = nodes
+    nodes.join(one)
+    join = one.broker.join
+
+    async def fail(*args, **options):
+        one.broker.join = join
+        raise WseError(ErrorCode.BROKER_UNAVAILABLE)
+
+    one.broker.join = fail
+    nodes.engine.forget()
+    nodes.advance(6)
+    assert one.do(one.broker.online()) == 1
+    assert nodes.presence() == [JOINED]
+
+
+def test_a_device_that_joins_is_not_called_before_its_welcome():
+    nodes = Nodes(1, conns_per_user=2)
+    (one,) = nodes
+    here = nodes.join(one)
+    held_up(one.broker, "join")
+    begin(one)
+    assert len(one.do(one.server.devices("ann"))) == 2
+    assert [callee.conn for callee in one.do(one.cluster.callees("ann"))] == [here.conn]
+
+
+def test_a_call_whose_answer_cannot_cross_ends_in_time():
+    nodes = Nodes(2)
+    one, two = nodes
+    peer = nodes.join(two)
+    task = one.scheduler.start(one.server.call("ann", "where", timeout=5))
+    nodes.run()
+    (stamp,) = [stamp for kind, _, stamp in peer.heard if kind == "where"]
+    nodes.engine.pause()
+    peer.say("~wse:response", "here", stamp)
+    nodes.advance(5)
+    assert task.exception().code == ErrorCode.RP_TIMEOUT
+    assert two.errors[0][0].code == ErrorCode.BROKER_UNAVAILABLE
+    assert len(two.errors) == 1
+
+
+def test_a_cancelled_question_leaves_nothing():
+    nodes = Nodes(2)
+    one, two = nodes
+    nodes.sleep(two)
+    task = one.scheduler.start(one.server.room("tea").members())
+    one.scheduler.run()
+    task.cancel()
+    nodes.run()
+    assert one.cluster.asks.waiting == 0
+    assert one.leftovers == []
+
+
+# Other nodes come back later.
+
+
+def test_what_was_kept_waits_for_nodes_that_are_not_back_yet():
+    nodes = Nodes(2)
+    one, two = nodes
+    peer = nodes.join(two)
+    nodes.engine.pause()
+    nodes.run()
+    one.server.send("ann", "say", 1)
+    two.broker.deaf = True
+    nodes.engine.resume()
+    nodes.advance(3)
+    one.server.send("ann", "say", 2)
+    nodes.advance(1)
+    assert heard(peer) == [[]]
+    two.broker.deaf = False
+    nodes.advance(1)
+    assert heard(peer) == [[("say", 1), ("say", 2)]]
+
+
+def test_it_does_not_wait_for_the_dead():
+    nodes = Nodes(3)
+    one, two, three = nodes
+    peer = nodes.join(two)
+    nodes.engine.pause()
+    nodes.run()
+    one.server.send("ann", "say", 1)
+    nodes.kill(three)
+    nodes.engine.resume()
+    nodes.advance(5)
+    assert heard(peer) == [[]]
+    nodes.advance(2)
+    assert heard(peer) == [[("say", 1)]]
+
+
+def test_a_connection_that_is_lost_again_while_it_waits_keeps_what_was_kept():
+    nodes = Nodes(2)
+    one, two = nodes
+    peer = nodes.join(two)
+    nodes.engine.pause()
+    nodes.run()
+    one.server.send("ann", "say", 1)
+    two.broker.deaf = True
+    for _ in range(2):
+        nodes.engine.resume()
+        nodes.run()
+        nodes.engine.pause()
+        nodes.engine.resume()  # before anybody has noticed
+        nodes.advance(1)
+        nodes.engine.pause()
+        nodes.advance(2)
+    assert len(one.cluster._backlog) == 1
+    two.broker.deaf = False
+    nodes.engine.resume()
+    nodes.advance(1)
+    assert heard(peer) == [[("say", 1)]]
+
+
+def test_a_connection_that_is_lost_as_the_wait_ends_keeps_what_was_kept():
+    nodes = Nodes(2)
+    one, two = nodes
+    peer = nodes.join(two)
+    nodes.engine.pause()
+    nodes.run()
+    one.server.send("ann", "say", 1)
+    nodes.engine.resume()
+    one.scheduler.run()  # it asks
+    two.scheduler.run()  # and is answered
+    nodes.engine.reachable = False
+    nodes.run()
+    assert len(one.cluster._backlog) == 1
+    nodes.engine.reachable = True
+    one.cluster.connection_restored()
+    nodes.advance(1)
+    assert heard(peer) == [[("say", 1)]]
+
+
+def test_a_connection_that_outlives_its_node_ends_in_peace():
+    nodes = Nodes(1)
+    (one,) = nodes
+    peer = nodes.join(one)
+    one.server.room("tea").add(peer.conn)
+    task = one.scheduler.start(one.cluster.close())
+    nodes.advance(6)
+    assert task.done()
+    peer.session.closed(1001, "")
+    assert one.names("disconnected") == [("disconnected", "ann", 1001, "")]
+    assert one.leftovers == []
+
+
+def test_a_device_that_goes_before_its_welcome_as_one_of_several_fires_nothing():
+    nodes = Nodes(1, conns_per_user=2)
+    (one,) = nodes
+    nodes.join(one)
+    gate = held_up(one.broker, "join")
+    begin(one).session.closed(1001, "")
+    gate.set_result(None)
+    nodes.run()
+    assert nodes.presence() == [JOINED]
+
+
+def test_a_node_closes_at_once_when_its_broker_fails_meanwhile():
+    nodes = Nodes(1)
+    (one,) = nodes
+
+    async def fail(device):
+        raise WseError(ErrorCode.BROKER_UNAVAILABLE)
+
+    one.broker.leave = fail
+    nodes.join(one).session.closed(1012, "")
+    one.do(one.cluster.close())
+    assert one.leftovers == []
+
+
+def test_a_device_is_owed_nothing_when_the_register_was_lost_and_knew_it():
+    nodes = Nodes(2, conns_per_user=2)
+    one, two = nodes
+    nodes.join(one), nodes.join(two)
+    gate = held_up(one.broker, "join")
+    nodes.engine.pause()
+    nodes.engine.resume()
+    nodes.run()  # it joins again, and is not the first
+    nodes.engine.forget()
+    nodes.advance(3)
+    gate.set_result(None)
+    nodes.advance(4)
+    assert nodes.presence() == [JOINED]
+    assert len(one.do(one.server.devices("ann"))) == 2

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
 if TYPE_CHECKING:
     from wse.core.broker import Broker
@@ -21,7 +22,7 @@ def from_url(url: str) -> Broker:
         ValueError: There is no broker for such URLs, or this one cannot be right.
         ImportError: The library that the broker needs is not there.
     """
-    match url.partition(":")[0]:
+    match urlsplit(url).scheme:
         case "memory":
             from wse.brokers.memory import MemoryBroker
 

@@ -10,7 +10,7 @@ import asyncio
 import re
 import typing
 from abc import ABC, abstractmethod
-from contextlib import suppress
+from contextlib import AsyncExitStack, suppress
 from typing import TYPE_CHECKING, Generic, TypeVar
 from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from wse.core.broker import BrokerListener
 
-ANSWER = 4.0
+ANSWER = 3.0
 """Seconds that an engine has for an answer, or to take a new connection."""
 
 SUBSCRIBED = 60.0
@@ -70,13 +70,38 @@ class Connection(typing.Protocol):
     def unsubscribe(self, topic: str) -> None: ...
 
     async def flush(self) -> None:
-        """As `Broker.flush`; raises whatever the engine's library does."""
+        """As `Broker.flush`; raises whatever the engine's library does, and need not end when the connection fails."""
 
     async def close(self) -> None: ...
 
 
 C = TypeVar("C", bound=Connection)
 T = TypeVar("T")
+
+
+async def answer(connection: Connection, question: Awaitable[T], within: float) -> T:
+    """What a connection answers.
+
+    Raises:
+        TimeoutError: It has not, within so many seconds.
+        Exception: The connection has failed meanwhile; or whatever the question raises.
+    """
+    timer = asyncio.timeout(within)
+
+    def end(_: object) -> None:
+        with suppress(RuntimeError):  # the answer came in the same turn
+            timer.reschedule(0)
+
+    connection.broken.add_done_callback(end)
+    try:
+        async with timer:
+            return await question
+    except TimeoutError:
+        if connection.broken.done():
+            raise connection.broken.result() from None
+        raise
+    finally:
+        connection.broken.remove_done_callback(end)
 
 
 class KeptBroker(ABC, Generic[C]):
@@ -120,13 +145,12 @@ class KeptBroker(ABC, Generic[C]):
         keeper, self._keeper = self._keeper, None
         keeper.cancel()
         await asyncio.wait((keeper,))
-        connection, self._connection = self._connection, None
-        if connection is not None:
-            with suppress(Exception):  # the engine may be away, and then nothing can be sent
-                async with asyncio.timeout(ANSWER):
-                    await connection.flush()
-            self._fail(ConnectionError("the broker is closed"))
-            await connection.close()
+        if self._ready:
+            with suppress(WseError):  # the engine may be away, and then nothing can be sent
+                await self.flush()
+        self._fail(ConnectionError("the broker is closed"))
+        if self._connection is not None:
+            await self._drop(self._connection)
         self._topics.clear()
 
     # Messages.
@@ -169,8 +193,7 @@ class KeptBroker(ABC, Generic[C]):
                 raise WseError(ErrorCode.BROKER_UNAVAILABLE) from self._cause
             assert self._connection is not None
             try:
-                async with asyncio.timeout(within):
-                    return await step(self._connection)
+                return await answer(self._connection, step(self._connection), within)
             except Exception as exc:
                 raise WseError(ErrorCode.BROKER_UNAVAILABLE) from exc
 
@@ -178,25 +201,27 @@ class KeptBroker(ABC, Generic[C]):
         """Connect, and bring all subscriptions into force."""
         async with asyncio.timeout(ANSWER):
             connection = self._connection = await self._connect()
-        try:
+        async with AsyncExitStack() as undo:
+            undo.push_async_callback(self._drop, connection)
             for topic in self._topics:
                 connection.subscribe(topic)
-            async with asyncio.timeout(SUBSCRIBED):
-                await connection.flush()
-        except BaseException:
-            self._connection = None
-            await connection.close()
-            raise
+            await answer(connection, connection.flush(), SUBSCRIBED)
+            if connection.broken.done():  # pragma: no cover - before Python 3.12, this ends the flush itself
+                raise connection.broken.result()
+            undo.pop_all()
         self._ready = True
         return connection
+
+    async def _drop(self, connection: C) -> None:
+        self._connection = None
+        await connection.close()
 
     async def _keep(self, connection: C) -> None:
         while True:
             cause = await self._watch(connection)
-            self._connection = None
             self._fail(cause)
             self._listener.connection_lost(cause)
-            await connection.close()
+            await self._drop(connection)
             connection = await self._reconnect()
             self._listener.connection_restored()
 
@@ -207,8 +232,7 @@ class KeptBroker(ABC, Generic[C]):
             if connection.broken.done():
                 return connection.broken.result()
             try:
-                async with asyncio.timeout(ANSWER):
-                    await connection.flush()
+                await answer(connection, connection.flush(), ANSWER)
             except Exception as exc:
                 return exc
 

@@ -1,4 +1,4 @@
-"""One connection to NATS, for `wse.brokers.nats`: subjects, and buckets of keys with revisions."""
+"""One connection to NATS, for `wse.brokers.nats`: subjects, and a bucket of keys with revisions."""
 
 from __future__ import annotations
 
@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
     from nats.aio.subscription import Subscription
+
+CLOSED = 1.0
+"""Seconds that closing may take."""
 
 # Errors of JetStream that the library does not tell apart (the server's errors.json).
 WRONG_REVISION = (10071, 10164, 10043)  # the last when it is to be deleted
@@ -66,10 +69,12 @@ class NatsConnection:
     def __init__(self, prefix: str, received: Callable[[str, bytes], None]) -> None:
         self._loop = asyncio.get_running_loop()
         self.broken: asyncio.Future[Exception] = self._loop.create_future()
+        self.announced = ""  # the epoch that is known to be known to those who reap
         self._prefix = prefix
         self._client = SecureClient()
         self._stream = self._client.jetstream(timeout=ANSWER)
         self._inbox = Inbox(received, len(prefix) + 1)
+        self._unused: asyncio.Queue[Msg] = asyncio.Queue()
         self._subscriptions: dict[str, Subscription] = {}
         self._queue: deque[tuple[str, bytes]] = deque()
         self._size = 0  # bytes in the queue
@@ -102,6 +107,8 @@ class NatsConnection:
         return self._client.max_payload
 
     def publish(self, topic: str, data: bytes) -> None:
+        if self.broken.done():
+            return
         self._queue.append((f"{self._prefix}.{topic}", data))
         self._size += len(data)
         self._queued.set()
@@ -128,8 +135,8 @@ class NatsConnection:
         if self._sender is not None:
             self._sender.cancel()
             await asyncio.wait((self._sender,))
-        with suppress(Exception):  # the library passes on what the socket raised
-            async with asyncio.timeout(ANSWER):
+        with suppress(Exception):  # the library passes on what the socket raised, or waits for what will not come
+            async with asyncio.timeout(CLOSED):
                 await self._client.close()
 
     # What fails.
@@ -147,9 +154,6 @@ class NatsConnection:
         if not self.broken.done():
             self.broken.set_result(cause)
             self._queue.clear()
-            for flush in self._flushes:
-                if not flush.done():
-                    flush.set_exception(cause)
 
     # What is to be sent.
 
@@ -172,7 +176,10 @@ class NatsConnection:
                 if subscription is not None:
                     await subscription.unsubscribe()
             elif topic not in self._subscriptions:
-                self._subscriptions[topic] = await client.subscribe(f"{self._prefix}.{topic}", future=self._inbox)
+                subscription = await client.subscribe(f"{self._prefix}.{topic}", future=self._inbox)
+                # Four fifths of what a subscription would keep in memory; with a future, nothing is ever put there.
+                subscription._pending_queue = self._unused
+                self._subscriptions[topic] = subscription
         while queue:
             subject, data = queue.popleft()
             self._size -= len(data)
@@ -181,13 +188,13 @@ class NatsConnection:
             if not flush.done():
                 flush.set_result(None)
 
-    # Buckets.
+    # The bucket.
 
-    async def prepare(self, bucket: str, replicas: int) -> None:
-        """See to it that a bucket is there."""
+    async def prepare(self, replicas: int) -> None:
+        """See to it that the bucket is there."""
         config = api.StreamConfig(
-            name=self._bucket(bucket),
-            subjects=[self._subject(bucket, ">")],
+            name=f"KV_{self._prefix}",
+            subjects=[self._key(">")],
             max_msgs_per_subject=1,
             storage=api.StorageType.MEMORY,
             num_replicas=replicas,
@@ -204,18 +211,16 @@ class NatsConnection:
                 raise
             await self._stream.update_stream(config)
 
-    async def get(self, bucket: str, key: str) -> tuple[int, bytes]:
+    async def get(self, key: str) -> tuple[int, bytes]:
         """A key's revision and value; 0 and nothing if there is none."""
         try:
             async with self._register():
-                message = await self._stream.get_msg(self._bucket(bucket), subject=self._subject(bucket, key))
+                message = await self._stream.get_msg(f"KV_{self._prefix}", subject=self._key(key))
         except NotFoundError:
             return 0, b""
         return message.seq or 0, message.data or b""
 
-    async def put(
-        self, bucket: str, key: str, value: bytes, revision: int | None = None, ttl: int | None = None
-    ) -> int:
+    async def put(self, key: str, value: bytes, revision: int | None = None, ttl: int | None = None) -> int:
         """Set a key, for `ttl` seconds if given, and return its new revision.
 
         Raises:
@@ -223,57 +228,50 @@ class NatsConnection:
         """
         headers = None if revision is None else {api.Header.EXPECTED_LAST_SUBJECT_SEQUENCE.value: str(revision)}
         async with self._register():
-            answer = await self._stream.publish(self._subject(bucket, key), value, headers=headers, msg_ttl=ttl)
+            answer = await self._stream.publish(self._key(key), value, headers=headers, msg_ttl=ttl)
         return answer.seq
 
-    async def delete(self, bucket: str, revision: int) -> None:
+    async def delete(self, revision: int) -> None:
         """Take the key of this revision away, without a trace.
 
         Raises:
             OutdatedError: There is a later one.
         """
         async with self._register():
-            await self._stream.delete_msg(self._bucket(bucket), revision)
+            await self._stream.delete_msg(f"KV_{self._prefix}", revision)
 
-    async def purge(self, bucket: str, key: str) -> None:
+    async def purge(self, keys: str) -> None:
         """Take keys away, whatever their revision; `*` stands for any part."""
         async with self._register():
-            await self._stream.purge_stream(self._bucket(bucket), subject=self._subject(bucket, key))
+            await self._stream.purge_stream(f"KV_{self._prefix}", subject=self._key(keys))
 
-    async def count(self, bucket: str) -> int:
-        async with self._register():
-            info = await self._stream.stream_info(self._bucket(bucket))
-        return info.state.messages
+    async def keys(self, which: str, offset: int = 0) -> tuple[list[str], int]:
+        """Keys, `*` stands for any part, and how many there are in all, of one moment.
 
-    async def keys(self, bucket: str, offset: int) -> list[str]:
-        """Keys from an offset on, as many as the server gives at once (100,000); none behind the last."""
-        question = json.dumps({"subjects_filter": ">", "offset": offset}).encode()
+        From the offset on, as many as the server gives at once, which is 100,000; none behind the last.
+        """
+        question = json.dumps({"subjects_filter": self._key(which), "offset": offset}).encode()
         async with self._register():
-            subject = f"$JS.API.STREAM.INFO.{self._bucket(bucket)}"
-            answer = json.loads((await self._client.request(subject, question, timeout=ANSWER)).data)
-            if "error" in answer:
-                raise APIError.from_error(answer["error"])
-        start = len(self._subject(bucket, ""))
-        return [subject[start:] for subject in answer["state"].get("subjects") or ()]
+            # The library's own request for this does not know of the offset.
+            reply = await self._client.request(f"$JS.API.STREAM.INFO.KV_{self._prefix}", question, timeout=ANSWER)
+            state = _checked(json.loads(reply.data))["state"]
+        start = len(self._key(""))
+        return [subject[start:] for subject in state.get("subjects") or ()], state["messages"]
 
-    async def scan(self, bucket: str) -> AsyncIterator[tuple[str, bytes]]:
-        """All keys and their values."""
+    async def scan(self, which: str) -> AsyncIterator[tuple[str, bytes]]:
+        """Keys, `*` stands for any part, and their values."""
         async with self._register():
-            keys = await self._stream.key_value(f"{self._prefix}-{bucket}")
-            watcher: Any = await keys.watchall(inactive_threshold=30)  # it is typed in part
+            bucket = await self._stream.key_value(self._prefix)
+            watcher: Any = await bucket.watch(which, inactive_threshold=30)  # it is typed in part
         try:
-            async for entry in watcher:
-                if entry is None:  # that was all; what follows are changes
-                    return
+            # None tells that this was all; what follows are changes.
+            while (entry := await watcher.updates(ANSWER)) is not None:
                 yield entry.key, entry.value
         finally:
             await watcher.stop()
 
-    def _bucket(self, bucket: str) -> str:
-        return f"KV_{self._prefix}-{bucket}"
-
-    def _subject(self, bucket: str, key: str) -> str:
-        return f"$KV.{self._prefix}-{bucket}.{key}"
+    def _key(self, key: str) -> str:
+        return f"$KV.{self._prefix}.{key}"
 
     @asynccontextmanager
     async def _register(self) -> AsyncIterator[None]:
@@ -287,3 +285,9 @@ class NatsConnection:
                 self._break(exc)
                 raise ConnectionError("the register is lost") from exc
             raise
+
+
+def _checked(answer: dict[str, Any]) -> dict[str, Any]:
+    if "error" in answer:
+        raise APIError.from_error(answer["error"])
+    return answer

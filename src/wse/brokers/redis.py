@@ -123,10 +123,9 @@ class RedisBroker(KeptBroker["RedisConnection"]):
         seen: set[bytes] = set()  # an engine that resizes its table tells some users again
         while True:
             cursor, users = await self._command("SSCAN", self._prefix + "users", cursor, "COUNT", 1000)
-            for user in users:
-                if user not in seen:
-                    seen.add(user)
-                    yield user.decode()
+            for user in set(users) - seen:
+                seen.add(user)
+                yield user.decode()
             if cursor == b"0":
                 return
 
@@ -186,7 +185,6 @@ class RedisConnection:
         self._topics: dict[str, bool] = {}  # subscriptions that are to change
         self._pings: list[asyncio.Future[Any]] = []  # that are to be sent
         self._changed = asyncio.Event()
-        self._waiting: dict[asyncio.Future[Any], None] = {}  # all that somebody waits for, the oldest first
         self._pongs: deque[asyncio.Future[Any]] = deque()
         steps = (self._send_commands(), self._send_changes(), self._receive())
         self._tasks = [self._loop.create_task(self._run_until_broken(step)) for step in steps]
@@ -203,13 +201,13 @@ class RedisConnection:
         self._changed.set()
 
     async def flush(self) -> None:
-        pong = self._answer()
+        pong = self._loop.create_future()
         self._pings.append(pong)
         self._changed.set()
         await asyncio.gather(self.command("PING"), pong)
 
     async def command(self, *args: str | bytes | int) -> Any:
-        answer = self._answer()
+        answer = self._loop.create_future()
         self._put(pack(args), answer)
         return await answer
 
@@ -223,20 +221,13 @@ class RedisConnection:
         self._break(ConnectionError("the connection is closed"))
         for task in self._tasks:
             task.cancel()
-        await asyncio.wait(self._tasks)
         await self._commands.disconnect(nowait=True)
         await self._messages.disconnect(nowait=True)
-
-    def _answer(self) -> asyncio.Future[Any]:
-        answer = self._loop.create_future()
-        if self.broken.done():
-            answer.set_exception(self.broken.result())
-        else:
-            self._waiting[answer] = None
-            answer.add_done_callback(self._waiting.pop)
-        return answer
+        await asyncio.wait(self._tasks)
 
     def _put(self, packed: bytes, answer: asyncio.Future[Any] | None) -> None:
+        if self.broken.done():
+            return
         self._queue.append((packed, answer))
         self._size += len(packed)
         self._queued.set()
@@ -247,9 +238,6 @@ class RedisConnection:
         if not self.broken.done():
             self.broken.set_result(cause)
             self._queue.clear()
-            for answer in tuple(self._waiting):
-                if not answer.done():
-                    answer.set_exception(cause)
 
     async def _run_until_broken(self, steps: Coroutine[Any, Any, None]) -> None:
         try:

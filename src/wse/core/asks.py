@@ -10,7 +10,7 @@ from wse.errors import ErrorCode, WseError
 
 if TYPE_CHECKING:
     import asyncio
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
     from wse.core.cluster import Cluster
     from wse.core.connection import ServerSession
@@ -77,11 +77,19 @@ class Asks:
             WseError: `BROKER_UNAVAILABLE`.
         """
         nodes = await self._cluster.broker.nodes() - {self._cluster.node}
+        return await self.query_nodes(nodes, what, about, self._cluster.settings.query)
+
+    async def query_nodes(self, nodes: Iterable[str], what: str, about: str, timeout: float) -> list[Any]:
+        """Ask these nodes; the answers that came within `timeout` seconds.
+
+        Raises:
+            WseError: `BROKER_UNAVAILABLE`.
+        """
         asked: list[tuple[int, asyncio.Future[Any]]] = []
         answers: list[Any] = []
         try:
             for node in nodes:
-                asked.append(self._pending.add(what, self._cluster.settings.query))
+                asked.append(self._pending.add(what, timeout))
                 stamp = asked[-1][0]
                 self._asked[stamp] = node, what
                 self._send(node, encode(Query(self._cluster.node, stamp, what, about)))

@@ -74,7 +74,11 @@ class BrokerListener(typing.Protocol):
         """The engine cannot be reached; the broker goes on trying. Not called twice without `connection_restored`."""
 
     def connection_restored(self) -> None:
-        """The engine is reached again, and every subscription is in force again."""
+        """The engine is reached again, and every subscription is in force again.
+
+        It may have lost the last of what it knew, so the node joins all its devices anew, whether or not its lease is
+        still in force.
+        """
 
 
 class Broker(typing.Protocol):

@@ -33,6 +33,10 @@ if TYPE_CHECKING:
     from wse.types import ClientId, MessageType, RoomName
 
 
+PATIENCE = 0.25
+"""Seconds between two questions whether other nodes are back."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClusterSettings:
     """The times and bounds of a cluster; the same for all its nodes.
@@ -98,7 +102,8 @@ class Cluster:
         self.node = ""
         self.lost = 0
         self.register = Register(self)
-        self.asks = Asks(self, {"reaped": self.register.reaped, "members": self._members_here})
+        self.peers: frozenset[str] = frozenset()  # the other nodes, when all was well
+        self.asks = Asks(self, {"reaped": self.register.reaped, "members": self._members_here, "here": self._here})
         self._endpoint = hub.endpoint
         self._scheduler = hub.endpoint.scheduler
         self._readers = {protocol.name: protocol for protocol in (*readers, *hub.endpoint.protocols)}
@@ -108,6 +113,8 @@ class Cluster:
         self._backlog: deque[tuple[str, bytes]] = deque()
         self._backlog_bytes = 0
         self._lost_now = 0  # since the connection was lost
+        self._waits_for_peers = False
+        self._resuming = False
         self._vitals = Vitals(self)
 
     # Life cycle.
@@ -134,10 +141,13 @@ class Cluster:
             for topic in (ALL, NODE + self.node):
                 self.broker.subscribe(topic)
             await self.broker.renew(self.settings.lease)
+            self.peers = await self.broker.nodes() - {self.node}
+            self.broker.publish(ALL, envelope.encode(envelope.Hello(self.node)))
             await self.broker.flush()
         except BaseException:
             await self.broker.close()
             raise
+        self._waits_for_peers = False
         self.is_open = True
         self._vitals.start()
 
@@ -220,14 +230,15 @@ class Cluster:
         self.publish(topic, envelope.encode(said))
 
     def tell(self, node: str, said: envelope.Said) -> None:
-        """Say something to one node."""
-        self.publish(NODE + node, envelope.encode(said))
+        """Say something to one node, if it can be said now: later it would be of no use."""
+        if self.is_open and self.broker.connected:
+            self._publish(NODE + node, envelope.encode(said))
 
     def publish(self, topic: str, data: bytes) -> None:
         """Publish, or keep it until the broker is reached again."""
         if not self.is_open:
             return
-        if not self._backlog and self.broker.connected:
+        if not self._backlog and not self._waits_for_peers and self.broker.connected:
             self._publish(topic, data)
         elif len(self._backlog) < self.settings.backlog and self._backlog_bytes + len(data) <= (
             self.settings.backlog_bytes
@@ -247,6 +258,8 @@ class Cluster:
 
     def catch_up(self) -> None:
         """Say what was kept, and what could not be."""
+        if self._waits_for_peers:
+            return
         while self._backlog and self.broker.connected:
             topic, data = self._backlog.popleft()
             self._backlog_bytes -= len(data)
@@ -303,9 +316,25 @@ class Cluster:
         self._endpoint.report(WseError(ErrorCode.BROKER_UNAVAILABLE), None, cause)
 
     def connection_restored(self) -> None:
-        self.catch_up()
+        self._waits_for_peers = True
         self.register.doubt()
         self._vitals.beat()
+        if not self._resuming:
+            self._resuming = True
+            self._scheduler.spawn(self._resume())
+
+    async def _resume(self) -> None:
+        """Say what was kept when the others hear again, too: they have lost their connections as we have ours."""
+        missing = set(self.peers)
+        deadline = self._scheduler.time() + self.settings.lease  # who is not back by then is dead
+        while self.broker.connected and missing and self._scheduler.time() < deadline:
+            missing -= set(await self.asks.query_nodes(missing, "here", "", PATIENCE))
+        self._resuming = False
+        self._waits_for_peers = False  # when the connection was lost again, its return will set it anew
+        self.catch_up()
+
+    def _here(self, _: str) -> str:
+        return self.node
 
     def _heard(self, topic: str, said: Any) -> None:
         match said:
@@ -317,6 +346,8 @@ class Cluster:
                 self._enter(decode_name(topic.removeprefix(USER)), decode_name(said.room), enter=said.enter)
             case envelope.Displaced():
                 self.register.displaced(said.conn_id)
+            case envelope.Hello():
+                self.peers |= {said.origin}
             case envelope.Reaped():
                 self.register.reaped_by_another(said.users)
             case envelope.Canary():
@@ -325,7 +356,7 @@ class Cluster:
                 self.asks.called(said)
             case envelope.Query():
                 self.asks.queried(said)
-            case envelope.Answer():
+            case _:
                 self.asks.answered(said)
 
     def _receivers(self, topic: str) -> Collection[WseConnection]:

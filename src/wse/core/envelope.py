@@ -1,7 +1,7 @@
 """What nodes say to each other, as bytes, and how users and rooms are named to a broker.
 
     topic       who listens                              what is said there
-    all         every node                               Message
+    all         every node                               Message, Hello
     u.<user>    nodes that hold a device of the user     Message, Drop, Enter
     r.<room>    nodes that hold a member of the room     Message
     n.<node>    that node                                Displaced, Reaped, Canary, Call, Query, Answer
@@ -72,6 +72,10 @@ class Reaped(Said, tag=8):
     users: list[str]
 
 
+class Hello(Said, tag=9):
+    """A node has started."""
+
+
 class Canary(Said, tag=4):
     """Shows a node that it is heard."""
 
@@ -105,7 +109,9 @@ class Answer(Said, tag=7):
 encode = msgspec.msgpack.Encoder(enc_hook=str).encode
 """Makes bytes of what is said. Values that MessagePack does not have, in the details of errors, become strings."""
 
-decode = msgspec.msgpack.Decoder(Message | Drop | Enter | Displaced | Reaped | Canary | Call | Query | Answer).decode
+decode = msgspec.msgpack.Decoder(
+    Message | Drop | Enter | Displaced | Reaped | Hello | Canary | Call | Query | Answer
+).decode
 """Raises a `msgspec.MsgspecError` for bytes that no node says."""
 
 plain = msgspec.msgpack.Encoder().encode

@@ -87,6 +87,7 @@ class Register:
         self._silent: set[str] = (
             set()
         )  # users who were told to be first, and for whom we thought nobody had fired `left`
+        self._lease = 0  # counts the leases: what the register says under one need not hold under the next
         self._asking = False
         self._settling = False
         self._emptied: asyncio.Future[None] | None = None
@@ -115,10 +116,15 @@ class Register:
 
     async def _join(self, seat: Seat, cid: ClientId, welcome: Packed, subscribed: bool) -> None:
         joined: Joined | None = None
+        others = self._others(cid)
+        lease = self._lease
         try:
             joined = await self._broker.join(seat.device, self._hub.conns_per_user)
             seat.device = joined.device
-            seat.known = seat.announced = True
+            seat.announced = True
+            seat.known = lease == self._lease
+            if not seat.known:
+                self._unsettled.add(seat)
             if subscribed:
                 await self._broker.flush()  # what is sent after the welcome must arrive
         except WseError:
@@ -126,9 +132,11 @@ class Register:
         conn = seat.conn
         session = conn._session
         is_first = joined is not None and joined.first
-        if is_first and self._is_here(cid):
-            # The register was lost, or we were reaped: `settle` knows whether that is news.
+        forgotten = [other for other in others if other.end is None and not other.displaced]
+        if is_first and forgotten:
+            # The register was lost, or we were reaped: `settle` will know whether this is news.
             self._owed.add(seat.device.user)
+            self._unsettled.update(forgotten)
             is_first = False
         if session.ended or seat.displaced:
             # It was in the register for a moment, so its user was there for a moment.
@@ -146,10 +154,11 @@ class Register:
             self._displace(joined)
         self._hub.welcome(session, welcome, is_first)
 
-    def _is_here(self, cid: ClientId) -> bool:
-        """Whether the user has another device here that was in the register."""
+    def _others(self, cid: ClientId) -> list[Seat]:
+        """The user's devices here that are in the register, as far as we know."""
         identity = self._hub.identities.get(cid)
-        return identity is not None and any(self._seats[conn_id].announced for conn_id in identity.conns)
+        seats = [] if identity is None else [self._seats[conn_id] for conn_id in identity.conns]
+        return [seat for seat in seats if seat.announced]
 
     def leave(self, conn: WseConnection, identity: WseIdentity, code: int, reason: str) -> None:
         """The connection has ended."""
@@ -213,6 +222,7 @@ class Register:
         Raises:
             WseError: `BROKER_UNAVAILABLE`.
         """
+        self._lease += 1
         for seat in self._seats.values():
             seat.known = False
         self.doubt()
@@ -267,8 +277,13 @@ class Register:
             self._silent.clear()
 
     async def _join_again(self, seat: Seat, here: set[str]) -> None:
+        lease = self._lease
         joined = await self._broker.join(seat.device, self._hub.conns_per_user, fresh=False)
         user = seat.device.user
+        if lease != self._lease:  # so it must be joined once more
+            if joined.first:
+                self._owed.add(user)
+            return
         seat.device = joined.device
         seat.known = seat.announced = True
         self._unsettled.discard(seat)

@@ -91,8 +91,9 @@ class Vitals:
             self._scheduler.spawn(self._settle(is_calm))  # with many devices it may take longer than a lease
             if is_calm:
                 await cluster.register.reap()
-                if cluster.asks.waiting:
-                    cluster.asks.alive(await cluster.broker.nodes())
+                nodes = await cluster.broker.nodes()
+                cluster.peers = nodes - {cluster.node}
+                cluster.asks.alive(nodes)
             cluster.catch_up()
         except WseError:
             self._in_touch = None  # `connection_lost` tells, and the next beat tries again

@@ -1,0 +1,224 @@
+"""Three servers on every broker: the same semantics on all of them."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import AsyncExitStack
+
+import pytest
+
+from support.brokers import CLUSTERS, run_cluster
+from support.cluster import WAIT, cluster_of, until
+from wse import BlockingPublisher, ErrorCode, Publisher, WseError
+
+USERS = ["ann", "b.o b", 7]
+
+
+@pytest.fixture(params=CLUSTERS)
+async def engine(request):
+    async for cluster in run_cluster(request.param, request):
+        yield cluster
+
+
+@pytest.fixture
+async def start(engine):
+    """`await start(count, **options)`: servers on one broker."""
+    async with AsyncExitStack() as stack:
+
+        async def start(count=3, **options):
+            return await stack.enter_async_context(cluster_of([engine.broker() for _ in range(count)], **options))
+
+        yield start
+
+
+def inside(awaitable):
+    return asyncio.wait_for(awaitable, WAIT)
+
+
+async def test_messages_reach_users_rooms_and_everyone_wherever_they_are(start):
+    nodes = await start(conns_per_user=3)
+    devices = [await nodes.device(number, cid) for number in range(3) for cid in USERS]
+    for number, server in enumerate(nodes):
+        room = server.room("the tea room")
+        for conn in server.clients["ann"].conns.values():
+            room.add(conn)
+        server.broadcast("all", number)
+        for cid in USERS:
+            server.send(cid, "user", (cid, number))
+    for device in devices:
+        await until(lambda device=device: len(device.payloads("user")) == 3)
+    for number, device in enumerate(devices):
+        assert sorted(device.payloads("all")) == [0, 1, 2]
+        assert sorted(device.payloads("user")) == [[USERS[number % 3], sender] for sender in range(3)]
+    assert await inside(nodes[1].room("the tea room").members()) == {"ann"}
+    await until(lambda: len(devices[0].payloads("all")) == 3)
+    nodes[0].room("the tea room").send("room", 1, exclude=next(iter(nodes[0].clients["ann"].conns.values())))
+    for number, device in enumerate(devices):
+        if number % 3 == 0 and number:
+            await device.until("room", 1)
+    nodes[0].broadcast("end")
+    for number, device in enumerate(devices):
+        await device.until("end", None)
+        assert len(device.payloads("room")) == (number in (3, 6))
+
+
+async def test_all_that_is_sent_arrives_once_and_in_the_order_of_each_sender(start):
+    nodes = await start(conns_per_user=3)
+    devices = [await nodes.device(number) for number in range(3)]
+    for number in range(1000):
+        for sender, server in enumerate(nodes):
+            server.send("ann", "say", [sender, number])
+        if number % 50 == 0:
+            await asyncio.sleep(0)
+    for device in devices:
+        await until(lambda device=device: len(device.payloads("say")) >= 3000)
+        for sender in range(3):
+            assert [n for who, n in device.payloads("say") if who == sender] == list(range(1000))
+
+
+async def test_what_is_sent_after_the_welcome_arrives(start):
+    nodes = await start(2)
+    for number in range(20):
+        device = await nodes.device(0, f"user {number}")
+        nodes[1].send(f"user {number}", "first", number)
+        await device.until("first", number)
+
+
+async def test_a_user_is_one_in_the_whole_cluster(start):
+    nodes = await start(conns_per_user=2)
+    old, middle, new = [await nodes.device(number) for number in range(3)]
+    assert await old.until("closed") == ("closed", 1000, "wse.clients-concurrency")
+    await nodes.device(0, 7)
+    assert await inside(nodes[0].online()) == 2
+    assert {cid async for cid in nodes[1].users()} == {"ann", 7}
+    assert [device.node for device in await inside(nodes[0].devices("ann"))] == [
+        server.cluster.node for server in nodes[1:]
+    ]
+    nodes[0].drop_client("ann", "enough")
+    for device in middle, new:
+        assert await device.until("closed") == ("closed", 1000, "enough")
+    await until(lambda: nodes.fired("left", "ann"))
+    assert (nodes.fired("joined", "ann"), nodes.fired("left", "ann")) == (1, 1)
+    assert nodes.codes() == set()
+
+
+async def test_calls_reach_devices_wherever_they_are(start):
+    nodes = await start(conns_per_user=2)
+    for number in (1, 2):
+        device = await nodes.device(number)
+        device.client.register("where", lambda payload, number=number: [number, payload])
+        if number == 1:
+            device.client.register("only", lambda payload: "here")
+    assert await inside(nodes[0].call("ann", "where", "x", mode="all")) == [[1, "x"], [2, "x"]]
+    assert await inside(nodes[0].call("ann", "where", mode="any")) == [2, None]
+    assert await inside(nodes[0].call("ann", "only")) == "here"
+    assert await inside(nodes[1].clients["ann"].call("where")) == [[1, None], [2, None]]
+    with pytest.raises(WseError) as caught:
+        await inside(nodes[0].call("ann", "absent"))
+    assert caught.value.code == ErrorCode.RP_NOT_REGISTERED
+    with pytest.raises(WseError) as caught:
+        await inside(nodes[0].call("bob", "where"))
+    assert caught.value.code == ErrorCode.CONNECTION_MISSING
+
+
+async def test_of_devices_that_come_at_the_same_moment_exactly_one_remains(start):
+    nodes = await start(2)
+    for turn in range(15):
+        cid = f"user {turn}"
+        devices = await asyncio.gather(
+            *[nodes.device(number % 2, cid) for number in range(6)], return_exceptions=True
+        )  # one that is pushed out before its welcome cannot connect
+        await until(lambda cid=cid: sum(len(s.clients[cid].conns) for s in nodes if cid in s.clients) == 1)
+        (device,) = await inside(nodes[0].devices(cid))
+        held = [conn_id for s in nodes if cid in s.clients for conn_id in s.clients[cid].conns]
+        assert held == [device.conn_id]
+        assert any(not isinstance(device, BaseException) for device in devices)
+        await until(lambda cid=cid: nodes.fired("joined", cid))
+        assert (nodes.fired("joined", cid), nodes.fired("left", cid)) == (1, 0)
+    assert nodes.codes() == set()
+
+
+async def test_users_who_come_and_go_join_and_leave_as_often(start):
+    nodes = await start(conns_per_user=2)
+
+    async def visit(number):
+        for turn in range(4):
+            device = await nodes.device((number + turn) % 3, "ann")
+            await device.client.close()
+
+    await inside(asyncio.gather(*[visit(number) for number in range(2)]))
+    await until(lambda: all(not server.clients for server in nodes))
+    await until(lambda: not any(server.cluster.register._seats for server in nodes))
+    assert await inside(nodes[0].online()) == 0
+    assert nodes.fired("joined", "ann") == nodes.fired("left", "ann") >= 1
+
+
+async def test_without_the_engine_nodes_go_on_and_all_is_reconciled_when_it_is_back(start, engine):
+    nodes = await start(2, conns_per_user=2)
+    ann, bob = await nodes.device(0, "ann"), await nodes.device(1, "bob")
+    gone = await nodes.device(0, "gone")
+    engine.stop()
+    for log in nodes.logs:
+        assert (await log.until("error"))[1].code == ErrorCode.BROKER_UNAVAILABLE
+    assert not any(server.cluster.healthy for server in nodes)
+    await gone.client.close()
+    new = await nodes.device(0, "new")
+    nodes[0].send("bob", "kept", 1)
+    nodes[0].send("ann", "local", 2)
+    await ann.until("local", 2)
+    assert bob.entries == []
+    engine.start()
+    await until(lambda: bob.entries == [("kept", 1)])
+    await until(lambda: nodes.fired("joined", "new") and nodes.fired("left", "gone"))
+    await until(lambda: all(server.cluster.healthy for server in nodes))
+    nodes[1].broadcast("again")
+    for device in (ann, bob, new):
+        await device.until("again", None)
+    assert {cid async for cid in nodes[0].users()} == {"ann", "bob", "new"}
+    assert [nodes.fired("joined", cid) for cid in ("ann", "bob", "new", "gone")] == [1, 1, 1, 1]
+    assert [nodes.fired("left", cid) for cid in ("ann", "bob", "new", "gone")] == [0, 0, 0, 1]
+
+
+async def test_a_publisher_sends_without_being_a_server(start, engine):
+    nodes = await start(2)
+    ann, bob = await nodes.device(0, "ann"), await nodes.device(1, "bob")
+    nodes[1].room("tea").add(nodes[1].clients["bob"])
+    async with Publisher(engine.broker()) as publisher:
+        publisher.send("ann", "user", 1)
+        publisher.broadcast("all", 2, exclude="ann")
+        publisher.room("tea").send("room", 3)
+        publisher.room("tea").send("not for bob", 4, exclude="bob")
+        await publisher.flush()
+        publisher.drop_client("ann", "bye")
+    assert await ann.until("closed") == ("closed", 1000, "bye")
+    await bob.until("room", 3)
+    assert [entry for entry in ann.entries if entry[0] != "closed"] == [("user", 1)]
+    assert bob.entries == [("all", 2), ("room", 3)]
+    assert {server.cluster.node for server in nodes} == await inside(nodes[0].cluster.broker.nodes())
+    assert await inside(nodes[0].online()) == 1
+
+
+@pytest.mark.parametrize("kind", ["nats", "redis"])
+async def test_code_without_asyncio_sends_from_any_thread(kind, request):
+    async for engine in run_cluster(kind, request):
+        async with cluster_of([engine.broker()]) as nodes:
+            ann = await nodes.device(0, "ann")
+            nodes[0].room("tea").add(nodes[0].clients["ann"])
+            url = engine.engine.url(engine.prefix)
+
+            def work(url=url):
+                with BlockingPublisher(url) as publisher:
+                    publisher.send("ann", "user", 1)
+                    publisher.broadcast("all", 2)
+                    publisher.room("tea").send("room", 3)
+                    publisher.close()
+                    publisher.drop_client("ann", "bye")
+
+            await inside(asyncio.to_thread(work))
+            await ann.until("closed")
+            assert ann.entries == [("user", 1), ("all", 2), ("room", 3), ("closed", 1000, "bye")]
+            engine.stop()
+            with pytest.raises(WseError) as caught:
+                await inside(asyncio.to_thread(BlockingPublisher(url).send, "ann", "user"))
+            assert caught.value.code == ErrorCode.BROKER_UNAVAILABLE
+            engine.start()

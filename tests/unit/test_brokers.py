@@ -1,0 +1,149 @@
+"""Brokers by URL, and what only the one in memory can do."""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+
+from support.brokers import Node, unavailable
+from wse.brokers import from_url
+from wse.brokers.memory import MemoryBroker, MemoryCluster
+from wse.brokers.nats import NatsBroker
+from wse.brokers.redis import RedisBroker
+from wse.core.broker import Gone, Joined
+
+
+@pytest.mark.parametrize(
+    ("url", "kind"),
+    [
+        ("memory:", MemoryBroker),
+        ("nats://127.0.0.1", NatsBroker),
+        ("tls://ann:secret@a.example:4222,b.example:4222?prefix=app&replicas=3", NatsBroker),
+        ("redis://127.0.0.1:6379/1?prefix=app-2_b", RedisBroker),
+        ("rediss://:secret@cache.example", RedisBroker),
+    ],
+)
+def test_a_url_tells_the_broker(url, kind):
+    broker = from_url(url)
+    assert type(broker) is kind
+    assert not broker.connected
+
+
+@pytest.mark.parametrize("url", ["amqp://ann:secret@127.0.0.1", "", "nats"])
+def test_an_unknown_url_is_refused_with_what_is_known_and_no_password(url):
+    with pytest.raises(ValueError, match="known are memory, nats, tls, redis, rediss") as caught:
+        from_url(url)
+    assert "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize("url", ["nats://127.0.0.1?prefix=a.b", "redis://127.0.0.1?prefix=a:b", "redis://h?prefix=ä"])
+def test_a_prefix_that_not_every_engine_takes_is_refused(url):
+    with pytest.raises(ValueError, match="a prefix is made of letters"):
+        from_url(url)
+
+
+@pytest.mark.parametrize(
+    ("url", "library", "modules"),
+    [
+        ("nats://127.0.0.1", "nats.aio.client", ["wse.brokers.nats", "wse.brokers.nats_connection"]),
+        ("redis://127.0.0.1", "hiredis", ["wse.brokers.redis"]),
+    ],
+)
+def test_a_broker_whose_library_is_not_there_names_the_extra(url, library, modules, monkeypatch):
+    for module in modules:
+        monkeypatch.delitem(sys.modules, module)
+    monkeypatch.setitem(sys.modules, library, None)
+    with pytest.raises(ImportError, match=r"pip install wse\[" + url.partition(":")[0]):
+        from_url(url)
+
+
+class Clock:
+    def __init__(self):
+        self.now = 100.0
+
+    def __call__(self):
+        return self.now
+
+
+async def open_nodes(cluster, *names):
+    nodes = [Node(name, MemoryBroker(cluster)) for name in names]
+    for node in nodes:
+        await node.open()
+    return nodes
+
+
+async def test_leases_run_by_the_clock_of_the_cluster():
+    clock = Clock()
+    one, two = await open_nodes(MemoryCluster(clock), "one", "two")
+    device = one.device("ann", "c1")
+    assert await one.broker.renew(10) is False
+    assert await two.broker.renew(20) is False
+    await one.broker.join(device, 1)
+    clock.now += 9.9
+    assert await two.broker.nodes() == {"one", "two"}
+    clock.now += 0.1
+    assert await two.broker.nodes() == {"two"}
+    assert await two.broker.reap() == [Gone(device, last=True)]
+    assert await one.broker.renew(10) is False
+
+
+async def test_a_cluster_that_forgets_has_no_devices_and_no_leases():
+    cluster = MemoryCluster()
+    (node,) = await open_nodes(cluster, "one")
+    device = node.device("ann", "c1")
+    await node.broker.renew(10)
+    await node.broker.join(device, 1)
+    cluster.forget()
+    assert await node.broker.devices("ann") == []
+    assert await node.broker.nodes() == frozenset()
+    assert await node.broker.renew(10) is False
+    assert await node.broker.join(device, 1, fresh=False) == Joined(device, first=True)
+
+
+async def test_a_broker_without_a_cluster_is_alone():
+    one, two = Node("one", MemoryBroker()), Node("two", MemoryBroker())
+    await one.open()
+    await two.open()
+    await one.broker.renew(10)
+    assert await one.broker.nodes() == {"one"}
+    assert await two.broker.nodes() == frozenset()
+
+
+async def test_an_outage_is_told_once_and_loses_what_is_under_way():
+    cluster = MemoryCluster()
+    one, two = await open_nodes(cluster, "one", "two")
+    two.broker.subscribe("talk")
+    cluster.resume()
+    one.broker.publish("talk", b"lost")
+    cluster.pause()
+    cluster.pause()
+    assert not one.broker.connected
+    await unavailable(one.broker.flush())
+    await one.until("lost")
+    cluster.resume()
+    one.broker.publish("talk", b"found")
+    await two.until("received")
+    assert one.names == ["lost", "restored"]
+    assert two.names == ["lost", "restored", "received"]
+    assert two.all("received") == [("talk", b"found")]
+
+
+async def test_a_broker_that_is_closed_is_not_told_of_an_outage():
+    cluster = MemoryCluster()
+    one, two = await open_nodes(cluster, "one", "two")
+    cluster.pause()
+    await one.broker.close()
+    cluster.resume()
+    await two.until("restored")
+    assert one.entries == []
+
+
+async def test_who_is_unsubscribed_by_a_message_of_the_same_turn_hears_no_more():
+    one, two = await open_nodes(MemoryCluster(), "one", "two")
+    for node in one, two:
+        node.broker.subscribe("talk")
+    one.received = lambda topic, data: (one.add("received"), two.broker.unsubscribe("talk"))
+    one.broker.publish("talk", b"hello")
+    await one.until("received")
+    assert two.entries == []
