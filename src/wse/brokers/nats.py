@@ -1,4 +1,6 @@
-"""The broker on NATS: core publish and subscribe, and the register in JetStream (NATS 2.11 or later).
+"""The broker on NATS: core publish and subscribe, and the register in JetStream.
+
+The server is NATS 2.11.10 or later but 2.12.0: older ones let no key run out while others are written.
 
     nats://[[user]:password@]host[:port][,host[:port]...][?prefix=app&replicas=3]       tls:// never without TLS
 
