@@ -16,7 +16,7 @@ JS_READY := $(JS_STAMP)
 js = cd js && npm run --silent $(2)
 endif
 
-.PHONY: setup demo test test-python test-js autobahn lint format docs bench fuzz clean
+.PHONY: setup demo test test-python test-js autobahn lint format docs instructions bench fuzz clean
 
 setup: $(STAMP) $(JS_READY)
 
@@ -70,6 +70,9 @@ format: $(STAMP)
 
 docs: $(STAMP)  ## the documentation, into site/
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+instructions: $(STAMP)  ## of the core path, compared with what was recorded for this build of Python
+	$(BIN)/python bench/instructions.py $(ARGS)
 
 bench: $(STAMP)  ## ours and the peers, side by side
 	$(BIN)/python bench/run.py $(ARGS)
