@@ -95,7 +95,8 @@ class WseServer(Messaging, Serving):
         files: Files to answer plain GETs with, by path: `{"/": "index.html"}`.
         overflow: What becomes of messages for a device that does not take them, by message type; see `Overflow`. Those
             of other types close its connection when `limits.send_buffer` is reached.
-        heartbeat: When silent devices are pinged, and given up; on our own listener. Web servers keep their own.
+        heartbeat: When silent devices are pinged, and given up; on our own listener and in aiohttp. ASGI servers keep
+            their own.
         watchdog: Seconds that a handler may keep the event loop from turning before it is reported on `error`, with its
             name, as `HANDLER_BLOCKED`; `None` does not look.
         broker: Joins this server to a cluster: a broker's URL, `nats://...` or `redis://...`, or a broker. By default

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from wse.core.broker import Broker
     from wse.core.connection import ServerSession
     from wse.core.endpoint import Endpoint
+    from wse.core.heartbeat import Heartbeat
     from wse.core.hub import Hub
     from wse.core.limits import Limits
     from wse.core.ports import Link, Protocol, Request
@@ -41,6 +42,7 @@ class Serving:
     _endpoint: Endpoint
     _hub: Hub
     _admission: Admission
+    _heartbeat: Heartbeat
     _watchdog: Watchdog | None
     _host: str | None
     _port: int | None
@@ -283,6 +285,11 @@ class Serving:
     def limits(self) -> Limits:
         """What one client may send."""
         return self._endpoint.limits
+
+    @property
+    def heartbeat(self) -> Heartbeat:
+        """When silent devices are pinged, and given up."""
+        return self._heartbeat
 
     @property
     def admission(self) -> Admission:

@@ -8,6 +8,7 @@ from support.net import (
     PING,
     PONG,
     TEXT,
+    TRANSPORTS,
     RawSocket,
     ServerLog,
     frame,
@@ -42,6 +43,15 @@ async def test_a_half_open_connection_is_found():
         assert server.stats().close_codes == {1006: 1}
         await peer.eof()
     assert server.clients == {}
+
+
+async def test_a_half_open_connection_is_found_inside_aiohttp():
+    server = make_server(port=None, heartbeat=Heartbeat(interval=0.2))
+    log = ServerLog(server)
+    async with TRANSPORTS["aiohttp"](server) as place, RawSocket.user(place.url) as peer:
+        assert await peer.frame() == (PING, b"")
+        entry = await log.until("disconnected", "ann")
+        assert entry[2:] == (1006, "")
 
 
 async def test_a_client_that_only_answers_pings_stays():

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     import asyncio
 
     from wse.core.admission import Admission
+    from wse.core.heartbeat import Heartbeat
     from wse.core.limits import Limits
     from wse.core.packed import Packed
     from wse.core.session import Session
@@ -244,6 +245,11 @@ class Acceptor(typing.Protocol):
     @property
     def admission(self) -> Admission:
         """Who may open a WebSocket: a transport asks it before it upgrades, and for the address of the client."""
+        ...
+
+    @property
+    def heartbeat(self) -> Heartbeat:
+        """For web servers whose own heartbeat can be set."""
         ...
 
     @property

@@ -88,6 +88,7 @@ def handler(
             max_msg_size=limit + 1,  # aiohttp allows less than that
             timeout=CLOSE_TIMEOUT,
             autoclose=False,
+            heartbeat=acceptor.heartbeat.interval or None,  # and half of it for the pong
             compress=False,
         )
         await websocket.prepare(request)
