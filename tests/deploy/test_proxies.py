@@ -12,8 +12,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from websockets.asyncio.client import connect as ws_connect
 
-from support.net import ClientLog, ServerLog, make_server, soon
+from support.net import ClientLog, ServerLog, hi, make_server, soon
 from support.programs import ROOT, free_port
 from wse import WseClient
 
@@ -76,7 +77,7 @@ async def behind(request, tmp_path, monkeypatch):
         pytest.skip(f"there is no {request.param} here (on Debian, tests/deploy/install_proxies.sh installs it)")
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
-    server = make_server(path="/ws", conns_per_user=10)
+    server = make_server(path="/ws", conns_per_user=10, trusted_proxies=["127.0.0.1"])
     port = free_port()
     async with server:
         command = PROXIES[request.param](port, server.port, tmp_path)
@@ -139,6 +140,20 @@ async def test_the_proxy_tells_the_clients_address_last(behind):
         told = [part.strip() for part in conn.request.headers["X-Forwarded-For"].split(",")]
         # What a client claims stands before it, or is dropped.
         assert told in ([FORGED, "127.0.0.1"], ["127.0.0.1"])
+
+
+async def test_the_clients_own_address_is_the_one_that_the_trusted_proxy_saw(behind):
+    server, url = behind
+    log = ServerLog(server)
+    async with ws_connect(
+        url,
+        subprotocols=["wse-default-json"],
+        additional_headers={"X-Forwarded-For": FORGED},
+        local_addr=("127.0.0.5", 0),
+        proxy=None,
+    ) as socket:
+        await socket.send(hi("ann"))
+        assert (await log.conn("ann")).remote_addr == "127.0.0.5"
 
 
 async def test_the_host_passes_as_the_client_sent_it(behind):
