@@ -347,9 +347,12 @@ class Hub:
 
     def send(self, cid: ClientId, type: MessageType, payload: Any, exclude: Exclude = None) -> None:
         """Send to a user's valid connections; nothing happens if there are none."""
-        if self.cluster is not None or cid in self.identities:
-            conns = [session.conn for session in self.sessions_of(cid)]
+        identity = self.identities.get(cid)
+        if identity is not None:
+            conns = [conn for conn in identity._conns.values() if conn._session.valid]
             self.send_to(USER, cid, conns, type, payload, exclude)
+        elif self.cluster is not None:
+            self.send_to(USER, cid, (), type, payload, exclude)
 
     def send_to(
         self,
@@ -361,8 +364,10 @@ class Hub:
         exclude: Exclude = None,
     ) -> None:
         """Send to valid connections of this node, and to the others of that name elsewhere."""
-        conn_id, cid = excluded(exclude)
+        conn_id: str | None = None
+        cid: ClientId | None = None
         if exclude is not None:
+            conn_id, cid = excluded(exclude)
             conns = without(conns, conn_id, cid)
         if self.cluster is None:
             send_to_all(self.endpoint, conns, type, payload)
@@ -419,18 +424,17 @@ def send_to_all(endpoint: Endpoint, conns: Collection[WseConnection], type: Mess
     """
     endpoint.check_type(type)
     protocols = endpoint.protocols
-    if len(protocols) > 1:
-        protocols = tuple({conn._session.protocol for conn in conns}) or protocols[:1]
-    deliver(conns, {protocol: encode(protocol, type, payload) for protocol in protocols})
+    if len(protocols) == 1:
+        packed = encode(protocols[0], type, payload)
+        for conn in conns:
+            conn._session.link.write_shared(packed)
+        return
+    spoken = {conn._session.protocol for conn in conns} or protocols[:1]
+    deliver(conns, {protocol: encode(protocol, type, payload) for protocol in spoken})
 
 
 def deliver(conns: Collection[WseConnection], by_protocol: Mapping[Protocol, Packed]) -> None:
     """Send one message to many valid connections, in the form of the message protocol that each speaks."""
-    if len(by_protocol) == 1:
-        (packed,) = by_protocol.values()
-        for conn in conns:
-            conn._session.link.write_shared(packed)
-        return
     for conn in conns:
         session = conn._session
         session.link.write_shared(by_protocol[session.protocol])
