@@ -24,35 +24,38 @@ def send_to_all(endpoint: Endpoint, conns: Collection[WseConnection], type: Mess
     """
     endpoint.check_type(type)
     protocols = endpoint.protocols
-    if len(protocols) > 1:
-        protocols = tuple({conn._session.protocol for conn in conns}) or protocols[:1]
-    deliver(endpoint, conns, type, {protocol: encode(protocol, type, payload) for protocol in protocols})
+    if len(protocols) == 1:
+        _write(endpoint, conns, type, encode(protocols[0], type, payload))
+    else:
+        spoken = {conn._session.protocol for conn in conns} or protocols[:1]
+        deliver(endpoint, conns, type, {protocol: encode(protocol, type, payload) for protocol in spoken})
 
 
 def deliver(
     endpoint: Endpoint, conns: Collection[WseConnection], type: MessageType, by_protocol: Mapping[Protocol, Packed]
 ) -> None:
     """Send one message to many valid connections, in the form of the message protocol that each speaks."""
-    counters = endpoint.counters
-    counters.messages_out += len(conns)
     if len(by_protocol) == 1:
         (packed,) = by_protocol.values()
-        counters.bytes_out += len(conns) * len(packed.data)
-        slow: list[ServerSession] = []  # to hold a message may close the connection, which changes `conns`
-        for conn in conns:
-            session = conn._session
-            if session._writable:  # as in Outgoing.write_shared, without a call for each receiver
-                session.link.write_shared(packed)
-            else:
-                slow.append(session)
-        for session in slow:
-            session.hold(type, packed)
+        _write(endpoint, conns, type, packed)
         return
-    for conn in tuple(conns):
+    for protocol, packed in by_protocol.items():
+        _write(endpoint, [conn for conn in conns if conn._session.protocol is protocol], type, packed)
+
+
+def _write(endpoint: Endpoint, conns: Collection[WseConnection], type: MessageType, packed: Packed) -> None:
+    counters = endpoint.counters
+    counters.messages_out += len(conns)
+    counters.bytes_out += len(conns) * len(packed.data)
+    slow: list[ServerSession] = []  # to hold a message may close the connection, which changes `conns`
+    for conn in conns:
         session = conn._session
-        packed = by_protocol[session.protocol]
-        counters.bytes_out += len(packed.data)
-        session.write_shared(type, packed)
+        if session._writable:
+            session.link.write_shared(packed)
+        else:
+            slow.append(session)
+    for session in slow:
+        session.hold(type, packed)
 
 
 def excluded(exclude: Exclude) -> tuple[str | None, ClientId | None]:

@@ -280,9 +280,12 @@ class Hub:
 
     def send(self, cid: ClientId, type: MessageType, payload: Any, exclude: Exclude = None) -> None:
         """Send to a user's valid connections; nothing happens if there are none."""
-        if self.cluster is not None or cid in self.identities:
-            conns = [session.conn for session in self.sessions_of(cid)]
+        identity = self.identities.get(cid)
+        if identity is not None:
+            conns = [conn for conn in identity._devices if conn._session.valid]
             self.send_to(USER, cid, conns, type, payload, exclude)
+        elif self.cluster is not None:
+            self.send_to(USER, cid, (), type, payload, exclude)
 
     def send_to(
         self,
@@ -294,8 +297,10 @@ class Hub:
         exclude: Exclude = None,
     ) -> None:
         """Send to valid connections of this node, and to the others of that name elsewhere."""
-        conn_id, cid = excluded(exclude)
+        conn_id: str | None = None
+        cid: ClientId | None = None
         if exclude is not None:
+            conn_id, cid = excluded(exclude)
             conns = without(conns, conn_id, cid)
         if self.cluster is None:
             send_to_all(self.endpoint, conns, type, payload)

@@ -72,13 +72,6 @@ class Outgoing:
 
     # Writing.
 
-    def write_shared(self, type: MessageType, packed: Packed) -> None:
-        """Send a plain message that goes to other connections, too."""
-        if self._writable:
-            self.link.write_shared(packed)
-        else:
-            self.hold(type, packed)
-
     def hold(self, type: MessageType | None, packed: Packed) -> None:
         """Keep a message until the socket takes more.
 
