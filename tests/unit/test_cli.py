@@ -126,7 +126,7 @@ def test_a_broker_that_the_server_has_already_is_enough():
 
 
 def test_a_bad_broker_is_a_plain_line():
-    with pytest.raises(UsageError, match="nonsense"):
+    with pytest.raises(UsageError, match="no broker has URLs"):
         use_broker(make_server(), "nonsense")
 
 
