@@ -129,14 +129,15 @@ async def transcript(url: str, asked: asyncio.Queue[str]) -> list[Device]:
 async def show(port: int) -> None:
     """The transcript only."""
     asked: asyncio.Queue[str] = asyncio.Queue()
-    async with make_server(port, Store(":memory:"), log=asked.put_nowait) as server:
-        print(f"The chat server listens on {server.url}")
-        laptop, phone, desktop = await transcript(server.url, asked)
-        step("Ada leaves, and Grace learns of it:")
-        await laptop.client.close()
-        await phone.client.close()
-        await desktop.heard()
-        await desktop.client.close()
+    with closing(Store(":memory:")) as store:
+        async with make_server(port, store, log=asked.put_nowait) as server:
+            print(f"The chat server listens on {server.url}")
+            laptop, phone, desktop = await transcript(server.url, asked)
+            step("Ada leaves, and Grace learns of it:")
+            await laptop.client.close()
+            await phone.client.close()
+            await desktop.heard()
+            await desktop.client.close()
 
 
 async def show_and_stay(port: int, store: Store) -> None:
@@ -149,16 +150,17 @@ async def show_and_stay(port: int, store: Store) -> None:
     async with make_server(port, store, log=asked.put_nowait) as server:
         print(f"The chat server listens on {server.url}")
         asked_on_stage: asyncio.Queue[str] = asyncio.Queue()
-        async with make_server(0, Store(":memory:"), log=asked_on_stage.put_nowait) as stage:
-            devices = await transcript(stage.url, asked_on_stage)
-            for device in devices:
-                device.is_silent = True
-                device.tells_calls = False  # the page asks all the time
-            for device in devices:
-                await device.client.jump(server.url)
-                await asked.get()
-            for device in devices:
-                device.is_silent = False
+        with closing(Store(":memory:")) as props:
+            async with make_server(0, props, log=asked_on_stage.put_nowait) as stage:
+                devices = await transcript(stage.url, asked_on_stage)
+                for device in devices:
+                    device.is_silent = True
+                    device.tells_calls = False  # the page asks all the time
+                for device in devices:
+                    await device.client.jump(server.url)
+                    await asked.get()
+                for device in devices:
+                    device.is_silent = False
         step("Join in a browser, where the three devices are, too (Ctrl-C ends the demo):")
         print(f"  http://localhost:{server.port}/")
         step("Or from another terminal:")
