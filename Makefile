@@ -16,7 +16,7 @@ JS_READY := $(JS_STAMP)
 js = cd js && npm run --silent $(2)
 endif
 
-.PHONY: setup demo test test-python test-js lint format docs bench clean
+.PHONY: setup demo test test-python test-js soak lint format docs bench clean
 
 setup: $(STAMP) $(JS_READY)
 
@@ -45,12 +45,15 @@ test: test-python test-js  ## all tests
 
 test-python: $(STAMP)  ## on all cores, with branch coverage
 	$(BIN)/python -m coverage erase
-	$(BIN)/python -m coverage run -m pytest -n auto $(ARGS)
+	$(BIN)/python -m coverage run -m pytest -n auto --dist loadgroup $(ARGS)
 	$(BIN)/python -m coverage combine --quiet
 	$(BIN)/python -m coverage report
 
 test-js: $(STAMP) $(JS_READY)
 	$(call js,tests,test)
+
+soak: $(STAMP)  ## ten minutes of 2,000 clients that come, talk, call and go
+	$(BIN)/python tests/soak/soak.py $(ARGS)
 
 lint: $(STAMP) $(JS_READY)  ## style and types
 	$(BIN)/ruff check .
