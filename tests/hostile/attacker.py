@@ -153,10 +153,10 @@ async def slowloris(port, attacking):
 
 async def half_open(port, attacking):
     """Connections without a request."""
-    sockets = [await Enemy(port).open() for _ in range(10_000)]
-    assert all(enemy.alive for enemy in sockets)
+    sockets = [socket.create_connection(("127.0.0.1", port)) for _ in range(10_000)]
     attacking()
     await asyncio.Event().wait()
+    assert sockets  # held until then
 
 
 async def never_reading(port, attacking):
@@ -180,6 +180,12 @@ async def ping_flood(port, attacking):
     pings = masked_frame(b"x" * 125, PING) * 50
     attackers = await enemies(5, port) + await enemies(5, port, reads=False)
     await repeat(attackers, lambda: pings, 0.02, attacking)
+
+
+async def unbounded_flood(port, attacking):
+    """Pings as small as can be, as fast as the server takes them."""
+    pings = masked_frame(b"", PING) * 40_000
+    await repeat(await enemies(3, port), lambda: pings, 0.005, attacking)
 
 
 async def empty_fragments(port, attacking):
@@ -294,6 +300,7 @@ ATTACKS = {
         never_reading,
         one_byte_a_second,
         ping_flood,
+        unbounded_flood,
         empty_fragments,
         giant_messages,
         deep_nesting,

@@ -13,7 +13,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from support.counts import counts, raise_file_limit
 from wse import Compression, Heartbeat, Limits, WseServer
 
-AUTH_TIMEOUT = 8.0
+AUTH_TIMEOUT = 10.0
 """Seconds that strangers have; below the default of 20, for attacks that end when it is over."""
 
 

@@ -30,7 +30,7 @@ FLOOR = 0.005
 """Seconds that a quiet p99 counts for at least: where it is a fraction of a millisecond, ten times that is less than
 what the machine makes one process wait while others run."""
 
-ROUNDS = 8
+ROUNDS = 10
 """Measurements at most. Tests share few processors with others, and one that has waited for these tells nothing of the
 server; a server that is slowed down is so in all of them. So two rounds below the bound are enough."""
 
@@ -43,6 +43,10 @@ gaps between what lives."""
 
 LEFT_AFTER_CROWD = 48 * MIB
 """The same after the 10,000, which leave more such gaps; a second crowd goes into them."""
+
+UNBOUNDED = 1.5
+"""Seconds for the p99 while some send as fast as the server takes it. They get most of the processor, but in turns that
+are bounded: without a bound on what is read in one turn it is four seconds and more."""
 
 pytestmark = [
     pytest.mark.asyncio(loop_scope="module"),
@@ -135,6 +139,7 @@ ATTACKS = (
     "never_reading",
     "one_byte_a_second",
     "ping_flood",
+    "unbounded_flood",
     "empty_fragments",
     "giant_messages",
     "deep_nesting",
@@ -165,7 +170,7 @@ EVIDENCE = {
         grew("closes", "wse.limit.handshake-size", before, during)
         and grew("closes", "wse.not-authorized", before, during)
     ),
-    "half_open": lambda before, during: during["files"] > before["files"] + 5000,
+    "half_open": lambda before, during: during["files"] > before["files"] + 3000,
 }
 """By which the server shows that an attack has reached it. Of pings and empty fragments it counts nothing."""
 
@@ -179,13 +184,17 @@ async def test_attack(honest, name):
     if name == "half_open" and raise_file_limit() < 10_500:
         pytest.skip("10,000 half-open connections need 10,500 open files, and the limit here is lower")
     bound = await honest.bound()
+    if name == "unbounded_flood":
+        bound = max(bound, UNBOUNDED)
+    evidence = EVIDENCE.get(name, lambda before, during: True)
     before = await honest.counts()
     rounds = []
     async with attack(name, honest.port):
         await honest.newcomer()
-        while sum(p99 < bound for p99 in rounds) < 2 and len(rounds) < ROUNDS:
+        seen = False
+        while (not seen or sum(p99 < bound for p99 in rounds) < 2) and len(rounds) < ROUNDS:
             rounds.append(await honest.p99())
-        during = await honest.counts()
+            seen = seen or evidence(before, await honest.counts())
         if name == "half_open":
             await honest.until_as(before)  # the server has ended them
     await honest.until_as(before)
@@ -195,4 +204,4 @@ async def test_attack(honest, name):
     assert sorted(rounds)[1] < bound
     assert peak < PEAK
     assert left < (LEFT_AFTER_CROWD if name == "half_open" else LEFT)
-    assert EVIDENCE.get(name, lambda before, during: True)(before, during), "the attack did not arrive"
+    assert seen, "the attack did not arrive"
