@@ -16,7 +16,7 @@ JS_READY := $(JS_STAMP)
 js = cd js && npm run --silent $(2)
 endif
 
-.PHONY: setup demo test test-python test-js autobahn lint format docs instructions bench fuzz clean
+.PHONY: setup demo test test-python test-js autobahn soak lint format docs instructions bench fuzz clean
 
 setup: $(STAMP) $(JS_READY)
 
@@ -46,7 +46,7 @@ test: test-python test-js  ## all tests
 
 test-python: $(STAMP)  ## on all cores, with branch coverage
 	$(BIN)/python -m coverage erase
-	$(BIN)/python -m coverage run -m pytest -n auto $(ARGS)
+	$(BIN)/python -m coverage run -m pytest -n auto --dist loadgroup $(ARGS)
 	$(BIN)/python -m coverage combine --quiet
 	$(BIN)/python -m coverage report
 
@@ -55,6 +55,9 @@ test-js: $(STAMP) $(JS_READY)
 
 autobahn: $(STAMP)  ## RFC 6455 and 7692 by the Autobahn TestSuite; ARGS=--full for the longest cases, too
 	$(BIN)/python tests/autobahn/run.py $(ARGS)
+
+soak: $(STAMP)  ## ten minutes of 2,000 clients that come, talk, call and go
+	$(BIN)/python tests/soak/soak.py $(ARGS)
 
 lint: $(STAMP) $(JS_READY)  ## style and types
 	$(BIN)/ruff check .

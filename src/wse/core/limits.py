@@ -51,7 +51,8 @@ class Limits:
         connections_per_address: Connections from one address. No bound by default: behind a proxy or a company's
             network thousands share one; with `trusted_proxies` in place, some 100 are sensible. Closes with 1013.
         unauthenticated: Connections that have not been let in. 4,096: a burst of returning clients fits, and costs
-            strangers at most some 50 MiB of ours. Closes with 1013. How long each may last is `auth_timeout`.
+            some 50 MiB while they are silent; what they send is taken in up to `frame_size`. Closes with 1013. How long
+            each may last is `auth_timeout`.
         incoming_calls: Calls of one peer that wait for our answer. 1,000: far above what a page has in flight. More are
             answered with `wse.limit-exceeded`.
         outgoing_calls: Calls to one peer that wait for its answer. 10,000: a peer that never answers holds no more.

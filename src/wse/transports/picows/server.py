@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from collections.abc import Mapping
 from functools import partial
 from http import HTTPStatus
@@ -28,6 +29,10 @@ if TYPE_CHECKING:
 
 
 _NO_HEADERS: CIMultiDict[str] = CIMultiDict()
+
+_RECEIVE_BUFFER = 64 * 1024
+"""Bytes that the kernel takes in for one connection. All that is there is read at once and handled in one turn of the
+event loop: with the kernel's own choice, of many MiB, whoever sends without end keeps everybody waiting for seconds."""
 
 _OF_THE_HANDSHAKE = frozenset(("connection", "upgrade", "sec-websocket-key", "sec-websocket-version"))
 """Headers that have done their work, and are not kept for the connection's life."""
@@ -112,7 +117,7 @@ async def listen(
         link = PicowsLink(turn, acceptor.limits, partial(open_link, protocol), deflate)
         return WSUpgradeResponseWithListener(WSUpgradeResponse.create_101_response(answer), link)
 
-    return await picows.ws_create_server(
+    server = await picows.ws_create_server(
         on_request,
         host,
         port,
@@ -125,6 +130,9 @@ async def listen(
         max_frame_size=acceptor.limits.largest_frame,
         read_buffer_init_size=2048,
     )
+    for listening in server.sockets:
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _RECEIVE_BUFFER)  # its connections inherit it
+    return server
 
 
 def _text(body: bytes) -> WSUpgradeResponse:

@@ -1,0 +1,54 @@
+"""A server for others to attack, in a process of its own: prints its port, and serves until Ctrl-C."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import sys
+from contextlib import suppress
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from support.counts import counts, raise_file_limit
+from wse import Compression, Heartbeat, Limits, WseServer
+
+AUTH_TIMEOUT = 10.0
+"""Seconds that strangers have; below the default of 20, for attacks that end when it is over."""
+
+
+async def serve():
+    raise_file_limit()
+    logging.getLogger("wse").disabled = True  # what a peer does wrong is reported, and here that is expected
+    server = WseServer(
+        lambda auth: auth.accept(auth.identity),
+        port=0,
+        auth_timeout=AUTH_TIMEOUT,
+        heartbeat=Heartbeat(interval=1, timeout=2),
+        compression=Compression(),
+        limits=Limits(handler_linger=1),
+    )
+    server.register("echo", lambda conn, payload: payload)
+    server.register("counts", lambda conn, payload: counts(server))
+
+    @server.register("slow")
+    async def slow(conn, payload):
+        await asyncio.sleep(0.05)
+        return payload
+
+    @server.register("ask")
+    async def ask(conn, payload):
+        return await conn.call("question")
+
+    @server.channel.on("say")
+    def say(conn, message):
+        pass
+
+    async with server:
+        print(f"port {server.port}", flush=True)
+        await asyncio.Event().wait()
+
+
+if __name__ == "__main__":
+    with suppress(KeyboardInterrupt):
+        asyncio.run(serve())
