@@ -349,6 +349,27 @@ def test_a_handler_has_time_to_end_after_its_connection_has():
     assert side.errors == []
 
 
+@pytest.mark.parametrize("which", [ServerSide, ClientSide], ids=["server", "client"])
+@pytest.mark.parametrize("who", ["itself", "a listener before it"])
+def test_a_handler_whose_connection_was_closed_before_it_first_waited_is_cancelled_too(which, who):
+    side = which(limits=Limits(handler_linger=5))
+    peer = side.join()
+
+    async def stubborn(*args):
+        if who == "itself":
+            peer.session.close(1000, "enough")
+        await side.scheduler.create_future()
+
+    if who != "itself":
+        side.endpoint.channel.on("chat", lambda *args: peer.session.close(1000, "enough"))
+    side.endpoint.channel.on("chat", stubborn)
+    peer.say("chat")
+    assert peer.session.ended
+    side.scheduler.advance(6)
+    assert side.error.code == ErrorCode.HANDLER_CANCELLED
+    assert side.scheduler.unfinished == []
+
+
 def test_without_a_linger_handlers_go_on_and_with_0_they_end_at_once():
     for linger, left in ((None, 1), (0, 0)):
         side = ServerSide(limits=Limits(handler_linger=linger))

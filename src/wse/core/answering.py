@@ -9,7 +9,7 @@ from wse.core.outgoing import Outgoing
 from wse.core.rpc import error_to_wire
 from wse.core.signals import handler_of
 from wse.errors import ErrorCode, WseError
-from wse.types import MessageType
+from wse.types import MessageType, ReadyState
 
 if TYPE_CHECKING:
     import asyncio
@@ -41,6 +41,8 @@ class Answering(Outgoing):
                 tasks = self._tasks = set()
             tasks.add(task)
             task.add_done_callback(tasks.discard)
+            if self.ready_state is not ReadyState.OPEN:  # it has closed its own connection, or one before it has
+                self._leave_handlers({task})
 
     def _leave_handlers(self, tasks: set[asyncio.Task[Any]]) -> None:
         """The connection has ended: the handlers that still run have some time left."""
