@@ -50,7 +50,9 @@ class Answering(Outgoing):
         for task in tasks:
             scheduler.adopt(task)
         if linger is not None:
-            scheduler.call_later(linger, self._cancel_handlers)
+            timer = scheduler.call_later(linger, self._cancel_handlers)
+            for task in tasks:  # it keeps the whole connection in memory, so it goes with the last of them
+                task.add_done_callback(lambda _: self._tasks or timer.cancel())
 
     def _cancel_handlers(self) -> None:
         for task in self.tasks:
