@@ -97,6 +97,24 @@ async def test_close_waits_for_sockets_that_do_not_answer_only_so_long(monkeypat
         await socket.eof()
 
 
+@pytest.mark.parametrize("when", ["afterwards", "meanwhile"])
+async def test_a_close_that_was_given_up_does_not_end_another(when):
+    server = make_server()
+    await server.start()
+    async with RawSocket.user(server.url) as socket:
+        first = asyncio.ensure_future(server.close())
+        assert await socket.closed() == (1012, "wse.by-server")
+        second = asyncio.ensure_future(server.close()) if when == "meanwhile" else None
+        await asyncio.sleep(0)
+        first.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await first
+        second = second or asyncio.ensure_future(server.close())
+        await asyncio.sleep(0)
+        assert not second.done()
+    await soon(second)
+
+
 async def test_close_cancels_handlers_that_still_run():
     server = make_server()
     log = Log()

@@ -35,6 +35,15 @@ def test_a_silent_peer_is_pinged_after_the_interval_and_given_up_after_the_timeo
     assert peer.link.pings_sent == 1
 
 
+def test_a_timeout_much_shorter_than_the_interval_is_kept_too():
+    side = ServerSide(heartbeat=Heartbeat(interval=600, timeout=4), auth_timeout=0)
+    peer = side.join()
+    side.scheduler.advance(602)
+    assert peer.link.pings_sent == 1
+    side.scheduler.advance(5)
+    assert peer.link.aborted
+
+
 def test_a_peer_that_is_heard_is_not_pinged(side):
     peer = side.join()
     for _ in range(100):

@@ -190,6 +190,16 @@ def test_a_message_above_the_limit_of_handlers_closes_and_a_call_is_answered(sid
     assert peer.closed_with == (1008, "wse.limit.handlers")
 
 
+def test_messages_that_nobody_listens_to_start_no_more_handlers_than_others():
+    side = ServerSide(limits=Limits(handlers=2))
+    side.hub.ignored(wait_forever(side))
+    peer = side.join()
+    for _ in range(3):
+        peer.say("unheard")
+    assert len(side.scheduler.unfinished) == 2
+    assert peer.closed_with == (1008, "wse.limit.handlers")
+
+
 def test_a_future_that_a_procedure_returns_counts_as_a_handler():
     side = ServerSide(limits=Limits(handlers=1))
     side.endpoint.procedures.register("later", lambda conn, payload: side.scheduler.create_future())
@@ -347,6 +357,45 @@ def test_a_handler_has_time_to_end_after_its_connection_has():
     side.scheduler.advance(60)
     assert done == ["saved"]
     assert side.errors == []
+
+
+def test_no_timer_keeps_a_connection_whose_handlers_have_ended():
+    side = ServerSide()
+    gate = side.scheduler.create_future()
+
+    async def chat(conn, payload):
+        await gate
+
+    side.endpoint.channel.on("chat", chat)
+    peer = side.join()
+    peer.say("chat")
+    peer.say("chat")
+    peer.session.closed(1006, "")
+    assert len(side.scheduler.timers) == 1
+    gate.set_result(None)
+    side.scheduler.run()
+    assert side.scheduler.timers == []
+
+
+@pytest.mark.parametrize("which", [ServerSide, ClientSide], ids=["server", "client"])
+@pytest.mark.parametrize("who", ["itself", "a listener before it"])
+def test_a_handler_whose_connection_was_closed_before_it_first_waited_is_cancelled_too(which, who):
+    side = which(limits=Limits(handler_linger=5))
+    peer = side.join()
+
+    async def stubborn(*args):
+        if who == "itself":
+            peer.session.close(1000, "enough")
+        await side.scheduler.create_future()
+
+    if who != "itself":
+        side.endpoint.channel.on("chat", lambda *args: peer.session.close(1000, "enough"))
+    side.endpoint.channel.on("chat", stubborn)
+    peer.say("chat")
+    assert peer.session.ended
+    side.scheduler.advance(6)
+    assert side.error.code == ErrorCode.HANDLER_CANCELLED
+    assert side.scheduler.unfinished == []
 
 
 def test_without_a_linger_handlers_go_on_and_with_0_they_end_at_once():

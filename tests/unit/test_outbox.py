@@ -82,6 +82,17 @@ def test_what_has_left_does_not_give_way():
     assert rest_of(outbox) == ["d", "e" * 9]
 
 
+@pytest.mark.parametrize("kind", ["chat", "latest"])
+def test_a_shared_message_that_becomes_text_meanwhile_takes_its_whole_size_with_it(kind):
+    outbox = Outbox(POLICIES)
+    shared = Packed("żółć".encode(), True)
+    outbox.put(kind, shared, 10)
+    assert shared.message == "żółć"  # another receiver's transport takes text
+    outbox.put(kind, Packed("x", False), 10)
+    rest_of(outbox)
+    assert outbox.size == 0
+
+
 STEPS = st.one_of(
     st.tuples(st.sampled_from(["chat", "newest", "oldest", "latest", None]), st.integers(1, 12)), st.just("take")
 )

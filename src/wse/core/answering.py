@@ -9,7 +9,7 @@ from wse.core.outgoing import Outgoing
 from wse.core.rpc import error_to_wire
 from wse.core.signals import handler_of
 from wse.errors import ErrorCode, WseError
-from wse.types import MessageType
+from wse.types import MessageType, ReadyState
 
 if TYPE_CHECKING:
     import asyncio
@@ -41,6 +41,8 @@ class Answering(Outgoing):
                 tasks = self._tasks = set()
             tasks.add(task)
             task.add_done_callback(tasks.discard)
+            if self.ready_state is not ReadyState.OPEN:  # it has closed its own connection, or one before it has
+                self._leave_handlers({task})
 
     def _leave_handlers(self, tasks: set[asyncio.Task[Any]]) -> None:
         """The connection has ended: the handlers that still run have some time left."""
@@ -48,7 +50,9 @@ class Answering(Outgoing):
         for task in tasks:
             scheduler.adopt(task)
         if linger is not None:
-            scheduler.call_later(linger, self._cancel_handlers)
+            timer = scheduler.call_later(linger, self._cancel_handlers)
+            for task in tasks:  # it keeps the whole connection in memory, so it goes with the last of them
+                task.add_done_callback(lambda _: self._tasks or timer.cancel())
 
     def _cancel_handlers(self) -> None:
         for task in self.tasks:

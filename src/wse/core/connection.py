@@ -37,7 +37,11 @@ class ServerSession(Session):
         return {"cid": self.conn.cid, "conn_id": self.conn.conn_id}
 
     def _ignored(self, type_: Any, payload: Any, stamp: Any) -> None:
-        self._hub.ignored.emit_on(self, self.conn, type_, payload)
+        ignored = self._hub.ignored
+        if ignored.has_listeners and self.running_handlers >= self.endpoint.most_handlers:
+            self.exceeded("handlers", CloseReason.LIMIT_HANDLERS)
+        else:
+            ignored.emit_on(self, self.conn, type_, payload)
 
     def _on_end(self, code: int, reason: str) -> None:
         self._hub.leave(self, code, reason)

@@ -1,7 +1,7 @@
 """Finding peers that have gone without a word, and how long the way to the others is.
 
 One timer looks at all connections of an endpoint: a timer for each would cost memory and time, and a glance at each
-every few seconds costs next to nothing. So the times are kept to within a quarter of the interval.
+every few seconds costs next to nothing. So the times are kept to within a quarter of the shorter one.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from wse.core.session import Session
 
 _LOOKS = 4
-"""How often an interval is looked at."""
+"""How often they are looked at in the shorter of the two times."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,7 +55,7 @@ class Pulse:
         self._scheduler = scheduler
         self._heartbeat = heartbeat
         self._sessions = sessions
-        self._period = heartbeat.interval / _LOOKS
+        self._period = min(heartbeat.interval, heartbeat.timeout) / _LOOKS
         self._timer: Timer | None = None
 
     def start(self) -> None:

@@ -62,7 +62,7 @@ class Hub:
         self.strangers = 0  # those of them that have not been let in, and have not ended
         self.by_address: Counter[str] = Counter()  # how many of them, where there is a limit
         self._closing: tuple[int, str] | None = None
-        self._emptied: asyncio.Future[None] | None = None
+        self._closers: list[asyncio.Future[None]] = []  # who waits for the last socket, each with a future to cancel
         self._pulse = Pulse(endpoint.scheduler, heartbeat, lambda: self.sessions)
         limits = endpoint.limits
         metered = limits.message_rate is not None or limits.byte_rate is not None
@@ -205,10 +205,10 @@ class Hub:
             self.by_address[address] -= 1
             if not self.by_address[address]:
                 del self.by_address[address]
-        if not self.sessions and self._emptied is not None:
-            if not self._emptied.done():
-                self._emptied.set_result(None)
-            self._emptied = None
+        if not self.sessions:
+            for emptied in self._closers:
+                if not emptied.done():
+                    emptied.set_result(None)
 
     def refuse(self, code: int, reason: str) -> None:
         """Let nobody in any more: who connects is closed with this."""
@@ -221,15 +221,17 @@ class Hub:
         Who connects meanwhile is closed, too.
         """
         self._closing = code, reason
+        emptied = self.endpoint.scheduler.create_future()
+        self._closers.append(emptied)
         try:
             self._close_some(iter(tuple(self.sessions)))
             if self.sessions:
-                if self._emptied is None:
-                    self._emptied = self.endpoint.scheduler.create_future()
-                await self._emptied
+                await emptied
         finally:
-            self._closing = None
-            self._pulse.stop()
+            self._closers.remove(emptied)
+            if not self._closers:  # when one gives up, another may still be at it
+                self._closing = None
+                self._pulse.stop()
 
     def _close_some(self, sessions: Iterator[ServerSession]) -> None:
         if self._closing is None:

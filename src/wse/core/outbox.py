@@ -27,7 +27,8 @@ class Outbox:
 
     def __init__(self, policies: Mapping[MessageType, Overflow]) -> None:
         self._policies = policies
-        self._waiting: OrderedDict[int, tuple[MessageType, Packed]] = OrderedDict()  # by number, in order
+        # By number, in order; with the size, since a transport may turn what is packed into text, which is shorter.
+        self._waiting: OrderedDict[int, tuple[MessageType, Packed, int]] = OrderedDict()
         self._by_type: dict[MessageType, deque[int]] = {}  # the numbers of those that may give way, in order
         self._last = 0
         self.size = 0
@@ -53,21 +54,21 @@ class Outbox:
         if policy is Overflow.LATEST or policy is Overflow.DROP_OLDEST:
             numbers = self._by_type.setdefault(type, deque())
             while numbers and (policy is Overflow.LATEST or self.size + size > room):
-                self.size -= len(self._waiting.pop(numbers.popleft())[1].data)
+                self.size -= self._waiting.pop(numbers.popleft())[2]
                 dropped += 1
             if self.size + size <= room:
                 numbers.append(self._last + 1)
         if self.size + size > room:
             return policy, dropped + 1
         self._last += 1
-        self._waiting[self._last] = type, packed
+        self._waiting[self._last] = type, packed, size
         self.size += size
         return policy, dropped
 
     def take(self) -> Packed:
         """Take the oldest message out; there must be one."""
-        number, (kind, packed) = self._waiting.popitem(last=False)
-        self.size -= len(packed.data)
+        number, (kind, packed, size) = self._waiting.popitem(last=False)
+        self.size -= size
         numbers = self._by_type.get(kind)
         if numbers and numbers[0] == number:
             numbers.popleft()
