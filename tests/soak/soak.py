@@ -102,6 +102,7 @@ class Soak:
 
     async def at_rest(self, live):
         """All are there and nobody says anything: everything has arrived, and memory is what it was."""
+        self.after = (await self.watcher.call("counts"))["resident"]  # before the books make lists of all
         end = monotonic() + 20
         while True:
             open_books = await self.watcher.call("alive", [life.cid for life in live])
@@ -116,7 +117,6 @@ class Soak:
             await asyncio.sleep(0.1)
         self.problems += differences[:10]
         now = await self.watcher.call("counts")
-        self.after = now["resident"]
         for name in ("pending_calls", "running_handlers", "queued_bytes", "unauthenticated"):
             if now[name]:
                 self.problems.append(f"{name} at rest: {now[name]}")
