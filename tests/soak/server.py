@@ -45,7 +45,7 @@ async def serve():
     def disconnected(conn, code, reason):
         account = accounts.pop(conn.conn_id, None)
         if account is not None:
-            closed.append(account.entry(conn.meta["key"]))
+            closed.append([*account.entry(conn.meta["key"]), reason])
 
     @server.channel.on("note")
     def note(conn, number):

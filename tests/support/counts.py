@@ -33,6 +33,7 @@ def held():
         "tasks": len(asyncio.all_tasks()),
         "timers": sum(not timer.cancelled() for timer in loop._scheduled),
         "resident": resident(),
+        "objects": len(gc.get_objects()),
     }
 
 
