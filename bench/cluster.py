@@ -1,4 +1,4 @@
-"""Measures several nodes, beside one of the same kind, and beside peers: `python bench/cluster.py`, or `make bench-cluster`.
+"""Measures several nodes, beside one alone, and beside peers: `python bench/cluster.py`, or `make bench-cluster`.
 
     python bench/cluster.py                 everything, about ten minutes; the tables go to stdout
     python bench/cluster.py --quick         a smoke run of some seconds: do not quote its figures
@@ -77,9 +77,7 @@ def measure(args: argparse.Namespace, env: Environment) -> dict[str, Any]:
     run = ClusterRun(env, settings)
     if run.pinned:
         count = len(run.pinned[0])
-        notes.append(
-            f"all nodes and their engine shared {count} core{'s' * (count > 1)}, what loads them had another"
-        )
+        notes.append(f"all nodes and their engine shared {count} core{'s' * (count > 1)}, what loads them had another")
     began = time.monotonic()
     run.measure(works, kinds)
     users = args.users or (QUICK_USERS if args.quick else USERS)

@@ -36,7 +36,16 @@ def across(results: dict[str, Any]) -> str:
 def spread(results: dict[str, Any]) -> str:
     """Many users on several nodes."""
     found = results["spread"]
-    head = ["engine", "connected in", "nodes' CPU", "engine's CPU", "node memory", "engine memory", "`online()`", "`left`"]
+    head = [
+        "engine",
+        "connected in",
+        "nodes' CPU",
+        "engine's CPU",
+        "node memory",
+        "engine memory",
+        "`online()`",
+        "`left`",
+    ]
     rows = []
     for name, title in (("alone", "none"), *((kind.name, kind.engine) for kind in KINDS)):
         figures = found.get(name)

@@ -13,13 +13,21 @@ import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Any
 
 from harness.engines import NATS, VALKEY, program, running
 from harness.env import Environment
-from harness.measure import HOST, BenchError, Settings, on_cores, rotated, run_json, serving, split_cores
+from harness.measure import (
+    HOST,
+    BenchError,
+    Settings,
+    on_cores,
+    raise_file_limit,
+    rotated,
+    run_json,
+    serving,
+    split_cores,
+)
 from harness.peers import PEERS, Peer, Workload
-
 from wse import WseClient, WseError
 
 BY_NAME = {peer.name: peer for peer in PEERS}
@@ -190,26 +198,23 @@ class ClusterRun:
     def _spread(self, which: Kind | Peer, place: Place, users: int) -> dict[str, float]:
         peer = which.peer if isinstance(which, Kind) else which
         warm = Workload("", "", "idle", 102, 102)
-        work = Workload("", "", "hold", users, users)
         with on_cores(self._loading_on):
             run_json(self._command(peer, place, warm, 0.1, 0), 60)
-            command = self._command(peer, place, work, self.settings.settle, 0)
-            load = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-        assert load.stdin is not None
-        assert load.stdout is not None
-        assert load.stderr is not None
-        try:
-            line = load.stdout.readline()
-            if not line:
-                raise BenchError(load.stderr.read().decode(errors="replace").strip() or "the load has ended")
-            figures: dict[str, float] = json.loads(line)
+        parts = []
+        with contextlib.ExitStack() as stack:
+            for first, count in shares(users, raise_file_limit()):
+                work = Workload("", "", "hold", count, count)
+                command = self._command(peer, place, work, self.settings.settle, 0, first)
+                with on_cores(self._loading_on):
+                    parts.append(stack.enter_context(holding(command)))
+            figures = {name: sum(part[name] for part in parts) for name in ("ops", "wall_s")}
+            for name in ("cpu_us", "engine_us", "rss_kib", "engine_rss_kib"):
+                if name in parts[0]:
+                    figures[name] = sum(part[name] * part["ops"] for part in parts) / users
             if isinstance(which, Kind):
-                figures |= asyncio.run(end_of_a_node(place, users))
-        finally:
-            load.stdin.close()
-            load.wait(30)
-            load.stdout.close()
-            load.stderr.close()
+                figures |= asyncio.run(
+                    end_of_a_node(place, users, lost=users_of_first(users, place, raise_file_limit()))
+                )
         return figures
 
     @contextlib.contextmanager
@@ -221,9 +226,35 @@ class ClusterRun:
             print(f"{where} FAILED: {exc}", file=sys.stderr)
 
 
-def users_of_first(users: int, nodes: int) -> int:
-    """How many users load/load.c has connected to the first node: those of a pair are on different ones."""
-    return sum((user // 2 + user % 2) % nodes == 0 for user in range(users))
+@contextlib.contextmanager
+def holding(command: list[str]) -> Iterator[dict[str, float]]:
+    """Run load/load.c until the end of the block; gives what it has measured while it connected.
+
+    Raises:
+        BenchError: It fails.
+    """
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True, errors="replace") as load:
+        assert load.stdin and load.stdout and load.stderr  # noqa: PT018 - they are pipes
+        try:
+            line = load.stdout.readline()
+            if not line:
+                raise BenchError(load.stderr.read().strip() or "the load has ended")
+            yield json.loads(line)
+        finally:
+            load.stdin.close()
+
+
+def shares(users: int, possible: int) -> list[tuple[int, int]]:
+    """Number of the first user, and how many, for each program that connects some, as none can have more files."""
+    most = possible // SPREAD_NODES * SPREAD_NODES
+    return [(first, min(most, users - first)) for first in range(0, users, most)]
+
+
+def users_of_first(users: int, place: Place, possible: int) -> int:
+    """How many users the load has connected to the first node: see `dial` in load/load.c."""
+    nodes = len(place.ports)
+    return sum((user // 2 + user % 2) % nodes == 0 for _, count in shares(users, possible) for user in range(count))
 
 
 async def left(clients: list[WseClient]) -> tuple[int, float]:
@@ -232,13 +263,12 @@ async def left(clients: list[WseClient]) -> tuple[int, float]:
     return sum(of_node["count"] for of_node in told), max(of_node["last"] or 0.0 for of_node in told)
 
 
-async def end_of_a_node(place: Place, users: int) -> dict[str, float]:
+async def end_of_a_node(place: Place, users: int, lost: int) -> dict[str, float]:
     """Ask how many users there are, then kill the first node, and wait until the others have fired `left` for all.
 
     Raises:
         BenchError: They are not as many as there are, or it takes too long.
     """
-    lost = users_of_first(users, len(place.ports))
     async with contextlib.AsyncExitStack() as stack:
         clients = [
             await stack.enter_async_context(WseClient(f"ws://{HOST}:{port}/", identity=f"secret:asker{port}"))

@@ -4,14 +4,14 @@
  *   load HOST PORTS DIALECT fanout CONNECTIONS WINDOW SECONDS WARMUP PIDS [ENGINE]
  *   load HOST PORTS DIALECT pass   CONNECTIONS WINDOW SECONDS WARMUP PIDS [ENGINE [RATE]]
  *   load HOST PORTS DIALECT idle   CONNECTIONS MEASURED SETTLE 0 PIDS [ENGINE]
- *   load HOST PORTS DIALECT hold   CONNECTIONS MEASURED SETTLE 0 PIDS [ENGINE]
+ *   load HOST PORTS DIALECT hold   CONNECTIONS MEASURED SETTLE 0 PIDS [ENGINE [FIRST]]
  *
  * call: every connection keeps WINDOW calls of "echo" in flight. fanout: the first connection keeps WINDOW broadcasts in
  * flight; one is done when every connection has it. pass: connections are pairs, of which the first one keeps WINDOW
  * messages to the user of the second in flight; with a RATE, so many messages a second begin, whatever is in flight, and
  * their time runs from when they are due. idle: the cost of the first MEASURED connections, then the resident memory of
  * the processes when all are open and SETTLE seconds have passed. hold: so, too, then it holds the connections until its
- * standard input ends, and lets servers hang up.
+ * standard input ends, and lets servers hang up; users are numbered from FIRST, so that several programs can share them.
  *
  * PORTS are those of one server, or of the nodes of a cluster, which get connections in turn, so that both of a pair are
  * on different nodes; and PIDS theirs: their CPU clocks and their resident memory are read, whatever their threads.
@@ -272,13 +272,13 @@ static const Dialect dialects[] = {
 static const Dialect *dialect;
 static const char *const modes[] = {"call", "fanout", "pass", "idle", "hold"};
 static enum { CALL, FANOUT, PASS, IDLE, HOLD, MODES } mode;
-static int window, ports[NODES_MAX], port_count;
+static int window, first_user, ports[NODES_MAX], port_count;
 static double rate;
 
 /* Users have names that others can know where messages are sent to them, or where more than one node has them. */
 static void put_hello(Conn *c, const char *format) {
     char text[TEXT_MAX], user[32] = "";
-    if (mode == PASS || port_count > 1) snprintf(user, sizeof user, ":u%d", (int)(c - conns));
+    if (mode == PASS || port_count > 1) snprintf(user, sizeof user, ":u%d", first_user + (int)(c - conns));
     snprintf(text, sizeof text, format, user);
     put_text(c, text);
 }
@@ -609,7 +609,7 @@ static void measure_steady(const char *host, double seconds, double warmup) {
 
 int main(int argc, char **argv) {
     if (argc < 10 || argc > 12) {
-        fprintf(stderr, "usage: load HOST PORTS DIALECT MODE CONNECTIONS WINDOW SECONDS WARMUP PIDS [ENGINE [RATE]]\n");
+        fprintf(stderr, "usage: load HOST PORTS DIALECT MODE CONNECTIONS WINDOW SECONDS WARMUP PIDS [ENGINE [RATE|FIRST]]\n");
         return 2;
     }
     for (const char *at = argv[2]; at && port_count < NODES_MAX; at = strchr(at, ','), at = at ? at + 1 : at)
@@ -621,7 +621,8 @@ int main(int argc, char **argv) {
     window = atoi(argv[6]);
     nodes = group(argv[9]);
     engine = group(argc > 10 ? argv[10] : NULL);
-    rate = argc > 11 ? atof(argv[11]) : 0;
+    if (argc > 11 && mode == HOLD) first_user = atoi(argv[11]);
+    else if (argc > 11) rate = atof(argv[11]);
     if (!dialect || mode == MODES || conn_count < 1 || window < 1 || (rate && mode != PASS)) {
         fprintf(stderr, "unknown dialect or mode, a number below 1, or a rate where there is none\n");
         return 2;
