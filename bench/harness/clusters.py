@@ -202,7 +202,7 @@ class ClusterRun:
             run_json(self._command(peer, place, warm, 0.1, 0), 60)
         parts = []
         with contextlib.ExitStack() as stack:
-            for first, count in shares(users, raise_file_limit()):
+            for first, count in shares(users):
                 work = Workload("", "", "hold", count, count)
                 command = self._command(peer, place, work, self.settings.settle, 0, first)
                 with on_cores(self._loading_on):
@@ -212,9 +212,7 @@ class ClusterRun:
                 if name in parts[0]:
                     figures[name] = sum(part[name] * part["ops"] for part in parts) / users
             if isinstance(which, Kind):
-                figures |= asyncio.run(
-                    end_of_a_node(place, users, lost=users_of_first(users, place, raise_file_limit()))
-                )
+                figures |= asyncio.run(end_of_a_node(place, users))
         return figures
 
     @contextlib.contextmanager
@@ -245,16 +243,15 @@ def holding(command: list[str]) -> Iterator[dict[str, float]]:
             load.stdin.close()
 
 
-def shares(users: int, possible: int) -> list[tuple[int, int]]:
-    """Number of the first user, and how many, for each program that connects some, as none can have more files."""
-    most = possible // SPREAD_NODES * SPREAD_NODES
+def shares(users: int) -> list[tuple[int, int]]:
+    """Number of the first user, and how many, for each program that connects some: none can have more files."""
+    most = raise_file_limit() // SPREAD_NODES * SPREAD_NODES
     return [(first, min(most, users - first)) for first in range(0, users, most)]
 
 
-def users_of_first(users: int, place: Place, possible: int) -> int:
+def users_of_first(users: int, nodes: int) -> int:
     """How many users the load has connected to the first node: see `dial` in load/load.c."""
-    nodes = len(place.ports)
-    return sum((user // 2 + user % 2) % nodes == 0 for _, count in shares(users, possible) for user in range(count))
+    return sum((user // 2 + user % 2) % nodes == 0 for _, count in shares(users) for user in range(count))
 
 
 async def left(clients: list[WseClient]) -> tuple[int, float]:
@@ -263,12 +260,13 @@ async def left(clients: list[WseClient]) -> tuple[int, float]:
     return sum(of_node["count"] for of_node in told), max(of_node["last"] or 0.0 for of_node in told)
 
 
-async def end_of_a_node(place: Place, users: int, lost: int) -> dict[str, float]:
+async def end_of_a_node(place: Place, users: int) -> dict[str, float]:
     """Ask how many users there are, then kill the first node, and wait until the others have fired `left` for all.
 
     Raises:
         BenchError: They are not as many as there are, or it takes too long.
     """
+    lost = users_of_first(users, len(place.ports))
     async with contextlib.AsyncExitStack() as stack:
         clients = [
             await stack.enter_async_context(WseClient(f"ws://{HOST}:{port}/", identity=f"secret:asker{port}"))
