@@ -16,7 +16,7 @@ JS_READY := $(JS_STAMP)
 js = cd js && npm run --silent $(2)
 endif
 
-.PHONY: setup demo test test-python test-js autobahn lint format docs bench bench-cluster fuzz clean
+.PHONY: setup demo test test-python test-js autobahn lint format docs bench fuzz clean
 
 setup: $(STAMP) $(JS_READY)
 
@@ -74,6 +74,7 @@ docs: $(STAMP)  ## the documentation, into site/
 bench: $(STAMP)  ## ours and the peers, side by side
 	$(BIN)/python bench/run.py $(ARGS)
 
+.PHONY: bench-cluster
 bench-cluster: $(STAMP)  ## several nodes, beside one alone and beside the peers
 	$(BIN)/python bench/cluster.py $(ARGS)
 

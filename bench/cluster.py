@@ -30,6 +30,7 @@ from harness.measure import Settings, raise_file_limit
 FULL = Settings(rounds=5, idle_rounds=1, seconds=1.0, warmup=0.25, settle=2.0)
 QUICK = Settings(rounds=1, idle_rounds=1, seconds=0.15, warmup=0.05, settle=0.1)
 USERS, QUICK_USERS = 50_000, 60
+MESSAGES, QUICK_MESSAGES = 500_000, 5000
 QUICK_CONNECTIONS = 40
 
 
@@ -40,7 +41,7 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     works = [work.name for work in WORKLOADS]
     parser.add_argument("--quick", action="store_true", help="a smoke run of some seconds")
     parser.add_argument("--kinds", metavar="A,B", help=f"only these of {', '.join(names)}")
-    parser.add_argument("--workloads", metavar="A,B", help=f"only these of {', '.join(works)}, spread")
+    parser.add_argument("--workloads", metavar="A,B", help=f"only these of {', '.join(works)}, spread, engines")
     parser.add_argument("--rounds", type=int, help="how often each measurement is made")
     parser.add_argument("--users", type=int, help="how many users are spread over three nodes")
     parser.add_argument("--no-install", action="store_true", help="install nothing, skip what is not installed")
@@ -48,7 +49,7 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--update-docs", action="store_true", help="update docs/how-to/scale.md")
     parser.add_argument("--from", dest="earlier", type=Path, metavar="FILE", help="report an earlier run's JSON")
     args = parser.parse_args(argv)
-    for option, known in (("kinds", names), ("workloads", [*works, "spread"])):
+    for option, known in (("kinds", names), ("workloads", [*works, "spread", "engines"])):
         wanted = getattr(args, option)
         chosen = known if wanted is None else wanted.split(",")
         unknown = set(chosen) - set(known)
@@ -83,6 +84,8 @@ def measure(args: argparse.Namespace, env: Environment) -> dict[str, Any]:
     users = args.users or (QUICK_USERS if args.quick else USERS)
     if "spread" in args.workloads:
         run.measure_spread([kind for kind in kinds if kind.peer.name == "wse"], users)
+    if "engines" in args.workloads:
+        run.measure_engines(kinds, QUICK_MESSAGES if args.quick else MESSAGES)
     notes += [f"{where} failed: {problem}" for where, problem in run.problems.items()]
     return {
         "when": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
@@ -96,6 +99,7 @@ def measure(args: argparse.Namespace, env: Environment) -> dict[str, Any]:
         "medians": run.medians(),
         "samples": run.samples,
         "spread": run.spread,
+        "engines": run.engines,
     }
 
 

@@ -65,6 +65,17 @@ def spread(results: dict[str, Any]) -> str:
     return f"{title}\n\n{table(head, rows)}"
 
 
+def engines(results: dict[str, Any]) -> str:
+    """What engines do for a message to every node."""
+    costs = results.get("engines")
+    if not costs:
+        return ""
+    counts = list(next(iter(costs.values())))
+    rows = [[name, *(f"{number(by_nodes[count])} µs" for count in counts)] for name, by_nodes in costs.items()]
+    title = "**One message of 200 bytes to every node, the engine's CPU**"
+    return f"{title}\n\n{table(['engine', *(f'{count} nodes' for count in counts)], rows)}"
+
+
 def circumstances(results: dict[str, Any]) -> str:
     """Machine, versions, and what was not as it should be."""
     machine, settings = results["machine"], results["settings"]
@@ -82,7 +93,7 @@ def circumstances(results: dict[str, Any]) -> str:
 
 def markdown(results: dict[str, Any]) -> str:
     """The whole report."""
-    parts = [circumstances(results), across(results), spread(results)]
+    parts = [circumstances(results), across(results), spread(results), engines(results)]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 

@@ -14,6 +14,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
+from harness.engine_load import broadcast_cost
 from harness.engines import NATS, VALKEY, program, running
 from harness.env import Environment
 from harness.measure import (
@@ -73,6 +74,7 @@ WORKLOADS = (
 )
 
 SPREAD_NODES = 3
+MANY_NODES = (1, 10, 100)
 FIND_OUT = 120.0
 """Seconds that nodes have to tell that all users of a dead one have left."""
 
@@ -111,6 +113,7 @@ class ClusterRun:
         samples: What was measured: by workload, then by kind, one dict for each round; the figures of the one server
             start with `alone_`.
         spread: What was measured with users spread over nodes, by kind; `alone` is without an engine.
+        engines: The microseconds of an engine for a message to every node: by kind, then by the number of nodes.
         problems: What could not be measured.
     """
 
@@ -119,6 +122,7 @@ class ClusterRun:
         self.settings = settings
         self.samples: dict[str, dict[str, list[dict[str, float]]]] = {}
         self.spread: dict[str, dict[str, float]] = {}
+        self.engines: dict[str, dict[int, float]] = {}
         self.problems: dict[str, str] = {}
         everywhere = os.sched_getaffinity(0)
         self.pinned = split_cores(everywhere)
@@ -214,6 +218,16 @@ class ClusterRun:
             if isinstance(which, Kind):
                 figures |= asyncio.run(end_of_a_node(place, users))
         return figures
+
+    def measure_engines(self, kinds: list[Kind], messages: int) -> None:
+        """Fill `engines`."""
+        for engine in sorted({which.engine for which in kinds}):
+            for nodes in MANY_NODES:
+                with self._noting(f"{nodes} nodes on {engine}"), running(engine, self.env, self._measured_on) as at:
+                    with on_cores(self._loading_on):
+                        cost = broadcast_cost(engine, at, nodes, max(50, messages // nodes)) * 1e6
+                    self.engines.setdefault(engine, {})[nodes] = cost
+                    print(f"engine     {engine:18} {cost:8.1f} µs for {nodes} nodes", file=sys.stderr)
 
     @contextlib.contextmanager
     def _noting(self, where: str) -> Iterator[None]:

@@ -372,6 +372,8 @@ def test_a_quick_run_of_clusters(program, tmp_path):
         "wse-nats": 20,
         "wse-valkey": 20,
     }
+    for by_nodes in results["engines"].values():
+        assert by_nodes["100"] > by_nodes["1"]
     assert "| wse, NATS |" in done.stdout
     page = tmp_path / "scale.md"
     page.write_text("a\n<!-- cluster:begin --><!-- cluster:end -->\nb\n")
@@ -381,7 +383,7 @@ def test_a_quick_run_of_clusters(program, tmp_path):
 
 def test_unknown_kinds_are_refused_and_all_is_measured_by_default(capsys):
     arguments = module("cluster").arguments
-    assert arguments([]).workloads[-1] == "spread"
+    assert arguments([]).workloads[-2:] == ["spread", "engines"]
     assert arguments(["--kinds", "socketio"]).kinds == ["socketio"]
     with pytest.raises(SystemExit):
         arguments(["--kinds", "nobody"])
