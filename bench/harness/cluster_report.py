@@ -73,7 +73,7 @@ def engines(results: dict[str, Any]) -> str:
     counts = list(next(iter(costs.values())))
     rows = [[name, *(f"{number(by_nodes[count])} µs" for count in counts)] for name, by_nodes in costs.items()]
     title = "**One message of 200 bytes to every node, the engine's CPU**"
-    return f"{title}\n\n{table(['engine', *(f'{count} nodes' for count in counts)], rows)}"
+    return f"{title}\n\n{table(['engine', *(f'{count} node' + 's' * (int(count) > 1) for count in counts)], rows)}"
 
 
 def circumstances(results: dict[str, Any]) -> str:
