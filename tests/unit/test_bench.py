@@ -16,6 +16,7 @@ import pytest
 from websockets.asyncio.server import serve
 
 from wse import WseClient, WseServer
+from wse.brokers.memory import MemoryBroker, MemoryCluster
 
 BENCH = Path(__file__).parents[2] / "bench"
 pytestmark = pytest.mark.skipif(not BENCH.is_dir(), reason="no bench/ here, as in a source distribution")
@@ -282,6 +283,111 @@ def test_a_quick_run_of_ours_beside_the_floor(program, tmp_path):
     assert set(medians["call-1"]) == {"floor", "wse"}
     assert medians["connect"]["wse"]["rss_kib"] > 0
     assert "| wse |" in done.stdout
+
+
+# Clusters.
+
+
+@pytest.fixture
+async def nodes():
+    cluster = MemoryCluster()
+    nodes = []
+    for _ in range(2):
+        node = WseServer(
+            lambda auth: auth.accept(auth.identity.partition(":")[2]), port=0, broker=MemoryBroker(cluster)
+        )
+        node.channel.on("fan", lambda conn, payload, node=node: node.broadcast("fan", payload))
+        node.channel.on("pass", lambda conn, payload, node=node: node.send(payload["to"], "passed", payload))
+        nodes.append(node)
+    async with nodes[0], nodes[1]:
+        yield nodes
+
+
+def ports_of(nodes):
+    return ",".join(str(node.port) for node in nodes)
+
+
+@pytest.mark.parametrize("arguments", [(1,), (8,), (1, 200)])
+async def test_messages_reach_the_user_on_the_other_node_in_order(program, nodes, arguments):
+    window, *rate = arguments
+    status, result = await load(
+        program, ports_of(nodes), "wse", "pass", 20, window, 0.2, 0.05, os.getpid(), os.getpid(), *rate
+    )
+    assert status == 0, result
+    assert result["ops"] >= 10
+    assert result["engine_us"] > 0
+    assert not rate or result["ops_per_s"] < 2 * rate[0]
+
+
+async def test_broadcasts_reach_everybody_on_both_nodes(program, nodes):
+    status, result = await load(program, ports_of(nodes), "wse", "fanout", 20, 4, 0.1, 0.02, 0)
+    assert status == 0, result
+    assert result["ops"] >= 20
+
+
+@pytest.mark.parametrize(
+    ("sent", "complaint"),
+    [([0, 0], "an answer that nobody waits for"), ([1, 0], "a message out of order")],
+    ids=["doubled", "overtaken"],
+)
+async def test_a_message_that_does_not_come_once_and_in_order_ends_the_load(program, nodes, sent, complaint):
+    payloads = []
+
+    def faulty(conn, payload):
+        payloads.append(payload)
+        if len(payloads) == 2:
+            for number in sent:
+                nodes[0].send(payload["to"], "passed", payloads[number])
+
+    nodes[0].channel.off("pass")
+    nodes[0].channel.on("pass", faulty)
+    status, said = await load(program, ports_of(nodes), "wse", "pass", 2, 2, 0.1, 0, 0)
+    assert status == 1
+    assert said.startswith(complaint)
+
+
+async def test_held_connections_have_users_of_their_own_until_input_ends(program, nodes):
+    command = [program("load"), "127.0.0.1", ports_of(nodes), "wse", "hold", "6", "6", "0", "0", "0", "0", "100"]
+    pipe = subprocess.PIPE
+    process = await asyncio.create_subprocess_exec(*command, stdin=pipe, stdout=pipe, stderr=pipe)
+    assert json.loads(await asyncio.wait_for(process.stdout.readline(), 30))["ops"] == 6
+    assert {cid for node in nodes for cid in node.clients} == {f"u{number}" for number in range(100, 106)}
+    assert all(len(node.clients) == 3 for node in nodes)
+    process.stdin.close()
+    assert await asyncio.wait_for(process.wait(), 30) == 0
+
+
+def test_a_quick_run_of_clusters(program, tmp_path):
+    program("load")  # skips without a compiler
+    out = tmp_path / "results.json"
+    command = [sys.executable, BENCH / "cluster.py", "--quick", "--no-install", "--kinds", "wse-nats,wse-valkey"]
+    done = subprocess.run([*command, "--json", out], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    results = json.loads(out.read_text())
+    assert set(results["medians"]) == {"pass-1", "pass-8", "pass-half", "fanout-1", "fanout-4"}
+    for by_kind in results["medians"].values():
+        assert set(by_kind) == {"wse-nats", "wse-valkey"}
+    assert {name: figures.get("lost_users") for name, figures in results["spread"].items()} == {
+        "alone": None,
+        "wse-nats": 20,
+        "wse-valkey": 20,
+    }
+    for by_nodes in results["engines"].values():
+        assert by_nodes["100"] > by_nodes["1"]
+    assert "| wse, NATS |" in done.stdout
+    page = tmp_path / "scale.md"
+    page.write_text("a\n<!-- cluster:begin --><!-- cluster:end -->\nb\n")
+    module("harness.cluster_report").update_docs(results, page)
+    assert "| wse, NATS |" in page.read_text()
+
+
+def test_unknown_kinds_are_refused_and_all_is_measured_by_default(capsys):
+    arguments = module("cluster").arguments
+    assert arguments([]).workloads[-2:] == ["spread", "engines"]
+    assert arguments(["--kinds", "socketio"]).kinds == ["socketio"]
+    with pytest.raises(SystemExit):
+        arguments(["--kinds", "nobody"])
+    assert "unknown kinds: nobody" in capsys.readouterr().err
 
 
 # Instruction counts.

@@ -372,7 +372,9 @@ class Cluster:
             cid = None if message.not_user is None else decode_name(message.not_user)
             conns = without(conns, message.not_conn, cid)
         if conns:
-            spoken = {conn._session.protocol for conn in conns}
+            spoken: Iterable[Protocol] = self._endpoint.protocols
+            if len(self._endpoint.protocols) > 1:
+                spoken = {conn._session.protocol for conn in conns}
             forms = {protocol: self._packed(protocol, message) for protocol in spoken}
             deliver(self._endpoint, conns, message.kind, forms)
 
