@@ -26,6 +26,7 @@ import random
 from secrets import token_hex
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import unquote, urlsplit
+from zlib import crc32
 
 from wse.brokers.kept import SUBSCRIBED, KeptBroker, take
 from wse.brokers.nats_connection import NatsConnection, OutdatedError
@@ -211,7 +212,7 @@ class NatsBroker(KeptBroker[NatsConnection]):
         dead = known.keys() - leases.keys()
         if not dead:
             return []
-        users = await self._users_of(dead)
+        survivors = sorted(set(leases.values()))
         gone: list[Gone] = []
 
         def step(records: Records) -> tuple[list[Gone], Records]:
@@ -219,20 +220,28 @@ class NatsBroker(KeptBroker[NatsConnection]):
             reaped = [device for device in records if device not in after]
             return [Gone(device, not after and device is reaped[-1]) for device in reaped], after
 
-        for start in range(0, len(users), AT_ONCE):
-            steps = [self._change(user, step) for user in users[start : start + AT_ONCE]]
-            results = await asyncio.gather(*steps, return_exceptions=True)
-            gone += [device for result in results if isinstance(result, list) for device in result]
-            failures = [result for result in results if isinstance(result, BaseException)]
-            if failures:
-                if gone:
-                    return gone  # nobody else is told of these; the others are left for the next time
-                raise failures[0]
+        # All survivors reap now, so each begins with a share of its own, and then sees to whoever is left.
+        for share in (True, False):
+            users = await self._users_of(dead)
+            if share:
+                users = [user for user in users if self._is_mine(user, survivors)]
+            for start in range(0, len(users), AT_ONCE):
+                steps = [self._change(user, step) for user in users[start : start + AT_ONCE]]
+                results = await asyncio.gather(*steps, return_exceptions=True)
+                gone += [device for result in results if isinstance(result, list) for device in result]
+                failures = [result for result in results if isinstance(result, BaseException)]
+                if failures:
+                    if gone:
+                        return gone  # nobody else is told of these; the others are left for the next time
+                    raise failures[0]
         if not gone:
             # Only now: a node that did not know that it was dead could have gone on with its epoch.
             for epoch in dead:
                 await self._purge(f"node.*.{epoch}")
         return gone
+
+    def _is_mine(self, user: str, survivors: list[str]) -> bool:
+        return not survivors or survivors[crc32(user.encode()) % len(survivors)] == self._node
 
     async def _purge(self, keys: str) -> None:
         await self.ask(lambda connection: connection.purge(keys))
