@@ -21,6 +21,7 @@ from support.net import (
     frame,
     make_server,
     soon,
+    text,
 )
 from wse import Backoff, ClientStatus, ErrorCode, Limits, WseClient, WseError, WseServer
 
@@ -249,6 +250,31 @@ async def test_drain_holds_a_producer_back_while_the_receiver_does_not_read():
         for _ in range(sent):
             assert (await socket.hear())[0] == "n"
         await soon(draining)
+
+
+@pytest.mark.parametrize("how", ["one by one", "to all", "as answers"])
+async def test_what_waits_for_a_peer_that_does_not_read_is_bounded_in_one_turn_too(how):
+    server = make_server(limits=Limits(send_buffer=1 << 20))
+    queued = []
+
+    @server.register("much")
+    def much(conn, payload):
+        queued.append(conn.queued)
+        return "x" * 100_000
+
+    log = ServerLog(server)
+    async with server, RawSocket.user(server.url) as socket:
+        socket.reader._transport.pause_reading()
+        conn = await log.conn("ann")
+        if how == "as answers":
+            socket.send(b"".join(text("much", None, n) for n in range(1, 201)))
+        else:
+            for _ in range(200):
+                conn.send("n", "x" * 100_000) if how == "one by one" else server.broadcast("n", "x" * 100_000)
+                queued.append(conn.queued)
+        assert (await log.until("disconnected", "ann"))[2:] == (1013, "wse.slow-receiver")
+        assert max(queued) < 2 << 20
+        socket.reader._transport.abort()
 
 
 @pytest.mark.parametrize("end", ["the server drops it", "it vanishes"])
