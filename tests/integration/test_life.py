@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 import textwrap
+import threading
 
 import pytest
 
@@ -23,6 +24,7 @@ from support.net import (
     soon,
     text,
 )
+from support.programs import free_port
 from wse import Backoff, ClientStatus, ErrorCode, Limits, WseClient, WseError, WseServer
 
 AT_ONCE = Backoff(base=0)
@@ -52,6 +54,33 @@ async def test_starting_twice_is_an_error_and_harms_nothing():
             await server.start()
         async with WseClient(server.url, identity="ann"):
             assert list(server.clients) == ["ann"]
+
+
+async def test_a_server_that_is_closed_while_it_starts_does_not_listen_and_may_start_again():
+    server = make_server(port=free_port())
+    starting = asyncio.ensure_future(server.start())
+    await asyncio.sleep(0)
+    await server.close()
+    with pytest.raises(RuntimeError, match="closed while it started"):
+        await starting
+    assert not server.ready
+    async with make_server(port=server.port), asyncio.timeout(5):
+        pass
+    async with server, WseClient(server.url, identity="ann"):
+        assert list(server.clients) == ["ann"]
+
+
+async def test_a_start_that_fails_leaves_nothing_behind():
+    server = make_server(broker=f"redis://127.0.0.1:{free_port()}")
+    with pytest.raises(WseError) as caught:
+        await soon(server.start())
+    assert caught.value.code == ErrorCode.BROKER_UNAVAILABLE
+    assert server.stats().uptime == 0
+    for thread in threading.enumerate():
+        if thread.name == "wse-watchdog":
+            thread.join(5)
+            assert not thread.is_alive()
+    await soon(server.close(notice=3600))  # there is nobody to give notice to
 
 
 async def test_starting_without_an_identify_handler_is_an_error():
