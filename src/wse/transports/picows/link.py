@@ -41,7 +41,7 @@ _MOST_JOINED = 256
 it takes no more."""
 
 _MOST_JOINED_BYTES = 256 * 1024
-"""The same in bytes, as if all frames of the turn were as large as the last: to add them up would cost every message."""
+"""The same in bytes, as if all frames of the turn were as large as the last: adding up would cost every message."""
 
 
 class Turn:
