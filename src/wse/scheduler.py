@@ -18,16 +18,18 @@ class AsyncioScheduler:
     anew with `bind`, so that it can be started again in another.
     """
 
-    __slots__ = ("_loop", "_tasks", "_waiters")
+    __slots__ = ("_hurried", "_loop", "_tasks", "_waiters")
 
     def __init__(self) -> None:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._tasks: set[asyncio.Task[Any]] = set()
         self._waiters: set[asyncio.Future[Any]] = set()
+        self._hurried = False
 
     def bind(self) -> asyncio.AbstractEventLoop:
         """Use the event loop that is running now."""
         loop = self._loop = asyncio.get_running_loop()
+        self._hurried = False
         return loop
 
     time = staticmethod(monotonic)
@@ -61,16 +63,17 @@ class AsyncioScheduler:
     async def settle(self, tasks: Iterable[asyncio.Task[Any]], timeout: float) -> None:
         """Return when these and its own tasks have ended, after `timeout` seconds, or when there is a `hurry`."""
         tasks = {*tasks, *self._tasks} - {asyncio.current_task()}
-        if tasks and timeout > 0:
+        if tasks and timeout > 0 and not self._hurried:
             await self._wait(asyncio.wait(tasks), timeout)
 
     async def pause(self, seconds: float) -> None:
         """Return after that time, or when there is a `hurry`."""
-        if seconds > 0:
+        if seconds > 0 and not self._hurried:
             await self._wait(asyncio.sleep(seconds), seconds)
 
     def hurry(self) -> None:
-        """Whoever waits in `settle` or `pause` waits no longer."""
+        """Whoever waits in `settle` or `pause` waits no longer, nor does who comes later, until `bind`."""
+        self._hurried = True
         for waiter in self._waiters:
             waiter.cancel()
 

@@ -125,7 +125,7 @@ class Serving:
         Raises:
             WseError: `IDENTIFY_HANDLER_MISSING`; `BROKER_UNAVAILABLE`.
             ValueError: No port was given.
-            RuntimeError: It listens already.
+            RuntimeError: It listens already, or was closed meanwhile.
             OSError: The port cannot be had.
         """
         if self._hub.identify is None:
@@ -134,8 +134,8 @@ class Serving:
             raise ValueError("a server that listens needs a port: WseServer(port=4200), or port=0 for a free one")
         if self._listener is not None:
             raise RuntimeError("the server has been started")
-        await self._attach()
         try:
+            await self._attach()
             self._listener = await picows.listen(
                 self,
                 host=self._host,
@@ -147,6 +147,8 @@ class Serving:
                 files=self._files,
                 compression=self._compression,
             )
+            if self._closing is None:
+                raise RuntimeError("the server was closed while it started")
         except BaseException:
             await self.close()
             raise
@@ -171,7 +173,8 @@ class Serving:
                 that load balancers that ask now and then send nobody any more by its end.
         """
         self._admission.unready.add(NOT_STARTED)
-        await self._scheduler.pause(notice)
+        if self._closing is not None:  # else nobody has been told that it is ready
+            await self._scheduler.pause(notice)
         listener, self._listener = self._listener, None
         if listener is not None:
             listener.close()

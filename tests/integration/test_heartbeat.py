@@ -4,6 +4,8 @@ import asyncio
 import math
 import socket
 
+import pytest
+
 from support.net import (
     PING,
     PONG,
@@ -16,6 +18,7 @@ from support.net import (
     text,
 )
 from wse import ClientStatus, Heartbeat, WseClient
+from wse.core.heartbeat import Pulse
 from wse.transports.picows.tcp import seconds_since_last_byte
 
 QUICK = Heartbeat(interval=0.1, timeout=0.1)
@@ -107,3 +110,29 @@ def test_sockets_that_are_no_tcp_tell_nothing():
     one, other = socket.socketpair()
     with one, other:
         assert seconds_since_last_byte(one) == math.inf
+
+
+@pytest.mark.parametrize("end", ["the client's", "the server's"])
+def test_a_client_times_the_way_in_another_event_loop_too(end):
+    server = make_server(port=0, heartbeat=Heartbeat(interval=0))
+    clients = []
+
+    async def once(end):
+        async with server:
+            client = WseClient(server.url, heartbeat=Heartbeat(interval=1, timeout=5)) if not clients else clients[0]
+            clients.append(client)
+            await client.jump(server.url)
+            if len(clients) == 2:
+                async with asyncio.timeout(5):
+                    while client.rtt is None:
+                        await asyncio.sleep(0.01)
+            if end == "the client's":
+                await client.close()
+                assert not [timer for timer in asyncio.get_running_loop()._scheduled if _is_of(timer, Pulse)]
+
+    for _ in range(2):
+        asyncio.run(once(end))
+
+
+def _is_of(timer, kind):
+    return not timer.cancelled() and isinstance(getattr(timer._callback, "__self__", None), kind)

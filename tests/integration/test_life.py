@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 import textwrap
+import threading
 
 import pytest
 
@@ -21,7 +22,9 @@ from support.net import (
     frame,
     make_server,
     soon,
+    text,
 )
+from support.programs import free_port
 from wse import Backoff, ClientStatus, ErrorCode, Limits, WseClient, WseError, WseServer
 
 AT_ONCE = Backoff(base=0)
@@ -51,6 +54,33 @@ async def test_starting_twice_is_an_error_and_harms_nothing():
             await server.start()
         async with WseClient(server.url, identity="ann"):
             assert list(server.clients) == ["ann"]
+
+
+async def test_a_server_that_is_closed_while_it_starts_does_not_listen_and_may_start_again():
+    server = make_server(port=free_port())
+    starting = asyncio.ensure_future(server.start())
+    await asyncio.sleep(0)
+    await server.close()
+    with pytest.raises(RuntimeError, match="closed while it started"):
+        await starting
+    assert not server.ready
+    async with make_server(port=server.port), asyncio.timeout(5):
+        pass
+    async with server, WseClient(server.url, identity="ann"):
+        assert list(server.clients) == ["ann"]
+
+
+async def test_a_start_that_fails_leaves_nothing_behind():
+    server = make_server(broker=f"redis://127.0.0.1:{free_port()}")
+    with pytest.raises(WseError) as caught:
+        await soon(server.start())
+    assert caught.value.code == ErrorCode.BROKER_UNAVAILABLE
+    assert server.stats().uptime == 0
+    for thread in threading.enumerate():
+        if thread.name == "wse-watchdog":
+            thread.join(5)
+            assert not thread.is_alive()
+    await soon(server.close(notice=3600))  # there is nobody to give notice to
 
 
 async def test_starting_without_an_identify_handler_is_an_error():
@@ -249,6 +279,31 @@ async def test_drain_holds_a_producer_back_while_the_receiver_does_not_read():
         for _ in range(sent):
             assert (await socket.hear())[0] == "n"
         await soon(draining)
+
+
+@pytest.mark.parametrize("how", ["one by one", "to all", "as answers"])
+async def test_what_waits_for_a_peer_that_does_not_read_is_bounded_in_one_turn_too(how):
+    server = make_server(limits=Limits(send_buffer=1 << 20))
+    queued = []
+
+    @server.register("much")
+    def much(conn, payload):
+        queued.append(conn.queued)
+        return "x" * 100_000
+
+    log = ServerLog(server)
+    async with server, RawSocket.user(server.url) as socket:
+        socket.reader._transport.pause_reading()
+        conn = await log.conn("ann")
+        if how == "as answers":
+            socket.send(b"".join(text("much", None, n) for n in range(1, 201)))
+        else:
+            for _ in range(200):
+                conn.send("n", "x" * 100_000) if how == "one by one" else server.broadcast("n", "x" * 100_000)
+                queued.append(conn.queued)
+        assert (await log.until("disconnected", "ann"))[2:] == (1013, "wse.slow-receiver")
+        assert max(queued) < 2 << 20
+        socket.reader._transport.abort()
 
 
 @pytest.mark.parametrize("end", ["the server drops it", "it vanishes"])

@@ -429,3 +429,4 @@ def test_whoever_handles_a_connection_is_cancelled_with_it(which):
     peer.session.closed(1006, "")
     side.scheduler.advance(11)
     assert cancelled == [which]
+    assert side.error.details["handler"].endswith("stubborn")

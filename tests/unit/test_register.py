@@ -638,6 +638,24 @@ def test_of_several_connections_that_start_a_node_one_does():
     assert len(nodes.engine.nodes()) == 1
 
 
+@pytest.mark.parametrize("gone", [0, 1], ids=["who does it", "who waits"])
+def test_one_of_them_that_goes_meanwhile_takes_none_of_the_others_along(gone):
+    nodes = Nodes(1)
+    (one,) = nodes
+    one.do(one.cluster.close())
+    gate = held_up(one.broker, "flush")
+    tasks = [one.scheduler.start(one.cluster.attend()) for _ in range(3)]
+    leaver = tasks.pop(gone)
+    leaver.cancel()
+    nodes.run()
+    assert leaver.cancelled()
+    if not gate.done():
+        gate.set_result(None)
+    nodes.run()
+    assert all(task.result() is None for task in tasks)
+    assert one.cluster.is_open
+
+
 def test_a_client_that_comes_after_the_end_is_turned_away_and_nothing_is_said():
     nodes = Nodes(1)
     (one,) = nodes

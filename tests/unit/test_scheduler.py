@@ -94,3 +94,23 @@ async def test_cancel_all_waits_for_the_end_of_every_task_but_the_one_that_asks(
     assert await asked == ["cleaned up"]
     await asyncio.sleep(0)
     assert scheduler.running == 0
+
+
+def test_after_a_hurry_nothing_is_waited_for_until_the_next_life():
+    scheduler = AsyncioScheduler()
+
+    async def waits():
+        """Whether each of the two waits, when it is left some turns of the loop."""
+        scheduler.bind()
+        for hurried in (False, True):
+            handler = asyncio.ensure_future(asyncio.Event().wait())
+            for wait in (scheduler.pause(3600), scheduler.settle([handler], 3600)):
+                waiting = asyncio.ensure_future(wait)
+                await asyncio.sleep(0)
+                assert waiting.done() is hurried
+                waiting.cancel()
+            handler.cancel()
+            scheduler.hurry()
+
+    for _ in range(2):
+        asyncio.run(waits())

@@ -779,6 +779,17 @@ def test_a_drain_that_was_cancelled_does_not_trip_the_others(side):
     assert other.done()
 
 
+def test_drains_that_are_given_up_leave_nothing_behind(side):
+    peer = side.join()
+    peer.session.writable(False)
+    for _ in range(3):
+        task = side.scheduler.start(peer.session.drain())
+        task.cancel()
+        side.scheduler.run()
+        assert task.cancelled()
+    assert not peer.session._drainers
+
+
 def test_a_connection_drains_its_session(server):
     assert server.scheduler.start(server.join().conn.drain()).done()
 

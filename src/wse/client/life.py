@@ -133,6 +133,7 @@ class ClientLife:
         self._closes += 1
         session = self.session
         self._stop_connecting()
+        self._pulse.stop()
         if session is not None:
             session.close(1000, reason)
             await session.wait_closed()
@@ -239,6 +240,7 @@ class ClientLife:
             opening = ClientOpening(session, self, credentials.respond, credentials.finish)
         session.enter(opening)
         if link.pings:
+            self._pulse.stop()  # its timer may be one of an event loop that has ended, and never come
             self._pulse.start()
         link.write_shared(hi)
         self._when.connected.emit()

@@ -51,8 +51,13 @@ class Answering(Outgoing):
             scheduler.adopt(task)
         if linger is not None:
             timer = scheduler.call_later(linger, self._cancel_handlers)
-            for task in tasks:  # it keeps the whole connection in memory, so it goes with the last of them
-                task.add_done_callback(lambda _: self._tasks or timer.cancel())
+
+            def ended(_: object) -> None:
+                if not self._tasks:
+                    timer.cancel()  # it keeps the whole connection in memory
+
+            for task in tasks:
+                task.add_done_callback(ended)
 
     def _cancel_handlers(self) -> None:
         for task in self.tasks:

@@ -108,7 +108,7 @@ class Cluster:
         self._scheduler = hub.endpoint.scheduler
         self._readers = {protocol.name: protocol for protocol in (*readers, *hub.endpoint.protocols)}
         self.is_open = False
-        self._opening: asyncio.Future[None] | None = None
+        self._opening: list[asyncio.Future[None]] | None = None  # while one opens it: the others, who wait
         self._interest: dict[str, int] = {}
         self._backlog: deque[tuple[str, bytes]] = deque()
         self._backlog_bytes = 0
@@ -125,14 +125,19 @@ class Cluster:
         Raises:
             WseError: `BROKER_UNAVAILABLE`.
         """
-        while self._opening is not None and not self._opening.done():
-            await self._opening
+        while self._opening is not None:
+            opened = self._scheduler.create_future()
+            self._opening.append(opened)
+            await opened
         if not self.is_open:
-            self._opening = self._scheduler.create_future()
+            self._opening = []
             try:
                 await self._open()
             finally:
-                self._opening.set_result(None)
+                others, self._opening = self._opening, None
+                for opened in others:
+                    if not opened.done():  # it waits no longer
+                        opened.set_result(None)
 
     async def _open(self) -> None:
         self.node = secrets.token_hex(8)

@@ -53,7 +53,7 @@ class Outgoing:
         self._counters = endpoint.counters
         self._writable = True
         self._outbox: Outbox | None = None
-        self._drainers: list[asyncio.Future[None]] | None = None
+        self._drainers: dict[asyncio.Future[None], None] | None = None  # in order
         self._exceeded: tuple[str, ...] = ()  # limits whose excess has been reported
 
     # What a session adds.
@@ -111,10 +111,14 @@ class Outgoing:
         await turn
         while not self._writable and self.ready_state is ReadyState.OPEN:
             future = scheduler.create_future()
-            if self._drainers is None:
-                self._drainers = []
-            self._drainers.append(future)
-            await future
+            drainers = self._drainers
+            if drainers is None:
+                drainers = self._drainers = {}
+            drainers[future] = None
+            try:
+                await future
+            finally:
+                drainers.pop(future, None)  # who gives up leaves nothing behind
 
     @property
     def queued(self) -> int:

@@ -7,6 +7,7 @@ import typing
 from asyncio import CancelledError
 from collections.abc import Callable, Coroutine
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVarTuple, overload
 
 from wse.types import F, MessageType
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
     from wse.core.ports import Scheduler
 
 Ts = TypeVarTuple("Ts")
+
+_WSE = str(Path(__file__).parent.parent)
 
 HANDLER_ERRORS = (Exception, CancelledError)
 """What a plain handler may raise without harm; the second when it asks a cancelled future for its result."""
@@ -71,8 +74,15 @@ async def settle(awaitable: Any, failed: Failed, *context: Any) -> None:
 
 def handler_of(task: asyncio.Task[Any]) -> str:
     """The name of the async handler that a task runs, for reports."""
-    awaitable = inspect.getcoroutinelocals(task.get_coro()).get("awaitable")  # type: ignore[arg-type]  # ours are
+    awaitable: Any = task.get_coro()
+    for _ in range(2):  # `settle` waits for the handler, or for what waits for an identify or challenge handler
+        inner = inspect.getcoroutinelocals(awaitable).get("awaitable") if _is_ours(awaitable) else None
+        awaitable = awaitable if inner is None else inner
     return getattr(awaitable, "__qualname__", None) or repr(type(awaitable))
+
+
+def _is_ours(awaitable: Any) -> bool:
+    return inspect.iscoroutine(awaitable) and awaitable.cr_code.co_filename.startswith(_WSE)
 
 
 class _Once:

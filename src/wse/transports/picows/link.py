@@ -40,6 +40,9 @@ _MOST_JOINED = 256
 """Frames that are joined for one write. More in one turn are written at once, so that the socket can tell in time that
 it takes no more."""
 
+_MOST_JOINED_BYTES = 256 * 1024
+"""The same in bytes, as if all frames of the turn were as large as the last: adding up would cost every message."""
+
 
 class Turn:
     """The links that have something to write before the event loop looks for input again."""
@@ -142,7 +145,7 @@ class PicowsLink(WSListener):
         if not self._queued:
             self._queued = True
             self._turn.add(self)
-        elif len(out) > _MOST_JOINED:
+        elif len(out) > _MOST_JOINED or len(out) * len(frame) > _MOST_JOINED_BYTES:
             self._flush()
 
     def _send(self, payload: bytes, first: int) -> None:
@@ -166,7 +169,7 @@ class PicowsLink(WSListener):
         if not self._queued:
             self._queued = True
             self._turn.add(self)
-        elif len(out) > _MOST_JOINED:
+        elif len(out) > _MOST_JOINED or len(out) * len(frame) > _MOST_JOINED_BYTES:
             self._flush()
 
     def _deflated_frame(self, packed: Packed, deflate: Deflate) -> bytes | None:
