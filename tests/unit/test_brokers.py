@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import sys
+from contextlib import suppress
 
 import pytest
 
 from support.brokers import Node, unavailable
-from wse.brokers import from_url
+from wse.brokers import from_url, kept
 from wse.brokers.memory import MemoryBroker, MemoryCluster
 from wse.brokers.nats import NatsBroker
 from wse.brokers.redis import RedisBroker
@@ -147,3 +149,39 @@ async def test_who_is_unsubscribed_by_a_message_of_the_same_turn_hears_no_more()
     one.broker.publish("talk", b"hello")
     await one.until("received")
     assert two.entries == []
+
+
+class Swallowing:
+    """A connection whose library swallows the first cancellation, as nats-py does now and then."""
+
+    def __init__(self):
+        self.broken = asyncio.get_running_loop().create_future()
+        self.flushes = 0
+        self.asked = asyncio.Event()
+
+    async def flush(self):
+        self.flushes += 1
+        if self.flushes == 2:  # the keeper's own question
+            self.asked.set()
+            with suppress(asyncio.CancelledError):
+                await asyncio.Event().wait()
+
+    async def close(self):
+        self.broken.cancel()
+
+
+async def test_a_broker_closes_although_its_library_swallows_a_cancellation(monkeypatch):
+    monkeypatch.setattr(kept, "PAUSE", 0.001)
+    monkeypatch.setattr(kept, "CANCELLED", 0.01)
+    connection = Swallowing()
+
+    class Broker(kept.KeptBroker):
+        async def _connect(self):
+            return connection
+
+    broker = Broker()
+    await broker.open("node", Node("node", broker))
+    await connection.asked.wait()
+    async with asyncio.timeout(5):
+        await broker.close()
+    assert not broker.connected

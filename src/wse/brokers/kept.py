@@ -35,6 +35,9 @@ all its devices anew, the last is not told that the engine is away because the f
 PAUSE = 3.0
 """Seconds between two questions whether the engine is still there."""
 
+CANCELLED = 1.0
+"""Seconds after which a task that has been cancelled is cancelled again."""
+
 BUFFER = 64 * 1024 * 1024
 """Bytes that may wait for the engine to take them."""
 
@@ -143,8 +146,9 @@ class KeptBroker(ABC, Generic[C]):
         if self._keeper is None:
             return
         keeper, self._keeper = self._keeper, None
-        keeper.cancel()
-        await asyncio.wait((keeper,))
+        while not keeper.done():
+            keeper.cancel()
+            await asyncio.wait((keeper,), timeout=CANCELLED)  # an engine's library may swallow a cancellation
         if self._ready:
             with suppress(WseError):  # the engine may be away, and then nothing can be sent
                 await self.flush()
