@@ -87,3 +87,28 @@ async def test_an_error_that_a_procedure_raises_on_purpose_is_logged_without_a_t
     (record,) = caplog.records
     assert (record.name, record.levelname, record.exc_info) == ("wse", "WARNING", None)
     assert "app.no" in record.getMessage()
+
+
+def test_a_close_that_is_cancelled_in_the_turn_of_the_last_socket_s_end_does_not_trip_another():
+    side = ServerSide()
+    peer = side.join()
+    cancelled, other = (side.scheduler.start(side.hub.close(1012, "bye")) for _ in range(2))
+    cancelled.cancel()
+    peer.session.closed(1012, "bye")
+    side.scheduler.run()
+    assert cancelled.cancelled()
+    assert other.result() is None
+
+
+def test_a_hub_that_closes_turns_new_clients_away_and_is_done_when_all_have_gone_by_themselves(monkeypatch):
+    monkeypatch.setattr("wse.core.hub.CLOSES_PER_SECOND", 10)
+    side = ServerSide()
+    peers = [side.join(cid) for cid in ("ann", "bob", "cid")]
+    closing = side.scheduler.start(side.hub.close(1012, "bye"))
+    assert side.open().closed_with == (1012, "bye")
+    for session in tuple(side.hub.sessions):
+        session.closed(1006, "")
+    side.scheduler.advance(1)
+    assert closing.result() is None
+    assert sum(peer.closed_with == (1012, "bye") for peer in peers) == 1
+    assert side.open().closed_with is None
