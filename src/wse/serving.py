@@ -54,6 +54,7 @@ class Serving:
     _listener: asyncio.Server | None
     _closing: asyncio.Future[None] | None
     _started_at: float | None
+    _starting = False
 
     def configure(self, *, host: str | None = None, port: int | None = None, reuse_port: bool | None = None) -> None:
         """Change where the server will listen, as the `wse` command does; what is None stays as it is.
@@ -132,8 +133,9 @@ class Serving:
             raise WseError(ErrorCode.IDENTIFY_HANDLER_MISSING)
         if self._port is None:
             raise ValueError("a server that listens needs a port: WseServer(port=4200), or port=0 for a free one")
-        if self._listener is not None:
+        if self._listener is not None or self._starting:
             raise RuntimeError("the server has been started")
+        self._starting = True
         try:
             await self._attach()
             self._listener = await picows.listen(
@@ -152,6 +154,8 @@ class Serving:
         except BaseException:
             await self.close()
             raise
+        finally:
+            self._starting = False
 
     async def serve_forever(self) -> None:
         """Return when the server has been closed; starts it if need be."""

@@ -83,6 +83,13 @@ async def test_a_start_that_fails_leaves_nothing_behind():
     await soon(server.close(notice=3600))  # there is nobody to give notice to
 
 
+async def test_starting_twice_at_once_is_an_error_and_one_listener():
+    server = make_server()
+    results = await asyncio.gather(server.start(), server.start(), return_exceptions=True)
+    assert [type(result) for result in results] == [type(None), RuntimeError]
+    await server.close()
+
+
 async def test_starting_without_an_identify_handler_is_an_error():
     server = WseServer(port=0)
     with pytest.raises(WseError) as caught:

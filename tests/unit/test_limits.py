@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from support.core import ClientSide, FakeScheduler, ServerSide
 from wse import ErrorCode, Limits, WseError, WseMsgpack
+from wse.core.hub import network_of
 from wse.core.limits import TokenBucket, nests_deeper
 
 
@@ -24,6 +25,11 @@ def test_other_bounds_may_be_none_but_not_zero(name):
     assert getattr(Limits(**{name: None}), name) is None
     with pytest.raises(ValueError, match=name):
         Limits(**{name: 0})
+
+
+def test_a_burst_lets_a_message_through():
+    with pytest.raises(ValueError, match="message_burst"):
+        Limits(message_rate=1, message_burst=0.5)
 
 
 def test_handlers_may_end_with_their_connection_at_once_but_not_before():
@@ -296,6 +302,32 @@ def test_connections_of_one_address_are_bounded_and_those_of_others_are_not():
     assert not side.hub.by_address
     side.request_from = first.conn.remote_addr
     assert side.open().closed_with is None
+
+
+@pytest.mark.parametrize(
+    ("address", "network"),
+    [
+        ("192.0.2.1", "192.0.2.1"),
+        ("", ""),
+        ("2001:db8:1:2:3:4:5:6", "2001:db8:1:2::/64"),
+        ("fe80::1%eth0", "fe80::/64"),
+        ("unix:", "unix:"),
+    ],
+)
+def test_an_ipv6_network_of_64_bits_counts_as_one_address(address, network):
+    assert network_of(address) == network
+
+
+def test_connections_of_one_ipv6_network_are_bounded_together():
+    side = ServerSide(limits=Limits(connections_per_address=1))
+    side.request_from = "2001:db8::1"
+    first = side.open()
+    side.request_from = "2001:db8::2"
+    second = side.open()
+    assert second.closed_with == (1013, "wse.limit.connections-per-address")
+    for peer in first, second:
+        peer.session.closed(1000, "")
+    assert not side.hub.by_address
 
 
 def test_strangers_are_bounded_and_users_do_not_count_among_them():

@@ -217,6 +217,7 @@ def test_with_a_choice_messages_give_way_and_the_connection_lives(side, kind, le
         peer.session.send(kind, [n, "x" * 270])
     assert peer.closed_with is None
     assert side.endpoint.counters.dropped == {POLICIES[kind]: 10 - len(left)}
+    assert ("send_buffer" in side.endpoint.counters.limits) == (kind != "latest")
     assert side.error.code == ErrorCode.SLOW_RECEIVER  # once
     peer.session.writable(True)
     assert [payload[0] for _, payload in heard(peer)] == left

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection, Hashable, Iterator
+from contextlib import suppress
+from ipaddress import ip_network
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
@@ -119,7 +121,8 @@ class Hub:
             return "connections", CloseReason.LIMIT_CONNECTIONS
         if limits.unauthenticated is not None and self.strangers >= limits.unauthenticated:
             return "unauthenticated", CloseReason.LIMIT_UNAUTHENTICATED
-        if limits.connections_per_address is not None and self.by_address[address] >= limits.connections_per_address:
+        most = limits.connections_per_address
+        if most is not None and self.by_address[network_of(address)] >= most:
             return "connections_per_address", CloseReason.LIMIT_CONNECTIONS_PER_ADDRESS
         return None
 
@@ -127,7 +130,7 @@ class Hub:
         self.sessions.add(session)
         self.strangers += 1
         if self.endpoint.limits.connections_per_address is not None:
-            self.by_address[session.conn.request.remote_addr] += 1
+            self.by_address[network_of(session.conn.request.remote_addr)] += 1
         if session.link.pings:
             self._pulse.start()
 
@@ -200,11 +203,11 @@ class Hub:
     def forget(self, session: ServerSession) -> None:
         """The socket has closed."""
         self.sessions.discard(session)
-        address = session.conn.request.remote_addr
-        if address in self.by_address:
-            self.by_address[address] -= 1
-            if not self.by_address[address]:
-                del self.by_address[address]
+        if self.by_address:
+            network = network_of(session.conn.request.remote_addr)
+            self.by_address[network] -= 1
+            if not self.by_address[network]:
+                del self.by_address[network]
         if not self.sessions:
             for emptied in self._closers:
                 if not emptied.done():
@@ -349,3 +352,12 @@ class Hub:
         session = args[0]._session if isinstance(args[0], WseConnection) else None
         error = WseError(ErrorCode.MSG_PROCESSING_ERROR, {"signal": signal}, f"a listener of {signal} raised")
         self.endpoint.report(error, session, exc)
+
+
+def network_of(address: str) -> str:
+    """What counts as one address: all of an IPv6 network of 64 bits do, which is what one subscriber has."""
+    if ":" not in address:
+        return address
+    with suppress(ValueError):
+        return str(ip_network((address.partition("%")[0], 64), strict=False))
+    return address

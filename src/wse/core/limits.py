@@ -48,8 +48,9 @@ class Limits:
             code of applications survives it. Closes with 1008.
         connections: Connections of a server. No bound by default: memory and file descriptors differ, and only the
             operator knows them. Closes with 1013, so that reconnecting clients come again.
-        connections_per_address: Connections from one address. No bound by default: behind a proxy or a company's
-            network thousands share one; with `trusted_proxies` in place, some 100 are sensible. Closes with 1013.
+        connections_per_address: Connections from one address; for IPv6 from one network of 64 bits, which is what a
+            subscriber has. No bound by default: behind a proxy or a company's network thousands share one; with
+            `trusted_proxies` in place, some 100 are sensible. Closes with 1013.
         unauthenticated: Connections that have not been let in. 4,096: a burst of returning clients fits, and costs
             some 50 MiB while they are silent; what they send is taken in up to `frame_size`. Closes with 1013. How long
             each may last is `auth_timeout`.
@@ -99,6 +100,8 @@ class Limits:
                 raise ValueError(f"{field.name} needs a bound")
             if value is not None and value <= 0 and field.name != "handler_linger":
                 raise ValueError(f"{field.name} must be more than 0, not {value}")
+        if self.message_burst is not None and self.message_burst < 1:
+            raise ValueError(f"message_burst must let a message through, not {self.message_burst}")
         if self.handler_linger is not None and self.handler_linger < 0:
             raise ValueError(f"handler_linger is in seconds, not {self.handler_linger}")
 

@@ -164,7 +164,8 @@ class Outgoing:
         """Messages for a slow receiver had to give way."""
         closes = policy is Overflow.CLOSE
         self._counters.dropped[policy] += dropped + (outbox.clear() if closes else 0)
-        self._counters.limits["send_buffer"] += 1
+        if policy is not Overflow.LATEST:  # whose messages give way before the bound is reached
+            self._counters.limits["send_buffer"] += 1
         details = {"limit": "send_buffer", "allowed": self.endpoint.limits.send_buffer, "overflow": str(policy)}
         reason = CloseReason.SLOW_RECEIVER if closes else None
         self._report_once(f"send_buffer {policy}", ErrorCode.SLOW_RECEIVER, details, reason, 1013)
