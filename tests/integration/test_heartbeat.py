@@ -7,12 +7,14 @@ import socket
 import pytest
 
 from support.net import (
+    CLOSE,
     PING,
     PONG,
     TEXT,
     TRANSPORTS,
     RawSocket,
     ServerLog,
+    close_payload,
     frame,
     make_server,
     text,
@@ -90,6 +92,18 @@ async def test_a_client_times_the_way_to_its_server():
                 await asyncio.sleep(0.01)
         assert 0 < client.rtt < 1
     assert client.rtt is None
+
+
+async def test_a_connection_that_closes_is_not_pinged():
+    server = make_server()
+    log = ServerLog(server)
+    async with server, RawSocket.user(server.url) as peer:
+        conn = await log.conn("ann")
+        conn.drop()
+        conn._session.link.ping()
+        assert await peer.closed() == (1000, "wse.by-server")  # and no ping before it,
+        peer.send(frame(CLOSE, close_payload(1000)))
+        await peer.eof()  # nor after
 
 
 async def test_both_sides_may_ping_at_once():

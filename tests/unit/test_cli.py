@@ -25,6 +25,7 @@ from wse import WseServer
 
 server = WseServer(lambda auth: auth.accept(1), port=4200)
 without_port = WseServer(lambda auth: auth.accept(1))
+clustered = WseServer(lambda auth: auth.accept(1), broker="nats://127.0.0.1")
 number = 1
 
 class holder:
@@ -123,6 +124,28 @@ def test_a_broker_that_the_server_has_already_is_enough():
     assert server.cluster is not None
     assert problem_of_workers(server, None) is None
     assert problem_of_workers(make_server(port=4200, broker="redis://127.0.0.1"), None) is None
+
+
+@pytest.mark.parametrize("options", [[], ["--host", "127.0.0.1", "--broker", "redis://127.0.0.1"]])
+def test_the_workers_are_told_what_the_command_was_told(app, monkeypatch, options):
+    commands = []
+
+    class Recorder:
+        def __init__(self, command, workers, *, grace):
+            commands.append((command, workers, grace))
+
+        async def run(self):
+            return 0
+
+    monkeypatch.setattr("wse.cli.commands.Supervisor", Recorder)
+    port = free_port()
+    result = run("serve", "an_app:clustered", "--workers", "3", "--port", str(port), "--grace", "2", *options)
+    assert result.exit_code == 0, result.output
+    ((worker, workers, grace),) = commands
+    assert (workers, grace) == (3, 2.0)
+    assert worker[1:5] == ["-m", "wse", "serve", "an_app:clustered"]
+    assert worker[-len(options) :] == options or not options
+    assert ("--broker" in worker) == bool(options)
 
 
 def test_a_bad_broker_is_a_plain_line():

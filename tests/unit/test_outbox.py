@@ -258,6 +258,18 @@ def test_a_broadcast_too_many_closes_the_slow_one_only():
     assert side.names("disconnected") == [("disconnected", "slow", 1013, "wse.slow-receiver")]
 
 
+def test_a_broadcast_is_not_kept_for_who_has_gone_while_it_was_sent():
+    side = ServerSide(limits=Limits(send_buffer=100))
+    one, other = side.join("one"), side.join("other")
+    side.hub.disconnected(lambda conn, code, reason: other.conn.drop() if conn.cid == "one" else None)
+    for peer in one, other:
+        peer.session.writable(False)
+    side.hub.broadcast("chat", "x" * 200)
+    assert one.closed_with == (1013, "wse.slow-receiver")
+    assert other.closed_with == (1000, "wse.by-server")
+    assert other.session.queued == 0
+
+
 @pytest.mark.parametrize("kind", ["~wse:hi", None])
 def test_a_choice_is_for_an_application_s_own_types(kind):
     with pytest.raises(WseError, match="protocol-violation"):

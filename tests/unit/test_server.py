@@ -312,3 +312,11 @@ async def test_a_server_sends_to_rooms_and_calls_a_users_devices():
         assert [device.cid for device in await soon(server.devices("bob"))] == ["bob"]
         assert await soon(server.online()) == 2
         assert {cid async for cid in server.users()} == {"ann", "bob"}
+
+
+async def test_a_server_that_has_started_joins_no_cluster_any_more():
+    async with make_server() as server:
+        with pytest.raises(RuntimeError, match="has been started"):
+            server.use_broker("memory:")
+    server.use_broker("memory:")
+    assert server.cluster is not None

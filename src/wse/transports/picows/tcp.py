@@ -17,9 +17,7 @@ def seconds_since_last_byte(sock: socket.socket | None) -> float:
         return math.inf
     try:
         info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _LAST_DATA_RECEIVED.size)
-    except OSError:  # not TCP, or closed meanwhile
+        milliseconds: int = _LAST_DATA_RECEIVED.unpack(info)[0]
+    except (OSError, struct.error):  # not TCP, or closed meanwhile; a kernel that tells less
         return math.inf
-    if len(info) < _LAST_DATA_RECEIVED.size:
-        return math.inf
-    milliseconds: int = _LAST_DATA_RECEIVED.unpack(info)[0]
     return milliseconds / 1000
