@@ -88,7 +88,11 @@ class Soak:
         return after
 
     async def steady(self, seconds):
-        """Wait until all have come and until it is over, and look at memory from a third of that time on."""
+        """Wait until all have come and until it is over; memory at steady state is that of the middle third.
+
+        To look at memory collects garbage and gives free memory back, which keeps it small. So it is looked at all the
+        time, at the same pace: looked at in the middle third only, it seemed to grow by 7% thereafter.
+        """
         while self.counted["joins"] < self.clients:
             await asyncio.sleep(0.1)
         begin = monotonic()
@@ -96,8 +100,9 @@ class Soak:
         while (now := monotonic() - begin) < seconds:
             await asyncio.sleep(min(seconds / 30, 5))
             await self.balance()
+            resident = (await self.watcher.call("counts"))["resident"]
             if seconds / 3 < now < seconds * 2 / 3:
-                samples.append((await self.watcher.call("counts"))["resident"])
+                samples.append(resident)
         self.at_steady_state = median(samples)
 
     async def at_rest(self, live):
