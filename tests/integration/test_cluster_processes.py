@@ -141,7 +141,7 @@ async def until_room(cluster, sender, receivers):
 
 async def test_a_killed_node_is_found_within_ten_seconds_and_its_users_leave_once(cluster):
     await cluster.start(3, {}, conns_per_user=2)  # with the times that users have
-    assert ClusterSettings().lease == 6.0
+    assert ClusterSettings().lease == 5.0
     ann = [await cluster.device(2, f"ann {number}") for number in range(5)]
     await cluster.device(2, "bob")
     bob = await cluster.device(1, "bob")

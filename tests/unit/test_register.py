@@ -161,6 +161,46 @@ def test_a_node_that_is_taken_for_dead_just_as_it_wakes_hears_of_it():
     assert two.cluster.register._silent == set()
 
 
+def test_a_node_keeps_its_lease_however_long_it_reaps():
+    nodes = Nodes(2)
+    one, two = nodes
+    nodes.join(two)
+    reap, gate = one.broker.reap, asyncio.Future(loop=one.scheduler)
+    begun = []
+
+    async def reap_slowly():
+        begun.append(one)
+        await gate
+        return await reap()
+
+    nodes.kill(two)
+    one.broker.reap = reap_slowly
+    nodes.advance(30)
+    assert len(begun) == 1
+    assert one.cluster.healthy
+    assert one.do(one.broker.nodes()) == {one.cluster.node}
+    gate.set_result(None)
+    nodes.advance(1)
+    assert nodes.presence() == [LEFT]
+
+
+def test_a_register_that_fails_while_a_node_reaps_is_asked_again():
+    nodes = Nodes(2)
+    one, two = nodes
+    nodes.join(two)
+    reap, failures = one.broker.reap, [WseError(ErrorCode.BROKER_UNAVAILABLE)]
+
+    async def fail_once():
+        if failures:
+            raise failures.pop()
+        return await reap()
+
+    nodes.kill(two)
+    one.broker.reap = fail_once
+    nodes.advance(10)
+    assert nodes.presence() == [LEFT]
+
+
 def test_a_node_that_is_told_before_it_has_asked_fires_joined_once():
     nodes = Nodes(1)
     (one,) = nodes
@@ -429,7 +469,7 @@ def test_a_register_that_does_not_answer_makes_a_node_unhealthy():
         raise WseError(ErrorCode.BROKER_UNAVAILABLE)
 
     nodes[0].broker.renew = fail
-    nodes.advance(5)
+    nodes.advance(4)
     assert nodes[0].cluster.healthy
     nodes.advance(2)
     assert not nodes[0].cluster.healthy
@@ -839,7 +879,7 @@ def test_it_does_not_wait_for_the_dead():
     one.server.send("ann", "say", 1)
     nodes.kill(three)
     nodes.engine.resume()
-    nodes.advance(5)
+    nodes.advance(4)
     assert heard(peer) == [[]]
     nodes.advance(2)
     assert heard(peer) == [[("say", 1)]]

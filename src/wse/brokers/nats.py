@@ -7,8 +7,8 @@ The server is NATS 2.11.10 or later but 2.12.0: older ones let no key run out wh
 The register is a bucket as the key/value tools know it, in memory, on `replicas` servers, changed by compare-and-set:
 
     user.<user>               a line "connection-id node epoch since" for each device
-    lease.<node>.<epoch>      for as long as the lease is in force: the server takes it away
-    node.<node>.<epoch>       until the node has been reaped
+    node.lease.<node>.<epoch> for as long as the lease is in force: the server takes it away
+    node.known.<node>.<epoch> until the node has been reaped
 
 An epoch is an unbroken series of renewals. A node that has let its lease run out begins the next one, and its devices
 belong to that from when it has joined them anew, so nobody who reaps the old one can take out what is alive.
@@ -23,6 +23,7 @@ from __future__ import annotations
 import asyncio
 import math
 import random
+from functools import partial
 from secrets import token_hex
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import unquote, urlsplit
@@ -35,7 +36,7 @@ from wse.core.broker import Device, Gone, Joined
 from wse.errors import ErrorCode, WseError
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Container
+    from collections.abc import AsyncIterator, Callable, Container, Iterator
 
     from wse.core.broker import BrokerListener
 
@@ -47,6 +48,9 @@ AT_ONCE = 100
 
 Records = dict[Device, str]
 """A user's devices, the oldest first, and the epoch of the node that each belongs to."""
+
+Entry = tuple[int, Records]
+"""What a user's key had, and its revision then; empty where that is not known."""
 
 T = TypeVar("T")
 
@@ -124,7 +128,7 @@ class NatsBroker(KeptBroker[NatsConnection]):
         return list(_read(user, value))
 
     async def online(self) -> int:
-        others, count = await self.ask(lambda connection: connection.keys("*.*.*"))
+        others, count = await self.ask(lambda connection: connection.keys("node.*.*.*"))
         return count - len(others)
 
     async def users(self) -> AsyncIterator[str]:
@@ -170,13 +174,13 @@ class NatsBroker(KeptBroker[NatsConnection]):
     async def _announce(self, connection: NatsConnection) -> None:
         """See to it that who reaps knows this epoch, even if it never gets a lease, or the register is a new one."""
         if connection.announced != self._epoch:
-            await connection.put(f"node.{self._node}.{self._epoch}", b"")
+            await connection.put(f"node.known.{self._node}.{self._epoch}", b"")
             connection.announced = self._epoch
 
     async def _renew(self, connection: NatsConnection, ttl: int) -> bool:
         if self._lease:
             try:
-                lease = f"lease.{self._node}.{self._epoch}"
+                lease = f"node.lease.{self._node}.{self._epoch}"
                 self._lease = await connection.put(lease, b"", self._lease, ttl)
             except OutdatedError:
                 pass  # it has run out, or is lost, or an answer is
@@ -184,15 +188,15 @@ class NatsBroker(KeptBroker[NatsConnection]):
                 return True
         # The lease comes first, or who reaps between the two would find a node that is to be forgotten.
         epoch = token_hex(8)
-        lease_of_epoch = await connection.put(f"lease.{self._node}.{epoch}", b"", ttl=ttl)
-        await connection.put(f"node.{self._node}.{epoch}", b"")
+        lease_of_epoch = await connection.put(f"node.lease.{self._node}.{epoch}", b"", ttl=ttl)
+        await connection.put(f"node.known.{self._node}.{epoch}", b"")
         self._epoch = connection.announced = epoch
         self._lease = lease_of_epoch
         return False
 
     async def resign(self) -> None:
         self._lease = 0
-        await self._purge(f"lease.{self._node}.*")
+        await self._purge(f"node.lease.{self._node}.*")
 
     async def nodes(self) -> frozenset[str]:
         leases, _ = await self._epochs()
@@ -200,68 +204,97 @@ class NatsBroker(KeptBroker[NatsConnection]):
 
     async def _epochs(self) -> tuple[dict[str, str], dict[str, str]]:
         """The nodes of the epochs whose lease is in force, and of all that were not reaped; of one moment."""
-        kinds: dict[str, dict[str, str]] = {"lease": {}, "node": {}}
-        keys, _ = await self.ask(lambda connection: connection.keys("*.*.*"))
+        kinds: dict[str, dict[str, str]] = {"lease": {}, "known": {}}
+        keys, _ = await self.ask(lambda connection: connection.keys("node.*.*.*"))
         for key in keys:
-            kind, node, epoch = key.split(".")
+            _, kind, node, epoch = key.split(".")
             kinds[kind][epoch] = node
-        return kinds["lease"], kinds["node"]
+        return kinds["lease"], kinds["known"]
 
     async def reap(self) -> list[Gone]:
         leases, known = await self._epochs()
         dead = known.keys() - leases.keys()
         if not dead:
             return []
+        found = await self._users_of(dead)
+        if not found:
+            # Only now: a node that did not know that it was dead could have gone on with its epoch.
+            for epoch in dead:
+                await self._purge(f"node.known.*.{epoch}")
+            return []
+        # All survivors reap now, so each begins with a share of its own, and then sees to whoever is left.
         survivors = sorted(set(leases.values()))
+        share = {user: entry for user, entry in found.items() if self._is_mine(user, survivors)}
         gone: list[Gone] = []
+        try:
+            await self._take_out(share or found, dead, gone)
+        except WseError:
+            if not gone:
+                raise
+            # Nobody else is told of these; the others are left for the next time.
+        return gone
+
+    def _is_mine(self, user: str, survivors: list[str]) -> bool:
+        return not survivors or survivors[crc32(user.encode()) % len(survivors)] == self._node
+
+    async def _take_out(self, found: dict[str, Entry], dead: Container[str], gone: list[Gone]) -> None:
+        """Take devices of dead epochs out, and put them into `gone`, one by one."""
 
         def step(records: Records) -> tuple[list[Gone], Records]:
             after = {device: epoch for device, epoch in records.items() if epoch not in dead}
             reaped = [device for device in records if device not in after]
             return [Gone(device, not after and device is reaped[-1]) for device in reaped], after
 
-        # All survivors reap now, so each begins with a share of its own, and then sees to whoever is left.
-        for share in (True, False):
-            users = await self._users_of(dead)
-            if share:
-                users = [user for user in users if self._is_mine(user, survivors)]
-            for start in range(0, len(users), AT_ONCE):
-                steps = [self._change(user, step) for user in users[start : start + AT_ONCE]]
-                results = await asyncio.gather(*steps, return_exceptions=True)
-                gone += [device for result in results if isinstance(result, list) for device in result]
-                failures = [result for result in results if isinstance(result, BaseException)]
-                if failures:
-                    if gone:
-                        return gone  # nobody else is told of these; the others are left for the next time
-                    raise failures[0]
-        if not gone:
-            # Only now: a node that did not know that it was dead could have gone on with its epoch.
-            for epoch in dead:
-                await self._purge(f"node.*.{epoch}")
-        return gone
+        # Most users have no other device. Their entries are simply deleted, many at a time.
+        last = {
+            revision: (user, records)
+            for user, (revision, records) in found.items()
+            if records and all(epoch in dead for epoch in records.values())
+        }
 
-    def _is_mine(self, user: str, survivors: list[str]) -> bool:
-        return not survivors or survivors[crc32(user.encode()) % len(survivors)] == self._node
+        def deleted(revision: int) -> None:
+            user, records = last[revision]
+            gone.extend(step(records)[0])
+            del found[user]
+
+        for revisions in batches(list(last), AT_ONCE):
+            await self.ask(partial(NatsConnection.delete_each, revisions=revisions, deleted=deleted))
+        for users in batches(list(found), AT_ONCE):
+            changes = [self._change(user, step) for user in users]
+            results = await asyncio.gather(*changes, return_exceptions=True)
+            gone += [device for result in results if isinstance(result, list) for device in result]
+            for result in results:
+                if isinstance(result, BaseException):
+                    raise result
 
     async def _purge(self, keys: str) -> None:
         await self.ask(lambda connection: connection.purge(keys))
 
-    async def _users_of(self, epochs: Container[str]) -> list[str]:
-        """The users who may have devices of these epochs; this reads the whole register."""
+    async def _users_of(self, epochs: Container[str]) -> dict[str, Entry]:
+        """The users who may have devices of these epochs, with what is known of them; this reads the whole register."""
+        found: dict[str, Entry] = {}
+        seen: set[str] = set()
 
-        async def scan(connection: NatsConnection) -> dict[str, bool]:
-            return {
-                key: any(epoch in epochs for epoch in _read(key, value).values())
-                async for key, value in connection.scan("user.*")
-            }
+        async def scan(connection: NatsConnection) -> None:
+            async for key, revision, value in connection.scan("user.*"):
+                seen.add(key)
+                user = key.removeprefix("user.")
+                records = _read(user, value)
+                if any(epoch in epochs for epoch in records.values()):
+                    found[user] = revision, records
 
-        scanned = await self.ask(scan, within=SUBSCRIBED)
-        # A scan can end early, when the library begins it anew behind a gap; and who comes meanwhile is not in it.
+        await self.ask(scan, within=SUBSCRIBED)
+        # Who came or changed meanwhile may not be in it.
         offset = 0
         while page := await self._user_keys(offset):
-            scanned = dict.fromkeys(page, True) | scanned
+            found |= {key.removeprefix("user."): (0, {}) for key in page if key not in seen}
             offset += len(page)
-        return [key.removeprefix("user.") for key, concerned in scanned.items() if concerned]
+        return found
+
+
+def batches(items: list[T], size: int) -> Iterator[list[T]]:
+    """All of them, so many at a time."""
+    return (items[start : start + size] for start in range(0, len(items), size))
 
 
 def _read(user: str, value: bytes) -> Records:

@@ -182,6 +182,7 @@ class Broker(typing.Protocol):
     async def reap(self) -> list[Gone]:
         """Take out the devices of nodes without a lease, and forget these nodes.
 
-        Each device is told to exactly one of the nodes that reap at the same time.
+        Each device is told to exactly one of the nodes that reap at the same time. One of these may leave the others
+        their share, and takes what is left of that when it reaps again.
         """
         ...

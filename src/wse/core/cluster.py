@@ -53,8 +53,8 @@ class ClusterSettings:
         farewell: Seconds that a node takes at most to sign off when it closes.
     """
 
-    lease: float = 6.0
-    renew: float = 2.0
+    lease: float = 5.0
+    renew: float = 1.0
     canary: float = 1.0
     deaf_after: int = 3
     query: float = 1.0

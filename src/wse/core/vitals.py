@@ -28,6 +28,7 @@ class Vitals:
         self._renewed = 0.0  # when the lease was renewed last
         self._in_touch: float | None = None  # since when it has been without a gap
         self._beating = False
+        self._reaping = False
 
     def start(self) -> None:
         """The lease has just been taken."""
@@ -90,15 +91,25 @@ class Vitals:
             is_calm = self._in_touch is not None and self._renewed - self._in_touch >= self._settings.lease
             self._scheduler.spawn(self._settle(is_calm))  # with many devices it may take longer than a lease
             if is_calm:
-                await cluster.register.reap()
                 nodes = await cluster.broker.nodes()
                 cluster.peers = nodes - {cluster.node}
                 cluster.asks.alive(nodes)
+                if not self._reaping:
+                    self._reaping = True
+                    self._scheduler.spawn(self._reap())  # likewise: our own lease must not run out meanwhile
             cluster.catch_up()
         except WseError:
             self._in_touch = None  # `connection_lost` tells, and the next beat tries again
         finally:
             self._beating = False
+
+    async def _reap(self) -> None:
+        try:
+            await self._cluster.register.reap()
+        except WseError:
+            return  # the next beat tries again
+        finally:
+            self._reaping = False
 
     async def _settle(self, is_calm: bool) -> None:
         try:
