@@ -15,7 +15,7 @@ from nats.js import api
 
 from support.brokers import Node, RedisCluster, run_cluster, unavailable, until
 from support.engines import Nats, Valkey, free_port
-from wse.brokers import from_url, kept
+from wse.brokers import from_url, kept, nats_connection
 from wse.brokers import nats as nats_broker
 from wse.brokers.nats import NatsBroker
 from wse.brokers.redis import RedisBroker
@@ -356,6 +356,31 @@ async def test_no_jetstream(tmp_path):
     engine._answers = lambda connection: connection.recv(4096).startswith(b"INFO")
     with engine:
         await unavailable(Node("node", from_url(engine.url())).open())
+
+
+@pytest.mark.parametrize("users", [13, 14, 15])
+async def test_a_register_of_several_pages_is_read_whole(nats_cluster, monkeypatch, users):
+    monkeypatch.setattr(nats_connection, "PAGE", 7)
+    node = await nats_cluster.node()
+    for number in range(users):
+        await node.broker.join(node.device(f"user-{number}", "c"), 10)
+    connection = node.broker._connection
+    scanned = {key: (revision, value) async for key, revision, value in connection.scan("user.*")}
+    assert scanned == {f"user.user-{number}": await connection.get(f"user.user-{number}") for number in range(users)}
+
+
+async def test_only_what_has_the_revision_that_is_known_is_deleted(nats_cluster):
+    node = await nats_cluster.node()
+    for number in range(3):
+        await node.broker.join(node.device(f"user-{number}", "c"), 10)
+    connection = node.broker._connection
+    revisions = [revision async for _, revision, _ in connection.scan("user.*")]
+    await node.broker.join(node.device("user-1", "d"), 10)
+    deleted = []
+    await connection.delete_each(revisions, deleted.append)
+    assert sorted(deleted) == sorted(revisions)[::2]
+    assert await node.broker.online() == 1
+    assert [device.conn_id for device in await node.broker.devices("user-1")] == ["c", "d"]
 
 
 async def test_steps_that_always_come_second_give_up(nats_cluster, monkeypatch):

@@ -42,8 +42,8 @@ class ClusterSettings:
     """The times and bounds of a cluster; the same for all its nodes.
 
     Args:
-        lease: Seconds after which a node that does not renew its lease is dead. Others take its devices out within
-            `lease + renew` seconds of its death.
+        lease: Seconds after which a node that does not renew its lease is dead. Others begin to take its devices out
+            `renew` seconds after that at the latest; on NATS, whose leases end at whole seconds, one more.
         renew: Seconds between two renewals, and between two looks for dead nodes.
         canary: Seconds between two messages that a node sends itself through the broker.
         deaf_after: How many of these may fail to come back until the node says that the broker is deaf.
