@@ -114,7 +114,7 @@ class NatsBroker(KeptBroker[NatsConnection]):
             return joined, after
 
         await self.ask(self._announce)
-        return await self._change(device.user, step)
+        return await self._change(device.user, step, likely_none=True)
 
     async def leave(self, device: Device) -> bool:
         def step(records: Records) -> tuple[bool, Records]:
@@ -142,28 +142,34 @@ class NatsBroker(KeptBroker[NatsConnection]):
         keys, _ = await self.ask(lambda connection: connection.keys("user.*", offset))
         return keys
 
-    async def _change(self, user: str, step: Callable[[Records], tuple[T, Records]]) -> T:
-        return await self.ask(lambda connection: self._compare_and_set(connection, user, step))
+    async def _change(self, user: str, step: Callable[[Records], tuple[T, Records]], *, likely_none: bool = False) -> T:
+        """Make a step, which is a function of the user's devices, from what nobody else has changed meanwhile.
+
+        Most users who join have no device, and need not be asked for: a step that adds one can start from there.
+        """
+        return await self.ask(lambda connection: self._compare_and_set(connection, user, step, likely_none))
 
     async def _compare_and_set(
-        self, connection: NatsConnection, user: str, step: Callable[[Records], tuple[T, Records]]
+        self, connection: NatsConnection, user: str, step: Callable[[Records], tuple[T, Records]], likely_none: bool
     ) -> T:
-        """Make a step, which is a function of the user's devices, from what nobody else has changed meanwhile."""
+        key = f"user.{user}"
+        revision, value = (0, b"") if likely_none else await connection.get(key)
         for attempt in range(ATTEMPTS):
-            revision, value = await connection.get(f"user.{user}")
             before = _read(user, value)
             result, after = step(before)
             if after == before:
                 return result
             try:
                 if after:
-                    await connection.put(f"user.{user}", _write(after), revision)
+                    await connection.put(key, _write(after), revision)
                 else:
                     await connection.delete(revision)
             except OutdatedError:
-                await asyncio.sleep(random.random() * min(0.1, 0.002 * 2**attempt))  # noqa: S311 - it spreads, no more
+                if attempt or not likely_none:
+                    await asyncio.sleep(random.random() * min(0.1, 0.002 * 2**attempt))  # noqa: S311 - it spreads
             else:
                 return result
+            revision, value = await connection.get(key)
         raise OutdatedError(f"others changed the same user {ATTEMPTS} times meanwhile")
 
     # Leases.
