@@ -29,6 +29,9 @@ from harness.measure import Settings, raise_file_limit
 
 FULL = Settings(rounds=5, idle_rounds=1, seconds=1.0, warmup=0.25, settle=2.0)
 QUICK = Settings(rounds=1, idle_rounds=1, seconds=0.15, warmup=0.05, settle=0.1)
+OTHERS = ("rates", "spread", "engines")
+"""What is measured beside the workloads."""
+
 USERS, QUICK_USERS = 50_000, 60
 MESSAGES, QUICK_MESSAGES = 500_000, 5000
 QUICK_CONNECTIONS = 40
@@ -41,7 +44,7 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     works = [work.name for work in WORKLOADS]
     parser.add_argument("--quick", action="store_true", help="a smoke run of some seconds")
     parser.add_argument("--kinds", metavar="A,B", help=f"only these of {', '.join(names)}")
-    parser.add_argument("--workloads", metavar="A,B", help=f"only these of {', '.join(works)}, spread, engines")
+    parser.add_argument("--workloads", metavar="A,B", help=f"only these of {', '.join([*works, *OTHERS])}")
     parser.add_argument("--rounds", type=int, help="how often each measurement is made")
     parser.add_argument("--users", type=int, help="how many users are spread over three nodes")
     parser.add_argument("--no-install", action="store_true", help="install nothing, skip what is not installed")
@@ -49,7 +52,7 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--update-docs", action="store_true", help="update docs/how-to/scale.md")
     parser.add_argument("--from", dest="earlier", type=Path, metavar="FILE", help="report an earlier run's JSON")
     args = parser.parse_args(argv)
-    for option, known in (("kinds", names), ("workloads", [*works, "spread", "engines"])):
+    for option, known in (("kinds", names), ("workloads", [*works, *OTHERS])):
         wanted = getattr(args, option)
         chosen = known if wanted is None else wanted.split(",")
         unknown = set(chosen) - set(known)
@@ -82,8 +85,11 @@ def measure(args: argparse.Namespace, env: Environment) -> dict[str, Any]:
     began = time.monotonic()
     run.measure(works, kinds)
     users = args.users or (QUICK_USERS if args.quick else USERS)
+    ours = [kind for kind in kinds if kind.peer.name == "wse"]
+    if "rates" in args.workloads:
+        run.measure_rates(ours)
     if "spread" in args.workloads:
-        run.measure_spread([kind for kind in kinds if kind.peer.name == "wse"], users)
+        run.measure_spread(ours, users)
     if "engines" in args.workloads:
         run.measure_engines(kinds, QUICK_MESSAGES if args.quick else MESSAGES)
     notes += [f"{where} failed: {problem}" for where, problem in run.problems.items()]
@@ -98,6 +104,7 @@ def measure(args: argparse.Namespace, env: Environment) -> dict[str, Any]:
         "notes": notes,
         "medians": run.medians(),
         "samples": run.samples,
+        "rates": run.rates,
         "spread": run.spread,
         "engines": run.engines,
     }

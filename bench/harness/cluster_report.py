@@ -33,6 +33,23 @@ def across(results: dict[str, Any]) -> str:
     return "\n\n".join(parts)
 
 
+def rates(results: dict[str, Any]) -> str:
+    """What a message costs, and how long it takes, the more there are: as a difference to the same on one server."""
+    rows = []
+    for kind in KINDS:
+        for rate, figures in results.get("rates", {}).get(kind.name, {}).items():
+            busy = (figures["cpu_us"] + figures["engine_us"]) * figures["ops_per_s"] / 1e6
+            row = [kind.title, f"{int(rate):,}", f"{figures['ops_per_s']:,.0f}", f"{busy:.2f}"]
+            row += [f"{number(figures[which])} µs" for which in ("cpu_us", "engine_us", "alone_cpu_us")]
+            row += [f"{number(figures[which])} ms" for which in ("p50_ms", "p99_ms", "alone_p99_ms")]
+            rows.append([*row, f"{figures['p99_ms'] - figures['alone_p99_ms']:.2f} ms"])
+    if not rows:
+        return ""
+    head = ["servers", "begun a second", "arrived a second", "cores busy", "nodes' CPU", "engine's CPU", "alone: CPU"]
+    head += ["p50", "p99", "alone: p99", "the hop adds at p99"]
+    return f"**From user to user, 50 pairs, at rising rates**\n\n{table(head, rows)}"
+
+
 def spread(results: dict[str, Any]) -> str:
     """Many users on several nodes."""
     found = results["spread"]
@@ -93,7 +110,7 @@ def circumstances(results: dict[str, Any]) -> str:
 
 def markdown(results: dict[str, Any]) -> str:
     """The whole report."""
-    parts = [circumstances(results), across(results), spread(results), engines(results)]
+    parts = [circumstances(results), across(results), rates(results), spread(results), engines(results)]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 

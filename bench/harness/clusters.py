@@ -65,10 +65,11 @@ KINDS = (
     kind("socketio", "Socket.IO on Node, Valkey", "socketio", VALKEY, "@socket.io/redis-adapter", "redis"),
 )
 
+HALF_LOAD = Workload("pass-half", "From user to user, 50 pairs, at half load", "pass", 100, 1)
 WORKLOADS = (
     Workload("pass-1", "From user to user, 1 in flight", "pass", 2, 1),
     Workload("pass-8", "From user to user, 50 pairs, 8 in flight in each", "pass", 100, 8),
-    Workload("pass-half", "From user to user, 50 pairs, at half load", "pass", 100, 1),
+    HALF_LOAD,
     Workload("fanout-1", "Broadcast to 1,000 connections, 1 in flight, per delivery", "fanout", 1000, 1),
     Workload("fanout-4", "Broadcast to 1,000 connections, 4 in flight, per delivery", "fanout", 1000, 4),
 )
@@ -78,6 +79,9 @@ HALF_LOAD_STARTS = 2000.0
 HALF_LOAD_NEAR = 0.03
 """How far the share of the cores that are busy may be from a half."""
 HALF_LOAD_TRIES = 8
+
+RATES = (1000, 2000, 4000, 8000, 16_000, 32_000)
+"""Messages a second of `pass-half`, from nearly idle to nearly all that the nodes can do."""
 
 SPREAD_NODES = 3
 MANY_NODES = (1, 10, 100)
@@ -119,6 +123,7 @@ class ClusterRun:
         samples: What was measured: by workload, then by kind, one dict for each round; the figures of the one server
             start with `alone_`.
         spread: What was measured with users spread over nodes, by kind; `alone` is without an engine.
+        rates: What was measured at rising rates: by kind, then by rate; the medians.
         engines: The microseconds of an engine for a message to every node: by kind, then by the number of nodes.
         problems: What could not be measured.
     """
@@ -128,6 +133,7 @@ class ClusterRun:
         self.settings = settings
         self.samples: dict[str, dict[str, list[dict[str, float]]]] = {}
         self.spread: dict[str, dict[str, float]] = {}
+        self.rates: dict[str, dict[int, dict[str, float]]] = {}
         self.engines: dict[str, dict[int, float]] = {}
         self.problems: dict[str, str] = {}
         self._half_loads: dict[str, float] = {}
@@ -138,10 +144,7 @@ class ClusterRun:
     def medians(self) -> dict[str, dict[str, dict[str, float]]]:
         """The median of each figure, by workload and kind."""
         return {
-            work: {
-                name: {figure: statistics.median(sample[figure] for sample in samples) for figure in samples[0]}
-                for name, samples in by_kind.items()
-            }
+            work: {name: medians(samples) for name, samples in by_kind.items()}
             for work, by_kind in self.samples.items()
         }
 
@@ -165,19 +168,21 @@ class ClusterRun:
                             self._take(work, which, *places[which])
 
     def _take(self, work: Workload, which: Kind, nodes: Place, alone: Place) -> None:
-        rate = 0.0
-        if work.name == "pass-half":
-            rate = self._half_load(work, which, nodes)
-        seconds, warmup = self.settings.seconds, self.settings.warmup
-        sample = self._load(which, nodes, work, seconds, warmup, rate)
-        for figure, value in self._load(which, alone, work, seconds, warmup, rate).items():
-            sample[f"alone_{figure}"] = value
+        rate = self._half_load(work, which, nodes) if work.name == HALF_LOAD.name else 0.0
+        sample = self._beside(work, which, nodes, alone, rate)
         self.samples.setdefault(work.name, {}).setdefault(which.name, []).append(sample)
         print(
             f"{work.name:10} {which.name:18} {sample['cpu_us']:8.2f} µs {sample['ops_per_s']:10,.0f}/s "
             f"p99 {sample['p99_ms']:7.2f} ms; alone {sample['alone_cpu_us']:8.2f} µs {sample['alone_p99_ms']:7.2f} ms",
             file=sys.stderr,
         )
+
+    def _beside(self, work: Workload, which: Kind, nodes: Place, alone: Place, rate: float) -> dict[str, float]:
+        seconds, warmup = self.settings.seconds, self.settings.warmup
+        sample = self._load(which, nodes, work, seconds, warmup, rate)
+        for figure, value in self._load(which, alone, work, seconds, warmup, rate).items():
+            sample[f"alone_{figure}"] = value
+        return sample
 
     def _half_load(self, work: Workload, which: Kind, nodes: Place) -> float:
         """The rate at which nodes and engine keep the cores that they have half busy; found once.
@@ -211,6 +216,19 @@ class ClusterRun:
         ports, pids = (",".join(map(str, numbers)) for numbers in (place.ports, place.pids))
         numbers = [work.connections, work.window, seconds, warmup, pids, place.engine, rate]
         return [str(self.env.load), HOST, ports, peer.dialect, work.mode, *map(str, numbers)]
+
+    def measure_rates(self, kinds: list[Kind]) -> None:
+        """Fill `rates`."""
+        for which in kinds:
+            with (
+                self._noting(f"rates {which.name}"),
+                cluster(which, 2, self.env, self._measured_on) as (nodes, _),
+                cluster(which.peer, 1, self.env, self._measured_on) as (alone, _),
+            ):
+                for rate in RATES:
+                    samples = [self._beside(HALF_LOAD, which, nodes, alone, rate) for _ in range(self.settings.rounds)]
+                    self.rates.setdefault(which.name, {})[rate] = figures = medians(samples)
+                    print(f"rates      {which.name:18} {rate}/s {figures}", file=sys.stderr)
 
     # Many users on three nodes.
 
@@ -260,6 +278,11 @@ class ClusterRun:
         except (BenchError, WseError, OSError, TimeoutError) as exc:
             self.problems[where] = str(exc) or type(exc).__name__
             print(f"{where} FAILED: {exc}", file=sys.stderr)
+
+
+def medians(samples: list[dict[str, float]]) -> dict[str, float]:
+    """The median of each figure."""
+    return {figure: statistics.median(sample[figure] for sample in samples) for figure in samples[0]}
 
 
 @contextlib.contextmanager

@@ -367,6 +367,8 @@ def test_a_quick_run_of_clusters(program, tmp_path):
     assert set(results["medians"]) == {"pass-1", "pass-8", "pass-half", "fanout-1", "fanout-4"}
     for by_kind in results["medians"].values():
         assert set(by_kind) == {"wse-nats", "wse-valkey"}
+    for by_rate in results["rates"].values():
+        assert by_rate["1000"]["ops_per_s"] == pytest.approx(1000, rel=0.5)
     assert {name: figures.get("lost_users") for name, figures in results["spread"].items()} == {
         "alone": None,
         "wse-nats": 20,
@@ -383,7 +385,7 @@ def test_a_quick_run_of_clusters(program, tmp_path):
 
 def test_unknown_kinds_are_refused_and_all_is_measured_by_default(capsys):
     arguments = module("cluster").arguments
-    assert arguments([]).workloads[-2:] == ["spread", "engines"]
+    assert arguments([]).workloads[-3:] == ["rates", "spread", "engines"]
     assert arguments(["--kinds", "socketio"]).kinds == ["socketio"]
     with pytest.raises(SystemExit):
         arguments(["--kinds", "nobody"])
