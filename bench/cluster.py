@@ -1,6 +1,6 @@
 """Measures several nodes, beside one alone, and beside peers: `python bench/cluster.py`, or `make bench-cluster`.
 
-    python bench/cluster.py                 everything, about ten minutes; the tables go to stdout
+    python bench/cluster.py                 everything, about twelve minutes; the tables go to stdout
     python bench/cluster.py --quick         a smoke run of some seconds: do not quote its figures
     python bench/cluster.py --update-docs   and put the tables into docs/how-to/scale.md
     python bench/cluster.py --from bench/cluster.json --update-docs    the same of an earlier run

@@ -9,7 +9,9 @@ import pytest
 
 from support.brokers import CLUSTERS, run_cluster
 from support.cluster import WAIT, cluster_of, until
+from support.net import RawSocket
 from wse import BlockingPublisher, ErrorCode, Publisher, WseError
+from wse.core.envelope import NODE
 
 USERS = ["ann", "b.o b", 7]
 
@@ -177,6 +179,26 @@ async def test_without_the_engine_nodes_go_on_and_all_is_reconciled_when_it_is_b
     assert {cid async for cid in nodes[0].users()} == {"ann", "bob", "new"}
     assert [nodes.fired("joined", cid) for cid in ("ann", "bob", "new", "gone")] == [1, 1, 1, 1]
     assert [nodes.fired("left", cid) for cid in ("ann", "bob", "new", "gone")] == [0, 0, 0, 1]
+
+
+async def readiness(server):
+    async with await RawSocket.open(server.url) as socket:
+        status, _, _ = await socket.request("/readyz")
+        return status
+
+
+async def test_a_node_that_the_engine_no_longer_sends_to_is_not_ready(start):
+    nodes = await start(2)
+    deaf, other = nodes
+    assert [await readiness(server) for server in nodes] == [200, 200]
+    topic = NODE + deaf.cluster.node
+    deaf.cluster.broker.unsubscribe(topic)  # so that it holds its lease, and all seems well
+    assert (await nodes.logs[0].until("error"))[1].code == ErrorCode.BROKER_DEAF
+    assert [await readiness(server) for server in nodes] == [503, 200]
+    deaf.cluster.broker.subscribe(topic)
+    await until(lambda: deaf.ready)
+    assert await readiness(deaf) == 200
+    assert other.ready
 
 
 async def test_a_publisher_sends_without_being_a_server(start, engine):
