@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.clusters import KINDS, SPREAD_NODES, WORKLOADS
-from harness.report import number, replaced, table
+from harness.report import circumstances, number, replaced, table
 
 
 def across(results: dict[str, Any]) -> str:
@@ -93,24 +93,15 @@ def engines(results: dict[str, Any]) -> str:
     return f"{title}\n\n{table(['engine', *(f'{count} node' + 's' * (int(count) > 1) for count in counts)], rows)}"
 
 
-def circumstances(results: dict[str, Any]) -> str:
-    """Machine, versions, and what was not as it should be."""
-    machine, settings = results["machine"], results["settings"]
-    versions = ", ".join(f"{name} {version}" for name, version in results["versions"].items())
-    measured = (
-        f"Measured {results['when']} with `{results['command']}`: medians of {settings['rounds']} rounds of "
-        f"{settings['seconds']:g} s (spread users: once)."
-    )
-    where = (
-        f"Machine: {machine['cpu']}, {machine['cores']} cores, {machine['memory']}, {machine['system']}; "
-        f"load {machine['load_before']} when it began, {machine['load_after']} when it ended. Versions: {versions}."
-    )
-    return "\n\n".join([measured, where, *(f"Note: {note}." for note in results["notes"])])
-
-
 def markdown(results: dict[str, Any]) -> str:
     """The whole report."""
-    parts = [circumstances(results), across(results), rates(results), spread(results), engines(results)]
+    parts = [
+        circumstances(results, "spread users: once"),
+        across(results),
+        rates(results),
+        spread(results),
+        engines(results),
+    ]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 

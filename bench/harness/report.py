@@ -107,24 +107,26 @@ def title_of(work: Any, results: dict[str, Any]) -> str:
     return title
 
 
-def circumstances(results: dict[str, Any]) -> str:
-    """Machine, versions, and what was not as it should be."""
+def circumstances(results: dict[str, Any], exceptions: str) -> str:
+    """Machine, versions, and what was not as it should be; `exceptions` are figures of other rounds."""
     machine, settings = results["machine"], results["settings"]
     versions = ", ".join(f"{name} {version}" for name, version in results["versions"].items())
     measured = (
         f"Measured {results['when']} with `{results['command']}`: medians of {settings['rounds']} rounds of "
-        f"{settings['seconds']:g} s (connecting and memory: {settings['idle_rounds']} rounds)."
+        f"{settings['seconds']:g} s ({exceptions})."
     )
+    ended = f", {machine['load_after']} when it ended" if "load_after" in machine else ""
     where = (
         f"Machine: {machine['cpu']}, {machine['cores']} cores, {machine['memory']}, {machine['system']}; "
-        f"load {machine['load_before']} when it began. Versions: {versions}."
+        f"load {machine['load_before']} when it began{ended}. Versions: {versions}."
     )
     return "\n\n".join([measured, where, *(f"Note: {note}." for note in results["notes"])])
 
 
 def markdown(results: dict[str, Any]) -> str:
     """The whole report."""
-    parts = [circumstances(results), summary(results), details(results)]
+    exceptions = f"connecting and memory: {results['settings']['idle_rounds']} rounds"
+    parts = [circumstances(results, exceptions), summary(results), details(results)]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 

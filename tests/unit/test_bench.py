@@ -131,7 +131,7 @@ def test_numbers_have_three_digits_that_count(value, text):
 
 def test_unknown_peers_and_workloads_are_refused(capsys):
     run = module("run")
-    assert run.arguments(["--peers", "wse,floor", "--workloads", "call-1"]).peers == "wse,floor"
+    assert run.arguments(["--peers", "wse,floor", "--workloads", "call-1"]).peers == ["wse", "floor"]
     for argv in (["--peers", "nobody"], ["--workloads", "nothing"]):
         with pytest.raises(SystemExit):
             run.arguments(argv)
