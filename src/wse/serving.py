@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import signal
 from collections.abc import Iterable, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Self
 
@@ -16,7 +18,7 @@ from wse.transports.asgi import AsgiApp
 
 if TYPE_CHECKING:
     import ssl
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Iterator
 
     from wse.core.admission import Admission
     from wse.core.broker import Broker
@@ -33,6 +35,9 @@ if TYPE_CHECKING:
 
 NOT_STARTED = "not started"
 """Why a server with a port of its own is not ready before its start, and none is after its end."""
+
+commanded: ContextVar[bool] = ContextVar("commanded", default=False)
+"""Whether the `wse` command imports the module that runs, to get its server and run that."""
 
 
 class Serving:
@@ -169,7 +174,8 @@ class Serving:
 
         In this order: `/readyz` answers 503, and nobody is let in any more; the port is closed; handlers that run have
         `grace` seconds to end; every connection is closed with 1012 and `wse.by-server`, a thousand of them in a
-        second, so that not all clients return at once; handlers that still run are cancelled.
+        second, so that not all clients return at once, or more if it would take longer than 15 seconds; handlers that
+        still run are cancelled.
 
         Args:
             grace: Seconds that running handlers have, calls among them. Messages and calls are served meanwhile.
@@ -206,28 +212,19 @@ class Serving:
 
         Raises:
             WseError, ValueError, OSError: As `start`.
+            RuntimeError: The `wse` command imports the module, to run the server itself.
         """
+        if commanded.get():
+            raise RuntimeError("the wse command runs the server itself: call run() below `if __name__ == '__main__':`")
         asyncio.run(self._run(grace, notice))
 
     async def _run(self, grace: float, notice: float) -> None:
-        loop = asyncio.get_running_loop()
-        stop = asyncio.Event()
-
-        def stop_or_hurry() -> None:
-            if stop.is_set():
-                self._scheduler.hurry()
-            stop.set()
-
-        signals = (signal.SIGINT, signal.SIGTERM)
-        for number in signals:
-            loop.add_signal_handler(number, stop_or_hurry)
-        try:
-            await self.start()
-            await stop.wait()
-        finally:
-            await self.close(grace, notice=notice)
-            for number in signals:
-                loop.remove_signal_handler(number)
+        with stopped_by(self, signal.SIGINT, signal.SIGTERM) as stop:
+            try:
+                await self.start()
+                await stop.wait()
+            finally:
+                await self.close(grace, notice=notice)
 
     async def __aenter__(self) -> Self:
         await self.start()
@@ -311,3 +308,23 @@ class Serving:
     def open(self, link: Link, request: Request, protocol: Protocol | None) -> ServerSession:
         """Take over a WebSocket that has just been opened; see `wse.core.ports.Acceptor`."""
         return self._hub.open(link, request, protocol)
+
+
+@contextmanager
+def stopped_by(server: Serving, *signals: signal.Signals) -> Iterator[asyncio.Event]:
+    """An event that any of these signals sets; after a second one, the server's `close` waits for handlers no more."""
+    loop = asyncio.get_running_loop()
+    stop = asyncio.Event()
+
+    def stop_or_hurry() -> None:
+        if stop.is_set():
+            server._scheduler.hurry()
+        stop.set()
+
+    for number in signals:
+        loop.add_signal_handler(number, stop_or_hurry)
+    try:
+        yield stop
+    finally:
+        for number in signals:
+            loop.remove_signal_handler(number)

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from support.engines import Nats, Valkey
-from support.net import ClientLog, Log
+from support.net import ClientLog, Log, RawSocket
 from support.programs import Program, free_port, program
 from wse import Backoff, ClientStatus, WseClient, WseError
 
@@ -21,7 +21,7 @@ PATIENCE = 30.0
 AT_ONCE = Backoff(base=0.05, cap=0.05)
 
 APP = """
-import os, sys, time
+import asyncio, os, sys, time
 from wse import WseServer
 
 server = WseServer(conns_per_user=100, port=int(os.environ.get("APP_PORT", "0")))
@@ -38,6 +38,12 @@ def pid(conn, payload):
 def block(conn, payload):
     print("blocking", flush=True)
     time.sleep(60)
+
+@server.register("wait")
+async def wait(conn, seconds):
+    print("waiting", flush=True)
+    await asyncio.sleep(seconds)
+    return "waited"
 
 @server.channel.on("all")
 def to_all(conn, payload):
@@ -72,14 +78,14 @@ def folder(tmp_path):
 
 
 @contextmanager
-def supervised(folder, workers=3, *, command=None, settled=0.0, patience=30.0, killed_after=0.2):
+def supervised(folder, workers=3, *, command=None, settled=0.0, patience=30.0, killed_after=0.2, **program_options):
     """A supervisor, and the URL of its workers."""
     port = free_port()
     if command is None:
         command = [sys.executable, "-m", "wse", "serve", "app:server", "--port", str(port)]
     options = {"settled": settled, "patience": patience, "killed_after": killed_after}
     text = SUPERVISE.format(command=command, workers=workers, **options)
-    with program("-c", text, cwd=folder) as running:
+    with program("-c", text, cwd=folder, **program_options) as running:
         yield running, f"ws://127.0.0.1:{port}"
 
 
@@ -143,9 +149,17 @@ async def test_several_workers_serve_on_one_port_and_end_with_their_supervisor(f
 
 
 async def test_ctrl_c_ends_it_as_well(folder):
-    with supervised(folder, 2) as (running, _):
+    with supervised(folder, 2, own_group=True) as (running, url):
         await until(running, "2 workers are ready")
-        assert await end(running, signal.SIGINT) == 0
+        async with WseClient(url, identity="ann") as client:
+            log = ClientLog(client)
+            call = asyncio.ensure_future(client.call("wait", 0.05))
+            await until(running, "waiting")
+            os.killpg(running.process.pid, signal.SIGINT)  # as a terminal does: to all that was started in it
+            assert await call == "waited"
+            assert await log.until("closed") == ("closed", 1012, "wse.by-server")
+        assert await asyncio.to_thread(running.stop) == 0
+        assert running.output.count("closing 2 workers") == 1
 
 
 async def test_a_worker_that_is_killed_is_replaced_at_once(folder):
@@ -290,6 +304,60 @@ async def test_one_process_serves_until_it_is_told_to_end(folder):
                     assert await end(running, number) == 0
                     assert await log.until("closed") == ("closed", 1012, "wse.by-server")
             assert "Traceback" not in running.output
+
+
+async def test_running_handlers_have_the_grace_until_a_second_signal(folder):
+    port = free_port()
+    with program("-m", "wse", "serve", "app:server", "--port", str(port), "--grace", "60", cwd=folder) as running:
+        await until(running, f"listening on ws://127.0.0.1:{port}")
+        async with WseClient(f"ws://127.0.0.1:{port}", identity="ann") as client:
+            log = ClientLog(client)
+            first = asyncio.ensure_future(client.call("wait", 0.3))
+            second = asyncio.ensure_future(client.call("wait", 1000))
+            await until(running, "waiting\nwaiting")
+            running.process.send_signal(signal.SIGTERM)
+            assert await first == "waited"
+            running.process.send_signal(signal.SIGTERM)
+            assert await log.until("closed") == ("closed", 1012, "wse.by-server")
+            with pytest.raises(WseError):
+                await second
+        assert await asyncio.to_thread(running.stop) == 0
+        assert "Traceback" not in running.output
+
+
+async def test_load_balancers_are_told_for_as_long_as_asked(folder):
+    port = free_port()
+    options = ["--port", str(port), "--notice", "60"]
+    with program("-m", "wse", "serve", "app:server", *options, cwd=folder) as running:
+        await until(running, f"listening on ws://127.0.0.1:{port}")
+        async with WseClient(f"ws://127.0.0.1:{port}", identity="ann") as client:
+            running.process.send_signal(signal.SIGTERM)
+            await until(running, "closing")
+            async with await RawSocket.open(f"ws://127.0.0.1:{port}") as socket:
+                assert (await socket.request("/readyz"))[0] == 503
+            assert await client.call("pid") == running.process.pid
+        assert await end(running) == 0
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+async def test_signals_that_come_while_modules_are_imported_are_taken_as_later(folder, workers):
+    (folder / "slow.py").write_text("import time; print('importing', flush=True); time.sleep(60)")
+    options = ["--port", str(free_port()), "--workers", str(workers), "--broker", "nats://127.0.0.1:1"]
+    with program("-m", "wse", "serve", "slow:server", *options, cwd=folder) as running:
+        await until(running, "importing")
+        if workers > 1:
+            running.process.send_signal(signal.SIGHUP)
+        assert await end(running, signal.SIGTERM) == 0
+
+
+async def test_a_broker_that_is_not_there_is_one_line_that_says_why(folder):
+    options = ["--port", str(free_port()), "--broker", "redis://:secret@127.0.0.1:1"]
+    with program("-m", "wse", "serve", "app:server", *options, cwd=folder) as running:
+        assert await asyncio.to_thread(running.stop) == 1
+        assert running.output.startswith("Error: the server cannot start: wse.server.broker-unavailable")
+        assert "127.0.0.1:1" in running.output
+        assert "secret" not in running.output
+        assert running.output.count("\n") == 1
 
 
 @pytest.fixture

@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).parents[2]
 PATIENCE = 60.0
@@ -34,7 +35,7 @@ def free_port() -> int:
 class Program:
     """A Python program that goes on running; its output is read as it comes, errors included."""
 
-    def __init__(self, *args: str, cwd: Path = ROOT, measured: bool = True) -> None:
+    def __init__(self, *args: str, cwd: Path = ROOT, measured: bool = True, own_group: bool = False) -> None:
         environment = dict(os.environ)
         if not measured:  # coverage makes it many times slower, where that is what matters
             environment.pop("COVERAGE_PROCESS_CONFIG", None)
@@ -48,6 +49,7 @@ class Program:
                 stderr=subprocess.STDOUT,
                 cwd=cwd,
                 env=environment,
+                process_group=0 if own_group else None,
             )
         finally:
             signal.signal(signal.SIGINT, previous)
@@ -100,9 +102,9 @@ class Program:
 
 
 @contextmanager
-def program(*args: str, cwd: Path = ROOT, measured: bool = True) -> Iterator[Program]:
-    """A program, ended on leaving."""
-    running = Program(*args, cwd=cwd, measured=measured)
+def program(*args: str, **options: Any) -> Iterator[Program]:
+    """A program, ended on leaving; options as for `Program`."""
+    running = Program(*args, **options)
     try:
         yield running
     finally:

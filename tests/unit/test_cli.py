@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from click import UsageError
@@ -15,6 +17,7 @@ import wse.cli
 from support.net import make_server
 from support.programs import free_port
 from wse.cli.commands import name_of, problem_of_workers, use_broker
+from wse.cli.commands import serve_command as serve
 from wse.cli.commands import wse as command
 from wse.cli.supervisor import PortError, check_port
 from wse.cli.target import TargetError, load
@@ -34,6 +37,9 @@ class holder:
 def make():
     return server
 
+async def make_later():
+    return server
+
 def make_nothing():
     return None
 
@@ -51,6 +57,15 @@ def app(tmp_path, monkeypatch):
     yield tmp_path
     for name in ("an_app", "broken_app"):
         sys.modules.pop(name, None)
+
+
+@pytest.fixture(autouse=True)
+def _signals():
+    """The command, which has a process for itself otherwise, sets how this one takes them."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 def run(*args):
@@ -78,6 +93,7 @@ def test_a_function_can_be_insisted_on(app):
         ("an_app.deeper:server", "there is no module 'an_app.deeper'"),
         ("an_app:nothing", "an_app has no nothing"),
         ("an_app:holder.nothing", "an_app has no holder.nothing"),
+        ("an_app:make_later", "an_app:make_later is an async function"),
         ("an_app:number", "an_app:number is no WseServer but of type int"),
         ("an_app:make_nothing", "what an_app:make_nothing returns is no WseServer but of type NoneType"),
         ("an_app:needs", "an_app:needs is no WseServer, and cannot be called without arguments"),
@@ -93,6 +109,14 @@ def test_a_bad_target_is_one_plain_line_and_status_2(app, target, problem):
 def test_what_a_module_itself_lacks_is_raised_as_it_is(app):
     with pytest.raises(ModuleNotFoundError, match="not_installed_anywhere"):
         load("broken_app:server")
+
+
+def test_a_module_that_runs_its_server_is_told_that_the_command_does(app):
+    (app / "an_app.py").write_text(MODULE + "server.run()")
+    with pytest.raises(RuntimeError, match="call run\\(\\) below `if __name__"):
+        load("an_app:server")
+    with pytest.raises(ValueError, match="needs a port"):  # as ever, when it is not the command who imports
+        make_server(port=None).run()
 
 
 def test_several_workers_without_a_broker_are_told_what_to_do(app):
@@ -114,7 +138,7 @@ def test_several_workers_without_a_broker_are_told_what_to_do(app):
     ],
 )
 def test_several_workers_need_a_port_and_what_joins_processes(port, broker, problem):
-    said = problem_of_workers(make_server(port=port), broker)
+    said = problem_of_workers(make_server(port=port, broker=broker))
     assert said is None if problem is None else problem in said
 
 
@@ -122,30 +146,33 @@ def test_a_broker_that_the_server_has_already_is_enough():
     server = make_server(port=4200)
     use_broker(server, "nats://127.0.0.1:4222")
     assert server.cluster is not None
-    assert problem_of_workers(server, None) is None
-    assert problem_of_workers(make_server(port=4200, broker="redis://127.0.0.1"), None) is None
+    assert problem_of_workers(server) is None
 
 
-@pytest.mark.parametrize("options", [[], ["--host", "127.0.0.1", "--broker", "redis://127.0.0.1"]])
+@pytest.mark.parametrize("options", [[], ["--host", "127.0.0.1", "--broker", "redis://127.0.0.1", "--uvloop"]])
 def test_the_workers_are_told_what_the_command_was_told(app, monkeypatch, options):
     commands = []
 
     class Recorder:
-        def __init__(self, command, workers, *, grace):
-            commands.append((command, workers, grace))
+        def __init__(self, command, workers, *, grace, notice):
+            commands.append((command, workers, (grace, notice)))
 
         async def run(self):
             return 0
 
     monkeypatch.setattr("wse.cli.commands.Supervisor", Recorder)
     port = free_port()
-    result = run("serve", "an_app:clustered", "--workers", "3", "--port", str(port), "--grace", "2", *options)
+    waits = ["--grace", "2", "--notice", "3"]
+    result = run("serve", "an_app:clustered", "--workers", "3", "--port", str(port), *waits, *options)
     assert result.exit_code == 0, result.output
-    ((worker, workers, grace),) = commands
-    assert (workers, grace) == (3, 2.0)
+    ((worker, workers, told_to_wait),) = commands
+    assert (workers, told_to_wait) == (3, (2.0, 3.0))
     assert worker[1:5] == ["-m", "wse", "serve", "an_app:clustered"]
-    assert worker[-len(options) :] == options or not options
-    assert ("--broker" in worker) == bool(options)
+    told = serve.make_context("serve", worker[4:]).params
+    assert (told["port"], told["grace"], told["notice"], told["workers"]) == (port, 2.0, 3.0, 1)
+    assert (told["uvloop"], told["log_level"], told["factory"]) == ("--uvloop" in options, "info", False)
+    assert (told["host"], told["broker"]) == (("127.0.0.1", "redis://127.0.0.1") if options else (None, None))
+    assert told["app_dir"] == str(Path.cwd())
 
 
 def test_a_bad_broker_is_a_plain_line():
@@ -165,6 +192,30 @@ def test_a_free_port_is_free_on_any_interface(host):
     port = free_port()
     check_port(host, port)
     check_port(host, port)
+
+
+def test_a_family_that_the_kernel_lacks_is_passed_over(monkeypatch):
+    real = socket.socket
+
+    class WithoutIPv6(real):
+        def __init__(self, family=-1, *args, **options):
+            if family == socket.AF_INET6:
+                raise OSError(97, "Address family not supported by protocol")
+            super().__init__(family, *args, **options)
+
+    port = free_port()
+    monkeypatch.setattr(socket, "socket", WithoutIPv6)
+    check_port("", port)
+    with pytest.raises(PortError, match="Address family not supported"):
+        check_port("::1", port)
+
+
+def test_a_seat_that_nobody_has_given_is_a_plain_line(app, monkeypatch):
+    for value in ("1", "1:x", "1:9999"):
+        monkeypatch.setenv(VARIABLE, value)
+        result = run("serve", "an_app:server")
+        assert result.exit_code == 2
+        assert f"{VARIABLE}={value} in the environment is for the supervisor to set" in result.output
 
 
 def test_a_worker_takes_its_seat_once(monkeypatch):

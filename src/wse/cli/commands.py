@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import signal
 import sys
 from importlib.metadata import version as version_of
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
+from wse.brokers.memory import MemoryBroker
 from wse.cli.supervisor import PortError, Supervisor, check_port
 from wse.cli.target import TargetError, load
 from wse.cli.worker import Seat, StartError, serve
@@ -51,6 +54,14 @@ def version() -> None:
     metavar="SECONDS",
     help="What running handlers have to end in, when the server closes.",
 )
+@click.option(
+    "--notice",
+    type=click.FloatRange(0),
+    default=0.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="How long before that /readyz answers 503, so that load balancers see it.",
+)
 def serve_command(
     target: str,
     factory: bool,
@@ -62,13 +73,22 @@ def serve_command(
     uvloop: bool,
     log_level: str,
     grace: float,
+    notice: float,
 ) -> None:
     """Serve a WseServer until SIGINT or SIGTERM.
 
     With several workers, each is a process of its own and all share the port; one that dies is replaced, and SIGHUP
     replaces all of them, one by one. They need a broker, which carries messages between them.
     """
-    seat = Seat.taken()
+    # Modules take their time to import, and until there is an event loop signals would have their usual effect.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    if workers > 1:
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)  # there is nothing to replace yet
+    try:
+        seat = Seat.taken()
+    except StartError as exc:
+        raise click.UsageError(str(exc)) from exc
+    app_dir = str(Path(app_dir).resolve())  # a module may change the folder
     set_up_logging(log_level, name_of(seat, workers))
     sys.path.insert(0, app_dir)
     new_loop = uvloop_factory() if uvloop else None
@@ -82,11 +102,11 @@ def serve_command(
     if workers == 1:
         try:
             with asyncio.Runner(loop_factory=new_loop) as runner:
-                runner.run(serve(server, grace=grace, seat=seat))
+                runner.run(serve(server, grace=grace, notice=notice, seat=seat))
         except StartError as exc:
             raise click.ClickException(str(exc)) from exc
         return
-    problem = problem_of_workers(server, broker)
+    problem = problem_of_workers(server)
     if problem is not None:
         raise click.UsageError(problem)
     assert server.port is not None  # or there was a problem
@@ -95,21 +115,20 @@ def serve_command(
     except PortError as exc:
         raise click.ClickException(str(exc)) from exc
     command = [sys.executable, "-m", "wse", "serve", target, "--app-dir", app_dir, "--log-level", log_level]
-    command += ["--port", str(server.port), "--grace", str(grace)]
+    command += ["--port", str(server.port), "--grace", str(grace), "--notice", str(notice)]
     command += ["--factory"] * factory + ["--uvloop"] * uvloop
     if host is not None:
         command += ["--host", host]
     if broker is not None:
         command += ["--broker", broker]
-    sys.exit(asyncio.run(Supervisor(command, workers, grace=grace).run()))
+    sys.exit(asyncio.run(Supervisor(command, workers, grace=grace, notice=notice).run()))
 
 
-def problem_of_workers(server: WseServer, broker: str | None) -> str | None:
+def problem_of_workers(server: WseServer) -> str | None:
     """Why this server cannot be served by several workers, and what to do; `None` if it can."""
     if server.port is None or server.port == 0:
         return "several workers share one port: say which, as in --port 4200"
-    shared = server.cluster is not None if broker is None else not broker.startswith("memory")
-    if not shared:
+    if server.cluster is None or isinstance(server.cluster.broker, MemoryBroker):
         return (
             "several workers need a broker, or users on one worker do not reach those on another: start NATS and pass "
             "--broker nats://127.0.0.1:4222, or Valkey or Redis and --broker redis://127.0.0.1:6379; or run one worker"

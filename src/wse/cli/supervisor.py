@@ -22,6 +22,7 @@ from typing import Any
 
 from wse.cli.worker import READY, VARIABLE
 from wse.client.backoff import Backoff
+from wse.core.hub import CLOSED_WITHIN
 
 logger = logging.getLogger("wse.supervisor")
 
@@ -34,8 +35,10 @@ SETTLED = 10.0
 MOST_FAILURES = 5
 """Starts in a row that fail, with no other worker ready, until the supervisor gives up."""
 
-KILLED_AFTER = 5.0
-"""Seconds beyond the grace until a worker that does not end is killed."""
+KILLED_AFTER = CLOSED_WITHIN + 15.0
+"""Seconds beyond notice and grace until a worker that does not end is killed: until all connections have been closed,
+until those that do not answer have been cut, which takes 5, until the node has signed off, which may take 5, and 5 to
+spare."""
 
 
 class PortError(Exception):
@@ -49,8 +52,9 @@ def check_port(host: str | None, port: int) -> None:
         PortError: It is not, or cannot be had.
     """
     try:
-        addresses = socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-        for family, kind, protocol, _, address in addresses:
+        places = socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        # An event loop that listens on all interfaces passes over a family that the kernel lacks, too.
+        for family, kind, protocol, _, address in [place for place in places if _exists(place[0])] or places:
             with socket.socket(family, kind, protocol) as probe:
                 probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
                 if family == socket.AF_INET6:
@@ -59,6 +63,14 @@ def check_port(host: str | None, port: int) -> None:
                 probe.listen(1)  # Linux lets sockets share an address until one of them listens
     except OSError as exc:
         raise PortError(f"port {port} of {host or 'all interfaces'} cannot be had: {exc.strerror}") from exc
+
+
+def _exists(family: int) -> bool:
+    try:
+        socket.socket(family, socket.SOCK_STREAM).close()
+    except OSError:
+        return False
+    return True
 
 
 class Worker:
@@ -101,14 +113,25 @@ class Worker:
         """Whether it gets ready, in that many seconds; it is killed if it does not."""
         try:
             async with asyncio.timeout(patience):
-                said = await asyncio.get_running_loop().sock_recv(self._seat, len(READY))
+                if await self._says_ready():
+                    self.ready_since = time.monotonic()
+                else:
+                    await self.process.wait()
         except TimeoutError:
             logger.error("%s was not ready after %g s", self, patience)  # noqa: TRY400 - there is no more to tell
             self.send(signal.SIGKILL)
-            return False
-        if said == READY:
-            self.ready_since = time.monotonic()
         return self.is_ready
+
+    async def _says_ready(self) -> bool:
+        """Whether it does, before it ends; what it has started may keep its seat open for longer."""
+        said = asyncio.ensure_future(asyncio.get_running_loop().sock_recv(self._seat, len(READY)))
+        ended = asyncio.ensure_future(self.process.wait())
+        try:
+            await asyncio.wait((said, ended), return_when=asyncio.FIRST_COMPLETED)
+            return said.done() and said.result() == READY
+        finally:
+            said.cancel()
+            ended.cancel()
 
     @property
     def is_ready(self) -> bool:
@@ -147,13 +170,16 @@ class Supervisor:
         command: What starts a worker.
         workers: How many.
         grace: Seconds that the handlers of a worker have when it is told to end.
+        notice: Seconds before that, in which it only tells load balancers.
         patience: Seconds that a worker has to get ready.
     """
 
-    def __init__(self, command: Sequence[str], workers: int, *, grace: float = 10.0, patience: float = 60.0) -> None:
+    def __init__(
+        self, command: Sequence[str], workers: int, *, grace: float = 10.0, notice: float = 0.0, patience: float = 60.0
+    ) -> None:
         self._command = tuple(command)
         self._count = workers
-        self._grace = grace
+        self._closing = notice + grace + KILLED_AFTER  # seconds that a worker has to end in
         self._patience = patience
         self._workers: dict[int, Worker] = {}  # whose place it is
         self._living: set[Worker] = set()  # those, and who comes or goes
@@ -242,6 +268,8 @@ class Supervisor:
             wait = RESTARTS.delay(failures - 1) if failures else 0.0
             logger.error("%s ended with %s; another starts in %g s", worker, how, wait)
             await asyncio.sleep(wait)
+            if worker.retired:  # rolling has taken its place
+                return
             successor = await self._launch(number)
             if worker.retired:  # pragma: no cover - rolling took its place just while this one was being started
                 await self._retire(successor)
@@ -267,5 +295,5 @@ class Supervisor:
         logger.info("all workers have been replaced")
 
     async def _retire(self, worker: Worker) -> None:
-        await worker.end(self._grace + KILLED_AFTER, self._hurry)
+        await worker.end(self._closing, self._hurry)
         self._living.discard(worker)

@@ -7,6 +7,7 @@ import inspect
 from typing import Any
 
 from wse.server import WseServer
+from wse.serving import commanded
 
 
 class TargetError(ValueError):
@@ -28,12 +29,15 @@ def load(target: str, *, factory: bool = False) -> WseServer:
     if not (name and colon and path):
         raise TargetError(f"{target!r} does not name a server: it should look like module:server")
     found: Any
+    importing = commanded.set(True)
     try:
         found = importlib.import_module(name)
     except ModuleNotFoundError as exc:
         if exc.name is None or not f"{name}.".startswith(f"{exc.name}."):
             raise  # the module is there, and lacks another
         raise TargetError(f"there is no module {exc.name!r} (see --app-dir)") from exc
+    finally:
+        commanded.reset(importing)
     for part in path.split("."):
         try:
             found = getattr(found, part)
@@ -47,7 +51,11 @@ def load(target: str, *, factory: bool = False) -> WseServer:
         inspect.signature(found).bind()
     except (TypeError, ValueError) as exc:
         raise TargetError(f"{target} is no WseServer, and cannot be called without arguments to make one") from exc
-    return _server(found(), f"what {target} returns")
+    made = found()
+    if inspect.iscoroutine(made):
+        made.close()
+        raise TargetError(f"{target} is an async function, and the server is made before there is an event loop")
+    return _server(made, f"what {target} returns")
 
 
 def _server(found: object, name: str) -> WseServer:

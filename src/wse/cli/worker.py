@@ -7,12 +7,16 @@ import logging
 import os
 import signal
 import socket
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Self
 
 from wse.errors import WseError
+from wse.serving import stopped_by
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from wse.server import WseServer
 
 logger = logging.getLogger("wse.worker")
@@ -42,54 +46,69 @@ class Seat:
 
     @classmethod
     def taken(cls) -> Self | None:
-        """This process's seat; `None` if it is nobody's worker. Processes that it starts are none, either."""
+        """This process's seat; `None` if it is nobody's worker. Processes that it starts are none, either.
+
+        Raises:
+            StartError: It is somebody else who has set the variable.
+        """
         value = os.environ.pop(VARIABLE, None)
         if value is None:
             return None
-        number, descriptor = value.split(":")
-        return cls(int(number), socket.socket(fileno=int(descriptor)))
+        number, _, descriptor = value.partition(":")
+        try:
+            return cls(int(number), socket.socket(fileno=int(descriptor)))
+        except (ValueError, OSError) as exc:
+            raise StartError(f"{VARIABLE}={value} in the environment is for the supervisor to set") from exc
 
 
-async def serve(server: WseServer, *, grace: float, seat: Seat | None = None) -> None:
-    """Serve until SIGINT or SIGTERM, or until the supervisor has gone; then close. A second signal ends it at once.
+async def serve(server: WseServer, *, grace: float, notice: float = 0.0, seat: Seat | None = None) -> None:
+    """Serve until SIGINT or SIGTERM, or until the supervisor has gone; then close. A second signal ends the waiting.
 
     Args:
         server: One that does not listen yet.
-        grace: Seconds that running handlers have to end.
+        grace: As for `WseServer.close`.
+        notice: As for `WseServer.close`.
         seat: That of a worker. One without takes SIGHUP for a request to end, too, as from a terminal that is closed.
 
     Raises:
         StartError: The port cannot be had, or the server lacks something.
     """
+    signals = [signal.SIGINT, signal.SIGTERM]
+    if seat is None:
+        signals.append(signal.SIGHUP)
+    else:
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    with stopped_by(server, *signals) as stop, watched(seat, stop):
+        try:
+            try:
+                await server.start()
+            except (OSError, ValueError, WseError) as exc:
+                why = f"{exc} ({exc.__cause__})" if exc.__cause__ else f"{exc}"
+                raise StartError(f"the server cannot start: {why}") from exc
+            logger.info("listening on %s", server.url)
+            if seat is not None:
+                seat.socket.send(READY)
+            await stop.wait()
+            logger.info("closing")
+        finally:
+            await server.close(grace, notice=notice)
+
+
+@contextmanager
+def watched(seat: Seat | None, stop: asyncio.Event) -> Iterator[None]:
+    """Stop when the supervisor has gone."""
+    if seat is None:
+        yield
+        return
     loop = asyncio.get_running_loop()
-    stop = asyncio.Event()
 
     def supervisor_gone() -> None:
-        assert seat is not None
         loop.remove_reader(seat.socket)
         logger.warning("the supervisor has gone")
         stop.set()
 
-    signals = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    for number in signals:
-        loop.add_signal_handler(number, stop.set)
-    if seat is not None:
-        loop.remove_signal_handler(signal.SIGHUP)
-        signal.signal(signal.SIGHUP, signal.SIG_IGN)
-        loop.add_reader(seat.socket, supervisor_gone)
+    loop.add_reader(seat.socket, supervisor_gone)
     try:
-        try:
-            await server.start()
-        except (OSError, ValueError, WseError) as exc:
-            raise StartError(f"the server cannot start: {exc}") from exc
-        logger.info("listening on %s", server.url)
-        if seat is not None:
-            seat.socket.send(READY)
-        await stop.wait()
-        logger.info("closing")
+        yield
     finally:
-        for number in signals:
-            loop.remove_signal_handler(number)
-        if seat is not None:
-            loop.remove_reader(seat.socket)
-        await server.close(grace)
+        loop.remove_reader(seat.socket)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Collection, Hashable, Iterator
 from contextlib import suppress
@@ -36,6 +37,9 @@ if TYPE_CHECKING:
 
 CLOSES_PER_SECOND = 1000
 """How many connections are closed in a second when a server ends: as many as another one can let in meanwhile."""
+
+CLOSED_WITHIN = 15.0
+"""Seconds in which all are, however many: who ends a server waits for it, but not for ever."""
 
 
 class Hub:
@@ -220,14 +224,15 @@ class Hub:
     async def close(self, code: int, reason: str) -> None:
         """Close every connection; returns when the last socket has closed.
 
-        Many are closed over some seconds, `CLOSES_PER_SECOND` of them in each, so that they do not all return at once.
-        Who connects meanwhile is closed, too.
+        Many are closed over some seconds, `CLOSES_PER_SECOND` of them in each, or more if it would take longer than
+        `CLOSED_WITHIN`, so that they do not all return at once. Who connects meanwhile is closed, too.
         """
         self._closing = code, reason
         emptied = self.endpoint.scheduler.create_future()
         self._closers.append(emptied)
         try:
-            self._close_some(iter(tuple(self.sessions)))
+            pace = max(CLOSES_PER_SECOND, len(self.sessions) / CLOSED_WITHIN)
+            self._close_some(iter(tuple(self.sessions)), math.ceil(pace / 10))
             if self.sessions:
                 await emptied
         finally:
@@ -236,13 +241,13 @@ class Hub:
                 self._closing = None
                 self._pulse.stop()
 
-    def _close_some(self, sessions: Iterator[ServerSession]) -> None:
+    def _close_some(self, sessions: Iterator[ServerSession], count: int) -> None:
         if self._closing is None:
             return
-        for session in islice(sessions, CLOSES_PER_SECOND // 10):
+        for session in islice(sessions, count):
             session.close(*self._closing)
         if sessions.__length_hint__():  # type: ignore[attr-defined]  # tuple iterators have it
-            self.endpoint.scheduler.call_later(0.1, self._close_some, sessions)
+            self.endpoint.scheduler.call_later(0.1, self._close_some, sessions, count)
 
     @property
     def tasks(self) -> list[asyncio.Task[Any]]:
