@@ -91,7 +91,7 @@ class Publisher:
         Raises:
             WseError: `BROKER_UNAVAILABLE`: it was not sent. `PROTOCOL_VIOLATION`, `MSG_PROCESSING_ERROR`: as
                 `WseConnection.send`. `LIMIT_EXCEEDED`: it is larger than the broker takes.
-            TypeError: The `cid` is neither a string nor an integer.
+            TypeError, ValueError: The `cid` is neither a string nor an integer, or too long to be a user's.
         """
         self._send(topic(USER, cid), type, payload, None)
 

@@ -1,5 +1,7 @@
 """A cluster on the broker in memory: what reaches whom, and that nothing happens twice."""
 
+from enum import Enum
+
 import msgspec
 import pytest
 
@@ -94,6 +96,22 @@ def test_a_message_in_a_protocol_that_nobody_here_knows_is_reported():
     assert "secret" in str(nodes[1].error.__cause__)
 
 
+def test_what_one_protocol_cannot_carry_reaches_clients_of_another_all_the_same():
+    both = (WseJSON(), WseMsgpack())
+    nodes = Nodes(2, protocols=both)
+    one, two = nodes
+    texts = [nodes.join(node, f"text {number}", protocol=both[0]) for number, node in enumerate(nodes)]
+    pack = nodes.join(two, "pack", protocol=both[1])
+    one.server.broadcast("say", 2**70)  # beyond the integers of MessagePack
+    nodes.run()
+    assert heard(*texts, pack) == [[("say", 2**70)], [("say", 2**70)], []]
+    assert two.codes == [ErrorCode.MSG_PROCESSING_ERROR]
+    with pytest.raises(WseError):  # as on a server alone: who is here cannot get it
+        two.server.broadcast("say", 2**70)
+    nodes.run()
+    assert heard(*texts, pack) == [[], [], []]
+
+
 def test_a_node_is_subscribed_to_who_it_holds_and_to_nobody_else():
     nodes = Nodes(2, conns_per_user=2)
     one, two = nodes
@@ -163,13 +181,30 @@ def test_what_makes_no_sense_is_reported_and_harms_nothing():
 # Users and rooms by their names.
 
 
-@pytest.mark.parametrize("name", ["ann", "a.b", "ä", "", 5, -5, 0, "i5", "5", "\ud800", " ", "=" * 3, "s" * 300])
+@pytest.mark.parametrize("name", ["ann", "a.b", "ä", "", 5, -5, 0, "i5", "5", "\ud800", " ", "=" * 3, "s" * 999])
 def test_names_cross_in_the_letters_of_brokers(name):
     there = encode_name(name)
     assert there.isascii()
     assert there.replace("-", "").replace("_", "").replace("=", "").isalnum()
     back = decode_name(there)
     assert (back, type(back)) == (name, type(name))
+
+
+def test_a_member_of_an_enumeration_crosses_as_what_it_is_equal_to():
+    class Room(str, Enum):  # noqa: UP042 - a StrEnum says its value by itself
+        LOBBY = "lobby"
+
+    class Number(int, Enum):
+        ONE = 1
+
+    assert encode_name(Room.LOBBY) == encode_name("lobby")
+    assert encode_name(Number.ONE) == encode_name(1)
+
+
+@pytest.mark.parametrize("name", ["s" * 1000, "ä" * 400, 10**1000, 10**5000], ids=["safe", "unsafe", "number", "huge"])
+def test_names_that_brokers_would_not_take_do_not_cross(name):
+    with pytest.raises(ValueError, match=r"at most 1000 letters|Exceeds the limit"):
+        encode_name(name)
 
 
 def test_names_of_other_kinds_do_not_cross():
@@ -179,12 +214,13 @@ def test_names_of_other_kinds_do_not_cross():
         decode_name("x1")
 
 
-def test_a_user_whose_id_cannot_cross_is_refused_and_reported():
-    nodes = Nodes(1, identify=lambda auth: auth.accept(("ann", 1)))
+@pytest.mark.parametrize("cid", [("ann", 1), "a" * 5000, 10**5000], ids=["tuple", "string", "number"])
+def test_a_user_whose_id_cannot_cross_is_refused_and_reported(cid):
+    nodes = Nodes(1, identify=lambda auth: auth.accept(cid))
     peer = nodes[0].open()
     peer.say("~wse:hi", {"identity": "ann"})
     assert peer.closed_with == (1000, "wse.not-authorized")
-    assert isinstance(nodes[0].error.__cause__, TypeError)
+    assert isinstance(nodes[0].error.__cause__, (TypeError, ValueError))
     assert nodes[0].leftovers == []
 
 

@@ -507,6 +507,61 @@ def test_a_device_that_is_pushed_out_before_its_welcome_gets_none():
     assert one.leftovers == []
 
 
+@pytest.mark.parametrize("by", [0, 1])
+def test_a_user_who_is_dropped_before_the_welcome_gets_none(by):
+    nodes = Nodes(2)
+    one, _ = nodes
+    gate = held_up(one.broker, "join")
+    peer, other = begin(one), begin(one, "bob")
+    nodes.run()
+    nodes[by].server.drop_client("ann", "banned")
+    nodes.run()
+    assert peer.closed_with == (1000, "banned")
+    assert other.closed_with is None
+    gate.set_result(None)
+    nodes.run()
+    assert (heard(peer), [kind for kind, *_ in other.heard]) == ([[]], ["~wse:welcome"])
+    peer.session.closed(1000, "banned")
+    other.session.closed(1001, "")
+    nodes.run()
+    assert sorted(nodes.presence()) == [JOINED, ("joined", "bob"), LEFT, ("left", "bob")]
+    assert one.leftovers == []
+
+
+def test_a_user_of_this_node_can_be_called_while_the_register_does_not_know():
+    nodes = Nodes(1)
+    (one,) = nodes
+    peer = nodes.join(one)
+    nodes.engine.forget()
+    call = one.scheduler.start(one.server.call("ann", "name"))
+    nodes.run()
+    _, _, stamp = peer.heard[-1]
+    peer.say("~wse:response", "me", stamp)
+    nodes.run()
+    assert call.result() == "me"
+
+
+def test_a_node_that_waits_for_the_others_when_it_closes_says_everything_when_it_is_started_again():
+    nodes = Nodes(2)
+    one, two = nodes
+    peer = nodes.join(two)
+    nodes.advance(8)
+    two.awake = False
+    nodes.engine.pause()
+    nodes.engine.resume()
+    nodes.run()
+    for task in one.scheduler.tasks:
+        task.cancel()
+    nodes.run()
+    one.do(one.cluster.close())
+    two.awake = True
+    nodes.run()
+    one.do(one.cluster.attend())
+    one.server.send("ann", "say")
+    nodes.run()
+    assert ("say", None) in heard(peer)[0]
+
+
 def test_what_is_sent_during_the_welcome_of_a_device_does_not_precede_it():
     nodes = Nodes(2, conns_per_user=2)
     one, two = nodes

@@ -221,11 +221,19 @@ class Cluster:
             not_user: A user who does not get it elsewhere.
 
         Raises:
-            WseError: As `WseConnection.send`.
-            TypeError: Who is excluded has a `cid` that cannot be a user's in a cluster.
+            WseError: As `WseConnection.send`, if a connection of this node cannot get it, or none anywhere.
+            TypeError, ValueError: Who is excluded has a `cid` that cannot be a user's in a cluster.
         """
         self._endpoint.check_type(type)
-        packed = {protocol: encode(protocol, type, payload) for protocol in self._endpoint.protocols}
+        packed: dict[Protocol, Packed] = {}
+        failure: WseError | None = None
+        for protocol in self._endpoint.protocols:
+            try:
+                packed[protocol] = encode(protocol, type, payload)
+            except WseError as exc:  # one protocol may carry what another one cannot
+                failure = exc
+        if failure is not None and not (packed and all(conn._session.protocol in packed for conn in conns)):
+            raise failure
         data = envelope.message(self.node, type, packed, not_conn, not_user)
         deliver(self._endpoint, conns, type, packed)
         self.publish(topic, data)
@@ -293,8 +301,8 @@ class Cluster:
             if device.node != self.node:
                 callees.append(RemoteDevice(self.asks, device.node, device.conn_id))
             elif device.conn_id in here:
-                callees.append(here[device.conn_id])
-        return callees
+                callees.append(here.pop(device.conn_id))
+        return [*callees, *here.values()]  # an engine that has come back empty does not know of all of them yet
 
     async def members(self, room: RoomName) -> frozenset[ClientId]:
         """The users in a room on other nodes, as far as these answer in time."""
@@ -332,10 +340,12 @@ class Cluster:
         """Say what was kept when the others hear again, too: they have lost their connections as we have ours."""
         missing = set(self.peers)
         deadline = self._scheduler.time() + self.settings.lease  # who is not back by then is dead
-        while self.broker.connected and missing and self._scheduler.time() < deadline:
-            missing -= set(await self.asks.query_nodes(missing, "here", "", PATIENCE))
-        self._resuming = False
-        self._waits_for_peers = False  # when the connection was lost again, its return will set it anew
+        try:
+            while self.broker.connected and missing and self._scheduler.time() < deadline:
+                missing -= set(await self.asks.query_nodes(missing, "here", "", PATIENCE))
+        finally:
+            self._resuming = False
+            self._waits_for_peers = False  # when the connection was lost again, its return will set it anew
         self.catch_up()
 
     def _here(self, _: str) -> str:
@@ -380,8 +390,16 @@ class Cluster:
             spoken: Iterable[Protocol] = self._endpoint.protocols
             if len(self._endpoint.protocols) > 1:
                 spoken = {conn._session.protocol for conn in conns}
-            forms = {protocol: self._packed(protocol, message) for protocol in spoken}
-            deliver(self._endpoint, conns, message.kind, forms)
+            forms: dict[Protocol, Packed] = {}
+            for protocol in spoken:
+                try:
+                    forms[protocol] = self._packed(protocol, message)
+                except Exception as exc:
+                    problem = f"what another node sent does not reach clients of {protocol.name}"
+                    self._endpoint.report(WseError(ErrorCode.MSG_PROCESSING_ERROR, {}, problem), None, exc)
+                    conns = [conn for conn in conns if conn._session.protocol is not protocol]
+            if forms:
+                deliver(self._endpoint, conns, message.kind, forms)
 
     def _packed(self, protocol: Protocol, message: envelope.Message) -> Packed:
         """The message as it came, or, for a protocol that its sender does not have, packed anew."""

@@ -330,6 +330,8 @@ class Hub:
         if identity is not None:
             for conn in identity._devices:
                 conn.drop(reason)
+        if self.cluster is not None:
+            self.cluster.register.drop_joining(cid, reason)
 
     async def call(self, cid: ClientId, name: MessageType, payload: Any, mode: Mode, timeout: float | None) -> Any:
         """Call a procedure on a user's devices; see `WseServer.call`."""

@@ -80,6 +80,7 @@ class Register:
         self._broker = cluster.broker
         self._scheduler = cluster.hub.endpoint.scheduler
         self._seats: dict[str, Seat] = {}
+        self._joining: set[Seat] = set()  # between acceptance and welcome
         self._unsettled: set[Seat] = set()  # not in the register, or still there though the connection has ended
         self._reaped: dict[str, set[str]] = {}  # by dead node, the users for whom we have fired `left`
         self._left: set[str] = set()  # users of ours for whom others have, while we slept
@@ -98,19 +99,20 @@ class Register:
         """Register a connection, then welcome it.
 
         Raises:
-            TypeError: The `cid` cannot be a user's in a cluster.
+            TypeError, ValueError: The `cid` cannot be a user's in a cluster.
         """
         if not self._cluster.is_open:
             session.close(1012, CloseReason.BY_SERVER)
             return
         try:
             user = encode_name(cid)
-        except TypeError:
+        except (TypeError, ValueError):
             session.close(1000, CloseReason.NOT_AUTHORIZED)
             raise
         conn = session.conn
         seat = Seat(Device(user, conn.conn_id, self._cluster.node, self._cluster.clock()), conn)
         self._seats[conn.conn_id] = seat
+        self._joining.add(seat)
         session.enter(JOINING)
         self._scheduler.spawn(self._join(seat, cid, welcome, self._cluster.want(USER + user)))
 
@@ -129,6 +131,7 @@ class Register:
                 await self._broker.flush()  # what is sent after the welcome must arrive
         except WseError:
             self._unsettled.add(seat)  # the broker is away: the device is registered when it is back
+        self._joining.discard(seat)
         conn = seat.conn
         session = conn._session
         is_first = joined is not None and joined.first
@@ -153,6 +156,13 @@ class Register:
         else:
             self._displace(joined)
         self._hub.welcome(session, welcome, is_first)
+
+    def drop_joining(self, cid: ClientId, reason: str) -> None:
+        """Close the user's devices that have no welcome yet."""
+        if self._joining:
+            user = encode_name(cid)
+            for seat in [seat for seat in self._joining if seat.device.user == user]:
+                seat.conn._session.close(1000, reason)
 
     def _others(self, cid: ClientId) -> list[Seat]:
         """The user's devices here that are in the register, as far as we know."""
@@ -360,7 +370,15 @@ class Register:
 
     def reset(self) -> None:
         """We have left the cluster: what could not be told to the register, others will find out."""
-        for forgotten in (self._seats, self._unsettled, self._reaped, self._left, self._owed, self._silent):
+        for forgotten in (
+            self._seats,
+            self._joining,
+            self._unsettled,
+            self._reaped,
+            self._left,
+            self._owed,
+            self._silent,
+        ):
             forgotten.clear()
 
     def _done(self) -> None:
