@@ -68,7 +68,8 @@ class Node(ServerSide):
         """What stays when nobody is connected any more."""
         register, asks = self.cluster.register, self.cluster.asks
         return [
-            *register._seats, *register._unsettled, *register._left, *register._owed, *register._silent,
+            *register._seats, *register._joining, *register._unsettled,
+            *register._left, *register._owed, *register._owing, *register._silent,
             *asks._asked, *asks._pending._waiting, *self.cluster._interest, *self.cluster._backlog,
         ]  # fmt: skip
 

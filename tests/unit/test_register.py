@@ -475,6 +475,102 @@ def test_a_register_that_does_not_answer_makes_a_node_unhealthy():
     assert not nodes[0].cluster.healthy
 
 
+# An engine that comes back empty, to one node later than to another.
+
+
+def restart(nodes, late):
+    """The engine forgets everything; one node hears of its return later."""
+    nodes.advance(10)
+    late.awake = False
+    nodes.engine.pause()
+    nodes.engine.forget()
+    nodes.engine.resume()
+    nodes.run()
+
+
+@pytest.mark.parametrize("stays", [True, False])
+def test_a_user_whose_other_device_is_not_registered_yet_does_not_join_anew(stays):
+    nodes = Nodes(2, conns_per_user=2)
+    one, two = nodes
+    old = nodes.join(one)
+    restart(nodes, late=one)
+    new = nodes.join(two)
+    if not stays:
+        new.session.closed(1001, "")
+    nodes.advance(3)
+    nodes.wake(one)
+    nodes.advance(20)
+    assert nodes.presence() == [JOINED]
+    assert [device.node for device in one.do(one.server.devices("ann"))] == [one.cluster.node, two.cluster.node][
+        : 1 + stays
+    ]
+    for peer in (old, new)[: 1 + stays]:
+        peer.session.closed(1001, "")
+        nodes.run()
+    assert nodes.presence() == [JOINED, LEFT] or sorted(nodes.presence()) == [JOINED, LEFT]
+    assert [node.leftovers for node in nodes] == [[], []]
+
+
+def test_a_user_who_comes_meanwhile_joins_when_all_nodes_are_back():
+    nodes = Nodes(2, conns_per_user=2)
+    one, two = nodes
+    restart(nodes, late=one)
+    peer = nodes.join(two)
+    assert peer.session.valid
+    nodes.advance(3)
+    nodes.wake(one)
+    also = nodes.join(one)
+    nodes.advance(10)
+    assert nodes.presence() == [JOINED]
+    for one_of_them in (peer, also):
+        one_of_them.session.closed(1001, "")
+    nodes.advance(10)
+    assert sorted(nodes.presence()) == [JOINED, LEFT]
+    assert [node.leftovers for node in nodes] == [[], []]
+
+
+def test_a_user_who_comes_and_goes_meanwhile_joins_and_leaves_once():
+    nodes = Nodes(2)
+    one, two = nodes
+    restart(nodes, late=one)
+    nodes.join(two).session.closed(1001, "")
+    nodes.advance(3)
+    nodes.wake(one)
+    nodes.advance(10)
+    assert nodes.presence() == [JOINED, LEFT]
+    assert [node.leftovers for node in nodes] == [[], []]
+
+
+def test_a_user_who_came_while_the_engine_was_away_does_not_join_anew():
+    nodes = Nodes(2, conns_per_user=2)
+    one, two = nodes
+    nodes.join(one)
+    nodes.advance(10)
+    nodes.engine.pause()
+    nodes.join(two)
+    nodes.engine.forget()
+    one.awake = False
+    nodes.engine.resume()
+    nodes.advance(3)
+    nodes.wake(one)
+    nodes.advance(10)
+    assert nodes.presence() == [JOINED]
+    assert len(one.do(one.server.devices("ann"))) == 2
+
+
+def test_after_a_loss_of_the_connection_only_users_join_and_leave_at_once():
+    nodes = Nodes(2)
+    one, _ = nodes
+    nodes.advance(10)
+    nodes.engine.pause()
+    nodes.engine.resume()
+    nodes.advance(1)
+    nodes.join(one).session.closed(1001, "")
+    nodes.run()
+    assert nodes.presence() == [JOINED, LEFT]
+    assert one.leftovers == []
+
+
 # In between.
 
 

@@ -326,6 +326,7 @@ class Cluster:
 
     def connection_lost(self, cause: Exception | None) -> None:
         self._vitals.lose_touch()
+        self.register.connection_lost()
         self._endpoint.report(WseError(ErrorCode.BROKER_UNAVAILABLE), None, cause)
 
     def connection_restored(self) -> None:

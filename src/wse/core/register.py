@@ -88,6 +88,11 @@ class Register:
         self._silent: set[str] = (
             set()
         )  # users who were told to be first, and for whom we thought nobody had fired `left`
+        self._owing: dict[
+            str, tuple[Seat, WseIdentity]
+        ] = {}  # by user, who was told to be first by a register in doubt
+        self._uncertain = False  # the connection was lost, and the lease has not been renewed since
+        self._recovering = False  # the lease was lost, and other nodes may still have to register their devices
         self._lease = 0  # counts the leases: what the register says under one need not hold under the next
         self._asking = False
         self._settling = False
@@ -141,10 +146,13 @@ class Register:
             self._owed.add(seat.device.user)
             self._unsettled.update(forgotten)
             is_first = False
+        owes = is_first and self._in_doubt
         if session.ended or seat.displaced:
             # It was in the register for a moment, so its user was there for a moment.
             identity = WseIdentity(self._hub, cid, conn.meta)
-            if is_first:
+            if owes:
+                self._owing[seat.device.user] = seat, identity
+            elif is_first:
                 self._hub.joined.emit(identity, conn.meta)
             self._displace(joined)
             session.close(1000, CloseReason.CLIENTS_CONCURRENCY)
@@ -155,7 +163,9 @@ class Register:
             self._hub.push_out(conn)
         else:
             self._displace(joined)
-        self._hub.welcome(session, welcome, is_first)
+        if owes and conn.client is not None:
+            self._owing[seat.device.user] = seat, conn.client
+        self._hub.welcome(session, welcome, is_first and not owes)
 
     def drop_joining(self, cid: ClientId, reason: str) -> None:
         """Close the user's devices that have no welcome yet."""
@@ -181,7 +191,9 @@ class Register:
             return
         seat.end = identity, code, reason
         self._unsettled.add(seat)
-        if seat.known:
+        if self._in_doubt or seat.device.user in self._owing:
+            seat.waits = True
+        elif seat.known:
             self._scheduler.spawn(self._leave_or_wait(seat))
 
     async def _leave_or_wait(self, seat: Seat) -> None:
@@ -222,6 +234,19 @@ class Register:
 
     # The register comes back, and may have forgotten us.
 
+    def connection_lost(self) -> None:
+        """It may forget everything until it is reached again."""
+        self._uncertain = True
+
+    def kept(self) -> None:
+        """It has our lease, so it has not."""
+        self._uncertain = False
+
+    @property
+    def _in_doubt(self) -> bool:
+        """Whether users can be on other nodes without being in the register, so that nobody is surely first or last."""
+        return self._uncertain or self._recovering
+
     def doubt(self) -> None:
         """What the register holds of us may not be what we hold: messages about it may have been lost."""
         self._unsettled.update(self._seats.values())
@@ -233,6 +258,8 @@ class Register:
             WseError: `BROKER_UNAVAILABLE`.
         """
         self._lease += 1
+        self._recovering |= self._uncertain  # else we have slept, and the register is as it was
+        self._uncertain = False
         for seat in self._seats.values():
             seat.known = False
         self.doubt()
@@ -261,6 +288,7 @@ class Register:
         if self._settling:
             return
         here = {seat.device.user for seat in self._seats.values() if seat.announced}
+        certain = calm or not self._in_doubt
 
         async def settle(seat: Seat) -> None:
             if self._asking:  # the lease has run out meanwhile
@@ -270,13 +298,14 @@ class Register:
                     # All nodes do so and wait, so that one of them is told of the last.
                     await self._broker.join(seat.device, NO_LIMIT, fresh=False)
                     seat.known = seat.waits = True
-                if calm or not seat.waits:
+                if certain or not seat.waits:
                     await self._leave(seat)
             elif seat.conn.client is not None:
                 await self._join_again(seat, here)
 
         self._settling = True
         try:
+            await each(self._scheduler, tuple(self._owing), lambda user: self._pay(user, certain))
             await each(self._scheduler, tuple(self._unsettled), settle)
         finally:
             self._settling = False
@@ -285,6 +314,16 @@ class Register:
             self._owed.clear()
         if calm:
             self._silent.clear()
+            self._recovering = False
+
+    async def _pay(self, user: str, certain: bool) -> None:
+        """Find out whether somebody who was told to be first was so, when all nodes have registered their devices."""
+        seat, identity = self._owing[user]
+        devices = await self._broker.devices(user)
+        if any(other.since < seat.device.since for other in devices):
+            self._owing.pop(user, None)  # `joined` has fired for that one, or its node owes it
+        elif certain and self._owing.pop(user, None) is not None:
+            self._hub.joined.emit(identity, identity.meta)
 
     async def _join_again(self, seat: Seat, here: set[str]) -> None:
         lease = self._lease
@@ -298,18 +337,24 @@ class Register:
         seat.known = seat.announced = True
         self._unsettled.discard(seat)
         is_first = joined.first or user in self._owed
-        is_news = user not in here or user in self._left
+        has_left = user in self._left
+        is_news = user not in here or has_left
         self._owed.discard(user)
         self._left.discard(user)
         identity = seat.conn.client
         if is_first and is_news and identity is not None:
-            self._hub.joined.emit(identity, identity.meta)
+            if self._in_doubt and not has_left:
+                self._owing[user] = seat, identity
+            else:
+                self._hub.joined.emit(identity, identity.meta)
         elif is_first:
             self._silent.add(user)
         self._displace(joined)
         if seat.end is not None:  # it ended meanwhile
             self._unsettled.add(seat)
-            await self._leave(seat)
+            seat.waits = self._in_doubt
+            if not seat.waits:
+                await self._leave(seat)
 
     # Dead nodes.
 
@@ -377,9 +422,11 @@ class Register:
             self._reaped,
             self._left,
             self._owed,
+            self._owing,
             self._silent,
         ):
             forgotten.clear()
+        self._uncertain = self._recovering = False
 
     def _done(self) -> None:
         if self._emptied is not None and not self._emptied.done():

@@ -85,7 +85,9 @@ class Vitals:
         try:
             is_kept = await cluster.broker.renew(self._settings.lease)
             self._touch()
-            if not is_kept:
+            if is_kept:
+                cluster.register.kept()
+            else:
                 await cluster.register.lost()
             # When the engine has been away every lease has run out: all must have had the time to renew theirs.
             is_calm = self._in_touch is not None and self._renewed - self._in_touch >= self._settings.lease
