@@ -6,6 +6,8 @@ import asyncio
 import os
 import secrets
 import threading
+from concurrent.futures import Future
+from contextlib import closing, suppress
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from wse.clusters import as_broker
@@ -159,8 +161,9 @@ class BlockingPublisher:
     """A `Publisher` for code without asyncio, such as Celery tasks and Django views.
 
     Its methods return when the broker has taken the message. It connects with the first one, in a thread of its own,
-    and anew in a process that was forked since. One object may serve any number of threads, for as long as the process
-    lives; `close`, or leaving it as a context, ends it.
+    and anew in a process that was forked since. Calls of several threads that wait for it to connect fail together if
+    it cannot; the next one tries again. One object may serve any number of threads, for as long as the process lives;
+    `close`, or leaving it as a context, ends it.
 
     Args:
         broker: The URL of the cluster's broker.
@@ -170,11 +173,11 @@ class BlockingPublisher:
     def __init__(self, broker: str, *, protocol: Protocol | Iterable[Protocol] | None = None) -> None:
         self._url = broker
         self._protocols = as_protocols(protocol)
-        self._lock = threading.Lock()
-        self._process: int | None = None  # whose thread it is
-        self._loop: asyncio.AbstractEventLoop
-        self._thread: threading.Thread
-        self._publisher: Publisher
+        as_broker(broker)  # for its imports: a process that is forked while a thread makes them could never make them
+        # By process. One that was forked has a lock of its own, as the other's may have been locked by a thread that is
+        # not there; and it keeps the other's event loop, as to close it would disturb the selector that they share.
+        self._locks: dict[int, threading.Lock] = {}
+        self._threads: dict[int, PublisherThread] = {}
 
     def send(self, cid: ClientId, type: MessageType, payload: Any = None) -> None:
         """As `Publisher.send`."""
@@ -193,11 +196,13 @@ class BlockingPublisher:
         self._do(lambda publisher: publisher.drop_client(cid, reason))
 
     def close(self) -> None:
-        """Disconnect; harmless when it is not connected, and it connects again with the next message."""
+        """Disconnect, once the calls of other threads have ended; harmless when it is not connected, and it connects
+        again with the next message.
+        """
         with self._lock:
-            if self._process == os.getpid():
-                asyncio.run_coroutine_threadsafe(self._publisher.close(), self._loop).result()
-                self._stop()
+            thread = self._threads.pop(os.getpid(), None)
+        if thread is not None:
+            thread.close()
 
     def __enter__(self) -> Self:
         return self
@@ -207,32 +212,72 @@ class BlockingPublisher:
 
     def _do(self, step: Callable[[Publisher], None]) -> None:
         with self._lock:
-            if self._process != os.getpid():
-                self._start()
+            thread = self._threads.get(os.getpid())
+            if thread is None:
+                thread = PublisherThread(Publisher(self._url, protocol=self._protocols), self._forget)
+                self._threads[os.getpid()] = thread
+            call = thread.call(step)
+        call.result()
 
-        async def run() -> None:
-            step(self._publisher)
-            await self._publisher.flush()
+    @property
+    def _lock(self) -> threading.Lock:
+        """Of this process; nobody who holds it waits for anything else."""
+        return self._locks.setdefault(os.getpid(), threading.Lock())
 
-        asyncio.run_coroutine_threadsafe(run(), self._loop).result()
+    def _forget(self, thread: PublisherThread) -> None:
+        with self._lock:
+            if self._threads.get(os.getpid()) is thread:
+                del self._threads[os.getpid()]
 
-    def _start(self) -> None:
+
+class PublisherThread:
+    """A thread with an event loop, and a publisher that it opens at once.
+
+    It ends when it is closed, or when the publisher cannot be opened. Before, all calls end that were made until then.
+
+    Args:
+        publisher: What nobody else uses.
+        ends: Called in the thread, before it ends; no calls may be made from then on.
+    """
+
+    def __init__(self, publisher: Publisher, ends: Callable[[PublisherThread], None]) -> None:
+        self._publisher = publisher
+        self._ends = ends
+        self._calls: set[Future[None]] = set()  # under way
+        self._closed: Future[None] = Future()
         self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever, name="wse-publisher", daemon=True)
+        self._opening = self._loop.create_task(publisher.open())
+        self._thread = threading.Thread(target=self._run, name="wse-publisher", daemon=True)
         self._thread.start()
-        self._publisher = Publisher(self._url, protocol=self._protocols)
-        self._process = os.getpid()
-        try:
-            asyncio.run_coroutine_threadsafe(self._publisher.open(), self._loop).result()
-        except BaseException:
-            self._stop()
-            raise
 
-    def _stop(self) -> None:
-        self._process = None
-        self._loop.call_soon_threadsafe(self._loop.stop)
+    def call(self, step: Callable[[Publisher], None]) -> Future[None]:
+        """Make a step once the publisher is open; the result comes when the broker has taken what it sent."""
+        call = asyncio.run_coroutine_threadsafe(self._make(step), self._loop)
+        self._calls.add(call)
+        call.add_done_callback(self._calls.discard)
+        return call
+
+    def close(self) -> None:
+        """Close the publisher, once; no calls may be made from then on."""
+        self._closed.set_result(None)
         self._thread.join()
-        self._loop.close()
+
+    async def _make(self, step: Callable[[Publisher], None]) -> None:
+        await self._opening
+        step(self._publisher)
+        await self._publisher.flush()
+
+    def _run(self) -> None:
+        with closing(self._loop):
+            self._loop.run_until_complete(self._open_until_closed())
+
+    async def _open_until_closed(self) -> None:
+        with suppress(Exception, asyncio.CancelledError):  # every call raises it
+            await self._opening
+            await asyncio.wrap_future(self._closed)
+        self._ends(self)
+        await asyncio.gather(*map(asyncio.wrap_future, self._calls), return_exceptions=True)
+        await self._publisher.close()
 
 
 class BlockingRoom:

@@ -3,10 +3,14 @@
 import asyncio
 import subprocess
 import sys
+import threading
+from concurrent.futures import Future
+from contextlib import suppress
+from queue import SimpleQueue
 
 import pytest
 
-from support.cluster import cluster_of, until
+from support.cluster import WAIT, cluster_of, until
 from support.net import accept_all, soon
 from wse import BlockingPublisher, ErrorCode, Publisher, WseError, WseJSON, WseMsgpack, WseServer
 from wse.brokers.memory import MemoryBroker, MemoryCluster
@@ -78,6 +82,71 @@ async def test_a_publisher_tells_nobody_of_the_connection():
         publisher.send("ann", "say")
 
 
+# Code without asyncio.
+
+
+class GatedBroker(MemoryBroker):
+    """Opens, and has taken what was sent, when the test says so: it puts a future for each into `gates`."""
+
+    def __init__(self, gates):
+        super().__init__()
+        self.gates = gates
+
+    async def open(self, node, listener):
+        await self.pass_gate()
+        await super().open(node, listener)
+
+    async def flush(self):
+        await self.pass_gate()
+
+    async def pass_gate(self):
+        gate = Future()
+        self.gates.put(gate)
+        await asyncio.wrap_future(gate)
+
+
+@pytest.fixture
+def next_gate(monkeypatch):
+    """`next_gate()`: where the brokers of all URLs wait next."""
+    gates = SimpleQueue()
+    monkeypatch.setattr("wse.brokers.from_url", lambda url: GatedBroker(gates))
+    yield lambda: gates.get(timeout=WAIT)
+    assert gates.empty()
+
+
+@pytest.fixture
+def handed_over(monkeypatch):
+    """A semaphore that counts what threads hand over to event loops."""
+    count = threading.Semaphore(0)
+    hand_over = asyncio.run_coroutine_threadsafe
+
+    def counted(coroutine, loop):
+        future = hand_over(coroutine, loop)
+        count.release()
+        return future
+
+    monkeypatch.setattr(asyncio, "run_coroutine_threadsafe", counted)
+    return count
+
+
+def in_thread(function, *args):
+    """The outcome of a call in a thread of its own, which keeps nobody from ending if it hangs."""
+    outcome = Future()
+
+    def run():
+        try:
+            outcome.set_result(function(*args))
+        except BaseException as exc:
+            outcome.set_exception(exc)
+
+    threading.Thread(target=run, daemon=True).start()
+    return outcome
+
+
+def publisher_threads():
+    return [thread for thread in threading.enumerate() if thread.name == "wse-publisher"]
+
+
 def test_code_without_asyncio_is_told_what_cannot_be_sent():
     publisher = BlockingPublisher("memory:")
     with pytest.raises(WseError) as caught:
@@ -87,9 +156,9 @@ def test_code_without_asyncio_is_told_what_cannot_be_sent():
         publisher.room("tea").send("say")
         publisher.broadcast("say")
         publisher.drop_client("ann", "bye")
-        thread = publisher._thread
+        assert len(publisher_threads()) == 1
     publisher.close()
-    assert not thread.is_alive()
+    assert publisher_threads() == []
 
 
 def test_a_publisher_without_asyncio_needs_a_broker():
@@ -97,25 +166,161 @@ def test_a_publisher_without_asyncio_needs_a_broker():
     with pytest.raises(WseError) as caught:
         publisher.send("ann", "say")
     assert caught.value.code == ErrorCode.BROKER_UNAVAILABLE
+    for thread in publisher_threads():
+        thread.join(WAIT)
+    assert publisher_threads() == []
     publisher.close()
     with pytest.raises(ValueError, match="no broker"):
-        BlockingPublisher("http://127.0.0.1").send("ann", "say")
+        BlockingPublisher("http://127.0.0.1")
+
+
+def test_calls_that_wait_for_one_attempt_to_connect_share_its_error_and_a_later_one_tries_anew(next_gate, handed_over):
+    publisher = BlockingPublisher("memory:")
+    calls = [in_thread(publisher.send, "ann", "say") for _ in range(4)]
+    attempt = next_gate()
+    for _ in calls:
+        assert handed_over.acquire(timeout=WAIT)
+    error = WseError(ErrorCode.BROKER_UNAVAILABLE)
+    attempt.set_exception(error)
+    assert [call.exception(WAIT) for call in calls] == [error] * 4
+    later = in_thread(publisher.send, "ann", "say")
+    next_gate().set_result(None)  # another attempt
+    next_gate().set_result(None)
+    assert later.result(WAIT) is None
+    publisher.close()
+
+
+def test_calls_under_way_end_before_another_thread_has_closed(next_gate):
+    publisher = BlockingPublisher("memory:")
+    taken = in_thread(publisher.send, "ann", "say")
+    next_gate().set_result(None)  # it is open
+    gate = next_gate()
+    failed = in_thread(publisher.send, "ann", "say")
+    failing_gate = next_gate()
+    closed = in_thread(publisher.close)
+    with pytest.raises(TimeoutError):
+        closed.result(0.2)
+    gate.set_result(None)
+    error = WseError(ErrorCode.BROKER_UNAVAILABLE)
+    failing_gate.set_exception(error)
+    assert taken.result(WAIT) is None
+    assert failed.exception(WAIT) is error
+    assert closed.result(WAIT) is None
+    assert publisher_threads() == []
+
+
+@pytest.mark.parametrize("error", [None, WseError(ErrorCode.BROKER_UNAVAILABLE)], ids=["succeeds", "fails"])
+def test_a_call_that_waits_for_an_attempt_to_connect_ends_when_another_thread_closes(next_gate, error):
+    publisher = BlockingPublisher("memory:")
+    call = in_thread(publisher.send, "ann", "say")
+    attempt = next_gate()
+    closed = in_thread(publisher.close)
+    with pytest.raises(TimeoutError):
+        closed.result(0.2)
+    if error is None:
+        attempt.set_result(None)
+        next_gate().set_result(None)
+    else:
+        attempt.set_exception(error)
+    assert call.exception(WAIT) is error
+    assert closed.result(WAIT) is None
+
+
+def test_a_call_that_is_handed_over_while_another_thread_closes_ends(monkeypatch):
+    publisher = BlockingPublisher("memory:")
+    publisher.send("ann", "say")
+    hand_over = asyncio.run_coroutine_threadsafe
+    closed = []
+
+    def hand_over_late(coroutine, loop):
+        if not closed:
+            closed.append(in_thread(publisher.close))
+            with suppress(TimeoutError):  # which it may not be, as long as this goes on
+                closed[0].result(0.2)
+        return hand_over(coroutine, loop)
+
+    monkeypatch.setattr(asyncio, "run_coroutine_threadsafe", hand_over_late)
+    assert in_thread(publisher.send, "ann", "say").result(WAIT) is None
+    assert closed[0].result(WAIT) is None
+    assert publisher_threads() == []
+
+
+def run(program, *args):
+    """What a program prints, that may end without ending its threads."""
+    command = [sys.executable, "-c", program, *args]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert result.returncode == 0, result.stderr
+    return result.stdout
 
 
 def test_a_publisher_connects_anew_in_a_process_that_was_forked():
     program = """
-import os, threading
+import gc, os
 from wse import BlockingPublisher
 publisher = BlockingPublisher("memory:")
 publisher.send("ann", "say")
 if not os.fork():
+    publisher.close()  # not the other's
     publisher.send("ann", "say")
+    del publisher
+    gc.collect()
     os._exit(7)
 print(os.waitstatus_to_exitcode(os.wait()[1]))
 publisher.send("ann", "say")
 """
-    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
-    assert result.stdout == "7\n", result.stderr
+    assert run(program) == "7\n"
+
+
+@pytest.mark.parametrize("moment", ["make", "open"])
+def test_a_process_that_was_forked_sends_though_a_thread_was_connecting_then(moment):
+    program = """
+import asyncio, os, signal, sys, threading
+import wse.brokers
+from wse import BlockingPublisher
+from wse.brokers.memory import MemoryBroker
+
+parent = os.getpid()
+connecting = threading.Event()
+
+def from_url(url):
+    if sys.argv[1] == "make" and threading.current_thread() is not threading.main_thread():
+        connecting.set()
+        threading.Event().wait()
+    return Broker()
+
+class Broker(MemoryBroker):
+    async def open(self, node, listener):
+        if os.getpid() == parent:
+            connecting.set()
+            await asyncio.Event().wait()
+        await super().open(node, listener)
+
+wse.brokers.from_url = from_url
+publisher = BlockingPublisher("memory:")
+threading.Thread(target=publisher.send, args=("ann", "say"), daemon=True).start()
+connecting.wait()
+if not os.fork():
+    signal.alarm(20)  # if it hangs
+    publisher.send("ann", "say")
+    os._exit(7)
+print(os.waitstatus_to_exitcode(os.wait()[1]))
+"""
+    assert run(program, moment) == "7\n"
+
+
+@pytest.mark.parametrize("scheme", ["nats", "redis"])
+def test_a_publisher_imports_its_broker_before_a_thread_can_be_cut_off_from_it_by_a_fork(scheme):
+    program = """
+import sys
+from wse import BlockingPublisher, WseError
+publisher = BlockingPublisher(sys.argv[1] + "://127.0.0.1:1")
+before = set(sys.modules)
+try:
+    publisher.send("ann", "say")
+except WseError as error:
+    print(error.code, [name for name in set(sys.modules) - before if name.startswith(("wse", "nats", "redis"))])
+"""
+    assert run(program, scheme) == "wse.server.broker-unavailable []\n"
 
 
 # Servers and their broker.
