@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 from contextlib import AsyncExitStack
+from threading import Barrier
 
 import pytest
 
@@ -14,6 +16,8 @@ from wse import BlockingPublisher, ErrorCode, Publisher, WseError
 from wse.core.envelope import NODE
 
 USERS = ["ann", "b.o b", 7]
+THREADS = 4
+"""Of code that sends without asyncio; `asyncio.to_thread` has at least five."""
 
 
 @pytest.fixture(params=CLUSTERS)
@@ -226,21 +230,74 @@ async def test_code_without_asyncio_sends_from_any_thread(kind, request):
         async with cluster_of([engine.broker()]) as nodes:
             ann = await nodes.device(0, "ann")
             nodes[0].room("tea").add(nodes[0].clients["ann"])
-            url = engine.engine.url(engine.prefix)
+            publisher = BlockingPublisher(engine.engine.url(engine.prefix))
+            together = Barrier(THREADS)
 
-            def work(url=url):
-                with BlockingPublisher(url) as publisher:
-                    publisher.send("ann", "user", 1)
-                    publisher.broadcast("all", 2)
-                    publisher.room("tea").send("room", 3)
+            def work(thread, publisher=publisher, together=together):
+                together.wait(WAIT)
+                for number in range(50):
+                    publisher.send("ann", "user", [thread, number])
+                publisher.broadcast("all", thread)
+                publisher.room("tea").send("room", thread)
+
+            def end(publisher=publisher):
+                with publisher:
                     publisher.close()
                     publisher.drop_client("ann", "bye")
 
-            await inside(asyncio.to_thread(work))
-            await ann.until("closed")
-            assert ann.entries == [("user", 1), ("all", 2), ("room", 3), ("closed", 1000, "bye")]
+            await inside(asyncio.gather(*[asyncio.to_thread(work, thread) for thread in range(THREADS)]))
+            await inside(asyncio.to_thread(end))
+            assert await ann.until("closed") == ("closed", 1000, "bye")
+            for thread in range(THREADS):
+                assert [number for who, number in ann.payloads("user") if who == thread] == list(range(50))
+            assert sorted(ann.payloads("all")) == sorted(ann.payloads("room")) == list(range(THREADS))
+            assert len(ann.entries) == THREADS * 52 + 1
             engine.stop()
             with pytest.raises(WseError) as caught:
-                await inside(asyncio.to_thread(BlockingPublisher(url).send, "ann", "user"))
+                await inside(asyncio.to_thread(publisher.send, "ann", "user"))
             assert caught.value.code == ErrorCode.BROKER_UNAVAILABLE
             engine.start()
+
+
+@pytest.mark.parametrize("kind", ["nats", "redis"])
+async def test_all_arrives_that_a_process_sends_and_one_that_was_forked_from_it_meanwhile(kind, request):
+    program = """
+import gc, os, signal, sys, threading
+from wse import BlockingPublisher
+
+publisher = BlockingPublisher(sys.argv[1])
+half_sent = threading.Event()
+
+def send(who):
+    for number in range(100):
+        publisher.send("ann", who, number)
+        if number == 50:
+            half_sent.set()
+
+thread = threading.Thread(target=send, args=("parent",))
+thread.start()
+half_sent.wait()
+if not os.fork():
+    signal.alarm(20)  # if it hangs
+    send("child")
+    gc.collect()
+    sys.exit()
+assert os.wait()[1] == 0
+thread.join()
+publisher.send("ann", "parent", 100)
+publisher.close()
+"""
+    async for engine in run_cluster(kind, request):
+        async with cluster_of([engine.broker()]) as nodes:
+            ann = await nodes.device(0, "ann")
+            url = engine.engine.url(engine.prefix)
+            process = await asyncio.create_subprocess_exec(sys.executable, "-c", program, url)
+            try:
+                assert await inside(process.wait()) == 0
+            finally:
+                if process.returncode is None:
+                    process.kill()
+                    await process.wait()
+            await until(lambda ann=ann: len(ann.entries) >= 201)
+            assert ann.payloads("parent") == list(range(101))
+            assert ann.payloads("child") == list(range(100))
