@@ -115,7 +115,8 @@ class Messaging:
             payload: What it gets.
             mode: `"first"` asks all devices and returns the first result; answers that come later are ignored.
                 `"all"` returns a list of what all devices answered, the oldest device first, with a `WseError` where
-                one failed. `"any"` asks exactly one device, the newest.
+                one failed. `"any"` asks exactly one device, the newest. A device that has not got its welcome yet, or
+                has gone before it was asked, is none of these.
             timeout: Seconds to wait for an answer: `None` for the server's `timeout`, 0 for ever.
 
         Raises:

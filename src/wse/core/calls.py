@@ -1,11 +1,16 @@
-"""One call to several devices: to all of them, or until the first has succeeded."""
+"""One call to several devices: to all of them, until the first has succeeded, or to the newest that can be asked.
+
+A device whose welcome has not been sent yet is in the register already, and one that has just gone may be in it still.
+Neither is one of the user's devices for a call: where it turns out that it was not asked, it is left out.
+"""
 
 from __future__ import annotations
 
 import typing
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
-from wse.errors import WseError
+from wse.core.rpc import NotAskedError
+from wse.errors import ErrorCode, WseError
 from wse.types import MessageType
 
 if TYPE_CHECKING:
@@ -25,7 +30,7 @@ class Callee(typing.Protocol):
         """Send a call; whoever awaits the future must end with `forget_call`.
 
         Raises:
-            WseError: It cannot be sent.
+            WseError: It cannot be sent; a `NotAskedError`, also as the future's, if the device is not there.
         """
         ...
 
@@ -37,7 +42,11 @@ _Started: TypeAlias = "list[tuple[Callee, int, asyncio.Future[Any]]]"
 
 
 async def call_all(callees: Sequence[Callee], name: MessageType, payload: Any, timeout: float | None) -> list[Any]:
-    """Call a procedure on several devices at once; errors stand in the list where results would."""
+    """Call a procedure on several devices at once; errors stand in the list where results would.
+
+    Raises:
+        NotAskedError: No device is there.
+    """
     started: _Started = []
     results: dict[Callee, Any] = dict.fromkeys(callees)
     try:
@@ -53,7 +62,10 @@ async def call_all(callees: Sequence[Callee], name: MessageType, payload: Any, t
                 results[callee] = exc
     finally:
         _forget(started)
-    return list(results.values())
+    answers = [result for result in results.values() if not isinstance(result, NotAskedError)]
+    if not answers:
+        raise _nobody(name)
+    return answers
 
 
 async def call_first(
@@ -62,10 +74,14 @@ async def call_first(
     """Call a procedure on several devices at once and return the first result; what the others answer is ignored.
 
     Raises:
+        NotAskedError: No device is there.
         WseError: Every device has failed; it is the error that came last.
     """
+    if not callees:
+        raise _nobody(name)
     first: asyncio.Future[Any] = scheduler.create_future()
-    failures = 0
+    waiting = len(callees)
+    last: BaseException = _nobody(name)
 
     def settled(future: asyncio.Future[Any]) -> None:
         if not first.done():
@@ -76,10 +92,12 @@ async def call_first(
                 failed(error)
 
     def failed(error: BaseException) -> None:
-        nonlocal failures
-        failures += 1
-        if failures == len(callees):
-            first.set_exception(error)
+        nonlocal waiting, last
+        waiting -= 1
+        if not isinstance(error, NotAskedError):
+            last = error
+        if not waiting:
+            first.set_exception(last)
 
     started: _Started = []
     try:
@@ -93,6 +111,37 @@ async def call_first(
         return await first
     finally:
         _forget(started)
+
+
+async def call_any(
+    scheduler: Scheduler, callees: Sequence[Callee], name: MessageType, payload: Any, timeout: float
+) -> Any:
+    """Call a procedure on the newest device, which is the last; on an older one only if the newer are not there.
+
+    Args:
+        timeout: Seconds for all of it; 0 for ever.
+
+    Raises:
+        NotAskedError: No device is there.
+        WseError: The device that was asked has failed.
+    """
+    began = scheduler.time()
+    left = timeout
+    for callee in reversed(callees):
+        try:
+            stamp, future = callee.start_call(name, payload, left)
+            try:
+                return await future
+            finally:
+                _forget([(callee, stamp, future)])
+        except NotAskedError:
+            if timeout:
+                left = max(timeout - (scheduler.time() - began), 0.001)  # 0 would be for ever
+    raise _nobody(name)
+
+
+def _nobody(name: MessageType) -> NotAskedError:
+    return NotAskedError(ErrorCode.CONNECTION_MISSING, {"rp": name})
 
 
 def _forget(started: _Started) -> None:

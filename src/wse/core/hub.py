@@ -10,7 +10,7 @@ from ipaddress import ip_network
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
-from wse.core.calls import call_all, call_first
+from wse.core.calls import call_all, call_any, call_first
 from wse.core.closing import check_close
 from wse.core.connection import MeteredSession, ServerSession, WseConnection, WseIdentity
 from wse.core.envelope import ALL, USER, Drop, topic
@@ -18,6 +18,7 @@ from wse.core.fanout import excluded, send_to_all, without
 from wse.core.handshake import ServerOpening
 from wse.core.heartbeat import Heartbeat, Pulse
 from wse.core.packed import Packed
+from wse.core.rpc import NotAskedError
 from wse.core.signals import Signal
 from wse.core.stats import Stats
 from wse.errors import CloseReason, ErrorCode, WseError
@@ -338,13 +339,16 @@ class Hub:
         if mode not in ("first", "all", "any"):
             raise ValueError(f'mode must be "first", "all" or "any", not {mode!r}')
         callees: list[Callee] = [*self.sessions_of(cid)] if self.cluster is None else await self.cluster.callees(cid)
-        if not callees:
-            raise WseError(ErrorCode.CONNECTION_MISSING, {"cid": cid, "rp": name})
-        if mode == "all":
-            return await call_all(callees, name, payload, timeout)
-        if mode == "any":
-            callees = callees[-1:]
-        return await call_first(self.endpoint.scheduler, callees, name, payload, timeout)
+        scheduler = self.endpoint.scheduler
+        try:
+            if mode == "all":
+                return await call_all(callees, name, payload, timeout)
+            if mode == "first":
+                return await call_first(scheduler, callees, name, payload, timeout)
+            seconds = self.endpoint.timeout if timeout is None else timeout
+            return await call_any(scheduler, callees, name, payload, seconds)
+        except NotAskedError:
+            raise WseError(ErrorCode.CONNECTION_MISSING, {"cid": cid, "rp": name}) from None
 
     # Who is there.
 

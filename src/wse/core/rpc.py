@@ -17,6 +17,10 @@ if TYPE_CHECKING:
     from wse.core.ports import Scheduler, Timer
 
 
+class NotAskedError(WseError):
+    """A call has certainly not reached the device, since the connection is not valid yet, or not any more."""
+
+
 class Procedures:
     """What the peer may call, by name."""
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from wse.core.answering import Answering, discard
 from wse.core.limits import nests_deeper
 from wse.core.packed import encode, unencodable
-from wse.core.rpc import PendingCalls, error_from_wire
+from wse.core.rpc import NotAskedError, PendingCalls, error_from_wire
 from wse.core.signals import HANDLER_ERRORS, settle
 from wse.errors import CloseReason, ErrorCode, WseError
 from wse.types import MessageType, ReadyState
@@ -239,7 +239,7 @@ class Session(Answering):
         """
         self.endpoint.check_type(name)
         if self._phase is not None:
-            raise WseError(ErrorCode.RP_SEND_FAILED, {"rp": name}, "the connection is not open")
+            raise NotAskedError(ErrorCode.RP_SEND_FAILED, {"rp": name}, "the connection is not open")
         calls = self._calls
         if calls is None:
             calls = self._calls = PendingCalls(self.endpoint.scheduler, self.endpoint.timeout)
