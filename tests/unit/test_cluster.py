@@ -1,5 +1,6 @@
 """A cluster on the broker in memory: what reaches whom, and that nothing happens twice."""
 
+import asyncio
 from enum import Enum
 
 import msgspec
@@ -377,33 +378,258 @@ def test_a_call_that_is_not_answered_in_time_leaves_nothing():
     assert new.session.pending_calls == 0
 
 
-def test_a_cancelled_call_leaves_nothing():
+def published(node):
+    """What a node says from now on, decoded."""
+    said, publish = [], node.broker.publish
+
+    def note(topic, data):
+        said.append(envelope.decode(data))
+        publish(topic, data)
+
+    node.broker.publish = note
+    return said
+
+
+@pytest.mark.parametrize("timeout", [None, 0])
+def test_a_cancelled_call_leaves_nothing_on_any_node(timeout):
     nodes, _, new = called()
+    task = ask(nodes[2], "any", timeout)
+    nodes.run()
+    assert new.session.pending_calls == 1
+    task.cancel()
+    nodes.run()
+    assert task.cancelled()
+    assert new.session.pending_calls == 0
+    answer(nodes, new, "late")
+    assert [node.leftovers for node in nodes][2] == []
+    assert nodes[1].cluster.asks._called == {}
+    assert [node.scheduler.unheard for node in nodes] == [[], [], []]
+    assert [node.errors for node in nodes] == [[], [], []]
+
+
+def test_devices_that_lost_the_race_are_not_waited_for_on_their_node():
+    nodes, old, new = called()
+    said = published(nodes[2])
     task = ask(nodes[2])
     nodes.run()
-    task.cancel()
-    answer(nodes, new, "late")
-    assert task.cancelled()
-    assert nodes[2].leftovers == []
-    assert nodes[2].scheduler.unheard == []
+    answer(nodes, new, "here")
+    assert task.result() == "here"
+    assert old.session.pending_calls == 0
+    assert [type(each) for each in said] == [envelope.Call, envelope.Call, envelope.Cancel]
+    answer(nodes, old, "late")
+    assert nodes[0].cluster.asks._called == {}
 
 
-def test_a_device_that_goes_while_it_is_asked_fails_the_call():
+def test_a_call_that_was_answered_is_not_cancelled():
+    nodes, old, new = called()
+    said = published(nodes[2])
+    task = ask(nodes[2], "all")
+    nodes.run()
+    answer(nodes, old, "here")
+    answer(nodes, new, WseError("app.busy"))
+    assert task.done()
+    assert [type(each) for each in said] == [envelope.Call, envelope.Call]
+
+
+@pytest.mark.parametrize("first", ["the answer", "the end"])
+def test_a_call_that_is_answered_as_it_is_cancelled_leaves_nothing(first):
     nodes, _, new = called()
+    task = ask(nodes[2], "any")
+    nodes.run()
+    (stamp,) = [stamp for kind, _, stamp in new.heard if kind == "where"]
+    if first == "the answer":
+        new.say("~wse:response", "here", stamp)
+        task.cancel()
+    else:
+        task.cancel()
+        nodes[2].scheduler.run()
+        new.say("~wse:response", "here", stamp)
+    nodes.run()
+    assert nodes[2].leftovers == []
+    assert nodes[1].cluster.asks._called == {}
+    assert [node.errors for node in nodes] == [[], [], []]
+
+
+def test_a_call_of_a_node_that_died_is_forgotten():
+    nodes, _, new = called()
+    nodes.advance(10)
+    ask(nodes[2], "any", timeout=0)
+    nodes.run()
+    nodes.kill(nodes[2])
+    nodes.advance(10)
+    assert new.session.pending_calls == 0
+    assert nodes[1].cluster.asks._called == {}
+    assert nodes[1].scheduler.unheard == []
+
+
+def test_a_call_of_a_node_that_slept_too_long_fails():
+    nodes, _, new = called()
+    nodes.advance(10)
+    task = ask(nodes[2], "any", timeout=0)
+    nodes.run()
+    nodes.sleep(nodes[2])
+    nodes.advance(10)
+    assert new.session.pending_calls == 0
+    nodes.wake(nodes[2])
+    nodes.advance(1)
+    assert task.exception().code == ErrorCode.RP_DISCONNECT
+
+
+def test_a_call_outlives_the_loss_of_all_leases():
+    nodes, old, new = called()
+    new.session.closed(1001, "")
+    nodes.advance(10)
+    task = ask(nodes[2], timeout=0)
+    nodes.run()
+    nodes.engine.forget()  # the first to renew its lease finds no other
+    nodes.advance(10)
+    answer(nodes, old, "here")
+    assert task.result() == "here"
+
+
+def test_a_call_that_is_answered_as_its_node_is_taken_for_dead_has_its_result():
+    nodes, _, new = called()
+    task = ask(nodes[2], "any")
+    nodes.run()
+    nodes[1].cluster.asks.alive(frozenset())
+    (stamp,) = [stamp for kind, _, stamp in new.heard if kind == "where"]
+    new.say("~wse:response", "here", stamp)
+    nodes[1].cluster.asks.alive(frozenset())
+    nodes.run()
+    assert task.result() == "here"
+
+
+def test_a_node_that_closes_forgets_the_calls_of_others():
+    nodes, _, new = called()
+    nodes.advance(10)
+    task = ask(nodes[2], "any", timeout=0)
+    nodes.run()
+    nodes[1].scheduler.start(nodes[1].cluster.close())  # its device stays for longer
+    nodes.advance(10)
+    assert new.session.pending_calls == 0
+    assert nodes[1].cluster.asks._called == {}
+    assert task.exception().code == ErrorCode.RP_DISCONNECT
+
+
+def test_a_device_that_goes_while_it_is_asked_fails_the_call_and_no_other_is_asked():
+    nodes, old, new = called()
     task = ask(nodes[2], "any")
     nodes.run()
     new.session.closed(1001, "away")
     nodes.run()
     error = task.exception()
     assert (error.code, error.details["disconnected"]) == (ErrorCode.RP_DISCONNECT, [1001, "away"])
+    assert heard(old) == [[]]
 
 
-def test_a_device_that_has_gone_before_the_question_comes_fails_the_call():
-    nodes, _, new = called()
-    task = ask(nodes[2], "any")
+@pytest.mark.parametrize(("mode", "result"), [("any", "here"), ("first", "here"), ("all", ["here"])])
+def test_a_device_that_has_gone_before_the_question_comes_is_left_out(mode, result):
+    nodes, old, new = called()
+    task = ask(nodes[2], mode)
     new.session.closed(1001, "away")
     nodes.run()
-    assert task.exception().code == ErrorCode.RP_DISCONNECT
+    answer(nodes, old, "here")
+    assert task.result() == result
+
+
+def joining(nodes, node):
+    """A device that is registered, and not welcomed before the future that comes with it."""
+    gate = asyncio.Future(loop=node.scheduler)
+
+    async def wait():
+        await gate
+
+    node.broker.flush = wait
+    peer = node.open()
+    peer.say("~wse:hi", {"identity": "ann"})
+    nodes.run()
+    assert not peer.session.valid
+    return peer, gate
+
+
+@pytest.mark.parametrize(("mode", "result"), [("any", "here"), ("first", "here"), ("all", ["here"])])
+@pytest.mark.parametrize("caller", [0, 1, 2])
+def test_a_device_that_waits_for_its_welcome_is_left_out(mode, result, caller):
+    nodes = Nodes(3, conns_per_user=2)
+    old = nodes.join(nodes[0])
+    new, gate = joining(nodes, nodes[1])
+    task = ask(nodes[caller], mode)
+    nodes.run()
+    answer(nodes, old, "here")
+    assert task.result() == result
+    gate.set_result(None)
+    nodes.run()
+    assert [kind for kind, _, _ in new.heard] == ["~wse:welcome"]
+
+
+@pytest.mark.parametrize("mode", ["any", "first", "all"])
+@pytest.mark.parametrize("caller", [0, 1])
+def test_a_user_whose_only_device_waits_for_its_welcome_has_none_to_call(mode, caller):
+    nodes = Nodes(2)
+    joining(nodes, nodes[1])
+    task = ask(nodes[caller], mode)
+    nodes.run()
+    error = task.exception()
+    assert (error.code, error.details) == (ErrorCode.CONNECTION_MISSING, {"cid": "ann", "rp": "where"})
+    assert nodes[0].leftovers == []
+
+
+def test_when_all_that_are_asked_fail_the_error_is_one_of_theirs():
+    nodes = Nodes(3, conns_per_user=2)
+    old = nodes.join(nodes[0])
+    joining(nodes, nodes[1])
+    nodes.sleep(nodes[1])
+    task = ask(nodes[2])
+    nodes.run()
+    answer(nodes, old, WseError("app.busy"))
+    assert not task.done()
+    nodes.wake(nodes[1])
+    assert task.exception().code == "app.busy"
+
+
+@pytest.mark.parametrize(("mode", "result"), [("any", "here"), ("first", "here"), ("all", ["here"])])
+def test_a_device_of_this_node_that_goes_while_the_register_is_asked_is_left_out(mode, result):
+    nodes = Nodes(2, conns_per_user=2)
+    old, new = nodes.join(nodes[1]), nodes.join(nodes[0])
+    devices, gate = nodes[0].broker.devices, asyncio.Future(loop=nodes[0].scheduler)
+
+    async def wait(user):
+        found = await devices(user)
+        await gate
+        return found
+
+    nodes[0].broker.devices = wait
+    task = ask(nodes[0], mode)
+    new.session.closed(1001, "")
+    gate.set_result(None)
+    nodes.run()
+    answer(nodes, old, "here")
+    assert task.result() == result
+
+
+def test_a_call_to_any_takes_no_longer_when_it_tries_another_device():
+    nodes = Nodes(3, conns_per_user=2)
+    old = nodes.join(nodes[0])
+    joining(nodes, nodes[1])
+    nodes.sleep(nodes[1])
+    task = ask(nodes[2], "any", timeout=3)
+    nodes.advance(2)
+    nodes.wake(nodes[1])
+    assert [kind for kind, _, _ in old.heard] == ["where"]
+    nodes.advance(0.75)
+    assert not task.done()
+    nodes.advance(0.25)
+    assert task.exception().code == ErrorCode.RP_TIMEOUT
+
+
+def test_a_call_to_any_for_ever_stays_one_when_it_tries_another_device():
+    nodes = Nodes(3, conns_per_user=2)
+    old = nodes.join(nodes[0])
+    joining(nodes, nodes[1])
+    task = ask(nodes[2], "any", timeout=0)
+    nodes.advance(60)
+    answer(nodes, old, "here")
+    assert task.result() == "here"
 
 
 def test_a_call_for_ever_ends_with_the_node_that_was_asked():
@@ -442,6 +668,52 @@ def test_a_result_that_cannot_cross_fails_the_call():
     answer(nodes, new, 1 << 70)
     assert task.exception().code == ErrorCode.RP_EXECUTION_FAILED
     assert "cannot cross" in task.exception().message
+
+
+def limit(node, size):
+    """Its broker takes no more bytes in a message."""
+    publish = node.broker.publish
+
+    def check(topic, data):
+        if len(data) > size:
+            raise WseError(ErrorCode.LIMIT_EXCEEDED, {"size": len(data), "limit": size})
+        publish(topic, data)
+
+    node.broker.publish = check
+
+
+@pytest.mark.parametrize(
+    ("details", "message", "told"),
+    [
+        ({"n": 1 << 70}, "no", "no"),
+        ({"n": "x" * 20_000}, "no", "no"),
+        ({"n": 1 << 70}, "\ud800 no", "? no"),
+        ({}, "x" * 20_000, "x" * 1000),
+        ({"n": 1 << 70}, "x" * 20_000, "x" * 1000),
+    ],
+)
+def test_an_error_that_cannot_cross_arrives_without_its_details(details, message, told):
+    nodes, _, new = called()
+    limit(nodes[1], 10_000)
+    task = ask(nodes[2], "any")
+    nodes.run()
+    ((_, session_call),) = nodes[1].cluster.asks._called.items()
+    session_call[0]._calls.reject(session_call[1], WseError("app.bad", details, message))
+    nodes.run()
+    error = task.exception()
+    assert (error.code, error.message, error.details) == ("app.bad", told, {})
+    assert nodes[1].errors == []
+    assert nodes[1].cluster.asks._called == {}
+    assert new.session.pending_calls == 0
+
+
+def test_a_code_that_cannot_cross_is_cut():
+    nodes, _, new = called()
+    limit(nodes[1], 10_000)
+    task = ask(nodes[2], "any")
+    nodes.run()
+    answer(nodes, new, WseError("app." + "x" * 20_000))
+    assert task.exception().code == "app." + "x" * 996
 
 
 def test_names_of_wse_s_own_cannot_be_called():
@@ -502,6 +774,90 @@ def test_members_of_a_node_that_does_not_answer_are_missing():
     nodes.advance(0.5)
     assert task.result() == {"ann", "bob"}
     assert nodes[0].cluster.asks.waiting == 0
+
+
+def tea(nodes, number, users):
+    """These users, on a node, are in the room."""
+    node = nodes[number]
+    for cid in users:
+        node.server.room("tea").add(nodes.join(node, cid).conn)
+
+
+def test_names_are_put_in_parts_by_their_bytes(monkeypatch):
+    monkeypatch.setattr(envelope, "PART", 20)
+    assert envelope.in_parts([]) == [[]]
+    assert envelope.in_parts(["a" * 5, "b" * 5]) == [["a" * 5, "b" * 5]]
+    assert envelope.in_parts(["a" * 5, "b" * 6, "c"]) == [["a" * 5], ["b" * 6, "c"]]
+    assert envelope.in_parts(["a" * 50, "b", "c" * 50]) == [["a" * 50], ["b"], ["c" * 50]]
+
+
+def test_members_who_are_too_many_for_one_message_are_told_in_several(monkeypatch):
+    nodes = Nodes(3)
+    users = [f"user {number}" for number in range(30)]
+    tea(nodes, 1, users[:20])
+    tea(nodes, 2, users[20:])
+    monkeypatch.setattr(envelope, "PART", 100)
+    said = published(nodes[1])
+    limit(nodes[1], 200)
+    task = nodes[0].scheduler.start(nodes[0].server.room("tea").members())
+    nodes.run()
+    assert task.result() == set(users)
+    assert len(said) > 1
+    assert nodes[0].leftovers == []
+    assert nodes[0].cluster.asks._parts == {}
+
+
+def test_members_of_a_node_of_whose_answer_a_part_is_lost_are_missing(monkeypatch):
+    nodes = Nodes(3)
+    tea(nodes, 1, [f"user {number}" for number in range(30)])
+    tea(nodes, 2, ["bob"])
+    monkeypatch.setattr(envelope, "PART", 100)
+    publish, count = nodes[1].broker.publish, iter(range(100))
+    nodes[1].broker.publish = lambda topic, data: None if next(count) == 1 else publish(topic, data)
+    task = nodes[0].scheduler.start(nodes[0].server.room("tea").members())
+    nodes.run()
+    assert nodes[0].cluster.asks._parts
+    nodes.advance(1)
+    assert task.result() == {"bob"}
+    assert nodes[0].cluster.asks._parts == {}
+
+
+def test_parts_of_an_answer_that_nobody_waits_for_are_not_kept():
+    nodes = Nodes(1)
+    nodes[0].cluster.asks.answered(envelope.Answer("another", 1, ["sann"], parts=2))
+    assert nodes[0].cluster.asks._parts == {}
+
+
+def test_members_fails_when_a_node_cannot_tell(monkeypatch):
+    nodes = Nodes(3)
+    tea(nodes, 1, ["ann"])
+    tea(nodes, 2, ["bob"])
+    limit(nodes[1], 200)
+    monkeypatch.setattr(nodes[1].hub.rooms, "local_users", lambda room: frozenset(["x" * 300]))
+    task = nodes[0].scheduler.start(nodes[0].server.room("tea").members())
+    nodes.run()
+    error = task.exception()
+    assert error.code == ErrorCode.BROKER_UNAVAILABLE
+    assert error.details == {"node": nodes[1].cluster.node, "query": "members"}
+    assert "cannot cross" in error.message
+    assert nodes[0].leftovers == []
+
+
+def test_a_node_that_fails_to_find_out_what_it_is_asked_says_so(monkeypatch):
+    nodes = Nodes(2)
+    tea(nodes, 1, ["ann"])
+
+    def fail(room):
+        raise ZeroDivisionError("nothing")
+
+    monkeypatch.setattr(nodes[1].hub.rooms, "local_users", fail)
+    task = nodes[0].scheduler.start(nodes[0].server.room("tea").members())
+    nodes.run()
+    assert task.exception().code == ErrorCode.BROKER_UNAVAILABLE
+    assert isinstance(nodes[1].error.__cause__, ZeroDivisionError)
+    task = nodes[0].scheduler.start(nodes[0].cluster.asks.query("members", "stea"))
+    nodes.run()
+    assert task.result() == []
 
 
 def test_a_question_of_a_newer_version_is_not_answered():

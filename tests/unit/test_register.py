@@ -161,6 +161,36 @@ def test_a_node_that_is_taken_for_dead_just_as_it_wakes_hears_of_it():
     assert two.cluster.register._silent == set()
 
 
+@pytest.mark.parametrize("asks", [True, False])
+def test_users_who_left_with_a_node_that_slept_are_told_in_parts(monkeypatch, asks):
+    monkeypatch.setattr(envelope, "PART", 60)
+    nodes = Nodes(2)
+    one, two = nodes
+    users = [f"user {number}" for number in range(20)]
+    for cid in users:
+        nodes.join(two, cid)
+    publish, said = one.broker.publish, []
+
+    def check(topic, data):
+        said.append(envelope.decode(data))
+        told = envelope.Answer if asks else envelope.Reaped  # either way alone is enough
+        if len(data) <= 120 and isinstance(said[-1], told | envelope.Canary):
+            publish(topic, data)
+
+    one.broker.publish = check
+    nodes.advance(8)
+    nodes.sleep(two)
+    nodes.advance(10)
+    assert len(nodes.log("left")) == 20
+    nodes.wake(two)
+    nodes.advance(2)
+    assert sorted(cid for _, cid, *_ in nodes.log("joined")) == sorted(users * 2)
+    assert len([each for each in said if isinstance(each, envelope.Reaped)]) > 1
+    nodes.advance(20)
+    assert len(nodes.log("joined")) == 40
+    assert two.cluster.register._left == two.cluster.register._silent == set()
+
+
 def test_a_node_keeps_its_lease_however_long_it_reaps():
     nodes = Nodes(2)
     one, two = nodes

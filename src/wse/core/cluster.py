@@ -305,8 +305,12 @@ class Cluster:
         return [*callees, *here.values()]  # an engine that has come back empty does not know of all of them yet
 
     async def members(self, room: RoomName) -> frozenset[ClientId]:
-        """The users in a room on other nodes, as far as these answer in time."""
-        answers = await self.asks.query("members", encode_name(room))
+        """The users in a room on other nodes, as far as these answer in time.
+
+        Raises:
+            WseError: `BROKER_UNAVAILABLE`, also when a node that answers could not tell.
+        """
+        answers = await self.asks.query("members", encode_name(room), strict=True)
         return frozenset(decode_name(user) for users in answers for user in users)
 
     def _members_here(self, room: str) -> list[str]:
@@ -372,8 +376,10 @@ class Cluster:
                 self.asks.called(said)
             case envelope.Query():
                 self.asks.queried(said)
-            case _:
+            case envelope.Answer():
                 self.asks.answered(said)
+            case _:
+                self.asks.cancelled(said)
 
     def _receivers(self, topic: str) -> Collection[WseConnection]:
         if topic == ALL:

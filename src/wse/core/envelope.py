@@ -4,10 +4,11 @@
     all         every node                               Message, Hello
     u.<user>    nodes that hold a device of the user     Message, Drop, Enter
     r.<room>    nodes that hold a member of the room     Message
-    n.<node>    that node                                Displaced, Reaped, Canary, Call, Query, Answer
+    n.<node>    that node                                Displaced, Reaped, Canary, Call, Cancel, Query, Answer
 
 A message crosses as its sender has packed it, once for each message protocol of the sender. The rest are plain values
-in MessagePack.
+in MessagePack. Brokers take messages up to some size, so a list of names crosses in parts: several `Reaped`, or several
+`Answer`s of one stamp.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 if TYPE_CHECKING:
-    from collections.abc import Hashable, Mapping
+    from collections.abc import Hashable, Iterable, Mapping
 
     from wse.core.packed import Packed
     from wse.core.ports import Protocol
@@ -67,7 +68,7 @@ class Displaced(Said, tag=3):
 
 
 class Reaped(Said, tag=8):
-    """The node was taken for dead, and `left` has fired for these users of it."""
+    """The node was taken for dead, and `left` has fired for these users of it; there may be more of these."""
 
     users: list[str]
 
@@ -90,6 +91,12 @@ class Call(Said, tag=5):
     timeout: float | None
 
 
+class Cancel(Said, tag=10):
+    """Nobody waits any more for the answer to the call that the origin has made under this stamp."""
+
+    stamp: int
+
+
 class Query(Said, tag=6):
     """Ask a node for something that it alone knows: see `wse.core.queries`."""
 
@@ -99,18 +106,22 @@ class Query(Said, tag=6):
 
 
 class Answer(Said, tag=7):
-    """The answer to a call or a query."""
+    """The answer to a call or a query, or a part of a list that is one."""
 
     stamp: int
     value: Any = None
     error: dict[str, Any] | None = None
+    parts: int = 1
+    """How many answers of this stamp there are; with one of them lost, the answer never comes."""
+    absent: bool = False
+    """Whether the call has failed because there is no such valid connection, so that nobody was asked."""
 
 
 encode = msgspec.msgpack.Encoder(enc_hook=str).encode
 """Makes bytes of what is said. Values that MessagePack does not have, in the details of errors, become strings."""
 
 decode = msgspec.msgpack.Decoder(
-    Message | Drop | Enter | Displaced | Reaped | Hello | Canary | Call | Query | Answer
+    Message | Drop | Enter | Displaced | Reaped | Hello | Canary | Call | Cancel | Query | Answer
 ).decode
 """Raises a `msgspec.MsgspecError` for bytes that no node says."""
 
@@ -132,6 +143,24 @@ def message(
     """
     forms = {protocol.name: (one.utf8, one.data) for protocol, one in packed.items()}
     return encode(Message(origin, type, forms, not_conn, None if not_user is None else encode_name(not_user)))
+
+
+PART = 256 * 1024
+"""Bytes of the names that cross in one message: a quarter of what NATS takes by default."""
+
+
+def in_parts(names: Iterable[str]) -> list[list[str]]:
+    """Encoded names in lists of at most `PART` bytes each; there is one at least."""
+    parts: list[list[str]] = [[]]
+    size = 0
+    for name in names:
+        length = len(name) + 5  # a string's head in MessagePack has up to 5 bytes
+        if size + length > PART and parts[-1]:
+            parts.append([])
+            size = 0
+        parts[-1].append(name)
+        size += length
+    return parts
 
 
 def topic(kind: str, name: Hashable = None) -> str:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from wse.core.broker import Device
 from wse.core.connection import WseIdentity
-from wse.core.envelope import USER, Displaced, Reaped, decode_name, encode_name
+from wse.core.envelope import USER, Displaced, Reaped, decode_name, encode_name, in_parts
 from wse.errors import CloseReason, WseError
 
 if TYPE_CHECKING:
@@ -375,7 +375,8 @@ class Register:
             self._reaped.setdefault(node, set()).update(users)
             if len(self._reaped) > REMEMBERED:
                 del self._reaped[next(iter(self._reaped))]
-            self._cluster.tell(node, Reaped(self._cluster.node, users))  # it may be awake again already
+            for part in in_parts(users):
+                self._cluster.tell(node, Reaped(self._cluster.node, part))  # it may be awake again already
 
     def reaped_by_another(self, users: Iterable[str]) -> None:
         """Another node took us for dead, and has fired `left` for these users."""

@@ -89,7 +89,7 @@ class Room:
         In a cluster every node is asked for its own; the users of one that does not answer within a second are missing.
 
         Raises:
-            WseError: `BROKER_UNAVAILABLE`, in a cluster.
+            WseError: `BROKER_UNAVAILABLE`, in a cluster; also when a node that answers cannot tell who is there.
         """
         return await self._rooms.members(self.name)
 
