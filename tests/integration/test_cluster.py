@@ -12,8 +12,9 @@ import pytest
 from support.brokers import CLUSTERS, run_cluster
 from support.cluster import WAIT, cluster_of, until
 from support.net import RawSocket
-from wse import BlockingPublisher, ErrorCode, Publisher, WseError
-from wse.core.envelope import NODE
+from wse import BlockingPublisher, ErrorCode, Limits, Publisher, WseError
+from wse.core.envelope import NODE, encode_name
+from wse.core.rooms import open_rooms
 
 USERS = ["ann", "b.o b", 7]
 THREADS = 4
@@ -125,6 +126,54 @@ async def test_calls_reach_devices_wherever_they_are(start):
     with pytest.raises(WseError) as caught:
         await inside(nodes[0].call("bob", "where"))
     assert caught.value.code == ErrorCode.CONNECTION_MISSING
+
+
+async def never(payload):
+    await asyncio.Future()
+
+
+async def test_calls_that_nobody_waits_for_are_forgotten_where_their_devices_are(start):
+    nodes = await start(2, conns_per_user=2, limits=Limits(outgoing_calls=5))
+    slow, fast = await nodes.device(1), await nodes.device(1)
+    slow.client.register("where", never)
+    fast.client.register("where", lambda payload: "here")
+    for _ in range(20):
+        assert await inside(nodes[0].call("ann", "where", timeout=0)) == "here"
+    await until(lambda: nodes[1].stats().pending_calls == 0)
+    task = asyncio.ensure_future(nodes[0].call("ann", "where", mode="all", timeout=0))
+    await until(lambda: nodes[1].stats().pending_calls == 1)
+    task.cancel()
+    await until(lambda: nodes[1].stats().pending_calls == 0)
+    assert nodes.codes() == set()
+
+
+async def test_an_error_whose_details_cannot_cross_comes_without_them(start, engine):
+    nodes = await start(2, limits=Limits(message_size=16 * 1024 * 1024))
+    device = await nodes.device(1, limits=Limits(message_size=16 * 1024 * 1024))
+
+    def fail(size):
+        raise WseError("app.bad", {"n": 1 << 70, "x": "x" * size}, "no")
+
+    device.client.register("fail", fail)
+    for size in (1, engine.message_size or 1):
+        with pytest.raises(WseError) as caught:
+            await inside(nodes[0].call("ann", "fail", size, timeout=0))
+        assert (caught.value.code, caught.value.message, caught.value.details) == ("app.bad", "no", {})
+    assert nodes.codes() == set()
+
+
+async def test_names_that_are_too_many_for_one_message_cross_in_several(start):
+    nodes = await start(3)
+    one, two, three = nodes
+    users = [frozenset(f"{number:0100}" for number in range(100_000)), frozenset(["ann"])]
+    for server, here in zip((two, three), users, strict=True):
+        open_rooms(server._hub).local_users = lambda room, here=here: here
+    assert await inside(one.room("tea").members()) == users[0] | users[1]
+    dead = [encode_name(cid) for cid in users[0]]
+    two.cluster.register._reaped[one.cluster.node] = set(dead)
+    (told,) = [told for told in await inside(one.cluster.asks.query("reaped", one.cluster.node)) if told]
+    assert set(told) == set(dead)
+    assert nodes.codes() == set()
 
 
 async def test_of_devices_that_come_at_the_same_moment_exactly_one_remains(start):
