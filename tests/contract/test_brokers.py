@@ -282,8 +282,85 @@ async def test_to_join_again_changes_nothing_and_names_nobody(cluster):
     other = (await node.broker.join(node.device("ann", "c2", 20.0), 10)).device
     for fresh in True, False:
         again = node.device("ann", "c1", 30.0)
-        assert await node.broker.join(again, 1, fresh=fresh) == Joined(device, first=False)
+        assert await node.broker.join(again, 1, fresh=fresh) == Joined(device, first=True, again=True)
+        again = node.device("ann", "c2", 30.0)
+        assert await node.broker.join(again, 1, fresh=fresh) == Joined(other, first=False, again=True)
     assert await node.broker.devices("ann") == [device, other]
+
+
+async def test_a_join_whose_answer_was_lost_tells_the_same_again(cluster):
+    one, two = await cluster.nodes(2)
+    mine, theirs = one.device("ann", "c1", 10.0), one.device("ann", "c2", 20.0)
+    with cluster.lose_answers(one):
+        await unavailable(one.broker.join(mine, 10))
+        await unavailable(one.broker.join(theirs, 10))
+    assert await two.broker.devices("ann") == [mine, theirs]
+    assert await one.broker.join(mine, 10, fresh=False) == Joined(mine, first=True, again=True)
+    assert await one.broker.join(theirs, 10, fresh=False) == Joined(theirs, first=False, again=True)
+    await two.broker.join(two.device("ann", "c3", 30.0), 2)
+    assert await one.broker.join(theirs, 10) == Joined(theirs, first=False, again=True)
+
+
+async def test_a_leave_whose_answer_was_lost_tells_the_same_again(cluster):
+    one, two = await cluster.nodes(2)
+    for user in "ann", "bob":
+        await one.broker.join(one.device(user, f"c-{user}"), 10)
+    await two.broker.join(two.device("bob", "d-bob", 2000.0), 10)
+    with cluster.lose_answers(one):
+        for user in "ann", "bob":
+            await unavailable(one.broker.leave(one.device(user, f"c-{user}")))
+    assert await two.broker.devices("ann") == []
+    assert [device.conn_id for device in await two.broker.devices("bob")] == ["d-bob"]
+    assert await one.broker.leave(one.device("ann", "c-ann")) is True
+    assert await one.broker.leave(one.device("bob", "c-bob")) is False
+    for user in "ann", "bob":
+        assert await one.broker.leave(one.device(user, f"c-{user}")) is False
+
+
+async def test_a_leave_whose_answer_was_lost_tells_the_same_when_others_have_come_since(cluster):
+    one, two = await cluster.nodes(2)
+    device = one.device("ann", "c1")
+    await one.broker.join(device, 10)
+    with cluster.lose_answers(one):
+        await unavailable(one.broker.leave(device))
+    assert (await two.broker.join(two.device("ann", "c2"), 10)).first
+    assert not (await two.broker.join(two.device("ann", "c3"), 10)).first
+    assert await one.broker.leave(device) is True
+    assert await one.broker.leave(device) is False
+
+
+async def test_who_has_joined_anew_after_a_leave_whose_answer_was_lost_leaves_as_anybody(cluster):
+    one, two = await cluster.nodes(2)
+    mine, theirs = one.device("ann", "c1"), two.device("ann", "c2", 2000.0)
+    await one.broker.join(mine, 10)
+    with cluster.lose_answers(one):
+        await unavailable(one.broker.leave(mine))
+    assert await one.broker.join(mine, 10, fresh=False) == Joined(mine, first=True)
+    await two.broker.join(theirs, 1)
+    assert await one.broker.leave(mine) is False
+    assert await two.broker.leave(theirs) is True
+
+
+async def test_a_leave_that_was_not_made_before_the_device_was_displaced_names_nobody_when_it_is_repeated(cluster):
+    one, two = await cluster.nodes(2)
+    mine, theirs = one.device("ann", "c1"), two.device("ann", "c2", 2000.0)
+    await one.broker.join(mine, 10)
+    cluster.stop()
+    await unavailable(one.broker.leave(mine))
+    cluster.start()
+    await asyncio.gather(one.connected(), two.connected())
+    await one.broker.join(mine, 10, fresh=False)
+    await two.broker.join(theirs, 1)
+    assert await one.broker.leave(mine) is False
+
+
+async def test_of_two_that_take_the_same_device_out_at_the_same_moment_one_is_told(cluster):
+    node = await cluster.node()
+    for n in range(10):
+        device = node.device(f"user-{n}", f"c{n}")
+        await node.broker.join(device, 10)
+        last = await asyncio.gather(*[node.broker.leave(device) for _ in range(3)])
+        assert sorted(last) == [False, False, True]
 
 
 async def test_to_leave_again_changes_nothing_and_names_nobody(cluster):
@@ -403,9 +480,20 @@ async def test_a_node_that_slept_past_its_lease_joins_anew_and_is_safe(cluster):
     await node.broker.join(device, 10)
     await node.broker.resign()
     assert await node.broker.renew(10) is False
-    assert await node.broker.join(device, 10, fresh=False) == Joined(device, first=False)
+    assert await node.broker.join(device, 10, fresh=False) == Joined(device, first=True, again=True)
     assert await other.broker.reap() == []
     assert await other.broker.devices("ann") == [device]
+
+
+async def test_a_lease_that_is_a_new_one_is_told_so_until_that_is_heard(cluster):
+    node, other = await cluster.nodes(2)
+    await node.broker.resign()
+    with cluster.lose_answers(node):
+        for _ in range(2):
+            await unavailable(node.broker.renew(10))
+    assert node.name in await other.broker.nodes()
+    assert await node.broker.renew(10) is False
+    assert await node.broker.renew(10) is True
 
 
 async def test_a_lease_that_is_renewed_lasts(cluster):
@@ -582,7 +670,7 @@ async def test_the_register_is_as_it_was_or_quite_empty_when_the_engine_is_back(
     assert await node.broker.renew(10) is cluster.keeps_the_register
     assert await node.broker.devices("ann") == ([device] if cluster.keeps_the_register else [])
     joined = await node.broker.join(device, 10, fresh=False)
-    assert joined == Joined(device, first=not cluster.keeps_the_register)
+    assert joined == Joined(device, first=True, again=cluster.keeps_the_register)
     assert await node.broker.reap() == []
     assert await node.broker.renew(10) is True
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import ssl
 import time
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, asynccontextmanager
 
 import nats as nats_py
 import pytest
@@ -19,7 +19,7 @@ from wse.brokers import from_url, kept, nats_connection
 from wse.brokers import nats as nats_broker
 from wse.brokers.nats import NatsBroker
 from wse.brokers.redis import RedisBroker
-from wse.core.broker import Gone
+from wse.core.broker import Gone, Joined
 
 PASSWORD = "s3cret/ ?"
 QUOTED = "s3cret%2F%20%3F"
@@ -184,6 +184,75 @@ async def test_a_step_of_an_engine_that_hangs_fails_in_a_few_seconds_and_the_nod
     await two.connected()
     one.broker.publish("talk", b"hello")
     await two.until("received", "talk", b"hello")
+
+
+@asynccontextmanager
+async def an_engine_that_hangs_at_the_next_change(cluster, node):
+    """It has the step and makes it, but is frozen for as long as this context is open."""
+    connection = node.broker._connection
+
+    def freeze_before(change):
+        async def changed(*args, **kwargs):
+            if not frozen:
+                cluster.engine.freeze()
+                frozen.append(True)
+            return await change(*args, **kwargs)
+
+        return changed
+
+    frozen = []
+    for name in cluster.changes:
+        setattr(connection, name, freeze_before(getattr(connection, name)))
+    try:
+        yield
+        assert frozen
+    finally:
+        cluster.engine.thaw()
+    await node.connected()
+
+
+async def test_a_join_that_a_hanging_engine_did_not_answer_is_told_as_it_was(cluster):
+    one, two = await cluster.nodes(2)
+    await know_scripts(one)
+    ann = one.device("ann", "c1")
+    async with an_engine_that_hangs_at_the_next_change(cluster, one):
+        await unavailable(one.broker.join(ann, 10))
+    await two.connected()
+    await until(lambda: has_devices(two, "ann", 1))
+    assert await one.broker.join(ann, 10, fresh=False) == Joined(ann, first=True, again=True)
+
+
+async def test_a_leave_that_a_hanging_engine_did_not_answer_is_told_as_it_was(cluster):
+    one, two = await cluster.nodes(2)
+    await know_scripts(one)
+    ann = one.device("ann", "c1")
+    await one.broker.join(ann, 10)
+    async with an_engine_that_hangs_at_the_next_change(cluster, one):
+        await unavailable(one.broker.leave(ann))
+    await two.connected()
+    await until(lambda: has_devices(two, "ann", 0))
+    assert await one.broker.leave(ann) is True
+    assert await one.broker.leave(ann) is False
+
+
+async def test_a_new_lease_that_a_hanging_engine_did_not_tell_of_is_told_of_later(cluster):
+    node = await cluster.node()
+    await node.broker.resign()
+    async with an_engine_that_hangs_at_the_next_change(cluster, node):
+        await unavailable(node.broker.renew(30))
+    assert await node.broker.renew(30) is False
+    assert await node.broker.renew(30) is True
+
+
+async def know_scripts(node):
+    """Redis knows the scripts: else it would ask for one instead of making the step."""
+    bob = node.device("bob", "b1")
+    await node.broker.join(bob, 10)
+    assert await node.broker.leave(bob)
+
+
+async def has_devices(node, user, count):
+    return len(await node.broker.devices(user)) == count
 
 
 async def test_a_buffer_that_an_engine_does_not_empty_counts_as_an_engine_that_is_away(cluster, monkeypatch):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, contextmanager
 
 import pytest
 
@@ -94,6 +94,10 @@ class BrokerCluster:
     def start(self):
         raise NotImplementedError
 
+    def lose_answers(self, node):
+        """As long as this context is open, the engine makes the node's steps, but their answers are lost."""
+        raise NotImplementedError
+
     def closed_node(self):
         node = Node(next(self._names), self.broker())
         self._stack.push_async_callback(node.broker.close)
@@ -128,6 +132,12 @@ class MemoryClusterOfBrokers(BrokerCluster):
     def broker(self):
         return MemoryBroker(self._cluster)
 
+    @contextmanager
+    def lose_answers(self, node):
+        self._cluster.answers = False
+        yield
+        self._cluster.answers = True
+
     def stop(self):
         self._cluster.pause()
 
@@ -138,6 +148,9 @@ class MemoryClusterOfBrokers(BrokerCluster):
 class EngineCluster(BrokerCluster):
     keeps_the_register = False
 
+    changes: tuple[str, ...]
+    """The methods of the adapter's connection that change the register."""
+
     def __init__(self, stack, engine):
         super().__init__(stack)
         self.engine = engine
@@ -145,6 +158,23 @@ class EngineCluster(BrokerCluster):
 
     def broker(self):
         return from_url(self.engine.url(self.prefix))
+
+    @contextmanager
+    def lose_answers(self, node):
+        connection = node.broker._connection
+
+        def lose(change):
+            async def made_but_not_told(*args, **kwargs):
+                await change(*args, **kwargs)
+                raise TimeoutError("the answer is lost")
+
+            return made_but_not_told
+
+        for name in self.changes:
+            setattr(connection, name, lose(getattr(connection, name)))
+        yield
+        for name in self.changes:
+            delattr(connection, name)
 
     def stop(self):
         self.engine.stop()
@@ -157,10 +187,12 @@ class EngineCluster(BrokerCluster):
 class NatsCluster(EngineCluster):
     ttl = 1
     message_size = 1024 * 1024
+    changes = ("put", "delete")
 
 
 class RedisCluster(EngineCluster):
     message_size = 8 * 1024 * 1024
+    changes = ("run",)
 
 
 CLUSTERS = {"memory": MemoryClusterOfBrokers, "nats": NatsCluster, "redis": RedisCluster}

@@ -35,10 +35,10 @@ local function forget(prefix, user, id, node)
   return 1
 end
 local function read(value)
-  return string.match(value, '^(%S+) (%S+)$')
+  return string.match(value, '^(%S+) (%S+) ?(%S*)$')
 end
 """
-"""`forget` takes a device out, and tells whether it was the user's last; `read` gives node and since."""
+"""`forget` takes a device out, and tells whether it was the user's last; `read` gives the words of a value."""
 
 _NOW = """
 local time = redis.call('TIME')
@@ -52,8 +52,8 @@ local prefix, user, id, node, since, limit, fresh = unpack(ARGV)
 local devices = prefix .. 'u:' .. user
 local registered = redis.call('HGET', devices, id)
 if registered then
-  local _, there_since = read(registered)
-  return {there_since, 0}
+  local _, there_since, was_first = read(registered)
+  return {there_since, tonumber(was_first), 1}
 end
 
 local present, newest = {}, nil
@@ -68,7 +68,7 @@ if fresh == '1' and newest and tonumber(since) < newest + 1e-6 then
   since = string.format('%.17g', newest + 1e-6)
 end
 
-redis.call('HSET', devices, id, node .. ' ' .. since)
+redis.call('HSET', devices, id, node .. ' ' .. since .. ' ' .. first)
 redis.call('SADD', prefix .. 'users', user)
 redis.call('SADD', prefix .. 'n:' .. node, user .. ' ' .. id)
 -- A node without a lease is there to be reaped.
@@ -80,7 +80,7 @@ table.sort(present, function(one, other)
   if a == b then return one[1] < other[1] end
   return a < b
 end)
-local reply = {since, first}
+local reply = {since, first, 0}
 for i = 1, #present - tonumber(limit) do
   forget(prefix, user, present[i][1], present[i][2])
   table.insert(reply, present[i])
@@ -88,31 +88,37 @@ end
 return reply
 """
 )
-"""user, connection id, node, since, limit, fresh (0 or 1); replies since, first, and who was displaced."""
+"""user, connection id, node, since, limit, fresh (0 or 1); replies since, first, again, and who was displaced."""
 
 LEAVE = Script(
     _FORGET
     + """
-local prefix, user, id = unpack(ARGV)
+local prefix, user, id, repeated, remembered = unpack(ARGV)
+local was_last = prefix .. 'l:' .. id
 local registered = redis.call('HGET', prefix .. 'u:' .. user, id)
-if not registered then return 0 end
+if not registered then return repeated == '1' and redis.call('EXISTS', was_last) or 0 end
 local node = read(registered)
-return forget(prefix, user, id, node)
+local last = forget(prefix, user, id, node)
+if last == 1 then redis.call('SET', was_last, '', 'EX', remembered) end
+return last
 """
 )
-"""user, connection id; replies whether it was the user's last."""
+"""user, connection id, repeated (0 or 1), seconds to remember who was last; replies whether it was the user's last."""
 
 RENEW = Script(
     _NOW
     + """
-local prefix, node, ttl = unpack(ARGV)
-local leases = prefix .. 'leases'
+local prefix, node, ttl, epoch = unpack(ARGV)
+local leases, epochs = prefix .. 'leases', prefix .. 'epochs'
 local till = redis.call('ZSCORE', leases, node)
 redis.call('ZADD', leases, now + tonumber(ttl), node)
-return till and tonumber(till) > now and 1 or 0
+local known = till and tonumber(till) > now and redis.call('HGET', epochs, node)
+if known then return known end
+redis.call('HSET', epochs, node, epoch)
+return epoch
 """
 )
-"""node, milliseconds; replies whether the lease was in force."""
+"""node, milliseconds, a new epoch; replies the epoch of the lease, which is the new one unless it was in force."""
 
 RESIGN = Script(
     """
@@ -153,6 +159,7 @@ for _, node in ipairs(redis.call('ZRANGEBYSCORE', leases, '-inf', now)) do
     return reply
   end
   redis.call('ZREM', leases, node)
+  redis.call('HDEL', prefix .. 'epochs', node)
 end
 return reply
 """

@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from wse.brokers.register import admit, by_age
 from wse.core.broker import Gone
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
     from wse.core.broker import BrokerListener, Device, Joined
+
+T = TypeVar("T")
 
 
 class MemoryCluster:
@@ -34,11 +36,13 @@ class MemoryCluster:
         self._clock = clock
         self._brokers: dict[MemoryBroker, None] = {}
         self._under_way: deque[tuple[str, bytes]] = deque()
-        self._users: dict[str, dict[str, Device]] = {}
+        self._users: dict[str, dict[Device, bool]] = {}  # by device, whether it was the first when it joined
         self._by_node: dict[str, dict[str, Device]] = {}
         self._leases: dict[str, float] = {}
         self.topics: dict[str, dict[MemoryBroker, None]] = {}
         self.reachable = True
+        self.answers = True
+        """Set it to False, and steps of the register are made but their answers are lost."""
 
     # An engine that fails.
 
@@ -85,9 +89,9 @@ class MemoryCluster:
     # The register.
 
     def join(self, device: Device, limit: int, fresh: bool) -> Joined:
-        joined = admit(self.devices(device.user), device, limit, fresh)
+        joined = admit(self._users.get(device.user, {}), device, limit, fresh)
         device = joined.device
-        self._users.setdefault(device.user, {})[device.conn_id] = device
+        self._users.setdefault(device.user, {})[device] = joined.first
         self._by_node.setdefault(device.node, {})[device.conn_id] = device
         for other in joined.displaced:
             self.leave(other)
@@ -95,9 +99,10 @@ class MemoryCluster:
 
     def leave(self, device: Device) -> bool:
         devices = self._users.get(device.user, {})
-        registered = devices.pop(device.conn_id, None)
+        registered = next((other for other in devices if other.conn_id == device.conn_id), None)
         if registered is None:
             return False
+        del devices[registered]
         of_node = self._by_node[registered.node]
         del of_node[registered.conn_id]
         if not of_node:
@@ -108,7 +113,7 @@ class MemoryCluster:
         return True
 
     def devices(self, user: str) -> list[Device]:
-        return by_age(self._users.get(user, {}).values())
+        return by_age(self._users.get(user, {}))
 
     def users(self) -> list[str]:
         return list(self._users)
@@ -150,6 +155,8 @@ class MemoryBroker:
         self._loop: asyncio.AbstractEventLoop | None = None  # of the node, while the broker is open
         self._listener: BrokerListener
         self._node = ""
+        self._last: dict[str, bool] = {}  # by connection id, the answers of `leave` that were lost
+        self._is_new = False  # the lease is, and the answer that says so was lost
 
     @property
     def connected(self) -> bool:
@@ -210,10 +217,16 @@ class MemoryBroker:
     # The register.
 
     async def join(self, device: Device, limit: int, *, fresh: bool = True) -> Joined:
-        return self._reach().join(device, limit, fresh)
+        joined = self._reach().join(device, limit, fresh)
+        self._last.pop(device.conn_id, None)
+        return self._answer(joined)
 
     async def leave(self, device: Device) -> bool:
-        return self._reach().leave(device)
+        is_last = self._reach().leave(device) or self._last.get(device.conn_id, False)
+        self._last[device.conn_id] = is_last
+        self._answer(None)
+        del self._last[device.conn_id]
+        return is_last
 
     async def devices(self, user: str) -> list[Device]:
         return self._reach().devices(user)
@@ -228,7 +241,11 @@ class MemoryBroker:
     # Leases.
 
     async def renew(self, ttl: float) -> bool:
-        return self._reach().renew(self._node, ttl)
+        is_kept = self._reach().renew(self._node, ttl) and not self._is_new
+        self._is_new = not is_kept
+        self._answer(None)
+        self._is_new = False
+        return is_kept
 
     async def resign(self) -> None:
         self._reach().resign(self._node)
@@ -237,7 +254,12 @@ class MemoryBroker:
         return self._reach().nodes()
 
     async def reap(self) -> list[Gone]:
-        return self._reach().reap()
+        return self._answer(self._reach().reap())
+
+    def _answer(self, answer: T) -> T:
+        if not self.cluster.answers:
+            raise WseError(ErrorCode.BROKER_UNAVAILABLE) from TimeoutError("the answer is lost")
+        return answer
 
     def _reach(self) -> MemoryCluster:
         if not self.cluster.reachable:

@@ -6,7 +6,8 @@ The server is NATS 2.11.10 or later but 2.12.0: older ones let no key run out wh
 
 The register is a bucket as the key/value tools know it, in memory, on `replicas` servers, changed by compare-and-set:
 
-    user.<user>               a line "connection-id node epoch since" for each device
+    user.<user>               a line "connection-id node epoch since first" for each device; whether it was the user's
+                              first when it joined
     node.lease.<node>.<epoch> for as long as the lease is in force: the server takes it away
     node.known.<node>.<epoch> until the node has been reaped
 
@@ -25,7 +26,7 @@ import math
 import random
 from functools import partial
 from secrets import token_hex
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 from urllib.parse import unquote, urlsplit
 from zlib import crc32
 
@@ -46,8 +47,16 @@ ATTEMPTS = 40
 AT_ONCE = 100
 """Users that a dead node's devices are taken from at the same time."""
 
-Records = dict[Device, str]
-"""A user's devices, the oldest first, and the epoch of the node that each belongs to."""
+
+class Mark(NamedTuple):
+    """What a device's record says beside the device: its node's epoch, and whether it was the first when it joined."""
+
+    epoch: str
+    first: bool
+
+
+Records = dict[Device, Mark]
+"""A user's devices, the oldest first."""
 
 Entry = tuple[int, Records]
 """What a user's key had, and its revision then; empty where that is not known."""
@@ -107,21 +116,35 @@ class NatsBroker(KeptBroker[NatsConnection]):
 
     async def join(self, device: Device, limit: int, *, fresh: bool = True) -> Joined:
         def step(records: Records) -> tuple[Joined, Records]:
-            joined = admit(list(records), device, limit, fresh)
-            after = {**records, joined.device: self._epoch}
+            present = {other: mark.first for other, mark in records.items()}
+            joined = admit(present, device, limit, fresh)
+            after = {**records, joined.device: Mark(self._epoch, joined.first)}
             for other in joined.displaced:
                 del after[other]
             return joined, after
 
+        self._unanswered.pop(device.conn_id, None)
         await self.ask(self._announce)
         return await self._change(device.user, step, likely_none=True)
 
     async def leave(self, device: Device) -> bool:
-        def step(records: Records) -> tuple[bool, Records]:
-            after = {other: epoch for other, epoch in records.items() if other.conn_id != device.conn_id}
-            return bool(records) and not after, after
+        # A key that is deleted leaves no trace, so what an earlier attempt has done is concluded from who came since.
+        repeated = device.conn_id in self._unanswered
+        with self._remember(device) as asked:
 
-        return await self._change(device.user, step)
+            def step(records: Records) -> tuple[bool, Records]:
+                nonlocal repeated
+                after = {other: mark for other, mark in records.items() if other.conn_id != device.conn_id}
+                if len(after) == len(records):
+                    return repeated and (not after or any(mark.first for mark in after.values())), after
+                if after:  # others had come, so an earlier attempt was not made
+                    repeated = False
+                    self._unanswered.pop(device.conn_id, None)
+                else:
+                    asked()
+                return not after, after
+
+            return await self._change(device.user, step)
 
     async def devices(self, user: str) -> list[Device]:
         _, value = await self.ask(lambda connection: connection.get(f"user.{user}"))
@@ -247,7 +270,7 @@ class NatsBroker(KeptBroker[NatsConnection]):
         """Take devices of dead epochs out, and put them into `gone`, one by one."""
 
         def step(records: Records) -> tuple[list[Gone], Records]:
-            after = {device: epoch for device, epoch in records.items() if epoch not in dead}
+            after = {device: mark for device, mark in records.items() if mark.epoch not in dead}
             reaped = [device for device in records if device not in after]
             return [Gone(device, not after and device is reaped[-1]) for device in reaped], after
 
@@ -255,7 +278,7 @@ class NatsBroker(KeptBroker[NatsConnection]):
         last = {
             revision: (user, records)
             for user, (revision, records) in found.items()
-            if records and all(epoch in dead for epoch in records.values())
+            if records and all(mark.epoch in dead for mark in records.values())
         }
 
         def deleted(revision: int) -> None:
@@ -286,7 +309,7 @@ class NatsBroker(KeptBroker[NatsConnection]):
                 seen.add(key)
                 user = key.removeprefix("user.")
                 records = _read(user, value)
-                if any(epoch in epochs for epoch in records.values()):
+                if any(mark.epoch in epochs for mark in records.values()):
                     found[user] = revision, records
 
         await self.ask(scan, within=SUBSCRIBED)
@@ -306,10 +329,11 @@ def batches(items: list[T], size: int) -> Iterator[list[T]]:
 def _read(user: str, value: bytes) -> Records:
     records = {}
     for line in value.decode().splitlines():
-        conn_id, node, epoch, since = line.split()
-        records[Device(user, conn_id, node, float(since))] = epoch
+        conn_id, node, epoch, since, first = line.split()
+        records[Device(user, conn_id, node, float(since))] = Mark(epoch, first == "1")
     return {device: records[device] for device in by_age(records)}
 
 
 def _write(records: Records) -> bytes:
-    return "".join(f"{d.conn_id} {d.node} {epoch} {d.since!r}\n" for d, epoch in records.items()).encode()
+    lines = [f"{d.conn_id} {d.node} {mark.epoch} {d.since!r} {mark.first:d}\n" for d, mark in records.items()]
+    return "".join(lines).encode()

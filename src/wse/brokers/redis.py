@@ -4,10 +4,12 @@
 
 What the register is made of, under the prefix:
 
-    u:<user>     hash     connection id to "node since"
+    u:<user>     hash     connection id to "node since first"; whether it was the user's first when it joined
     users        set      users with a device
     n:<node>     set      "user conn_id" of the node's devices: a dead node costs what it had, not what there is
     leases       zset     node to the end of its lease, in milliseconds by the engine's clock; 0 when it has resigned
+    epochs       hash     node to a word for the unbroken series of its renewals, by which it knows a new one
+    l:<conn_id>  string   the device has left and was its user's last: for `leave` that is repeated, for a minute
 
 The engine is one primary, or an address that leads to the primary of the day (Sentinel with a proxy, or a managed
 service). Redis Cluster is not supported: a step of the register touches the keys of a user, of all users and of nodes
@@ -18,6 +20,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
+from secrets import token_hex
 from typing import TYPE_CHECKING, Any, cast
 
 from wse.brokers.kept import BUFFER, KeptBroker, take
@@ -49,6 +52,9 @@ MESSAGE_SIZE = 8 * 1024 * 1024
 BATCH = 1000
 """Commands that leave in one write, and topics in one command."""
 
+REMEMBERED = 60
+"""Seconds for which the engine remembers who was a user's last device."""
+
 REAPED = 500
 """Devices taken out in one step, so that others are not kept waiting for a node that had very many."""
 
@@ -66,6 +72,7 @@ class RedisBroker(KeptBroker["RedisConnection"]):
         super().__init__()
         url, ours = take(url)
         self._prefix = ours["prefix"] + ":"
+        self._epoch = b""
         # RESP2, where a connection with subscriptions answers in the order of what was sent, as any other does. The
         # keeper is who retries, and who knows how long an answer may take.
         self._pool = ConnectionPool.from_url(
@@ -99,20 +106,28 @@ class RedisBroker(KeptBroker["RedisConnection"]):
     # The register.
 
     async def join(self, device: Device, limit: int, *, fresh: bool = True) -> Joined:
-        since, first, *displaced = await self._run(
+        self._unanswered.pop(device.conn_id, None)
+        since, first, again, *displaced = await self._run(
             JOIN, device.user, device.conn_id, device.node, repr(device.since), limit, int(fresh)
         )
         of_user = [_device(device.user, *fields) for fields in displaced]
         registered = Device(device.user, device.conn_id, device.node, float(since))
-        return Joined(registered, bool(first), tuple(of_user))
+        return Joined(registered, bool(first), tuple(of_user), bool(again))
 
     async def leave(self, device: Device) -> bool:
-        return bool(await self._run(LEAVE, device.user, device.conn_id))
+        repeated = int(device.conn_id in self._unanswered)
+        with self._remember(device) as asked:
+
+            async def step(connection: RedisConnection) -> Any:
+                asked()
+                return await connection.run(LEAVE, self._prefix, device.user, device.conn_id, repeated, REMEMBERED)
+
+            return bool(await self.ask(step))
 
     async def devices(self, user: str) -> list[Device]:
         fields: list[bytes] = await self._command("HGETALL", f"{self._prefix}u:{user}")
         values = zip(fields[::2], fields[1::2], strict=True)
-        return by_age(_device(user, conn_id, *value.split()) for conn_id, value in values)
+        return by_age(_device(user, conn_id, *value.split()[:2]) for conn_id, value in values)
 
     async def online(self) -> int:
         count: int = await self._command("SCARD", self._prefix + "users")
@@ -132,7 +147,10 @@ class RedisBroker(KeptBroker["RedisConnection"]):
     # Leases.
 
     async def renew(self, ttl: float) -> bool:
-        return bool(await self._run(RENEW, self._node, int(ttl * 1000)))
+        epoch: bytes = await self._run(RENEW, self._node, int(ttl * 1000), token_hex(8))
+        is_kept = epoch == self._epoch
+        self._epoch = epoch
+        return is_kept
 
     async def resign(self) -> None:
         await self._run(RESIGN, self._node)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from wse.core.broker import Joined
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
 
     from wse.core.broker import Device
 
@@ -21,12 +21,12 @@ def by_age(devices: Iterable[Device]) -> list[Device]:
     return sorted(devices, key=lambda device: (device.since, device.conn_id))
 
 
-def admit(present: list[Device], device: Device, limit: int, fresh: bool) -> Joined:
-    """What `Broker.join` answers when a user has these devices, the oldest first."""
-    for other in present:
+def admit(present: Mapping[Device, bool], device: Device, limit: int, fresh: bool) -> Joined:
+    """What `Broker.join` answers when a user has these devices, the oldest first; with each, whether it was `first`."""
+    for other, first in present.items():
         if other.conn_id == device.conn_id:
-            return Joined(other, first=False)
+            return Joined(other, first, again=True)
     if fresh and present:
-        device = replace(device, since=max(device.since, present[-1].since + TICK))
+        device = replace(device, since=max(device.since, *[other.since + TICK for other in present]))
     all_of_them = by_age([*present, device])
     return Joined(device, not present, tuple(all_of_them[: max(0, len(all_of_them) - limit)]))

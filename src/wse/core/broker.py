@@ -44,11 +44,13 @@ class Joined:
         first: Whether the user had no device before.
         displaced: Devices that had to go, the oldest first, and that the register has forgotten. The new one is among
             them when it is not fresh and `limit` newer ones are there.
+        again: It was registered already; `first` is what was told then, and nobody is named as displaced.
     """
 
     device: Device
     first: bool
     displaced: tuple[Device, ...] = ()
+    again: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,8 +98,19 @@ class Broker(typing.Protocol):
       for so long that the broker's buffer is full, counts as one that cannot be reached.
     * The asynchronous methods raise a `WseError` with `ErrorCode.BROKER_UNAVAILABLE`, and the engine's own exception as
       its cause, when the engine cannot be reached or does not answer within a few seconds. Whether the step was made
-      is then unknown, and all of them may safely be repeated: to join a device that is registered, or to leave with one
-      that is not, changes nothing and names nobody.
+      is then unknown, and all of them may safely be repeated and then tell the same again: `join` whether the device
+      was the first, `leave` whether it was the last, `renew` that the lease is a new one. A step that was answered
+      names nobody when it is made again: a device that has left, was displaced or was reaped is nobody's last.
+
+    What nobody is told when an answer is lost:
+
+    * Whom a `join` has displaced, and whom a `reap` has taken out: the register has forgotten them.
+    * After the register itself was lost, what had been the answer: a device that is joined anew is as good as new.
+    * Whether a device was the last, when `leave` is repeated later than a minute after, or by a broker that was opened
+      since. On NATS, where who leaves leaves no trace, the repeat concludes it from who is there. It is wrong when all
+      of this came in between: to say "last", that the device was reaped or displaced before the step could be made,
+      and that whoever displaced it has left; to say "not last", that others came and the first of them has left.
+    * Whether a step whose answer is missing will yet be made: an engine that hung makes it when it goes on.
     """
 
     @property
@@ -142,11 +155,16 @@ class Broker(typing.Protocol):
 
         A fresh device is made the newest of the user's: its `since` is moved up behind theirs where need be. One that
         is not fresh, registered anew after the register was lost or the lease had run out, keeps its place.
+
+        A device that is registered stays as it is; see `Joined.again`.
         """
         ...
 
     async def leave(self, device: Device) -> bool:
-        """Take a device out; whether it was registered and the user's last."""
+        """Take a device out; whether it was registered and the user's last.
+
+        The repeat of a `leave` that was not answered tells what that would have told.
+        """
         ...
 
     async def devices(self, user: str) -> list[Device]:
@@ -168,7 +186,8 @@ class Broker(typing.Protocol):
 
         Returns:
             Whether the lease was still in force. If not (a new node; the register was lost; the node slept past its
-            lease and may have been reaped) it is a new one, and the node must join all its devices anew.
+            lease and may have been reaped) it is a new one, and the node must join all its devices anew. That is said
+            until it has been heard; on NATS also when the answer of the last renewal was lost.
         """
         ...
 
