@@ -311,6 +311,30 @@ async def test_redis_with_persistence_keeps_the_register(tmp_path):
             assert await node.broker.devices("ann") == [device]
 
 
+async def test_who_was_reaped_on_redis_is_told_even_if_others_could_not_be(redis_cluster, monkeypatch):
+    monkeypatch.setattr("wse.brokers.redis.REAPED", 2)
+    living = await redis_cluster.node()
+    dead = await redis_cluster.dead_node(*[(f"user-{n}", f"c{n}") for n in range(5)])
+    connection = living.broker._connection
+    run = connection.run
+
+    async def run_once(*args):
+        connection.run = fail
+        return await run(*args)
+
+    async def fail(*args):
+        connection.run = run
+        raise TimeoutError
+
+    connection.run = run_once
+    first = await living.broker.reap()
+    connection.run = fail
+    await unavailable(living.broker.reap())
+    second = await living.broker.reap()
+    assert (len(first), len(second)) == (2, 3)
+    assert {gone.device for gone in first + second} == {dead.device(f"user-{n}", f"c{n}") for n in range(5)}
+
+
 async def test_redis_that_has_forgotten_its_scripts_is_told_them_again(redis_cluster, valkey):
     node = await redis_cluster.node()
     async with redis_py.Redis(port=valkey.port) as client:

@@ -159,9 +159,14 @@ class RedisBroker(KeptBroker["RedisConnection"]):
         return frozenset(node.decode() for node in await self._run(NODES))
 
     async def reap(self) -> list[Gone]:
-        gone = []
+        gone: list[Gone] = []
         while True:
-            more, *reaped = await self._run(REAP, REAPED)
+            try:
+                more, *reaped = await self._run(REAP, REAPED)
+            except WseError:
+                if not gone:
+                    raise
+                return gone  # nobody else is told of these; the others are left for the next time
             gone += [Gone(_device(user.decode(), *fields), bool(last)) for last, user, *fields in reaped]
             if not more:
                 return gone
