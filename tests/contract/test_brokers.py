@@ -485,6 +485,24 @@ async def test_a_node_that_slept_past_its_lease_joins_anew_and_is_safe(cluster):
     assert await other.broker.devices("ann") == [device]
 
 
+async def test_the_device_of_a_node_that_slept_woke_and_died_is_reaped(cluster):
+    node, other = await cluster.nodes(2)
+    early, late = node.device("ann", "c1"), node.device("bob", "c2")
+    await node.broker.renew(cluster.ttl)
+    await node.broker.join(early, 10)
+
+    async def dead():
+        return node.name not in await other.broker.nodes()
+
+    await until(dead)
+    assert await other.broker.reap() == [Gone(early, last=True)]
+    for _ in range(2):
+        assert await other.broker.reap() == []
+    await node.broker.join(late, 10)  # it has not noticed yet, and now never will
+    assert await other.broker.reap() == [Gone(late, last=True)]
+    assert await other.broker.online() == 0
+
+
 async def test_a_lease_that_is_a_new_one_is_told_so_until_that_is_heard(cluster):
     node, other = await cluster.nodes(2)
     await node.broker.resign()

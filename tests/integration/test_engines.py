@@ -462,6 +462,25 @@ async def test_a_register_of_several_pages_is_read_whole(nats_cluster, monkeypat
     assert scanned == {f"user.user-{number}": await connection.get(f"user.user-{number}") for number in range(users)}
 
 
+async def test_the_device_of_a_node_that_slept_while_it_joined_on_nats_is_reaped(nats_cluster):
+    node, other = await nats_cluster.nodes(2)
+    device = node.device("ann", "c1")
+    connection = node.broker._connection
+    put = connection.put
+
+    async def put_late(key, *args):
+        connection.put = put
+        await connection.purge("node.lease.*.*")
+        await other.broker.renew(30)
+        await other.broker.reap()  # it is forgotten
+        node.broker._lease_ends = 0.0  # it woke up
+        return await put(key, *args)
+
+    connection.put = put_late
+    await node.broker.join(device, 10)
+    assert await other.broker.reap() == [Gone(device, last=True)]
+
+
 async def test_only_what_has_the_revision_that_is_known_is_deleted(nats_cluster):
     node = await nats_cluster.node()
     for number in range(3):

@@ -91,6 +91,7 @@ class NatsBroker(KeptBroker[NatsConnection]):
         self._options = options
         self._epoch = ""
         self._lease = 0  # the revision of the lease, as far as is known
+        self._lease_ends = 0.0  # by the clock of the event loop, and not later than by the server's
 
     def publish(self, topic: str, data: bytes) -> None:
         connection = self._connection
@@ -99,7 +100,7 @@ class NatsBroker(KeptBroker[NatsConnection]):
         super().publish(topic, data)
 
     async def open(self, node: str, listener: BrokerListener) -> None:
-        self._epoch, self._lease = token_hex(8), 0
+        self._epoch, self._lease, self._lease_ends = token_hex(8), 0, 0.0
         await super().open(node, listener)
 
     async def _connect(self) -> NatsConnection:
@@ -124,8 +125,12 @@ class NatsBroker(KeptBroker[NatsConnection]):
             return joined, after
 
         self._unanswered.pop(device.conn_id, None)
-        await self.ask(self._announce)
-        return await self._change(device.user, step, likely_none=True)
+        if not self._is_known():
+            await self.ask(self._announce)
+        joined = await self._change(device.user, step, likely_none=True)
+        if not self._is_known():  # we slept meanwhile
+            await self.ask(self._announce)
+        return joined
 
     async def leave(self, device: Device) -> bool:
         # A key that is deleted leaves no trace, so what an earlier attempt has done is concluded from who came since.
@@ -200,13 +205,22 @@ class NatsBroker(KeptBroker[NatsConnection]):
     async def renew(self, ttl: float) -> bool:
         return await self.ask(lambda connection: self._renew(connection, math.ceil(ttl)))
 
+    def _is_known(self) -> bool:
+        """Whether who reaps surely knows this epoch: it has been announced to this register, and its lease is in force.
+
+        Without one, others may have taken its devices out, and then have forgotten it: whoever joins a device all the
+        same, because it has just woken up, say, announces it anew.
+        """
+        connection = self._connection
+        is_announced = connection is None or connection.announced == self._epoch
+        return is_announced and asyncio.get_running_loop().time() < self._lease_ends
+
     async def _announce(self, connection: NatsConnection) -> None:
-        """See to it that who reaps knows this epoch, even if it never gets a lease, or the register is a new one."""
-        if connection.announced != self._epoch:
-            await connection.put(f"node.known.{self._node}.{self._epoch}", b"")
-            connection.announced = self._epoch
+        await connection.put(f"node.known.{self._node}.{self._epoch}", b"")
+        connection.announced = self._epoch
 
     async def _renew(self, connection: NatsConnection, ttl: int) -> bool:
+        lease_ends = asyncio.get_running_loop().time() + ttl
         if self._lease:
             try:
                 lease = f"node.lease.{self._node}.{self._epoch}"
@@ -214,17 +228,18 @@ class NatsBroker(KeptBroker[NatsConnection]):
             except OutdatedError:
                 pass  # it has run out, or is lost, or an answer is
             else:
+                self._lease_ends = lease_ends
                 return True
         # The lease comes first, or who reaps between the two would find a node that is to be forgotten.
         epoch = token_hex(8)
         lease_of_epoch = await connection.put(f"node.lease.{self._node}.{epoch}", b"", ttl=ttl)
         await connection.put(f"node.known.{self._node}.{epoch}", b"")
         self._epoch = connection.announced = epoch
-        self._lease = lease_of_epoch
+        self._lease, self._lease_ends = lease_of_epoch, lease_ends
         return False
 
     async def resign(self) -> None:
-        self._lease = 0
+        self._lease, self._lease_ends = 0, 0.0
         await self._purge(f"node.lease.{self._node}.*")
 
     async def nodes(self) -> frozenset[str]:
