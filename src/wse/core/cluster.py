@@ -366,6 +366,8 @@ class Cluster:
                 self._enter(decode_name(topic.removeprefix(USER)), decode_name(said.room), enter=said.enter)
             case envelope.Displaced():
                 self.register.displaced(said.conn_id)
+            case envelope.Check():
+                self.register.check(topic.removeprefix(USER))
             case envelope.Hello():
                 self.peers |= {said.origin}
             case envelope.Reaped():

@@ -2,7 +2,7 @@
 
     topic       who listens                              what is said there
     all         every node                               Message, Hello
-    u.<user>    nodes that hold a device of the user     Message, Drop, Enter
+    u.<user>    nodes that hold a device of the user     Message, Drop, Enter, Check
     r.<room>    nodes that hold a member of the room     Message
     n.<node>    that node                                Displaced, Reaped, Canary, Call, Cancel, Query, Answer
 
@@ -67,6 +67,10 @@ class Displaced(Said, tag=3):
     conn_id: str
 
 
+class Check(Said, tag=11):
+    """Devices of the user may have been displaced without a word: see whether they are still in the register."""
+
+
 class Reaped(Said, tag=8):
     """The node was taken for dead, and `left` has fired for these users of it; there may be more of these."""
 
@@ -121,7 +125,7 @@ encode = msgspec.msgpack.Encoder(enc_hook=str).encode
 """Makes bytes of what is said. Values that MessagePack does not have, in the details of errors, become strings."""
 
 decode = msgspec.msgpack.Decoder(
-    Message | Drop | Enter | Displaced | Reaped | Hello | Canary | Call | Cancel | Query | Answer
+    Message | Drop | Enter | Displaced | Check | Reaped | Hello | Canary | Call | Cancel | Query | Answer
 ).decode
 """Raises a `msgspec.MsgspecError` for bytes that no node says."""
 

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from wse.core.broker import Device
 from wse.core.connection import WseIdentity
-from wse.core.envelope import USER, Displaced, Reaped, decode_name, encode_name, in_parts
+from wse.core.envelope import USER, Check, Displaced, Reaped, decode_name, encode_name, in_parts
 from wse.errors import CloseReason, WseError
 
 if TYPE_CHECKING:
@@ -219,6 +219,12 @@ class Register:
             elif seat.conn.client is not None:  # else it waits for its welcome, and `_join` will see
                 seat.conn.drop(CloseReason.CLIENTS_CONCURRENCY)
 
+    def check(self, user: str) -> None:
+        """See whether the user's devices are still in the register: they may have been displaced without a word."""
+        identity = self._hub.identities.get(decode_name(user))
+        if identity is not None:
+            self._unsettled.update(self._seats[conn_id] for conn_id in identity.conns)
+
     def _displace(self, joined: Joined | None) -> None:
         for device in () if joined is None else joined.displaced:
             if device.node == self._cluster.node:
@@ -327,6 +333,7 @@ class Register:
 
     async def _join_again(self, seat: Seat, here: set[str]) -> None:
         lease = self._lease
+        was_announced = seat.announced
         joined = await self._broker.join(seat.device, self._hub.conns_per_user, fresh=False)
         user = seat.device.user
         if lease != self._lease:  # so it must be joined once more
@@ -336,7 +343,8 @@ class Register:
         seat.device = joined.device
         seat.known = seat.announced = True
         self._unsettled.discard(seat)
-        is_first = joined.first or user in self._owed
+        is_answer_to_first_join = joined.again and not was_announced  # which was made, but its answer was lost
+        is_first = (joined.first and (is_answer_to_first_join or not joined.again)) or user in self._owed
         has_left = user in self._left
         is_news = user not in here or has_left
         self._owed.discard(user)
@@ -350,6 +358,9 @@ class Register:
         elif is_first:
             self._silent.add(user)
         self._displace(joined)
+        if is_answer_to_first_join:  # and so was who had to go
+            self._cluster.say(USER + user, Check(self._cluster.node))
+            self.check(user)
         if seat.end is not None:  # it ended meanwhile
             self._unsettled.add(seat)
             seat.waits = self._in_doubt
