@@ -69,6 +69,57 @@ async def test_messages_reach_users_rooms_and_everyone_wherever_they_are(start):
         assert len(device.payloads("room")) == (number in (3, 6))
 
 
+async def test_a_room_tells_who_enters_and_leaves_it_on_the_node_that_holds_the_connection(start):
+    nodes = await start(conns_per_user=2)
+    phone, laptop, bob = await nodes.device(0), await nodes.device(1), await nodes.device(2, "bob")
+    conns = [
+        next(iter(server.clients[cid].conns.values())) for server, cid in zip(nodes, ("ann", "ann", "bob"), strict=True)
+    ]
+    rooms = [server.room("tea") for server in nodes]
+    told = []
+    for number, room in enumerate(rooms):
+        room.when.joined(lambda conn, number=number: told.append(("joined", number, conn)))
+        room.when.left(lambda conn, number=number: told.append(("left", number, conn)))
+
+    async def tells(*events):
+        await until(lambda: len(told) >= len(events))
+        assert sorted(told, key=str) == sorted([(name, number, conns[number]) for name, number in events], key=str)
+        told.clear()
+        for server in nodes:
+            await inside(server.cluster.broker.flush())
+
+    async def holds(*numbers):
+        """It is these who hear what any node sends to the room."""
+        devices = [phone, laptop, bob]
+        for sender, room in enumerate(rooms):
+            room.send("room", sender)
+            nodes[sender].broadcast("end", sender)
+        for device in devices:
+            await until(lambda device=device: len(device.payloads("end")) == 3)
+        assert [sorted(device.payloads("room")) for device in devices] == [
+            [0, 1, 2] if number in numbers else [] for number in range(3)
+        ]
+        for device in devices:
+            device.entries.clear()
+
+    rooms[0].add(conns[0].client)
+    rooms[2].add(conns[2])
+    await tells(("joined", 0), ("joined", 1), ("joined", 2))
+    await holds(0, 1, 2)
+    rooms[1].discard(conns[1])
+    await tells(("left", 1))
+    await holds(0, 2)
+    rooms[1].add(conns[1])
+    await tells(("joined", 1))
+    rooms[1].discard(conns[1].client)
+    await tells(("left", 0), ("left", 1))
+    await holds(2)
+    await bob.client.close()
+    await tells(("left", 2))
+    assert await inside(rooms[0].members()) == set()
+    assert nodes.codes() == set()
+
+
 async def test_all_that_is_sent_arrives_once_and_in_the_order_of_each_sender(start):
     nodes = await start(conns_per_user=3)
     devices = [await nodes.device(number) for number in range(3)]
@@ -229,6 +280,17 @@ async def test_without_the_engine_nodes_go_on_and_all_is_reconciled_when_it_is_b
     nodes[1].broadcast("again")
     for device in (ann, bob, new):
         await device.until("again", None)
+    await nodes.beat()
+    for server in nodes:
+        server.broadcast("end")
+    for device in (ann, bob, new):
+        await until(lambda device=device: len(device.payloads("end")) == 2)
+    ends = [("again", None), ("end", None), ("end", None)]
+    assert [device.entries for device in (ann, bob, new)] == [
+        [("local", 2), *ends],
+        [("kept", 1), *ends],
+        ends,
+    ]
     assert {cid async for cid in nodes[0].users()} == {"ann", "bob", "new"}
     assert [nodes.fired("joined", cid) for cid in ("ann", "bob", "new", "gone")] == [1, 1, 1, 1]
     assert [nodes.fired("left", cid) for cid in ("ann", "bob", "new", "gone")] == [0, 0, 0, 1]

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import asynccontextmanager, suppress
+from functools import partial
 
+from support.beats import when_renewed
 from support.net import Log, ServerLog, accept_all
 from wse import ClusterSettings, WseClient, WseServer
 from wse.testing import URL, MemoryConnector
@@ -45,6 +47,7 @@ class Nodes(list):
         super().__init__()
         self.logs = []
         self.devices = []
+        self.renewals = []
 
     async def device(self, number, identity="ann", **options):
         """A connected client of one of the nodes."""
@@ -59,6 +62,14 @@ class Nodes(list):
         """How often it was fired, on all nodes together."""
         return sum(entry[: len(start)] == start for log in self.logs for entry in log.all(name))
 
+    async def beat(self, count=4):
+        """Every node has renewed its lease some more times, which takes a second: what comes late has come."""
+        goals = [renewals + count for renewals in self.renewals]
+        await until(lambda: all(now >= goal for now, goal in zip(self.renewals, goals, strict=True)))
+
+    def _renewed(self, number):
+        self.renewals[number] += 1
+
     def codes(self):
         return {str(error.code) for log in self.logs for error, _ in log.all("error")}
 
@@ -72,6 +83,8 @@ async def cluster_of(brokers, settings=FAST, **options):
             server = WseServer(accept_all, broker=broker, cluster=settings, port=0, **options)
             nodes.append(server)
             nodes.logs.append(ServerLog(server))
+            nodes.renewals.append(0)
+            when_renewed(server, partial(nodes._renewed, len(nodes) - 1))
             await server.start()
         yield nodes
     finally:

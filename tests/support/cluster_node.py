@@ -1,6 +1,6 @@
 """A node of a cluster in a process of its own, which tells what happens and does what clients ask.
 
-python cluster_node.py BROKER-URL JSON-OF-SETTINGS
+python -m support.cluster_node BROKER-URL JSON-OF-SETTINGS
 """
 
 from __future__ import annotations
@@ -8,7 +8,8 @@ from __future__ import annotations
 import json
 import sys
 
-from wse import ClusterSettings, WseServer
+from support.beats import when_renewed
+from wse import ClusterSettings, WseError, WseServer
 
 options = json.loads(sys.argv[2])
 server = WseServer(
@@ -29,16 +30,28 @@ server.when.joined(lambda identity, meta: tell("joined", identity.cid))
 server.when.left(lambda identity, code, reason: tell("left", identity.cid, code))
 server.when.disconnected(lambda conn, code, reason: tell("disconnected", conn.cid, conn.conn_id, reason))
 server.when.error(lambda err, conn: tell("error", err.code, str(err.__cause__ or "")))
+when_renewed(server, lambda: tell("beat"))
+
+
+def excluded(conn, message):
+    """Who does not get it: nobody, a user, or "me", the connection that says so."""
+    who = message.get("exclude")
+    return conn if who == "me" else who
 
 
 @server.channel.on("send")
 def send(conn, message):
-    server.send(message["to"], "said", message["text"])
+    server.send(message["to"], "said", message["text"], exclude=excluded(conn, message))
 
 
 @server.channel.on("broadcast")
-def broadcast(conn, text):
-    server.broadcast("said", text, exclude=conn)
+def broadcast(conn, message):
+    server.broadcast("said", message["text"], exclude=excluded(conn, message))
+
+
+@server.channel.on("to room")
+def to_room(conn, message):
+    server.room(message["room"]).send("said", message["text"], exclude=excluded(conn, message))
 
 
 @server.channel.on("drop")
@@ -46,14 +59,31 @@ def drop(conn, cid):
     server.drop_client(cid, "dropped")
 
 
+def member(conn, who):
+    return {"device": conn, "user": conn.client}[who]
+
+
 @server.register("enter")
-def enter(conn, name):
-    server.room(name).add(conn.client)
+async def enter(conn, what):
+    server.room(what["room"]).add(member(conn, what["who"]))
+    await server.cluster.broker.flush()  # from now on messages of other nodes arrive
 
 
-@server.channel.on("to room")
-def to_room(conn, message):
-    server.room(message["room"]).send("said", message["text"], exclude=conn)
+@server.register("leave")
+def leave(conn, what):
+    server.room(what["room"]).discard(member(conn, what["who"]))
+
+
+@server.register("watch")
+def watch(conn, name):
+    when = server.room(name).when
+    when.joined(lambda conn: tell("entered", name, conn.cid, conn.conn_id))
+    when.left(lambda conn: tell("exited", name, conn.cid, conn.conn_id))
+
+
+@server.register("flush")
+async def flush(conn, payload):
+    await server.cluster.broker.flush()
 
 
 @server.register("members")
@@ -63,11 +93,20 @@ async def members(conn, name):
 
 @server.register("ask")
 async def ask(conn, question):
-    return await server.call(question["whom"], "where", mode=question["mode"], timeout=question.get("timeout", 10))
+    mode, name = question["mode"], question.get("name", "where")
+    answer = await server.call(question["whom"], name, mode=mode, timeout=question.get("timeout", 10))
+    if mode == "all":
+        return [str(one.code) if isinstance(one, WseError) else one for one in answer]
+    return answer
 
 
 @server.register("online")
 async def online(conn, payload):
+    return await server.online()
+
+
+@server.register("users")
+async def users(conn, payload):
     return sorted([cid async for cid in server.users()])
 
 
