@@ -160,11 +160,13 @@ class Stream:
         await until(lambda: self.sent >= goal)
 
     async def arrives(self):
-        """All have heard one more message of each sender, and so whatever came before it."""
+        """All have heard one more message of each sender, and so whatever came before it; how many that were."""
         self._send()
+        count = self.sent
         for receiver in self._receivers:
             for sender in self._senders:
-                await until(lambda receiver=receiver, sender=sender: self.sent - 1 in self.heard(receiver, sender))
+                await until(lambda receiver=receiver, sender=sender: count - 1 in self.heard(receiver, sender))
+        return count
 
     def check_that_each_came_once(self, *receivers):
         for receiver in receivers or self._receivers:
@@ -418,8 +420,7 @@ async def test_a_node_that_slept_past_its_lease_comes_back(cluster):
     watcher, other = await cluster.device(0, "watcher"), await cluster.device(2, "other")
     async with Stream([watcher, other], [watcher, other, stays]) as stream:
         await stream.passes()
-        await stream.arrives()
-        before = stream.sent
+        before = await stream.arrives()
         cluster[1].signal(signal.SIGSTOP)
         await until(lambda: cluster.fired("left") == 2)
         await cluster.device(2, "replaced")
