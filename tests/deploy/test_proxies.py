@@ -181,6 +181,7 @@ async def test_the_host_passes_as_the_client_sent_it(behind):
         assert (await log.conn("ann")).request.headers["Host"] == url.removeprefix("ws://").removesuffix("/ws")
 
 
+@pytest.mark.parametrize("proxy", ["nginx"], indirect=True)  # the other one has no timeout
 async def test_a_connection_that_is_silent_but_for_the_heartbeat_is_not_cut(proxy):
     server = make_server(path="/ws", heartbeat=Heartbeat(interval=Heartbeat().interval / HASTE))
     log = ServerLog(server)

@@ -189,7 +189,6 @@ async def test_processes_are_one_server(cluster):
     for device in (laptop, third):
         assert await device.until("closed") == ("closed", 1000, "dropped")
     await until(lambda: cluster.fired("left", "ann"))
-    await cluster.beat()
     assert (cluster.told("joined"), cluster.told("left")) == ([("ann",), ("bob",)], [("ann", 1000)])
     assert cluster.errors() == set()
 
@@ -493,7 +492,7 @@ async def test_of_devices_that_three_nodes_accept_at_the_same_moment_exactly_one
             await asyncio.sleep(0.01)
         for watcher in watchers:
             assert await watcher.client.call("devices", cid) == await held()
-    await cluster.beat()
+    await cluster.beat(count=2)
     assert cluster.told("joined") == [(user,) for user in (*cids, *[watcher.cid for watcher in watchers])]
     assert cluster.told("left") == []
     assert cluster.errors() == set()
