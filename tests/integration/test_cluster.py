@@ -320,6 +320,7 @@ async def test_a_publisher_sends_without_being_a_server(start, engine):
     nodes = await start(2)
     ann, bob = await nodes.device(0, "ann"), await nodes.device(1, "bob")
     nodes[1].room("tea").add(nodes[1].clients["bob"])
+    await nodes[1].cluster.broker.flush()
     async with Publisher(engine.broker()) as publisher:
         publisher.send("ann", "user", 1)
         publisher.broadcast("all", 2, exclude="ann")
@@ -331,6 +332,7 @@ async def test_a_publisher_sends_without_being_a_server(start, engine):
     await bob.until("room", 3)
     assert [entry for entry in ann.entries if entry[0] != "closed"] == [("user", 1)]
     assert bob.entries == [("all", 2), ("room", 3)]
+    await until(lambda: nodes.fired("left", "ann"))
     assert {server.cluster.node for server in nodes} == await inside(nodes[0].cluster.broker.nodes())
     assert await inside(nodes[0].online()) == 1
 
