@@ -42,7 +42,7 @@ class Listener:
         if self.count == self.awaited:
             self.done.set()
 
-    def connection_lost(self, cause: Exception | None) -> None:
+    def connection_lost(self, cause: Exception | None, unsent: list[tuple[str, bytes]]) -> None:
         print("connection lost:", repr(cause), file=sys.stderr)
 
     def connection_restored(self) -> None:

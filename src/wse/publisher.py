@@ -134,7 +134,7 @@ class Publisher:
     def received(self, topic: str, data: bytes) -> None:
         """Not called: a publisher subscribes to nothing."""
 
-    def connection_lost(self, cause: Exception | None) -> None:
+    def connection_lost(self, cause: Exception | None, unsent: list[tuple[str, bytes]]) -> None:
         """The next message is told."""
 
     def connection_restored(self) -> None:

@@ -263,10 +263,78 @@ async def test_a_buffer_that_an_engine_does_not_empty_counts_as_an_engine_that_i
         one.broker.publish("talk", bytes(1024 * 1024))
     _, cause = await one.until("lost")
     assert isinstance(cause, OverflowError)
+    assert one.unsent == [("talk", bytes(1024 * 1024))] * 10
     await one.until("restored")
     one.broker.publish("talk", b"hello")
     await two.until("received", "talk", b"hello")
     assert two.all("received") == [("talk", b"hello")]
+
+
+async def test_what_a_hanging_engine_was_not_handed_is_given_back_in_order(cluster):
+    one, two = await cluster.nodes(2, "talk")
+    published = []
+
+    def publish():
+        published.append(b"%d" % len(published))
+        one.broker.publish("talk", published[-1])
+
+    publish()
+    await two.until("received", "talk", b"0")
+    cluster.engine.freeze()
+    try:
+        start, early = time.monotonic(), 0
+        while one.broker.connected:
+            publish()
+            if time.monotonic() - start < 2 * nats_connection.UNHEARD + 0.5:
+                early = len(published)
+            await asyncio.sleep(0.05)
+    finally:
+        cluster.engine.thaw()
+    assert one.names == ["received", "lost"]
+    unsent = [data for topic, data in one.unsent if topic == "talk"]
+    assert unsent == published[-len(unsent) :]
+    assert len(published) - len(unsent) <= early < len(published)
+    await asyncio.gather(one.connected(), two.connected())
+    for topic, data in one.unsent:
+        one.broker.publish(topic, data)
+    await two.until("received", "talk", published[-1])
+    received = [data for _, data in two.all("received")]
+    assert received[-len(unsent) :] == unsent
+    assert received == sorted(set(received), key=int)
+
+
+async def test_a_large_message_to_a_hanging_engine_does_not_take_others_with_it(cluster):
+    (one,) = await cluster.nodes(1)
+    large = bytes(1024 * 1024)
+    cluster.engine.freeze()
+    try:
+        for _ in range(40):
+            one.broker.publish("talk", large)
+
+        async def is_told():
+            return "lost" in one.names
+
+        await until(is_told)
+    finally:
+        cluster.engine.thaw()
+    # Some are in the buffers of sockets and libraries.
+    assert len(one.unsent) >= 25
+
+
+async def test_a_flush_that_is_cancelled_while_the_engine_hangs_harms_nothing(cluster):
+    one, two = await cluster.nodes(2, "talk")
+    cluster.engine.freeze()
+    try:
+        flush = asyncio.ensure_future(one.broker.flush())
+        await asyncio.sleep(0.2)
+        flush.cancel()
+        await asyncio.wait((flush,))
+    finally:
+        cluster.engine.thaw()
+    await one.broker.flush()
+    one.broker.publish("talk", b"hello")
+    await two.until("received", "talk", b"hello")
+    assert one.names == ["received"]
 
 
 async def test_a_node_whose_engine_restarts_again_and_again_comes_back_every_time(cluster):

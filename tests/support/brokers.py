@@ -42,11 +42,13 @@ class Node(Log):
         super().__init__()
         self.name = name
         self.broker = broker
+        self.unsent = []  # what it was given back
 
     def received(self, topic, data):
         self.add("received", topic, data)
 
-    def connection_lost(self, cause):
+    def connection_lost(self, cause, unsent):
+        self.unsent += unsent
         self.add("lost", cause)
 
     def connection_restored(self):

@@ -8,6 +8,7 @@ from support.nodes import Nodes, heard
 from wse import ErrorCode, WseError
 from wse.core import envelope
 from wse.core.cluster import ClusterSettings
+from wse.core.envelope import NODE
 from wse.core.register import each
 
 JOINED, LEFT = ("joined", "ann"), ("left", "ann")
@@ -385,6 +386,74 @@ def test_messages_wait_for_the_broker_up_to_a_bound_and_the_rest_is_counted_and_
     one.server.send("ann", "say", 5)
     nodes.run()
     assert heard(peer) == [[("say", 5)]]
+
+
+def lose(node, *unsent):
+    """The broker gives back what it could not send."""
+    node.broker.cluster.reachable = False
+    node.cluster.connection_lost(None, [*unsent])
+
+
+def test_what_could_not_be_sent_is_sent_before_what_came_since_when_the_broker_is_back():
+    nodes = Nodes(2)
+    one, two = nodes
+    peer = nodes.join(two)
+    unsent = []
+    one.broker.publish = lambda topic, data: unsent.append((topic, data))
+    one.server.send("ann", "say", 1)
+    one.server.send("ann", "say", 2)
+    del one.broker.publish
+    nodes.engine.reachable = False
+    one.server.send("ann", "say", 3)
+    lose(one, *unsent)
+    one.server.send("ann", "say", 4)
+    nodes.engine.reachable = True
+    one.cluster.connection_restored()
+    nodes.advance(1)
+    assert heard(peer) == [[("say", 1), ("say", 2), ("say", 3), ("say", 4)]]
+    assert one.cluster.lost == 0
+    assert one.leftovers == []
+
+
+def test_what_could_not_be_sent_is_bounded_like_all_that_waits_and_the_rest_is_counted():
+    nodes = Nodes(1, ClusterSettings(backlog=3))
+    (one,) = nodes
+    nodes.engine.reachable = False
+    for number in range(2):
+        one.server.broadcast("say", number)
+    lose(one, *[("u.ann", b"%d" % number) for number in range(2)])
+    assert [data for _, data in one.cluster._backlog][:2] == [b"0", b"1"]
+    assert len(one.cluster._backlog) == 3
+    assert one.cluster._backlog_bytes == sum(len(data) for _, data in one.cluster._backlog)
+    assert one.cluster.lost == 1
+
+
+def test_what_one_node_was_told_and_could_not_be_sent_is_neither_kept_nor_counted():
+    nodes = Nodes(1, ClusterSettings(backlog=0))
+    (one,) = nodes
+    lose(one, (NODE + one.cluster.node, b"canary"), (NODE + "other", b"answer"))
+    assert one.leftovers == []
+    assert one.cluster.lost == 0
+
+
+def test_a_large_backlog_is_published_in_parts_and_in_order():
+    nodes = Nodes(2)
+    one, two = nodes
+    peer = nodes.join(two)
+    nodes.engine.pause()
+    nodes.run()
+    texts = [str(number) * 600_000 for number in range(8)]
+    for text in texts:
+        one.server.send("ann", "say", text)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("wse.core.cluster.CAUGHT_UP", 1_000_000)
+        nodes.engine.resume()
+        nodes.run()
+        assert len(one.cluster._backlog) == 6
+        nodes.advance(1)
+        one.server.send("ann", "say", "new")
+        nodes.advance(3)
+    assert heard(peer) == [[("say", text) for text in [*texts, "new"]]]
 
 
 def test_the_bytes_that_wait_are_bounded():

@@ -76,6 +76,10 @@ class Connection(typing.Protocol):
 
     def unsubscribe(self, topic: str) -> None: ...
 
+    def take_unsent(self) -> list[tuple[str, bytes]]:
+        """What was published and not handed to the engine yet, to the end of the connection, and now never will be."""
+        ...
+
     async def flush(self) -> None:
         """As `Broker.flush`; raises whatever the engine's library does, and need not end when the connection fails."""
 
@@ -252,7 +256,7 @@ class KeptBroker(ABC, Generic[C]):
         while True:
             cause = await self._watch(connection)
             self._fail(cause)
-            self._listener.connection_lost(cause)
+            self._listener.connection_lost(cause, connection.take_unsent())
             await self._drop(connection)
             connection = await self._reconnect()
             self._listener.connection_restored()

@@ -183,7 +183,7 @@ class MemoryBroker:
             self._listener.received(topic, data)
 
     def lose(self) -> None:
-        self._tell_soon(self._listener.connection_lost, ConnectionError("the cluster is paused"))
+        self._tell_soon(self._listener.connection_lost, ConnectionError("the cluster is paused"), [])
 
     def restore(self) -> None:
         self._tell_soon(self._listener.connection_restored)

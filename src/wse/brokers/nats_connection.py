@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 
     from nats.aio.subscription import Subscription
 
+UNHEARD = 0.5
+"""Seconds for which messages are handed to an engine that does not answer. Nobody knows what became of these."""
+
 CLOSED = 1.0
 """Seconds that closing may take."""
 
@@ -90,6 +93,8 @@ class NatsConnection:
         self._topics: dict[str, bool] = {}  # subscriptions that are to change
         self._queued = asyncio.Event()
         self._flushes: list[asyncio.Future[None]] = []
+        self._pong: asyncio.Future[Any] | None = None  # of the last question whether the engine is there
+        self._pinged = 0.0  # when that was asked
         self._failure: Exception | None = None
         self._sender: asyncio.Task[None] | None = None
 
@@ -116,13 +121,16 @@ class NatsConnection:
         return self._client.max_payload
 
     def publish(self, topic: str, data: bytes) -> None:
-        if self.broken.done():
-            return
         self._queue.append((f"{self._prefix}.{topic}", data))
         self._size += len(data)
         self._queued.set()
         if self._size > BUFFER:
             self._break(OverflowError(f"more than {BUFFER} bytes wait for the engine"))
+
+    def take_unsent(self) -> list[tuple[str, bytes]]:
+        unsent = [(subject[self._start :], data) for subject, data in self._queue]
+        self._queue.clear()
+        return unsent
 
     def subscribe(self, topic: str) -> None:
         self._topics[topic] = True
@@ -137,7 +145,13 @@ class NatsConnection:
         self._flushes.append(sent)
         self._queued.set()
         await sent
-        await self._client.flush()
+        await asyncio.shield(await self._ping())
+
+    async def _ping(self) -> asyncio.Future[Any]:
+        """Done when the server answers. Never cancel it: nats-py would break at the answer. So does its own `flush`."""
+        pong = self._loop.create_future()
+        await self._client._send_ping(pong)
+        return pong
 
     async def close(self) -> None:
         self._break(ConnectionError("the connection is closed"))
@@ -162,7 +176,6 @@ class NatsConnection:
     def _break(self, cause: Exception) -> None:
         if not self.broken.done():
             self.broken.set_result(cause)
-            self._queue.clear()
 
     def _heard(self, message: Msg) -> None:
         self._received(message.subject[self._start :], message.data)
@@ -192,13 +205,25 @@ class NatsConnection:
                 # Four fifths of what a subscription would keep in memory; with a future, nothing is ever put there.
                 subscription._pending_queue = self._unused
                 self._subscriptions[topic] = subscription
-        while queue:
+        if queue:
+            await self._see_to_an_answer()
+        while queue and not self.broken.done():
             subject, data = queue.popleft()
             self._size -= len(data)
             await client.publish(subject, data)
         for flush in flushes:
             if not flush.done():
                 flush.set_result(None)
+
+    async def _see_to_an_answer(self) -> None:
+        """Wait while the engine does not answer: what it is handed now might be lost, and what waits is not."""
+        now = self._loop.time()
+        if now - self._pinged < UNHEARD:
+            return
+        if self._pong is None or self._pong.done():
+            self._pong, self._pinged = await self._ping(), now
+        else:
+            await asyncio.shield(self._pong)
 
     # The bucket.
 

@@ -52,6 +52,9 @@ MESSAGE_SIZE = 8 * 1024 * 1024
 BATCH = 1000
 """Commands that leave in one write, and topics in one command."""
 
+BATCH_SIZE = 1024 * 1024
+"""Bytes that leave in one write, about. Nobody knows what became of the last write when the engine does not answer."""
+
 REMEMBERED = 60
 """Seconds for which the engine remembers who was a user's last device."""
 
@@ -202,8 +205,8 @@ class RedisConnection:
         self._messages = messages
         self._prefix = prefix
         self._received = received
-        self._queue: deque[tuple[bytes, asyncio.Future[Any] | None]] = deque()
-        self._size = 0  # bytes in the queue
+        self._queue: deque[tuple[tuple[Any, ...], asyncio.Future[Any] | None]] = deque()  # None with messages alone
+        self._size = 0  # bytes of the messages in the queue
         self._queued = asyncio.Event()
         self._topics: dict[str, bool] = {}  # subscriptions that are to change
         self._pings: list[asyncio.Future[Any]] = []  # that are to be sent
@@ -213,7 +216,17 @@ class RedisConnection:
         self._tasks = [self._loop.create_task(self._run_until_broken(step)) for step in steps]
 
     def publish(self, topic: str, data: bytes) -> None:
-        self._put(pack(("PUBLISH", self._prefix + topic, data)), None)
+        self._queue.append((("PUBLISH", self._prefix + topic, data), None))
+        self._size += len(data)
+        self._queued.set()
+        if self._size > BUFFER:
+            self._break(OverflowError(f"more than {BUFFER} bytes wait for the engine"))
+
+    def take_unsent(self) -> list[tuple[str, bytes]]:
+        start = len(self._prefix)
+        unsent = [(args[1][start:], args[2]) for args, answer in self._queue if answer is None]
+        self._queue.clear()
+        return unsent
 
     def subscribe(self, topic: str) -> None:
         self._topics[topic] = True
@@ -231,7 +244,8 @@ class RedisConnection:
 
     async def command(self, *args: str | bytes | int) -> Any:
         answer = self._loop.create_future()
-        self._put(pack(args), answer)
+        self._queue.append((args, answer))
+        self._queued.set()
         return await answer
 
     async def run(self, script: Script, *args: str | int) -> Any:
@@ -248,19 +262,9 @@ class RedisConnection:
         await self._messages.disconnect(nowait=True)
         await asyncio.wait(self._tasks)
 
-    def _put(self, packed: bytes, answer: asyncio.Future[Any] | None) -> None:
-        if self.broken.done():
-            return
-        self._queue.append((packed, answer))
-        self._size += len(packed)
-        self._queued.set()
-        if self._size > BUFFER:
-            self._break(OverflowError(f"more than {BUFFER} bytes wait for the engine"))
-
     def _break(self, cause: Exception) -> None:
         if not self.broken.done():
             self.broken.set_result(cause)
-            self._queue.clear()
 
     async def _run_until_broken(self, steps: Coroutine[Any, Any, None]) -> None:
         try:
@@ -273,10 +277,13 @@ class RedisConnection:
         while True:
             await self._queued.wait()
             self._queued.clear()
-            while queue:
-                batch = [queue.popleft() for _ in range(min(len(queue), BATCH))]
-                packed = b"".join([packed for packed, _ in batch])
-                self._size -= len(packed)
+            while queue and not self.broken.done():
+                count = min(len(queue), BATCH)
+                if self._size > BATCH_SIZE:
+                    count = min(count, len(queue) * BATCH_SIZE // self._size + 1)
+                batch = [queue.popleft() for _ in range(count)]
+                self._size -= sum([len(args[2]) for args, answer in batch if answer is None])
+                packed = b"".join([pack(args) for args, _ in batch])
                 await connection.send_packed_command(packed, check_health=False)
                 for _, answer in batch:
                     try:

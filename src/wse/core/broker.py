@@ -72,8 +72,13 @@ class BrokerListener(typing.Protocol):
     def received(self, topic: str, data: bytes) -> None:
         """A message was published on a topic that the node has subscribed to, by itself or by another."""
 
-    def connection_lost(self, cause: Exception | None) -> None:
-        """The engine cannot be reached; the broker goes on trying. Not called twice without `connection_restored`."""
+    def connection_lost(self, cause: Exception | None, unsent: list[tuple[str, bytes]]) -> None:
+        """The engine cannot be reached; the broker goes on trying. Not called twice without `connection_restored`.
+
+        Args:
+            cause: What the engine or its library raised.
+            unsent: Topics and data of what was published but certainly never left, in that order.
+        """
 
     def connection_restored(self) -> None:
         """The engine is reached again, and every subscription is in force again.
@@ -89,7 +94,7 @@ class Broker(typing.Protocol):
     Guarantees:
 
     * Messages that one node publishes on one topic arrive in that order, each at most once. Messages that are under way
-      when the connection to the engine breaks may be lost.
+      when the connection to the engine breaks may be lost; those that have not left by then are given back.
     * A step of the register is atomic for the whole cluster: of several nodes that join devices of one user at the same
       moment, exactly one is told `first`, and no device is displaced twice; of several that `leave` or `reap`, exactly
       one is told of the last device.

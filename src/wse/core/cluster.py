@@ -36,6 +36,9 @@ if TYPE_CHECKING:
 PATIENCE = 0.25
 """Seconds between two questions whether other nodes are back."""
 
+CAUGHT_UP = 16 * 1024 * 1024
+"""Bytes of the backlog that are published at a time: brokers take no more than 64 MiB at once."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClusterSettings:
@@ -83,7 +86,8 @@ class Cluster:
 
     Attributes:
         node: The id of this node; a new one each time that it starts.
-        lost: How many messages to other nodes were lost because the broker was out of reach for too long.
+        lost: How many messages to other nodes were lost because the broker was out of reach for too long. What was
+            under way when it went is not among them: nobody knows what became of that.
     """
 
     def __init__(
@@ -253,7 +257,11 @@ class Cluster:
             return
         if not self._backlog and not self._waits_for_peers and self.broker.connected:
             self._publish(topic, data)
-        elif len(self._backlog) < self.settings.backlog and self._backlog_bytes + len(data) <= (
+        else:
+            self._keep(topic, data)
+
+    def _keep(self, topic: str, data: bytes) -> None:
+        if len(self._backlog) < self.settings.backlog and self._backlog_bytes + len(data) <= (
             self.settings.backlog_bytes
         ):
             self._backlog.append((topic, data))
@@ -273,9 +281,11 @@ class Cluster:
         """Say what was kept, and what could not be."""
         if self._waits_for_peers:
             return
-        while self._backlog and self.broker.connected:
+        published = 0
+        while self._backlog and self.broker.connected and published < CAUGHT_UP:
             topic, data = self._backlog.popleft()
             self._backlog_bytes -= len(data)
+            published += len(data)
             self._publish(topic, data)
         if self._lost_now:
             lost, self._lost_now = self._lost_now, 0
@@ -328,9 +338,14 @@ class Cluster:
             error = WseError(ErrorCode.MSG_PROCESSING_ERROR, {"topic": topic}, "what another node said makes no sense")
             self._endpoint.report(error, None, exc)
 
-    def connection_lost(self, cause: Exception | None) -> None:
+    def connection_lost(self, cause: Exception | None, unsent: list[tuple[str, bytes]]) -> None:
         self._vitals.lose_touch()
         self.register.connection_lost()
+        if unsent and self.is_open:
+            newer, self._backlog, self._backlog_bytes = self._backlog, deque(), 0
+            for topic, data in (*unsent, *newer):
+                if not topic.startswith(NODE):  # what one node is told is of no use to it later
+                    self._keep(topic, data)
         self._endpoint.report(WseError(ErrorCode.BROKER_UNAVAILABLE), None, cause)
 
     def connection_restored(self) -> None:
