@@ -69,7 +69,7 @@ class Node(ServerSide):
         register, asks = self.cluster.register, self.cluster.asks
         return [
             *register._seats, *register._joining, *register._unsettled,
-            *register._left, *register._owed, *register._owing, *register._silent,
+            *register._left, *register._owed, *register._silent, *register.doubt.users,
             *asks._asked, *asks._pending._waiting, *self.cluster._interest, *self.cluster._backlog,
         ]  # fmt: skip
 

@@ -628,6 +628,97 @@ def test_a_user_who_comes_meanwhile_joins_when_all_nodes_are_back():
     assert [node.leftovers for node in nodes] == [[], []]
 
 
+def test_a_user_who_comes_and_goes_and_comes_back_meanwhile_joins_once():
+    nodes = Nodes(2)
+    one, two = nodes
+    restart(nodes, late=one)
+    nodes.join(two).session.closed(1001, "")
+    nodes.advance(1)
+    peer = nodes.join(two)
+    nodes.wake(one)
+    nodes.advance(10)
+    assert nodes.presence() == [JOINED]
+    peer.session.closed(1001, "")
+    nodes.run()
+    assert nodes.presence() == [JOINED, LEFT]
+    assert [node.leftovers for node in nodes] == [[], []]
+
+
+def test_a_user_who_goes_meanwhile_and_comes_back_leaves_and_joins():
+    nodes = Nodes(2)
+    one, two = nodes
+    old = nodes.join(two)
+    restart(nodes, late=one)
+    nodes.advance(1)
+    old.session.closed(1001, "")
+    nodes.advance(1)
+    nodes.join(two)
+    nodes.wake(one)
+    nodes.advance(10)
+    assert nodes.presence() == [JOINED, LEFT, JOINED]
+
+
+def test_a_device_that_has_ended_takes_nobody_s_place_meanwhile():
+    nodes = Nodes(2, conns_per_user=2)
+    one, two = nodes
+    phone = nodes.join(two)
+    restart(nodes, late=one)
+    for _ in range(3):
+        nodes.join(two).session.closed(1001, "")
+        nodes.run()
+    nodes.wake(one)
+    nodes.advance(10)
+    assert phone.closed_with is None
+    assert nodes.presence() == [JOINED]
+
+
+def test_the_older_of_two_who_came_while_the_engine_was_away_joins():
+    nodes = Nodes(2, conns_per_user=2)
+    one, two = nodes
+    nodes.advance(10)
+    nodes.engine.pause()
+    peers = [nodes.join(one)]
+    nodes.advance(1)
+    peers.append(nodes.join(two))
+    nodes.engine.forget()
+    one.awake = False
+    nodes.engine.resume()
+    nodes.advance(3)
+    nodes.wake(one)
+    nodes.advance(10)
+    assert nodes.presence() == [JOINED]
+    for peer in peers:
+        peer.session.closed(1001, "")
+    nodes.advance(10)
+    assert sorted(nodes.presence()) == [JOINED, LEFT]
+    assert [node.leftovers for node in nodes] == [[], []]
+
+
+def test_a_user_is_vouched_for_whose_device_is_put_out_before_anybody_looks():
+    nodes = Nodes(2)
+    one, two = nodes
+    old = nodes.join(one)
+    restart(nodes, late=one)
+    new = nodes.join(two)
+    nodes.advance(3)
+    nodes.wake(one)
+    nodes.advance(10)
+    assert old.closed_with == (1000, "wse.clients-concurrency")
+    assert new.closed_with is None
+    assert nodes.presence() == [JOINED]
+
+
+def test_a_node_that_closes_meanwhile_pays_its_debts():
+    nodes = Nodes(2)
+    one, two = nodes
+    restart(nodes, late=one)
+    nodes.join(two).session.closed(1001, "")
+    nodes.advance(2)
+    two.do(two.cluster.close())
+    assert nodes.presence() == [JOINED, LEFT]
+    assert two.leftovers == []
+
+
 def test_a_user_who_comes_and_goes_meanwhile_joins_and_leaves_once():
     nodes = Nodes(2)
     one, two = nodes
@@ -666,6 +757,42 @@ def test_after_a_loss_of_the_connection_only_users_join_and_leave_at_once():
     nodes.advance(1)
     nodes.join(one).session.closed(1001, "")
     nodes.run()
+    assert nodes.presence() == [JOINED, LEFT]
+    assert one.leftovers == []
+
+
+# Answers that are lost.
+
+
+def test_a_join_whose_answer_was_lost_is_made_good():
+    nodes = Nodes(2)
+    one, two = nodes
+    nodes.advance(10)
+    old = nodes.join(one)
+    nodes.engine.answers = False
+    new, bob = nodes.join(two), nodes.join(two, "bob")
+    nodes.engine.answers = True
+    assert new.session.valid
+    nodes.advance(3)
+    assert nodes.presence() == [JOINED, ("joined", "bob")]
+    assert (old.closed_with, new.closed_with) == ((1000, "wse.clients-concurrency"), None)
+    for peer in (new, bob):
+        peer.session.closed(1001, "")
+    nodes.advance(1)
+    assert sorted(nodes.presence()) == [JOINED, ("joined", "bob"), LEFT, ("left", "bob")]
+    assert [node.leftovers for node in nodes] == [[], []]
+
+
+def test_a_leave_whose_answer_was_lost_is_made_good():
+    nodes = Nodes(1)
+    (one,) = nodes
+    peer = nodes.join(one)
+    nodes.advance(10)
+    nodes.engine.answers = False
+    peer.session.closed(1001, "")
+    nodes.run()
+    nodes.engine.answers = True
+    nodes.advance(3)
     assert nodes.presence() == [JOINED, LEFT]
     assert one.leftovers == []
 

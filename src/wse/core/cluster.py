@@ -340,7 +340,7 @@ class Cluster:
 
     def connection_lost(self, cause: Exception | None, unsent: list[tuple[str, bytes]]) -> None:
         self._vitals.lose_touch()
-        self.register.connection_lost()
+        self.register.doubt.connection_lost()
         if unsent and self.is_open:
             newer, self._backlog, self._backlog_bytes = self._backlog, deque(), 0
             for topic, data in (*unsent, *newer):
@@ -350,7 +350,7 @@ class Cluster:
 
     def connection_restored(self) -> None:
         self._waits_for_peers = True
-        self.register.doubt()
+        self.register.check_all()
         self._vitals.beat()
         if not self._resuming:
             self._resuming = True
@@ -383,6 +383,8 @@ class Cluster:
                 self.register.displaced(said.conn_id)
             case envelope.Check():
                 self.register.check(topic.removeprefix(USER))
+            case envelope.Vouch():
+                self.register.doubt.vouched(topic.removeprefix(USER))
             case envelope.Hello():
                 self.peers |= {said.origin}
             case envelope.Reaped():

@@ -2,7 +2,7 @@
 
     topic       who listens                              what is said there
     all         every node                               Message, Hello
-    u.<user>    nodes that hold a device of the user     Message, Drop, Enter, Check
+    u.<user>    nodes that hold a device of the user     Message, Drop, Enter, Check, Vouch
     r.<room>    nodes that hold a member of the room     Message
     n.<node>    that node                                Displaced, Reaped, Canary, Call, Cancel, Query, Answer
 
@@ -71,6 +71,10 @@ class Check(Said, tag=11):
     """Devices of the user may have been displaced without a word: see whether they are still in the register."""
 
 
+class Vouch(Said, tag=12):
+    """`joined` has fired for the user: who was told to be first, when the register was lost, was not."""
+
+
 class Reaped(Said, tag=8):
     """The node was taken for dead, and `left` has fired for these users of it; there may be more of these."""
 
@@ -125,7 +129,7 @@ encode = msgspec.msgpack.Encoder(enc_hook=str).encode
 """Makes bytes of what is said. Values that MessagePack does not have, in the details of errors, become strings."""
 
 decode = msgspec.msgpack.Decoder(
-    Message | Drop | Enter | Displaced | Check | Reaped | Hello | Canary | Call | Cancel | Query | Answer
+    Message | Drop | Enter | Displaced | Check | Vouch | Reaped | Hello | Canary | Call | Cancel | Query | Answer
 ).decode
 """Raises a `msgspec.MsgspecError` for bytes that no node says."""
 

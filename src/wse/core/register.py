@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from wse.core.broker import Device
 from wse.core.connection import WseIdentity
+from wse.core.doubt import Doubt
 from wse.core.envelope import USER, Check, Displaced, Reaped, decode_name, encode_name, in_parts
 from wse.errors import CloseReason, WseError
 
@@ -79,20 +80,14 @@ class Register:
         self._hub = cluster.hub
         self._broker = cluster.broker
         self._scheduler = cluster.hub.endpoint.scheduler
+        self.doubt = Doubt(cluster)
         self._seats: dict[str, Seat] = {}
         self._joining: set[Seat] = set()  # between acceptance and welcome
         self._unsettled: set[Seat] = set()  # not in the register, or still there though the connection has ended
         self._reaped: dict[str, set[str]] = {}  # by dead node, the users for whom we have fired `left`
         self._left: set[str] = set()  # users of ours for whom others have, while we slept
         self._owed: set[str] = set()  # users who were told to be first, while we did not know whether they had left
-        self._silent: set[str] = (
-            set()
-        )  # users who were told to be first, and for whom we thought nobody had fired `left`
-        self._owing: dict[
-            str, tuple[Seat, WseIdentity]
-        ] = {}  # by user, who was told to be first by a register in doubt
-        self._uncertain = False  # the connection was lost, and the lease has not been renewed since
-        self._recovering = False  # the lease was lost, and other nodes may still have to register their devices
+        self._silent: set[str] = set()  # those for whom we thought nobody had fired `left`
         self._lease = 0  # counts the leases: what the register says under one need not hold under the next
         self._asking = False
         self._settling = False
@@ -146,12 +141,12 @@ class Register:
             self._owed.add(seat.device.user)
             self._unsettled.update(forgotten)
             is_first = False
-        owes = is_first and self._in_doubt
+        owes = is_first and self.doubt.covers(seat.device.user)
         if session.ended or seat.displaced:
             # It was in the register for a moment, so its user was there for a moment.
             identity = WseIdentity(self._hub, cid, conn.meta)
             if owes:
-                self._owing[seat.device.user] = seat, identity
+                self.doubt.first(seat.device, identity)
             elif is_first:
                 self._hub.joined.emit(identity, conn.meta)
             self._displace(joined)
@@ -164,7 +159,7 @@ class Register:
         else:
             self._displace(joined)
         if owes and conn.client is not None:
-            self._owing[seat.device.user] = seat, conn.client
+            self.doubt.first(seat.device, conn.client)
         self._hub.welcome(session, welcome, is_first and not owes)
 
     def drop_joining(self, cid: ClientId, reason: str) -> None:
@@ -191,9 +186,7 @@ class Register:
             return
         seat.end = identity, code, reason
         self._unsettled.add(seat)
-        if self._in_doubt or seat.device.user in self._owing:
-            seat.waits = True
-        elif seat.known:
+        if seat.known:
             self._scheduler.spawn(self._leave_or_wait(seat))
 
     async def _leave_or_wait(self, seat: Seat) -> None:
@@ -205,9 +198,11 @@ class Register:
     async def _leave(self, seat: Seat) -> None:
         assert seat.end is not None
         is_last = await self._broker.leave(seat.device)
-        self._forget(seat)
-        if is_last:
+        if is_last and self.doubt.covers(seat.device.user):
+            self.doubt.last(seat.device.user, seat.end)
+        elif is_last:
             self._hub.left.emit(*seat.end)
+        self._forget(seat)
 
     def displaced(self, conn_id: str) -> None:
         """Another node says that the register has put a newer device in the place of this one."""
@@ -240,20 +235,7 @@ class Register:
 
     # The register comes back, and may have forgotten us.
 
-    def connection_lost(self) -> None:
-        """It may forget everything until it is reached again."""
-        self._uncertain = True
-
-    def kept(self) -> None:
-        """It has our lease, so it has not."""
-        self._uncertain = False
-
-    @property
-    def _in_doubt(self) -> bool:
-        """Whether users can be on other nodes without being in the register, so that nobody is surely first or last."""
-        return self._uncertain or self._recovering
-
-    def doubt(self) -> None:
+    def check_all(self) -> None:
         """What the register holds of us may not be what we hold: messages about it may have been lost."""
         self._unsettled.update(self._seats.values())
 
@@ -264,11 +246,10 @@ class Register:
             WseError: `BROKER_UNAVAILABLE`.
         """
         self._lease += 1
-        self._recovering |= self._uncertain  # else we have slept, and the register is as it was
-        self._uncertain = False
+        self.doubt.lease_lost()
         for seat in self._seats.values():
             seat.known = False
-        self.doubt()
+        self.check_all()
         self._asking = True
         try:
             answers = await self._cluster.asks.query("reaped", self._cluster.node)
@@ -294,7 +275,8 @@ class Register:
         if self._settling:
             return
         here = {seat.device.user for seat in self._seats.values() if seat.announced}
-        certain = calm or not self._in_doubt
+        if calm:
+            self.doubt.calm()
 
         async def settle(seat: Seat) -> None:
             if self._asking:  # the lease has run out meanwhile
@@ -302,16 +284,18 @@ class Register:
             if seat.end is not None:
                 if seat.announced and not seat.known:
                     # All nodes do so and wait, so that one of them is told of the last.
-                    await self._broker.join(seat.device, NO_LIMIT, fresh=False)
+                    joined = await self._broker.join(seat.device, NO_LIMIT, fresh=False)
                     seat.known = seat.waits = True
-                if certain or not seat.waits:
+                    if not joined.first and not joined.again:
+                        self.doubt.vouch(seat.device.user)
+                if calm or not seat.waits:
                     await self._leave(seat)
             elif seat.conn.client is not None:
                 await self._join_again(seat, here)
 
         self._settling = True
         try:
-            await each(self._scheduler, tuple(self._owing), lambda user: self._pay(user, certain))
+            await each(self._scheduler, self.doubt.users, self.doubt.pay)
             await each(self._scheduler, tuple(self._unsettled), settle)
         finally:
             self._settling = False
@@ -320,16 +304,6 @@ class Register:
             self._owed.clear()
         if calm:
             self._silent.clear()
-            self._recovering = False
-
-    async def _pay(self, user: str, certain: bool) -> None:
-        """Find out whether somebody who was told to be first was so, when all nodes have registered their devices."""
-        seat, identity = self._owing[user]
-        devices = await self._broker.devices(user)
-        if any(other.since < seat.device.since for other in devices):
-            self._owing.pop(user, None)  # `joined` has fired for that one, or its node owes it
-        elif certain and self._owing.pop(user, None) is not None:
-            self._hub.joined.emit(identity, identity.meta)
 
     async def _join_again(self, seat: Seat, here: set[str]) -> None:
         lease = self._lease
@@ -350,22 +324,22 @@ class Register:
         self._owed.discard(user)
         self._left.discard(user)
         identity = seat.conn.client
-        if is_first and is_news and identity is not None:
-            if self._in_doubt and not has_left:
-                self._owing[user] = seat, identity
-            else:
-                self._hub.joined.emit(identity, identity.meta)
+        is_in_doubt = self.doubt.covers(user) and not has_left
+        if is_in_doubt and is_news and not was_announced and identity is not None:
+            self.doubt.first(seat.device, identity)  # a device that came later may have been registered earlier
+        elif is_first and is_news and identity is not None:
+            self._hub.joined.emit(identity, identity.meta)
         elif is_first:
             self._silent.add(user)
         self._displace(joined)
+        if was_announced and not joined.first and not joined.again:
+            self.doubt.vouch(user)
         if is_answer_to_first_join:  # and so was who had to go
             self._cluster.say(USER + user, Check(self._cluster.node))
             self.check(user)
         if seat.end is not None:  # it ended meanwhile
             self._unsettled.add(seat)
-            seat.waits = self._in_doubt
-            if not seat.waits:
-                await self._leave(seat)
+            await self._leave(seat)
 
     # Dead nodes.
 
@@ -408,7 +382,7 @@ class Register:
 
     async def close(self, timeout: float) -> None:
         """All connections have ended: wait until the register knows, but no longer than `timeout` seconds."""
-        if not self._seats:
+        if not self._seats and not self.doubt.users:
             return
         self._emptied = self._scheduler.create_future()
         timer = self._scheduler.call_later(timeout, self._done)
@@ -424,6 +398,8 @@ class Register:
             await self.settle(calm=True)
         except WseError:
             self._done()
+        if not self._seats:
+            self._done()
 
     def reset(self) -> None:
         """We have left the cluster: what could not be told to the register, others will find out."""
@@ -434,11 +410,10 @@ class Register:
             self._reaped,
             self._left,
             self._owed,
-            self._owing,
             self._silent,
         ):
             forgotten.clear()
-        self._uncertain = self._recovering = False
+        self.doubt.reset()
 
     def _done(self) -> None:
         if self._emptied is not None and not self._emptied.done():

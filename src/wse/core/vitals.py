@@ -66,7 +66,7 @@ class Vitals:
         self._unheard = 0
         if self._deaf:
             self._deaf = False
-            self._cluster.register.doubt()
+            self._cluster.register.check_all()
 
     # The lease.
 
@@ -86,7 +86,7 @@ class Vitals:
             is_kept = await cluster.broker.renew(self._settings.lease)
             self._touch()
             if is_kept:
-                cluster.register.kept()
+                cluster.register.doubt.lease_kept()
             else:
                 await cluster.register.lost()
             # When the engine has been away every lease has run out: all must have had the time to renew theirs.

@@ -1,0 +1,120 @@
+"""What the register told this node while other nodes may not have registered their devices with it.
+
+An engine that has forgotten everything comes back to one node earlier than to another. To the first, users of the
+others seem to be first and last, though they have been there all the time. So `joined` and `left` are debts until every
+node has had the time to come back, and are then fired if they hold:
+
+* Whoever was told to be first was not, if a device is registered that had come earlier, or if its node vouches for it:
+  it may be displaced before anybody looks.
+* Whoever was told to be last was not, if a device is registered that had come before the end.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from wse.core.envelope import USER, Vouch
+
+if TYPE_CHECKING:
+    from wse.core.broker import Device
+    from wse.core.cluster import Cluster
+    from wse.core.connection import WseIdentity
+
+End = tuple["WseIdentity", int, str]
+"""Who has left, and the code and reason of the close."""
+
+
+class Doubt:
+    """Whether the register of this node's cluster can be believed, and what it told while it could not."""
+
+    def __init__(self, cluster: Cluster) -> None:
+        self._cluster = cluster
+        self._hub = cluster.hub
+        self._uncertain = False  # the connection was lost, and the lease has not been renewed since
+        self._recovering = False  # the lease was lost with it, and other nodes may still have to register their devices
+        self._first: dict[str, tuple[float, WseIdentity]] = {}  # by user, who was told so, and when it had come
+        self._last: dict[str, tuple[float, End]] = {}  # by user, who was told so, and when it had gone
+
+    def connection_lost(self) -> None:
+        """The register may forget everything until it is reached again."""
+        self._uncertain = True
+
+    def lease_kept(self) -> None:
+        """It has our lease, so it has not."""
+        self._uncertain = False
+
+    def lease_lost(self) -> None:
+        """It has, or we have slept: then the others have not lost theirs, and the connection was there."""
+        self._recovering |= self._uncertain
+        self._uncertain = False
+
+    def calm(self) -> None:
+        """Every node that lives has had the time to register its devices."""
+        self._recovering = False
+
+    def covers(self, user: str) -> bool:
+        """Whether nobody can say of the user who is first and last."""
+        return self._uncertain or self._recovering or user in self._first
+
+    def first(self, device: Device, identity: WseIdentity) -> None:
+        """This is the user's first device, as far as is known."""
+        known = self._first.get(device.user)
+        if known is None:
+            self._cluster.want(USER + device.user)  # the device may go before another node vouches
+        elif known[0] < device.since:
+            self._last.pop(device.user, None)  # who was there before has come and gone unheard
+        self._first[device.user] = device.since, identity
+
+    def last(self, user: str, end: End) -> None:
+        """It has told that the user has no more devices."""
+        self._last[user] = self._cluster.clock(), end
+
+    def vouch(self, user: str) -> None:
+        """`joined` has fired here for the user: who else was told to be first was not."""
+        self._cluster.say(USER + user, Vouch(self._cluster.node))
+        self.vouched(user)
+
+    def vouched(self, user: str) -> None:
+        """`joined` has fired somewhere for the user."""
+        if self._first.pop(user, None) is not None:
+            self._cluster.unwant(USER + user)
+
+    @property
+    def users(self) -> set[str]:
+        """Those of whom it told something."""
+        return {*self._first, *self._last}
+
+    async def pay(self, user: str) -> None:
+        """Fire what holds, once that can be told, and forget what does not.
+
+        Raises:
+            WseError: `BROKER_UNAVAILABLE`.
+        """
+        came = [device.since for device in await self._cluster.broker.devices(user)]
+        if user in self._first and any(since < self._first[user][0] for since in came):
+            self.vouched(user)
+        if user in self._last and any(since < self._last[user][0] for since in came):
+            del self._last[user]
+        if self._uncertain or self._recovering:
+            return
+        came_back = user in self._first and user in self._last and self._last[user][0] < self._first[user][0]
+        if came_back:
+            self._fire_left(user)
+        if user in self._first:
+            _, identity = self._first[user]
+            self.vouched(user)
+            self._hub.joined.emit(identity, identity.meta)
+            if user not in self._last:
+                self.vouch(user)
+        if user in self._last:
+            self._fire_left(user)
+
+    def _fire_left(self, user: str) -> None:
+        _, end = self._last.pop(user)
+        self._hub.left.emit(*end)
+
+    def reset(self) -> None:
+        """We have left the cluster."""
+        self._uncertain = self._recovering = False
+        self._first.clear()
+        self._last.clear()
