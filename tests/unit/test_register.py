@@ -982,11 +982,12 @@ def test_a_node_that_closes_waits_for_the_register_but_not_for_ever():
     peer = nodes.join(one)
     peer.session.closed(1012, "")
     task = one.scheduler.start(one.cluster.close())
-    nodes.advance(4)
+    nodes.advance(2.75)
     assert not task.done()
-    nodes.advance(1)
+    nodes.advance(0.25)
     assert task.done()
     assert one.leftovers == []
+    assert nodes.engine.nodes() == frozenset()
     peer.session.closed(1012, "")
 
 
@@ -1001,6 +1002,28 @@ def test_a_node_closes_without_its_broker_and_says_so():
     one.broker.resign = fail
     one.do(one.cluster.close())
     assert one.codes == [ErrorCode.BROKER_UNAVAILABLE]
+
+
+def test_a_node_that_closes_does_not_wait_for_ever_for_a_broker_that_does_not_answer():
+    nodes = Nodes(1, ClusterSettings(farewell=10))
+    (one,) = nodes
+    answer = held_up(one.broker, "resign")
+    closed_with = []
+    one.broker.close = lambda within: closed(closed_with.append(within))
+    task = one.scheduler.start(one.cluster.close())
+    nodes.advance(7.75)
+    assert not task.done()
+    nodes.advance(0.25)
+    assert task.done()
+    assert closed_with == [2.0]
+    assert one.codes == [ErrorCode.BROKER_UNAVAILABLE]
+    answer.set_result(None)
+    nodes.run()
+    assert one.codes == [ErrorCode.BROKER_UNAVAILABLE]
+
+
+async def closed(_):
+    """A broker that is closed at once."""
 
 
 def test_a_node_that_closes_while_the_broker_is_away_gives_up_at_once():

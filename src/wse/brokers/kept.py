@@ -152,16 +152,18 @@ class KeptBroker(ABC, Generic[C]):
             raise WseError(ErrorCode.BROKER_UNAVAILABLE) from exc
         self._keeper = asyncio.create_task(self._keep(connection))
 
-    async def close(self) -> None:
+    async def close(self, within: float = ANSWER) -> None:
         if self._keeper is None:
             return
+        end = asyncio.get_running_loop().time() + within
         keeper, self._keeper = self._keeper, None
         while not keeper.done():
             keeper.cancel()
             await asyncio.wait((keeper,), timeout=CANCELLED)  # an engine's library may swallow a cancellation
         if self._ready:
-            with suppress(WseError):  # the engine may be away, and then nothing can be sent
-                await self.flush()
+            with suppress(WseError, TimeoutError):  # the engine may be away, and then nothing can be sent
+                async with asyncio.timeout_at(end):
+                    await self.flush()
         self._fail(ConnectionError("the broker is closed"))
         if self._connection is not None:
             await self._drop(self._connection)

@@ -169,7 +169,7 @@ class MemoryBroker:
         self._loop = asyncio.get_running_loop()
         self.cluster.attach(self)
 
-    async def close(self) -> None:
+    async def close(self, within: float = 3.0) -> None:
         self._loop = None
         self.cluster.detach(self)
         for topic in [topic for topic, brokers in self.cluster.topics.items() if self in brokers]:

@@ -130,8 +130,11 @@ class Broker(typing.Protocol):
             WseError: `BROKER_UNAVAILABLE`: the engine cannot be reached. Only `open` gives up at the first failure.
         """
 
-    async def close(self) -> None:
-        """Send what is still to be sent, and disconnect; nothing is received any more. Harmless when not open."""
+    async def close(self, within: float = 3.0) -> None:
+        """Send what is still to be sent, for so many seconds at most, and disconnect, which takes one more at most.
+
+        Nothing is received any more. Harmless when not open.
+        """
 
     # Messages.
 

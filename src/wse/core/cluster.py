@@ -36,6 +36,12 @@ if TYPE_CHECKING:
 PATIENCE = 0.25
 """Seconds between two questions whether other nodes are back."""
 
+LEAVING = 0.6
+"""The part of the farewell in which the devices leave. Others take out what is left of them."""
+
+RESIGNING = 0.8
+"""The part of it after which the lease is given up, or runs out by itself. The rest is for what is still to be sent."""
+
 CAUGHT_UP = 16 * 1024 * 1024
 """Bytes of the backlog that are published at a time: brokers take no more than 64 MiB at once."""
 
@@ -53,7 +59,8 @@ class ClusterSettings:
         query: Seconds that other nodes have to tell who of theirs is in a room.
         backlog: How many messages to other nodes are kept while the broker cannot be reached.
         backlog_bytes: How many bytes they may have.
-        farewell: Seconds that a node takes at most to sign off when it closes.
+        farewell: Seconds that a node takes at most to sign off when it closes; to cut the connection to an engine that
+            hangs takes up to one more.
     """
 
     lease: float = 5.0
@@ -165,19 +172,43 @@ class Cluster:
         if not self.is_open:
             return
         self._vitals.stop()
-        try:
-            if self.broker.connected:
-                await self.register.close(self.settings.farewell)
-                await self.broker.resign()
-        except WseError as exc:
-            self._endpoint.report(WseError(ErrorCode.BROKER_UNAVAILABLE, {}, "the node could not sign off"), None, exc)
+        start, farewell = self._scheduler.time(), self.settings.farewell
+        if self.broker.connected:
+            await self.register.close(LEAVING * farewell)
+            await self._resign(start + RESIGNING * farewell - self._scheduler.time())
         self.is_open = False
         self.register.reset()
         self.asks.close()
         self._interest.clear()
         self._backlog.clear()
         self._backlog_bytes = 0
-        await self.broker.close()
+        await self.broker.close(max(0.0, start + farewell - self._scheduler.time()))
+
+    async def _resign(self, within: float) -> None:
+        """Give the lease up, if the broker takes that in time."""
+        resigned = self._scheduler.create_future()
+
+        def end(cause: Exception | None) -> None:
+            if not resigned.done():
+                resigned.set_result(None)
+                if cause is not None:
+                    error = WseError(ErrorCode.BROKER_UNAVAILABLE, {}, "the node could not sign off")
+                    self._endpoint.report(error, None, cause)
+
+        async def resign() -> None:
+            try:
+                await self.broker.resign()
+            except WseError as exc:
+                end(exc)
+            else:
+                end(None)
+
+        timer = self._scheduler.call_later(within, end, TimeoutError(f"the broker did not answer in {within:.1f} s"))
+        self._scheduler.spawn(resign())
+        try:
+            await resigned
+        finally:
+            timer.cancel()
 
     @property
     def healthy(self) -> bool:
