@@ -184,7 +184,7 @@ class NatsConnection:
 
     async def _send_until_broken(self) -> None:
         try:
-            while True:
+            while not self.broken.done():  # nats-py swallows a cancellation while it waits for its buffer to empty
                 await self._queued.wait()
                 self._queued.clear()
                 await self._send()
