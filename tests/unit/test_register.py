@@ -898,6 +898,18 @@ def test_what_is_sent_during_the_welcome_of_a_device_does_not_precede_it():
     assert [message[0] for message in peer.heard] == ["~wse:welcome", "late"]
 
 
+def test_of_two_devices_that_come_at_once_neither_is_welcomed_before_its_user_is_subscribed_to():
+    nodes = Nodes(1, conns_per_user=2)
+    (one,) = nodes
+    gate = held_up(one.broker, "flush")
+    peers = [begin(one), begin(one)]
+    nodes.run()
+    assert heard(*peers) == [[], []]
+    gate.set_result(None)
+    nodes.run()
+    assert [[kind for kind, *_ in peer.heard] for peer in peers] == [["~wse:welcome"]] * 2
+
+
 def test_a_device_that_ends_while_it_is_registered_again_leaves_no_ghost():
     nodes = Nodes(1)
     (one,) = nodes

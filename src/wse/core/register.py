@@ -82,7 +82,7 @@ class Register:
         self._scheduler = cluster.hub.endpoint.scheduler
         self.doubt = Doubt(cluster)
         self._seats: dict[str, Seat] = {}
-        self._joining: set[Seat] = set()  # between acceptance and welcome
+        self._joining: dict[str, list[Seat]] = {}  # by user, those between acceptance and welcome
         self._unsettled: set[Seat] = set()  # not in the register, or still there though the connection has ended
         self._reaped: dict[str, set[str]] = {}  # by dead node, the users for whom we have fired `left`
         self._left: set[str] = set()  # users of ours for whom others have, while we slept
@@ -112,9 +112,12 @@ class Register:
         conn = session.conn
         seat = Seat(Device(user, conn.conn_id, self._cluster.node, self._cluster.clock()), conn)
         self._seats[conn.conn_id] = seat
-        self._joining.add(seat)
         session.enter(JOINING)
-        self._scheduler.spawn(self._join(seat, cid, welcome, self._cluster.want(USER + user)))
+        others = self._joining.setdefault(user, [])
+        # Whether the subscription may not be in force yet: one of these may have made it a moment ago.
+        is_new = self._cluster.want(USER + user) or bool(others)
+        others.append(seat)
+        self._scheduler.spawn(self._join(seat, cid, welcome, is_new))
 
     async def _join(self, seat: Seat, cid: ClientId, welcome: Packed, subscribed: bool) -> None:
         joined: Joined | None = None
@@ -131,7 +134,11 @@ class Register:
                 await self._broker.flush()  # what is sent after the welcome must arrive
         except WseError:
             self._unsettled.add(seat)  # the broker is away: the device is registered when it is back
-        self._joining.discard(seat)
+        joining = self._joining.get(seat.device.user, [])
+        if seat in joining:  # else we have left the cluster meanwhile
+            joining.remove(seat)
+            if not joining:
+                del self._joining[seat.device.user]
         conn = seat.conn
         session = conn._session
         is_first = joined is not None and joined.first
@@ -164,10 +171,8 @@ class Register:
 
     def drop_joining(self, cid: ClientId, reason: str) -> None:
         """Close the user's devices that have no welcome yet."""
-        if self._joining:
-            user = encode_name(cid)
-            for seat in [seat for seat in self._joining if seat.device.user == user]:
-                seat.conn._session.close(1000, reason)
+        for seat in tuple(self._joining.get(encode_name(cid), ())):
+            seat.conn._session.close(1000, reason)
 
     def _others(self, cid: ClientId) -> list[Seat]:
         """The user's devices here that are in the register, as far as we know."""
