@@ -65,7 +65,7 @@ from wse.cli.commands import set_up_logging
 set_up_logging("info", "supervisor")
 supervisor.SETTLED = {settled}
 supervisor.KILLED_AFTER = {killed_after}
-supervisor.RESTARTS = Backoff(base=0.05, random=lambda: 1.0)
+supervisor.RESTARTS = Backoff(base={restarts}, random=lambda: 1.0)
 command = {command}
 sys.exit(asyncio.run(supervisor.Supervisor(command, {workers}, grace=0.1, patience={patience}).run()))
 """
@@ -78,12 +78,14 @@ def folder(tmp_path):
 
 
 @contextmanager
-def supervised(folder, workers=3, *, command=None, settled=0.0, patience=30.0, killed_after=0.2, **program_options):
+def supervised(
+    folder, workers=3, *, command=None, settled=0.0, patience=30.0, killed_after=0.2, restarts=0.05, **program_options
+):
     """A supervisor, and the URL of its workers."""
     port = free_port()
     if command is None:
         command = [sys.executable, "-m", "wse", "serve", "app:server", "--port", str(port)]
-    options = {"settled": settled, "patience": patience, "killed_after": killed_after}
+    options = {"settled": settled, "patience": patience, "killed_after": killed_after, "restarts": restarts}
     text = SUPERVISE.format(command=command, workers=workers, **options)
     with program("-c", text, cwd=folder, **program_options) as running:
         yield running, f"ws://127.0.0.1:{port}"
@@ -195,6 +197,30 @@ async def test_waits_grow_while_workers_die_young(folder):
             await until(running, f"(pid {victim}) ended with SIGKILL; another starts in {wait} s")
             victim = await successor(running, victim)
         assert await end(running) == 0
+
+
+async def test_a_place_that_waits_for_its_worker_is_taken_by_a_roll_and_not_again(folder):
+    with supervised(folder, 2, settled=1000.0, restarts=1.0) as (running, _):
+        await until(running, "2 workers are ready")
+        first = min(children(running.process.pid))
+        os.kill(first, signal.SIGKILL)
+        await until(running, f"(pid {first}) ended with SIGKILL; another starts in 1 s")
+        running.process.send_signal(signal.SIGHUP)
+        await until(running, "all workers have been replaced")
+        workers = children(running.process.pid)
+        second = min(workers)
+        os.kill(second, signal.SIGKILL)
+        await until(running, f"(pid {second}) ended with SIGKILL; another starts in 1 s")
+        (successor,) = await new_children(running, workers)  # after a wait that ends later than the first would have
+        assert children(running.process.pid) == workers - {second} | {successor}
+        assert await end(running) == 0
+
+
+async def new_children(running, known):
+    async with asyncio.timeout(PATIENCE):
+        while not (found := children(running.process.pid) - known):
+            await asyncio.sleep(0.02)
+    return found
 
 
 async def test_sighup_replaces_all_workers_while_clients_come_back(folder):

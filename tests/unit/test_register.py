@@ -644,6 +644,65 @@ def test_a_user_who_comes_and_goes_and_comes_back_meanwhile_joins_once():
     assert [node.leftovers for node in nodes] == [[], []]
 
 
+def test_a_user_who_goes_meanwhile_leaves_when_all_nodes_are_back():
+    nodes = Nodes(2)
+    one, two = nodes
+    old = nodes.join(two)
+    restart(nodes, late=one)
+    nodes.advance(1)
+    old.session.closed(1001, "")
+    nodes.advance(1)
+    assert nodes.presence() == [JOINED]
+    nodes.wake(one)
+    nodes.advance(10)
+    assert nodes.presence() == [JOINED, LEFT]
+    assert two.leftovers == []
+
+
+def test_a_device_that_goes_before_its_welcome_meanwhile_was_there_for_a_moment():
+    nodes = Nodes(2)
+    one, two = nodes
+    restart(nodes, late=one)
+    gate = held_up(two.broker, "join")
+    begin(two).session.closed(1001, "")
+    gate.set_result(None)
+    nodes.wake(one)
+    nodes.advance(10)
+    assert nodes.presence() == [JOINED, LEFT]
+    assert two.leftovers == []
+
+
+def test_of_two_devices_of_a_node_in_doubt_the_older_one_counts():
+    nodes = Nodes(2, conns_per_user=3)
+    one, two = nodes
+    nodes.advance(10)
+    nodes.engine.pause()
+    nodes.join(two)
+    nodes.advance(1)
+    nodes.engine.forget()
+    one.awake = False
+    nodes.engine.resume()
+    nodes.run()
+    nodes.join(two)
+    nodes.advance(3)
+    nodes.wake(one)
+    nodes.join(one)
+    nodes.advance(10)
+    assert nodes.presence() == [JOINED]
+
+
+def test_a_question_about_a_user_who_has_just_gone_is_no_harm():
+    nodes = Nodes(2)
+    one, two = nodes
+    nodes.join(one)
+    two.cluster.say("u.sann", envelope.Check(two.cluster.node))
+    two.cluster.say("u.sann", envelope.Vouch(two.cluster.node))
+    one.hub.identities["ann"]._devices[0]._session.closed(1001, "")
+    nodes.run()
+    assert one.codes == []
+    assert nodes.presence() == [JOINED, LEFT]
+
+
 def test_a_user_who_goes_meanwhile_and_comes_back_leaves_and_joins():
     nodes = Nodes(2)
     one, two = nodes
