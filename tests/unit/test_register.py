@@ -106,6 +106,29 @@ def test_a_node_that_slept_past_its_lease_registers_its_devices_and_users_join_a
     assert nodes.presence().count(LEFT) == nodes.presence().count(JOINED) == 2
 
 
+def test_a_node_that_could_not_ask_whether_it_was_taken_for_dead_asks_again():
+    nodes = Nodes(2)
+    _, two = nodes
+    nodes.join(two)
+    nodes.advance(8)
+    nodes.sleep(two)
+    two.broker.deaf = True  # so that it is not told, either
+    nodes.advance(10)
+    two.broker.deaf = False
+    ask, failures = two.broker.nodes, []
+
+    async def fail_once():
+        two.broker.nodes = ask
+        failures.append(1)
+        raise WseError(ErrorCode.BROKER_UNAVAILABLE)
+
+    two.broker.nodes = fail_once
+    nodes.wake(two)
+    nodes.advance(3)
+    assert failures == [1]
+    assert sorted(nodes.presence()) == [JOINED, JOINED, LEFT]
+
+
 def test_devices_that_were_replaced_while_their_node_slept_are_pushed_out():
     nodes = Nodes(2)
     one, two = nodes

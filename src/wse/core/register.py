@@ -90,6 +90,7 @@ class Register:
         self._silent: set[str] = set()  # those for whom we thought nobody had fired `left`
         self._lease = 0  # counts the leases: what the register says under one need not hold under the next
         self._asking = False
+        self.must_ask = False  # whether others took us for dead: we could not
         self._settling = False
         self._emptied: asyncio.Future[None] | None = None
 
@@ -255,9 +256,10 @@ class Register:
         for seat in self._seats.values():
             seat.known = False
         self.check_all()
-        self._asking = True
+        self._asking = self.must_ask = True
         try:
             answers = await self._cluster.asks.query("reaped", self._cluster.node)
+            self.must_ask = False
         finally:
             self._asking = False
         told = [users for users in answers if users is not None]
@@ -418,6 +420,7 @@ class Register:
             self._silent,
         ):
             forgotten.clear()
+        self.must_ask = False
         self.doubt.reset()
 
     def _done(self) -> None:

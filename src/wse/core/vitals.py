@@ -85,7 +85,7 @@ class Vitals:
         try:
             is_kept = await cluster.broker.renew(self._settings.lease)
             self._touch()
-            if is_kept:
+            if is_kept and not cluster.register.must_ask:
                 cluster.register.doubt.lease_kept()
             else:
                 await cluster.register.lost()
