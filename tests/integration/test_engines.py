@@ -329,7 +329,7 @@ async def test_a_flush_that_is_cancelled_while_the_engine_hangs_harms_nothing(cl
     cluster.engine.freeze()
     try:
         flush = asyncio.ensure_future(one.broker.flush())
-        await asyncio.sleep(0.2)
+        await asyncio.sleep(0.2)  # that the question waits for its answer by then does not show
         flush.cancel()
         await asyncio.wait((flush,))
     finally:

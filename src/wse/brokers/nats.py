@@ -194,7 +194,7 @@ class NatsBroker(KeptBroker[NatsConnection]):
                     await connection.delete(revision)
             except OutdatedError:
                 if attempt or not likely_none:
-                    await asyncio.sleep(random.random() * min(0.1, 0.002 * 2**attempt))  # noqa: S311 - it spreads
+                    await asyncio.sleep(random.random() * min(0.1, 0.002 * 2**attempt))  # noqa: S311 - no secret
             else:
                 return result
             revision, value = await connection.get(key)

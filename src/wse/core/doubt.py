@@ -102,10 +102,11 @@ class Doubt:
             self._fire_left(user)
         if user in self._first:
             _, identity = self._first[user]
-            self.vouched(user)
-            self._hub.joined.emit(identity, identity.meta)
-            if user not in self._last:
+            if user in self._last:
+                self.vouched(user)
+            else:
                 self.vouch(user)
+            self._hub.joined.emit(identity, identity.meta)
         if user in self._last:
             self._fire_left(user)
 

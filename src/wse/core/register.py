@@ -325,7 +325,8 @@ class Register:
         seat.known = seat.announced = True
         self._unsettled.discard(seat)
         is_answer_to_first_join = joined.again and not was_announced  # which was made, but its answer was lost
-        is_first = (joined.first and (is_answer_to_first_join or not joined.again)) or user in self._owed
+        is_told_first = joined.first and not (joined.again and was_announced)  # and had not been told so before
+        is_first = is_told_first or user in self._owed
         has_left = user in self._left
         is_news = user not in here or has_left
         self._owed.discard(user)
