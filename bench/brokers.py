@@ -21,7 +21,7 @@ sys.path.insert(0, str(ROOT / "tests"))
 
 from support.engines import Engine, Nats, Valkey  # noqa: E402
 from wse.brokers import from_url  # noqa: E402
-from wse.core.broker import Device  # noqa: E402
+from wse.core.ports.broker import Device  # noqa: E402
 
 BATCH = 100
 """Messages that are published in one turn of the event loop."""

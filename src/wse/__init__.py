@@ -2,19 +2,20 @@
 
 from wse.client.backoff import Backoff
 from wse.client.client import WseClient
-from wse.core.cluster import ClusterSettings
-from wse.core.connection import WseConnection, WseIdentity
-from wse.core.handshake import Challenge, Handshake
+from wse.core.cluster.settings import ClusterSettings
 from wse.core.heartbeat import Heartbeat
+from wse.core.hub.connection import WseConnection, WseIdentity
+from wse.core.hub.handshake import Challenge, Handshake
+from wse.core.hub.network import DeviceInfo
+from wse.core.hub.rooms import Room
 from wse.core.limits import Limits, Overflow
-from wse.core.ports import Credentials, InternalTypes, Protocol
-from wse.core.rooms import Room
-from wse.core.rpc import ExposeErrors
-from wse.core.signals import Channel, Signal
+from wse.core.ports.credentials import Credentials
+from wse.core.ports.protocol import InternalTypes, Protocol
+from wse.core.session.rpc import ExposeErrors
+from wse.core.session.signals import Channel, Signal
 from wse.core.stats import Stats
 from wse.errors import CloseReason, ErrorCode, WseError
 from wse.files import js_client_path
-from wse.messaging import DeviceInfo
 from wse.protocols.json import WseJSON
 from wse.protocols.msgpack import WseMsgpack
 from wse.publisher import BlockingPublisher, Publisher

@@ -5,14 +5,14 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING
 
-from wse.core.cluster import Cluster
+from wse.core.cluster.cluster import Cluster
 from wse.protocols.json import WseJSON
 from wse.protocols.msgpack import WseMsgpack
 
 if TYPE_CHECKING:
-    from wse.core.broker import Broker
-    from wse.core.cluster import ClusterSettings
-    from wse.core.hub import Hub
+    from wse.core.cluster.settings import ClusterSettings
+    from wse.core.hub.hub import Hub
+    from wse.core.ports.broker import Broker
 
 
 def join_cluster(hub: Hub, broker: str | Broker, settings: ClusterSettings) -> Cluster:

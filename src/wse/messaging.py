@@ -2,36 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, overload
 
-from wse.core.envelope import decode_name, encode_name
-from wse.core.rooms import Room, open_rooms
+from wse.core.cluster.cluster import Cluster
+from wse.core.hub.network import DeviceInfo
+from wse.core.hub.rooms import Room
 from wse.errors import CloseReason
 from wse.types import ClientId, MessageType, RoomName
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    from wse.core.calls import Mode
-    from wse.core.cluster import Cluster
-    from wse.core.connection import Exclude
-    from wse.core.hub import Hub
-
-
-@dataclass(frozen=True, slots=True)
-class DeviceInfo:
-    """A device of a user, on whichever node it is connected.
-
-    Attributes:
-        cid: The user's id.
-        conn_id: The connection's id.
-        node: The node that holds it; an empty string on a server without a cluster.
-    """
-
-    cid: ClientId
-    conn_id: str
-    node: str = ""
+    from wse.core.hub.calls import Mode
+    from wse.core.hub.connection import Exclude
+    from wse.core.hub.hub import Hub
 
 
 class Messaging:
@@ -76,7 +60,7 @@ class Messaging:
 
     def room(self, name: RoomName) -> Room:
         """A room; it need not be made, and exists while it has members."""
-        return Room(open_rooms(self._hub), name)
+        return Room(self._hub.rooms, name)
 
     @overload
     async def call(
@@ -132,11 +116,7 @@ class Messaging:
         Raises:
             WseError: `BROKER_UNAVAILABLE`, in a cluster.
         """
-        cluster = self._hub.cluster
-        if cluster is None:
-            return [DeviceInfo(cid, session.conn.conn_id) for session in self._hub.sessions_of(cid)]
-        devices = await cluster.broker.devices(encode_name(cid))
-        return [DeviceInfo(cid, device.conn_id, device.node) for device in devices]
+        return await self._hub.network.devices(cid)
 
     async def online(self) -> int:
         """How many users are connected.
@@ -144,8 +124,7 @@ class Messaging:
         Raises:
             WseError: `BROKER_UNAVAILABLE`, in a cluster.
         """
-        cluster = self._hub.cluster
-        return len(self._hub.identities) if cluster is None else await cluster.broker.online()
+        return await self._hub.network.online()
 
     async def users(self) -> AsyncIterator[ClientId]:
         """All users that are connected, in no order; who comes or goes meanwhile may be missing or there.
@@ -153,15 +132,11 @@ class Messaging:
         Raises:
             WseError: `BROKER_UNAVAILABLE`, in a cluster.
         """
-        cluster = self._hub.cluster
-        if cluster is None:
-            for cid in tuple(self._hub.identities):
-                yield cid
-        else:
-            async for user in cluster.broker.users():
-                yield decode_name(user)
+        async for user in self._hub.network.users():
+            yield user
 
     @property
     def cluster(self) -> Cluster | None:
         """This server as a node of its cluster; None without a broker."""
-        return self._hub.cluster
+        network = self._hub.network
+        return network if isinstance(network, Cluster) else None

@@ -11,12 +11,12 @@ from contextlib import closing, suppress
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from wse.clusters import as_broker
-from wse.core import envelope
 from wse.core.closing import check_close
-from wse.core.endpoint import Endpoint
-from wse.core.envelope import ALL, ROOM, USER, topic
+from wse.core.cluster import envelope
+from wse.core.cluster.envelope import ALL, ROOM, USER, topic
 from wse.core.limits import Limits
 from wse.core.packed import encode
+from wse.core.session.endpoint import Endpoint
 from wse.errors import CloseReason, ErrorCode, WseError
 from wse.protocols.choice import as_protocols
 from wse.scheduler import AsyncioScheduler
@@ -25,8 +25,8 @@ from wse.types import ClientId, MessageType, RoomName
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-    from wse.core.broker import Broker
-    from wse.core.ports import Protocol
+    from wse.core.ports.broker import Broker
+    from wse.core.ports.protocol import Protocol
 
 T = TypeVar("T")
 

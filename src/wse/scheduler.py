@@ -8,11 +8,11 @@ from collections.abc import Callable, Coroutine, Iterable
 from time import monotonic
 from typing import Any
 
-from wse.core.ports import Timer
+from wse.core.ports.scheduling import Timer
 
 
 class AsyncioScheduler:
-    """A `wse.core.ports.Scheduler` on the running event loop.
+    """A `wse.core.ports.scheduling.Scheduler` on the running event loop.
 
     It binds to the loop when it is first used, so that a server or client can be made before there is a loop, and
     anew with `bind`, so that it can be started again in another.

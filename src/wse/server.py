@@ -10,15 +10,16 @@ from typing import TYPE_CHECKING, TypeVar, overload
 
 from wse.clusters import join_cluster
 from wse.core.admission import Admission
-from wse.core.cluster import ClusterSettings
-from wse.core.connection import ServerSession, WseConnection, WseIdentity
-from wse.core.endpoint import Endpoint, emit_error, error_listener_failed
+from wse.core.cluster.settings import ClusterSettings
 from wse.core.heartbeat import Heartbeat
-from wse.core.hub import Hub
+from wse.core.hub.connection import ServerSession, WseConnection, WseIdentity
+from wse.core.hub.hub import Hub
+from wse.core.hub.single_node import SingleNode
 from wse.core.limits import Limits, Overflow
-from wse.core.ports import Protocol
-from wse.core.rpc import ExposeErrors
-from wse.core.signals import Channel, Signal, check_handler
+from wse.core.ports.protocol import Protocol
+from wse.core.session.endpoint import Endpoint, emit_error, error_listener_failed
+from wse.core.session.rpc import ExposeErrors
+from wse.core.session.signals import Channel, Signal, check_handler
 from wse.errors import WseError
 from wse.files import StaticFile, js_client_path
 from wse.messaging import Messaging
@@ -32,9 +33,8 @@ if TYPE_CHECKING:
     import ssl
     from collections.abc import Callable
 
-    from wse.core.broker import Broker
-    from wse.core.handshake import AuthHandler
-    from wse.core.outgoing import Outgoing
+    from wse.core.hub.handshake import AuthHandler
+    from wse.core.ports.broker import Broker
     from wse.core.stats import Stats
     from wse.transports.deflate import Compression
 
@@ -151,8 +151,9 @@ class WseServer(Messaging, Serving):
         deadline = timeout if auth_timeout is None else auth_timeout
         self._heartbeat = heartbeat or Heartbeat()
         self._hub = Hub(self._endpoint, conns_per_user=conns_per_user, auth_timeout=deadline, heartbeat=self._heartbeat)
-        if broker is not None:
-            self._hub.cluster = join_cluster(self._hub, broker, cluster or ClusterSettings())
+        self._hub.network = (
+            SingleNode(self._hub) if broker is None else join_cluster(self._hub, broker, cluster or ClusterSettings())
+        )
         self._watchdog = None if watchdog is None else Watchdog(watchdog, self._handler_blocked)
         self._started_at: float | None = None
         self._admission = Admission(origins, trusted_proxies)
@@ -256,5 +257,5 @@ class WseServer(Messaging, Serving):
         """
         self._endpoint.procedures.unregister(name)
 
-    def _report(self, error: WseError, session: Outgoing | None) -> None:
+    def _report(self, error: WseError, session: object) -> None:
         emit_error(self.when.error, error, session.conn if isinstance(session, ServerSession) else None)

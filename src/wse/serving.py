@@ -11,7 +11,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, Self
 
 from wse.clusters import join_cluster
-from wse.core.cluster import ClusterSettings
+from wse.core.cluster.settings import ClusterSettings
 from wse.errors import CloseReason, ErrorCode, WseError
 from wse.transports import picows
 from wse.transports.asgi import AsgiApp
@@ -21,13 +21,14 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator
 
     from wse.core.admission import Admission
-    from wse.core.broker import Broker
-    from wse.core.connection import ServerSession
-    from wse.core.endpoint import Endpoint
     from wse.core.heartbeat import Heartbeat
-    from wse.core.hub import Hub
+    from wse.core.hub.connection import ServerSession
+    from wse.core.hub.hub import Hub
     from wse.core.limits import Limits
-    from wse.core.ports import Link, Protocol, Request
+    from wse.core.ports.broker import Broker
+    from wse.core.ports.protocol import Protocol
+    from wse.core.ports.transport import Link, Request
+    from wse.core.session.endpoint import Endpoint
     from wse.files import StaticFile
     from wse.scheduler import AsyncioScheduler
     from wse.transports.deflate import Compression
@@ -41,7 +42,7 @@ commanded: ContextVar[bool] = ContextVar("commanded", default=False)
 
 
 class Serving:
-    """A server's life cycle, and what transports ask of it: a `wse.core.ports.Acceptor`."""
+    """A server's life cycle, and what transports ask of it: a `wse.core.ports.transport.Acceptor`."""
 
     _scheduler: AsyncioScheduler
     _endpoint: Endpoint
@@ -91,7 +92,7 @@ class Serving:
         """
         if self._closing is not None:
             raise RuntimeError("the server has been started")
-        self._hub.cluster = join_cluster(self._hub, broker, settings or ClusterSettings())
+        self._hub.network = join_cluster(self._hub, broker, settings or ClusterSettings())
 
     @property
     def host(self) -> str | None:
@@ -122,8 +123,7 @@ class Serving:
         It is from `start`, or from the beginning without a port, until `close`, which refuses them with HTTP 503. A
         node of a cluster that does not hear the others is not ready either, but takes those that come all the same.
         """
-        cluster = self._hub.cluster
-        return not self._admission.unready and (cluster is None or cluster.healthy)
+        return not self._admission.unready and self._hub.network.healthy
 
     async def start(self) -> None:
         """Begin to listen.
@@ -191,8 +191,7 @@ class Serving:
         self._hub.refuse(1012, CloseReason.BY_SERVER)
         await self._scheduler.settle(self._hub.tasks, grace)
         await self._hub.close(1012, CloseReason.BY_SERVER)
-        if self._hub.cluster is not None:
-            await self._hub.cluster.close()
+        await self._hub.network.close()
         await self._scheduler.cancel_all()
         if listener is not None:
             await listener.wait_closed()
@@ -268,8 +267,7 @@ class Serving:
         if self._closing is None or self._closing.get_loop() is not asyncio.get_running_loop():
             self._begin()
             self._admission.unready.discard(NOT_STARTED)
-        if self._hub.cluster is not None:
-            await self._hub.cluster.attend()
+        await self._hub.network.open()
 
     def _begin(self) -> None:
         """The server lives in the event loop that runs now, until it is closed."""
@@ -301,12 +299,12 @@ class Serving:
         return self._admission
 
     def select(self, offered: Iterable[str]) -> Protocol | None:
-        """The protocol for the subprotocols that a client offers; see `wse.core.ports.Acceptor`."""
+        """The protocol for the subprotocols that a client offers; see `wse.core.ports.transport.Acceptor`."""
         known = {protocol.name: protocol for protocol in self._endpoint.protocols}
         return next((known[name] for name in offered if name in known), None)
 
     def open(self, link: Link, request: Request, protocol: Protocol | None) -> ServerSession:
-        """Take over a WebSocket that has just been opened; see `wse.core.ports.Acceptor`."""
+        """Take over a WebSocket that has just been opened; see `wse.core.ports.transport.Acceptor`."""
         return self._hub.open(link, request, protocol)
 
 

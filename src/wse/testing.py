@@ -8,8 +8,7 @@ from typing import Any
 
 from wse.client.client import WseClient
 from wse.core.limits import Limits
-from wse.core.ports import Link
-from wse.core.session import Session
+from wse.core.ports.transport import Link, Receiver
 from wse.server import WseServer
 from wse.transports.memory import MemoryLink
 from wse.transports.request import HttpRequest
@@ -18,7 +17,7 @@ URL = "ws://testserver/"
 
 
 class MemoryConnector:
-    """Opens links to a server in the same process; a `wse.core.ports.Connector`."""
+    """Opens links to a server in the same process; a `wse.core.ports.transport.Connector`."""
 
     def __init__(self, server: WseServer) -> None:
         self._server = server
@@ -29,7 +28,7 @@ class MemoryConnector:
         protocol: str,
         headers: Mapping[str, str],
         limits: Limits,
-        open: Callable[[Link], Session],
+        open: Callable[[Link], Receiver],
     ) -> None:
         await self._server._attach()
         ours, theirs = MemoryLink.pair(limits, self._server.limits)

@@ -6,7 +6,7 @@ import pytest
 
 from support.net import Log, ServerLog, hi, make_server, soon
 from wse import CloseReason, ErrorCode, ReadyState, WseError
-from wse.core.connection import ServerSession
+from wse.core.hub.connection import ServerSession
 
 REFUSED = (1000, "wse.not-authorized")
 VIOLATED = (1000, "wse.protocol-error")

@@ -1,4 +1,4 @@
-"""What every broker does, whatever its engine: the guarantees of `wse.core.broker.Broker`."""
+"""What every broker does, whatever its engine: the guarantees of `wse.core.ports.broker.Broker`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 from support.brokers import CLUSTERS, run_cluster, unavailable, until
 from support.net import soon
 from wse import ErrorCode, WseError
-from wse.core.broker import Gone, Joined
+from wse.core.ports.broker import Gone, Joined
 
 EVERY_CHARACTER = string.ascii_letters + string.digits + "_-="
 

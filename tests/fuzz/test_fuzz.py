@@ -10,8 +10,8 @@ import pytest
 
 from fuzz.drivers import FoundError, plain
 from fuzz.targets import TARGETS, seeds
-from wse.core.rpc import PendingCalls
-from wse.core.session import Session
+from wse.core.session.rpc import PendingCalls
+from wse.core.session.session import Session
 from wse.protocols.json import WseJSON
 from wse.transports.deflate import Deflate
 

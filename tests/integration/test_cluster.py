@@ -13,8 +13,7 @@ from support.brokers import CLUSTERS, run_cluster
 from support.cluster import WAIT, cluster_of, until
 from support.net import RawSocket
 from wse import BlockingPublisher, ErrorCode, Limits, Publisher, WseError
-from wse.core.envelope import NODE, encode_name
-from wse.core.rooms import open_rooms
+from wse.core.cluster.envelope import NODE, encode_name
 
 USERS = ["ann", "b.o b", 7]
 THREADS = 4
@@ -218,7 +217,7 @@ async def test_names_that_are_too_many_for_one_message_cross_in_several(start):
     one, two, three = nodes
     users = [frozenset(f"{number:0100}" for number in range(100_000)), frozenset(["ann"])]
     for server, here in zip((two, three), users, strict=True):
-        open_rooms(server._hub).local_users = lambda room, here=here: here
+        server._hub.rooms.local_users = lambda room, here=here: here
     assert await inside(one.room("tea").members()) == users[0] | users[1]
     dead = [encode_name(cid) for cid in users[0]]
     two.cluster.register._reaped[one.cluster.node] = set(dead)

@@ -21,7 +21,7 @@ from wse.brokers import from_url, kept, nats_connection
 from wse.brokers import nats as nats_broker
 from wse.brokers.nats import NatsBroker
 from wse.brokers.redis import RedisBroker
-from wse.core.broker import Gone, Joined
+from wse.core.ports.broker import Gone, Joined
 
 PASSWORD = "s3cret/ ?"
 QUOTED = "s3cret%2F%20%3F"

@@ -20,7 +20,7 @@ from support.net import (
     text,
 )
 from wse import ClientStatus, Heartbeat, WseClient
-from wse.core.heartbeat import Pulse
+from wse.core.session.keepalive import Keepalive
 from wse.transports.picows.tcp import seconds_since_last_byte
 
 QUICK = Heartbeat(interval=0.1, timeout=0.1)
@@ -142,7 +142,7 @@ def test_a_client_times_the_way_in_another_event_loop_too(end):
                         await asyncio.sleep(0.01)
             if end == "the client's":
                 await client.close()
-                assert not [timer for timer in asyncio.get_running_loop()._scheduled if _is_of(timer, Pulse)]
+                assert not [timer for timer in asyncio.get_running_loop()._scheduled if _is_of(timer, Keepalive)]
 
     for _ in range(2):
         asyncio.run(once(end))

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from support import stories
 from support.stories import JSON, MSGPACK, PROCEDURES, ClientStory, ServerStory
-from wse.core.handshake import ServerOpening
+from wse.core.hub.handshake import ServerOpening
 
 profile = settings(deadline=None, max_examples=150)
 

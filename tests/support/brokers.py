@@ -12,7 +12,7 @@ from support.net import Log
 from wse import ErrorCode, WseError
 from wse.brokers import from_url
 from wse.brokers.memory import MemoryBroker, MemoryCluster
-from wse.core.broker import Device
+from wse.core.ports.broker import Device
 
 WAIT = 20.0
 """Seconds until a test that waits for an engine gives up; nothing waits that long when all is well."""

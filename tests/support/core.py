@@ -12,10 +12,11 @@ import itertools
 from collections import deque
 
 from wse.client.session import ClientOpening, ClientSession
-from wse.core.endpoint import Endpoint
 from wse.core.heartbeat import Heartbeat
-from wse.core.hub import Hub
+from wse.core.hub.hub import Hub
+from wse.core.hub.single_node import SingleNode
 from wse.core.limits import Limits
+from wse.core.session.endpoint import Endpoint
 from wse.protocols.json import WseJSON
 
 
@@ -31,7 +32,7 @@ class FakeTimer:
 
 
 class FakeScheduler:
-    """A `wse.core.ports.Scheduler` whose clock and turns the test moves."""
+    """A `wse.core.ports.scheduling.Scheduler` whose clock and turns the test moves."""
 
     def __init__(self):
         self.now = 1000.0
@@ -111,7 +112,7 @@ class FakeScheduler:
 
 
 class FakeLink:
-    """A `wse.core.ports.PingingLink` that keeps what it is given."""
+    """A `wse.core.ports.transport.PingingLink` that keeps what it is given."""
 
     pings = True
 
@@ -266,6 +267,7 @@ class ServerSide(Side):
         super().__init__(**options)
         heartbeat = heartbeat or Heartbeat(interval=0)
         self.hub = Hub(self.endpoint, conns_per_user=conns_per_user, auth_timeout=auth_timeout, heartbeat=heartbeat)
+        self.hub.network = SingleNode(self.hub)
         self.hub.identify = identify
         self.hub.generator = generator
         self.names_of = {}

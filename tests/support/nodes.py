@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from support.core import FakeScheduler, ServerSide
 from wse.brokers.memory import MemoryBroker, MemoryCluster
-from wse.core.cluster import Cluster, ClusterSettings
+from wse.core.cluster.cluster import Cluster
+from wse.core.cluster.settings import ClusterSettings
 from wse.messaging import Messaging
 from wse.protocols.json import WseJSON
 from wse.protocols.msgpack import WseMsgpack
@@ -44,7 +45,7 @@ class Node(ServerSide):
         super().__init__(**options)
         self.awake = True
         self.broker = NodeBroker(engine, self)
-        self.cluster = self.hub.cluster = Cluster(
+        self.cluster = self.hub.network = Cluster(
             self.hub, self.broker, settings, clock=lambda: clock.now, readers=(WseJSON(), WseMsgpack())
         )
         self.server = Messaging()
@@ -70,7 +71,7 @@ class Node(ServerSide):
         return [
             *register._seats, *register._joining, *register._unsettled,
             *register._left, *register._owed, *register._silent, *register.doubt.users,
-            *asks._asked, *asks._pending._waiting, *self.cluster._interest, *self.cluster._backlog,
+            *asks._asked, *asks._pending._waiting, *self.cluster.bus._interest, *self.cluster.bus._backlog,
         ]  # fmt: skip
 
 
@@ -94,7 +95,7 @@ class Nodes(list):
     def start(self, **options):
         node = Node(self.engine, self.clock, self._settings, **{**self._options, **options})
         self.append(node)
-        node.do(node.cluster.attend())
+        node.do(node.cluster.open())
         return node
 
     def run(self):

@@ -14,7 +14,7 @@ import pytest
 from support.core import ClientSide, ServerSide
 from wse import Limits, WseError, WseJSON, WseMsgpack
 from wse.client.session import ClientOpening
-from wse.core.handshake import ServerOpening, State
+from wse.core.hub.handshake import ServerOpening, State
 from wse.types import ReadyState
 
 JSON, MSGPACK = WseJSON(), WseMsgpack()

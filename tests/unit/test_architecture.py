@@ -11,27 +11,33 @@ import wse
 SOURCE = Path(wse.__file__).parent
 MODULES = sorted(path.relative_to(SOURCE).as_posix() for path in SOURCE.rglob("*.py"))
 
+# The ground floor of the core, which every storey stands on: session, hub, cluster.
+GROUND = {f"core.{name}" for name in ("admission", "closing", "heartbeat", "limits", "packed", "ports", "stats")}
+
 # What each part may import of wse, the most specific prefix first.
 ALLOWED = {
     "errors.py": set(),
     "types.py": set(),
     "files.py": set(),
-    "core/": {"errors", "types", "core"},
-    "protocols/": {"errors", "types", "core", "protocols"},
+    "core/session/": {"errors", "types", *GROUND, "core.session"},
+    "core/hub/": {"errors", "types", *GROUND, "core.session", "core.hub"},
+    "core/cluster/": {"errors", "types", *GROUND, "core.session", "core.hub", "core.cluster"},
+    "core/": {"errors", "types", *GROUND},
+    "protocols/": {"errors", "types", *GROUND, "protocols"},
     "transports/request.py": set(),
-    "transports/awaited.py": {"errors", "types", "core", "scheduler"},
+    "transports/awaited.py": {"errors", "types", *GROUND, "scheduler"},
     "transports/picows/": {
         "errors",
         "types",
-        "core",
+        *GROUND,
         "files",
         "transports.deflate",
         "transports.picows",
         "transports.request",
     },
-    "transports/": {"errors", "types", "core", "transports.awaited", "transports.request"},
-    "brokers/": {"errors", "core", "brokers", "client.backoff"},
-    "scheduler.py": {"core"},
+    "transports/": {"errors", "types", *GROUND, "transports.awaited", "transports.request"},
+    "brokers/": {"errors", *GROUND, "brokers", "client.backoff"},
+    "scheduler.py": GROUND,
     "client/": {"errors", "types", "core", "client", "protocols", "scheduler", "transports"},
     "auth/": {"errors", "types", "core", "auth", "server"},
     "watchdog.py": set(),

@@ -13,7 +13,7 @@ from wse.brokers import from_url, kept
 from wse.brokers.memory import MemoryBroker, MemoryCluster
 from wse.brokers.nats import NatsBroker
 from wse.brokers.redis import RedisBroker
-from wse.core.broker import Gone, Joined
+from wse.core.ports.broker import Gone, Joined
 
 
 @pytest.mark.parametrize(

@@ -8,9 +8,9 @@ import pytest
 
 from support.nodes import Nodes, heard
 from wse import ErrorCode, WseError, WseJSON, WseMsgpack
-from wse.core import envelope
-from wse.core.cluster import ClusterSettings
-from wse.core.envelope import decode_name, encode_name
+from wse.core.cluster import envelope
+from wse.core.cluster.envelope import decode_name, encode_name
+from wse.core.cluster.settings import ClusterSettings
 
 # Messages.
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import pytest
 
 from support.core import ClientSide, FakeRequest, ServerSide
-from wse.core.handshake import TRANSITIONS, Event, State
+from wse.core.hub.handshake import TRANSITIONS, Event, State
 from wse.errors import ErrorCode, WseError
 
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from support.core import ClientSide, FakeScheduler, ServerSide
 from wse import ErrorCode, Limits, WseError, WseMsgpack
-from wse.core.hub import network_of
+from wse.core.hub.hub import network_of
 from wse.core.limits import TokenBucket, nests_deeper
 
 

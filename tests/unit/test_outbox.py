@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 
 from support.core import ClientSide, ServerSide
 from wse import ErrorCode, Limits, Overflow, WseError
-from wse.core.outbox import Outbox
 from wse.core.packed import Packed
+from wse.core.session.outbox import Outbox
 
 POLICIES = {
     "newest": Overflow.DROP_NEWEST,

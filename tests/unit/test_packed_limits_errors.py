@@ -10,11 +10,11 @@ import pytest
 
 from support.core import FakeScheduler, ServerSide
 from wse import CloseReason, ErrorCode, InternalTypes, Limits, WseError
-from wse.core.endpoint import Endpoint, emit_error, error_listener_failed
 from wse.core.heartbeat import Heartbeat
-from wse.core.hub import Hub
+from wse.core.hub.hub import Hub
 from wse.core.packed import Packed
-from wse.core.signals import Signal
+from wse.core.session.endpoint import Endpoint, emit_error, error_listener_failed
+from wse.core.session.signals import Signal
 from wse.protocols.json import WseJSON
 
 

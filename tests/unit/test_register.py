@@ -6,10 +6,10 @@ import pytest
 
 from support.nodes import Nodes, heard
 from wse import ErrorCode, WseError
-from wse.core import envelope
-from wse.core.cluster import ClusterSettings
-from wse.core.envelope import NODE
-from wse.core.register import each
+from wse.core.cluster import envelope
+from wse.core.cluster.envelope import NODE
+from wse.core.cluster.register import each
+from wse.core.cluster.settings import ClusterSettings
 
 JOINED, LEFT = ("joined", "ann"), ("left", "ann")
 
@@ -445,9 +445,9 @@ def test_what_could_not_be_sent_is_bounded_like_all_that_waits_and_the_rest_is_c
     for number in range(2):
         one.server.broadcast("say", number)
     lose(one, *[("u.ann", b"%d" % number) for number in range(2)])
-    assert [data for _, data in one.cluster._backlog][:2] == [b"0", b"1"]
-    assert len(one.cluster._backlog) == 3
-    assert one.cluster._backlog_bytes == sum(len(data) for _, data in one.cluster._backlog)
+    assert [data for _, data in one.cluster.bus._backlog][:2] == [b"0", b"1"]
+    assert len(one.cluster.bus._backlog) == 3
+    assert one.cluster.bus._backlog_bytes == sum(len(data) for _, data in one.cluster.bus._backlog)
     assert one.cluster.lost == 1
 
 
@@ -469,10 +469,10 @@ def test_a_large_backlog_is_published_in_parts_and_in_order():
     for text in texts:
         one.server.send("ann", "say", text)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("wse.core.cluster.CAUGHT_UP", 1_000_000)
+        patch.setattr("wse.core.cluster.bus.BATCH", 1_000_000)
         nodes.engine.resume()
         nodes.run()
-        assert len(one.cluster._backlog) == 6
+        assert len(one.cluster.bus._backlog) == 6
         nodes.advance(1)
         one.server.send("ann", "say", "new")
         nodes.advance(3)
@@ -718,8 +718,8 @@ def test_a_question_about_a_user_who_has_just_gone_is_no_harm():
     nodes = Nodes(2)
     one, two = nodes
     nodes.join(one)
-    two.cluster.say("u.sann", envelope.Check(two.cluster.node))
-    two.cluster.say("u.sann", envelope.Vouch(two.cluster.node))
+    two.cluster.bus.say("u.sann", envelope.Check(two.cluster.node))
+    two.cluster.bus.say("u.sann", envelope.Vouch(two.cluster.node))
     one.hub.identities["ann"]._devices[0]._session.closed(1001, "")
     nodes.run()
     assert one.codes == []
@@ -960,7 +960,7 @@ def test_a_node_that_waits_for_the_others_when_it_closes_says_everything_when_it
     one.do(one.cluster.close())
     two.awake = True
     nodes.run()
-    one.do(one.cluster.attend())
+    one.do(one.cluster.open())
     one.server.send("ann", "say")
     nodes.run()
     assert ("say", None) in heard(peer)[0]
@@ -1045,7 +1045,7 @@ def test_being_displaced_twice_or_unknown_is_harmless():
     one, two = nodes
     old = nodes.join(one)
     for _ in range(2):
-        two.cluster.tell(one.cluster.node, envelope.Displaced(two.cluster.node, old.conn.conn_id))
+        two.cluster.bus.tell(one.cluster.node, envelope.Displaced(two.cluster.node, old.conn.conn_id))
     nodes.run()
     assert old.closed_with == (1000, "wse.clients-concurrency")
     assert one.errors == []
@@ -1136,7 +1136,7 @@ def test_a_node_starts_again_under_another_name():
     (one,) = nodes
     before = one.cluster.node
     one.do(one.cluster.close())
-    one.do(one.cluster.attend())
+    one.do(one.cluster.open())
     assert one.cluster.node != before
     nodes.join(one)
     assert one.cluster.healthy
@@ -1147,17 +1147,17 @@ def test_a_node_that_cannot_reach_the_broker_does_not_start():
     (one,) = nodes
     one.do(one.cluster.close())
     nodes.engine.pause()
-    assert one.scheduler.start(one.cluster.attend()).exception().code == ErrorCode.BROKER_UNAVAILABLE
+    assert one.scheduler.start(one.cluster.open()).exception().code == ErrorCode.BROKER_UNAVAILABLE
     nodes.engine.resume()
 
     async def fail():
         raise WseError(ErrorCode.BROKER_UNAVAILABLE)
 
     flush, one.broker.flush = one.broker.flush, fail
-    assert one.scheduler.start(one.cluster.attend()).exception().code == ErrorCode.BROKER_UNAVAILABLE
+    assert one.scheduler.start(one.cluster.open()).exception().code == ErrorCode.BROKER_UNAVAILABLE
     assert not one.broker.connected
     one.broker.flush = flush
-    one.do(one.cluster.attend())
+    one.do(one.cluster.open())
 
 
 def test_of_several_connections_that_start_a_node_one_does():
@@ -1165,7 +1165,7 @@ def test_of_several_connections_that_start_a_node_one_does():
     (one,) = nodes
     one.do(one.cluster.close())
     gate = held_up(one.broker, "flush")
-    tasks = [one.scheduler.start(one.cluster.attend()) for _ in range(3)]
+    tasks = [one.scheduler.start(one.cluster.open()) for _ in range(3)]
     gate.set_result(None)
     nodes.run()
     assert all(task.result() is None for task in tasks)
@@ -1178,7 +1178,7 @@ def test_one_of_them_that_goes_meanwhile_takes_none_of_the_others_along(gone):
     (one,) = nodes
     one.do(one.cluster.close())
     gate = held_up(one.broker, "flush")
-    tasks = [one.scheduler.start(one.cluster.attend()) for _ in range(3)]
+    tasks = [one.scheduler.start(one.cluster.open()) for _ in range(3)]
     leaver = tasks.pop(gone)
     leaver.cancel()
     nodes.run()
@@ -1187,7 +1187,7 @@ def test_one_of_them_that_goes_meanwhile_takes_none_of_the_others_along(gone):
         gate.set_result(None)
     nodes.run()
     assert all(task.result() is None for task in tasks)
-    assert one.cluster.is_open
+    assert one.cluster.bus.is_open
 
 
 def test_a_client_that_comes_after_the_end_is_turned_away_and_nothing_is_said():
@@ -1395,7 +1395,7 @@ def test_a_connection_that_is_lost_again_while_it_waits_keeps_what_was_kept():
         nodes.advance(1)
         nodes.engine.pause()
         nodes.advance(2)
-    assert len(one.cluster._backlog) == 1
+    assert len(one.cluster.bus._backlog) == 1
     two.broker.deaf = False
     nodes.engine.resume()
     nodes.advance(1)
@@ -1414,7 +1414,7 @@ def test_a_connection_that_is_lost_as_the_wait_ends_keeps_what_was_kept():
     two.scheduler.run()  # and is answered
     nodes.engine.reachable = False
     nodes.run()
-    assert len(one.cluster._backlog) == 1
+    assert len(one.cluster.bus._backlog) == 1
     nodes.engine.reachable = True
     one.cluster.connection_restored()
     nodes.advance(1)

@@ -3,7 +3,7 @@
 import pytest
 
 from support.core import ServerSide
-from wse.core.rooms import Room, Rooms
+from wse.core.hub.rooms import Room, Rooms
 
 
 class Side(ServerSide):

@@ -8,7 +8,7 @@ import weakref
 import pytest
 
 from support.core import ClientSide, FakeScheduler, ServerSide
-from wse.core.rpc import ExposeErrors, PendingCalls, error_from_wire, error_to_wire
+from wse.core.session.rpc import ExposeErrors, PendingCalls, error_from_wire, error_to_wire
 from wse.errors import ErrorCode, WseError
 
 

@@ -8,8 +8,8 @@ import pytest
 
 from support.core import ClientSide, FakeLink, FakeRequest, ServerSide
 from wse import InternalTypes, Protocol, WseJSON, WseMsgpack
-from wse.core.rpc import ExposeErrors, error_to_wire
-from wse.core.session import ENDED
+from wse.core.session.rpc import ExposeErrors, error_to_wire
+from wse.core.session.session import ENDED
 from wse.errors import CloseReason, ErrorCode, WseError
 from wse.types import ReadyState
 

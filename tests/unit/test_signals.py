@@ -8,8 +8,8 @@ import functools
 import pytest
 
 from support.core import FakeScheduler, ServerSide
-from wse.core.rpc import Procedures
-from wse.core.signals import Channel, Signal, check_handler
+from wse.core.session.rpc import Procedures
+from wse.core.session.signals import Channel, Signal, check_handler
 from wse.errors import ErrorCode, WseError
 
 

@@ -11,10 +11,10 @@ import pytest
 
 from support.core import FakeLink, FakeScheduler, ServerSide
 from wse import Backoff, ClientStatus, CloseReason, ErrorCode, InternalTypes, ReadyState, WseClient, WseError
-from wse.core.endpoint import Endpoint
-from wse.core.handshake import State
+from wse.core.hub.handshake import State
 from wse.core.limits import Limits
-from wse.core.rpc import ExposeErrors, error_from_wire, error_to_wire
+from wse.core.session.endpoint import Endpoint
+from wse.core.session.rpc import ExposeErrors, error_from_wire, error_to_wire
 from wse.protocols.json import WseJSON
 from wse.protocols.msgpack import WseMsgpack
 

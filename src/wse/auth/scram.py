@@ -33,7 +33,7 @@ except ImportError as exc:  # pragma: no cover - the tests have the extra
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from wse.core.handshake import Handshake
+    from wse.core.hub.handshake import Handshake
     from wse.server import WseServer
     from wse.types import ClientId
 

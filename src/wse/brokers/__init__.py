@@ -1,4 +1,4 @@
-"""Brokers: what the nodes of a cluster share, behind the port `wse.core.broker.Broker`."""
+"""Brokers: what the nodes of a cluster share, behind the port `wse.core.ports.broker.Broker`."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 if TYPE_CHECKING:
-    from wse.core.broker import Broker
+    from wse.core.ports.broker import Broker
 
 SCHEMES = ("memory", "nats", "tls", "redis", "rediss")
 

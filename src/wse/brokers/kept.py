@@ -20,7 +20,7 @@ from wse.errors import ErrorCode, WseError
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator
 
-    from wse.core.broker import BrokerListener, Device
+    from wse.core.ports.broker import BrokerListener, Device
 
 ANSWER = 3.0
 """Seconds that an engine has for an answer, or to take a new connection."""
@@ -116,7 +116,7 @@ async def answer(connection: Connection, question: Awaitable[T], within: float) 
 
 
 class KeptBroker(ABC, Generic[C]):
-    """The part of a `wse.core.broker.Broker` that connects, and carries messages.
+    """The part of a `wse.core.ports.broker.Broker` that connects, and carries messages.
 
     After a failure it tries again for ever, after random waits that grow up to 5 seconds, so that the nodes do not
     all come at once.

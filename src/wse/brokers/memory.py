@@ -14,13 +14,13 @@ from collections import deque
 from typing import TYPE_CHECKING, TypeVar
 
 from wse.brokers.register import admit, by_age
-from wse.core.broker import Gone
+from wse.core.ports.broker import Gone
 from wse.errors import ErrorCode, WseError
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
-    from wse.core.broker import BrokerListener, Device, Joined
+    from wse.core.ports.broker import BrokerListener, Device, Joined
 
 T = TypeVar("T")
 
@@ -144,7 +144,7 @@ class MemoryCluster:
 
 
 class MemoryBroker:
-    """A `wse.core.broker.Broker` for one node of a cluster in this process.
+    """A `wse.core.ports.broker.Broker` for one node of a cluster in this process.
 
     Args:
         cluster: What it shares with other nodes; a cluster of its own by default.

@@ -33,13 +33,13 @@ from zlib import crc32
 from wse.brokers.kept import SUBSCRIBED, KeptBroker, take
 from wse.brokers.nats_connection import NatsConnection, OutdatedError
 from wse.brokers.register import admit, by_age
-from wse.core.broker import Device, Gone, Joined
+from wse.core.ports.broker import Device, Gone, Joined
 from wse.errors import ErrorCode, WseError
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Container, Iterator
 
-    from wse.core.broker import BrokerListener
+    from wse.core.ports.broker import BrokerListener
 
 ATTEMPTS = 40
 """How often a step is tried that others come in between of."""
@@ -65,7 +65,7 @@ T = TypeVar("T")
 
 
 class NatsBroker(KeptBroker[NatsConnection]):
-    """A `wse.core.broker.Broker` on NATS servers with JetStream.
+    """A `wse.core.ports.broker.Broker` on NATS servers with JetStream.
 
     Args:
         url: Where the servers are. Its `prefix`, `wse` by default, starts the names of all subjects and buckets, so

@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any, cast
 from wse.brokers.kept import BUFFER, KeptBroker, take
 from wse.brokers.lua import JOIN, LEAVE, NODES, REAP, RENEW, RESIGN, Script
 from wse.brokers.register import by_age
-from wse.core.broker import Device, Gone, Joined
+from wse.core.ports.broker import Device, Gone, Joined
 from wse.errors import ErrorCode, WseError
 
 try:
@@ -63,7 +63,7 @@ REAPED = 500
 
 
 class RedisBroker(KeptBroker["RedisConnection"]):
-    """A `wse.core.broker.Broker` on one Redis or Valkey.
+    """A `wse.core.ports.broker.Broker` on one Redis or Valkey.
 
     Args:
         url: Where the engine is. Its `prefix`, `wse` by default, starts the names of all keys and channels, so that

@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from wse.core.broker import Joined
+from wse.core.ports.broker import Joined
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-    from wse.core.broker import Device
+    from wse.core.ports.broker import Device
 
 TICK = 1e-6
 """Seconds that a fresh device is newer than the newest before it, at least: a double holds the time that exactly."""

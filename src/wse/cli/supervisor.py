@@ -22,7 +22,7 @@ from typing import Any
 
 from wse.cli.worker import READY, VARIABLE
 from wse.client.backoff import Backoff
-from wse.core.hub import CLOSED_WITHIN
+from wse.core.hub.hub import CLOSED_WITHIN
 
 logger = logging.getLogger("wse.supervisor")
 

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar, overload
 from wse.client.backoff import Backoff
 from wse.client.life import UNSET, ClientLife
 from wse.client.signals import ClientSignals
-from wse.core.endpoint import Endpoint, emit_error
 from wse.core.heartbeat import Heartbeat
 from wse.core.limits import Limits, Overflow
-from wse.core.ports import Protocol
-from wse.core.rpc import ExposeErrors
-from wse.core.signals import Channel, check_handler
+from wse.core.ports.protocol import Protocol
+from wse.core.session.endpoint import Endpoint, emit_error
+from wse.core.session.rpc import ExposeErrors
+from wse.core.session.signals import Channel, check_handler
 from wse.errors import CloseReason, WseError
 from wse.protocols.json import WseJSON
 from wse.scheduler import AsyncioScheduler
@@ -25,8 +25,7 @@ if TYPE_CHECKING:
     import ssl
     from collections.abc import Callable
 
-    from wse.core.outgoing import Outgoing
-    from wse.core.ports import Connector
+    from wse.core.ports.transport import Connector
     from wse.transports.deflate import Compression
 
 H = TypeVar("H", bound="Callable[[Any], Any]")
@@ -242,5 +241,5 @@ class WseClient:
     def __repr__(self) -> str:
         return f"<WseClient {self.status}>"
 
-    def _report(self, error: WseError, session: Outgoing | None) -> None:
+    def _report(self, error: WseError, session: object) -> None:
         emit_error(self.when.error, error)

@@ -9,9 +9,9 @@ from urllib.parse import urlsplit
 
 from wse.client.session import ClientOpening, ClientSession
 from wse.core.closing import check_close
-from wse.core.heartbeat import Pulse
 from wse.core.packed import encode
-from wse.core.ports import Credentials
+from wse.core.ports.credentials import Credentials
+from wse.core.session.keepalive import Keepalive
 from wse.errors import CloseReason, ErrorCode, WseError
 from wse.types import ClientStatus
 
@@ -20,11 +20,12 @@ if TYPE_CHECKING:
 
     from wse.client.backoff import Backoff
     from wse.client.signals import ClientSignals
-    from wse.core.endpoint import Endpoint
     from wse.core.heartbeat import Heartbeat
     from wse.core.packed import Packed
-    from wse.core.ports import Connector, Link, Protocol
-    from wse.core.session import Session
+    from wse.core.ports.protocol import Protocol
+    from wse.core.ports.transport import Connector, Link
+    from wse.core.session.endpoint import Endpoint
+    from wse.core.session.session import Session
 
 JUMP = 4000
 """The close code of `jump`; who closes with it is reconnected to, at once and always (WIRE.md section 6)."""
@@ -88,7 +89,7 @@ class ClientLife:
         self._connector = connector
         self._reconnect = reconnect
         self._backoff = backoff
-        self._pulse = Pulse(endpoint.scheduler, heartbeat, self._alive)
+        self._keepalive = Keepalive(endpoint.scheduler, heartbeat, self._alive)
         self._closes = 0  # how often the application has closed
         self.respond: Callable[[Any], Any] | None = None
         self.status = ClientStatus.IDLE
@@ -133,7 +134,7 @@ class ClientLife:
         self._closes += 1
         session = self.session
         self._stop_connecting()
-        self._pulse.stop()
+        self._keepalive.stop()
         if session is not None:
             session.close(1000, reason)
             await session.wait_closed()
@@ -240,8 +241,8 @@ class ClientLife:
             opening = ClientOpening(session, self, credentials.respond, credentials.finish)
         session.enter(opening)
         if link.pings:
-            self._pulse.stop()  # its timer may be one of an event loop that has ended, and never come
-            self._pulse.start()
+            self._keepalive.stop()  # its timer may be one of an event loop that has ended, and never come
+            self._keepalive.start()
         link.write_shared(hi)
         self._when.connected.emit()
         return session

@@ -6,16 +6,17 @@ import typing
 from inspect import isawaitable
 from typing import TYPE_CHECKING, Any
 
-from wse.core.session import Session
-from wse.core.signals import run_handler
+from wse.core.session.session import Session
+from wse.core.session.signals import run_handler
 from wse.errors import CloseReason, ErrorCode, WseError
 
 if TYPE_CHECKING:
     import asyncio
     from collections.abc import Callable
 
-    from wse.core.endpoint import Endpoint
-    from wse.core.ports import Link, Protocol
+    from wse.core.ports.protocol import Protocol
+    from wse.core.ports.transport import Link
+    from wse.core.session.endpoint import Endpoint
 
 
 class SessionOwner(typing.Protocol):

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from wse.core.endpoint import error_listener_failed
-from wse.core.signals import Signal
+from wse.core.session.endpoint import error_listener_failed
+from wse.core.session.signals import Signal
 from wse.errors import ErrorCode, WseError
 from wse.types import ClientStatus
 
 if TYPE_CHECKING:
-    from wse.core.endpoint import Endpoint
+    from wse.core.session.endpoint import Endpoint
 
 
 class ClientSignals:

@@ -1,22 +1,8 @@
-"""Finding peers that have gone without a word, and how long the way to the others is.
-
-One timer looks at all connections of an endpoint: a timer for each would cost memory and time, and a glance at each
-every few seconds costs next to nothing. So the times are kept to within a quarter of the shorter one.
-"""
+"""When silent peers are pinged, and when they are given up."""
 
 from __future__ import annotations
 
-import typing
-from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from wse.core.ports import PingingLink, Scheduler, Timer
-    from wse.core.session import Session
-
-_LOOKS = 4
-"""How often they are looked at in the shorter of the two times."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,57 +24,3 @@ class Heartbeat:
     def __post_init__(self) -> None:
         if self.interval < 0 or self.timeout <= 0:
             raise ValueError("interval and timeout are in seconds, and only the interval may be 0")
-
-
-class Pulse:
-    """The heartbeat of an endpoint's connections.
-
-    Args:
-        scheduler: Time and timers.
-        heartbeat: When to ping, and when to give up.
-        sessions: All sessions whose socket is open.
-    """
-
-    __slots__ = ("_heartbeat", "_period", "_scheduler", "_sessions", "_timer")
-
-    def __init__(self, scheduler: Scheduler, heartbeat: Heartbeat, sessions: Callable[[], Iterable[Session]]) -> None:
-        self._scheduler = scheduler
-        self._heartbeat = heartbeat
-        self._sessions = sessions
-        self._period = min(heartbeat.interval, heartbeat.timeout) / _LOOKS
-        self._timer: Timer | None = None
-
-    def start(self) -> None:
-        """A connection has been opened: look at all from now on, as long as there is one."""
-        if self._timer is None and self._period:
-            self._timer = self._scheduler.call_later(self._period, self._look)
-
-    def stop(self) -> None:
-        """Look no more."""
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-
-    def _look(self) -> None:
-        self._timer = None
-        now = self._scheduler.time()
-        beating = False
-        for session in tuple(self._sessions()):
-            if session.link.pings:
-                beating = True
-                self._look_at(session, typing.cast("PingingLink", session.link), now)
-        if beating:
-            self.start()
-
-    def _look_at(self, session: Session, link: PingingLink, now: float) -> None:
-        if link.heard:
-            link.heard = False
-            session.silent_since = now
-            session.pinged_at = None
-        elif session.pinged_at is not None:
-            # A large message may come slowly, and is heard only when it is whole: then the kernel knows of its bytes.
-            if now - session.pinged_at >= self._heartbeat.timeout and link.silence() >= self._heartbeat.timeout:
-                session.lost()
-        elif now - session.silent_since >= self._heartbeat.interval - self._period / 2:
-            session.pinged_at = now
-            link.ping()

@@ -7,7 +7,7 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from wse.core.ports import Scheduler
+    from wse.core.ports.scheduling import Scheduler
 
 
 class Overflow(StrEnum):

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from wse.errors import ErrorCode, WseError
 
 if TYPE_CHECKING:
-    from wse.core.ports import Protocol
+    from wse.core.ports.protocol import Protocol
     from wse.types import MessageType
 
 

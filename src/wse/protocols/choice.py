@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from wse.core.ports import Protocol
+from wse.core.ports.protocol import Protocol
 from wse.protocols.json import WseJSON
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from wse.core.ports import Codec, Protocol
+from wse.core.ports.protocol import Codec, Protocol
 from wse.types import MessageType
 
 

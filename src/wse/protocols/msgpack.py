@@ -6,7 +6,7 @@ from typing import Any
 
 import msgspec
 
-from wse.core.ports import Codec, Protocol
+from wse.core.ports.protocol import Codec, Protocol
 from wse.protocols.json import to_message
 from wse.types import MessageType
 

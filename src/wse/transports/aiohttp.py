@@ -17,8 +17,8 @@ except ImportError as exc:  # pragma: no cover - the tests have the extra
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-    from wse.core.ports import Acceptor, Protocol
-    from wse.core.session import Session
+    from wse.core.ports.protocol import Protocol
+    from wse.core.ports.transport import Acceptor, Receiver
 
 
 class AiohttpLink(AwaitedLink):
@@ -71,7 +71,7 @@ def handler(
         started: Awaited before each connection.
     """
 
-    def open_session(request: web.Request, protocol: Protocol | None, link: AwaitedLink) -> Session:
+    def open_session(request: web.Request, protocol: Protocol | None, link: AwaitedLink) -> Receiver:
         remote_addr = acceptor.admission.address(link.remote_addr, request.headers)
         http_request = HttpRequest(request.path_qs, request.headers, remote_addr, request)
         return acceptor.open(link, http_request, protocol)

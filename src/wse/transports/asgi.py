@@ -17,8 +17,8 @@ from wse.transports.awaited import AwaitedLink
 from wse.transports.request import CompactHeaders, HttpRequest
 
 if TYPE_CHECKING:
-    from wse.core.ports import Acceptor, Protocol
-    from wse.core.session import Session
+    from wse.core.ports.protocol import Protocol
+    from wse.core.ports.transport import Acceptor, Receiver
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -113,7 +113,7 @@ class AsgiApp:
         link = AsgiLink(self._acceptor.limits.message_size, receive, send, str(client[0]) if client else "")
         await link.run(partial(self._open, scope, headers, protocol))
 
-    def _open(self, scope: Scope, headers: CompactHeaders, protocol: Protocol | None, link: AwaitedLink) -> Session:
+    def _open(self, scope: Scope, headers: CompactHeaders, protocol: Protocol | None, link: AwaitedLink) -> Receiver:
         remote_addr = self._acceptor.admission.address(link.remote_addr, headers)
         raw_path = (
             scope.get("raw_path") or quote(scope["path"]).encode()

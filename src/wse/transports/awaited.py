@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from wse.core.packed import Packed
-    from wse.core.ports import Timer
-    from wse.core.session import Session
+    from wse.core.ports.scheduling import Timer
+    from wse.core.ports.transport import Receiver
 
 CLOSE_TIMEOUT = 5.0
 """Seconds that the peer has for its part of the closing handshake, before the connection is cut."""
@@ -44,7 +44,7 @@ class AwaitedLink(ABC):
 
     def __init__(self, limit: int, remote_addr: str) -> None:
         self.remote_addr = remote_addr
-        self.session: Session
+        self.session: Receiver
         self._limit = limit
         self._loop = asyncio.get_running_loop()
         self._task: asyncio.Task[Any] | None = None  # while it runs
@@ -123,7 +123,7 @@ class AwaitedLink(ABC):
 
     # The connection's task.
 
-    async def run(self, open: Callable[[AwaitedLink], Session]) -> None:
+    async def run(self, open: Callable[[AwaitedLink], Receiver]) -> None:
         """Exchange messages until either side has closed."""
         task = asyncio.current_task()
         assert task is not None  # a coroutine of asyncio

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
     from wse.core.limits import Limits
     from wse.core.packed import Packed
-    from wse.core.session import Session
+    from wse.core.ports.transport import Receiver
 
 
 class MemoryLink:
@@ -27,7 +27,7 @@ class MemoryLink:
         self._closing = False  # this end writes no more
         self._closed = False
         self.peer: MemoryLink
-        self.session: Session
+        self.session: Receiver
 
     @classmethod
     def pair(cls, limits: Limits, peer_limits: Limits) -> tuple[MemoryLink, MemoryLink]:

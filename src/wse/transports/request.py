@@ -9,7 +9,7 @@ from urllib.parse import parse_qsl
 
 
 class HttpRequest:
-    """See `wse.core.ports.Request`."""
+    """See `wse.core.ports.transport.Request`."""
 
     __slots__ = ("headers", "native", "path", "query_string", "remote_addr")
 

@@ -19,8 +19,7 @@ if TYPE_CHECKING:
 
     from wse.core.limits import Limits
     from wse.core.packed import Packed
-    from wse.core.ports import Link
-    from wse.core.session import Session
+    from wse.core.ports.transport import Link, Receiver
     from wse.transports.deflate import Compression
 
 
@@ -33,13 +32,13 @@ async def connect(
     protocol: str,
     headers: Mapping[str, str],
     limits: Limits,
-    open: Callable[[Link], Session],
+    open: Callable[[Link], Receiver],
     *,
     ssl: ssl.SSLContext | None = None,
     timeout: float = 20.0,
     compression: Compression | None = None,
 ) -> None:
-    """Open a WebSocket to a server; see `wse.core.ports.Connector`.
+    """Open a WebSocket to a server; see `wse.core.ports.transport.Connector`.
 
     Args:
         url: `ws:` or `wss:`.

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
     from wse.core.limits import Limits
     from wse.core.packed import Packed
-    from wse.core.ports import Timer
-    from wse.core.session import Session
+    from wse.core.ports.scheduling import Timer
+    from wse.core.ports.transport import Receiver
     from wse.transports.deflate import Deflate
 
 CLOSE_TIMEOUT = 5.0
@@ -90,17 +90,17 @@ class PicowsLink(WSListener):
         "heard",
     )
 
-    _session: Session
+    _session: Receiver
     _transport: WSTransport
     _underlying: asyncio.Transport
     _write: Callable[[asyncio.Transport, bytes], None]
 
     def __init__(
-        self, turn: Turn, limits: Limits, open: Callable[[PicowsLink], Session], deflate: Deflate | None = None
+        self, turn: Turn, limits: Limits, open: Callable[[PicowsLink], Receiver], deflate: Deflate | None = None
     ) -> None:
         self._turn = turn
         self._limit = limits.message_size
-        self._open: Callable[[PicowsLink], Session] | None = open
+        self._open: Callable[[PicowsLink], Receiver] | None = open
         self._out: list[bytes] = []
         self._queued = False  # in the turn's list, or about to be flushed by the frame that is being handled
         self._closing = False

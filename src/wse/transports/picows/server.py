@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 
     from picows import WSUpgradeRequest
 
-    from wse.core.ports import Acceptor, Protocol
-    from wse.core.session import Session
+    from wse.core.ports.protocol import Protocol
+    from wse.core.ports.transport import Acceptor, Receiver
     from wse.files import StaticFile
     from wse.transports.deflate import Compression
 
@@ -68,7 +68,7 @@ async def listen(
     """
     turn = Turn(asyncio.get_running_loop())
 
-    def open_link(protocol: Protocol | None, link: PicowsLink) -> Session:
+    def open_link(protocol: Protocol | None, link: PicowsLink) -> Receiver:
         transport = link._transport
         items = transport.request.headers.items()
         headers = CompactHeaders(item for item in items if item[0].lower() not in _OF_THE_HANDSHAKE)

@@ -5,16 +5,17 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from wse.core.envelope import NODE, Answer, Call, Cancel, Query, encode, in_parts, plain
-from wse.core.rpc import NotAskedError, PendingCalls, error_from_wire
+from wse.core.cluster.envelope import NODE, Answer, Call, Cancel, Query, encode, in_parts, plain
+from wse.core.session.rpc import NotAskedError, PendingCalls, error_from_wire
 from wse.errors import ErrorCode, WseError
 
 if TYPE_CHECKING:
     import asyncio
     from collections.abc import Callable, Iterable
 
-    from wse.core.cluster import Cluster
-    from wse.core.connection import ServerSession
+    from wse.core.cluster.bus import Bus
+    from wse.core.hub.connection import ServerSession
+    from wse.core.hub.hub import Hub
     from wse.types import MessageType
 
 MESSAGE_LENGTH = 1000
@@ -22,7 +23,7 @@ MESSAGE_LENGTH = 1000
 
 
 class RemoteDevice:
-    """A device of another node; a `wse.core.calls.Callee`."""
+    """A device of another node; a `wse.core.hub.calls.Callee`."""
 
     __slots__ = ("_asks", "_conn_id", "_node")
 
@@ -42,16 +43,21 @@ class Asks:
     """The questions of this node that wait for their answer, and its answers to others.
 
     Args:
-        cluster: The node.
+        bus: The way to the others.
+        hub: The devices that they may call.
+        patience: Seconds that other nodes have for an answer to a query.
+
+    Attributes:
         queries: What other nodes may ask, by name: a function of a name that returns a plain value; a list is one of
             encoded names, however many.
     """
 
-    def __init__(self, cluster: Cluster, queries: dict[str, Callable[[str], Any]]) -> None:
-        self._cluster = cluster
-        self._hub = cluster.hub
-        self._endpoint = cluster.hub.endpoint
-        self._queries = queries
+    def __init__(self, bus: Bus, hub: Hub, patience: float) -> None:
+        self._bus = bus
+        self._hub = hub
+        self._endpoint = hub.endpoint
+        self._patience = patience
+        self.queries: dict[str, Callable[[str], Any]] = {}
         self._pending = PendingCalls(self._endpoint.scheduler, self._endpoint.timeout)
         self._asked: dict[int, tuple[str, MessageType]] = {}  # by stamp, the node whose answer is due, and to what
         self._parts: dict[int, list[list[str]]] = {}  # by stamp, those of an answer that have come
@@ -64,7 +70,7 @@ class Asks:
     def call(
         self, node: str, conn_id: str, name: MessageType, payload: Any, timeout: float | None
     ) -> tuple[int, asyncio.Future[Any]]:
-        """Call a device of another node; see `wse.core.session.Session.start_call`.
+        """Call a device of another node; see `wse.core.session.session.Session.start_call`.
 
         Raises:
             WseError: `RP_SEND_FAILED`; `PROTOCOL_VIOLATION` for a name that is WSE's own.
@@ -72,7 +78,7 @@ class Asks:
         self._endpoint.check_type(name)
         stamp, future = self._pending.add(name, timeout)
         try:
-            self._send(node, plain(Call(self._cluster.node, stamp, conn_id, name, payload, timeout)))
+            self._send(node, plain(Call(self._bus.node, stamp, conn_id, name, payload, timeout)))
         except Exception as exc:
             self._pending.discard(stamp)
             raise WseError(ErrorCode.RP_SEND_FAILED, {"rp": name}, f"the call cannot cross: {exc}") from exc
@@ -85,8 +91,8 @@ class Asks:
         Raises:
             WseError: `BROKER_UNAVAILABLE`.
         """
-        nodes = await self._cluster.broker.nodes() - {self._cluster.node}
-        return await self.query_nodes(nodes, what, about, self._cluster.settings.query, strict=strict)
+        nodes = await self._bus.broker.nodes() - {self._bus.node}
+        return await self.query_nodes(nodes, what, about, self._patience, strict=strict)
 
     async def query_nodes(
         self, nodes: Iterable[str], what: str, about: str, timeout: float, *, strict: bool = False
@@ -110,7 +116,7 @@ class Asks:
                 stamp, future = self._pending.add(what, timeout)
                 asked.append((node, stamp, future))
                 self._asked[stamp] = node, what
-                self._send(node, encode(Query(self._cluster.node, stamp, what, about)))
+                self._send(node, encode(Query(self._bus.node, stamp, what, about)))
             for node, _, future in asked:
                 try:
                     answers.append(await future)
@@ -160,7 +166,7 @@ class Asks:
         self.forget(stamp)
         if asked is not None:
             # If this is lost, the other node waits for the call's own timeout.
-            self._cluster.tell(asked[0], Cancel(self._cluster.node, stamp))
+            self._bus.tell(asked[0], Cancel(self._bus.node, stamp))
 
     @property
     def waiting(self) -> int:
@@ -216,7 +222,7 @@ class Asks:
 
     def queried(self, query: Query) -> None:
         """Another node asks for what we know."""
-        answer = self._queries.get(query.what)
+        answer = self.queries.get(query.what)
         if answer is None:  # it runs a newer version than we do
             return
         try:
@@ -256,7 +262,7 @@ class Asks:
     def _answer(self, origin: str, stamp: int, value: Any, parts: int = 1) -> bool:
         """Whether the answer, or this part of it, has been sent; otherwise the error has."""
         try:
-            self._send(origin, plain(Answer(self._cluster.node, stamp, value, parts=parts)))
+            self._send(origin, plain(Answer(self._bus.node, stamp, value, parts=parts)))
         except Exception as exc:
             problem = f"the result cannot cross: {exc}"
             self._answer_error(origin, stamp, WseError(ErrorCode.RP_EXECUTION_FAILED, {}, problem))
@@ -265,13 +271,13 @@ class Asks:
 
     def _answer_error(self, origin: str, stamp: int, error: WseError) -> None:
         wire: dict[str, Any] = {"code": str(error.code), "message": error.message, "details": error.details}
-        answer = Answer(self._cluster.node, stamp, error=wire, absent=isinstance(error, NotAskedError))
+        answer = Answer(self._bus.node, stamp, error=wire, absent=isinstance(error, NotAskedError))
         try:
             self._send(origin, encode(answer))
         except Exception:
             # Its details cannot be encoded, or are too large. Who asks must not wait for the timeout because of that.
             answer.error = {"code": _cut(error.code), "message": _cut(error.message), "details": {}}
-            self._cluster.tell(origin, answer)
+            self._bus.tell(origin, answer)
 
     def _send(self, node: str, data: bytes) -> None:
         """Say it now or not at all: who asks does not wait for a broker that is away.
@@ -279,9 +285,9 @@ class Asks:
         Raises:
             WseError: `BROKER_UNAVAILABLE`; `LIMIT_EXCEEDED` for what is larger than the broker takes.
         """
-        if not self._cluster.broker.connected:
+        if not self._bus.broker.connected:
             raise WseError(ErrorCode.BROKER_UNAVAILABLE)
-        self._cluster.broker.publish(NODE + node, data)
+        self._bus.broker.publish(NODE + node, data)
 
 
 def _cut(text: str) -> str:

@@ -8,17 +8,16 @@ from math import inf
 from typing import TYPE_CHECKING, Any
 
 from wse.core.limits import Overflow
-from wse.core.ports import RESERVED_PREFIX, Protocol
-from wse.core.rpc import ExposeErrors, Procedures
-from wse.core.signals import Channel, Signal
+from wse.core.ports.protocol import RESERVED_PREFIX, Protocol
+from wse.core.session.rpc import ExposeErrors, Procedures
+from wse.core.session.signals import Channel, Signal
 from wse.core.stats import Counters
 from wse.errors import ErrorCode, WseError
 from wse.types import MessageType
 
 if TYPE_CHECKING:
     from wse.core.limits import Limits
-    from wse.core.outgoing import Outgoing
-    from wse.core.ports import Scheduler
+    from wse.core.ports.scheduling import Scheduler
 
 logger = logging.getLogger("wse")
 
@@ -64,7 +63,7 @@ class Endpoint:
         scheduler: Scheduler,
         timeout: float,
         limits: Limits,
-        report: Callable[[WseError, Outgoing | None], None],
+        report: Callable[[WseError, object], None],
         overflow: Mapping[MessageType, Overflow | str] | None = None,
         expose: ExposeErrors | str = ExposeErrors.MESSAGE,
         debug: bool = False,
@@ -109,7 +108,7 @@ class Endpoint:
         )
         raise WseError(ErrorCode.PROTOCOL_VIOLATION, {"type": type}, problem)
 
-    def report(self, error: WseError, session: Outgoing | None = None, cause: BaseException | None = None) -> None:
+    def report(self, error: WseError, session: object = None, cause: BaseException | None = None) -> None:
         """Tell the application of a failure."""
         if cause is not None:
             error.__cause__ = cause

@@ -2,18 +2,40 @@
 
 from __future__ import annotations
 
+import typing
 from typing import TYPE_CHECKING, Any
 
-from wse.core.connection import WseConnection, WseIdentity
-from wse.core.envelope import ROOM, USER, Enter, encode_name, topic
+from wse.core.hub.connection import WseConnection, WseIdentity
+from wse.core.hub.network import ROOM
 from wse.types import ClientId, MessageType, RoomName
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Collection, Hashable
 
-    from wse.core.connection import Exclude
-    from wse.core.hub import Hub
-    from wse.core.signals import Signal
+    from wse.core.hub.connection import Exclude
+    from wse.core.hub.network import Network
+    from wse.core.session.signals import Signal
+
+
+class Host(typing.Protocol):
+    """A hub, as its rooms see it."""
+
+    network: Network
+
+    def signal(self, name: str, *takes: str) -> Signal[*tuple[Any, ...]]:
+        """A signal whose listeners' failures are reported."""
+        ...
+
+    def send_to(
+        self,
+        kind: str,
+        name: Hashable,
+        conns: Collection[WseConnection],
+        type: MessageType,
+        payload: Any,
+        exclude: Exclude = None,
+    ) -> None:
+        """Send to valid connections of this node, and to the others of that name elsewhere."""
 
 
 class RoomSignals:
@@ -26,7 +48,7 @@ class RoomSignals:
 
     __slots__ = ("joined", "left")
 
-    def __init__(self, hub: Hub) -> None:
+    def __init__(self, hub: Host) -> None:
         self.joined: Signal[WseConnection] = hub.signal("joined", "conn")
         self.left: Signal[WseConnection] = hub.signal("left", "conn")
 
@@ -57,7 +79,7 @@ class Room:
         for conn in _connections(member):
             self._rooms.add(self.name, conn)
         if isinstance(member, WseIdentity):
-            self._rooms.tell_others(self.name, member.cid, enter=True)
+            self._rooms.enter_elsewhere(self.name, member.cid, enter=True)
 
     def discard(self, member: WseConnection | WseIdentity) -> None:
         """Take out a connection, or all connections of a user; nothing happens for one that is not in the room.
@@ -68,7 +90,7 @@ class Room:
         for conn in _connections(member):
             self._rooms.discard(self.name, conn)
         if isinstance(member, WseIdentity):
-            self._rooms.tell_others(self.name, member.cid, enter=False)
+            self._rooms.enter_elsewhere(self.name, member.cid, enter=False)
 
     def send(self, type: MessageType, payload: Any = None, *, exclude: Exclude = None) -> None:
         """Send a message to every connection in the room, on all nodes of the cluster.
@@ -105,7 +127,7 @@ class Room:
 class Rooms:
     """The rooms of a hub, as far as its own connections are in them."""
 
-    def __init__(self, hub: Hub) -> None:
+    def __init__(self, hub: Host) -> None:
         self._hub = hub
         self._members: dict[RoomName, dict[str, WseConnection]] = {}
         self._rooms_of: dict[str, set[RoomName]] = {}  # by conn_id; only who is in a room costs anything
@@ -127,17 +149,15 @@ class Rooms:
         return frozenset(conn.cid for conn in self.local(name))
 
     async def members(self, name: RoomName) -> frozenset[ClientId]:
-        cluster = self._hub.cluster
         here = self.local_users(name)
-        return here if cluster is None else here | await cluster.members(name)
+        return here | await self._hub.network.members(name)
 
     def add(self, name: RoomName, conn: WseConnection) -> None:
         if not conn._session.valid:
             return
         members = self._members.get(name)
         if members is None:
-            if self._hub.cluster is not None:
-                self._hub.cluster.want(topic(ROOM, name))
+            self._hub.network.want_room(name)
             members = self._members[name] = {}
         if conn.conn_id not in members:
             members[conn.conn_id] = conn
@@ -161,28 +181,18 @@ class Rooms:
     def send(self, name: RoomName, type: MessageType, payload: Any, exclude: Exclude) -> None:
         self._hub.send_to(ROOM, name, self.local(name), type, payload, exclude)
 
-    def tell_others(self, name: RoomName, cid: ClientId, *, enter: bool) -> None:
+    def enter_elsewhere(self, name: RoomName, cid: ClientId, *, enter: bool) -> None:
         """A user has been added or taken out as a whole, so the same is to happen on the other nodes."""
-        cluster = self._hub.cluster
-        if cluster is not None:
-            cluster.say(topic(USER, cid), Enter(cluster.node, encode_name(name), enter))
+        self._hub.network.enter(name, cid, enter=enter)
 
     def _take_out(self, name: RoomName, conn: WseConnection) -> None:
         members = self._members[name]
         del members[conn.conn_id]
         if not members:
             del self._members[name]
-            if self._hub.cluster is not None:
-                self._hub.cluster.unwant(topic(ROOM, name))
+            self._hub.network.unwant_room(name)
         if name in self._signals:
             self._signals[name].left.emit(conn)
-
-
-def open_rooms(hub: Hub) -> Rooms:
-    """A hub's rooms; they cost nothing before anybody asks for them."""
-    if hub.rooms is None:
-        hub.rooms = Rooms(hub)
-    return hub.rooms
 
 
 def _connections(member: WseConnection | WseIdentity) -> tuple[WseConnection, ...]:

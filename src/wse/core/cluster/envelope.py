@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Hashable, Iterable, Mapping
 
     from wse.core.packed import Packed
-    from wse.core.ports import Protocol
+    from wse.core.ports.protocol import Protocol
     from wse.types import MessageType
 
 ALL = "all"

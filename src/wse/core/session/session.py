@@ -11,19 +11,22 @@ from inspect import isawaitable
 from types import CoroutineType
 from typing import TYPE_CHECKING, Any
 
-from wse.core.answering import Answering, discard
-from wse.core.limits import nests_deeper
-from wse.core.packed import encode, unencodable
-from wse.core.rpc import NotAskedError, PendingCalls, error_from_wire
-from wse.core.signals import HANDLER_ERRORS, settle
+from wse.core.limits import Overflow, nests_deeper
+from wse.core.packed import Packed, encode, unencodable
+from wse.core.session.handlers import Handlers
+from wse.core.session.outbox import Outbox
+from wse.core.session.rpc import NotAskedError, PendingCalls, error_from_wire, error_to_wire
+from wse.core.session.signals import HANDLER_ERRORS, handler_of, settle
 from wse.errors import CloseReason, ErrorCode, WseError
 from wse.types import MessageType, ReadyState
 
 if TYPE_CHECKING:
     import asyncio
+    from collections.abc import Callable, Coroutine
 
-    from wse.core.endpoint import Endpoint
-    from wse.core.ports import Link, Protocol
+    from wse.core.ports.protocol import Protocol
+    from wse.core.ports.transport import Link
+    from wse.core.session.endpoint import Endpoint
 
 
 _TRUTHY_IN_JAVASCRIPT = (list, dict)
@@ -64,7 +67,7 @@ class _Ended:
 ENDED = _Ended()
 
 
-class Session(Answering):
+class Session:
     """One connection.
 
     A transport calls `receive`, `closed`, `writable`, `violated` and `pong`; the application's side calls `send`,
@@ -72,6 +75,10 @@ class Session(Answering):
     every pending call is settled, while the socket still does its closing handshake.
 
     Attributes:
+        endpoint: What all connections of the server or client share.
+        link: The open WebSocket.
+        protocol: The message protocol of the connection.
+        ready_state: The state of the socket.
         silent_since: When the peer was last known to have sent something; kept by the heartbeat, as is
         pinged_at: When it was pinged, if its pong is still due.
         rtt: Seconds from the last ping to its pong; `None` before the first.
@@ -80,18 +87,46 @@ class Session(Answering):
     __slots__ = (
         "_calls",
         "_conn",
+        "_counters",
         "_decode",
+        "_drainers",
+        "_encode",
+        "_exceeded",
+        "_handlers",
         "_nesting",
+        "_outbox",
         "_phase",
         "_procedures",
+        "_response",
+        "_running_calls",
+        "_utf8",
+        "_writable",
+        "endpoint",
+        "link",
         "pinged_at",
+        "protocol",
+        "ready_state",
         "rtt",
         "silent_since",
     )
 
     def __init__(self, endpoint: Endpoint, link: Link, protocol: Protocol) -> None:
-        super().__init__(endpoint, link, protocol)
-        self._decode = protocol.codec.decode
+        self.endpoint = endpoint
+        self.link = link
+        self.protocol = protocol
+        self.ready_state = ReadyState.OPEN
+        codec = protocol.codec
+        self._decode = codec.decode
+        self._encode: Callable[[tuple[Any, Any, Any]], Any] = codec.encode
+        self._utf8 = codec.utf8
+        self._response = protocol.internal_types.response
+        self._counters = endpoint.counters
+        self._writable = True
+        self._outbox: Outbox | None = None
+        self._drainers: dict[asyncio.Future[None], None] | None = None  # in order
+        self._exceeded: tuple[str, ...] = ()  # limits whose excess has been reported
+        self._handlers: Handlers | None = None
+        self._running_calls = 0  # async handlers that run and answer a call
         self._procedures = endpoint.procedures.by_name
         self._nesting = endpoint.limits.nesting
         self._conn: Any = None  # what handlers get before the payload: the connection at a server, nothing at a client
@@ -103,6 +138,14 @@ class Session(Answering):
         self._counters.opened += 1
 
     # What a side adds to it.
+
+    def describe(self) -> str:
+        """Who the peer is, for reports (WIRE.md section 4)."""
+        raise NotImplementedError  # pragma: no cover - both sides have their own
+
+    def context(self) -> dict[str, Any]:
+        """What identifies the connection in the details of an error."""
+        return {}
 
     def _on_end(self, code: int, reason: str) -> None:
         """The session has just ended."""
@@ -169,6 +212,17 @@ class Session(Answering):
         self._end(code, reason)
         self._wake_drainers()
         self._on_closed()
+
+    def writable(self, writable: bool) -> None:
+        """Whether the socket takes more, or its buffer is above the high-water mark."""
+        self._writable = writable
+        if not writable:
+            return
+        outbox = self._outbox
+        while outbox and self._writable:
+            self.link.write_shared(outbox.take())
+        if self._writable:
+            self._wake_drainers()
 
     def violated(self, code: int, problem: str) -> None:
         """The transport found a violation of RFC 6455 or of a limit, and the connection is to end for it."""
@@ -271,6 +325,32 @@ class Session(Answering):
             self._write_all()
             self.link.close(code, reason)
             self._end(code, reason)
+
+    async def drain(self) -> None:
+        """Wait until the socket takes more; returns at once when the connection has ended.
+
+        What was written in this turn of the event loop leaves first, so a producer that drains between its messages
+        is held to the peer's pace.
+        """
+        scheduler = self.endpoint.scheduler
+        turn = scheduler.create_future()
+        scheduler.call_soon(_wake, turn)
+        await turn
+        while not self._writable and self.ready_state is ReadyState.OPEN:
+            future = scheduler.create_future()
+            drainers = self._drainers
+            if drainers is None:
+                drainers = self._drainers = {}
+            drainers[future] = None
+            try:
+                await future
+            finally:
+                drainers.pop(future, None)  # who gives up leaves nothing behind
+
+    @property
+    def queued(self) -> int:
+        """Bytes that wait for the peer to take them."""
+        return self.link.buffered + (self._outbox.size if self._outbox is not None else 0)
 
     @property
     def pending_calls(self) -> int:
@@ -383,6 +463,172 @@ class Session(Answering):
             error = WseError(ErrorCode.RP_NOT_REGISTERED)
             self._answer_error(error, type_, payload, stamp)
 
+    # Handlers.
+
+    def spawn(self, coroutine: Coroutine[Any, Any, Any]) -> None:
+        """Run an async handler, which may outlive the connection by `Limits.handler_linger`."""
+        handlers = self._handlers
+        if handlers is None:
+            endpoint = self.endpoint
+            handlers = self._handlers = Handlers(endpoint.scheduler, endpoint.limits.handler_linger, self._overdue)
+        task = handlers.run(coroutine)
+        if (
+            task is not None and self.ready_state is not ReadyState.OPEN
+        ):  # it has closed its own connection, or one before it has
+            handlers.let_linger({task})
+
+    @property
+    def tasks(self) -> tuple[asyncio.Task[Any], ...]:
+        """The async handlers that have not ended."""
+        return () if self._handlers is None else tuple(self._handlers.tasks)
+
+    @property
+    def running_handlers(self) -> int:
+        """How many they are."""
+        return 0 if self._handlers is None else len(self._handlers.tasks)
+
+    def _overdue(self, task: asyncio.Task[Any]) -> None:
+        """An async handler has outlived the connection for too long, and is about to be cancelled."""
+        details = {"handler": handler_of(task), **self.context()}
+        self.endpoint.report(WseError(ErrorCode.HANDLER_CANCELLED, details), self)
+
+    # Answers.
+
+    def _answer_when_done(self, awaitable: Any, name: MessageType, payload: Any, stamp: Any) -> None:
+        limit = None
+        if self._running_calls >= self.endpoint.most_incoming_calls:
+            limit = "incoming_calls"
+        elif self.running_handlers >= self.endpoint.most_handlers:
+            limit = "handlers"
+        if limit is None:
+            self._running_calls += 1
+            self.spawn(self._answer_later(awaitable, name, payload, stamp))
+        else:
+            discard(awaitable)
+            self._answer_error(self.exceeded(limit), name, payload, stamp)
+
+    async def _answer_later(self, awaitable: Any, name: MessageType, payload: Any, stamp: Any) -> None:
+        try:
+            result = await awaitable
+        except Exception as exc:
+            self._procedure_failed(exc, name, payload, stamp)
+        except BaseException as exc:
+            # Cancelled from within, or with the server: the caller must not wait for its timeout.
+            self._answer_error(exc, name, payload, stamp)
+            raise
+        else:
+            self._answer(result, name, payload, stamp)
+        finally:
+            self._running_calls -= 1
+
+    def _answer(self, result: Any, name: MessageType, payload: Any, stamp: Any) -> None:
+        try:
+            data = self._encode((self._response, result, stamp))
+        except Exception as exc:
+            self._procedure_failed(exc, name, payload, stamp)
+            return
+        self._write(data)
+
+    def _procedure_failed(self, exc: BaseException, name: MessageType, payload: Any, stamp: Any) -> None:
+        self._answer_error(exc, name, payload, stamp)
+        details = {"rp": name, "type": name, "payload": payload, "stamp": stamp, **self.context()}
+        message = f"{exc.__class__.__name__} in a procedure"
+        self.endpoint.report(WseError(ErrorCode.RP_EXECUTION_FAILED, details, message), self, exc)
+
+    def _answer_error(self, exc: BaseException, name: MessageType, payload: Any, stamp: Any) -> None:
+        response_error = self.protocol.internal_types.response_error
+        try:
+            wire = error_to_wire(exc, name, payload, expose=self.endpoint.expose, debug=self.endpoint.debug)
+            data = self._encode((response_error, wire, stamp))
+        except Exception:
+            # The error's own details cannot be encoded: the caller still gets an answer, without them.
+            code = exc.code if isinstance(exc, WseError) else ErrorCode.RP_EXECUTION_FAILED
+            wire = {"code": str(code), "details": {"rp": name, "rpc": name}}
+            try:
+                data = self._encode((response_error, wire, stamp))
+            except Exception as cause:  # a protocol that cannot send back what it has received
+                problem = WseError(ErrorCode.MSG_PROCESSING_ERROR, self.context(), "a call cannot be answered")
+                self.endpoint.report(problem, self, cause)
+                return
+        self._write(data)
+
+    # Writing.
+
+    def hold(self, type: MessageType | None, packed: Packed) -> None:
+        """Keep a message until the socket takes more.
+
+        Args:
+            type: Its type, which decides what happens when too much waits; `None` for calls and answers.
+            packed: The message.
+        """
+        if self.ready_state is not ReadyState.OPEN:
+            return
+        outbox = self._outbox
+        if outbox is None:
+            outbox = self._outbox = Outbox(self.endpoint.overflow)
+        policy, dropped = outbox.put(type, packed, self.endpoint.limits.send_buffer - self.link.buffered)
+        if dropped:
+            self._overflow(policy, dropped, outbox)
+
+    def _write(self, data: Any, type: MessageType | None = None) -> None:
+        self._counters.bytes_out += len(data)
+        if not self._writable:
+            self.hold(type, Packed(data, self._utf8))
+        elif self._utf8:
+            self.link.write_utf8(data)
+        else:
+            self.link.write(data)
+
+    def _write_all(self) -> None:
+        """The connection is about to close: what waits leaves before."""
+        while self._outbox:
+            self.link.write_shared(self._outbox.take())
+
+    def _wake_drainers(self) -> None:
+        if self._drainers is not None:
+            for future in self._drainers:
+                _wake(future)
+            self._drainers = None
+
+    # Excess.
+
+    def exceeded(self, limit: str, reason: CloseReason | None = None, code: int = 1008) -> WseError:
+        """The peer has exceeded a limit: count it, report it once, and close if there is a reason for that.
+
+        Returns:
+            The error for the peer, when it was a call.
+        """
+        self._counters.limits[limit] += 1
+        details = {"limit": limit, "allowed": getattr(self.endpoint.limits, limit)}
+        self._report_once(limit, ErrorCode.LIMIT_EXCEEDED, details, reason, code)
+        if reason is not None:
+            self.close(code, reason)
+        return WseError(ErrorCode.LIMIT_EXCEEDED, details)
+
+    def _overflow(self, policy: Overflow, dropped: int, outbox: Outbox) -> None:
+        """Messages for a slow receiver had to give way."""
+        closes = policy is Overflow.CLOSE
+        self._counters.dropped[policy] += dropped + (outbox.clear() if closes else 0)
+        if policy is not Overflow.LATEST:  # whose messages give way before the bound is reached
+            self._counters.limits["send_buffer"] += 1
+        details = {"limit": "send_buffer", "allowed": self.endpoint.limits.send_buffer, "overflow": str(policy)}
+        reason = CloseReason.SLOW_RECEIVER if closes else None
+        self._report_once(f"send_buffer {policy}", ErrorCode.SLOW_RECEIVER, details, reason, 1013)
+        if closes:
+            self.close(1013, CloseReason.SLOW_RECEIVER)
+
+    def _report_once(
+        self, what: str, error: ErrorCode, details: dict[str, Any], reason: CloseReason | None, code: int
+    ) -> None:
+        """A peer that goes on must not flood the application's reports."""
+        if what not in self._exceeded:
+            self._exceeded += (what,)
+            close = {} if reason is None else {"close": [code, str(reason)]}
+            whole = {**details, "from": self.describe(), **close, **self.context()}
+            self.endpoint.report(WseError(error, whole), self)
+
+    # The end.
+
     def _end(self, code: int, reason: str) -> None:
         phase = self._phase
         if phase is ENDED:
@@ -396,6 +642,17 @@ class Session(Answering):
             self._outbox.clear()
         self._wake_drainers()
         self._counters.count_close(code, reason)
-        if self._tasks:
-            self._leave_handlers(self._tasks)
+        if self._handlers is not None and self._handlers.tasks:
+            self._handlers.let_linger(self._handlers.tasks)
         self._on_end(code, reason)
+
+
+def discard(awaitable: Any) -> None:
+    """Give up what an async handler returned, before it has begun."""
+    if isinstance(awaitable, CoroutineType):
+        awaitable.close()
+
+
+def _wake(future: asyncio.Future[None]) -> None:
+    if not future.done():
+        future.set_result(None)

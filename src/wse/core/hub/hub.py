@@ -10,16 +10,18 @@ from ipaddress import ip_network
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
-from wse.core.calls import call_all, call_any, call_first
 from wse.core.closing import check_close
-from wse.core.connection import MeteredSession, ServerSession, WseConnection, WseIdentity
-from wse.core.envelope import ALL, USER, Drop, topic
-from wse.core.fanout import excluded, send_to_all, without
-from wse.core.handshake import ServerOpening
-from wse.core.heartbeat import Heartbeat, Pulse
+from wse.core.heartbeat import Heartbeat
+from wse.core.hub.calls import call_all, call_any, call_first
+from wse.core.hub.connection import MeteredSession, ServerSession, WseConnection, WseIdentity
+from wse.core.hub.fanout import excluded, without
+from wse.core.hub.handshake import ServerOpening
+from wse.core.hub.network import EVERYONE, USER, Network
+from wse.core.hub.rooms import Rooms
 from wse.core.packed import Packed
-from wse.core.rpc import NotAskedError
-from wse.core.signals import Signal
+from wse.core.session.keepalive import Keepalive
+from wse.core.session.rpc import NotAskedError
+from wse.core.session.signals import Signal
 from wse.core.stats import Stats
 from wse.errors import CloseReason, ErrorCode, WseError
 from wse.types import ClientId, MessageType
@@ -27,13 +29,12 @@ from wse.types import ClientId, MessageType
 if TYPE_CHECKING:
     import asyncio
 
-    from wse.core.calls import Callee, Mode
-    from wse.core.cluster import Cluster
-    from wse.core.connection import Exclude
-    from wse.core.endpoint import Endpoint
-    from wse.core.handshake import AuthHandler, Handshake
-    from wse.core.ports import Link, Protocol, Request
-    from wse.core.rooms import Rooms
+    from wse.core.hub.calls import Mode
+    from wse.core.hub.connection import Exclude
+    from wse.core.hub.handshake import AuthHandler, Handshake
+    from wse.core.ports.protocol import Protocol
+    from wse.core.ports.transport import Link, Request
+    from wse.core.session.endpoint import Endpoint
 
 
 CLOSES_PER_SECOND = 1000
@@ -70,13 +71,13 @@ class Hub:
         self.by_address: Counter[str] = Counter()  # how many of them, where there is a limit
         self._closing: tuple[int, str] | None = None
         self._closers: list[asyncio.Future[None]] = []  # who waits for the last socket, each with a future to cancel
-        self._pulse = Pulse(endpoint.scheduler, heartbeat, lambda: self.sessions)
+        self._keepalive = Keepalive(endpoint.scheduler, heartbeat, lambda: self.sessions)
         limits = endpoint.limits
         metered = limits.message_rate is not None or limits.byte_rate is not None
         self._session_class = MeteredSession if metered else ServerSession
 
-        self.rooms: Rooms | None = None  # from the first use on
-        self.cluster: Cluster | None = None  # when there are other nodes
+        self.rooms = Rooms(self)
+        self.network: Network
         self.joined: Signal[WseIdentity, dict[str, Any]] = self.signal("joined", "identity", "meta")
         self.left: Signal[WseIdentity, int, str] = self.signal("left", "identity", "code", "reason")
         self.connected: Signal[WseConnection] = self.signal("connected", "conn")
@@ -137,19 +138,14 @@ class Hub:
         if self.endpoint.limits.connections_per_address is not None:
             self.by_address[network_of(session.conn.request.remote_addr)] += 1
         if session.link.pings:
-            self._pulse.start()
+            self._keepalive.start()
 
     def _join(self, session: ServerSession, auth: Handshake, cid: ClientId, welcome: Packed) -> None:
         """The connection becomes a user's (WIRE.md section 3, step 5)."""
         conn = session.conn
         conn.identity = auth.identity
         conn.meta = auth.meta
-        if self.cluster is not None:
-            self.cluster.register.admit(session, cid, welcome)
-            return
-        is_new = self.add(conn, cid)
-        self.push_out(conn)
-        self.welcome(session, welcome, is_new)
+        self.network.admit(session, cid, welcome)
 
     def add(self, conn: WseConnection, cid: ClientId) -> bool:
         """Make a connection one of its user's; whether it is the only one."""
@@ -193,17 +189,13 @@ class Hub:
             self.strangers -= 1
         if identity is None:
             return
-        if self.rooms is not None:
-            self.rooms.forget(conn)
+        self.rooms.forget(conn)
         identity._devices = tuple(device for device in identity._devices if device is not conn)
-        is_last = not identity._devices
-        if is_last:
+        is_last_here = not identity._devices
+        if is_last_here:
             del self.identities[identity.cid]
         self.disconnected.emit(conn, code, reason)
-        if self.cluster is not None:
-            self.cluster.register.leave(conn, identity, code, reason)
-        elif is_last:
-            self.left.emit(identity, code, reason)
+        self.network.leave(conn, identity, code, reason, is_last_here)
 
     def forget(self, session: ServerSession) -> None:
         """The socket has closed."""
@@ -240,7 +232,7 @@ class Hub:
             self._closers.remove(emptied)
             if not self._closers:  # when one gives up, another may still be at it
                 self._closing = None
-                self._pulse.stop()
+                self._keepalive.stop()
 
     def _close_some(self, sessions: Iterator[ServerSession], count: int) -> None:
         if self._closing is None:
@@ -287,7 +279,7 @@ class Hub:
 
     def broadcast(self, type: MessageType, payload: Any, exclude: Exclude = None) -> None:
         """Send to every valid connection."""
-        self.send_to(ALL, None, self.connections.values(), type, payload, exclude)
+        self.send_to(EVERYONE, None, self.connections.values(), type, payload, exclude)
 
     def send(self, cid: ClientId, type: MessageType, payload: Any, exclude: Exclude = None) -> None:
         """Send to a user's valid connections; nothing happens if there are none."""
@@ -295,7 +287,7 @@ class Hub:
         if identity is not None:
             conns = [conn for conn in identity._devices if conn._session.valid]
             self.send_to(USER, cid, conns, type, payload, exclude)
-        elif self.cluster is not None:
+        elif self.network.reaches_others:
             self.send_to(USER, cid, (), type, payload, exclude)
 
     def send_to(
@@ -313,16 +305,12 @@ class Hub:
         if exclude is not None:
             conn_id, cid = excluded(exclude)
             conns = without(conns, conn_id, cid)
-        if self.cluster is None:
-            send_to_all(self.endpoint, conns, type, payload)
-        else:
-            self.cluster.send(topic(kind, name), conns, type, payload, conn_id, cid)
+        self.network.send(kind, name, conns, type, payload, conn_id, cid)
 
     def drop_client(self, cid: ClientId, reason: str) -> None:
         """Disconnect all devices of a user; nothing happens if there are none."""
         check_close(1000, reason)
-        if self.cluster is not None:
-            self.cluster.say(topic(USER, cid), Drop(self.cluster.node, str(reason)))
+        self.network.drop(cid, reason)
         self.drop_here(cid, reason)
 
     def drop_here(self, cid: ClientId, reason: str) -> None:
@@ -331,14 +319,13 @@ class Hub:
         if identity is not None:
             for conn in identity._devices:
                 conn.drop(reason)
-        if self.cluster is not None:
-            self.cluster.register.drop_joining(cid, reason)
+        self.network.drop_joining(cid, reason)
 
     async def call(self, cid: ClientId, name: MessageType, payload: Any, mode: Mode, timeout: float | None) -> Any:
         """Call a procedure on a user's devices; see `WseServer.call`."""
         if mode not in ("first", "all", "any"):
             raise ValueError(f'mode must be "first", "all" or "any", not {mode!r}')
-        callees: list[Callee] = [*self.sessions_of(cid)] if self.cluster is None else await self.cluster.callees(cid)
+        callees = await self.network.callees(cid)
         scheduler = self.endpoint.scheduler
         try:
             if mode == "all":

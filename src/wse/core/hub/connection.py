@@ -3,29 +3,59 @@
 from __future__ import annotations
 
 import secrets
+import typing
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from wse.core.closing import check_close
 from wse.core.limits import TokenBucket
-from wse.core.session import Session
+from wse.core.session.session import Session
 from wse.errors import CloseReason
 from wse.types import ClientId, MessageType, ReadyState
 
 if TYPE_CHECKING:
-    from wse.core.hub import Hub
-    from wse.core.ports import Link, Protocol, Request
+    from wse.core.hub.calls import Mode
+    from wse.core.ports.protocol import Protocol
+    from wse.core.ports.transport import Link, Request
+    from wse.core.session.endpoint import Endpoint
+    from wse.core.session.signals import Signal
+
+
+class SessionOwner(typing.Protocol):
+    """A server, as its sessions see it."""
+
+    endpoint: Endpoint
+    ignored: Signal[WseConnection, Any, Any]
+
+    def leave(self, session: ServerSession, code: int, reason: str) -> None:
+        """The connection has ended; it may not have been valid."""
+
+    def forget(self, session: ServerSession) -> None:
+        """The socket has closed."""
+
+
+class Users(typing.Protocol):
+    """A server, as its users see it."""
+
+    def send(self, cid: ClientId, type: MessageType, payload: Any, exclude: Exclude = None) -> None:
+        """Send to a user's valid connections."""
+
+    def drop_client(self, cid: ClientId, reason: str) -> None:
+        """Disconnect all devices of a user."""
+
+    async def call(self, cid: ClientId, name: MessageType, payload: Any, mode: Mode, timeout: float | None) -> Any:
+        """Call a procedure on a user's devices."""
 
 
 class ServerSession(Session):
     """A session at the server; its face to the application is a `WseConnection`."""
 
-    __slots__ = ("_hub", "conn")
+    __slots__ = ("_owner", "conn")
 
-    def __init__(self, hub: Hub, link: Link, request: Request, protocol: Protocol) -> None:
-        super().__init__(hub.endpoint, link, protocol)
-        self._hub = hub
+    def __init__(self, owner: SessionOwner, link: Link, request: Request, protocol: Protocol) -> None:
+        super().__init__(owner.endpoint, link, protocol)
+        self._owner = owner
         self.conn = WseConnection(self, secrets.token_hex(8), request)
         self._conn = self.conn
 
@@ -37,17 +67,17 @@ class ServerSession(Session):
         return {"cid": self.conn.cid, "conn_id": self.conn.conn_id}
 
     def _ignored(self, type_: Any, payload: Any, stamp: Any) -> None:
-        ignored = self._hub.ignored
+        ignored = self._owner.ignored
         if ignored.has_listeners and self.running_handlers >= self.endpoint.most_handlers:
             self.exceeded("handlers", CloseReason.LIMIT_HANDLERS)
         else:
             ignored.emit_on(self, self.conn, type_, payload)
 
     def _on_end(self, code: int, reason: str) -> None:
-        self._hub.leave(self, code, reason)
+        self._owner.leave(self, code, reason)
 
     def _on_closed(self) -> None:
-        self._hub.forget(self)
+        self._owner.forget(self)
 
 
 class MeteredSession(ServerSession):
@@ -55,9 +85,9 @@ class MeteredSession(ServerSession):
 
     __slots__ = ("_bytes", "_messages")
 
-    def __init__(self, hub: Hub, link: Link, request: Request, protocol: Protocol) -> None:
-        super().__init__(hub, link, request, protocol)
-        limits, scheduler = hub.endpoint.limits, hub.endpoint.scheduler
+    def __init__(self, owner: SessionOwner, link: Link, request: Request, protocol: Protocol) -> None:
+        super().__init__(owner, link, request, protocol)
+        limits, scheduler = owner.endpoint.limits, owner.endpoint.scheduler
         self._messages = self._bytes = None
         if limits.message_rate is not None:
             burst = limits.message_burst or max(1, 2 * limits.message_rate)
@@ -179,10 +209,10 @@ class WseIdentity:
         meta: The meta of the first connection.
     """
 
-    __slots__ = ("_devices", "_hub", "cid", "meta")
+    __slots__ = ("_devices", "_users", "cid", "meta")
 
-    def __init__(self, hub: Hub, cid: ClientId, meta: dict[str, Any]) -> None:
-        self._hub = hub
+    def __init__(self, users: Users, cid: ClientId, meta: dict[str, Any]) -> None:
+        self._users = users
         self._devices: tuple[WseConnection, ...] = ()  # the oldest first; a dict for each user would take 200 bytes
         self.cid = cid
         self.meta = meta
@@ -198,7 +228,7 @@ class WseIdentity:
         Raises:
             WseError: As `WseConnection.send`.
         """
-        self._hub.send(self.cid, type, payload, exclude)
+        self._users.send(self.cid, type, payload, exclude)
 
     def drop(self, reason: str = CloseReason.BY_SERVER) -> None:
         """Disconnect all devices of the user; `left` fires once.
@@ -206,7 +236,7 @@ class WseIdentity:
         Raises:
             ValueError: A reason that a close frame cannot carry.
         """
-        self._hub.drop_client(self.cid, reason)
+        self._users.drop_client(self.cid, reason)
 
     async def call(self, name: MessageType, payload: Any = None, *, timeout: float | None = None) -> list[Any]:
         """Call a procedure on every device of the user.
@@ -217,7 +247,7 @@ class WseIdentity:
         Raises:
             WseError: `CONNECTION_MISSING`, when the user has no connection left.
         """
-        results: list[Any] = await self._hub.call(self.cid, name, payload, "all", timeout)
+        results: list[Any] = await self._users.call(self.cid, name, payload, "all", timeout)
         return results
 
     def __repr__(self) -> str:

@@ -15,11 +15,11 @@ from wse.types import F, MessageType
 if TYPE_CHECKING:
     import asyncio
 
-    from wse.core.ports import Scheduler
+    from wse.core.ports.scheduling import Scheduler
 
 Ts = TypeVarTuple("Ts")
 
-_WSE = str(Path(__file__).parent.parent)
+_WSE = str(Path(__file__).parent.parent.parent)
 
 HANDLER_ERRORS = (Exception, CancelledError)
 """What a plain handler may raise without harm; the second when it asks a cancelled future for its result."""

@@ -4,24 +4,30 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from wse.core.envelope import Canary
+from wse.core.cluster.envelope import Canary
 from wse.errors import ErrorCode, WseError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from wse.core.cluster import Cluster
-    from wse.core.ports import Timer
+    from wse.core.cluster.asks import Asks
+    from wse.core.cluster.bus import Bus
+    from wse.core.cluster.register import Register
+    from wse.core.cluster.settings import ClusterSettings
+    from wse.core.ports.scheduling import Timer
+    from wse.core.session.endpoint import Endpoint
 
 
 class Vitals:
     """Renews the node's lease, looks for dead nodes, and sends the node a canary through the broker."""
 
-    def __init__(self, cluster: Cluster) -> None:
-        self._cluster = cluster
-        self._settings = cluster.settings
-        self._endpoint = cluster.hub.endpoint
-        self._scheduler = cluster.hub.endpoint.scheduler
+    def __init__(self, bus: Bus, endpoint: Endpoint, settings: ClusterSettings, register: Register, asks: Asks) -> None:
+        self._bus = bus
+        self._endpoint = endpoint
+        self._scheduler = endpoint.scheduler
+        self._settings = settings
+        self._register = register
+        self._asks = asks
         self._timers: dict[str, Timer] = {}
         self._unheard = 0  # canaries that have not come back, and not their age: a node that slept is not deaf
         self._deaf = False
@@ -52,27 +58,27 @@ class Vitals:
     # The canary.
 
     def _send_canary(self) -> None:
-        if not self._cluster.broker.connected:
+        if not self._bus.broker.connected:
             self._unheard = 0  # which is another trouble, and known
             return
         if self._unheard >= self._settings.deaf_after and not self._deaf:
             self._deaf = True
             self._endpoint.report(WseError(ErrorCode.BROKER_DEAF))
         self._unheard += 1
-        self._cluster.tell(self._cluster.node, Canary(self._cluster.node))
+        self._bus.tell(self._bus.node, Canary(self._bus.node))
 
     def heard(self) -> None:
         """The canary has come back."""
         self._unheard = 0
         if self._deaf:
             self._deaf = False
-            self._cluster.register.check_all()
+            self._register.check_all()
 
     # The lease.
 
     def beat(self) -> None:
         """Renew the lease now, unless that is under way."""
-        if self._cluster.is_open and not self._beating:
+        if self._bus.is_open and not self._beating:
             self._beating = True
             self._scheduler.spawn(self._renew())
 
@@ -81,25 +87,25 @@ class Vitals:
         self._in_touch = None
 
     async def _renew(self) -> None:
-        cluster = self._cluster
+        broker, register = self._bus.broker, self._register
         try:
-            is_kept = await cluster.broker.renew(self._settings.lease)
+            is_kept = await broker.renew(self._settings.lease)
             self._touch()
-            if is_kept and not cluster.register.must_ask:
-                cluster.register.doubt.lease_kept()
+            if is_kept and not register.must_ask:
+                register.doubt.lease_kept()
             else:
-                await cluster.register.lost()
+                await register.lost()
             # When the engine has been away every lease has run out: all must have had the time to renew theirs.
             is_calm = self._in_touch is not None and self._renewed - self._in_touch >= self._settings.lease
             self._scheduler.spawn(self._settle(is_calm))  # with many devices it may take longer than a lease
             if is_calm:
-                nodes = await cluster.broker.nodes()
-                cluster.peers = nodes - {cluster.node}
-                cluster.asks.alive(nodes)
+                nodes = await broker.nodes()
+                self._bus.peers = nodes - {self._bus.node}
+                self._asks.alive(nodes)
                 if not self._reaping:
                     self._reaping = True
                     self._scheduler.spawn(self._reap())  # likewise: our own lease must not run out meanwhile
-            cluster.catch_up()
+            self._bus.catch_up()
         except WseError:
             self._in_touch = None  # `connection_lost` tells, and the next beat tries again
         finally:
@@ -107,7 +113,7 @@ class Vitals:
 
     async def _reap(self) -> None:
         try:
-            await self._cluster.register.reap()
+            await self._register.reap()
         except WseError:
             return  # the next beat tries again
         finally:
@@ -115,7 +121,7 @@ class Vitals:
 
     async def _settle(self, is_calm: bool) -> None:
         try:
-            await self._cluster.register.settle(is_calm)
+            await self._register.settle(is_calm)
         except WseError:
             return  # the next beat tries again
 

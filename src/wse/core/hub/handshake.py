@@ -12,8 +12,8 @@ from inspect import isawaitable
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from wse.core.packed import encode
-from wse.core.session import Session
-from wse.core.signals import run_handler
+from wse.core.session.session import Session
+from wse.core.session.signals import run_handler
 from wse.errors import CloseReason, ErrorCode, WseError
 from wse.types import ClientId
 
@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from wse.core.packed import Packed
-    from wse.core.ports import Request, Timer
+    from wse.core.ports.scheduling import Timer
+    from wse.core.ports.transport import Request
 
 
 class State(Enum):

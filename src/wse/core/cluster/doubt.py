@@ -13,12 +13,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from wse.core.envelope import USER, Vouch
+from wse.core.cluster.envelope import USER, Vouch
 
 if TYPE_CHECKING:
-    from wse.core.broker import Device
-    from wse.core.cluster import Cluster
-    from wse.core.connection import WseIdentity
+    from collections.abc import Callable
+
+    from wse.core.cluster.bus import Bus
+    from wse.core.hub.connection import WseIdentity
+    from wse.core.hub.hub import Hub
+    from wse.core.ports.broker import Device
 
 End = tuple["WseIdentity", int, str]
 """Who has left, and the code and reason of the close."""
@@ -27,9 +30,10 @@ End = tuple["WseIdentity", int, str]
 class Doubt:
     """Whether the register of this node's cluster can be believed, and what it told while it could not."""
 
-    def __init__(self, cluster: Cluster) -> None:
-        self._cluster = cluster
-        self._hub = cluster.hub
+    def __init__(self, bus: Bus, hub: Hub, clock: Callable[[], float]) -> None:
+        self._bus = bus
+        self._hub = hub
+        self._clock = clock
         self._uncertain = False  # the connection was lost, and the lease has not been renewed since
         self._recovering = False  # the lease was lost with it, and other nodes may still have to register their devices
         self._first: dict[str, tuple[float, WseIdentity]] = {}  # by user, who was told so, and when it had come
@@ -60,24 +64,24 @@ class Doubt:
         """This is the user's first device, as far as is known."""
         known = self._first.get(device.user)
         if known is None:
-            self._cluster.want(USER + device.user)  # the device may go before another node vouches
+            self._bus.want(USER + device.user)  # the device may go before another node vouches
         elif known[0] < device.since:
             self._last.pop(device.user, None)  # who was there before has come and gone unheard
         self._first[device.user] = device.since, identity
 
     def last(self, user: str, end: End) -> None:
         """It has told that the user has no more devices."""
-        self._last[user] = self._cluster.clock(), end
+        self._last[user] = self._clock(), end
 
     def vouch(self, user: str) -> None:
         """`joined` has fired here for the user: who else was told to be first was not."""
-        self._cluster.say(USER + user, Vouch(self._cluster.node))
+        self._bus.say(USER + user, Vouch(self._bus.node))
         self.vouched(user)
 
     def vouched(self, user: str) -> None:
         """`joined` has fired somewhere for the user."""
         if self._first.pop(user, None) is not None:
-            self._cluster.unwant(USER + user)
+            self._bus.unwant(USER + user)
 
     @property
     def users(self) -> set[str]:
@@ -90,7 +94,7 @@ class Doubt:
         Raises:
             WseError: `BROKER_UNAVAILABLE`.
         """
-        came = [device.since for device in await self._cluster.broker.devices(user)]
+        came = [device.since for device in await self._bus.broker.devices(user)]
         if user in self._first and any(since < self._first[user][0] for since in came):
             self.vouched(user)
         if user in self._last and any(since < self._last[user][0] for since in came):

@@ -7,14 +7,14 @@ from collections.abc import Callable
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, overload
 
-from wse.core.signals import check_handler
+from wse.core.session.signals import check_handler
 from wse.errors import ErrorCode, WseError
 from wse.types import F, MessageType
 
 if TYPE_CHECKING:
     import asyncio
 
-    from wse.core.ports import Scheduler, Timer
+    from wse.core.ports.scheduling import Scheduler, Timer
 
 
 class NotAskedError(WseError):

@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Any
 
-from wse.core.connection import WseConnection, WseIdentity
+from wse.core.hub.connection import WseConnection, WseIdentity
 from wse.core.packed import encode
 from wse.types import ClientId, MessageType
 
 if TYPE_CHECKING:
-    from wse.core.connection import Exclude, ServerSession
-    from wse.core.endpoint import Endpoint
+    from wse.core.hub.connection import Exclude, ServerSession
     from wse.core.packed import Packed
-    from wse.core.ports import Protocol
+    from wse.core.ports.protocol import Protocol
+    from wse.core.session.endpoint import Endpoint
 
 
 def send_to_all(endpoint: Endpoint, conns: Collection[WseConnection], type: MessageType, payload: Any) -> None:

@@ -17,21 +17,23 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from wse.core.broker import Device
-from wse.core.connection import WseIdentity
-from wse.core.doubt import Doubt
-from wse.core.envelope import USER, Check, Displaced, Reaped, decode_name, encode_name, in_parts
+from wse.core.cluster.doubt import Doubt
+from wse.core.cluster.envelope import USER, Check, Displaced, Reaped, decode_name, encode_name, in_parts
+from wse.core.hub.connection import WseIdentity
+from wse.core.ports.broker import Device
 from wse.errors import CloseReason, WseError
 
 if TYPE_CHECKING:
     import asyncio
     from collections.abc import Awaitable, Callable, Iterable
 
-    from wse.core.broker import Joined
-    from wse.core.cluster import Cluster
-    from wse.core.connection import ServerSession, WseConnection
+    from wse.core.cluster.asks import Asks
+    from wse.core.cluster.bus import Bus
+    from wse.core.hub.connection import ServerSession, WseConnection
+    from wse.core.hub.hub import Hub
     from wse.core.packed import Packed
-    from wse.core.ports import Scheduler
+    from wse.core.ports.broker import Joined
+    from wse.core.ports.scheduling import Scheduler
     from wse.types import ClientId
 
 WIDTH = 32
@@ -75,12 +77,14 @@ class Seat:
 class Register:
     """This node's devices, and what it knows of those of dead nodes."""
 
-    def __init__(self, cluster: Cluster) -> None:
-        self._cluster = cluster
-        self._hub = cluster.hub
-        self._broker = cluster.broker
-        self._scheduler = cluster.hub.endpoint.scheduler
-        self.doubt = Doubt(cluster)
+    def __init__(self, bus: Bus, hub: Hub, asks: Asks, clock: Callable[[], float]) -> None:
+        self._bus = bus
+        self._hub = hub
+        self._asks = asks
+        self._clock = clock
+        self._broker = bus.broker
+        self._scheduler = hub.endpoint.scheduler
+        self.doubt = Doubt(bus, hub, clock)
         self._seats: dict[str, Seat] = {}
         self._joining: dict[str, list[Seat]] = {}  # by user, those between acceptance and welcome
         self._unsettled: set[Seat] = set()  # not in the register, or still there though the connection has ended
@@ -102,7 +106,7 @@ class Register:
         Raises:
             TypeError, ValueError: The `cid` cannot be a user's in a cluster.
         """
-        if not self._cluster.is_open:
+        if not self._bus.is_open:
             session.close(1012, CloseReason.BY_SERVER)
             return
         try:
@@ -111,12 +115,12 @@ class Register:
             session.close(1000, CloseReason.NOT_AUTHORIZED)
             raise
         conn = session.conn
-        seat = Seat(Device(user, conn.conn_id, self._cluster.node, self._cluster.clock()), conn)
+        seat = Seat(Device(user, conn.conn_id, self._bus.node, self._clock()), conn)
         self._seats[conn.conn_id] = seat
         session.enter(JOINING)
         others = self._joining.setdefault(user, [])
         # Whether the subscription may not be in force yet: one of these may have made it a moment ago.
-        is_new = self._cluster.want(USER + user) or bool(others)
+        is_new = self._bus.want(USER + user) or bool(others)
         others.append(seat)
         self._scheduler.spawn(self._join(seat, cid, welcome, is_new))
 
@@ -186,7 +190,7 @@ class Register:
         seat = self._seats.get(conn.conn_id)
         if seat is None:  # we have left the cluster already
             return
-        self._cluster.unwant(USER + seat.device.user)
+        self._bus.unwant(USER + seat.device.user)
         if seat.displaced:
             self._forget(seat)
             return
@@ -228,10 +232,10 @@ class Register:
 
     def _displace(self, joined: Joined | None) -> None:
         for device in () if joined is None else joined.displaced:
-            if device.node == self._cluster.node:
+            if device.node == self._bus.node:
                 self.displaced(device.conn_id)
             else:
-                self._cluster.tell(device.node, Displaced(self._cluster.node, device.conn_id))
+                self._bus.tell(device.node, Displaced(self._bus.node, device.conn_id))
 
     def _forget(self, seat: Seat) -> None:
         self._seats.pop(seat.device.conn_id, None)
@@ -258,7 +262,7 @@ class Register:
         self.check_all()
         self._asking = self.must_ask = True
         try:
-            answers = await self._cluster.asks.query("reaped", self._cluster.node)
+            answers = await self._asks.query("reaped", self._bus.node)
             self.must_ask = False
         finally:
             self._asking = False
@@ -343,7 +347,7 @@ class Register:
         if was_announced and not joined.first and not joined.again:
             self.doubt.vouch(user)
         if is_answer_to_first_join:  # and so was who had to go
-            self._cluster.say(USER + user, Check(self._cluster.node))
+            self._bus.say(USER + user, Check(self._bus.node))
             self.check(user)
         if seat.end is not None:  # it ended meanwhile
             self._unsettled.add(seat)
@@ -369,7 +373,7 @@ class Register:
             if len(self._reaped) > REMEMBERED:
                 del self._reaped[next(iter(self._reaped))]
             for part in in_parts(users):
-                self._cluster.tell(node, Reaped(self._cluster.node, part))  # it may be awake again already
+                self._bus.tell(node, Reaped(self._bus.node, part))  # it may be awake again already
 
     def reaped_by_another(self, users: Iterable[str]) -> None:
         """Another node took us for dead, and has fired `left` for these users."""

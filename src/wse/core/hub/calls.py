@@ -9,7 +9,7 @@ from __future__ import annotations
 import typing
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
-from wse.core.rpc import NotAskedError
+from wse.core.session.rpc import NotAskedError
 from wse.errors import ErrorCode, WseError
 from wse.types import MessageType
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import asyncio
     from collections.abc import Sequence
 
-    from wse.core.ports import Scheduler
+    from wse.core.ports.scheduling import Scheduler
 
 Mode: TypeAlias = Literal["first", "all", "any"]
 """Whose answer a call to a user brings: the first that succeeds, all of them, or that of the one that was asked."""

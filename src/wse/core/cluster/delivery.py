@@ -1,0 +1,113 @@
+"""Messages of applications that cross from node to node: packed at one, handed to connections at the others."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from wse.core.cluster import envelope
+from wse.core.cluster.envelope import ALL, ROOM, USER, decode_name
+from wse.core.hub.fanout import deliver, without
+from wse.core.packed import Packed, encode
+from wse.errors import ErrorCode, WseError
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterable
+
+    from wse.core.cluster.bus import Bus
+    from wse.core.hub.connection import WseConnection
+    from wse.core.hub.hub import Hub
+    from wse.core.ports.protocol import Protocol
+    from wse.types import ClientId, MessageType
+
+
+class Delivery:
+    """What this node's connections get from it and from other nodes.
+
+    Args:
+        bus: The way to the others.
+        hub: The connections of this node.
+        readers: Message protocols to read what nodes of other protocols have packed.
+    """
+
+    def __init__(self, bus: Bus, hub: Hub, readers: Iterable[Protocol]) -> None:
+        self._bus = bus
+        self._hub = hub
+        self._endpoint = hub.endpoint
+        self._readers = {protocol.name: protocol for protocol in (*readers, *hub.endpoint.protocols)}
+
+    def send(
+        self,
+        topic: str,
+        conns: Collection[WseConnection],
+        type: MessageType,
+        payload: Any,
+        not_conn: str | None,
+        not_user: ClientId | None,
+    ) -> None:
+        """Send a message to connections of this node, and to those of other nodes that want the topic.
+
+        Args:
+            topic: Who wants it.
+            conns: Who gets it here.
+            type: The message's type.
+            payload: What it carries.
+            not_conn: A connection that does not get it elsewhere.
+            not_user: A user who does not get it elsewhere.
+
+        Raises:
+            WseError: As `WseConnection.send`, if a connection of this node cannot get it, or none anywhere.
+            TypeError, ValueError: Who is excluded has a `cid` that cannot be a user's in a cluster.
+        """
+        self._endpoint.check_type(type)
+        packed: dict[Protocol, Packed] = {}
+        failure: WseError | None = None
+        for protocol in self._endpoint.protocols:
+            try:
+                packed[protocol] = encode(protocol, type, payload)
+            except WseError as exc:  # one protocol may carry what another one cannot
+                failure = exc
+        if failure is not None and not (packed and all(conn._session.protocol in packed for conn in conns)):
+            raise failure
+        data = envelope.message(self._bus.node, type, packed, not_conn, not_user)
+        deliver(self._endpoint, conns, type, packed)
+        self._bus.publish(topic, data)
+
+    def received(self, topic: str, message: envelope.Message) -> None:
+        """Another node has sent a message."""
+        conns = self._receivers(topic)
+        if message.not_conn is not None or message.not_user is not None:
+            cid = None if message.not_user is None else decode_name(message.not_user)
+            conns = without(conns, message.not_conn, cid)
+        if conns:
+            spoken: Iterable[Protocol] = self._endpoint.protocols
+            if len(self._endpoint.protocols) > 1:
+                spoken = {conn._session.protocol for conn in conns}
+            forms: dict[Protocol, Packed] = {}
+            for protocol in spoken:
+                try:
+                    forms[protocol] = self._packed(protocol, message)
+                except Exception as exc:
+                    problem = f"what another node sent does not reach clients of {protocol.name}"
+                    self._endpoint.report(WseError(ErrorCode.MSG_PROCESSING_ERROR, {}, problem), None, exc)
+                    conns = [conn for conn in conns if conn._session.protocol is not protocol]
+            if forms:
+                deliver(self._endpoint, conns, message.kind, forms)
+
+    def _receivers(self, topic: str) -> Collection[WseConnection]:
+        if topic == ALL:
+            return self._hub.connections.values()
+        if topic.startswith(USER):
+            return [session.conn for session in self._hub.sessions_of(decode_name(topic.removeprefix(USER)))]
+        return self._hub.rooms.local(decode_name(topic.removeprefix(ROOM)))
+
+    def _packed(self, protocol: Protocol, message: envelope.Message) -> Packed:
+        """The message as it came, or, for a protocol that its sender does not have, packed anew."""
+        form = message.forms.get(protocol.name)
+        if form is not None:
+            return Packed(form[1], form[0])
+        for name, (_, data) in message.forms.items():
+            reader = self._readers.get(name)
+            if reader is not None:
+                type_, payload, _ = reader.unpack(data)
+                return encode(protocol, type_, payload)
+        raise ValueError(f"it is packed in protocols that this node does not have: {', '.join(message.forms)}")

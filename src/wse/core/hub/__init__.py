@@ -1,0 +1,1 @@
+"""A server's connections: who is let in, who is there, and messages to many."""

@@ -1,0 +1,121 @@
+"""All nodes of a cluster, as the hub of one of them sees them."""
+
+from __future__ import annotations
+
+import typing
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from wse.types import ClientId, MessageType, RoomName
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Collection, Hashable
+
+    from wse.core.hub.calls import Callee
+    from wse.core.hub.connection import ServerSession, WseConnection, WseIdentity
+    from wse.core.packed import Packed
+
+EVERYONE, USER, ROOM = "all", "u.", "r."
+"""The kinds of receivers that a message can have."""
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceInfo:
+    """A device of a user, on whichever node it is connected.
+
+    Attributes:
+        cid: The user's id.
+        conn_id: The connection's id.
+        node: The node that holds it; an empty string on a server without a cluster.
+    """
+
+    cid: ClientId
+    conn_id: str
+    node: str = ""
+
+
+class Network(typing.Protocol):
+    """All nodes, as one of their hubs sees them."""
+
+    reaches_others: bool
+    """Whether a user without a connection here may have one elsewhere."""
+
+    @property
+    def healthy(self) -> bool:
+        """Whether this node hears the others and is heard."""
+        ...
+
+    async def open(self) -> None:
+        """Become one of them, unless it is.
+
+        Raises:
+            WseError: `BROKER_UNAVAILABLE`.
+        """
+
+    async def close(self) -> None:
+        """Leave, when all connections have ended; harmless when it is not open."""
+
+    # A device comes and goes.
+
+    def admit(self, session: ServerSession, cid: ClientId, welcome: Packed) -> None:
+        """Make a connection the user's, and welcome it, now or once all nodes know."""
+
+    def leave(self, conn: WseConnection, identity: WseIdentity, code: int, reason: str, is_last_here: bool) -> None:
+        """A connection that was a user's has ended."""
+
+    def drop_joining(self, cid: ClientId, reason: str) -> None:
+        """Close the user's devices here that have no welcome yet."""
+
+    # Messages.
+
+    def send(
+        self,
+        kind: str,
+        name: Hashable,
+        conns: Collection[WseConnection],
+        type: MessageType,
+        payload: Any,
+        not_conn: str | None,
+        not_user: ClientId | None,
+    ) -> None:
+        """Send to these connections, and elsewhere to all of that kind and name but the excluded.
+
+        Raises:
+            WseError: As `WseConnection.send`.
+        """
+
+    def drop(self, cid: ClientId, reason: str) -> None:
+        """Disconnect the user's devices of other nodes."""
+
+    # Rooms.
+
+    def want_room(self, name: RoomName) -> None:
+        """A connection here is in the room, the first one."""
+
+    def unwant_room(self, name: RoomName) -> None:
+        """None is any more."""
+
+    def enter(self, name: RoomName, cid: ClientId, *, enter: bool) -> None:
+        """Add the user's devices of other nodes to the room, or take them out."""
+
+    async def members(self, name: RoomName) -> frozenset[ClientId]:
+        """The users in the room on other nodes, as far as these answer in time."""
+        ...
+
+    # Who is there.
+
+    async def callees(self, cid: ClientId) -> list[Callee]:
+        """The user's devices anywhere, the oldest first."""
+        ...
+
+    async def devices(self, cid: ClientId) -> list[DeviceInfo]:
+        """The same, to tell of them."""
+        ...
+
+    async def online(self) -> int:
+        """How many users have a device anywhere."""
+        ...
+
+    def users(self) -> AsyncIterator[ClientId]:
+        """All of them."""
+        ...

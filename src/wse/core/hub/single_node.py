@@ -1,0 +1,79 @@
+"""A server on its own: what stands in for a cluster."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from wse.core.hub.fanout import send_to_all
+from wse.core.hub.network import DeviceInfo
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Collection, Hashable
+
+    from wse.core.hub.calls import Callee
+    from wse.core.hub.connection import ServerSession, WseConnection, WseIdentity
+    from wse.core.hub.hub import Hub
+    from wse.core.packed import Packed
+    from wse.types import ClientId, MessageType, RoomName
+
+
+class SingleNode:
+    """A `Network` of one: there are no others."""
+
+    reaches_others = False
+    healthy = True
+
+    def __init__(self, hub: Hub) -> None:
+        self._hub = hub
+        self._endpoint = hub.endpoint
+
+    async def open(self) -> None: ...
+
+    async def close(self) -> None: ...
+
+    def admit(self, session: ServerSession, cid: ClientId, welcome: Packed) -> None:
+        is_first = self._hub.add(session.conn, cid)
+        self._hub.push_out(session.conn)
+        self._hub.welcome(session, welcome, is_first)
+
+    def leave(self, conn: WseConnection, identity: WseIdentity, code: int, reason: str, is_last_here: bool) -> None:
+        if is_last_here:
+            self._hub.left.emit(identity, code, reason)
+
+    def drop_joining(self, cid: ClientId, reason: str) -> None: ...
+
+    def send(
+        self,
+        kind: str,
+        name: Hashable,
+        conns: Collection[WseConnection],
+        type: MessageType,
+        payload: Any,
+        not_conn: str | None,
+        not_user: ClientId | None,
+    ) -> None:
+        send_to_all(self._endpoint, conns, type, payload)
+
+    def drop(self, cid: ClientId, reason: str) -> None: ...
+
+    def want_room(self, name: RoomName) -> None: ...
+
+    def unwant_room(self, name: RoomName) -> None: ...
+
+    def enter(self, name: RoomName, cid: ClientId, *, enter: bool) -> None: ...
+
+    async def members(self, name: RoomName) -> frozenset[ClientId]:
+        return frozenset()
+
+    async def callees(self, cid: ClientId) -> list[Callee]:
+        return [*self._hub.sessions_of(cid)]
+
+    async def devices(self, cid: ClientId) -> list[DeviceInfo]:
+        return [DeviceInfo(cid, session.conn.conn_id) for session in self._hub.sessions_of(cid)]
+
+    async def online(self) -> int:
+        return len(self._hub.identities)
+
+    async def users(self) -> AsyncIterator[ClientId]:
+        for cid in tuple(self._hub.identities):
+            yield cid

@@ -1,0 +1,92 @@
+"""A message protocol: how a message becomes bytes, and back."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from wse.types import MessageType
+
+RESERVED_PREFIX = "~wse:"
+"""Type names that start with this belong to WSE (WIRE.md section 7)."""
+
+
+@dataclass(frozen=True, slots=True)
+class InternalTypes:
+    """The type names that a protocol uses for WSE's own messages (WIRE.md section 2).
+
+    The defaults are the JSON protocol's. A custom protocol may use any hashable value that its messages can carry,
+    small integers for example.
+    """
+
+    hi: MessageType = "~wse:hi"
+    challenge: MessageType = "~wse:challenge"
+    welcome: MessageType = "~wse:welcome"
+    call: MessageType = "~wse:call"
+    response: MessageType = "~wse:response"
+    response_error: MessageType = "~wse:response-err"
+
+    def names(self) -> frozenset[MessageType]:
+        """All six, to tell what an application may not use."""
+        return frozenset((self.hi, self.challenge, self.welcome, self.call, self.response, self.response_error))
+
+
+@dataclass(frozen=True, slots=True)
+class Codec:
+    """The shortest way from a message to its bytes and back, for the message path.
+
+    Attributes:
+        encode: Makes the payload of a WebSocket message of a tuple `(type, payload, stamp)`.
+        decode: Makes the three of what came in. When it raises, `Protocol.unpack` has the last word.
+        utf8: Whether the bytes that `encode` returns are a text message; else bytes are a binary one.
+    """
+
+    encode: Callable[[tuple[Any, Any, Any]], str | bytes]
+    decode: Callable[[str | bytes | memoryview], Iterable[Any]]
+    utf8: bool = False
+
+
+class Protocol(ABC):
+    """A message protocol: how one message `(type, payload, stamp)` becomes bytes, and back (WIRE.md section 2).
+
+    One instance serves any number of connections, so it keeps no state about any of them.
+
+    Attributes:
+        name: The WebSocket subprotocol that stands for it (WIRE.md section 1).
+        internal_types: The type names of WSE's own messages in it.
+    """
+
+    name: str
+
+    internal_types: InternalTypes = InternalTypes()
+
+    @cached_property
+    def reserved(self) -> frozenset[MessageType]:
+        """The types that an application may not use with this protocol."""
+        return self.internal_types.names()
+
+    @abstractmethod
+    def pack(self, type: MessageType, payload: Any = None, stamp: Any = None) -> str | bytes:
+        """Encode one message; a `str` goes out as a text message, `bytes` as a binary one.
+
+        Raises:
+            Exception: Any, if the payload cannot be encoded.
+        """
+
+    @abstractmethod
+    def unpack(self, data: str | bytes | memoryview) -> tuple[Any, Any, Any]:
+        """Decode one message into `(type, payload, stamp)`: `str` came as a text message, the others as binary.
+
+        A `memoryview` is valid only during the call.
+
+        Raises:
+            Exception: Any, if the bytes are not a message. The peer's connection is then closed.
+        """
+
+    @cached_property
+    def codec(self) -> Codec:
+        """How sessions encode and decode: by `pack` and `unpack`, unless a protocol has a shorter way."""
+        return Codec(lambda message: self.pack(*message), self.unpack)

@@ -1,0 +1,49 @@
+"""Time, timers, futures and tasks, which the core has handed in."""
+
+from __future__ import annotations
+
+import typing
+from collections.abc import Callable, Coroutine
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import asyncio
+
+
+class Timer(typing.Protocol):
+    """A scheduled callback."""
+
+    def cancel(self) -> None:
+        """Do not run it; harmless when it has run."""
+
+
+class Scheduler(typing.Protocol):
+    """Time, timers, futures and tasks. Everything happens on one thread."""
+
+    def time(self) -> float:
+        """A monotonic clock, in seconds."""
+        ...
+
+    def call_soon(self, callback: Callable[..., object], *args: Any) -> Timer:
+        """Run the callback in the next turn of the loop."""
+        ...
+
+    def call_later(self, delay: float, callback: Callable[..., object], *args: Any) -> Timer:
+        """Run the callback after `delay` seconds."""
+        ...
+
+    def create_future(self) -> asyncio.Future[Any]:
+        """A future of the loop that everything runs on."""
+        ...
+
+    def start(self, coroutine: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
+        """Run a coroutine that handles its own exceptions: its first step at once where Python can do that. Who starts
+        it holds its task.
+        """
+        ...
+
+    def adopt(self, task: asyncio.Task[Any]) -> None:
+        """Hold a task until it ends, and cancel it with all others of the endpoint."""
+
+    def spawn(self, coroutine: Coroutine[Any, Any, Any]) -> None:
+        """Start a coroutine and adopt its task."""

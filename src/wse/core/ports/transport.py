@@ -1,0 +1,184 @@
+"""What transports and the core want of each other, with the guarantees that each side gives."""
+
+from __future__ import annotations
+
+import typing
+from collections.abc import Callable, Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from wse.core.admission import Admission
+    from wse.core.heartbeat import Heartbeat
+    from wse.core.limits import Limits
+    from wse.core.packed import Packed
+    from wse.core.ports.protocol import Protocol
+
+
+class Link(typing.Protocol):
+    """One open WebSocket, as a transport gives it to a session.
+
+    Guarantees: what was written leaves in that order, before a close; after `close`, `abort` or the peer's close,
+    `write` does nothing; no method raises for what the peer or the network did, and none calls the session back
+    before it returns, but for `writable(False)`.
+
+    Attributes:
+        pings: Whether it is a `PingingLink`, too; web servers keep a heartbeat of their own.
+    """
+
+    pings: bool
+
+    def write(self, data: str | bytes) -> None:
+        """Send one message, text or binary. The transport may collect the writes of one turn of the event loop."""
+
+    def write_utf8(self, data: bytes) -> None:
+        """Send one text message that is at hand as UTF-8."""
+
+    def write_shared(self, packed: Packed) -> None:
+        """Send one message that goes to other links, too; its wire form is built once for all of them."""
+
+    def close(self, code: int, reason: str) -> None:
+        """Send what is still to be sent, do the closing handshake, then close the socket."""
+
+    def abort(self) -> None:
+        """Close the socket at once."""
+
+    @property
+    def buffered(self) -> int:
+        """Bytes written that the socket has not yet taken."""
+        ...
+
+    @property
+    def remote_addr(self) -> str:
+        """The IP address of the socket's peer, or an empty string where there is none."""
+        ...
+
+
+class PingingLink(Link, typing.Protocol):
+    """A link whose heartbeat is ours.
+
+    Attributes:
+        heard: Set by the link when a frame has come from the peer, and cleared by who looks at it.
+    """
+
+    heard: bool
+
+    def ping(self) -> None:
+        """Send a ping; the session's `pong` is called when it is answered (RFC 6455, 5.5.2)."""
+
+    def silence(self) -> float:
+        """Seconds since the last byte came from the peer, part of a message or not; infinite where nobody knows."""
+        ...
+
+
+class Receiver(typing.Protocol):
+    """What a transport tells of one open WebSocket: the core's `Session`."""
+
+    def receive(self, data: str | bytes | memoryview) -> None:
+        """One whole message has come in: `str` as a text message, anything else as a binary one."""
+
+    def closed(self, code: int, reason: str) -> None:
+        """The socket has closed; `code` and `reason` are the peer's, or 1006 when it said nothing (RFC 6455, 7.1.5)."""
+
+    def writable(self, writable: bool) -> None:
+        """Whether the socket takes more, or its buffer is above the high-water mark."""
+
+    def violated(self, code: int, problem: str) -> None:
+        """A violation of RFC 6455 or of a limit was found, and the connection is to end for it."""
+
+    def pong(self) -> None:
+        """The peer has answered a ping."""
+
+    def close(self, code: int, reason: str) -> None:
+        """End the connection from our side; nothing happens if it has ended."""
+
+
+class Request(typing.Protocol):
+    """The HTTP request that opened the WebSocket."""
+
+    @property
+    def path(self) -> str:
+        """The path, without the query."""
+        ...
+
+    @property
+    def query(self) -> Mapping[str, str]:
+        """The query's parameters, decoded; the first value where a name occurs again."""
+        ...
+
+    @property
+    def headers(self) -> Mapping[str, str]:
+        """The headers; names compare without case."""
+        ...
+
+    @property
+    def cookies(self) -> Mapping[str, str]:
+        """The cookies that the client sent."""
+        ...
+
+    @property
+    def native(self) -> Any:
+        """The framework's own request: an ASGI scope, an `aiohttp.web.Request`, or None without a framework.
+
+        What a middleware has added is there: `native["user"]`, `native["session"]`.
+        """
+        ...
+
+    @property
+    def remote_addr(self) -> str:
+        """The client's IP address (`Admission.address`), or an empty string where there is none."""
+        ...
+
+
+class Acceptor(typing.Protocol):
+    """A server, as the transports see it."""
+
+    @property
+    def limits(self) -> Limits:
+        """What a transport must enforce."""
+        ...
+
+    @property
+    def admission(self) -> Admission:
+        """Who may open a WebSocket: a transport asks it before it upgrades, and for the address of the client."""
+        ...
+
+    @property
+    def heartbeat(self) -> Heartbeat:
+        """For web servers whose own heartbeat can be set."""
+        ...
+
+    @property
+    def ready(self) -> bool:
+        """What `/readyz` tells."""
+        ...
+
+    def select(self, offered: Iterable[str]) -> Protocol | None:
+        """The protocol for the subprotocols that a client offers, in the client's order (WIRE.md section 1)."""
+        ...
+
+    def open(self, link: Link, request: Request, protocol: Protocol | None) -> Receiver:
+        """Take over a WebSocket that has just been opened.
+
+        With `protocol=None`, no offered subprotocol was known: the link is closed as WIRE.md section 1 says.
+        """
+        ...
+
+
+class Connector(typing.Protocol):
+    """Opens WebSockets for a client."""
+
+    async def __call__(
+        self,
+        url: str,
+        protocol: str,
+        headers: Mapping[str, str],
+        limits: Limits,
+        open: Callable[[Link], Receiver],
+    ) -> None:
+        """Open a WebSocket to `url`, offer the subprotocol, then call `open` with the link, once.
+
+        Nothing that the server sends is lost between the two.
+
+        Raises:
+            WseError: `WS_CLIENT_ERROR`, when no WebSocket could be opened.
+        """

@@ -1,0 +1,63 @@
+"""The async handlers of one connection: counted while they run, and cancelled when they outlive it for too long."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import asyncio
+    from collections.abc import Callable, Coroutine
+
+    from wse.core.ports.scheduling import Scheduler
+
+
+class Handlers:
+    """The async handlers that have not ended.
+
+    Args:
+        scheduler: Runs them.
+        linger: Seconds that they may go on after the connection has ended; `None` lets them run.
+        overdue: Told of each that is about to be cancelled.
+
+    Attributes:
+        tasks: Their tasks.
+    """
+
+    __slots__ = ("_linger", "_overdue", "_scheduler", "tasks")
+
+    def __init__(
+        self, scheduler: Scheduler, linger: float | None, overdue: Callable[[asyncio.Task[Any]], None]
+    ) -> None:
+        self._scheduler = scheduler
+        self._linger = linger
+        self._overdue = overdue
+        self.tasks: set[asyncio.Task[Any]] = set()
+
+    def run(self, coroutine: Coroutine[Any, Any, Any]) -> asyncio.Task[Any] | None:
+        """Run one; returns its task, unless it has ended already."""
+        task = self._scheduler.start(coroutine)
+        if task.done():
+            return None
+        self.tasks.add(task)
+        task.add_done_callback(self.tasks.discard)
+        return task
+
+    def let_linger(self, tasks: set[asyncio.Task[Any]]) -> None:
+        """The connection has ended: these have some time left."""
+        for task in tasks:
+            self._scheduler.adopt(task)
+        if self._linger is None:
+            return
+        timer = self._scheduler.call_later(self._linger, self._cancel)
+
+        def ended(_: object) -> None:
+            if not self.tasks:
+                timer.cancel()  # it keeps the whole connection in memory
+
+        for task in tasks:
+            task.add_done_callback(ended)
+
+    def _cancel(self) -> None:
+        for task in tuple(self.tasks):
+            self._overdue(task)
+            task.cancel()
