@@ -1,12 +1,12 @@
-"""Every code block in README.md and docs/ is run, and what the pages say it prints is what it prints.
+"""Every code block in README.md and docs/, llms.txt included, is run; what the pages say it prints is what it prints.
 
 How the blocks of a page are run, one after the other, in a folder of the page's own:
 
     ```python                    in one namespace for the whole page; `await` works at top level, as in
                                  `python -m asyncio`
     ```python title="x.py"       saved; a later console block must run it, or a later file import it
-    ```console                   `$ python x.py` and `$ pytest x.py` are run; a program that serves for ever, `wse serve`
-                                 and `uvicorn` run on in the background, until the page ends, saves it anew or starts
+    ```console                   `$ python x.py` and `$ pytest x.py` are run; a program that serves for ever, `uvicorn`
+                                 and `wse serve` run on in the background, until the page ends, saves it anew or starts
                                  another one, and must end cleanly by SIGINT;
                                  `SHOWN` names the few commands that are only shown, and how each is checked
     ```text title="Output"       what the block before it prints, to the letter; without one it must print nothing
@@ -32,10 +32,8 @@ import shutil
 import signal
 import subprocess
 import sys
-import textwrap
 import tomllib
 from ast import PyCF_ALLOW_TOP_LEVEL_AWAIT
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -44,51 +42,18 @@ import trustme
 
 import wse
 import wse.auth
+from docs import api
+from support.pages import Block, blocks_of
 from support.programs import ROOT, Program, free_port, program
 from wse import ClientStatus, CloseReason, ErrorCode, ReadyState, WseClient, WseServer
 
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
+TOP_PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "docs/llms.txt"]
+PAGES = [*TOP_PAGES, *sorted((ROOT / "docs").rglob("*.md"))]
 DEPLOYED = {"caddy": "Caddyfile", "nginx": "nginx.conf", "ini": "wse.service", "dockerfile": "Containerfile"}
 LANGUAGES = {"python", "console", "text", "json", "toml", "html", "js", *DEPLOYED}
 PORT = "4200"
 
-_FENCE = re.compile(r"^(?P<indent> *)(?P<fence>`{3,}|~{3,})(?P<lang>[\w+-]*)(?P<info>.*)$")
 SERVING = re.compile(r"(wse serve|uvicorn) (?P<module>\w+):")
-_TITLE = re.compile(r'title="([^"]*)"')
-
-
-@dataclass(frozen=True)
-class Block:
-    """A fenced block of a page."""
-
-    lang: str
-    title: str
-    code: str
-    line: int
-
-    @property
-    def is_output(self) -> bool:
-        return self.lang == "text" and self.title == "Output"
-
-
-def blocks_of(text: str) -> list[Block]:
-    blocks: list[Block] = []
-    lines = iter(enumerate(text.splitlines(), 1))
-    for number, line in lines:
-        match = _FENCE.match(line)
-        if match is None:
-            continue
-        body: list[str] = []
-        for _, inner in lines:
-            if inner.strip() == match["fence"]:
-                break
-            body.append(inner)
-        else:
-            raise ValueError(f"line {number}: the block does not end")
-        title = _TITLE.search(match["info"])
-        code = textwrap.dedent("\n".join(body))
-        blocks.append(Block(match["lang"], title[1] if title else "", f"{code}\n", number))
-    return blocks
 
 
 def test_blocks_are_found() -> None:
@@ -405,11 +370,24 @@ def test_every_page_is_in_the_navigation() -> None:
     assert navigation == {path.relative_to(ROOT / "docs").as_posix() for path in (ROOT / "docs").rglob("*.md")}
 
 
+def test_the_api_at_a_glance_is_that_of_the_docstrings() -> None:
+    assert api.PAGE.read_text() == api.make_page(), "run it again: .venv/bin/python tests/docs/api.py"
+
+
+def test_the_page_for_language_models_links_to_every_page() -> None:
+    links = {(ROOT / "docs" / link).resolve() for link in re.findall(r"\]\(([^)#]+)", TOP_PAGES[2].read_text())}
+    stubs = {ROOT / f"docs/reference/{name}.md" for name in api.TITLES}  # the API at a glance stands for these
+    assert set(PAGES[len(TOP_PAGES) :]) - links - stubs <= {
+        ROOT / "docs/index.md",
+        ROOT / "docs/reference/differences.md",
+    }
+
+
 def test_links_of_the_top_pages() -> None:
     """mkdocs checks those of docs/ itself."""
-    for page in PAGES[:2]:
+    for page in TOP_PAGES:
         for target in re.findall(r"\]\((?!https?:)([^)#]+)", page.read_text()):
-            assert (ROOT / target).exists(), f"{page.name} links to {target}"
+            assert (page.parent / target).exists(), f"{page.name} links to {target}"
 
 
 def test_the_figures_of_the_front_page_are_those_of_the_benchmark() -> None:
