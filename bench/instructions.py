@@ -80,7 +80,7 @@ def new_session(server: Any) -> tuple[Any, CountingLink]:
     from wse.transports.request import HttpRequest
 
     link = CountingLink()
-    session = server.open(link, HttpRequest("/", {}, ""), server.select(["wse-default-json"]))
+    session = server._acceptor.open(link, HttpRequest("/", {}, ""), server._acceptor.select(["wse-default-json"]))
     session.receive(HELLO)
     assert session.valid
     return session, link

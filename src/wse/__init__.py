@@ -1,6 +1,6 @@
 """WSE, WebSocket Everywhere: authenticated, multi-device messaging and two-way calls over one WebSocket."""
 
-from wse.client.backoff import Backoff
+from wse.backoff import Backoff
 from wse.client.client import WseClient
 from wse.core.cluster.settings import ClusterSettings
 from wse.core.heartbeat import Heartbeat
@@ -15,11 +15,11 @@ from wse.core.session.rpc import ExposeErrors
 from wse.core.session.signals import Channel, Signal
 from wse.core.stats import Stats
 from wse.errors import CloseReason, ErrorCode, WseError
-from wse.files import js_client_path
 from wse.protocols.json import WseJSON
 from wse.protocols.msgpack import WseMsgpack
 from wse.publisher import BlockingPublisher, Publisher
-from wse.server import WseServer
+from wse.server.files import js_client_path
+from wse.server.server import WseServer
 from wse.transports.deflate import Compression
 from wse.types import ClientStatus, ReadyState
 

@@ -10,10 +10,11 @@ from concurrent.futures import Future
 from contextlib import closing, suppress
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
-from wse.clusters import as_broker
+from wse.brokers import as_broker
 from wse.core.closing import check_close
-from wse.core.cluster import envelope
-from wse.core.cluster.envelope import ALL, ROOM, USER, topic
+from wse.core.cluster.envelope import ALL, ROOM, USER, Drop, topic
+from wse.core.cluster.envelope import encode as encode_message
+from wse.core.cluster.envelope import message as pack_message
 from wse.core.limits import Limits
 from wse.core.packed import encode
 from wse.core.session.endpoint import Endpoint
@@ -62,7 +63,7 @@ class Publisher:
         Raises:
             WseError: `BROKER_UNAVAILABLE`.
         """
-        await self._broker.open(self._origin, self)
+        await self._broker.open(self._origin, _NoListener())
 
     async def close(self) -> None:
         """Send what is still to be sent, and disconnect."""
@@ -109,36 +110,43 @@ class Publisher:
         """A room, to send to."""
         return PublisherRoom(self, name)
 
-    def drop_client(self, cid: ClientId, reason: str = CloseReason.NO_REASON) -> None:
+    def drop_client(self, cid: ClientId, reason: str = CloseReason.BY_SERVER, code: int = 1000) -> None:
         """Disconnect all devices of a user.
+
+        Args:
+            cid: The user.
+            reason: As for `WseServer.drop_client`.
+            code: As for `WseServer.drop_client`.
 
         Raises:
             WseError: `BROKER_UNAVAILABLE`.
-            ValueError: A reason longer than a close frame can carry.
+            ValueError: A code or reason that a close frame cannot carry.
         """
-        check_close(1000, reason)
-        self._publish(topic(USER, cid), envelope.encode(envelope.Drop(self._origin, str(reason))))
+        check_close(code, reason)
+        self._publish(topic(USER, cid), encode_message(Drop(self._origin, str(reason), code)))
 
     def _send(self, topic: str, type: MessageType, payload: Any, exclude: ClientId | None) -> None:
         self._endpoint.check_type(type)
         packed = {protocol: encode(protocol, type, payload) for protocol in self._endpoint.protocols}
-        self._publish(topic, envelope.message(self._origin, type, packed, None, exclude))
+        self._publish(topic, pack_message(self._origin, type, packed, None, exclude))
 
     def _publish(self, topic: str, data: bytes) -> None:
         if not self._broker.connected:
             raise WseError(ErrorCode.BROKER_UNAVAILABLE)
         self._broker.publish(topic, data)
 
-    # BrokerListener: a publisher listens to nothing.
 
-    def received(self, topic: str, data: bytes) -> None:
-        """Not called: a publisher subscribes to nothing."""
+class _NoListener:
+    """The `wse.core.ports.broker.BrokerListener` of a publisher, which subscribes to nothing.
 
-    def connection_lost(self, cause: Exception | None, unsent: list[tuple[str, bytes]]) -> None:
-        """The next message is told."""
+    It need not note that the connection was lost: `publish` asks the broker each time.
+    """
 
-    def connection_restored(self) -> None:
-        """The next message goes through."""
+    def received(self, topic: str, data: bytes) -> None: ...
+
+    def connection_lost(self, cause: Exception | None, unsent: list[tuple[str, bytes]]) -> None: ...
+
+    def connection_restored(self) -> None: ...
 
 
 class PublisherRoom:
@@ -191,9 +199,9 @@ class BlockingPublisher:
         """A room, to send to."""
         return BlockingRoom(self, name)
 
-    def drop_client(self, cid: ClientId, reason: str = CloseReason.NO_REASON) -> None:
+    def drop_client(self, cid: ClientId, reason: str = CloseReason.BY_SERVER, code: int = 1000) -> None:
         """As `Publisher.drop_client`."""
-        self._do(lambda publisher: publisher.drop_client(cid, reason))
+        self._do(lambda publisher: publisher.drop_client(cid, reason, code))
 
     def close(self) -> None:
         """Disconnect, once the calls of other threads have ended; harmless when it is not connected, and it connects

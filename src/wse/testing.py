@@ -9,7 +9,7 @@ from typing import Any
 from wse.client.client import WseClient
 from wse.core.limits import Limits
 from wse.core.ports.transport import Link, Receiver
-from wse.server import WseServer
+from wse.server.server import WseServer
 from wse.transports.memory import MemoryLink
 from wse.transports.request import HttpRequest
 
@@ -30,11 +30,12 @@ class MemoryConnector:
         limits: Limits,
         open: Callable[[Link], Receiver],
     ) -> None:
-        await self._server._attach()
-        ours, theirs = MemoryLink.pair(limits, self._server.limits)
+        await self._server._lifecycle.attach()
+        acceptor = self._server._acceptor
+        ours, theirs = MemoryLink.pair(limits, acceptor.limits)
         target = "/" + url.split("://", 1)[1].partition("/")[2]
         request = HttpRequest(target, dict(headers), theirs.remote_addr)
-        theirs.session = self._server.open(theirs, request, self._server.select([protocol]))
+        theirs.session = acceptor.open(theirs, request, acceptor.select([protocol]))
         ours.session = open(ours)
 
 

@@ -38,4 +38,4 @@ async def test_the_own_page_may_connect_and_one_from_elsewhere_if_it_is_listed(
             own_page, other_page = (f"http://127.0.0.1:{port}/page" for port in (server.port, elsewhere.port))
             assert await opens(browser, own_page, server.url)
             assert await opens(browser, other_page, server.url) is from_elsewhere
-            assert server.admission.refused_origins == (not from_elsewhere)
+            assert server._acceptor.admission.refused_origins == (not from_elsewhere)

@@ -36,7 +36,7 @@ async def test_other_pages_get_403_and_nobody_hears_of_them(run, origin):
     place = await run(server)
     status, _ = await upgrade(place, Origin=origin)
     assert status == 403
-    assert server.admission.refused_origins == 1
+    assert server._acceptor.admission.refused_origins == 1
     await place.connect()  # so the server has gone on, and had time to complain
     assert log.all("error") == []
     assert len(asked) == 1
@@ -47,11 +47,11 @@ async def test_while_the_server_is_not_ready_connections_get_503_and_when_to_com
     place = await run(server)
     await place.connect()
     assert server.ready
-    server.admission.unready.add("a reason")
+    server._acceptor.admission.unready.add("a reason")
     assert not server.ready
     status, headers = await upgrade(place)
     assert (status, headers["retry-after"]) == (503, "1")
-    server.admission.unready.clear()
+    server._acceptor.admission.unready.clear()
     await place.connect("ben")
 
 

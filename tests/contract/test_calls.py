@@ -25,7 +25,7 @@ async def sides(request, run):
             if request.param == "client calls":
                 self.call = client.call
                 self.register = lambda name, fn: server.register(name, lambda conn, payload: fn(payload))
-                self.pending = lambda: client._life.session.pending_calls
+                self.pending = lambda: client._connections.session.pending_calls
                 server.when.error(lambda err, conn: self.errors.append((err, conn)))
                 self.where = {"cid": "ann", "conn_id": conn.conn_id}
                 self.hears_close = lambda code, reason: (code, reason)
@@ -259,7 +259,7 @@ async def test_a_peer_that_goes_away_settles_all_pending_calls(sides, closing):
         await asyncio.Event().wait()
 
     sides.register("hang", hang)
-    session = sides.client._life.session
+    session = sides.client._connections.session
     calls = [asyncio.ensure_future(sides.call("hang", timeout=timeout)) for timeout in (None, 0, 60)]
     for _ in calls:
         await soon(started.acquire())

@@ -191,7 +191,7 @@ class Page:
             if isinstance(value, WseServer):
                 assert value._listener is None, f"the page leaves {name} open"
             elif isinstance(value, WseClient):
-                assert value._life.session is None, f"the page leaves {name} open"
+                assert value._connections.session is None, f"the page leaves {name} open"
 
 
 def run(args: list[str], cwd: Path) -> str:

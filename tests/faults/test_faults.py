@@ -8,7 +8,7 @@ import pytest
 from support.net import TEXT, ClientLog, RawSocket, ServerLog, frame, hi, make_server, soon, text
 from support.proxy import TcpProxy
 from wse import ClientStatus, ErrorCode, Heartbeat, WseClient, WseError
-from wse.client.backoff import Backoff
+from wse.backoff import Backoff
 
 QUICK = Heartbeat(interval=0.2, timeout=0.3)
 AT_ONCE = Backoff(base=0.01, cap=0.02)

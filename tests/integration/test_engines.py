@@ -19,8 +19,8 @@ from support.engines import Nats, Valkey, free_port
 from wse import ClusterSettings, ErrorCode
 from wse.brokers import from_url, kept, nats_connection
 from wse.brokers import nats as nats_broker
-from wse.brokers.nats import NatsBroker
-from wse.brokers.redis import RedisBroker
+from wse.brokers.nats.broker import NatsBroker
+from wse.brokers.redis.broker import RedisBroker
 from wse.core.ports.broker import Gone, Joined
 
 PASSWORD = "s3cret/ ?"
@@ -260,7 +260,7 @@ async def has_devices(node, user, count):
 async def test_a_buffer_that_an_engine_does_not_empty_counts_as_an_engine_that_is_away(cluster, monkeypatch):
     one, two = await cluster.nodes(2, "talk")
     monkeypatch.setattr("wse.brokers.redis.BUFFER", 8 * 1024 * 1024)
-    monkeypatch.setattr("wse.brokers.nats_connection.BUFFER", 8 * 1024 * 1024)
+    monkeypatch.setattr("wse.brokers.nats.connection.BUFFER", 8 * 1024 * 1024)
     for _ in range(10):
         one.broker.publish("talk", bytes(1024 * 1024))
     _, cause = await one.until("lost")
@@ -368,7 +368,7 @@ async def test_a_broker_can_be_closed_while_the_engine_hangs(cluster):
 
 @pytest.mark.parametrize("users", [0, 20])
 async def test_a_server_signs_off_in_time_while_the_engine_hangs(cluster, users):
-    settings = ClusterSettings(farewell=2.0)
+    settings = ClusterSettings(close_timeout=2.0)
     async with cluster_of([cluster.broker()], settings) as nodes:
         for number in range(users):
             await nodes.device(0, f"user-{number}")

@@ -25,7 +25,7 @@ async def test_readyz_tells_whether_new_connections_are_taken(listen):
     server = make_server(path="/ws")
     place = await listen(server)
     for reasons, expected in (((), (200, b"ready\n")), (("a reason",), (503, b"503 Service Unavailable\n"))):
-        server.admission.unready.update(reasons)
+        server._acceptor.admission.unready.update(reasons)
         async with await RawSocket.open(place.url) as socket:
             status, _, body = await socket.request("/readyz")
             assert (status, body) == expected
@@ -34,7 +34,7 @@ async def test_readyz_tells_whether_new_connections_are_taken(listen):
 async def test_healthz_answers_when_the_server_is_not_ready(listen):
     server = make_server()
     place = await listen(server)
-    server.admission.unready.add("a reason")
+    server._acceptor.admission.unready.add("a reason")
     async with await RawSocket.open(place.url) as socket:
         assert (await socket.request("/healthz"))[0] == 200
 

@@ -490,7 +490,7 @@ async def test_nobody_is_let_in_while_the_server_closes_and_readiness_goes_first
                 await asyncio.sleep(0)
         closing = asyncio.ensure_future(server.close(grace=60))
         async with asyncio.timeout(5):
-            while server._listener is not None:
+            while server._lifecycle._listener is not None:
                 await asyncio.sleep(0)
         status, _, _ = await early.upgrade()  # its socket was accepted before
         assert status == 503

@@ -202,7 +202,7 @@ class Soak:
                 life.lost = True
             elif what < 0.985:
                 self.counted["cuts"] += 1
-                client._life.session.link.abort()  # as a network does it: no client has a method for that
+                client._connections.session.link.abort()  # as a network does it: no client has a method for that
                 await client.close()
                 life.lost = True
             else:

@@ -14,7 +14,7 @@ from wse.testing import URL, MemoryConnector
 WAIT = 20.0
 """Seconds until a test that waits for something gives up; nothing waits that long when all is well."""
 
-FAST = ClusterSettings(lease=2.0, renew=0.3, canary=0.2, deaf_after=5, query=5.0)
+FAST = ClusterSettings(lease_ttl=2.0, renew_interval=0.3, canary_interval=0.2, canary_misses=5, query_timeout=5.0)
 """A lease is no shorter, since NATS counts them in seconds and test machines are busy."""
 
 

@@ -355,10 +355,10 @@ class MemoryPlace(Place):
 
     async def _make_peer(self, offer, target):
         server = self.server
-        ours, theirs = MemoryLink.pair(Limits(message_size=1 << 30), server.limits)
-        protocol = server.select(offer)
+        ours, theirs = MemoryLink.pair(Limits(message_size=1 << 30), server._acceptor.limits)
+        protocol = server._acceptor.select(offer)
         peer = memory_peer(ours, protocol and protocol.name)
-        theirs.session = server.open(theirs, HttpRequest(target, {}, ""), protocol)
+        theirs.session = server._acceptor.open(theirs, HttpRequest(target, {}, ""), protocol)
         return peer
 
 

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 from support.core import FakeScheduler, ServerSide
 from wse.brokers.memory import MemoryBroker, MemoryCluster
-from wse.core.cluster.cluster import Cluster
+from wse.core.cluster.node import ClusterNode
 from wse.core.cluster.settings import ClusterSettings
-from wse.messaging import Messaging
 from wse.protocols.json import WseJSON
 from wse.protocols.msgpack import WseMsgpack
+from wse.server.messaging import Messaging
 
 
 class NodeBroker(MemoryBroker):
@@ -45,7 +45,7 @@ class Node(ServerSide):
         super().__init__(**options)
         self.awake = True
         self.broker = NodeBroker(engine, self)
-        self.cluster = self.hub.network = Cluster(
+        self.cluster = self.hub.network = ClusterNode(
             self.hub, self.broker, settings, clock=lambda: clock.now, readers=(WseJSON(), WseMsgpack())
         )
         self.server = Messaging()
@@ -67,11 +67,11 @@ class Node(ServerSide):
     @property
     def leftovers(self):
         """What stays when nobody is connected any more."""
-        register, asks = self.cluster.register, self.cluster.asks
+        presence, rpc = self.cluster.presence, self.cluster.rpc
         return [
-            *register._seats, *register._joining, *register._unsettled,
-            *register._left, *register._owed, *register._silent, *register.doubt.users,
-            *asks._asked, *asks._pending._waiting, *self.cluster.bus._interest, *self.cluster.bus._backlog,
+            *presence._registrations, *presence._joining, *presence._unsettled,
+            *presence._left, *presence._pending_joined, *presence._silent, *presence.deferred.users,
+            *rpc._asked, *rpc._pending._waiting, *self.cluster.bus._interest, *self.cluster.bus._backlog,
         ]  # fmt: skip
 
 

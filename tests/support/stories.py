@@ -279,7 +279,7 @@ class ServerStory(Actor):
             case "drop", index:
                 self.peer(index).conn.drop()
             case "drop-client", cid:
-                self.side.hub.drop_client(cid, "")
+                self.side.hub.drop_client(cid, "", 1000)
             case "violated", index:
                 self.peer(index).session.violated(1009, "too large")
             case "closed", index, close:

@@ -11,71 +11,48 @@ import wse
 SOURCE = Path(wse.__file__).parent
 MODULES = sorted(path.relative_to(SOURCE).as_posix() for path in SOURCE.rglob("*.py"))
 
-# The ground floor of the core, which every storey stands on: session, hub, cluster.
-GROUND = {f"core.{name}" for name in ("admission", "closing", "heartbeat", "limits", "packed", "ports", "stats")}
+# Values and ports: what every storey of the core and every adapter stands on.
+GROUND = {
+    "backoff",
+    "errors",
+    "tasks",
+    "types",
+    *(f"core.{name}" for name in ("admission", "closing", "heartbeat", "limits", "packed", "ports", "stats")),
+}
 
 # What each part may import of wse, the most specific prefix first.
 ALLOWED = {
     "errors.py": set(),
     "types.py": set(),
-    "files.py": set(),
-    "core/session/": {"errors", "types", *GROUND, "core.session"},
-    "core/hub/": {"errors", "types", *GROUND, "core.session", "core.hub"},
-    "core/cluster/": {"errors", "types", *GROUND, "core.session", "core.hub", "core.cluster"},
-    "core/": {"errors", "types", *GROUND},
-    "protocols/": {"errors", "types", *GROUND, "protocols"},
-    "transports/request.py": set(),
-    "transports/awaited.py": {"errors", "types", *GROUND, "scheduler"},
-    "transports/picows/": {
-        "errors",
-        "types",
-        *GROUND,
-        "files",
-        "transports.deflate",
-        "transports.picows",
-        "transports.request",
-    },
-    "transports/": {"errors", "types", *GROUND, "transports.awaited", "transports.request"},
-    "brokers/": {"errors", *GROUND, "brokers", "client.backoff"},
+    "backoff.py": set(),
+    "tasks.py": set(),
     "scheduler.py": GROUND,
-    "client/": {"errors", "types", "core", "client", "protocols", "scheduler", "transports"},
-    "auth/": {"errors", "types", "core", "auth", "server"},
-    "watchdog.py": set(),
-    "messaging.py": {"errors", "types", "core"},
-    "clusters.py": {"core", "brokers", "protocols"},
-    "publisher.py": {"errors", "types", "clusters", "core", "protocols", "scheduler"},
-    "serving.py": {"errors", "clusters", "core", "files", "scheduler", "transports", "watchdog"},
-    "server.py": {
-        "errors",
-        "types",
-        "clusters",
-        "core",
-        "files",
-        "messaging",
-        "protocols",
-        "scheduler",
-        "serving",
-        "transports",
-        "watchdog",
-    },
-    "cli/target.py": {"server", "serving"},
-    "cli/worker.py": {"errors", "server", "serving"},
-    "cli/supervisor.py": {"cli.worker", "client.backoff", "core.hub"},
-    "cli/": {"brokers.memory", "cli", "server"},
+    # The storeys of the core.
+    "core/": GROUND,
+    "core/session/": GROUND | {"core.session"},
+    "core/hub/": GROUND | {"core.session", "core.hub"},
+    "core/cluster/": GROUND | {"core.session", "core.hub", "core.cluster"},
+    # Adapters: each knows ports, values, and its own parts.
+    "protocols/": GROUND | {"protocols"},
+    "transports/": GROUND | {"transports.awaited", "transports.request"},
+    "transports/picows/": GROUND | {"transports.deflate", "transports.picows", "transports.request"},
+    "brokers/": GROUND | {"brokers.placement"},
+    "brokers/__init__.py": GROUND | {"brokers"},  # finds the one for a URL
+    "brokers/nats/": GROUND | {"brokers.nats", "brokers.placement", "brokers.reconnecting"},
+    "brokers/redis/": GROUND | {"brokers.redis", "brokers.placement", "brokers.reconnecting"},
+    # What puts core and adapters together.
+    "client/": GROUND | {"core.session", "client", "protocols", "scheduler", "transports"},
+    "server/": GROUND | {"core", "brokers", "protocols", "scheduler", "server", "transports"},
+    "server/acceptor.py": GROUND | {"core.hub"},
+    "server/files.py": set(),
+    "server/watchdog.py": set(),
+    "publisher.py": GROUND | {"brokers", "core.cluster.envelope", "core.session", "protocols", "scheduler"},
+    # What stands on the server.
+    "auth/": GROUND | {"core.hub", "auth", "server.server"},
+    "cli/": GROUND | {"brokers.memory", "cli", "core.hub", "server"},
     "__main__.py": {"cli"},
-    "testing.py": {"client", "core", "server", "transports"},
-    "__init__.py": {
-        "errors",
-        "types",
-        "core",
-        "client",
-        "files",
-        "messaging",
-        "protocols",
-        "publisher",
-        "server",
-        "transports",
-    },
+    "testing.py": GROUND | {"client", "server", "transports"},
+    "__init__.py": GROUND | {"client", "core", "protocols", "publisher", "server", "transports"},
 }
 
 # Which third-party libraries a part may import; all others belong to the standard library.
@@ -85,8 +62,8 @@ LIBRARIES = {
     "transports/picows/": {"multidict", "picows"},
     "transports/aiohttp.py": {"aiohttp"},
     "auth/": {"scramp"},
-    "brokers/nats_connection.py": {"nats"},
-    "brokers/redis.py": {"hiredis", "redis"},
+    "brokers/nats/connection.py": {"nats"},
+    "brokers/redis/": {"hiredis", "redis"},
     "cli/commands.py": {"click", "uvloop"},
 }
 

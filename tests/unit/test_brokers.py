@@ -9,10 +9,10 @@ from contextlib import suppress
 import pytest
 
 from support.brokers import Node, unavailable
-from wse.brokers import from_url, kept
+from wse.brokers import from_url, reconnecting
 from wse.brokers.memory import MemoryBroker, MemoryCluster
-from wse.brokers.nats import NatsBroker
-from wse.brokers.redis import RedisBroker
+from wse.brokers.nats.broker import NatsBroker
+from wse.brokers.redis.broker import RedisBroker
 from wse.core.ports.broker import Gone, Joined
 
 
@@ -48,8 +48,8 @@ def test_a_prefix_that_not_every_engine_takes_is_refused(url):
 @pytest.mark.parametrize(
     ("url", "library", "modules"),
     [
-        ("nats://127.0.0.1", "nats.aio.client", ["wse.brokers.nats", "wse.brokers.nats_connection"]),
-        ("redis://127.0.0.1", "hiredis", ["wse.brokers.redis"]),
+        ("nats://127.0.0.1", "nats.aio.client", ["wse.brokers.nats.broker", "wse.brokers.nats.connection"]),
+        ("redis://127.0.0.1", "hiredis", ["wse.brokers.redis.broker", "wse.brokers.redis.connection"]),
     ],
 )
 def test_a_broker_whose_library_is_not_there_names_the_extra(url, library, modules, monkeypatch):
@@ -171,11 +171,11 @@ class Swallowing:
 
 
 async def test_a_broker_closes_although_its_library_swallows_a_cancellation(monkeypatch):
-    monkeypatch.setattr(kept, "PAUSE", 0.001)
-    monkeypatch.setattr(kept, "CANCELLED", 0.01)
+    monkeypatch.setattr(reconnecting, "PAUSE", 0.001)
+    monkeypatch.setattr(reconnecting, "CANCELLED", 0.01)
     connection = Swallowing()
 
-    class Broker(kept.KeptBroker):
+    class Broker(reconnecting.ReconnectingBroker):
         async def _connect(self):
             return connection
 

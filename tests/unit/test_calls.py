@@ -4,7 +4,7 @@ import pytest
 
 from support.core import ServerSide
 from wse import ErrorCode, WseError
-from wse.messaging import Messaging
+from wse.server.messaging import Messaging
 
 
 class Side(ServerSide):

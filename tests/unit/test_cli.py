@@ -21,7 +21,7 @@ from wse.cli.commands import serve_command as serve
 from wse.cli.commands import wse as command
 from wse.cli.supervisor import PortError, check_port
 from wse.cli.target import TargetError, load
-from wse.cli.worker import VARIABLE, Seat
+from wse.cli.worker import VARIABLE, WorkerSlot
 
 MODULE = """
 from wse import WseServer
@@ -221,13 +221,13 @@ def test_a_seat_that_nobody_has_given_is_a_plain_line(app, monkeypatch):
 def test_a_worker_takes_its_seat_once(monkeypatch):
     ours, theirs = socket.socketpair()
     monkeypatch.setenv(VARIABLE, f"3:{theirs.detach()}")
-    seat = Seat.taken()
+    seat = WorkerSlot.taken()
     assert seat is not None
     with ours, seat.socket:
         seat.socket.send(b"x")
         assert (seat.number, ours.recv(1)) == (3, b"x")
     assert VARIABLE not in os.environ
-    assert Seat.taken() is None
+    assert WorkerSlot.taken() is None
     assert [name_of(seat, 1), name_of(None, 1), name_of(None, 2)] == ["worker 3", "server", "supervisor"]
 
 

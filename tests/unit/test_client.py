@@ -338,7 +338,7 @@ async def test_a_reconnecting_client_stays_away_after_a_final_close(far, code):
     await peer.close(code)
     await log.until("closed")
     assert client.status is ClientStatus.OFFLINE
-    assert client._life._connecting is None
+    assert client._connections._connecting is None
     assert other_tasks() == set()
 
 
@@ -858,7 +858,7 @@ async def test_pending_calls_are_settled_when_the_connection_is_lost(far):
     calls = [asyncio.ensure_future(client.call("slow", n, timeout=n)) for n in (0, 20)]
     await peer.hear()
     await peer.hear()
-    session = client._life.session
+    session = client._connections.session
     peer.vanish()
     for call in calls:
         error = await fails(call)

@@ -374,7 +374,7 @@ def test_a_call_that_is_not_answered_in_time_leaves_nothing():
     task = ask(nodes[2], "any", timeout=3)
     nodes.advance(3)
     assert task.exception().code == ErrorCode.RP_TIMEOUT
-    assert [node.cluster.asks.waiting for node in nodes] == [0, 0, 0]
+    assert [node.cluster.rpc.waiting for node in nodes] == [0, 0, 0]
     assert new.session.pending_calls == 0
 
 
@@ -402,7 +402,7 @@ def test_a_cancelled_call_leaves_nothing_on_any_node(timeout):
     assert new.session.pending_calls == 0
     answer(nodes, new, "late")
     assert [node.leftovers for node in nodes][2] == []
-    assert nodes[1].cluster.asks._called == {}
+    assert nodes[1].cluster.rpc._called == {}
     assert [node.scheduler.unheard for node in nodes] == [[], [], []]
     assert [node.errors for node in nodes] == [[], [], []]
 
@@ -417,7 +417,7 @@ def test_devices_that_lost_the_race_are_not_waited_for_on_their_node():
     assert old.session.pending_calls == 0
     assert [type(each) for each in said] == [envelope.Call, envelope.Call, envelope.Cancel]
     answer(nodes, old, "late")
-    assert nodes[0].cluster.asks._called == {}
+    assert nodes[0].cluster.rpc._called == {}
 
 
 def test_a_call_that_was_answered_is_not_cancelled():
@@ -446,7 +446,7 @@ def test_a_call_that_is_answered_as_it_is_cancelled_leaves_nothing(first):
         new.say("~wse:response", "here", stamp)
     nodes.run()
     assert nodes[2].leftovers == []
-    assert nodes[1].cluster.asks._called == {}
+    assert nodes[1].cluster.rpc._called == {}
     assert [node.errors for node in nodes] == [[], [], []]
 
 
@@ -458,7 +458,7 @@ def test_a_call_of_a_node_that_died_is_forgotten():
     nodes.kill(nodes[2])
     nodes.advance(10)
     assert new.session.pending_calls == 0
-    assert nodes[1].cluster.asks._called == {}
+    assert nodes[1].cluster.rpc._called == {}
     assert nodes[1].scheduler.unheard == []
 
 
@@ -491,10 +491,10 @@ def test_a_call_that_is_answered_as_its_node_is_taken_for_dead_has_its_result():
     nodes, _, new = called()
     task = ask(nodes[2], "any")
     nodes.run()
-    nodes[1].cluster.asks.alive(frozenset())
+    nodes[1].cluster.rpc.alive(frozenset())
     (stamp,) = [stamp for kind, _, stamp in new.heard if kind == "where"]
     new.say("~wse:response", "here", stamp)
-    nodes[1].cluster.asks.alive(frozenset())
+    nodes[1].cluster.rpc.alive(frozenset())
     nodes.run()
     assert task.result() == "here"
 
@@ -507,7 +507,7 @@ def test_a_node_that_closes_forgets_the_calls_of_others():
     nodes[1].scheduler.start(nodes[1].cluster.close())  # its device stays for longer
     nodes.advance(10)
     assert new.session.pending_calls == 0
-    assert nodes[1].cluster.asks._called == {}
+    assert nodes[1].cluster.rpc._called == {}
     assert task.exception().code == ErrorCode.RP_DISCONNECT
 
 
@@ -640,7 +640,7 @@ def test_a_call_for_ever_ends_with_the_node_that_was_asked():
     nodes.kill(nodes[1])
     nodes.advance(10)
     assert task.exception().code == ErrorCode.RP_DISCONNECT
-    assert nodes[1].cluster.asks.waiting == 0
+    assert nodes[1].cluster.rpc.waiting == 0
 
 
 def test_a_node_that_closes_fails_its_own_calls():
@@ -697,13 +697,13 @@ def test_an_error_that_cannot_cross_arrives_without_its_details(details, message
     limit(nodes[1], 10_000)
     task = ask(nodes[2], "any")
     nodes.run()
-    ((_, session_call),) = nodes[1].cluster.asks._called.items()
+    ((_, session_call),) = nodes[1].cluster.rpc._called.items()
     session_call[0]._calls.reject(session_call[1], WseError("app.bad", details, message))
     nodes.run()
     error = task.exception()
     assert (error.code, error.message, error.details) == ("app.bad", told, {})
     assert nodes[1].errors == []
-    assert nodes[1].cluster.asks._called == {}
+    assert nodes[1].cluster.rpc._called == {}
     assert new.session.pending_calls == 0
 
 
@@ -773,7 +773,7 @@ def test_members_of_a_node_that_does_not_answer_are_missing():
     assert not task.done()
     nodes.advance(0.5)
     assert task.result() == {"ann", "bob"}
-    assert nodes[0].cluster.asks.waiting == 0
+    assert nodes[0].cluster.rpc.waiting == 0
 
 
 def tea(nodes, number, users):
@@ -804,7 +804,7 @@ def test_members_who_are_too_many_for_one_message_are_told_in_several(monkeypatc
     assert task.result() == set(users)
     assert len(said) > 1
     assert nodes[0].leftovers == []
-    assert nodes[0].cluster.asks._parts == {}
+    assert nodes[0].cluster.rpc._parts == {}
 
 
 def test_members_of_a_node_of_whose_answer_a_part_is_lost_are_missing(monkeypatch):
@@ -816,16 +816,16 @@ def test_members_of_a_node_of_whose_answer_a_part_is_lost_are_missing(monkeypatc
     nodes[1].broker.publish = lambda topic, data: None if next(count) == 1 else publish(topic, data)
     task = nodes[0].scheduler.start(nodes[0].server.room("tea").members())
     nodes.run()
-    assert nodes[0].cluster.asks._parts
+    assert nodes[0].cluster.rpc._parts
     nodes.advance(1)
     assert task.result() == {"bob"}
-    assert nodes[0].cluster.asks._parts == {}
+    assert nodes[0].cluster.rpc._parts == {}
 
 
 def test_parts_of_an_answer_that_nobody_waits_for_are_not_kept():
     nodes = Nodes(1)
-    nodes[0].cluster.asks.answered(envelope.Answer("another", 1, ["sann"], parts=2))
-    assert nodes[0].cluster.asks._parts == {}
+    nodes[0].cluster.rpc.answered(envelope.Answer("another", 1, ["sann"], parts=2))
+    assert nodes[0].cluster.rpc._parts == {}
 
 
 def test_members_fails_when_a_node_cannot_tell(monkeypatch):
@@ -855,14 +855,14 @@ def test_a_node_that_fails_to_find_out_what_it_is_asked_says_so(monkeypatch):
     nodes.run()
     assert task.exception().code == ErrorCode.BROKER_UNAVAILABLE
     assert isinstance(nodes[1].error.__cause__, ZeroDivisionError)
-    task = nodes[0].scheduler.start(nodes[0].cluster.asks.query("members", "stea"))
+    task = nodes[0].scheduler.start(nodes[0].cluster.rpc.query("members", "stea"))
     nodes.run()
     assert task.result() == []
 
 
 def test_a_question_of_a_newer_version_is_not_answered():
     nodes = Nodes(2)
-    task = nodes[0].scheduler.start(nodes[0].cluster.asks.query("mood", ""))
+    task = nodes[0].scheduler.start(nodes[0].cluster.rpc.query("mood", ""))
     nodes.advance(1)
     assert task.result() == []
     assert nodes[1].errors == []
@@ -873,7 +873,14 @@ def test_a_question_of_a_newer_version_is_not_answered():
 
 @pytest.mark.parametrize(
     "settings",
-    [{"lease": 1, "renew": 1}, {"renew": 0}, {"canary": 0}, {"deaf_after": 0}, {"backlog": -1}, {"query": -1}],
+    [
+        {"lease_ttl": 1, "renew_interval": 1},
+        {"renew_interval": 0},
+        {"canary_interval": 0},
+        {"canary_misses": 0},
+        {"backlog": -1},
+        {"query_timeout": -1},
+    ],
 )
 def test_settings_that_cannot_work_are_rejected(settings):
     with pytest.raises(ValueError):

@@ -8,7 +8,7 @@ import pytest
 
 from support.net import RawSocket, make_server
 from wse import js_client_path
-from wse.files import StaticFile
+from wse.server.files import StaticFile
 
 
 @pytest.fixture
@@ -24,7 +24,7 @@ def test_the_javascript_client_is_where_it_is_said_to_be() -> None:
 
 
 def test_an_installation_without_the_javascript_client_says_so(monkeypatch, tmp_path) -> None:
-    monkeypatch.setattr("wse.files._PACKAGE", tmp_path / "a" / "b")
+    monkeypatch.setattr("wse.server.files._PACKAGE", tmp_path / "a" / "b")
     with pytest.raises(FileNotFoundError, match=r"wse\.js"):
         js_client_path()
 

@@ -39,9 +39,9 @@ def test_handlers_may_end_with_their_connection_at_once_but_not_before():
 
 
 def test_a_frame_is_as_large_as_a_message_unless_said_otherwise():
-    assert Limits(message_size=500).largest_frame == 500
-    assert Limits(message_size=500, frame_size=100).largest_frame == 100
-    assert Limits(message_size=500, frame_size=1000).largest_frame == 500
+    assert Limits(message_size=500).max_frame_size == 500
+    assert Limits(message_size=500, frame_size=100).max_frame_size == 100
+    assert Limits(message_size=500, frame_size=1000).max_frame_size == 500
 
 
 def nested(depth, kind=list):
@@ -335,12 +335,12 @@ def test_strangers_are_bounded_and_users_do_not_count_among_them():
     for _ in range(3):
         side.join()
     waiting = [side.open(), side.open()]
-    assert side.hub.strangers == 2
+    assert side.hub.unauthenticated == 2
     assert side.open().closed_with == (1013, "wse.limit.unauthenticated")
     waiting[0].say("~wse:hi", {"identity": "ann", "meta": {}})
-    assert side.hub.strangers == 1
+    assert side.hub.unauthenticated == 1
     waiting[1].session.closed(1006, "")
-    assert side.hub.strangers == 0
+    assert side.hub.unauthenticated == 0
     assert side.open().closed_with is None
 
 

@@ -17,7 +17,7 @@ def test_the_documented_defaults():
     assert server.port is None
     assert server.protocol.name == "wse-default-json"
     assert server.clients == {}
-    assert server.limits == Limits()
+    assert server._acceptor.limits == Limits()
 
 
 def test_arguments_are_as_given():
@@ -25,7 +25,7 @@ def test_arguments_are_as_given():
     server = WseServer(conns_per_user=3, timeout=1.5, port=4200, protocol=protocol, limits=limits)
     assert (server.conns_per_user, server.timeout, server.port) == (3, 1.5, 4200)
     assert server.protocol is protocol
-    assert server.limits is limits
+    assert server._acceptor.limits is limits
 
 
 def test_several_protocols_stay_in_their_order():
@@ -78,12 +78,12 @@ def test_url_is_where_clients_of_this_machine_reach_it(options, url):
 @pytest.mark.parametrize("offer", [["wse-msgpack", "wse-default-json"], ["unknown", "wse-msgpack"]])
 def test_select_takes_the_first_offer_that_it_has(offer):
     server = WseServer(protocol=[WseJSON(), WseMsgpack()])
-    assert server.select(offer).name == "wse-msgpack"
+    assert server._acceptor.select(offer).name == "wse-msgpack"
 
 
 @pytest.mark.parametrize("offer", [[], ["unknown"], [""]])
 def test_select_finds_nothing_where_there_is_nothing(offer):
-    assert WseServer().select(offer) is None
+    assert WseServer()._acceptor.select(offer) is None
 
 
 def test_handlers_that_cannot_take_their_arguments_are_rejected_at_once():
@@ -263,7 +263,7 @@ async def test_a_server_is_not_ready_while_it_closes():
     seen = []
     server.when.left(lambda *_: seen.append(server.ready))
     async with in_memory(server) as place:
-        await server._attach()
+        await server._lifecycle.attach()
         await place.connect()
         assert server.ready
         await server.close()
@@ -273,20 +273,20 @@ async def test_a_server_is_not_ready_while_it_closes():
 async def test_inside_a_web_application_a_server_is_ready_until_it_is_closed():
     server = make_server(port=None)
     assert server.ready  # or no load balancer would send the first connection
-    await server._attach()
+    await server._lifecycle.attach()
     assert server.ready
     await server.close()
     assert not server.ready
-    await server._attach()
+    await server._lifecycle.attach()
     assert server.ready
 
 
 async def test_a_reason_of_the_server_s_own_outlasts_its_start():
     server = make_server()
-    server.admission.unready.add("deaf")
+    server._acceptor.admission.unready.add("deaf")
     async with server:
         assert not server.ready
-        server.admission.unready.discard("deaf")
+        server._acceptor.admission.unready.discard("deaf")
         assert server.ready
 
 

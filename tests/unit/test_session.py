@@ -622,15 +622,15 @@ def test_a_dropped_user_leaves_once(server):
     server.hub.conns_per_user = 2
     one, two = server.join("ann"), server.join("ann")
     server.log.clear()
-    server.hub.drop_client("ann", "bye")
+    server.hub.drop_client("ann", "bye", 1000)
     assert one.closed_with == two.closed_with == (1000, "bye")
     assert server.names("disconnected", "left") == [
         ("disconnected", "ann", 1000, "bye"),
         ("disconnected", "ann", 1000, "bye"),
         ("left", "ann", 1000, "bye"),
     ]
-    server.hub.drop_client("ann", "bye")
-    server.hub.drop_client("nobody", "bye")
+    server.hub.drop_client("ann", "bye", 1000)
+    server.hub.drop_client("nobody", "bye", 1000)
 
 
 @pytest.mark.parametrize(("code", "reason"), [(999, ""), (1005, ""), (1006, ""), (1015, ""), (2999, ""), (5000, "")])
@@ -647,7 +647,7 @@ def test_a_close_reason_fits_a_close_frame(server):
         with pytest.raises(ValueError, match="123 bytes"):
             peer.conn.drop(too_long)
         with pytest.raises(ValueError, match="123 bytes"):
-            server.hub.drop_client("ann", too_long)
+            server.hub.drop_client("ann", too_long, 1000)
     peer.conn.drop("é" * 61, 4999)
     assert peer.closed_with == (4999, "é" * 61)
 

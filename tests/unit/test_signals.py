@@ -47,7 +47,7 @@ def replaying(scheduler, heard):
 def test_listeners_are_called_in_the_order_of_their_subscription(signal, heard):
     signal(lambda x, y: heard.append(("first", x, y)))
     signal(lambda x, y: heard.append(("second", x, y)))
-    signal.emit(1, 2)
+    signal._emit(1, 2)
     assert heard == [("first", 1, 2), ("second", 1, 2)]
 
 
@@ -60,7 +60,7 @@ def test_subscribing_returns_the_function_so_it_decorates(signal, heard):
     def once(x, y):
         heard.append(y)
 
-    signal.emit(1, 2)
+    signal._emit(1, 2)
     assert heard == [1, 2]
     assert callable(listener)
     assert callable(once)
@@ -72,16 +72,16 @@ def test_a_function_subscribed_twice_is_called_twice_and_off_takes_one(signal, h
 
     signal(listener)
     signal(listener)
-    signal.emit(1, 0)
+    signal._emit(1, 0)
     signal.off(listener)
-    signal.emit(2, 0)
+    signal._emit(2, 0)
     assert heard == [1, 1, 2]
 
 
 def test_once_hears_one_emission(signal, heard):
     signal.once(lambda x, y: heard.append(x))
-    signal.emit(1, 0)
-    signal.emit(2, 0)
+    signal._emit(1, 0)
+    signal._emit(2, 0)
     assert heard == [1]
     assert not signal.has_listeners
 
@@ -92,14 +92,14 @@ def test_once_can_be_taken_off_before(signal, heard):
 
     signal.once(listener)
     signal.off(listener)
-    signal.emit(1, 0)
+    signal._emit(1, 0)
     assert heard == []
 
 
 def test_once_hears_one_emission_even_when_a_listener_emits_again(signal, heard):
-    signal.once(lambda x, y: signal.emit(x + 1, y))
+    signal.once(lambda x, y: signal._emit(x + 1, y))
     signal.once(lambda x, y: heard.append(x))
-    signal.emit(1, 0)
+    signal._emit(1, 0)
     assert heard == [2]
 
 
@@ -119,7 +119,7 @@ def test_off_finds_bound_methods(signal):
     application = Application()
     signal(application.moved)
     signal.off(application.moved)
-    signal.emit(1, 2)
+    signal._emit(1, 2)
     assert application.heard == []
 
 
@@ -133,8 +133,8 @@ def test_listeners_that_come_and_go_during_an_emission_count_from_the_next(signa
         heard.append(("first", x))
 
     signal(first)
-    signal.emit(1, 0)
-    signal.emit(2, 0)
+    signal._emit(1, 0)
+    signal._emit(2, 0)
     assert heard == [("first", 1), ("late", 2)]
 
 
@@ -146,7 +146,7 @@ def test_a_listener_that_raises_is_reported_and_the_others_are_called(signal, he
         raise error
 
     signal(lambda x, y: heard.append(x))
-    signal.emit(1, 2)
+    signal._emit(1, 2)
     assert heard == [1]
     assert heard.failures == [(error, "moved", (1, 2))]
 
@@ -158,7 +158,7 @@ def test_a_listener_that_asks_a_cancelled_future_is_reported(signal, heard, sche
         future.cancel()
         future.result()
 
-    signal.emit(1, 2)
+    signal._emit(1, 2)
     assert [type(exc) for exc, *_ in heard.failures] == [asyncio.CancelledError]
 
 
@@ -175,7 +175,7 @@ def test_async_listeners_start_in_order_and_run_side_by_side(signal, heard, sche
     async def fast(x, y):
         heard.append(("fast", x))
 
-    signal.emit(1, 2)
+    signal._emit(1, 2)
     scheduler.run()
     assert heard == [("slow starts", 1), ("fast", 1)]
     gate.set_result(None)
@@ -191,7 +191,7 @@ def test_an_async_listener_that_raises_is_reported(signal, heard, scheduler):
     async def bad(x, y):
         raise error
 
-    signal.emit(1, 2)
+    signal._emit(1, 2)
     scheduler.run()
     assert heard.failures == [(error, "moved", (1, 2))]
     assert scheduler.unheard == []
@@ -202,17 +202,17 @@ def test_a_plain_listener_may_return_something_to_await(signal, heard, scheduler
         heard.append(x)
 
     signal(lambda x, y: work(x))
-    signal.emit(7, 0)
+    signal._emit(7, 0)
     scheduler.run()
     assert heard == [7]
 
 
 def test_a_replaying_signal_gives_a_late_listener_the_last_emission(replaying, heard):
-    replaying.emit("first")
-    replaying.emit("second")
+    replaying._emit("first")
+    replaying._emit("second")
     replaying(heard.append)
     assert heard == ["second"]
-    replaying.emit("third")
+    replaying._emit("third")
     assert heard == ["second", "third"]
 
 
@@ -220,20 +220,20 @@ def test_a_replaying_signal_has_nothing_for_a_listener_before_its_first_emission
     replaying(heard.append)
     replaying.once(heard.append)
     assert heard == []
-    replaying.emit("first")
-    replaying.emit("second")
+    replaying._emit("first")
+    replaying._emit("second")
     assert heard == ["first", "first", "second"]
 
 
 def test_once_on_a_replaying_signal_is_satisfied_by_the_last_emission(replaying, heard):
-    replaying.emit("first")
+    replaying._emit("first")
     replaying.once(heard.append)
-    replaying.emit("second")
+    replaying._emit("second")
     assert heard == ["first"]
 
 
 def test_a_signal_without_replay_does_not_replay(signal, heard):
-    signal.emit(1, 2)
+    signal._emit(1, 2)
     signal(lambda x, y: heard.append(x))
     assert heard == []
 
@@ -241,18 +241,18 @@ def test_a_signal_without_replay_does_not_replay(signal, heard):
 def test_wait_returns_the_arguments_of_the_next_emission(signal, scheduler):
     task = scheduler.start(signal.wait())
     assert not task.done()
-    signal.emit(1, 2)
-    signal.emit(3, 4)
+    signal._emit(1, 2)
+    signal._emit(3, 4)
     scheduler.run()
     assert task.result() == (1, 2)
     assert not signal.has_listeners
 
 
 def test_wait_returns_a_tuple_for_one_argument_too(replaying, scheduler):
-    replaying.emit("before")
+    replaying._emit("before")
     task = scheduler.start(replaying.wait())
     assert not task.done()
-    replaying.emit("next")
+    replaying._emit("next")
     scheduler.run()
     assert task.result() == ("next",)
 
@@ -270,7 +270,7 @@ def test_wait_times_out_and_leaves_nothing(signal, scheduler):
 
 def test_wait_that_is_satisfied_cancels_its_timer(signal, scheduler):
     task = scheduler.start(signal.wait(timeout=5))
-    signal.emit(1, 2)
+    signal._emit(1, 2)
     scheduler.run()
     assert task.result() == (1, 2)
     assert scheduler.timers == []
@@ -294,7 +294,7 @@ def test_a_wait_that_is_cancelled_leaves_nothing(signal, scheduler):
 def test_an_emission_after_the_cancellation_finds_the_waiter_gone(signal, scheduler):
     task = scheduler.start(signal.wait())
     task.cancel()
-    signal.emit(1, 2)  # before the task has had its turn
+    signal._emit(1, 2)  # before the task has had its turn
     scheduler.run()
     assert task.cancelled()
     assert scheduler.unheard == []
@@ -302,7 +302,7 @@ def test_an_emission_after_the_cancellation_finds_the_waiter_gone(signal, schedu
 
 def test_an_emission_and_the_timeout_at_the_same_instant_settle_a_wait_once(signal, scheduler):
     task = scheduler.start(signal.wait(timeout=5))
-    scheduler.call_later(5, signal.emit, 1, 2)
+    scheduler.call_later(5, signal._emit, 1, 2)
     timers = [timer for _, _, timer in scheduler._timers]
     scheduler.now += 5
     for timer in timers:
@@ -312,7 +312,7 @@ def test_an_emission_and_the_timeout_at_the_same_instant_settle_a_wait_once(sign
 
     other = scheduler.start(signal.wait(timeout=5))
     expire = scheduler._timers[-1][2]
-    signal.emit(3, 4)
+    signal._emit(3, 4)
     expire.callback(*expire.args)
     scheduler.run()
     assert other.result() == (3, 4)
@@ -385,16 +385,16 @@ def test_off_takes_one_listener_or_all_and_leaves_no_entry(channel):
     channel.on("chat", one)
     channel.on("chat", other)
     channel.off("chat", one)
-    assert channel.by_type["chat"].fns == (other,)
+    assert channel._by_type["chat"].fns == (other,)
     channel.off("chat", other)
-    assert channel.by_type == {}
+    assert channel._by_type == {}
     channel.on("chat", one)
     channel.once("chat", other)
     channel.off("chat")
-    assert channel.by_type == {}
+    assert channel._by_type == {}
     channel.off("chat")
     channel.off("chat", one)
-    assert channel.by_type == {}
+    assert channel._by_type == {}
 
 
 def test_a_once_listener_that_was_called_leaves_no_entry_and_the_next_message_is_ignored(side, channel, heard):
@@ -403,7 +403,7 @@ def test_a_once_listener_that_was_called_leaves_no_entry_and_the_next_message_is
     peer.say("reply", 1)
     peer.say("reply", 2)
     assert heard == [1]
-    assert channel.by_type == {}
+    assert channel._by_type == {}
     assert side.names("ignored") == [("ignored", "ann", "reply", 2)]
 
 
@@ -415,7 +415,7 @@ def test_a_once_listener_can_be_taken_off_before(side, channel, heard):
     channel.off("reply", listener)
     side.join().say("reply", 1)
     assert heard == []
-    assert channel.by_type == {}
+    assert channel._by_type == {}
 
 
 def test_a_once_listener_can_add_itself_again(side, channel, heard):
@@ -428,7 +428,7 @@ def test_a_once_listener_can_add_itself_again(side, channel, heard):
     peer.say("reply", 1)
     peer.say("reply", 2)
     assert heard == [1, 2]
-    assert len(channel.by_type["reply"].fns) == 1
+    assert len(channel._by_type["reply"].fns) == 1
 
 
 RESERVED = ["~wse:hi", "~wse:call", "~wse:response", "~wse:mine", "~wse:", "", None]
@@ -441,7 +441,7 @@ def test_a_channel_takes_no_reserved_type_even_before_the_decorated_function(cha
     assert caught.value.code == ErrorCode.PROTOCOL_VIOLATION
     with pytest.raises(WseError):
         channel.once(name, print)
-    assert channel.by_type == {}
+    assert channel._by_type == {}
 
 
 def test_a_channel_takes_no_unhashable_type(channel):
@@ -454,7 +454,7 @@ def test_a_channel_takes_no_handler_that_cannot_be_called(channel):
         channel.on("chat", lambda payload: None)
     with pytest.raises(TypeError, match="conn, payload"):
         channel.once("chat")(lambda: None)
-    assert channel.by_type == {}
+    assert channel._by_type == {}
 
 
 # Procedures.

@@ -11,8 +11,8 @@ import pytest
 
 from support.net import ServerLog, make_server, soon
 from wse import ErrorCode
+from wse.server.watchdog import Watchdog
 from wse.testing import connect
-from wse.watchdog import Watchdog
 
 
 def block_until_found(conn, payload):
@@ -102,7 +102,7 @@ async def test_a_loop_that_something_else_blocks_is_nobody_s_fault(finder):
     log = ServerLog(server)
     async with server:
         looks = 0
-        stopped = server._watchdog._stopped
+        stopped = server._lifecycle._watchdog._stopped
         wait = stopped.wait
 
         def count(timeout):
@@ -129,7 +129,7 @@ async def test_its_thread_ends_with_its_loop(finder):
     async def forget_to_close():
         server = make_server()
         await server.start()
-        server._listener.close()  # only so that no socket is left
+        server._lifecycle._listener.close()  # only so that no socket is left
         threads.extend(set(watchers()) - set(before))
 
     await asyncio.to_thread(asyncio.run, forget_to_close())

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from wse.core.hub.handshake import Handshake
-    from wse.server import WseServer
+    from wse.server.server import WseServer
     from wse.types import ClientId
 
 MECHANISM = "SCRAM-SHA-256"

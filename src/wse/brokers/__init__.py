@@ -15,8 +15,8 @@ def from_url(url: str) -> Broker:
     """The broker for a URL; it does not connect yet.
 
     * `memory:` needs no engine: a server on its own.
-    * `nats://` and, with TLS, `tls://`: NATS with JetStream; `wse.brokers.nats` says what the URL can hold.
-    * `redis://` and, with TLS, `rediss://`: Redis or Valkey; see `wse.brokers.redis`.
+    * `nats://` and, with TLS, `tls://`: NATS with JetStream; `wse.brokers.nats.broker` says what the URL can hold.
+    * `redis://` and, with TLS, `rediss://`: Redis or Valkey; see `wse.brokers.redis.broker`.
 
     Raises:
         ValueError: There is no broker for such URLs, or this one cannot be right.
@@ -28,12 +28,21 @@ def from_url(url: str) -> Broker:
 
             return MemoryBroker()
         case "nats" | "tls":
-            from wse.brokers.nats import NatsBroker
+            from wse.brokers.nats.broker import NatsBroker
 
             return NatsBroker(url)
         case "redis" | "rediss":
-            from wse.brokers.redis import RedisBroker
+            from wse.brokers.redis.broker import RedisBroker
 
             return RedisBroker(url)
         case scheme:
             raise ValueError(f"no broker has URLs that start with {scheme!r}; known are {', '.join(SCHEMES)}")
+
+
+def as_broker(broker: str | Broker) -> Broker:
+    """The broker itself, or that of a URL.
+
+    Raises:
+        ValueError, ImportError: As `from_url`.
+    """
+    return from_url(broker) if isinstance(broker, str) else broker

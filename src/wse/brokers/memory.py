@@ -13,7 +13,7 @@ import time
 from collections import deque
 from typing import TYPE_CHECKING, TypeVar
 
-from wse.brokers.register import admit, by_age
+from wse.brokers.placement import admit, by_age
 from wse.core.ports.broker import Gone
 from wse.errors import ErrorCode, WseError
 

@@ -15,12 +15,12 @@ import click
 from wse.brokers.memory import MemoryBroker
 from wse.cli.supervisor import PortError, Supervisor, check_port
 from wse.cli.target import TargetError, load
-from wse.cli.worker import Seat, StartError, serve
+from wse.cli.worker import StartError, WorkerSlot, serve
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from wse.server import WseServer
+    from wse.server.server import WseServer
 
 LEVELS = ("debug", "info", "warning", "error", "critical")
 
@@ -85,24 +85,24 @@ def serve_command(
     if workers > 1:
         signal.signal(signal.SIGHUP, signal.SIG_IGN)  # there is nothing to replace yet
     try:
-        seat = Seat.taken()
+        slot = WorkerSlot.taken()
     except StartError as exc:
         raise click.UsageError(str(exc)) from exc
     app_dir = str(Path(app_dir).resolve())  # a module may change the folder
-    set_up_logging(log_level, name_of(seat, workers))
+    set_up_logging(log_level, name_of(slot, workers))
     sys.path.insert(0, app_dir)
     new_loop = uvloop_factory() if uvloop else None
     try:
         server = load(target, factory=factory)
     except TargetError as exc:
         raise click.UsageError(str(exc)) from exc
-    server.configure(host=host, port=port, reuse_port=seat is not None)
+    server.configure(host=host, port=port, reuse_port=slot is not None)
     if broker is not None:
         use_broker(server, broker)
     if workers == 1:
         try:
             with asyncio.Runner(loop_factory=new_loop) as runner:
-                runner.run(serve(server, grace=grace, notice=notice, seat=seat))
+                runner.run(serve(server, grace=grace, notice=notice, slot=slot))
         except StartError as exc:
             raise click.ClickException(str(exc)) from exc
         return
@@ -153,10 +153,10 @@ def uvloop_factory() -> Callable[[], asyncio.AbstractEventLoop]:
     return uvloop.new_event_loop
 
 
-def name_of(seat: Seat | None, workers: int) -> str:
+def name_of(slot: WorkerSlot | None, workers: int) -> str:
     """What this process is called in logs."""
-    if seat is not None:
-        return f"worker {seat.number}"
+    if slot is not None:
+        return f"worker {slot.number}"
     return "server" if workers == 1 else "supervisor"
 
 

@@ -1,7 +1,7 @@
 """Several workers that serve on one port (SO_REUSEPORT), and who watches over them.
 
-A worker is a process with an interpreter of its own. It is told its number and the descriptor of a socket (`Seat`),
-says when it is ready, and ends when told to by SIGTERM or when the supervisor has gone.
+A worker is a process with an interpreter of its own. It gets its number and the descriptor of a socket
+(`WorkerSlot`), says when it is ready, and ends on SIGTERM or when the supervisor has gone.
 
     started -> ready -> ended                 another takes its place, after a wait that grows
                      -> retired -> ended      rolled (SIGHUP), or the supervisor ends (SIGINT, SIGTERM)
@@ -20,8 +20,8 @@ from asyncio.subprocess import Process
 from collections.abc import Coroutine, Sequence
 from typing import Any
 
+from wse.backoff import Backoff
 from wse.cli.worker import READY, VARIABLE
-from wse.client.backoff import Backoff
 from wse.core.hub.hub import CLOSED_WITHIN
 
 logger = logging.getLogger("wse.supervisor")
@@ -82,12 +82,12 @@ class Worker:
         ready_since: When it got ready, by `time.monotonic`.
     """
 
-    def __init__(self, number: int, process: Process, seat: socket.socket) -> None:
+    def __init__(self, number: int, process: Process, slot: socket.socket) -> None:
         self.number = number
         self.process = process
         self.retired = False
         self.ready_since: float | None = None
-        self._seat = seat
+        self._slot = slot
 
     @classmethod
     async def start(cls, number: int, command: Sequence[str]) -> Worker:
@@ -123,8 +123,8 @@ class Worker:
         return self.is_ready
 
     async def _says_ready(self) -> bool:
-        """Whether it does, before it ends; what it has started may keep its seat open for longer."""
-        said = asyncio.ensure_future(asyncio.get_running_loop().sock_recv(self._seat, len(READY)))
+        """Whether it does, before it ends; what it has started may keep its slot open for longer."""
+        said = asyncio.ensure_future(asyncio.get_running_loop().sock_recv(self._slot, len(READY)))
         ended = asyncio.ensure_future(self.process.wait())
         try:
             await asyncio.wait((said, ended), return_when=asyncio.FIRST_COMPLETED)
@@ -146,7 +146,7 @@ class Worker:
     async def ended(self) -> str:
         """How it has ended, for people."""
         status = await self.process.wait()
-        self._seat.close()
+        self._slot.close()
         return f"status {status}" if status >= 0 else signal.Signals(-status).name
 
     async def end(self, patience: float, hurry: asyncio.Event) -> None:

@@ -6,8 +6,8 @@ import importlib
 import inspect
 from typing import Any
 
-from wse.server import WseServer
-from wse.serving import commanded
+from wse.server.lifecycle import commanded
+from wse.server.server import WseServer
 
 
 class TargetError(ValueError):

@@ -12,17 +12,16 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Self
 
 from wse.errors import WseError
-from wse.serving import stopped_by
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from wse.server import WseServer
+    from wse.server.server import WseServer
 
 logger = logging.getLogger("wse.worker")
 
 VARIABLE = "WSE_WORKER"
-"""The environment variable that tells a worker its number and where its seat is."""
+"""The environment variable that tells a worker its number and where its slot is."""
 
 READY = b"ready"
 
@@ -32,7 +31,7 @@ class StartError(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Seat:
+class WorkerSlot:
     """A worker's place at its supervisor.
 
     Attributes:
@@ -46,7 +45,7 @@ class Seat:
 
     @classmethod
     def taken(cls) -> Self | None:
-        """This process's seat; `None` if it is nobody's worker. Processes that it starts are none, either.
+        """This process's slot; `None` if it is nobody's worker. Processes that it starts are none, either.
 
         Raises:
             StartError: It is somebody else who has set the variable.
@@ -61,24 +60,24 @@ class Seat:
             raise StartError(f"{VARIABLE}={value} in the environment is for the supervisor to set") from exc
 
 
-async def serve(server: WseServer, *, grace: float, notice: float = 0.0, seat: Seat | None = None) -> None:
+async def serve(server: WseServer, *, grace: float, notice: float = 0.0, slot: WorkerSlot | None = None) -> None:
     """Serve until SIGINT or SIGTERM, or until the supervisor has gone; then close. A second signal ends the waiting.
 
     Args:
         server: One that does not listen yet.
         grace: As for `WseServer.close`.
         notice: As for `WseServer.close`.
-        seat: That of a worker. One without takes SIGHUP for a request to end, too, as from a terminal that is closed.
+        slot: That of a worker. One without takes SIGHUP for a request to end, too, as from a terminal that is closed.
 
     Raises:
         StartError: The port cannot be had, or the server lacks something.
     """
     signals = [signal.SIGINT, signal.SIGTERM]
-    if seat is None:
+    if slot is None:
         signals.append(signal.SIGHUP)
     else:
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    with stopped_by(server, *signals) as stop, watched(seat, stop):
+    with server._lifecycle.stopped_by(*signals) as stop, watched(slot, stop):
         try:
             try:
                 await server.start()
@@ -86,8 +85,8 @@ async def serve(server: WseServer, *, grace: float, notice: float = 0.0, seat: S
                 why = f"{exc} ({exc.__cause__})" if exc.__cause__ else f"{exc}"
                 raise StartError(f"the server cannot start: {why}") from exc
             logger.info("listening on %s", server.url)
-            if seat is not None:
-                seat.socket.send(READY)
+            if slot is not None:
+                slot.socket.send(READY)
             await stop.wait()
             logger.info("closing")
         finally:
@@ -95,20 +94,20 @@ async def serve(server: WseServer, *, grace: float, notice: float = 0.0, seat: S
 
 
 @contextmanager
-def watched(seat: Seat | None, stop: asyncio.Event) -> Iterator[None]:
+def watched(slot: WorkerSlot | None, stop: asyncio.Event) -> Iterator[None]:
     """Stop when the supervisor has gone."""
-    if seat is None:
+    if slot is None:
         yield
         return
     loop = asyncio.get_running_loop()
 
     def supervisor_gone() -> None:
-        loop.remove_reader(seat.socket)
+        loop.remove_reader(slot.socket)
         logger.warning("the supervisor has gone")
         stop.set()
 
-    loop.add_reader(seat.socket, supervisor_gone)
+    loop.add_reader(slot.socket, supervisor_gone)
     try:
         yield
     finally:
-        loop.remove_reader(seat.socket)
+        loop.remove_reader(slot.socket)

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any, Self, TypeVar, overload
 
-from wse.client.backoff import Backoff
-from wse.client.life import UNSET, ClientLife
+from wse.backoff import Backoff
+from wse.client.manager import UNSET, ConnectionManager
 from wse.client.signals import ClientSignals
 from wse.core.heartbeat import Heartbeat
 from wse.core.limits import Limits, Overflow
@@ -92,7 +92,7 @@ class WseClient:
             report=self._report,
         )
         self.when = ClientSignals(self._endpoint)
-        self._life = ClientLife(
+        self._connections = ConnectionManager(
             self._endpoint,
             self.when,
             url=url,
@@ -108,12 +108,12 @@ class WseClient:
     @property
     def url(self) -> str:
         """Where the server is."""
-        return self._life.url
+        return self._connections.url
 
     @property
     def status(self) -> ClientStatus:
         """What the client is doing."""
-        return self._life.status
+        return self._connections.status
 
     @property
     def protocol(self) -> Protocol:
@@ -125,7 +125,7 @@ class WseClient:
         """Seconds that the last ping and its pong took; `None` before the first. A server that has been silent for
         `Heartbeat.interval` is pinged.
         """
-        session = self._life.session
+        session = self._connections.session
         return None if session is None else session.rtt
 
     @property
@@ -142,7 +142,7 @@ class WseClient:
             WseError: `CLIENT_NOT_READY`; `PROTOCOL_VIOLATION` for a type that is WSE's own; `MSG_PROCESSING_ERROR`
                 for a payload that cannot be encoded.
         """
-        self._life.ready_session().send(type, payload)
+        self._connections.ready_session().send(type, payload)
 
     async def call(self, name: MessageType, payload: Any = None, *, timeout: float | None = None) -> Any:
         """Call a procedure of the server and return its result.
@@ -156,7 +156,7 @@ class WseClient:
             WseError: What the procedure raised, or `CLIENT_NOT_READY`, `RP_NOT_REGISTERED`, `RP_TIMEOUT`,
                 `RP_DISCONNECT`, `RP_SEND_FAILED` (WIRE.md section 4).
         """
-        return await self._life.ready_session().call(name, payload, timeout)
+        return await self._connections.ready_session().call(name, payload, timeout)
 
     @overload
     def register(self, name: MessageType, fn: F) -> F: ...
@@ -187,7 +187,7 @@ class WseClient:
             TypeError: `fn` cannot take `(quest)`.
         """
         check_handler(fn, "quest")
-        self._life.respond = fn
+        self._connections.respond = fn
         return fn
 
     # Life cycle.
@@ -205,7 +205,7 @@ class WseClient:
                 the details. With `reconnect`, only what will not be tried again raises.
         """
         self._scheduler.bind()
-        return await self._life.connect(identity, meta)
+        return await self._connections.connect(identity, meta)
 
     async def jump(self, url: str, identity: Any = UNSET, meta: dict[str, Any] | None = UNSET) -> Any:
         """Move to another server and return its welcome payload; on an idle client it is `connect`.
@@ -220,7 +220,7 @@ class WseClient:
             ValueError: `url` is no WebSocket URL.
         """
         self._scheduler.bind()
-        return await self._life.jump(url, identity, meta)
+        return await self._connections.jump(url, identity, meta)
 
     async def close(self, reason: str = CloseReason.BY_CLIENT) -> None:
         """Disconnect with code 1000, and do not reconnect; returns when the socket is closed.
@@ -228,7 +228,7 @@ class WseClient:
         Args:
             reason: Told to the server; at most 123 bytes of UTF-8.
         """
-        await self._life.close(reason)
+        await self._connections.close(reason)
 
     async def __aenter__(self) -> Self:
         await self.connect()

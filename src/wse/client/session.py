@@ -78,10 +78,10 @@ class ClientOpening:
 
     __slots__ = ("_finish", "_owner", "_respond", "_session")
 
-    deaf = False
+    ignores_input = False
 
     @property
-    def largest(self) -> int:
+    def max_size(self) -> int:
         return self._session.endpoint.limits.message_size
 
     def __init__(

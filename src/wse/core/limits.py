@@ -106,7 +106,7 @@ class Limits:
             raise ValueError(f"handler_linger is in seconds, not {self.handler_linger}")
 
     @property
-    def largest_frame(self) -> int:
+    def max_frame_size(self) -> int:
         """Bytes that one frame may have."""
         return self.message_size if self.frame_size is None else min(self.frame_size, self.message_size)
 

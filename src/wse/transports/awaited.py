@@ -15,7 +15,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from wse.errors import CloseReason
-from wse.scheduler import start_task
+from wse.tasks import start_task
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable

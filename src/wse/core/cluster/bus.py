@@ -1,4 +1,4 @@
-"""The way to the other nodes: topics that this one listens to, and messages that wait while the broker is away."""
+"""The way to the other nodes: the topics of this one, and a backlog of messages while the broker is away."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from wse.core.cluster.envelope import NODE
 from wse.errors import ErrorCode, WseError
 
 if TYPE_CHECKING:
+    from wse.core.cluster.envelope import ClusterMessage
     from wse.core.ports.broker import Broker
     from wse.core.session.endpoint import Endpoint
 
@@ -40,8 +41,8 @@ class Bus:
         self.is_open = False
         self.lost = 0
         self._endpoint = endpoint
-        self._most = backlog
-        self._most_bytes = backlog_bytes
+        self._max_count = backlog
+        self._max_bytes = backlog_bytes
         self._interest: dict[str, int] = {}
         self._backlog: deque[tuple[str, bytes]] = deque()
         self._backlog_bytes = 0
@@ -69,17 +70,12 @@ class Bus:
 
     # Messages.
 
-    def say(self, topic: str, said: envelope.Said) -> None:
-        """Say something to the nodes that want the topic."""
-        self.publish(topic, envelope.encode(said))
+    def publish(self, topic: str, message: ClusterMessage) -> None:
+        """Publish a message to the nodes that want the topic, or keep it until the broker is reached again."""
+        self.publish_packed(topic, envelope.encode(message))
 
-    def tell(self, node: str, said: envelope.Said) -> None:
-        """Say something to one node, if it can be said now: later it would be of no use."""
-        if self.is_open and self.broker.connected:
-            self._publish(NODE + node, envelope.encode(said))
-
-    def publish(self, topic: str, data: bytes) -> None:
-        """Publish, or keep it until the broker is reached again."""
+    def publish_packed(self, topic: str, data: bytes) -> None:
+        """As `publish`, for a message that is encoded already."""
         if not self.is_open:
             return
         if not self._backlog and not self._is_held and self.broker.connected:
@@ -87,14 +83,19 @@ class Bus:
         else:
             self._keep(topic, data)
 
+    def send_to(self, node: str, message: ClusterMessage) -> None:
+        """Send a message to one node, if the broker is connected: it would be of no use later."""
+        if self.is_open and self.broker.connected:
+            self._publish(NODE + node, envelope.encode(message))
+
     def _publish(self, topic: str, data: bytes) -> None:
         try:
             self.broker.publish(topic, data)
         except WseError as exc:
-            error = WseError(ErrorCode.MSG_PROCESSING_ERROR, {"topic": topic}, "a message cannot cross to other nodes")
-            self._endpoint.report(error, None, exc)
+            problem = "a message cannot be sent to other nodes"
+            self._endpoint.report(WseError(ErrorCode.MSG_PROCESSING_ERROR, {"topic": topic}, problem), None, exc)
 
-    # What waits.
+    # The backlog.
 
     def hold(self) -> None:
         """Keep what is published: the others may not hear yet."""
@@ -133,7 +134,7 @@ class Bus:
         self._backlog_bytes = 0
 
     def _keep(self, topic: str, data: bytes) -> None:
-        if len(self._backlog) < self._most and self._backlog_bytes + len(data) <= self._most_bytes:
+        if len(self._backlog) < self._max_count and self._backlog_bytes + len(data) <= self._max_bytes:
             self._backlog.append((topic, data))
             self._backlog_bytes += len(data)
         else:

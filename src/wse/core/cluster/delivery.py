@@ -70,7 +70,7 @@ class Delivery:
             raise failure
         data = envelope.message(self._bus.node, type, packed, not_conn, not_user)
         deliver(self._endpoint, conns, type, packed)
-        self._bus.publish(topic, data)
+        self._bus.publish_packed(topic, data)
 
     def received(self, topic: str, message: envelope.Message) -> None:
         """Another node has sent a message."""

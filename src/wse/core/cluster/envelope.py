@@ -1,8 +1,8 @@
-"""What nodes say to each other, as bytes, and how users and rooms are named to a broker.
+"""The messages that nodes exchange, as bytes, and the names of users and rooms in a broker.
 
-    topic       who listens                              what is said there
+    topic       subscribers                              messages
     all         every node                               Message, Hello
-    u.<user>    nodes that hold a device of the user     Message, Drop, Enter, Check, Vouch
+    u.<user>    nodes that hold a device of the user     Message, Drop, Enter, Check, Confirm
     r.<room>    nodes that hold a member of the room     Message
     n.<node>    that node                                Displaced, Reaped, Canary, Call, Cancel, Query, Answer
 
@@ -32,13 +32,13 @@ ROOM = "r."
 NODE = "n."
 
 
-class Said(msgspec.Struct, array_like=True):
-    """Anything that one node, or a publisher, says to others."""
+class ClusterMessage(msgspec.Struct, array_like=True):
+    """A message from one node, or from a publisher, to others."""
 
     origin: str
 
 
-class Message(Said, tag=0):
+class Message(ClusterMessage, tag=0):
     """A message to everyone, to a user or to a room."""
 
     kind: Any
@@ -48,48 +48,49 @@ class Message(Said, tag=0):
     not_user: str | None = None
 
 
-class Drop(Said, tag=1):
+class Drop(ClusterMessage, tag=1):
     """Disconnect all devices of the user."""
 
     reason: str
+    code: int = 1000
 
 
-class Enter(Said, tag=2):
+class Enter(ClusterMessage, tag=2):
     """All devices of the user enter a room, or leave it."""
 
     room: str
     enter: bool
 
 
-class Displaced(Said, tag=3):
+class Displaced(ClusterMessage, tag=3):
     """The register has put a newer device in the place of this one."""
 
     conn_id: str
 
 
-class Check(Said, tag=11):
+class Check(ClusterMessage, tag=11):
     """Devices of the user may have been displaced without a word: see whether they are still in the register."""
 
 
-class Vouch(Said, tag=12):
+class Confirm(ClusterMessage, tag=12):
     """`joined` has fired for the user: who was told to be first, when the register was lost, was not."""
 
 
-class Reaped(Said, tag=8):
+class Reaped(ClusterMessage, tag=8):
     """The node was taken for dead, and `left` has fired for these users of it; there may be more of these."""
 
     users: list[str]
 
 
-class Hello(Said, tag=9):
+class Hello(ClusterMessage, tag=9):
     """A node has started."""
 
 
-class Canary(Said, tag=4):
+class Canary(ClusterMessage, tag=4):
     """Shows a node that it is heard."""
 
 
-class Call(Said, tag=5):
+class Call(ClusterMessage, tag=5):
     """Call a procedure of a device; the answer goes to the origin."""
 
     stamp: int
@@ -99,13 +100,13 @@ class Call(Said, tag=5):
     timeout: float | None
 
 
-class Cancel(Said, tag=10):
+class Cancel(ClusterMessage, tag=10):
     """Nobody waits any more for the answer to the call that the origin has made under this stamp."""
 
     stamp: int
 
 
-class Query(Said, tag=6):
+class Query(ClusterMessage, tag=6):
     """Ask a node for something that it alone knows: see `wse.core.queries`."""
 
     stamp: int
@@ -113,7 +114,7 @@ class Query(Said, tag=6):
     about: str
 
 
-class Answer(Said, tag=7):
+class Answer(ClusterMessage, tag=7):
     """The answer to a call or a query, or a part of a list that is one."""
 
     stamp: int
@@ -129,7 +130,7 @@ encode = msgspec.msgpack.Encoder(enc_hook=str).encode
 """Makes bytes of what is said. Values that MessagePack does not have, in the details of errors, become strings."""
 
 decode = msgspec.msgpack.Decoder(
-    Message | Drop | Enter | Displaced | Check | Vouch | Reaped | Hello | Canary | Call | Cancel | Query | Answer
+    Message | Drop | Enter | Displaced | Check | Confirm | Reaped | Hello | Canary | Call | Cancel | Query | Answer
 ).decode
 """Raises a `msgspec.MsgspecError` for bytes that no node says."""
 
@@ -180,7 +181,7 @@ def topic(kind: str, name: Hashable = None) -> str:
     return kind if kind == ALL else kind + encode_name(name)
 
 
-LONGEST = 1000
+MAX_NAME_LENGTH = 1000
 """Letters that a name may have when it is encoded: NATS ends connections over subjects that are four times as long."""
 
 _SAFE = re.compile(r"[A-Za-z0-9_-]+").fullmatch
@@ -191,7 +192,7 @@ def encode_name(name: Hashable) -> str:
 
     Raises:
         TypeError: It is neither a string nor an integer, which are all that crosses from node to node.
-        ValueError: It is longer than `LONGEST` when it is encoded.
+        ValueError: It is longer than `MAX_NAME_LENGTH` when it is encoded.
     """
     if isinstance(name, int):
         encoded = f"i{int(name)}"
@@ -203,8 +204,8 @@ def encode_name(name: Hashable) -> str:
             encoded = "b" + base64.urlsafe_b64encode(name.encode("utf-8", "surrogatepass")).decode()
     else:
         raise TypeError(f"in a cluster, users and rooms are named by strings or integers, not {name!r}")
-    if len(encoded) > LONGEST:
-        raise ValueError(f"in a cluster, a name has at most {LONGEST} letters, and not {len(encoded)}")
+    if len(encoded) > MAX_NAME_LENGTH:
+        raise ValueError(f"in a cluster, a name has at most {MAX_NAME_LENGTH} letters, and not {len(encoded)}")
     return encoded
 
 

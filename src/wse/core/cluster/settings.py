@@ -10,31 +10,37 @@ class ClusterSettings:
     """The times and bounds of a cluster; the same for all its nodes.
 
     Args:
-        lease: Seconds after which a node that does not renew its lease is dead. Others begin to take its devices out
-            `renew` seconds after that at the latest; on NATS, whose leases end at whole seconds, one more.
-        renew: Seconds between two renewals, and between two looks for dead nodes.
-        canary: Seconds between two messages that a node sends itself through the broker.
-        deaf_after: How many of these may fail to come back until the node says that the broker is deaf.
-        query: Seconds that other nodes have to tell who of theirs is in a room.
+        lease_ttl: Seconds after which a node that does not renew its lease is dead. Other nodes begin to take its
+            devices out at most `renew_interval` seconds later; on NATS, whose leases end at whole seconds, one second
+            more.
+        renew_interval: Seconds between two renewals of the lease, and between two searches for dead nodes.
+        canary_interval: Seconds between two messages that a node sends itself through the broker.
+        canary_misses: How many of these may fail to come back before the node reports that the broker is deaf.
+        query_timeout: Seconds that other nodes have to answer a query, such as for the members of a room.
         backlog: How many messages to other nodes are kept while the broker cannot be reached.
-        backlog_bytes: How many bytes they may have.
-        farewell: Seconds that a node takes at most to sign off when it closes; to cut the connection to an engine that
-            hangs takes up to one more.
+        backlog_bytes: How many bytes the backlog may hold.
+        close_timeout: Seconds that a node takes at most to leave the cluster when it closes. Cutting the connection to
+            an engine that hangs takes up to one second more.
+
+    Raises:
+        ValueError: A time or bound out of its range.
     """
 
-    lease: float = 5.0
-    renew: float = 1.0
-    canary: float = 1.0
-    deaf_after: int = 3
-    query: float = 1.0
+    lease_ttl: float = 5.0
+    renew_interval: float = 1.0
+    canary_interval: float = 1.0
+    canary_misses: int = 3
+    query_timeout: float = 1.0
     backlog: int = 10_000
     backlog_bytes: int = 16 * 1024 * 1024
-    farewell: float = 5.0
+    close_timeout: float = 5.0
 
     def __post_init__(self) -> None:
-        if not 0 < self.renew < self.lease:
-            raise ValueError(f"a lease of {self.lease} s must be renewed before it ends, not every {self.renew} s")
-        if min(self.canary, self.query, self.farewell) <= 0 or self.deaf_after < 1:
-            raise ValueError("the times of a cluster are seconds above 0, and deaf_after is at least 1")
+        if not 0 < self.renew_interval < self.lease_ttl:
+            raise ValueError(
+                f"renew_interval must be above 0 and below lease_ttl, {self.lease_ttl} s, not {self.renew_interval} s"
+            )
+        if min(self.canary_interval, self.query_timeout, self.close_timeout) <= 0 or self.canary_misses < 1:
+            raise ValueError("the times of a cluster must be above 0 seconds, and canary_misses at least 1")
         if min(self.backlog, self.backlog_bytes) < 0:
-            raise ValueError("a backlog cannot be less than empty")
+            raise ValueError("backlog and backlog_bytes must not be negative")

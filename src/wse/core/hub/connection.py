@@ -6,7 +6,7 @@ import secrets
 import typing
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, overload
 
 from wse.core.closing import check_close
 from wse.core.limits import TokenBucket
@@ -41,7 +41,7 @@ class Users(typing.Protocol):
     def send(self, cid: ClientId, type: MessageType, payload: Any, exclude: Exclude = None) -> None:
         """Send to a user's valid connections."""
 
-    def drop_client(self, cid: ClientId, reason: str) -> None:
+    def drop_client(self, cid: ClientId, reason: str, code: int) -> None:
         """Disconnect all devices of a user."""
 
     async def call(self, cid: ClientId, name: MessageType, payload: Any, mode: Mode, timeout: float | None) -> Any:
@@ -68,10 +68,10 @@ class ServerSession(Session):
 
     def _ignored(self, type_: Any, payload: Any, stamp: Any) -> None:
         ignored = self._owner.ignored
-        if ignored.has_listeners and self.running_handlers >= self.endpoint.most_handlers:
+        if ignored.has_listeners and self.running_handlers >= self.endpoint.max_handlers:
             self.exceeded("handlers", CloseReason.LIMIT_HANDLERS)
         else:
-            ignored.emit_on(self, self.conn, type_, payload)
+            ignored._emit_on(self, self.conn, type_, payload)
 
     def _on_end(self, code: int, reason: str) -> None:
         self._owner.leave(self, code, reason)
@@ -230,25 +230,58 @@ class WseIdentity:
         """
         self._users.send(self.cid, type, payload, exclude)
 
-    def drop(self, reason: str = CloseReason.BY_SERVER) -> None:
+    def drop(self, reason: str = CloseReason.BY_SERVER, code: int = 1000) -> None:
         """Disconnect all devices of the user; `left` fires once.
 
-        Raises:
-            ValueError: A reason that a close frame cannot carry.
-        """
-        self._users.drop_client(self.cid, reason)
-
-    async def call(self, name: MessageType, payload: Any = None, *, timeout: float | None = None) -> list[Any]:
-        """Call a procedure on every device of the user.
-
-        Returns:
-            The results in the order of `conns`; a `WseError` stands where a device's call failed.
+        Args:
+            reason: Sent to the clients; at most 123 bytes of UTF-8 (RFC 6455, 5.5).
+            code: A close code that an endpoint may send (RFC 6455, 7.4).
 
         Raises:
-            WseError: `CONNECTION_MISSING`, when the user has no connection left.
+            ValueError: A code or reason that a close frame cannot carry.
         """
-        results: list[Any] = await self._users.call(self.cid, name, payload, "all", timeout)
-        return results
+        self._users.drop_client(self.cid, reason, code)
+
+    @overload
+    async def call(
+        self,
+        name: MessageType,
+        payload: Any = None,
+        *,
+        mode: Literal["all"] = "all",
+        timeout: float | None = None,
+    ) -> list[Any]: ...
+    @overload
+    async def call(
+        self,
+        name: MessageType,
+        payload: Any = None,
+        *,
+        mode: Mode,
+        timeout: float | None = None,
+    ) -> Any: ...
+    async def call(
+        self,
+        name: MessageType,
+        payload: Any = None,
+        *,
+        mode: Mode = "all",
+        timeout: float | None = None,
+    ) -> Any:
+        """Call a procedure on the user's devices.
+
+        Args:
+            name: The procedure, as the clients registered it.
+            payload: The procedure's argument.
+            mode: As for `WseServer.call`; by default every device is called, and the result is a list in the order of
+                `conns`, with a `WseError` where a device's call failed.
+            timeout: Seconds to wait for an answer: `None` for the server's `timeout`, 0 for ever.
+
+        Raises:
+            WseError: As `WseServer.call`.
+            ValueError: An unknown mode.
+        """
+        return await self._users.call(self.cid, name, payload, mode, timeout)
 
     def __repr__(self) -> str:
         return f"<WseIdentity {self.cid} with {len(self._devices)} connections>"

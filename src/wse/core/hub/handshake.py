@@ -174,11 +174,11 @@ class ServerOpening(Generic[S]):
     # The session's side.
 
     @property
-    def deaf(self) -> bool:
+    def ignores_input(self) -> bool:
         return self.state is State.VALIDATING
 
     @property
-    def largest(self) -> int:
+    def max_size(self) -> int:
         return self._session.endpoint.limits.handshake_size
 
     def message(self, type: Any, payload: Any, stamp: Any) -> None:

@@ -67,7 +67,7 @@ class Hub:
         self.identities: dict[ClientId, WseIdentity] = {}
         self.connections: dict[str, WseConnection] = {}  # the valid ones
         self.sessions: set[ServerSession] = set()  # all whose socket is not closed yet
-        self.strangers = 0  # those of them that have not been let in, and have not ended
+        self.unauthenticated = 0  # those of them that have not been let in, and have not ended
         self.by_address: Counter[str] = Counter()  # how many of them, where there is a limit
         self._closing: tuple[int, str] | None = None
         self._closers: list[asyncio.Future[None]] = []  # who waits for the last socket, each with a future to cancel
@@ -125,7 +125,7 @@ class Hub:
         limits = self.endpoint.limits
         if limits.connections is not None and len(self.sessions) >= limits.connections:
             return "connections", CloseReason.LIMIT_CONNECTIONS
-        if limits.unauthenticated is not None and self.strangers >= limits.unauthenticated:
+        if limits.unauthenticated is not None and self.unauthenticated >= limits.unauthenticated:
             return "unauthenticated", CloseReason.LIMIT_UNAUTHENTICATED
         most = limits.connections_per_address
         if most is not None and self.by_address[network_of(address)] >= most:
@@ -134,7 +134,7 @@ class Hub:
 
     def _count_in(self, session: ServerSession) -> None:
         self.sessions.add(session)
-        self.strangers += 1
+        self.unauthenticated += 1
         if self.endpoint.limits.connections_per_address is not None:
             self.by_address[network_of(session.conn.request.remote_addr)] += 1
         if session.link.pings:
@@ -173,20 +173,20 @@ class Hub:
         if session.ended or identity is None:
             return
         self.connections[conn.conn_id] = conn
-        self.strangers -= 1
+        self.unauthenticated -= 1
         session.enter(None)
         session.link.write_shared(welcome)
         if is_first:
-            self.joined.emit(identity, conn.meta)
+            self.joined._emit(identity, conn.meta)
         if session.valid:
-            self.connected.emit_on(session, conn)
+            self.connected._emit_on(session, conn)
 
     def leave(self, session: ServerSession, code: int, reason: str) -> None:
         """The connection has ended; it may not have been valid."""
         conn = session.conn
         identity = conn.client
         if self.connections.pop(conn.conn_id, None) is None:
-            self.strangers -= 1
+            self.unauthenticated -= 1
         if identity is None:
             return
         self.rooms.forget(conn)
@@ -194,7 +194,7 @@ class Hub:
         is_last_here = not identity._devices
         if is_last_here:
             del self.identities[identity.cid]
-        self.disconnected.emit(conn, code, reason)
+        self.disconnected._emit(conn, code, reason)
         self.network.leave(conn, identity, code, reason, is_last_here)
 
     def forget(self, session: ServerSession) -> None:
@@ -254,7 +254,7 @@ class Hub:
         return Stats(
             uptime=uptime,
             connections=len(self.sessions),
-            unauthenticated=self.strangers,
+            unauthenticated=self.unauthenticated,
             identities=len(self.identities),
             queued_bytes=sum(queued),
             queued_bytes_max=max(queued, default=0),
@@ -307,19 +307,19 @@ class Hub:
             conns = without(conns, conn_id, cid)
         self.network.send(kind, name, conns, type, payload, conn_id, cid)
 
-    def drop_client(self, cid: ClientId, reason: str) -> None:
+    def drop_client(self, cid: ClientId, reason: str, code: int) -> None:
         """Disconnect all devices of a user; nothing happens if there are none."""
-        check_close(1000, reason)
-        self.network.drop(cid, reason)
-        self.drop_here(cid, reason)
+        check_close(code, reason)
+        self.network.drop(cid, reason, code)
+        self.drop_here(cid, reason, code)
 
-    def drop_here(self, cid: ClientId, reason: str) -> None:
+    def drop_here(self, cid: ClientId, reason: str, code: int) -> None:
         """Disconnect a user's devices of this node."""
         identity = self.identities.get(cid)
         if identity is not None:
             for conn in identity._devices:
-                conn.drop(reason)
-        self.network.drop_joining(cid, reason)
+                conn.drop(reason, code)
+        self.network.drop_joining(cid, reason, code)
 
     async def call(self, cid: ClientId, name: MessageType, payload: Any, mode: Mode, timeout: float | None) -> Any:
         """Call a procedure on a user's devices; see `WseServer.call`."""

@@ -63,7 +63,7 @@ class Network(typing.Protocol):
     def leave(self, conn: WseConnection, identity: WseIdentity, code: int, reason: str, is_last_here: bool) -> None:
         """A connection that was a user's has ended."""
 
-    def drop_joining(self, cid: ClientId, reason: str) -> None:
+    def drop_joining(self, cid: ClientId, reason: str, code: int) -> None:
         """Close the user's devices here that have no welcome yet."""
 
     # Messages.
@@ -84,7 +84,7 @@ class Network(typing.Protocol):
             WseError: As `WseConnection.send`.
         """
 
-    def drop(self, cid: ClientId, reason: str) -> None:
+    def drop(self, cid: ClientId, reason: str, code: int) -> None:
         """Disconnect the user's devices of other nodes."""
 
     # Rooms.

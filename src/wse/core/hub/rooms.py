@@ -163,7 +163,7 @@ class Rooms:
             members[conn.conn_id] = conn
             self._rooms_of.setdefault(conn.conn_id, set()).add(name)
             if name in self._signals:
-                self._signals[name].joined.emit(conn)
+                self._signals[name].joined._emit(conn)
 
     def discard(self, name: RoomName, conn: WseConnection) -> None:
         rooms = self._rooms_of.get(conn.conn_id)
@@ -192,7 +192,7 @@ class Rooms:
             del self._members[name]
             self._hub.network.unwant_room(name)
         if name in self._signals:
-            self._signals[name].left.emit(conn)
+            self._signals[name].left._emit(conn)
 
 
 def _connections(member: WseConnection | WseIdentity) -> tuple[WseConnection, ...]:

@@ -38,9 +38,9 @@ class SingleNode:
 
     def leave(self, conn: WseConnection, identity: WseIdentity, code: int, reason: str, is_last_here: bool) -> None:
         if is_last_here:
-            self._hub.left.emit(identity, code, reason)
+            self._hub.left._emit(identity, code, reason)
 
-    def drop_joining(self, cid: ClientId, reason: str) -> None: ...
+    def drop_joining(self, cid: ClientId, reason: str, code: int) -> None: ...
 
     def send(
         self,
@@ -54,7 +54,7 @@ class SingleNode:
     ) -> None:
         send_to_all(self._endpoint, conns, type, payload)
 
-    def drop(self, cid: ClientId, reason: str) -> None: ...
+    def drop(self, cid: ClientId, reason: str, code: int) -> None: ...
 
     def want_room(self, name: RoomName) -> None: ...
 

@@ -129,6 +129,24 @@ class Request(typing.Protocol):
         ...
 
 
+class StaticResource(typing.Protocol):
+    """A file that a transport may answer plain GETs with."""
+
+    @property
+    def body(self) -> bytes:
+        """Its bytes."""
+        ...
+
+    @property
+    def headers(self) -> Mapping[str, str]:
+        """The HTTP headers of the response."""
+        ...
+
+    def is_fresh(self, if_none_match: str) -> bool:
+        """Whether the copy that the client names in `If-None-Match` is current (RFC 9110, 13.1.2)."""
+        ...
+
+
 class Acceptor(typing.Protocol):
     """A server, as the transports see it."""
 

@@ -44,9 +44,9 @@ class Endpoint:
         "debug",
         "expose",
         "limits",
-        "most_handlers",
-        "most_incoming_calls",
-        "most_outgoing_calls",
+        "max_handlers",
+        "max_incoming_calls",
+        "max_outgoing_calls",
         "overflow",
         "procedures",
         "protocols",
@@ -75,9 +75,9 @@ class Endpoint:
         self.scheduler = scheduler
         self.timeout = timeout
         self.limits = limits
-        self.most_handlers = _bound(limits.handlers)
-        self.most_incoming_calls = _bound(limits.incoming_calls)
-        self.most_outgoing_calls = _bound(limits.outgoing_calls)
+        self.max_handlers = _bound(limits.handlers)
+        self.max_incoming_calls = _bound(limits.incoming_calls)
+        self.max_outgoing_calls = _bound(limits.outgoing_calls)
         self.counters = Counters()
         self.expose = ExposeErrors(expose)
         self.debug = debug
@@ -123,7 +123,7 @@ def _bound(limit: int | None) -> float:
 def emit_error(signal: Signal[*tuple[Any, ...]], error: WseError, *rest: Any) -> None:
     """Fire an `error` signal, or log what nobody listens to."""
     if signal.has_listeners:
-        signal.emit(error, *rest)
+        signal._emit(error, *rest)
     elif isinstance(error.__cause__, WseError):
         logger.warning("%s: %s", error, error.__cause__)  # raised on purpose, so where does not matter
     else:

@@ -37,12 +37,12 @@ class Phase(typing.Protocol):
     """A part of a connection's life in which messages are not the application's."""
 
     @property
-    def deaf(self) -> bool:
+    def ignores_input(self) -> bool:
         """Whether what comes in is ignored, undecoded."""
         ...
 
     @property
-    def largest(self) -> int:
+    def max_size(self) -> int:
         """Bytes that a message may have."""
         ...
 
@@ -56,8 +56,8 @@ class Phase(typing.Protocol):
 class _Ended:
     """The last phase: nothing is heard any more."""
 
-    deaf = True
-    largest = 0
+    ignores_input = True
+    max_size = 0
 
     def message(self, type: Any, payload: Any, stamp: Any) -> None: ...
 
@@ -297,7 +297,7 @@ class Session:
         calls = self._calls
         if calls is None:
             calls = self._calls = PendingCalls(self.endpoint.scheduler, self.endpoint.timeout)
-        elif len(calls) >= self.endpoint.most_outgoing_calls:
+        elif len(calls) >= self.endpoint.max_outgoing_calls:
             error = self.exceeded("outgoing_calls")
             error.details["rp"] = name
             raise error
@@ -388,11 +388,11 @@ class Session:
     # The message path.
 
     def _receive_in_phase(self, phase: Phase, data: str | bytes | memoryview) -> None:
-        if phase.deaf:
+        if phase.ignores_input:
             return
         size = len(data)
         self._counters.bytes_in += size
-        if size > phase.largest:
+        if size > phase.max_size:
             self.exceeded("handshake_size", CloseReason.LIMIT_HANDSHAKE_SIZE, 1009)
             return
         message = self._decode_again(data)
@@ -421,7 +421,7 @@ class Session:
 
     def _on_message(self, type_: Any, payload: Any, stamp: Any) -> None:
         try:
-            listeners = self.endpoint.channel.by_type.get(type_)
+            listeners = self.endpoint.channel._by_type.get(type_)
         except TypeError:
             self.violation("a message's type must be hashable")
             return
@@ -439,7 +439,7 @@ class Session:
                 self._listener_failed(exc, type_)
             else:
                 if result is not None and isawaitable(result):
-                    if self.running_handlers >= self.endpoint.most_handlers:
+                    if self.running_handlers >= self.endpoint.max_handlers:
                         discard(result)
                         self.exceeded("handlers", CloseReason.LIMIT_HANDLERS)
                         return
@@ -496,9 +496,9 @@ class Session:
 
     def _answer_when_done(self, awaitable: Any, name: MessageType, payload: Any, stamp: Any) -> None:
         limit = None
-        if self._running_calls >= self.endpoint.most_incoming_calls:
+        if self._running_calls >= self.endpoint.max_incoming_calls:
             limit = "incoming_calls"
-        elif self.running_handlers >= self.endpoint.most_handlers:
+        elif self.running_handlers >= self.endpoint.max_handlers:
             limit = "handlers"
         if limit is None:
             self._running_calls += 1

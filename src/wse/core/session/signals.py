@@ -208,14 +208,14 @@ class Signal(Generic[*Ts]):
             if timer is not None:
                 timer.cancel()
 
-    def emit(self, *args: *Ts) -> None:
+    def _emit(self, *args: *Ts) -> None:
         """Call all listeners, in order of their subscription."""
         if self._replay:
             self._last = args
         for fn in self._listeners.fns:
             self._run(fn, args)
 
-    def emit_on(self, spawner: Spawner, *args: *Ts) -> None:
+    def _emit_on(self, spawner: Spawner, *args: *Ts) -> None:
         """The same, for a signal about a connection whose end is to be the end of async listeners, too."""
         for fn in self._listeners.fns:
             run_handler(spawner, fn, args, self._failed, self.name, args)
@@ -232,12 +232,12 @@ class Signal(Generic[*Ts]):
 class Channel:
     """The listeners of an application's plain messages, by message type."""
 
-    __slots__ = ("_check_type", "_takes", "by_type")
+    __slots__ = ("_by_type", "_check_type", "_takes")
 
     def __init__(self, takes: tuple[str, ...], check_type: Callable[[MessageType], None]) -> None:
         self._takes = takes
         self._check_type = check_type
-        self.by_type: dict[MessageType, Listeners] = {}
+        self._by_type: dict[MessageType, Listeners] = {}
 
     @overload
     def on(self, type: MessageType, fn: F) -> F: ...
@@ -262,13 +262,13 @@ class Channel:
 
     def off(self, type: MessageType, fn: Callable[..., Any] | None = None) -> None:
         """Do not call `fn` for that type any more; without `fn`, none of its listeners."""
-        listeners = self.by_type.get(type)
+        listeners = self._by_type.get(type)
         if listeners is None:
             return
         if fn is not None:
             listeners.remove(fn)
         if fn is None or not listeners.fns:
-            del self.by_type[type]
+            del self._by_type[type]
 
     def _add(self, type: MessageType, fn: F | None, *, once: bool) -> F | Callable[[F], F]:
         self._check_type(type)
@@ -276,7 +276,7 @@ class Channel:
         def add(fn: F) -> F:
             check_handler(fn, *self._takes)
             listener = _Once(partial(self.off, type), fn) if once else fn
-            self.by_type.setdefault(type, Listeners()).add(listener)
+            self._by_type.setdefault(type, Listeners()).add(listener)
             return fn
 
         return add if fn is None else add(fn)

@@ -78,7 +78,7 @@ async def connect(
                 logger_name=logger,
                 websocket_handshake_timeout=timeout or None,
                 enable_auto_pong=False,
-                max_frame_size=limits.largest_frame,
+                max_frame_size=limits.max_frame_size,
                 extra_headers=wanted,
                 read_buffer_init_size=2048,
             )

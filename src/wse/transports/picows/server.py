@@ -23,8 +23,7 @@ if TYPE_CHECKING:
     from picows import WSUpgradeRequest
 
     from wse.core.ports.protocol import Protocol
-    from wse.core.ports.transport import Acceptor, Receiver
-    from wse.files import StaticFile
+    from wse.core.ports.transport import Acceptor, Receiver, StaticResource
     from wse.transports.deflate import Compression
 
 
@@ -47,7 +46,7 @@ async def listen(
     path: str | None,
     ssl: ssl.SSLContext | None,
     handshake_timeout: float | None,
-    files: Mapping[str, StaticFile],
+    files: Mapping[str, StaticResource],
     compression: Compression | None,
 ) -> asyncio.Server:
     """Accept WebSockets on a port; a plain GET gets a file, or an answer at `/healthz` and `/readyz`.
@@ -127,7 +126,7 @@ async def listen(
         logger_name=logger,
         websocket_handshake_timeout=handshake_timeout,
         enable_auto_pong=False,  # a pong must not overtake the answers that wait to be written
-        max_frame_size=acceptor.limits.largest_frame,
+        max_frame_size=acceptor.limits.max_frame_size,
         read_buffer_init_size=2048,
     )
     for listening in server.sockets:

@@ -18,7 +18,7 @@ from wse.types import ClientStatus
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from wse.client.backoff import Backoff
+    from wse.backoff import Backoff
     from wse.client.signals import ClientSignals
     from wse.core.heartbeat import Heartbeat
     from wse.core.packed import Packed
@@ -46,7 +46,7 @@ class _Unset:
 UNSET: Any = _Unset()
 
 
-class ClientLife:
+class ConnectionManager:
     """What a client does to have a connection; it lives as long as the client, and through many connections.
 
     Args:
@@ -124,7 +124,7 @@ class ClientLife:
             session, self.session = self.session, None
             session.close(JUMP, "jump")
             self._set_status(ClientStatus.OFFLINE)
-            self._when.closed.emit(JUMP, "jump")
+            self._when.closed._emit(JUMP, "jump")
         self._set_status(ClientStatus.RE_CONNECTING)
         return await self._connected()
 
@@ -244,7 +244,7 @@ class ClientLife:
             self._keepalive.stop()  # its timer may be one of an event loop that has ended, and never come
             self._keepalive.start()
         link.write_shared(hi)
-        self._when.connected.emit()
+        self._when.connected._emit()
         return session
 
     def _alive(self) -> tuple[ClientSession, ...]:
@@ -272,7 +272,7 @@ class ClientLife:
         self._set_status(ClientStatus.READY)
         if self._welcome is not None and not self._welcome.done():
             self._welcome.set_result(welcome)
-        self._when.ready.emit(welcome)
+        self._when.ready._emit(welcome)
 
     def session_failed(self, session: ClientSession, error: WseError) -> None:
         if session is self.session:
@@ -289,7 +289,7 @@ class ClientLife:
         self._fail(error)
         self._set_status(ClientStatus.OFFLINE)
         closes = self._closes
-        self._when.closed.emit(code, reason)
+        self._when.closed._emit(code, reason)
         was_left_alone = self._closes == closes and self.status is ClientStatus.OFFLINE
         if was_ready and was_left_alone and self._is_retried(error):
             self._set_status(ClientStatus.RE_CONNECTING)
@@ -297,7 +297,7 @@ class ClientLife:
             task.add_done_callback(self._reconnected)
 
     def message_ignored(self, type: Any, payload: Any, stamp: Any) -> None:
-        self._when.ignored.emit(type, payload, stamp)
+        self._when.ignored._emit(type, payload, stamp)
 
     # Inside.
 
@@ -327,7 +327,7 @@ class ClientLife:
     def _set_status(self, status: ClientStatus) -> None:
         if status is not self.status:
             self.status = status
-            self._when.updated.emit(status)
+            self._when.updated._emit(status)
 
 
 def checked_url(url: str) -> str:

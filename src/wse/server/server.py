@@ -1,15 +1,17 @@
-"""The server: the hub and its transports put together, and the server's life cycle."""
+"""The server: the core, its transports and its broker put together."""
 
 from __future__ import annotations
 
-import asyncio
+import time
 from collections.abc import Iterable, Mapping
+from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Self, TypeVar, overload
 
-from wse.clusters import join_cluster
+from wse.brokers import as_broker
 from wse.core.admission import Admission
+from wse.core.cluster.node import ClusterNode
 from wse.core.cluster.settings import ClusterSettings
 from wse.core.heartbeat import Heartbeat
 from wse.core.hub.connection import ServerSession, WseConnection, WseIdentity
@@ -20,18 +22,22 @@ from wse.core.ports.protocol import Protocol
 from wse.core.session.endpoint import Endpoint, emit_error, error_listener_failed
 from wse.core.session.rpc import ExposeErrors
 from wse.core.session.signals import Channel, Signal, check_handler
-from wse.errors import WseError
-from wse.files import StaticFile, js_client_path
-from wse.messaging import Messaging
+from wse.errors import ErrorCode, WseError
 from wse.protocols.choice import as_protocols
+from wse.protocols.json import WseJSON
+from wse.protocols.msgpack import WseMsgpack
 from wse.scheduler import AsyncioScheduler
-from wse.serving import NOT_STARTED, Serving
+from wse.server.acceptor import ServerAcceptor
+from wse.server.files import StaticFile, js_client_path
+from wse.server.lifecycle import Lifecycle, ListenerOptions
+from wse.server.messaging import Messaging
+from wse.server.watchdog import Watchdog
+from wse.transports.asgi import AsgiApp
 from wse.types import ClientId, F, MessageType
-from wse.watchdog import Watchdog
 
 if TYPE_CHECKING:
     import ssl
-    from collections.abc import Callable
+    from collections.abc import Awaitable, Callable
 
     from wse.core.hub.handshake import AuthHandler
     from wse.core.ports.broker import Broker
@@ -67,7 +73,7 @@ class ServerSignals:
         )
 
 
-class WseServer(Messaging, Serving):
+class WseServer(Messaging):
     """A WSE server.
 
     Args:
@@ -149,27 +155,22 @@ class WseServer(Messaging, Serving):
             report=self._report,
         )
         deadline = timeout if auth_timeout is None else auth_timeout
-        self._heartbeat = heartbeat or Heartbeat()
-        self._hub = Hub(self._endpoint, conns_per_user=conns_per_user, auth_timeout=deadline, heartbeat=self._heartbeat)
-        self._hub.network = (
-            SingleNode(self._hub) if broker is None else join_cluster(self._hub, broker, cluster or ClusterSettings())
-        )
-        self._watchdog = None if watchdog is None else Watchdog(watchdog, self._handler_blocked)
-        self._started_at: float | None = None
-        self._admission = Admission(origins, trusted_proxies)
-        if port is not None:
-            self._admission.unready.add(NOT_STARTED)
-        self._host = host
-        self._port = port
-        self._path = path
-        self._ssl = ssl
-        self._compression = compression
-        self._files = {at: StaticFile(Path(file)) for at, file in (files or {}).items()}
+        heartbeat = heartbeat or Heartbeat()
+        self._hub = Hub(self._endpoint, conns_per_user=conns_per_user, auth_timeout=deadline, heartbeat=heartbeat)
+        self._hub.network = SingleNode(self._hub)
+        if broker is not None:
+            self._join_cluster(broker, cluster)
+        self._acceptor = ServerAcceptor(self._hub, Admission(origins, trusted_proxies), heartbeat)
+        served = {at: StaticFile(Path(file)) for at, file in (files or {}).items()}
         if serve_client:
-            self._files["/wse.js"] = StaticFile(js_client_path())
-        self._reuse_port = False
-        self._listener: asyncio.Server | None = None
-        self._closing: asyncio.Future[None] | None = None
+            served["/wse.js"] = StaticFile(js_client_path())
+        self._lifecycle = Lifecycle(
+            self._hub,
+            self._scheduler,
+            self._acceptor,
+            ListenerOptions(host, port, path, ssl, compression, served),
+            None if watchdog is None else Watchdog(watchdog, self._handler_blocked),
+        )
         self.when = ServerSignals(self._hub)
         if identify is not None:
             self.identify(identify)
@@ -201,9 +202,14 @@ class WseServer(Messaging, Serving):
 
     @property
     def protocol(self) -> Protocol | tuple[Protocol, ...]:
-        """The message protocol, or all of them when there are several."""
+        """The message protocol, or a tuple when there are several; `protocols` is always a tuple."""
         protocols = self._endpoint.protocols
         return protocols[0] if len(protocols) == 1 else protocols
+
+    @property
+    def protocols(self) -> tuple[Protocol, ...]:
+        """The message protocols, the preferred one first."""
+        return self._endpoint.protocols
 
     @property
     def conns_per_user(self) -> int:
@@ -216,13 +222,13 @@ class WseServer(Messaging, Serving):
         return self._endpoint.timeout
 
     def stats(self) -> Stats:
-        """What the server has done, and what it holds; counting costs next to nothing, and this a look at each
-        connection."""
-        uptime = 0.0 if self._started_at is None else self._scheduler.time() - self._started_at
+        """Counters of what the server has done, and what it holds at the moment. Counting costs next to nothing; this
+        method looks at each connection once.
+        """
         return self._hub.stats(
-            uptime=uptime,
+            uptime=self._lifecycle.uptime,
             running_handlers=self._scheduler.running,
-            refused_origins=self._admission.refused_origins,
+            refused_origins=self._acceptor.admission.refused_origins,
         )
 
     # Messages and calls.
@@ -256,6 +262,154 @@ class WseServer(Messaging, Serving):
             WseError: `RP_NOT_REGISTERED`.
         """
         self._endpoint.procedures.unregister(name)
+
+    # Life cycle.
+
+    def configure(self, *, host: str | None = None, port: int | None = None, reuse_port: bool | None = None) -> None:
+        """Change where the server will listen, as the `wse` command does; what is None stays as it is.
+
+        Args:
+            host: The interface; `""` for all.
+            port: The port; 0 takes a free one.
+            reuse_port: Share the port with other processes of the same system user that also share it (SO_REUSEPORT).
+
+        Raises:
+            RuntimeError: The server listens already.
+        """
+        if self._lifecycle.is_listening:
+            raise RuntimeError("the server has been started")
+        options = self._lifecycle.options
+        if host is not None:
+            options.host = host
+        if port is not None:
+            options.port = port
+        if reuse_port is not None:
+            options.reuse_port = reuse_port
+
+    def use_broker(self, broker: str | Broker, settings: ClusterSettings | None = None) -> None:
+        """Join a cluster, as the arguments `broker` and `cluster` do when the server is made.
+
+        Raises:
+            RuntimeError: The server has been started.
+            ValueError: A URL of no known broker.
+            ImportError: The broker needs a library that is not installed.
+        """
+        if self._lifecycle.is_started:
+            raise RuntimeError("the server has been started")
+        self._join_cluster(broker, settings)
+
+    def _join_cluster(self, broker: str | Broker, settings: ClusterSettings | None) -> None:
+        readers = (WseJSON(), WseMsgpack())
+        self._hub.network = ClusterNode(
+            self._hub, as_broker(broker), settings or ClusterSettings(), clock=time.time, readers=readers
+        )
+
+    @property
+    def host(self) -> str | None:
+        """The interface that the server listens on; `None` or `""` for all."""
+        return self._lifecycle.options.host
+
+    @property
+    def port(self) -> int | None:
+        """The port that the server listens on; before `start`, the configured one."""
+        return self._lifecycle.port
+
+    @property
+    def url(self) -> str:
+        """Where clients on this machine reach the server."""
+        return self._lifecycle.options.url(self.port)
+
+    @property
+    def ready(self) -> bool:
+        """Whether new connections should be sent to this server; `/readyz` at its own port answers 503 otherwise.
+
+        A server is ready from `start`, or from the beginning if it has no port, until `close`, which refuses new
+        connections with HTTP 503. A node of a cluster that does not receive from the others is not ready either, but
+        accepts connections all the same.
+        """
+        return self._acceptor.ready
+
+    async def start(self) -> None:
+        """Begin to listen.
+
+        Raises:
+            WseError: `IDENTIFY_HANDLER_MISSING`; `BROKER_UNAVAILABLE`.
+            ValueError: No port was given.
+            RuntimeError: The server listens already, or was closed meanwhile.
+            OSError: The port is not available.
+        """
+        await self._lifecycle.start()
+
+    async def serve_forever(self) -> None:
+        """Return when the server has been closed; starts it if need be.
+
+        Raises:
+            WseError, ValueError, OSError: As `start`.
+        """
+        await self._lifecycle.serve_forever()
+
+    async def close(self, grace: float = 0.0, *, notice: float = 0.0) -> None:
+        """Stop serving; returns when all sockets are closed.
+
+        In this order: `/readyz` answers 503, and new connections are refused; the port is closed; running handlers
+        have `grace` seconds to end; every connection is closed with 1012 and `wse.by-server`, a thousand of them in a
+        second, so that not all clients return at once, or more if it would take longer than 15 seconds; handlers that
+        still run are cancelled.
+
+        Args:
+            grace: Seconds that running handlers have, calls among them. Messages and calls are served meanwhile.
+            notice: Seconds for which the port stays open while `/readyz` and requests for a WebSocket are answered
+                with 503, so that load balancers that poll notice it in time.
+        """
+        await self._lifecycle.close(grace, notice=notice)
+
+    def run(self, *, grace: float = 10.0, notice: float = 0.0) -> None:
+        """Serve in an event loop of its own until SIGINT or SIGTERM, then close. Blocks.
+
+        Args:
+            grace: As for `close`. A second signal ends it at once.
+            notice: As for `close`.
+
+        Raises:
+            WseError, ValueError, OSError: As `start`.
+            RuntimeError: The `wse` command is importing the module, and runs the server itself.
+        """
+        self._lifecycle.run(grace, notice)
+
+    async def __aenter__(self) -> Self:
+        await self.start()
+        return self
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        await self.close()
+
+    # Inside a web application.
+
+    @cached_property
+    def asgi(self) -> AsgiApp:
+        """The server as an ASGI 3 application, for `websocket` and `lifespan` scopes.
+
+        The application's lifespan starts and stops it. Where a framework keeps the lifespan to itself, the first
+        connection starts the server, and the application's own shutdown should await `close`.
+        """
+        return AsgiApp(self._acceptor, self._lifecycle.options.path, self._lifecycle.attach, self.close)
+
+    @cached_property
+    def aiohttp(self) -> Callable[[Any], Awaitable[Any]]:
+        """The server as a handler for an aiohttp application: `app.router.add_get("/ws", server.aiohttp)`.
+
+        The application's `on_shutdown` should await `close`.
+
+        Raises:
+            ImportError: aiohttp is not installed.
+        """
+        from wse.transports.aiohttp import handler
+
+        return handler(self._acceptor, self._lifecycle.attach)
+
+    def _handler_blocked(self, handler: str, seconds: float) -> None:
+        details = {"handler": handler, "seconds": round(seconds, 3)}
+        self._endpoint.report(WseError(ErrorCode.HANDLER_BLOCKED, details, f"{handler} blocked for {seconds:.1f} s"))
 
     def _report(self, error: WseError, session: object) -> None:
         emit_error(self.when.error, error, session.conn if isinstance(session, ServerSession) else None)

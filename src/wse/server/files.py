@@ -9,7 +9,7 @@ import hashlib
 import mimetypes
 from pathlib import Path
 
-_PACKAGE = Path(__file__).parent
+_PACKAGE = Path(__file__).parent.parent
 
 
 def js_client_path() -> Path:

@@ -10,40 +10,42 @@ from wse.errors import ErrorCode, WseError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from wse.core.cluster.asks import Asks
     from wse.core.cluster.bus import Bus
-    from wse.core.cluster.register import Register
+    from wse.core.cluster.node_rpc import NodeRpc
+    from wse.core.cluster.presence import Presence
     from wse.core.cluster.settings import ClusterSettings
     from wse.core.ports.scheduling import Timer
     from wse.core.session.endpoint import Endpoint
 
 
-class Vitals:
+class Liveness:
     """Renews the node's lease, looks for dead nodes, and sends the node a canary through the broker."""
 
-    def __init__(self, bus: Bus, endpoint: Endpoint, settings: ClusterSettings, register: Register, asks: Asks) -> None:
+    def __init__(
+        self, bus: Bus, endpoint: Endpoint, settings: ClusterSettings, presence: Presence, rpc: NodeRpc
+    ) -> None:
         self._bus = bus
         self._endpoint = endpoint
         self._scheduler = endpoint.scheduler
         self._settings = settings
-        self._register = register
-        self._asks = asks
+        self._presence = presence
+        self._rpc = rpc
         self._timers: dict[str, Timer] = {}
-        self._unheard = 0  # canaries that have not come back, and not their age: a node that slept is not deaf
+        self._misses = 0  # canaries that have not come back, and not their age: a node that slept is not deaf
         self._deaf = False
         self._renewed = 0.0  # when the lease was renewed last
-        self._in_touch: float | None = None  # since when it has been without a gap
-        self._beating = False
+        self._renewed_since: float | None = None  # since when it has been without a gap
+        self._renewing = False
         self._reaping = False
 
     def start(self) -> None:
         """The lease has just been taken."""
-        self._unheard = 0
+        self._misses = 0
         self._deaf = False
-        self._in_touch = None
-        self._touch()
-        self._every("canary", self._settings.canary, self._send_canary)
-        self._every("beat", self._settings.renew, self.beat)
+        self._renewed_since = None
+        self._mark_renewed()
+        self._every("canary", self._settings.canary_interval, self._send_canary)
+        self._every("renew", self._settings.renew_interval, self.renew)
 
     def stop(self) -> None:
         for timer in self._timers.values():
@@ -53,82 +55,84 @@ class Vitals:
     @property
     def healthy(self) -> bool:
         """Whether the node hears itself and holds its lease."""
-        return not self._deaf and self._scheduler.time() - self._renewed < self._settings.lease
+        return not self._deaf and self._scheduler.time() - self._renewed < self._settings.lease_ttl
 
     # The canary.
 
     def _send_canary(self) -> None:
         if not self._bus.broker.connected:
-            self._unheard = 0  # which is another trouble, and known
+            self._misses = 0  # which is another trouble, and known
             return
-        if self._unheard >= self._settings.deaf_after and not self._deaf:
+        if self._misses >= self._settings.canary_misses and not self._deaf:
             self._deaf = True
             self._endpoint.report(WseError(ErrorCode.BROKER_DEAF))
-        self._unheard += 1
-        self._bus.tell(self._bus.node, Canary(self._bus.node))
+        self._misses += 1
+        self._bus.send_to(self._bus.node, Canary(self._bus.node))
 
-    def heard(self) -> None:
+    def canary_returned(self) -> None:
         """The canary has come back."""
-        self._unheard = 0
+        self._misses = 0
         if self._deaf:
             self._deaf = False
-            self._register.check_all()
+            self._presence.check_all()
 
     # The lease.
 
-    def beat(self) -> None:
+    def renew(self) -> None:
         """Renew the lease now, unless that is under way."""
-        if self._bus.is_open and not self._beating:
-            self._beating = True
+        if self._bus.is_open and not self._renewing:
+            self._renewing = True
             self._scheduler.spawn(self._renew())
 
-    def lose_touch(self) -> None:
+    def connection_lost(self) -> None:
         """The broker is away."""
-        self._in_touch = None
+        self._renewed_since = None
 
     async def _renew(self) -> None:
-        broker, register = self._bus.broker, self._register
+        broker, presence = self._bus.broker, self._presence
         try:
-            is_kept = await broker.renew(self._settings.lease)
-            self._touch()
-            if is_kept and not register.must_ask:
-                register.doubt.lease_kept()
+            is_kept = await broker.renew(self._settings.lease_ttl)
+            self._mark_renewed()
+            if is_kept and not presence.must_ask:
+                presence.deferred.lease_kept()
             else:
-                await register.lost()
+                await presence.lost()
             # When the engine has been away every lease has run out: all must have had the time to renew theirs.
-            is_calm = self._in_touch is not None and self._renewed - self._in_touch >= self._settings.lease
+            is_calm = (
+                self._renewed_since is not None and self._renewed - self._renewed_since >= self._settings.lease_ttl
+            )
             self._scheduler.spawn(self._settle(is_calm))  # with many devices it may take longer than a lease
             if is_calm:
                 nodes = await broker.nodes()
                 self._bus.peers = nodes - {self._bus.node}
-                self._asks.alive(nodes)
+                self._rpc.alive(nodes)
                 if not self._reaping:
                     self._reaping = True
                     self._scheduler.spawn(self._reap())  # likewise: our own lease must not run out meanwhile
             self._bus.catch_up()
         except WseError:
-            self._in_touch = None  # `connection_lost` tells, and the next beat tries again
+            self._renewed_since = None  # `connection_lost` tells, and the next renewal tries again
         finally:
-            self._beating = False
+            self._renewing = False
 
     async def _reap(self) -> None:
         try:
-            await self._register.reap()
+            await self._presence.reap()
         except WseError:
-            return  # the next beat tries again
+            return  # the next renewal tries again
         finally:
             self._reaping = False
 
     async def _settle(self, is_calm: bool) -> None:
         try:
-            await self._register.settle(is_calm)
+            await self._presence.settle(is_calm)
         except WseError:
-            return  # the next beat tries again
+            return  # the next renewal tries again
 
-    def _touch(self) -> None:
+    def _mark_renewed(self) -> None:
         now = self._scheduler.time()
-        if self._in_touch is None or now - self._renewed >= self._settings.lease:
-            self._in_touch = now
+        if self._renewed_since is None or now - self._renewed >= self._settings.lease_ttl:
+            self._renewed_since = now
         self._renewed = now
 
     def _every(self, name: str, interval: float, do: Callable[[], None]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Literal, overload
 
 from wse.core.cluster.cluster import Cluster
+from wse.core.cluster.node import ClusterNode
 from wse.core.hub.network import DeviceInfo
 from wse.core.hub.rooms import Room
 from wse.errors import CloseReason
@@ -50,13 +51,18 @@ class Messaging:
         """
         self._hub.send(cid, type, payload, exclude)
 
-    def drop_client(self, cid: ClientId, reason: str = CloseReason.NO_REASON) -> None:
+    def drop_client(self, cid: ClientId, reason: str = CloseReason.BY_SERVER, code: int = 1000) -> None:
         """Disconnect all devices of a user; `left` fires once. Nothing happens if the user is not connected.
 
+        Args:
+            cid: The user.
+            reason: Sent to the clients; at most 123 bytes of UTF-8 (RFC 6455, 5.5).
+            code: A close code that an endpoint may send (RFC 6455, 7.4).
+
         Raises:
-            ValueError: A reason longer than a close frame can carry.
+            ValueError: A code or reason that a close frame cannot carry.
         """
-        self._hub.drop_client(cid, reason)
+        self._hub.drop_client(cid, reason, code)
 
     def room(self, name: RoomName) -> Room:
         """A room; it need not be made, and exists while it has members."""
@@ -137,6 +143,6 @@ class Messaging:
 
     @property
     def cluster(self) -> Cluster | None:
-        """This server as a node of its cluster; None without a broker."""
+        """The cluster that this server is a node of; None without a broker."""
         network = self._hub.network
-        return network if isinstance(network, Cluster) else None
+        return Cluster(network) if isinstance(network, ClusterNode) else None

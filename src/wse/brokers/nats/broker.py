@@ -30,9 +30,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 from urllib.parse import unquote, urlsplit
 from zlib import crc32
 
-from wse.brokers.kept import SUBSCRIBED, KeptBroker, take
-from wse.brokers.nats_connection import NatsConnection, OutdatedError
-from wse.brokers.register import admit, by_age
+from wse.brokers.nats.connection import NatsConnection, OutdatedError
+from wse.brokers.placement import admit, by_age
+from wse.brokers.reconnecting import SUBSCRIBED, ReconnectingBroker, take
 from wse.core.ports.broker import Device, Gone, Joined
 from wse.errors import ErrorCode, WseError
 
@@ -64,7 +64,7 @@ Entry = tuple[int, Records]
 T = TypeVar("T")
 
 
-class NatsBroker(KeptBroker[NatsConnection]):
+class NatsBroker(ReconnectingBroker[NatsConnection]):
     """A `wse.core.ports.broker.Broker` on NATS servers with JetStream.
 
     Args:

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from wse.core.cluster.doubt import Doubt
+from wse.core.cluster.deferred import DeferredEvents
 from wse.core.cluster.envelope import USER, Check, Displaced, Reaped, decode_name, encode_name, in_parts
 from wse.core.hub.connection import WseIdentity
 from wse.core.ports.broker import Device
@@ -27,8 +27,8 @@ if TYPE_CHECKING:
     import asyncio
     from collections.abc import Awaitable, Callable, Iterable
 
-    from wse.core.cluster.asks import Asks
     from wse.core.cluster.bus import Bus
+    from wse.core.cluster.node_rpc import NodeRpc
     from wse.core.hub.connection import ServerSession, WseConnection
     from wse.core.hub.hub import Hub
     from wse.core.packed import Packed
@@ -48,8 +48,8 @@ NO_LIMIT = 1 << 30
 class _Joining:
     """The phase between acceptance and welcome, while the register is asked; what the client sends is ignored."""
 
-    deaf = True
-    largest = 0
+    ignores_input = True
+    max_size = 0
 
     def message(self, type: Any, payload: Any, stamp: Any) -> None: ...
 
@@ -59,7 +59,7 @@ class _Joining:
 JOINING = _Joining()
 
 
-class Seat:
+class Registration:
     """A device of this node, from its acceptance until the register has forgotten it."""
 
     __slots__ = ("announced", "conn", "device", "displaced", "end", "known", "waits")
@@ -74,23 +74,25 @@ class Seat:
         self.end: tuple[WseIdentity, int, str] | None = None  # the connection has ended, and `left` may be due
 
 
-class Register:
+class Presence:
     """This node's devices, and what it knows of those of dead nodes."""
 
-    def __init__(self, bus: Bus, hub: Hub, asks: Asks, clock: Callable[[], float]) -> None:
+    def __init__(self, bus: Bus, hub: Hub, rpc: NodeRpc, clock: Callable[[], float]) -> None:
         self._bus = bus
         self._hub = hub
-        self._asks = asks
+        self._rpc = rpc
         self._clock = clock
         self._broker = bus.broker
         self._scheduler = hub.endpoint.scheduler
-        self.doubt = Doubt(bus, hub, clock)
-        self._seats: dict[str, Seat] = {}
-        self._joining: dict[str, list[Seat]] = {}  # by user, those between acceptance and welcome
-        self._unsettled: set[Seat] = set()  # not in the register, or still there though the connection has ended
+        self.deferred = DeferredEvents(bus, hub, clock)
+        self._registrations: dict[str, Registration] = {}
+        self._joining: dict[str, list[Registration]] = {}  # by user, those between acceptance and welcome
+        self._unsettled: set[Registration] = (
+            set()
+        )  # not in the register, or still there though the connection has ended
         self._reaped: dict[str, set[str]] = {}  # by dead node, the users for whom we have fired `left`
         self._left: set[str] = set()  # users of ours for whom others have, while we slept
-        self._owed: set[str] = set()  # users who were told to be first, while we did not know whether they had left
+        self._pending_joined: set[str] = set()  # users whose `joined` waits until `settle`
         self._silent: set[str] = set()  # those for whom we thought nobody had fired `left`
         self._lease = 0  # counts the leases: what the register says under one need not hold under the next
         self._asking = False
@@ -115,52 +117,52 @@ class Register:
             session.close(1000, CloseReason.NOT_AUTHORIZED)
             raise
         conn = session.conn
-        seat = Seat(Device(user, conn.conn_id, self._bus.node, self._clock()), conn)
-        self._seats[conn.conn_id] = seat
+        registration = Registration(Device(user, conn.conn_id, self._bus.node, self._clock()), conn)
+        self._registrations[conn.conn_id] = registration
         session.enter(JOINING)
         others = self._joining.setdefault(user, [])
         # Whether the subscription may not be in force yet: one of these may have made it a moment ago.
         is_new = self._bus.want(USER + user) or bool(others)
-        others.append(seat)
-        self._scheduler.spawn(self._join(seat, cid, welcome, is_new))
+        others.append(registration)
+        self._scheduler.spawn(self._join(registration, cid, welcome, is_new))
 
-    async def _join(self, seat: Seat, cid: ClientId, welcome: Packed, subscribed: bool) -> None:
+    async def _join(self, registration: Registration, cid: ClientId, welcome: Packed, subscribed: bool) -> None:
         joined: Joined | None = None
         others = self._others(cid)
         lease = self._lease
         try:
-            joined = await self._broker.join(seat.device, self._hub.conns_per_user)
-            seat.device = joined.device
-            seat.announced = True
-            seat.known = lease == self._lease
-            if not seat.known:
-                self._unsettled.add(seat)
+            joined = await self._broker.join(registration.device, self._hub.conns_per_user)
+            registration.device = joined.device
+            registration.announced = True
+            registration.known = lease == self._lease
+            if not registration.known:
+                self._unsettled.add(registration)
             if subscribed:
                 await self._broker.flush()  # what is sent after the welcome must arrive
         except WseError:
-            self._unsettled.add(seat)  # the broker is away: the device is registered when it is back
-        joining = self._joining.get(seat.device.user, [])
-        if seat in joining:  # else we have left the cluster meanwhile
-            joining.remove(seat)
+            self._unsettled.add(registration)  # the broker is away: the device is registered when it is back
+        joining = self._joining.get(registration.device.user, [])
+        if registration in joining:  # else we have left the cluster meanwhile
+            joining.remove(registration)
             if not joining:
-                del self._joining[seat.device.user]
-        conn = seat.conn
+                del self._joining[registration.device.user]
+        conn = registration.conn
         session = conn._session
         is_first = joined is not None and joined.first
         forgotten = [other for other in others if other.end is None and not other.displaced]
         if is_first and forgotten:
             # The register was lost, or we were reaped: `settle` will know whether this is news.
-            self._owed.add(seat.device.user)
+            self._pending_joined.add(registration.device.user)
             self._unsettled.update(forgotten)
             is_first = False
-        owes = is_first and self.doubt.covers(seat.device.user)
-        if session.ended or seat.displaced:
+        is_deferred = is_first and self.deferred.covers(registration.device.user)
+        if session.ended or registration.displaced:
             # It was in the register for a moment, so its user was there for a moment.
             identity = WseIdentity(self._hub, cid, conn.meta)
-            if owes:
-                self.doubt.first(seat.device, identity)
+            if is_deferred:
+                self.deferred.defer_joined(registration.device, identity)
             elif is_first:
-                self._hub.joined.emit(identity, conn.meta)
+                self._hub.joined._emit(identity, conn.meta)
             self._displace(joined)
             session.close(1000, CloseReason.CLIENTS_CONCURRENCY)
             self.leave(conn, identity, 1006, "")
@@ -170,84 +172,84 @@ class Register:
             self._hub.push_out(conn)
         else:
             self._displace(joined)
-        if owes and conn.client is not None:
-            self.doubt.first(seat.device, conn.client)
-        self._hub.welcome(session, welcome, is_first and not owes)
+        if is_deferred and conn.client is not None:
+            self.deferred.defer_joined(registration.device, conn.client)
+        self._hub.welcome(session, welcome, is_first and not is_deferred)
 
-    def drop_joining(self, cid: ClientId, reason: str) -> None:
+    def drop_joining(self, cid: ClientId, reason: str, code: int) -> None:
         """Close the user's devices that have no welcome yet."""
-        for seat in tuple(self._joining.get(encode_name(cid), ())):
-            seat.conn._session.close(1000, reason)
+        for registration in tuple(self._joining.get(encode_name(cid), ())):
+            registration.conn._session.close(code, reason)
 
-    def _others(self, cid: ClientId) -> list[Seat]:
+    def _others(self, cid: ClientId) -> list[Registration]:
         """The user's devices here that are in the register, as far as we know."""
         identity = self._hub.identities.get(cid)
-        seats = [] if identity is None else [self._seats[conn_id] for conn_id in identity.conns]
-        return [seat for seat in seats if seat.announced]
+        registrations = [] if identity is None else [self._registrations[conn_id] for conn_id in identity.conns]
+        return [registration for registration in registrations if registration.announced]
 
     def leave(self, conn: WseConnection, identity: WseIdentity, code: int, reason: str) -> None:
         """The connection has ended."""
-        seat = self._seats.get(conn.conn_id)
-        if seat is None:  # we have left the cluster already
+        registration = self._registrations.get(conn.conn_id)
+        if registration is None:  # we have left the cluster already
             return
-        self._bus.unwant(USER + seat.device.user)
-        if seat.displaced:
-            self._forget(seat)
+        self._bus.unwant(USER + registration.device.user)
+        if registration.displaced:
+            self._forget(registration)
             return
-        seat.end = identity, code, reason
-        self._unsettled.add(seat)
-        if seat.known:
-            self._scheduler.spawn(self._leave_or_wait(seat))
+        registration.end = identity, code, reason
+        self._unsettled.add(registration)
+        if registration.known:
+            self._scheduler.spawn(self._leave_or_wait(registration))
 
-    async def _leave_or_wait(self, seat: Seat) -> None:
+    async def _leave_or_wait(self, registration: Registration) -> None:
         try:
-            await self._leave(seat)
+            await self._leave(registration)
         except WseError:
             return  # `settle` tries again
 
-    async def _leave(self, seat: Seat) -> None:
-        assert seat.end is not None
-        is_last = await self._broker.leave(seat.device)
-        if is_last and self.doubt.covers(seat.device.user):
-            self.doubt.last(seat.device.user, seat.end)
+    async def _leave(self, registration: Registration) -> None:
+        assert registration.end is not None
+        is_last = await self._broker.leave(registration.device)
+        if is_last and self.deferred.covers(registration.device.user):
+            self.deferred.defer_left(registration.device.user, registration.end)
         elif is_last:
-            self._hub.left.emit(*seat.end)
-        self._forget(seat)
+            self._hub.left._emit(*registration.end)
+        self._forget(registration)
 
     def displaced(self, conn_id: str) -> None:
         """Another node says that the register has put a newer device in the place of this one."""
-        seat = self._seats.get(conn_id)
-        if seat is not None and not seat.displaced:
-            seat.displaced = True
-            if seat.end is not None:
-                self._forget(seat)
-            elif seat.conn.client is not None:  # else it waits for its welcome, and `_join` will see
-                seat.conn.drop(CloseReason.CLIENTS_CONCURRENCY)
+        registration = self._registrations.get(conn_id)
+        if registration is not None and not registration.displaced:
+            registration.displaced = True
+            if registration.end is not None:
+                self._forget(registration)
+            elif registration.conn.client is not None:  # else it waits for its welcome, and `_join` will see
+                registration.conn.drop(CloseReason.CLIENTS_CONCURRENCY)
 
     def check(self, user: str) -> None:
         """See whether the user's devices are still in the register: they may have been displaced without a word."""
         identity = self._hub.identities.get(decode_name(user))
         if identity is not None:
-            self._unsettled.update(self._seats[conn_id] for conn_id in identity.conns)
+            self._unsettled.update(self._registrations[conn_id] for conn_id in identity.conns)
 
     def _displace(self, joined: Joined | None) -> None:
         for device in () if joined is None else joined.displaced:
             if device.node == self._bus.node:
                 self.displaced(device.conn_id)
             else:
-                self._bus.tell(device.node, Displaced(self._bus.node, device.conn_id))
+                self._bus.send_to(device.node, Displaced(self._bus.node, device.conn_id))
 
-    def _forget(self, seat: Seat) -> None:
-        self._seats.pop(seat.device.conn_id, None)
-        self._unsettled.discard(seat)
-        if not self._seats:
+    def _forget(self, registration: Registration) -> None:
+        self._registrations.pop(registration.device.conn_id, None)
+        self._unsettled.discard(registration)
+        if not self._registrations:
             self._done()
 
     # The register comes back, and may have forgotten us.
 
     def check_all(self) -> None:
         """What the register holds of us may not be what we hold: messages about it may have been lost."""
-        self._unsettled.update(self._seats.values())
+        self._unsettled.update(self._registrations.values())
 
     async def lost(self) -> None:
         """Our lease had run out: the register has forgotten our devices, or will have.
@@ -256,13 +258,13 @@ class Register:
             WseError: `BROKER_UNAVAILABLE`.
         """
         self._lease += 1
-        self.doubt.lease_lost()
-        for seat in self._seats.values():
-            seat.known = False
+        self.deferred.lease_lost()
+        for registration in self._registrations.values():
+            registration.known = False
         self.check_all()
         self._asking = self.must_ask = True
         try:
-            answers = await self._asks.query("reaped", self._bus.node)
+            answers = await self._rpc.query("reaped", self._bus.node)
             self.must_ask = False
         finally:
             self._asking = False
@@ -270,8 +272,12 @@ class Register:
         for users in told:
             self.reaped_by_another(users)
         if told:
-            for seat in [seat for seat in self._seats.values() if seat.end is not None and seat.announced]:
-                self._forget(seat)
+            for registration in [
+                registration
+                for registration in self._registrations.values()
+                if registration.end is not None and registration.announced
+            ]:
+                self._forget(registration)
 
     async def settle(self, calm: bool) -> None:
         """Register what is not registered, and take out what has ended.
@@ -285,73 +291,75 @@ class Register:
         """
         if self._settling:
             return
-        here = {seat.device.user for seat in self._seats.values() if seat.announced}
+        here = {registration.device.user for registration in self._registrations.values() if registration.announced}
         if calm:
-            self.doubt.calm()
+            self.deferred.calm()
 
-        async def settle(seat: Seat) -> None:
+        async def settle(registration: Registration) -> None:
             if self._asking:  # the lease has run out meanwhile
                 return
-            if seat.end is not None:
-                if seat.announced and not seat.known:
+            if registration.end is not None:
+                if registration.announced and not registration.known:
                     # All nodes do so and wait, so that one of them is told of the last.
-                    joined = await self._broker.join(seat.device, NO_LIMIT, fresh=False)
-                    seat.known = seat.waits = True
+                    joined = await self._broker.join(registration.device, NO_LIMIT, fresh=False)
+                    registration.known = registration.waits = True
                     if not joined.first and not joined.again:
-                        self.doubt.vouch(seat.device.user)
-                if calm or not seat.waits:
-                    await self._leave(seat)
-            elif seat.conn.client is not None:
-                await self._join_again(seat, here)
+                        self.deferred.confirm(registration.device.user)
+                if calm or not registration.waits:
+                    await self._leave(registration)
+            elif registration.conn.client is not None:
+                await self._join_again(registration, here)
 
         self._settling = True
         try:
-            await each(self._scheduler, self.doubt.users, self.doubt.pay)
+            await each(self._scheduler, self.deferred.users, self.deferred.resolve)
             await each(self._scheduler, tuple(self._unsettled), settle)
         finally:
             self._settling = False
         if not self._unsettled:
             self._left.clear()
-            self._owed.clear()
+            self._pending_joined.clear()
         if calm:
             self._silent.clear()
 
-    async def _join_again(self, seat: Seat, here: set[str]) -> None:
+    async def _join_again(self, registration: Registration, here: set[str]) -> None:
         lease = self._lease
-        was_announced = seat.announced
-        joined = await self._broker.join(seat.device, self._hub.conns_per_user, fresh=False)
-        user = seat.device.user
+        was_announced = registration.announced
+        joined = await self._broker.join(registration.device, self._hub.conns_per_user, fresh=False)
+        user = registration.device.user
         if lease != self._lease:  # so it must be joined once more
             if joined.first:
-                self._owed.add(user)
+                self._pending_joined.add(user)
             return
-        seat.device = joined.device
-        seat.known = seat.announced = True
-        self._unsettled.discard(seat)
+        registration.device = joined.device
+        registration.known = registration.announced = True
+        self._unsettled.discard(registration)
         is_answer_to_first_join = joined.again and not was_announced  # which was made, but its answer was lost
         is_told_first = joined.first and not (joined.again and was_announced)  # and had not been told so before
-        is_first = is_told_first or user in self._owed
+        is_first = is_told_first or user in self._pending_joined
         has_left = user in self._left
         is_news = user not in here or has_left
-        self._owed.discard(user)
+        self._pending_joined.discard(user)
         self._left.discard(user)
-        identity = seat.conn.client
-        is_in_doubt = self.doubt.covers(user) and not has_left
-        if is_in_doubt and is_news and not was_announced and identity is not None:
-            self.doubt.first(seat.device, identity)  # a device that came later may have been registered earlier
+        identity = registration.conn.client
+        is_uncertain = self.deferred.covers(user) and not has_left
+        if is_uncertain and is_news and not was_announced and identity is not None:
+            self.deferred.defer_joined(
+                registration.device, identity
+            )  # a device that came later may have been registered earlier
         elif is_first and is_news and identity is not None:
-            self._hub.joined.emit(identity, identity.meta)
+            self._hub.joined._emit(identity, identity.meta)
         elif is_first:
             self._silent.add(user)
         self._displace(joined)
         if was_announced and not joined.first and not joined.again:
-            self.doubt.vouch(user)
+            self.deferred.confirm(user)
         if is_answer_to_first_join:  # and so was who had to go
-            self._bus.say(USER + user, Check(self._bus.node))
+            self._bus.publish(USER + user, Check(self._bus.node))
             self.check(user)
-        if seat.end is not None:  # it ended meanwhile
-            self._unsettled.add(seat)
-            await self._leave(seat)
+        if registration.end is not None:  # it ended meanwhile
+            self._unsettled.add(registration)
+            await self._leave(registration)
 
     # Dead nodes.
 
@@ -367,13 +375,13 @@ class Register:
             users = by_node.setdefault(device.node, [])
             if gone.last:
                 users.append(device.user)
-                self._hub.left.emit(WseIdentity(self._hub, decode_name(device.user), {}), 1006, "")
+                self._hub.left._emit(WseIdentity(self._hub, decode_name(device.user), {}), 1006, "")
         for node, users in by_node.items():
             self._reaped.setdefault(node, set()).update(users)
             if len(self._reaped) > REMEMBERED:
                 del self._reaped[next(iter(self._reaped))]
             for part in in_parts(users):
-                self._bus.tell(node, Reaped(self._bus.node, part))  # it may be awake again already
+                self._bus.send_to(node, Reaped(self._bus.node, part))  # it may be awake again already
 
     def reaped_by_another(self, users: Iterable[str]) -> None:
         """Another node took us for dead, and has fired `left` for these users."""
@@ -383,7 +391,7 @@ class Register:
                 self._left.add(user)
             else:
                 self._silent.discard(user)
-                self._hub.joined.emit(identity, identity.meta)
+                self._hub.joined._emit(identity, identity.meta)
 
     def reaped(self, node: str) -> list[str] | None:
         """The users of a node for whom we have fired `left` when we took it for dead; None if we have not."""
@@ -394,7 +402,7 @@ class Register:
 
     async def close(self, timeout: float) -> None:
         """All connections have ended: wait until the register knows, but no longer than `timeout` seconds."""
-        if not self._seats and not self.doubt.users:
+        if not self._registrations and not self.deferred.users:
             return
         self._emptied = self._scheduler.create_future()
         timer = self._scheduler.call_later(timeout, self._done)
@@ -410,23 +418,23 @@ class Register:
             await self.settle(calm=True)
         except WseError:
             self._done()
-        if not self._seats:
+        if not self._registrations:
             self._done()
 
     def reset(self) -> None:
         """We have left the cluster: what could not be told to the register, others will find out."""
         for forgotten in (
-            self._seats,
+            self._registrations,
             self._joining,
             self._unsettled,
             self._reaped,
             self._left,
-            self._owed,
+            self._pending_joined,
             self._silent,
         ):
             forgotten.clear()
         self.must_ask = False
-        self.doubt.reset()
+        self.deferred.reset()
 
     def _done(self) -> None:
         if self._emptied is not None and not self._emptied.done():

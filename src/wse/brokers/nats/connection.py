@@ -8,7 +8,7 @@ from collections import deque
 from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
-from wse.brokers.kept import ANSWER, BUFFER
+from wse.brokers.reconnecting import ANSWER, BUFFER
 
 try:
     from nats.aio.client import Client

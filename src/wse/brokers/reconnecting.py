@@ -1,7 +1,7 @@
 """What brokers with an engine have in common: a connection that is kept, which is to say made anew when it breaks.
 
 An adapter gives a `Connection`, which lives from one connect to the first failure, and the steps of the register, which
-it makes through `KeptBroker.ask`.
+it makes through `ReconnectingBroker.ask`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from contextlib import AsyncExitStack, contextmanager, suppress
 from typing import TYPE_CHECKING, Generic, TypeVar
 from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 
-from wse.client.backoff import Backoff
+from wse.backoff import Backoff
 from wse.errors import ErrorCode, WseError
 
 if TYPE_CHECKING:
@@ -115,7 +115,7 @@ async def answer(connection: Connection, question: Awaitable[T], within: float) 
         connection.broken.remove_done_callback(end)
 
 
-class KeptBroker(ABC, Generic[C]):
+class ReconnectingBroker(ABC, Generic[C]):
     """The part of a `wse.core.ports.broker.Broker` that connects, and carries messages.
 
     After a failure it tries again for ever, after random waits that grow up to 5 seconds, so that the nodes do not

@@ -8,7 +8,7 @@ from support.nodes import Nodes, heard
 from wse import ErrorCode, WseError
 from wse.core.cluster import envelope
 from wse.core.cluster.envelope import NODE
-from wse.core.cluster.register import each
+from wse.core.cluster.presence import each
 from wse.core.cluster.settings import ClusterSettings
 
 JOINED, LEFT = ("joined", "ann"), ("left", "ann")
@@ -78,7 +78,7 @@ def test_a_node_remembers_only_some_dead_nodes():
         nodes.kill(nodes[1])
     nodes.advance(10)
     assert len(nodes.log("left")) == 19
-    assert len(nodes[0].cluster.register._reaped) == 16
+    assert len(nodes[0].cluster.presence._reaped) == 16
 
 
 # A node that sleeps.
@@ -182,7 +182,7 @@ def test_a_node_that_is_taken_for_dead_just_as_it_wakes_hears_of_it():
     nodes.advance(1)
     assert sorted(nodes.presence()) == [JOINED, JOINED, LEFT]
     nodes.advance(20)
-    assert two.cluster.register._silent == set()
+    assert two.cluster.presence._silent == set()
 
 
 @pytest.mark.parametrize("asks", [True, False])
@@ -212,7 +212,7 @@ def test_users_who_left_with_a_node_that_slept_are_told_in_parts(monkeypatch, as
     assert len([each for each in said if isinstance(each, envelope.Reaped)]) > 1
     nodes.advance(20)
     assert len(nodes.log("joined")) == 40
-    assert two.cluster.register._left == two.cluster.register._silent == set()
+    assert two.cluster.presence._left == two.cluster.presence._silent == set()
 
 
 def test_a_node_keeps_its_lease_however_long_it_reaps():
@@ -259,11 +259,11 @@ def test_a_node_that_is_told_before_it_has_asked_fires_joined_once():
     nodes = Nodes(1)
     (one,) = nodes
     nodes.join(one)
-    one.cluster.register.reaped_by_another(["sann", "sbob"])
+    one.cluster.presence.reaped_by_another(["sann", "sbob"])
     nodes.engine.forget()
     nodes.advance(3)
     assert nodes.presence() == [JOINED, JOINED]
-    assert one.cluster.register._left == set()
+    assert one.cluster.presence._left == set()
 
 
 # The register is lost.
@@ -309,7 +309,7 @@ def test_a_user_s_second_device_is_no_news_after_the_register_was_lost():
     nodes.join(nodes[0])
     nodes.advance(10)
     assert nodes.presence() == [JOINED]
-    assert nodes[0].cluster.register._owed == set()
+    assert nodes[0].cluster.presence._pending_joined == set()
 
 
 def test_a_user_s_second_device_is_news_when_the_first_was_taken_for_dead():
@@ -405,7 +405,7 @@ def test_messages_wait_for_the_broker_up_to_a_bound_and_the_rest_is_counted_and_
     assert heard(peer) == [[("say", 0), ("say", 1)]]
     assert one.codes == [ErrorCode.BROKER_UNAVAILABLE, ErrorCode.BROKER_LOST_MESSAGES]
     assert one.errors[-1][0].details == {"lost": 3}
-    assert one.cluster.lost == 3
+    assert one.cluster.bus.lost == 3
     one.server.send("ann", "say", 5)
     nodes.run()
     assert heard(peer) == [[("say", 5)]]
@@ -414,7 +414,7 @@ def test_messages_wait_for_the_broker_up_to_a_bound_and_the_rest_is_counted_and_
 def lose(node, *unsent):
     """The broker gives back what it could not send."""
     node.broker.cluster.reachable = False
-    node.cluster.connection_lost(None, [*unsent])
+    node.cluster.inbox.connection_lost(None, [*unsent])
 
 
 def test_what_could_not_be_sent_is_sent_before_what_came_since_when_the_broker_is_back():
@@ -431,10 +431,10 @@ def test_what_could_not_be_sent_is_sent_before_what_came_since_when_the_broker_i
     lose(one, *unsent)
     one.server.send("ann", "say", 4)
     nodes.engine.reachable = True
-    one.cluster.connection_restored()
+    one.cluster.inbox.connection_restored()
     nodes.advance(1)
     assert heard(peer) == [[("say", 1), ("say", 2), ("say", 3), ("say", 4)]]
-    assert one.cluster.lost == 0
+    assert one.cluster.bus.lost == 0
     assert one.leftovers == []
 
 
@@ -448,7 +448,7 @@ def test_what_could_not_be_sent_is_bounded_like_all_that_waits_and_the_rest_is_c
     assert [data for _, data in one.cluster.bus._backlog][:2] == [b"0", b"1"]
     assert len(one.cluster.bus._backlog) == 3
     assert one.cluster.bus._backlog_bytes == sum(len(data) for _, data in one.cluster.bus._backlog)
-    assert one.cluster.lost == 1
+    assert one.cluster.bus.lost == 1
 
 
 def test_what_one_node_was_told_and_could_not_be_sent_is_neither_kept_nor_counted():
@@ -456,7 +456,7 @@ def test_what_one_node_was_told_and_could_not_be_sent_is_neither_kept_nor_counte
     (one,) = nodes
     lose(one, (NODE + one.cluster.node, b"canary"), (NODE + "other", b"answer"))
     assert one.leftovers == []
-    assert one.cluster.lost == 0
+    assert one.cluster.bus.lost == 0
 
 
 def test_a_large_backlog_is_published_in_parts_and_in_order():
@@ -484,7 +484,7 @@ def test_the_bytes_that_wait_are_bounded():
     nodes.engine.pause()
     for _ in range(3):
         nodes[0].server.broadcast("say", "x" * 500)
-    assert nodes[0].cluster.lost == 2
+    assert nodes[0].cluster.bus.lost == 2
 
 
 def test_what_waits_leaves_in_order_also_when_the_broker_says_nothing():
@@ -718,8 +718,8 @@ def test_a_question_about_a_user_who_has_just_gone_is_no_harm():
     nodes = Nodes(2)
     one, two = nodes
     nodes.join(one)
-    two.cluster.bus.say("u.sann", envelope.Check(two.cluster.node))
-    two.cluster.bus.say("u.sann", envelope.Vouch(two.cluster.node))
+    two.cluster.bus.publish("u.sann", envelope.Check(two.cluster.node))
+    two.cluster.bus.publish("u.sann", envelope.Confirm(two.cluster.node))
     one.hub.identities["ann"]._devices[0]._session.closed(1001, "")
     nodes.run()
     assert one.codes == []
@@ -1045,7 +1045,7 @@ def test_being_displaced_twice_or_unknown_is_harmless():
     one, two = nodes
     old = nodes.join(one)
     for _ in range(2):
-        two.cluster.bus.tell(one.cluster.node, envelope.Displaced(two.cluster.node, old.conn.conn_id))
+        two.cluster.bus.send_to(one.cluster.node, envelope.Displaced(two.cluster.node, old.conn.conn_id))
     nodes.run()
     assert old.closed_with == (1000, "wse.clients-concurrency")
     assert one.errors == []
@@ -1099,7 +1099,7 @@ def test_a_node_closes_without_its_broker_and_says_so():
 
 
 def test_a_node_that_closes_does_not_wait_for_ever_for_a_broker_that_does_not_answer():
-    nodes = Nodes(1, ClusterSettings(farewell=10))
+    nodes = Nodes(1, ClusterSettings(close_timeout=10))
     (one,) = nodes
     answer = held_up(one.broker, "resign")
     closed_with = []
@@ -1241,7 +1241,7 @@ def test_a_lease_that_runs_out_again_while_devices_are_registered_is_no_harm():
     nodes.advance(4)
     assert one.do(one.broker.online()) == 40
     assert [entry[1] for entry in nodes.log("joined")] == users
-    assert one.cluster.register._unsettled == one.cluster.register._owed == set()
+    assert one.cluster.presence._unsettled == one.cluster.presence._pending_joined == set()
 
 
 def test_a_lease_that_runs_out_while_a_device_joins_registers_it_again():
@@ -1339,7 +1339,7 @@ def test_a_cancelled_question_leaves_nothing():
     one.scheduler.run()
     task.cancel()
     nodes.run()
-    assert one.cluster.asks.waiting == 0
+    assert one.cluster.rpc.waiting == 0
     assert one.leftovers == []
 
 
@@ -1416,7 +1416,7 @@ def test_a_connection_that_is_lost_as_the_wait_ends_keeps_what_was_kept():
     nodes.run()
     assert len(one.cluster.bus._backlog) == 1
     nodes.engine.reachable = True
-    one.cluster.connection_restored()
+    one.cluster.inbox.connection_restored()
     nodes.advance(1)
     assert heard(peer) == [[("say", 1)]]
 

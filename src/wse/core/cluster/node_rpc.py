@@ -25,38 +25,38 @@ MESSAGE_LENGTH = 1000
 class RemoteDevice:
     """A device of another node; a `wse.core.hub.calls.Callee`."""
 
-    __slots__ = ("_asks", "_conn_id", "_node")
+    __slots__ = ("_conn_id", "_node", "_rpc")
 
-    def __init__(self, asks: Asks, node: str, conn_id: str) -> None:
-        self._asks = asks
+    def __init__(self, rpc: NodeRpc, node: str, conn_id: str) -> None:
+        self._rpc = rpc
         self._node = node
         self._conn_id = conn_id
 
     def start_call(self, name: MessageType, payload: Any, timeout: float | None) -> tuple[int, asyncio.Future[Any]]:
-        return self._asks.call(self._node, self._conn_id, name, payload, timeout)
+        return self._rpc.call(self._node, self._conn_id, name, payload, timeout)
 
     def forget_call(self, stamp: int) -> None:
-        self._asks.cancel(stamp)
+        self._rpc.cancel(stamp)
 
 
-class Asks:
+class NodeRpc:
     """The questions of this node that wait for their answer, and its answers to others.
 
     Args:
         bus: The way to the others.
         hub: The devices that they may call.
-        patience: Seconds that other nodes have for an answer to a query.
+        query_timeout: Seconds that other nodes have for an answer to a query.
 
     Attributes:
         queries: What other nodes may ask, by name: a function of a name that returns a plain value; a list is one of
             encoded names, however many.
     """
 
-    def __init__(self, bus: Bus, hub: Hub, patience: float) -> None:
+    def __init__(self, bus: Bus, hub: Hub, query_timeout: float) -> None:
         self._bus = bus
         self._hub = hub
         self._endpoint = hub.endpoint
-        self._patience = patience
+        self._query_timeout = query_timeout
         self.queries: dict[str, Callable[[str], Any]] = {}
         self._pending = PendingCalls(self._endpoint.scheduler, self._endpoint.timeout)
         self._asked: dict[int, tuple[str, MessageType]] = {}  # by stamp, the node whose answer is due, and to what
@@ -92,7 +92,7 @@ class Asks:
             WseError: `BROKER_UNAVAILABLE`.
         """
         nodes = await self._bus.broker.nodes() - {self._bus.node}
-        return await self.query_nodes(nodes, what, about, self._patience, strict=strict)
+        return await self.query_nodes(nodes, what, about, self._query_timeout, strict=strict)
 
     async def query_nodes(
         self, nodes: Iterable[str], what: str, about: str, timeout: float, *, strict: bool = False
@@ -166,7 +166,7 @@ class Asks:
         self.forget(stamp)
         if asked is not None:
             # If this is lost, the other node waits for the call's own timeout.
-            self._bus.tell(asked[0], Cancel(self._bus.node, stamp))
+            self._bus.send_to(asked[0], Cancel(self._bus.node, stamp))
 
     @property
     def waiting(self) -> int:
@@ -277,7 +277,7 @@ class Asks:
         except Exception:
             # Its details cannot be encoded, or are too large. Who asks must not wait for the timeout because of that.
             answer.error = {"code": _cut(error.code), "message": _cut(error.message), "details": {}}
-            self._bus.tell(origin, answer)
+            self._bus.send_to(origin, answer)
 
     def _send(self, node: str, data: bytes) -> None:
         """Say it now or not at all: who asks does not wait for a broker that is away.

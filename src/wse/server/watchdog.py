@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("wse")
 
-_CORE = str(Path(__file__).parent / "core")
+_CORE = str(Path(__file__).parent.parent / "core")
 
 
 class Watchdog:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from wse.core.cluster.envelope import USER, Vouch
+from wse.core.cluster.envelope import USER, Confirm
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -27,7 +27,7 @@ End = tuple["WseIdentity", int, str]
 """Who has left, and the code and reason of the close."""
 
 
-class Doubt:
+class DeferredEvents:
     """Whether the register of this node's cluster can be believed, and what it told while it could not."""
 
     def __init__(self, bus: Bus, hub: Hub, clock: Callable[[], float]) -> None:
@@ -36,8 +36,8 @@ class Doubt:
         self._clock = clock
         self._uncertain = False  # the connection was lost, and the lease has not been renewed since
         self._recovering = False  # the lease was lost with it, and other nodes may still have to register their devices
-        self._first: dict[str, tuple[float, WseIdentity]] = {}  # by user, who was told so, and when it had come
-        self._last: dict[str, tuple[float, End]] = {}  # by user, who was told so, and when it had gone
+        self._joined: dict[str, tuple[float, WseIdentity]] = {}  # by user, who was told so, and when it had come
+        self._left: dict[str, tuple[float, End]] = {}  # by user, who was told so, and when it had gone
 
     def connection_lost(self) -> None:
         """The register may forget everything until it is reached again."""
@@ -58,68 +58,68 @@ class Doubt:
 
     def covers(self, user: str) -> bool:
         """Whether nobody can say of the user who is first and last."""
-        return self._uncertain or self._recovering or user in self._first
+        return self._uncertain or self._recovering or user in self._joined
 
-    def first(self, device: Device, identity: WseIdentity) -> None:
+    def defer_joined(self, device: Device, identity: WseIdentity) -> None:
         """This is the user's first device, as far as is known."""
-        known = self._first.get(device.user)
+        known = self._joined.get(device.user)
         if known is None:
             self._bus.want(USER + device.user)  # the device may go before another node vouches
         elif known[0] < device.since:
-            self._last.pop(device.user, None)  # who was there before has come and gone unheard
-        self._first[device.user] = device.since, identity
+            self._left.pop(device.user, None)  # who was there before has come and gone unheard
+        self._joined[device.user] = device.since, identity
 
-    def last(self, user: str, end: End) -> None:
+    def defer_left(self, user: str, end: End) -> None:
         """It has told that the user has no more devices."""
-        self._last[user] = self._clock(), end
+        self._left[user] = self._clock(), end
 
-    def vouch(self, user: str) -> None:
+    def confirm(self, user: str) -> None:
         """`joined` has fired here for the user: who else was told to be first was not."""
-        self._bus.say(USER + user, Vouch(self._bus.node))
-        self.vouched(user)
+        self._bus.publish(USER + user, Confirm(self._bus.node))
+        self.confirmed(user)
 
-    def vouched(self, user: str) -> None:
+    def confirmed(self, user: str) -> None:
         """`joined` has fired somewhere for the user."""
-        if self._first.pop(user, None) is not None:
+        if self._joined.pop(user, None) is not None:
             self._bus.unwant(USER + user)
 
     @property
     def users(self) -> set[str]:
         """Those of whom it told something."""
-        return {*self._first, *self._last}
+        return {*self._joined, *self._left}
 
-    async def pay(self, user: str) -> None:
+    async def resolve(self, user: str) -> None:
         """Fire what holds, once that can be told, and forget what does not.
 
         Raises:
             WseError: `BROKER_UNAVAILABLE`.
         """
         came = [device.since for device in await self._bus.broker.devices(user)]
-        if user in self._first and any(since < self._first[user][0] for since in came):
-            self.vouched(user)
-        if user in self._last and any(since < self._last[user][0] for since in came):
-            del self._last[user]
+        if user in self._joined and any(since < self._joined[user][0] for since in came):
+            self.confirmed(user)
+        if user in self._left and any(since < self._left[user][0] for since in came):
+            del self._left[user]
         if self._uncertain or self._recovering:
             return
-        came_back = user in self._first and user in self._last and self._last[user][0] < self._first[user][0]
+        came_back = user in self._joined and user in self._left and self._left[user][0] < self._joined[user][0]
         if came_back:
             self._fire_left(user)
-        if user in self._first:
-            _, identity = self._first[user]
-            if user in self._last:
-                self.vouched(user)
+        if user in self._joined:
+            _, identity = self._joined[user]
+            if user in self._left:
+                self.confirmed(user)
             else:
-                self.vouch(user)
-            self._hub.joined.emit(identity, identity.meta)
-        if user in self._last:
+                self.confirm(user)
+            self._hub.joined._emit(identity, identity.meta)
+        if user in self._left:
             self._fire_left(user)
 
     def _fire_left(self, user: str) -> None:
-        _, end = self._last.pop(user)
-        self._hub.left.emit(*end)
+        _, end = self._left.pop(user)
+        self._hub.left._emit(*end)
 
     def reset(self) -> None:
         """We have left the cluster."""
         self._uncertain = self._recovering = False
-        self._first.clear()
-        self._last.clear()
+        self._joined.clear()
+        self._left.clear()

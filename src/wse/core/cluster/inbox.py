@@ -1,0 +1,129 @@
+"""Hands what the broker delivers to the part of the node that handles it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from wse.core.cluster import envelope
+from wse.core.cluster.envelope import USER, decode_name
+from wse.errors import ErrorCode, WseError
+
+if TYPE_CHECKING:
+    from wse.core.cluster.bus import Bus
+    from wse.core.cluster.delivery import Delivery
+    from wse.core.cluster.liveness import Liveness
+    from wse.core.cluster.node_rpc import NodeRpc
+    from wse.core.cluster.presence import Presence
+    from wse.core.hub.hub import Hub
+    from wse.types import ClientId, RoomName
+
+PROBE_TIMEOUT = 0.25
+"""Seconds between two queries whether the other nodes are back."""
+
+
+class Inbox:
+    """What the broker calls; a `wse.core.ports.broker.BrokerListener`.
+
+    Args:
+        bus: Topics and the backlog.
+        hub: The connections of this node.
+        delivery: Takes messages of the application.
+        rpc: Takes queries, calls and answers.
+        presence: Takes news of devices.
+        liveness: Takes canaries, and is told when the broker goes and returns.
+        restore_within: Seconds to wait for the other nodes after the broker has returned; one that is not back by then
+            is dead.
+    """
+
+    def __init__(
+        self,
+        bus: Bus,
+        hub: Hub,
+        delivery: Delivery,
+        rpc: NodeRpc,
+        presence: Presence,
+        liveness: Liveness,
+        *,
+        restore_within: float,
+    ) -> None:
+        self._bus = bus
+        self._hub = hub
+        self._endpoint = hub.endpoint
+        self._scheduler = hub.endpoint.scheduler
+        self._delivery = delivery
+        self._rpc = rpc
+        self._presence = presence
+        self._liveness = liveness
+        self._restore_within = restore_within
+        self._restoring = False
+
+    def received(self, topic: str, data: bytes) -> None:
+        try:
+            message = envelope.decode(data)
+            if message.origin != self._bus.node or isinstance(message, envelope.Canary):
+                self._dispatch(topic, message)
+        except Exception as exc:  # from another version, or from a stranger with access to the broker
+            error = WseError(
+                ErrorCode.MSG_PROCESSING_ERROR, {"topic": topic}, "cannot decode a message from another node"
+            )
+            self._endpoint.report(error, None, exc)
+
+    def connection_lost(self, cause: Exception | None, unsent: list[tuple[str, bytes]]) -> None:
+        self._liveness.connection_lost()
+        self._presence.deferred.connection_lost()
+        self._bus.take_back(unsent)
+        self._endpoint.report(WseError(ErrorCode.BROKER_UNAVAILABLE), None, cause)
+
+    def connection_restored(self) -> None:
+        self._bus.hold()
+        self._presence.check_all()
+        self._liveness.renew()
+        if not self._restoring:
+            self._restoring = True
+            self._scheduler.spawn(self._restore())
+
+    async def _restore(self) -> None:
+        """Publish the backlog once the other nodes receive again: they have lost their connections as we have ours."""
+        missing = set(self._bus.peers)
+        deadline = self._scheduler.time() + self._restore_within
+        try:
+            while self._bus.broker.connected and missing and self._scheduler.time() < deadline:
+                missing -= set(await self._rpc.query_nodes(missing, "here", "", PROBE_TIMEOUT))
+        finally:
+            self._restoring = False
+            self._bus.release()  # when the connection was lost again, its return will hold it anew
+        self._bus.catch_up()
+
+    def _dispatch(self, topic: str, message: Any) -> None:
+        match message:
+            case envelope.Message():
+                self._delivery.received(topic, message)
+            case envelope.Drop():
+                self._hub.drop_here(decode_name(topic.removeprefix(USER)), message.reason, message.code)
+            case envelope.Enter():
+                self._enter(decode_name(topic.removeprefix(USER)), decode_name(message.room), enter=message.enter)
+            case envelope.Displaced():
+                self._presence.displaced(message.conn_id)
+            case envelope.Check():
+                self._presence.check(topic.removeprefix(USER))
+            case envelope.Confirm():
+                self._presence.deferred.confirmed(topic.removeprefix(USER))
+            case envelope.Hello():
+                self._bus.peers |= {message.origin}
+            case envelope.Reaped():
+                self._presence.reaped_by_another(message.users)
+            case envelope.Canary():
+                self._liveness.canary_returned()
+            case envelope.Call():
+                self._rpc.called(message)
+            case envelope.Query():
+                self._rpc.queried(message)
+            case envelope.Answer():
+                self._rpc.answered(message)
+            case _:
+                self._rpc.cancelled(message)
+
+    def _enter(self, cid: ClientId, room: RoomName, *, enter: bool) -> None:
+        rooms = self._hub.rooms
+        for session in self._hub.sessions_of(cid):
+            (rooms.add if enter else rooms.discard)(room, session.conn)

@@ -1,0 +1,262 @@
+"""One node of a cluster: what its hub does reaches the other nodes, and what they send reaches its hub.
+
+Local delivery comes first, synchronously; then a message is published once, packed. The node drops its own messages
+when they come back. It subscribes to the users and rooms that it holds, and to nothing else.
+
+    Bus        topics, and the backlog while the broker is away
+    Delivery   messages of the application
+    NodeRpc    queries to other nodes, and calls to their devices
+    Presence   this node's devices in the cluster's register
+    Liveness   the lease, and the canary
+    Inbox      hands what the broker delivers to the part that handles it
+
+`ClusterNode` makes the parts, opens and closes them. None of them knows it.
+"""
+
+from __future__ import annotations
+
+import secrets
+from typing import TYPE_CHECKING, Any
+
+from wse.core.cluster import envelope
+from wse.core.cluster.bus import Bus
+from wse.core.cluster.delivery import Delivery
+from wse.core.cluster.envelope import ALL, NODE, ROOM, USER, decode_name, encode_name, topic
+from wse.core.cluster.inbox import Inbox
+from wse.core.cluster.liveness import Liveness
+from wse.core.cluster.node_rpc import NodeRpc, RemoteDevice
+from wse.core.cluster.presence import Presence
+from wse.core.hub.network import DeviceInfo
+from wse.errors import ErrorCode, WseError
+
+if TYPE_CHECKING:
+    import asyncio
+    from collections.abc import AsyncIterator, Callable, Collection, Hashable, Iterable
+
+    from wse.core.cluster.settings import ClusterSettings
+    from wse.core.hub.calls import Callee
+    from wse.core.hub.connection import ServerSession, WseConnection, WseIdentity
+    from wse.core.hub.hub import Hub
+    from wse.core.packed import Packed
+    from wse.core.ports.broker import Broker
+    from wse.core.ports.protocol import Protocol
+    from wse.types import ClientId, MessageType, RoomName
+
+
+LEAVING = 0.6
+"""The part of `close_timeout` in which the devices leave. Other nodes take out the rest of them."""
+
+RESIGNING = 0.8
+"""The part of `close_timeout` by which the lease is resigned, or left to run out. The rest is for unsent messages."""
+
+
+class ClusterNode:
+    """One node of a cluster; a `wse.core.hub.network.Network`.
+
+    Args:
+        hub: The connections of this node.
+        broker: The way to the other nodes.
+        settings: Times and bounds.
+        clock: Seconds since the epoch.
+        readers: Message protocols to read what nodes of other protocols have packed.
+    """
+
+    reaches_others = True
+
+    def __init__(
+        self,
+        hub: Hub,
+        broker: Broker,
+        settings: ClusterSettings,
+        *,
+        clock: Callable[[], float],
+        readers: Iterable[Protocol],
+    ) -> None:
+        self.hub = hub
+        self.broker = broker
+        self.settings = settings
+        self._endpoint = hub.endpoint
+        self._scheduler = hub.endpoint.scheduler
+        self.bus = Bus(broker, hub.endpoint, backlog=settings.backlog, backlog_bytes=settings.backlog_bytes)
+        self.delivery = Delivery(self.bus, hub, readers)
+        self.rpc = NodeRpc(self.bus, hub, settings.query_timeout)
+        self.presence = Presence(self.bus, hub, self.rpc, clock)
+        self.liveness = Liveness(self.bus, hub.endpoint, settings, self.presence, self.rpc)
+        self.inbox = Inbox(
+            self.bus, hub, self.delivery, self.rpc, self.presence, self.liveness, restore_within=settings.lease_ttl
+        )
+        self.rpc.queries |= {"reaped": self.presence.reaped, "members": self._members_here, "here": self._here}
+        self._opening: list[asyncio.Future[None]] | None = None  # callers that wait for the one that opens it
+
+    @property
+    def node(self) -> str:
+        """The id of this node; a new one each time that it starts."""
+        return self.bus.node
+
+    # Life cycle.
+
+    async def open(self) -> None:
+        """Become a node of the cluster, unless it is one; of several concurrent callers, one does it.
+
+        Raises:
+            WseError: `BROKER_UNAVAILABLE`.
+        """
+        while self._opening is not None:
+            opened = self._scheduler.create_future()
+            self._opening.append(opened)
+            await opened
+        if not self.bus.is_open:
+            self._opening = []
+            try:
+                await self._open()
+            finally:
+                others, self._opening = self._opening, None
+                for opened in others:
+                    if not opened.done():  # its caller was cancelled
+                        opened.set_result(None)
+
+    async def _open(self) -> None:
+        bus = self.bus
+        bus.node = secrets.token_hex(8)
+        await self.broker.open(bus.node, self.inbox)
+        try:
+            for topic in (ALL, NODE + bus.node):
+                self.broker.subscribe(topic)
+            await self.broker.renew(self.settings.lease_ttl)
+            bus.peers = await self.broker.nodes() - {bus.node}
+            self.broker.publish(ALL, envelope.encode(envelope.Hello(bus.node)))
+            await self.broker.flush()
+        except BaseException:
+            await self.broker.close()
+            raise
+        bus.release()
+        bus.is_open = True
+        self.liveness.start()
+
+    async def close(self) -> None:
+        """Leave the cluster, when all connections have ended; harmless when it is not open."""
+        if not self.bus.is_open:
+            return
+        self.liveness.stop()
+        start, timeout = self._scheduler.time(), self.settings.close_timeout
+        if self.broker.connected:
+            await self.presence.close(LEAVING * timeout)
+            await self._resign(start + RESIGNING * timeout - self._scheduler.time())
+        self.bus.is_open = False
+        self.presence.reset()
+        self.rpc.close()
+        self.bus.clear()
+        await self.broker.close(max(0.0, start + timeout - self._scheduler.time()))
+
+    async def _resign(self, within: float) -> None:
+        """Give the lease up, if the broker takes that in time."""
+        resigned = self._scheduler.create_future()
+
+        def end(cause: Exception | None) -> None:
+            if not resigned.done():
+                resigned.set_result(None)
+                if cause is not None:
+                    error = WseError(ErrorCode.BROKER_UNAVAILABLE, {}, "the node could not resign its lease")
+                    self._endpoint.report(error, None, cause)
+
+        async def resign() -> None:
+            try:
+                await self.broker.resign()
+            except WseError as exc:
+                end(exc)
+            else:
+                end(None)
+
+        timer = self._scheduler.call_later(within, end, TimeoutError(f"the broker did not answer in {within:.1f} s"))
+        self._scheduler.spawn(resign())
+        try:
+            await resigned
+        finally:
+            timer.cancel()
+
+    @property
+    def healthy(self) -> bool:
+        """Whether messages reach this node and leave it: the broker is connected, delivers, and holds the lease."""
+        return self.bus.is_open and self.broker.connected and self.liveness.healthy
+
+    # Network: what the hub and its rooms ask.
+
+    def admit(self, session: ServerSession, cid: ClientId, welcome: Packed) -> None:
+        self.presence.admit(session, cid, welcome)
+
+    def leave(self, conn: WseConnection, identity: WseIdentity, code: int, reason: str, is_last_here: bool) -> None:
+        self.presence.leave(conn, identity, code, reason)
+
+    def drop_joining(self, cid: ClientId, reason: str, code: int) -> None:
+        self.presence.drop_joining(cid, reason, code)
+
+    def send(
+        self,
+        kind: str,
+        name: Hashable,
+        conns: Collection[WseConnection],
+        type: MessageType,
+        payload: Any,
+        not_conn: str | None,
+        not_user: ClientId | None,
+    ) -> None:
+        self.delivery.send(topic(kind, name), conns, type, payload, not_conn, not_user)
+
+    def drop(self, cid: ClientId, reason: str, code: int) -> None:
+        self.bus.publish(topic(USER, cid), envelope.Drop(self.node, str(reason), code))
+
+    def want_room(self, name: RoomName) -> None:
+        self.bus.want(topic(ROOM, name))
+
+    def unwant_room(self, name: RoomName) -> None:
+        self.bus.unwant(topic(ROOM, name))
+
+    def enter(self, name: RoomName, cid: ClientId, *, enter: bool) -> None:
+        self.bus.publish(topic(USER, cid), envelope.Enter(self.node, encode_name(name), enter))
+
+    async def devices(self, cid: ClientId) -> list[DeviceInfo]:
+        devices = await self.broker.devices(encode_name(cid))
+        return [DeviceInfo(cid, device.conn_id, device.node) for device in devices]
+
+    async def online(self) -> int:
+        return await self.broker.online()
+
+    async def users(self) -> AsyncIterator[ClientId]:
+        async for user in self.broker.users():
+            yield decode_name(user)
+
+    async def callees(self, cid: ClientId) -> list[Callee]:
+        """The user's devices, the oldest first; without the broker, those of this node.
+
+        Raises:
+            WseError: `BROKER_UNAVAILABLE`, when this node has none either.
+        """
+        here = {session.conn.conn_id: session for session in self.hub.sessions_of(cid)}
+        try:
+            devices = await self.broker.devices(encode_name(cid))
+        except WseError:
+            if not here:
+                raise
+            return [*here.values()]
+        callees: list[Callee] = []
+        for device in devices:
+            if device.node != self.node:
+                callees.append(RemoteDevice(self.rpc, device.node, device.conn_id))
+            elif device.conn_id in here:
+                callees.append(here.pop(device.conn_id))
+        return [*callees, *here.values()]  # an engine that has come back empty does not know of all of them yet
+
+    async def members(self, name: RoomName) -> frozenset[ClientId]:
+        """The users in a room on other nodes, as far as these answer in time.
+
+        Raises:
+            WseError: `BROKER_UNAVAILABLE`, also when a node answers with an error.
+        """
+        answers = await self.rpc.query("members", encode_name(name), strict=True)
+        return frozenset(decode_name(user) for users in answers for user in users)
+
+    def _members_here(self, room: str) -> list[str]:
+        return [encode_name(cid) for cid in self.hub.rooms.local_users(decode_name(room))]
+
+    def _here(self, _: str) -> str:
+        return self.node

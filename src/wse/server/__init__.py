@@ -1,0 +1,1 @@
+"""The server: the core put together with its transports, its broker and its life cycle."""

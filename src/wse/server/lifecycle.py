@@ -1,0 +1,217 @@
+"""A server from its start to its end: with a listener of its own, or inside a web application."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from wse.errors import CloseReason, ErrorCode, WseError
+from wse.transports import picows
+
+if TYPE_CHECKING:
+    import ssl
+    from collections.abc import Iterator, Mapping
+
+    from wse.core.hub.hub import Hub
+    from wse.scheduler import AsyncioScheduler
+    from wse.server.acceptor import ServerAcceptor
+    from wse.server.files import StaticFile
+    from wse.server.watchdog import Watchdog
+    from wse.transports.deflate import Compression
+
+NOT_STARTED = "not started"
+"""Why a server with a port is not ready before its start, and no server is after its end."""
+
+commanded: ContextVar[bool] = ContextVar("commanded", default=False)
+"""Whether the `wse` command is importing a module to get its server, which the command runs itself."""
+
+
+@dataclass(slots=True)
+class ListenerOptions:
+    """Where and how a server listens; see the arguments of `WseServer`."""
+
+    host: str | None
+    port: int | None
+    path: str | None
+    ssl: ssl.SSLContext | None
+    compression: Compression | None
+    files: Mapping[str, StaticFile] = field(default_factory=dict)
+    reuse_port: bool = False
+
+    def url(self, port: int | None) -> str:
+        """Where clients on this machine reach it."""
+        everywhere = {None: "127.0.0.1", "": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - not bound here
+        host = everywhere.get(self.host, self.host)
+        scheme = "ws" if self.ssl is None else "wss"
+        address = f"[{host}]" if host and ":" in host else host
+        return f"{scheme}://{address}:{port}{self.path or ''}"
+
+
+class Lifecycle:
+    """Starts a server, ends it, and knows which of the two it is.
+
+    Args:
+        hub: The server's connections.
+        scheduler: Time and tasks.
+        acceptor: Takes over the WebSockets that the listener opens.
+        options: Where to listen.
+        watchdog: Looks for handlers that block the event loop while the server runs.
+    """
+
+    def __init__(
+        self,
+        hub: Hub,
+        scheduler: AsyncioScheduler,
+        acceptor: ServerAcceptor,
+        options: ListenerOptions,
+        watchdog: Watchdog | None,
+    ) -> None:
+        self._hub = hub
+        self._scheduler = scheduler
+        self._acceptor = acceptor
+        self._watchdog = watchdog
+        self.options = options
+        self._listener: asyncio.Server | None = None
+        self._closing: asyncio.Future[None] | None = None  # from the start on; done when the server has closed
+        self._started_at: float | None = None
+        self._starting = False
+        if options.port is not None:
+            acceptor.admission.unready.add(NOT_STARTED)
+
+    @property
+    def is_listening(self) -> bool:
+        """Whether it has a port of its own open."""
+        return self._listener is not None
+
+    @property
+    def is_started(self) -> bool:
+        """Whether it has been started, with or without a port, and not closed."""
+        return self._closing is not None
+
+    @property
+    def port(self) -> int | None:
+        """The port that it listens on; before `start`, the configured one."""
+        if self._listener is not None and self._listener.sockets:
+            port: int = self._listener.sockets[0].getsockname()[1]
+            return port
+        return self.options.port
+
+    @property
+    def uptime(self) -> float:
+        """Seconds since the start; 0 before."""
+        return 0.0 if self._started_at is None else self._scheduler.time() - self._started_at
+
+    async def start(self) -> None:
+        """See `WseServer.start`."""
+        options = self.options
+        if self._hub.identify is None:
+            raise WseError(ErrorCode.IDENTIFY_HANDLER_MISSING)
+        if options.port is None:
+            raise ValueError("a server that listens needs a port: WseServer(port=4200), or port=0 for a free one")
+        if self._listener is not None or self._starting:
+            raise RuntimeError("the server has been started")
+        self._starting = True
+        try:
+            await self.attach()
+            self._listener = await picows.listen(
+                self._acceptor,
+                host=options.host,
+                port=options.port,
+                reuse_port=options.reuse_port,
+                path=options.path,
+                ssl=options.ssl,
+                handshake_timeout=self._hub.auth_timeout or None,
+                files=options.files,
+                compression=options.compression,
+            )
+            if self._closing is None:
+                raise RuntimeError("the server was closed while it started")
+        except BaseException:
+            await self.close()
+            raise
+        finally:
+            self._starting = False
+
+    async def attach(self) -> None:
+        """Begin to serve in the current event loop, unless the server does already: the listener is about to open, or
+        a web application has a connection for it.
+
+        Raises:
+            WseError: `IDENTIFY_HANDLER_MISSING`; `BROKER_UNAVAILABLE`.
+        """
+        if self._hub.identify is None:
+            raise WseError(ErrorCode.IDENTIFY_HANDLER_MISSING)
+        if self._closing is None or self._closing.get_loop() is not asyncio.get_running_loop():
+            loop = self._scheduler.bind()
+            self._closing = loop.create_future()
+            self._started_at = self._scheduler.time()
+            if self._watchdog is not None:
+                self._watchdog.start(loop)
+            self._acceptor.admission.unready.discard(NOT_STARTED)
+        await self._hub.network.open()
+
+    async def serve_forever(self) -> None:
+        """See `WseServer.serve_forever`."""
+        if self._listener is None:
+            await self.start()
+        assert self._closing is not None  # start() has made it
+        await asyncio.shield(self._closing)
+
+    async def close(self, grace: float = 0.0, *, notice: float = 0.0) -> None:
+        """See `WseServer.close`."""
+        self._acceptor.admission.unready.add(NOT_STARTED)
+        if self._closing is not None:  # else nobody has been told that it is ready
+            await self._scheduler.pause(notice)
+        listener, self._listener = self._listener, None
+        if listener is not None:
+            listener.close()
+        self._hub.refuse(1012, CloseReason.BY_SERVER)
+        await self._scheduler.settle(self._hub.tasks, grace)
+        await self._hub.close(1012, CloseReason.BY_SERVER)
+        await self._hub.network.close()
+        await self._scheduler.cancel_all()
+        if listener is not None:
+            await listener.wait_closed()
+        if self._watchdog is not None:
+            self._watchdog.stop()
+        if self._closing is not None and not self._closing.done():
+            self._closing.set_result(None)
+        self._closing = None
+        self._started_at = None
+
+    def run(self, grace: float, notice: float) -> None:
+        """See `WseServer.run`."""
+        if commanded.get():
+            raise RuntimeError("the wse command runs the server itself: call run() below `if __name__ == '__main__':`")
+        asyncio.run(self._run(grace, notice))
+
+    async def _run(self, grace: float, notice: float) -> None:
+        with self.stopped_by(signal.SIGINT, signal.SIGTERM) as stop:
+            try:
+                await self.start()
+                await stop.wait()
+            finally:
+                await self.close(grace, notice=notice)
+
+    @contextmanager
+    def stopped_by(self, *signals: signal.Signals) -> Iterator[asyncio.Event]:
+        """An event that any of these signals sets; after a second signal, `close` no longer waits for handlers."""
+        loop = asyncio.get_running_loop()
+        stop = asyncio.Event()
+
+        def stop_or_hurry() -> None:
+            if stop.is_set():
+                self._scheduler.hurry()
+            stop.set()
+
+        for number in signals:
+            loop.add_signal_handler(number, stop_or_hurry)
+        try:
+            yield stop
+        finally:
+            for number in signals:
+                loop.remove_signal_handler(number)

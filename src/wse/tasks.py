@@ -1,0 +1,20 @@
+"""Starting tasks, eagerly where Python can."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import Coroutine
+from typing import Any
+
+if sys.version_info >= (3, 12):  # pragma: no cover
+
+    def start_task(coroutine: Coroutine[Any, Any, Any], loop: asyncio.AbstractEventLoop) -> asyncio.Task[Any]:
+        """Run the first step at once: a handler that does not wait costs no turn of the loop."""
+        return asyncio.Task(coroutine, loop=loop, eager_start=True)
+
+else:  # pragma: no cover
+
+    def start_task(coroutine: Coroutine[Any, Any, Any], loop: asyncio.AbstractEventLoop) -> asyncio.Task[Any]:
+        """Python 3.11 has no eager tasks: the first step comes in the next turn of the loop."""
+        return loop.create_task(coroutine)
