@@ -76,25 +76,16 @@ def rows_of(found: griffe.Object | griffe.Alias, options: str) -> Iterator[str]:
     """A table row for each attribute in the docstring, and each member."""
     shown = re.search(r"members: \[(.*)\]", options)
     listed = re.findall(r'"(\w+)"', shown[1]) if shown else None
-    hidden = re.findall(r'"!\^(\w+?)(\$?)"', options)
     attributes = {} if listed else described(found, griffe.DocstringSectionKind.attributes)
     for name, text in attributes.items():
         yield row(name, text)
     for name, member in found.all_members.items():
-        if listed is not None:
-            if name not in listed:
-                continue
-        elif name.startswith("_") or name in attributes or any(matches(name, *each) for each in hidden):
-            continue
-        if not member.has_docstring:
+        is_shown = name in listed if listed else not name.startswith("_") and name not in attributes
+        if not is_shown or not member.has_docstring:
             continue
         member = member.final_target if member.is_alias else member
         text = signature(member, name) if member.is_function else name
         yield row("await " * is_awaited(member) + text, summary(member))
-
-
-def matches(name: str, pattern: str, end: str) -> bool:
-    return name == pattern if end else name.startswith(pattern)
 
 
 def row(code: str, text: str) -> str:

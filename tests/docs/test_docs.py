@@ -189,7 +189,7 @@ class Page:
         assert not asyncio.all_tasks(self.runner.get_loop())
         for name, value in self.namespace.items():
             if isinstance(value, WseServer):
-                assert value._listener is None, f"the page leaves {name} open"
+                assert not value._lifecycle.is_listening, f"the page leaves {name} open"
             elif isinstance(value, WseClient):
                 assert value._connections.session is None, f"the page leaves {name} open"
 
