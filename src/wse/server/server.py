@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Iterable, Mapping
 from functools import cached_property
 from pathlib import Path
@@ -301,9 +300,7 @@ class WseServer(Messaging):
 
     def _join_cluster(self, broker: str | Broker, settings: ClusterSettings | None) -> None:
         readers = (WseJSON(), WseMsgpack())
-        self._hub.network = ClusterNode(
-            self._hub, as_broker(broker), settings or ClusterSettings(), clock=time.time, readers=readers
-        )
+        self._hub.network = ClusterNode(self._hub, as_broker(broker), settings or ClusterSettings(), readers=readers)
 
     @property
     def host(self) -> str | None:

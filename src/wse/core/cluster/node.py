@@ -31,7 +31,7 @@ from wse.errors import ErrorCode, WseError
 
 if TYPE_CHECKING:
     import asyncio
-    from collections.abc import AsyncIterator, Callable, Collection, Hashable, Iterable
+    from collections.abc import AsyncIterator, Collection, Hashable, Iterable
 
     from wse.core.cluster.settings import ClusterSettings
     from wse.core.hub.calls import Callee
@@ -57,7 +57,6 @@ class ClusterNode:
         hub: The connections of this node.
         broker: The way to the other nodes.
         settings: Times and bounds.
-        clock: Seconds since the epoch.
         readers: Message protocols to read what nodes of other protocols have packed.
     """
 
@@ -69,7 +68,6 @@ class ClusterNode:
         broker: Broker,
         settings: ClusterSettings,
         *,
-        clock: Callable[[], float],
         readers: Iterable[Protocol],
     ) -> None:
         self.hub = hub
@@ -80,12 +78,12 @@ class ClusterNode:
         self.bus = Bus(broker, hub.endpoint, backlog=settings.backlog, backlog_bytes=settings.backlog_bytes)
         self.delivery = Delivery(self.bus, hub, readers)
         self.rpc = NodeRpc(self.bus, hub, settings.query_timeout)
-        self.presence = Presence(self.bus, hub, self.rpc, clock)
+        self.presence = Presence(self.bus, hub)
         self.liveness = Liveness(self.bus, hub.endpoint, settings, self.presence, self.rpc)
         self.inbox = Inbox(
             self.bus, hub, self.delivery, self.rpc, self.presence, self.liveness, restore_within=settings.lease_ttl
         )
-        self.rpc.queries |= {"reaped": self.presence.reaped, "members": self._members_here, "here": self._here}
+        self.rpc.queries |= {"members": self._members_here, "here": self._here}
         self._opening: list[asyncio.Future[None]] | None = None  # callers that wait for the one that opens it
 
     @property
@@ -122,7 +120,9 @@ class ClusterNode:
         try:
             for topic in (ALL, NODE + bus.node):
                 self.broker.subscribe(topic)
-            await self.broker.renew(self.settings.lease_ttl)
+            self.presence.renewed(await self.broker.renew(self.settings.lease_ttl))
+            await self.broker.registered()  # a node that starts has no devices
+            self.presence.is_disturbed = False
             bus.peers = await self.broker.nodes() - {bus.node}
             self.broker.publish(ALL, envelope.encode(envelope.Hello(bus.node)))
             await self.broker.flush()
