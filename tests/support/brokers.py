@@ -54,8 +54,8 @@ class Node(Log):
     def connection_restored(self):
         self.add("restored")
 
-    def device(self, user, conn_id, since=1000.0):
-        return Device(user, conn_id, self.name, since)
+    def device(self, user, conn_id):
+        return Device(user, conn_id, self.name)
 
     async def open(self):
         await self.broker.open(self.name, self)
@@ -83,6 +83,9 @@ class BrokerCluster:
     keeps_the_register = True
     """Over a stop of the engine."""
 
+    refuses = True
+    """Steps of a lease that is not in force."""
+
     def __init__(self, stack):
         self._stack = stack
         self._names = iter(f"node{n}" for n in range(1000))
@@ -94,6 +97,10 @@ class BrokerCluster:
         raise NotImplementedError
 
     def start(self):
+        raise NotImplementedError
+
+    async def forget(self):
+        """The engine loses the register, and nothing else happens."""
         raise NotImplementedError
 
     def lose_answers(self, node):
@@ -110,6 +117,7 @@ class BrokerCluster:
         node = self.closed_node()
         await node.open()
         await node.broker.renew(WAIT)
+        await node.broker.registered()
         await node.subscribe(*topics)
         return node
 
@@ -139,6 +147,9 @@ class MemoryClusterOfBrokers(BrokerCluster):
         self._cluster.answers = False
         yield
         self._cluster.answers = True
+
+    async def forget(self):
+        self._cluster.forget()
 
     def stop(self):
         self._cluster.pause()
