@@ -7,6 +7,7 @@ import secrets
 from contextlib import AsyncExitStack, contextmanager
 
 import pytest
+import redis.asyncio
 
 from support.net import Log
 from wse import ErrorCode, WseError
@@ -205,7 +206,12 @@ class NatsCluster(EngineCluster):
 
 class RedisCluster(EngineCluster):
     message_size = 8 * 1024 * 1024
-    changes = ("run",)
+    changes = ("run", "run_apart")
+
+    async def forget(self):
+        async with redis.asyncio.Redis(port=self.engine.port) as client:
+            keys = await client.keys(f"{self.prefix}:*")
+            await client.delete(*keys)
 
 
 CLUSTERS = {"memory": MemoryClusterOfBrokers, "nats": NatsCluster, "redis": RedisCluster}

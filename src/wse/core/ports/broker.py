@@ -49,8 +49,8 @@ class Transition:
 
     Attributes:
         user: The user's name.
-        generation: The user's generation since then: odd if `joined` is to be fired, even if `left` is. 0 if the register
-            could not decide it, because it was recovering from a loss: `settle` must be called after the recovery.
+        generation: The user's generation since then: odd if `joined` is to be fired, even if `left` is. 0 if the
+            register could not decide it, because it was recovering from a loss: `settle` must be called after that.
         code: The close code of the last device, for `left`.
         reason: The reason of that close.
     """
@@ -143,8 +143,8 @@ class Broker(typing.Protocol):
 
     * Messages that one node publishes on one topic arrive in that order, each at most once. Messages that are under way
       when the connection to the engine breaks may be lost; those that have not left by then are given back.
-    * A step of the register is atomic for the whole cluster, and idempotent: a step that is repeated, because its answer
-      was lost, changes nothing. The transitions that it has caused stand in the outbox (`pending`).
+    * A step of the register is atomic for the whole cluster, and idempotent: a step that is repeated, because its
+      answer was lost, changes nothing. The transitions that it has caused stand in the outbox (`pending`).
     * A step of a lease that is no longer in force does nothing and fails: a request of a connection that has ended, or
       of a node that was reaped, cannot change the register later.
     * `publish`, `subscribe`, `unsubscribe` and `fired` never block and never raise for what the engine or the network
@@ -239,7 +239,7 @@ class Broker(typing.Protocol):
         ...
 
     def fired(self, transitions: Iterable[Transition]) -> None:
-        """Take transitions out of the node's outbox. If that is lost they stay there, and `pending` brings them again."""
+        """Take transitions out of the node's outbox. If that is lost, they stay, and `pending` brings them again."""
 
     def mine(self) -> AsyncIterator[list[Device]]:
         """All devices that the register holds of this node, in pages and in no order.
