@@ -6,6 +6,7 @@ import asyncio
 import secrets
 from contextlib import AsyncExitStack, contextmanager
 
+import nats
 import pytest
 import redis.asyncio
 
@@ -84,9 +85,6 @@ class BrokerCluster:
     keeps_the_register = True
     """Over a stop of the engine."""
 
-    refuses = True
-    """Steps of a lease that is not in force."""
-
     def __init__(self, stack):
         self._stack = stack
         self._names = iter(f"node{n}" for n in range(1000))
@@ -100,7 +98,7 @@ class BrokerCluster:
     def start(self):
         raise NotImplementedError
 
-    async def forget(self):
+    async def forget(self, *nodes):
         """The engine loses the register, and nothing else happens."""
         raise NotImplementedError
 
@@ -149,7 +147,7 @@ class MemoryClusterOfBrokers(BrokerCluster):
         yield
         self._cluster.answers = True
 
-    async def forget(self):
+    async def forget(self, *nodes):
         self._cluster.forget()
 
     def stop(self):
@@ -203,12 +201,23 @@ class NatsCluster(EngineCluster):
     message_size = 1024 * 1024
     changes = ("put", "delete")
 
+    async def forget(self, *nodes):
+        client = await nats.connect(self.engine.url())
+        for name in f"KV_{self.prefix}", f"KV_{self.prefix}-hints":
+            await client.jetstream().delete_stream(name)
+        await client.close()
+        for node in nodes:
+            try:
+                await node.broker.renew(WAIT)
+            except WseError:  # so it has found out
+                await node.until("restored")
+
 
 class RedisCluster(EngineCluster):
     message_size = 8 * 1024 * 1024
     changes = ("run", "run_apart")
 
-    async def forget(self):
+    async def forget(self, *nodes):
         async with redis.asyncio.Redis(port=self.engine.port) as client:
             keys = await client.keys(f"{self.prefix}:*")
             await client.delete(*keys)

@@ -54,6 +54,10 @@ FIRED_TTL = 60.0
 """Seconds for which the node remembers what it has fired: the outbox may bring it again, until `fired` has arrived."""
 
 
+MAX_FIRED = 8
+"""How many of a user's transitions are remembered."""
+
+
 class State(Enum):
     """Where a device of this node is; see the table above."""
 
@@ -115,7 +119,7 @@ class Presence:
         self._registrations: dict[str, Registration] = {}
         self._joining: dict[str, list[Registration]] = {}  # by user, those between acceptance and welcome
         self._unsettled: set[Registration] = set()  # those that are OUTSIDE or LEAVING
-        self._fired: dict[str, tuple[int, float]] = {}  # by user, the last generation fired here, and when
+        self._fired: dict[str, tuple[tuple[int, ...], float]] = {}  # by user, generations fired here, and when
         self._lease = 0  # counts the leases: an answer of an earlier one need not hold under the present one
         self.register = ""
         self.is_disturbed = False
@@ -273,20 +277,20 @@ class Presence:
     def _is_due(self, transition: Transition) -> bool:
         """Whether it has not been fired here before; from now on it has."""
         now = self._scheduler.time()
-        if self._fired_generation(transition.user) >= transition.generation:
+        generations = self._fired_generations(transition.user)
+        if transition.generation in generations:
             return False
         self._fired.pop(transition.user, None)
-        self._fired[transition.user] = transition.generation, now
-        for user, (_, at) in self._fired.items():
-            if at + FIRED_TTL > now:
-                break
-            del self._fired[user]
-            break  # one for each that is added keeps the memory bounded by the rate
+        self._fired[transition.user] = (*generations[-MAX_FIRED:], transition.generation), now
+        oldest = next(iter(self._fired))
+        if self._fired[oldest][1] + FIRED_TTL < now:  # one for each that is added keeps the memory bounded by the rate
+            del self._fired[oldest]
         return True
 
-    def _fired_generation(self, user: str) -> int:
-        generation, at = self._fired.get(user, (0, 0.0))
-        return generation if at + FIRED_TTL > self._scheduler.time() else 0
+    def _fired_generations(self, user: str) -> tuple[int, ...]:
+        """The generations of the user that were fired here lately, the last one last."""
+        generations, at = self._fired.get(user, ((), 0.0))
+        return generations if at + FIRED_TTL >= self._scheduler.time() else ()
 
     async def fire_pending(self, *, recovering: bool) -> None:
         """Fire what the outbox holds: transitions whose answer was lost, or that other nodes have caused.
@@ -377,7 +381,8 @@ class Presence:
     async def _take_out(self, device: Device) -> None:
         """Take out a device that this node does not hold."""
         if device.conn_id not in self._registrations:
-            step = await self._broker.leave(device, generation=self._fired_generation(device.user))
+            generations = self._fired_generations(device.user)
+            step = await self._broker.leave(device, generation=generations[-1] if generations else 0)
             self._fire(step.transitions)
 
     async def _join_again(self, registration: Registration) -> None:
