@@ -115,20 +115,20 @@ class MemoryCluster:
     # The register.
 
     def join(self, device: Device, limit: int, generation: int, fresh: bool) -> Joined:
-        record = self._users.setdefault(device.user, UserRecord(device.user))
+        record = self._record(device.user)
         dead = self._leases.keys() - self.nodes() if len(record.devices) >= limit else ()
         joined = record.join(device, limit, generation, fresh=fresh, recovering=self.is_recovering, dead=dead)
         self._keep(record)
         return joined
 
     def leave(self, device: Device, generation: int, code: int, reason: str) -> Step:
-        record = self._users.setdefault(device.user, UserRecord(device.user))
+        record = self._record(device.user)
         step = record.leave(device, generation, code, reason, recovering=self.is_recovering)
         self._keep(record)
         return step
 
     def settle(self, node: str, undecided: Transition) -> Step:
-        record = self._users.setdefault(undecided.user, UserRecord(undecided.user))
+        record = self._record(undecided.user)
         step = record.settle(node, undecided, recovering=self.is_recovering)
         self._keep(record)
         return step
@@ -167,18 +167,19 @@ class MemoryCluster:
     def users(self) -> list[str]:
         return [user for user, record in self._users.items() if record.devices]
 
+    def _record(self, user: str) -> UserRecord:
+        now = self._clock()
+        for gone in list(self._gone):
+            if self._gone[gone] > now:
+                break
+            del self._gone[gone], self._users[gone]
+        return self._users.setdefault(user, UserRecord(user))
+
     def _keep(self, record: UserRecord) -> None:
         """Remember the numbers of a user without devices for a while."""
-        now = self._clock()
+        self._gone.pop(record.user, None)
         if record.is_empty:
-            self._gone.pop(record.user, None)
-            self._gone[record.user] = now + REMEMBERED
-        else:
-            self._gone.pop(record.user, None)
-        for user in list(self._gone):
-            if self._gone[user] > now:
-                break
-            del self._gone[user], self._users[user]
+            self._gone[record.user] = self._clock() + REMEMBERED
 
     # Leases.
 

@@ -110,6 +110,9 @@ class RedisConnection:
                     return await self._leases.read_response()
                 except NoScriptError:
                     continue
+                except ReadOnlyError as exc:  # a primary no more
+                    self._break(exc)
+                    raise
                 except asyncio.CancelledError:  # the answer to come would be taken for that of the next command
                     self._break(ConnectionError("a renewal was not answered in time"))
                     raise

@@ -321,18 +321,19 @@ class Presence:
 
     def renewed(self, lease: Lease) -> None:
         """The lease has been renewed, or is a new one."""
-        if lease.register != self.register:
-            if self.register:  # numbers of the old register mean nothing in this one
-                self._fired.clear()
-                for registration in self._registrations.values():
-                    device = registration.device
-                    registration.device = replace(device, place=device.place - EARLIER)
-            self.register = lease.register
+        is_other = lease.register != self.register and self.register != ""
+        self.register = lease.register
+        if is_other:
+            self._fired.clear()
         if lease.state == "kept":
             return
         self._lease += 1
         self.is_disturbed = True
         for registration in self._registrations.values():
+            device = registration.device
+            if device.place > 0 and (is_other or lease.state == "reaped"):
+                # The places of those that have come since begin anew.
+                registration.device = replace(device, place=device.place - EARLIER)
             if lease.state == "reaped":
                 registration.generation = 0  # others have fired `left` since, perhaps long ago
             if registration.state is State.INSIDE:
