@@ -102,7 +102,9 @@ async def register(broker, listener, count: int) -> dict:
     devices = [Device(f"user-{n}", f"c{n}", "node") for n in range(count)]
 
     async def fire(step) -> None:
-        broker.fired((await step).transitions)
+        transitions = (await step).transitions
+        if transitions:
+            broker.fired(await broker.claim(transitions))
 
     for name, steps in (
         ("one after the other", 500),
@@ -137,7 +139,7 @@ async def register(broker, listener, count: int) -> dict:
     gone = []
     while len(gone) < count:
         reaped = await reaper.reap()
-        reaper.fired(reaped)
+        reaper.fired(await reaper.claim(reaped))
         gone += reaped
     figures["reap"] = (time.perf_counter() - start) / count
     await reaper.close()

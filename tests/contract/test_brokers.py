@@ -224,8 +224,8 @@ async def test_a_user_s_first_device_makes_the_user_present_and_the_last_one_abs
     last = await two.broker.leave(second.device, code=4000, reason="later")
     assert last.transitions == (Transition("ann", 2, 4000, "later"),)
     assert await one.broker.devices("ann") == []
-    one.broker.fired(first.transitions)
-    two.broker.fired(last.transitions)
+    await fire(one, first.transitions)
+    await fire(two, last.transitions)
     await until(lambda: online_is(one, 0))
     again = await one.broker.join(one.device("ann", "c3"), 10)
     assert [transition.is_joined for transition in again.transitions] == [True]
@@ -242,10 +242,37 @@ async def test_a_transition_stands_in_the_outbox_of_the_node_that_caused_it_unti
     left = await one.broker.leave(joined.device, code=1001, reason="bye")
     assert await two.broker.pending() == []
     assert await one.broker.pending() == [*joined.transitions, *left.transitions]
-    one.broker.fired(joined.transitions)
-    await until(lambda: pending_is(one, left.transitions))
-    one.broker.fired(left.transitions)
-    await until(lambda: pending_is(one, ()))
+    assert await one.broker.claim(joined.transitions) == [*joined.transitions]
+    assert await one.broker.pending() == [*left.transitions]
+    assert await one.broker.claim(left.transitions) == [*left.transitions]
+    assert await one.broker.pending() == []
+
+
+async def test_a_claim_whose_answer_was_lost_is_granted_again_and_a_transition_of_another_node_is_not(cluster):
+    one, two = await cluster.nodes(2)
+    joined = await one.broker.join(one.device("ann", "c1"), 10)
+    assert await two.broker.claim(joined.transitions) == []
+    with cluster.lose_answers(one):
+        await unavailable(one.broker.claim(joined.transitions))
+    assert await one.broker.pending() == []
+    assert await one.broker.claim(joined.transitions) == [*joined.transitions]
+    assert await one.broker.claim([Transition("ann", 3), Transition("bob", 1)]) == []
+
+
+async def test_a_dead_node_cannot_claim_what_another_one_has_inherited(cluster):
+    node, other = await cluster.nodes(2)
+    joined = await node.broker.join(node.device("ann", "c1"), 10)
+    await node.broker.resign()
+    assert joined.transitions[0] in await reap_all(other)
+    await unavailable(node.broker.claim(joined.transitions))
+    await node.broker.renew(10)
+    assert await node.broker.claim(joined.transitions) == []
+    assert await other.broker.claim(joined.transitions) == [*joined.transitions]
+
+
+async def fire(node, transitions):
+    """Claim what is fired, and report it."""
+    node.broker.fired(await node.broker.claim(transitions))
 
 
 async def pending_is(node, expected):
@@ -257,7 +284,7 @@ async def test_a_lease_says_whether_the_outbox_holds_something(cluster):
     assert not (await node.broker.renew(WAIT)).has_pending
     joined = await node.broker.join(node.device("ann", "c1"), 10)
     assert (await node.broker.renew(WAIT)).has_pending
-    node.broker.fired(joined.transitions)
+    await fire(node, joined.transitions)
 
     async def is_told():
         return not (await node.broker.renew(WAIT)).has_pending
@@ -436,7 +463,7 @@ async def test_transitions_of_a_user_who_comes_and_goes_at_many_nodes_alternate_
     assert generations == [*range(1, len(generations) + 1)]
     assert len(generations) % 2 == 0
     for node, each in zip(nodes, steps, strict=True):
-        node.broker.fired([transition for step in each for transition in step.transitions])
+        await fire(node, [transition for step in each for transition in step.transitions])
     await until(lambda: online_is(nodes[0], 0))
 
 
@@ -448,7 +475,7 @@ async def test_all_users_are_told_and_counted(cluster):
     assert await two.broker.online() == 3000
     assert sorted([user async for user in two.broker.users()]) == sorted(names)
     steps = await asyncio.gather(*[one.broker.leave(each.device) for each in joined])
-    one.broker.fired([transition for step in [*joined, *steps] for transition in step.transitions])
+    await fire(one, [transition for step in [*joined, *steps] for transition in step.transitions])
     await until(lambda: online_is(two, 500))
     assert sorted([user async for user in two.broker.users()]) == sorted(names[:500])
 
@@ -496,7 +523,7 @@ async def test_nodes_agree_on_the_identity_of_the_register(cluster):
 async def test_a_node_that_does_not_renew_its_lease_is_dead_and_its_devices_are_reaped(cluster):
     node, other = await cluster.nodes(2)
     joined = await node.broker.join(node.device("ann", "c1"), 10)
-    node.broker.fired(joined.transitions)
+    await fire(node, joined.transitions)
     assert await reap_all(other) == []
     await node.broker.renew(cluster.ttl)
 
@@ -516,7 +543,7 @@ async def test_what_a_dead_node_had_not_fired_is_inherited_in_order(cluster):
     node, other = await cluster.nodes(2)
     await node.broker.join(node.device("ann", "c1"), 10)
     bob = await node.broker.join(node.device("bob", "c2"), 10)
-    node.broker.fired(bob.transitions)
+    await fire(node, bob.transitions)
     await until(lambda: pending_is(node, (Transition("ann", 1),)))
     await node.broker.leave(bob.device, code=1001, reason="bye")
     await node.broker.resign()
@@ -524,7 +551,7 @@ async def test_what_a_dead_node_had_not_fired_is_inherited_in_order(cluster):
     assert [one for one in inherited if one.user == "ann"] == [Transition("ann", 1), Transition("ann", 2)]
     assert [one for one in inherited if one.user == "bob"] == [Transition("bob", 2, 1001, "bye")]
     assert sorted(await other.broker.pending(), key=repr) == sorted(inherited, key=repr)
-    other.broker.fired(inherited)
+    await fire(other, inherited)
     await until(lambda: pending_is(other, ()))
 
 
@@ -599,7 +626,7 @@ async def test_a_user_with_another_device_does_not_leave_with_a_dead_node(cluste
     assert [(each.user, each.generation) for each in reaped] == [("bob", 1), ("bob", 2)]
     assert await living.broker.devices("ann") == [kept]
     assert await living.broker.devices("bob") == []
-    living.broker.fired(reaped)
+    await fire(living, reaped)
     await until(lambda: online_is(living, 1))
 
 
@@ -614,7 +641,7 @@ async def test_each_transition_of_a_dead_node_is_told_to_exactly_one_of_those_th
         users = [each.user for each in reaped if each.generation == generation]
         assert sorted(users) == sorted({user for user, _ in devices})
     for node, share in zip(nodes, shares, strict=True):
-        node.broker.fired(share)
+        await fire(node, share)
     await until(lambda: online_is(nodes[0], 0))
 
 
@@ -660,7 +687,7 @@ async def test_while_a_lost_register_recovers_transitions_are_held_and_decided_a
     assert steps["ann"].transitions == ()
     assert steps["bob"].transitions == (Transition("bob", 4, 1001, "bye"),)
     assert steps["eve"].transitions == (Transition("eve", 1),)
-    one.broker.fired([*steps["bob"].transitions, *steps["eve"].transitions])
+    await fire(one, [*steps["bob"].transitions, *steps["eve"].transitions])
     await until(lambda: pending_is(one, ()))
 
 

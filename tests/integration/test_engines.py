@@ -231,7 +231,7 @@ async def test_a_leave_that_a_hanging_engine_did_not_answer_is_found_in_the_outb
     one, two = await cluster.nodes(2)
     await know_scripts(one)
     joined = await one.broker.join(one.device("ann", "c1"), 10)
-    one.broker.fired(joined.transitions)
+    one.broker.fired(await one.broker.claim(joined.transitions))
     async with an_engine_that_hangs_at_the_next_change(cluster, one):
         await unavailable(one.broker.leave(joined.device, code=1001, reason="bye"))
     await two.connected()
@@ -667,7 +667,7 @@ async def test_users_that_were_reaped_are_told_even_if_others_could_not_be(stric
     # Ann may not write the record of one of them.
     for user in "allowed", "forbidden":
         joined = await dead.broker.join(dead.device(user, f"c-{user}"), 10)
-        dead.broker.fired(joined.transitions)
+        dead.broker.fired(await dead.broker.claim(joined.transitions))
     await living.broker.join(living.device("forbidden", "c3"), 10)
     await until(lambda: pending_is(dead, []))
     await dead.broker.resign()

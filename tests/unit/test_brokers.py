@@ -82,7 +82,7 @@ async def test_leases_run_by_the_clock_of_the_cluster():
         assert (await node.broker.renew(ttl)).state == "new"
         await node.broker.registered()
     joined = await one.broker.join(one.device("ann", "c1"), 1)
-    one.broker.fired(joined.transitions)
+    one.broker.fired(await one.broker.claim(joined.transitions))
     clock.now += 9.9
     assert await two.broker.nodes() == {"one", "two"}
     clock.now += 0.1
@@ -115,7 +115,7 @@ async def test_the_numbers_of_a_user_and_a_reaped_node_are_forgotten_after_ten_m
     for user in "ann", "bob":
         joined = await one.broker.join(one.device(user, f"c-{user}"), 1)
         left = await one.broker.leave(joined.device)
-        one.broker.fired([*joined.transitions, *left.transitions])
+        one.broker.fired(await one.broker.claim([*joined.transitions, *left.transitions]))
         clock.now += 400
     await two.broker.renew(1000)
     assert (await two.broker.join(two.device("ann", "c1"), 1)).generation == 1

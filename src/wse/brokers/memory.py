@@ -146,6 +146,14 @@ class MemoryCluster:
             self._keep(record)
         return transitions
 
+    def claim(self, node: str, transitions: Iterable[Transition]) -> list[Transition]:
+        claimed: list[Transition] = []
+        for transition in transitions:
+            record = self._users.get(transition.user)
+            if record is not None:
+                claimed += record.claim(node, [transition])
+        return claimed
+
     def fired(self, node: str, transitions: Iterable[Transition]) -> None:
         for transition in transitions:
             record = self._users.get(transition.user)
@@ -315,6 +323,9 @@ class MemoryBroker:
 
     async def pending(self) -> list[Transition]:
         return sorted(self._step().pending(self._node), key=lambda transition: transition.generation)
+
+    async def claim(self, transitions: Iterable[Transition]) -> list[Transition]:
+        return self._answer(self._step().claim(self._node, transitions))
 
     def fired(self, transitions: Iterable[Transition]) -> None:
         if self.connected and self.cluster.answers:

@@ -19,6 +19,10 @@ def by_place(devices: Iterable[Device]) -> list[Device]:
     return sorted(devices, key=lambda device: (device.place, device.conn_id))
 
 
+MAX_CLAIMED = 8
+"""How many claims a record keeps that were not reported as fired."""
+
+
 @dataclass(slots=True)
 class UserRecord:
     """The devices of a user, the generation, and the transitions that are still to be fired.
@@ -29,6 +33,7 @@ class UserRecord:
         last_place: The place of the newest device that there has been.
         devices: The devices by connection id.
         pending: The outboxes of all nodes, as far as they concern this user: `(node, transition)`.
+        claimed: Transitions that a node has taken out of its outbox and not yet reported as fired, likewise.
     """
 
     user: str
@@ -36,11 +41,12 @@ class UserRecord:
     last_place: int = 0
     devices: dict[str, Device] = field(default_factory=dict)
     pending: list[tuple[str, Transition]] = field(default_factory=list)
+    claimed: list[tuple[str, Transition]] = field(default_factory=list)
 
     @property
     def is_empty(self) -> bool:
         """Whether nothing of it is needed but, for a while, the numbers."""
-        return not self.devices and not self.pending
+        return not self.devices and not self.pending and all(t.generation < self.generation for _, t in self.claimed)
 
     def join(
         self,
@@ -84,7 +90,7 @@ class UserRecord:
 
     def settle(self, node: str, undecided: Transition, *, recovering: bool) -> Step:
         """See `wse.core.ports.broker.Broker.settle`."""
-        self.fired(node, [undecided])
+        self._drop_undecided(node)
         return self._decide(node, undecided.code, undecided.reason, recovering)
 
     def reap(self, dead: Container[str], node: str, *, recovering: bool) -> tuple[Transition, ...]:
@@ -96,12 +102,22 @@ class UserRecord:
         step = self._decide(node, 1006, "", recovering)
         return (*[one for one in inherited if one.generation], *step.transitions)
 
-    def fired(self, node: str, transitions: Iterable[Transition]) -> bool:
-        """Take transitions out of a node's outbox; whether that changed anything."""
-        generations = {transition.generation for transition in transitions}
-        before = len(self.pending)
-        self.pending = [(n, t) for n, t in self.pending if n != node or t.generation not in generations]
-        return len(self.pending) != before
+    def claim(self, node: str, transitions: Iterable[Transition]) -> list[Transition]:
+        """See `wse.core.ports.broker.Broker.claim`."""
+        wanted = {transition.generation for transition in transitions}
+        mine = [one for one in self.pending if one[0] == node and one[1].generation in wanted]
+        self.pending = [one for one in self.pending if one not in mine]
+        earlier = [one for one in self.claimed if one[0] == node and one[1].generation in wanted]
+        self.claimed = (self.claimed + mine)[-MAX_CLAIMED:]  # of the older ones it has been reported, or will not be
+        return [transition for _, transition in earlier + mine]
+
+    def fired(self, node: str, transitions: Iterable[Transition]) -> None:
+        """See `wse.core.ports.broker.Broker.fired`. A node fires in order, so the earlier ones have been as well."""
+        last = max(transition.generation for transition in transitions)
+        self.claimed = [one for one in self.claimed if one[0] != node or one[1].generation > last]
+
+    def _drop_undecided(self, node: str) -> None:
+        self.pending = [(owner, one) for owner, one in self.pending if owner != node or one.generation]
 
     def of_node(self, node: str) -> list[Transition]:
         """The node's outbox, as far as it concerns this user."""
@@ -112,9 +128,8 @@ class UserRecord:
         if bool(self.devices) == bool(self.generation % 2):
             return Step(self.generation)
         if recovering:
-            undecided = Transition(self.user, 0, code, reason)
-            self.fired(node, [undecided])
-            self.pending.append((node, undecided))
+            self._drop_undecided(node)
+            self.pending.append((node, Transition(self.user, 0, code, reason)))
             return Step(self.generation)
         self.generation += 1
         transition = Transition(self.user, self.generation, code, reason)

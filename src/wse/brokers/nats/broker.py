@@ -164,28 +164,41 @@ class NatsBroker(ReconnectingBroker[NatsConnection]):
                 self._emptied(user)
         return sorted(found, key=lambda transition: transition.generation)
 
+    async def claim(self, transitions: Iterable[Transition]) -> list[Transition]:
+        self._check_lease()
+        claimed: list[Transition] = []
+
+        async def claim(user: str, of_user: list[Transition]) -> None:
+            def step(record: UserRecord) -> tuple[list[Transition], bool]:
+                return record.claim(self._node, of_user), bool(record.of_node(self._node))
+
+            mine, is_rest = await self._change(user, step)
+            claimed.extend(mine)
+            if not is_rest:
+                self._emptied(user)
+
+        by_user = _by_user(transitions)
+        results = await asyncio.gather(*[claim(*item) for item in by_user.items()], return_exceptions=True)
+        for result in results:
+            if isinstance(result, BaseException):
+                raise result
+        return claimed
+
     def fired(self, transitions: Iterable[Transition]) -> None:
-        by_user: dict[str, list[Transition]] = {}
-        for transition in transitions:
-            by_user.setdefault(transition.user, []).append(transition)
+        # A record with devices keeps its claims until it is written the next time; without, it is to be deleted.
+        by_user = _by_user(transition for transition in transitions if not transition.is_joined)
         if by_user and self._ready:
             task = asyncio.get_running_loop().create_task(self._take_out(by_user))
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
 
     async def _take_out(self, by_user: dict[str, list[Transition]]) -> None:
-        """Take fired transitions out of the outbox; those that stay are found by `pending`."""
+        """Take claims of fired transitions out of records, so that those without devices are deleted."""
         for user, fired in by_user.items():
             try:
-                is_rest = await self._change(user, partial(self._fired, fired=fired))
+                await self._change(user, partial(UserRecord.fired, node=self._node, transitions=fired))
             except WseError:
-                return
-            if not is_rest:
-                self._emptied(user)
-
-    def _fired(self, record: UserRecord, fired: list[Transition]) -> bool:
-        record.fired(self._node, fired)
-        return bool(record.of_node(self._node))
+                return  # the record keeps that it was claimed
 
     async def mine(self) -> AsyncIterator[list[Device]]:
         self._check_lease()
@@ -422,6 +435,13 @@ def new_generation() -> int:
     return 2 * random.getrandbits(30)
 
 
+def _by_user(transitions: Iterable[Transition]) -> dict[str, list[Transition]]:
+    by_user: dict[str, list[Transition]] = {}
+    for transition in transitions:
+        by_user.setdefault(transition.user, []).append(transition)
+    return by_user
+
+
 def batches(items: list[T], size: int) -> Iterator[list[T]]:
     """All of them, so many at a time."""
     return (items[start : start + size] for start in range(0, len(items), size))
@@ -439,7 +459,7 @@ def _read(user: str, value: bytes) -> UserRecord:
         else:
             node, generation, code, *reason = fields
             transition = Transition(user, int(generation), int(code), unquote(" ".join(reason)))
-            record.pending.append((node, transition))
+            (record.pending if kind == "t" else record.claimed).append((node, transition))
     return record
 
 
@@ -449,5 +469,6 @@ def _write(record: UserRecord) -> bytes:
         return b""
     lines = [f"n {record.generation} {record.last_place}"]
     lines += [f"d {d.conn_id} {d.node} {d.place} {d.away:d}" for d in record.devices.values()]
-    lines += [f"t {node} {t.generation} {t.code} {quote(t.reason)}" for node, t in record.pending]
+    for kind, transitions in ("t", record.pending), ("c", record.claimed):
+        lines += [f"{kind} {node} {t.generation} {t.code} {quote(t.reason)}" for node, t in transitions]
     return "\n".join(lines).encode()

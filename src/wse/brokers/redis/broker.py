@@ -9,6 +9,7 @@ What the register is made of, under the prefix:
                        Without a device it is kept for ten minutes, for the numbers
     users      set     users with a device
     o:<node>   hash    the node's outbox: "user generation" to "code reason"
+    c:<node>   hash    what it has claimed of that and not yet reported as fired, likewise; for ten minutes
     n:<node>   set     "user conn_id" of the node's devices: a dead node costs what it had, not what there is
     leases     zset    node to the end of its lease, in milliseconds by the engine's clock; 0 when it has resigned
     nodes      hash    node to "epoch state": steps of another epoch are refused
@@ -28,7 +29,7 @@ from typing import TYPE_CHECKING, Any
 from wse.brokers.placement import by_place
 from wse.brokers.reconnecting import ReconnectingBroker, take
 from wse.brokers.redis.connection import RedisConnection
-from wse.brokers.redis.scripts import JOIN, LEAVE, NODES, REAP, REGISTERED, RENEW, RESIGN, SETTLE, Script
+from wse.brokers.redis.scripts import CLAIM, JOIN, LEAVE, NODES, REAP, REGISTERED, RENEW, RESIGN, SETTLE, Script
 from wse.core.ports.broker import Device, Joined, Lease, Step, Transition
 from wse.errors import ErrorCode, WseError
 
@@ -135,10 +136,14 @@ class RedisBroker(ReconnectingBroker[RedisConnection]):
         found = [_transition(*key.split(b" "), *value.split(b" ", 1)) for key, value in entries]
         return sorted(found, key=lambda transition: transition.generation)
 
+    async def claim(self, transitions: Iterable[Transition]) -> list[Transition]:
+        by_entry = {_entry(transition): transition for transition in transitions}
+        return [by_entry[entry.decode()] for entry in await self._step(CLAIM, *by_entry)]
+
     def fired(self, transitions: Iterable[Transition]) -> None:
-        fields = [f"{transition.user} {transition.generation}" for transition in transitions]
-        if fields and self._connection is not None:
-            self._connection.send("HDEL", f"{self._prefix}o:{self._node}", *fields)
+        entries = [_entry(transition) for transition in transitions]
+        if entries and self._connection is not None:
+            self._connection.send("HDEL", f"{self._prefix}c:{self._node}", *entries)
 
     async def mine(self) -> AsyncIterator[list[Device]]:
         async for page in self._scan("n:" + self._node):
@@ -203,6 +208,10 @@ class RedisBroker(ReconnectingBroker[RedisConnection]):
 
 def _device(user: str, conn_id: bytes, node: bytes, place: bytes, away: bytes) -> Device:
     return Device(user, conn_id.decode(), node.decode(), int(place), away == b"1")
+
+
+def _entry(transition: Transition) -> str:
+    return f"{transition.user} {transition.generation}"
 
 
 def _transitions(replies: list[list[Any]]) -> tuple[Transition, ...]:

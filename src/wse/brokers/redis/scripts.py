@@ -148,6 +148,26 @@ return {decide(key, user, generation, code, reason), out}
 )
 """user, connection id, known generation, code, reason; replies generation and transitions."""
 
+CLAIM = Script(
+    _STEP
+    + """
+local outbox, claims = prefix .. 'o:' .. node, prefix .. 'c:' .. node
+for i = 4, #ARGV do
+  local entry = redis.call('HGET', outbox, ARGV[i])
+  if entry then
+    redis.call('HDEL', outbox, ARGV[i])
+    redis.call('HSET', claims, ARGV[i], entry)
+    table.insert(out, ARGV[i])
+  elseif redis.call('HEXISTS', claims, ARGV[i]) == 1 then
+    table.insert(out, ARGV[i])
+  end
+end
+redis.call('PEXPIRE', claims, 600000)
+return out
+"""
+)
+"""Entries of the outbox; replies those that are the node's to fire."""
+
 SETTLE = Script(
     _STEP
     + """

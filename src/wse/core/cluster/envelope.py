@@ -2,9 +2,9 @@
 
     topic       subscribers                              messages
     all         every node                               Message, Hello
-    u.<user>    nodes that hold a device of the user     Message, Drop, Enter, Check
+    u.<user>    nodes that hold a device of the user     Message, Drop, Enter, Displaced, Check
     r.<room>    nodes that hold a member of the room     Message
-    n.<node>    that node                                Displaced, Canary, Call, Cancel, Query, Answer
+    n.<node>    that node                                Canary, Call, Cancel, Query, Answer
 
 A message crosses as its sender has packed it, once for each message protocol of the sender. The rest are plain values
 in MessagePack. Brokers take messages up to some size, so a list of names crosses in parts: several

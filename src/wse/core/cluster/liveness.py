@@ -23,6 +23,9 @@ RECONCILE_INTERVAL = 30.0
 """Seconds between two reconciliations when nothing has disturbed the cluster."""
 
 
+REFUSED = "the engine is reached, and does not renew the node's lease"
+
+
 class Liveness:
     """Renews the node's lease, looks for dead nodes, and sends the node a canary through the broker."""
 
@@ -41,6 +44,7 @@ class Liveness:
         self._renewed = 0.0  # when the lease was renewed last
         self._renewed_since: float | None = None  # since when it has been without a gap
         self._renewing = False
+        self._failing = False
         self._maintaining = False
         self._reconcile_at = 0.0
 
@@ -104,8 +108,12 @@ class Liveness:
                 self._maintaining = True
                 self._scheduler.spawn(self._maintain(lease))  # it may take longer than the lease lasts
             self._bus.catch_up()
-        except WseError:
-            self._renewed_since = None  # the broker reports it, and the next renewal tries again
+            self._failing = False
+        except WseError as exc:
+            self._renewed_since = None  # the next renewal tries again
+            if self._bus.broker.connected and not self._failing:  # else the loss of the connection is reported
+                self._failing = True
+                self._endpoint.report(WseError(ErrorCode.BROKER_UNAVAILABLE, {}, REFUSED), None, exc.__cause__)
         finally:
             self._renewing = False
 

@@ -119,6 +119,8 @@ class Presence:
         self._registrations: dict[str, Registration] = {}
         self._joining: dict[str, list[Registration]] = {}  # by user, those between acceptance and welcome
         self._unsettled: set[Registration] = set()  # those that are OUTSIDE or LEAVING
+        # By user and generation: transitions that this node has heard of and not fired, with the user as it was.
+        self._claims: dict[tuple[str, int], tuple[Transition, WseIdentity | None]] = {}
         self._fired: dict[str, tuple[tuple[int, ...], float]] = {}  # by user, generations fired here, and when
         self._lease = 0  # counts the leases: an answer of an earlier one need not hold under the present one
         self.register = ""
@@ -153,13 +155,16 @@ class Presence:
 
     async def _join(self, registration: Registration, cid: ClientId, welcome: Packed, subscribing: bool) -> None:
         joined: Joined | None = None
+        claimed: list[Transition] = []
         lease = self._lease
         try:
             joined = await self._broker.join(registration.device, self._hub.conns_per_user)
             if subscribing:
                 await self._broker.flush()  # what is sent after the welcome must arrive
+            if lease == self._lease:
+                claimed = await self._claim(joined.transitions)
         except WseError:
-            pass  # reconciliation registers it when the broker is back
+            pass  # reconciliation registers it, or claims its transition, when the broker is back
         joining = self._joining.get(registration.device.user, [])
         if registration in joining:  # else the node has left the cluster meanwhile
             joining.remove(registration)
@@ -168,29 +173,27 @@ class Presence:
         conn = registration.conn
         session = conn._session
         was_displaced = registration.state is State.DISPLACED
-        if joined is not None:
+        is_inside = joined is not None and lease == self._lease
+        if joined is not None and is_inside:  # what an earlier lease was told says nothing about this one
             registration.device, registration.generation = joined.device, joined.generation
         if not was_displaced:
-            is_inside = joined is not None and lease == self._lease
             self._enter(registration, State.INSIDE if is_inside else State.OUTSIDE)
         if session.ended or was_displaced:
             # The user was in the register for a moment, and so present for a moment.
             identity = WseIdentity(self._hub, cid, conn.meta)
-            if joined is not None:
-                self._fire(joined.transitions, identity)
-                self._displace(joined.displaced)
+            self._displace(() if joined is None else joined.displaced)
+            self._emit(claimed, identity)
+            self._broker.fired(claimed)
             session.close(1000, CloseReason.CLIENTS_CONCURRENCY)
             self.leave(conn, identity, 1006, "")
             return
         self._hub.add(conn, cid)
         if joined is None:
             self._hub.push_out(conn)
-            self._hub.welcome(session, welcome, is_first=False)
         else:
             self._displace(joined.displaced)
-            due = [one for one in joined.transitions if self._is_due(one)]
-            self._hub.welcome(session, welcome, is_first=bool(due))
-            self._broker.fired(joined.transitions)
+        self._hub.welcome(session, welcome, is_first=bool(claimed))
+        self._broker.fired(claimed)
 
     def drop_joining(self, cid: ClientId, reason: str, code: int) -> None:
         """Close the user's devices that have no welcome yet."""
@@ -215,11 +218,13 @@ class Presence:
     async def _leave(self, registration: Registration) -> None:
         assert registration.end is not None
         identity, code, reason = registration.end
+        lease = self._lease
         step = await self._broker.leave(
             registration.device, generation=registration.generation, code=code, reason=reason
         )
-        self._forget(registration)
-        self._fire(step.transitions, identity)
+        if lease == self._lease:  # else it leaves once more
+            self._forget(registration)
+            await self._fire(step.transitions, identity)
 
     def displaced(self, conn_id: str) -> None:
         """The register has taken this device out, for a newer one."""
@@ -243,8 +248,8 @@ class Presence:
         for device in devices:
             if device.node == self._bus.node:
                 self.displaced(device.conn_id)
-            else:  # if this is lost, the other node's reconciliation finds out
-                self._bus.send_to(device.node, Displaced(self._bus.node, device.conn_id))
+            else:  # to the user's topic, since what is sent to one node is not kept while the broker is away
+                self._bus.publish(USER + device.user, Displaced(self._bus.node, device.conn_id))
 
     def _enter(self, registration: Registration, state: State) -> None:
         registration.state = state
@@ -260,32 +265,48 @@ class Presence:
 
     # Events.
 
-    def _fire(self, transitions: Iterable[Transition], identity: WseIdentity | None = None) -> None:
-        """Fire what is due, and take it out of the outbox."""
-        fired = tuple(transitions)
-        for transition in fired:
-            if self._is_due(transition):
-                cid = decode_name(transition.user)
-                user = identity or self._hub.identities.get(cid) or WseIdentity(self._hub, cid, {})
-                if transition.is_joined:
-                    self._hub.joined._emit(user, user.meta)
-                else:
-                    self._hub.left._emit(user, transition.code, transition.reason)
-        if fired:
-            self._broker.fired(fired)
+    async def _fire(self, transitions: Iterable[Transition], identity: WseIdentity | None = None) -> None:
+        """Claim transitions, and fire those that are this node's to fire.
 
-    def _is_due(self, transition: Transition) -> bool:
-        """Whether it has not been fired here before; from now on it has."""
+        Raises:
+            WseError: `BROKER_UNAVAILABLE`: it is not known whose they are. `settle` claims them again.
+        """
+        if transitions:
+            claimed = await self._claim(transitions, identity)
+            self._emit(claimed, identity)
+            self._broker.fired(claimed)
+
+    async def _claim(self, transitions: Iterable[Transition], identity: WseIdentity | None = None) -> list[Transition]:
+        """Claim transitions; those that are this node's to fire, and that nobody but the caller fires."""
+        wanted = [one for one in transitions if one.generation not in self._fired_generations(one.user)]
+        for transition in wanted:
+            self._claims[transition.user, transition.generation] = transition, identity
+        claimed = await self._broker.claim(wanted) if wanted else []
+        # Another caller may have claimed and fired the same meanwhile.
+        mine = [one for one in claimed if self._claims.pop((one.user, one.generation), None) is not None]
+        for transition in wanted:
+            self._claims.pop((transition.user, transition.generation), None)
+        for transition in mine:
+            self._note_fired(transition)
+        return mine
+
+    def _emit(self, transitions: Iterable[Transition], identity: WseIdentity | None) -> None:
+        for transition in transitions:
+            cid = decode_name(transition.user)
+            user = identity or self._hub.identities.get(cid) or WseIdentity(self._hub, cid, {})
+            if transition.is_joined:
+                self._hub.joined._emit(user, user.meta)
+            else:
+                self._hub.left._emit(user, transition.code, transition.reason)
+
+    def _note_fired(self, transition: Transition) -> None:
         now = self._scheduler.time()
         generations = self._fired_generations(transition.user)
-        if transition.generation in generations:
-            return False
         self._fired.pop(transition.user, None)
         self._fired[transition.user] = (*generations[-MAX_FIRED:], transition.generation), now
         oldest = next(iter(self._fired))
         if self._fired[oldest][1] + FIRED_TTL < now:  # one for each that is added keeps the memory bounded by the rate
             del self._fired[oldest]
-        return True
 
     def _fired_generations(self, user: str) -> tuple[int, ...]:
         """The generations of the user that were fired here lately, the last one last."""
@@ -293,7 +314,7 @@ class Presence:
         return generations if at + FIRED_TTL >= self._scheduler.time() else ()
 
     async def fire_pending(self, *, recovering: bool) -> None:
-        """Fire what the outbox holds: transitions whose answer was lost, or that other nodes have caused.
+        """Fire what the outbox holds: transitions whose answer was lost, and those of users that were undecided.
 
         Raises:
             WseError: `BROKER_UNAVAILABLE`.
@@ -304,10 +325,10 @@ class Presence:
             if transition.user in asked:
                 continue
             if transition.generation:
-                self._fire([transition])
+                await self._fire([transition])
             elif not recovering:
                 step = await self._broker.settle(transition)
-                self._fire(step.transitions)
+                await self._fire(step.transitions)
 
     async def reap(self) -> None:
         """Take out the devices of dead nodes.
@@ -315,7 +336,7 @@ class Presence:
         Raises:
             WseError: `BROKER_UNAVAILABLE`.
         """
-        self._fire(await self._broker.reap())
+        await self._fire(await self._broker.reap())
 
     # The register comes back, and may not hold what it held.
 
@@ -325,6 +346,10 @@ class Presence:
         self.register = lease.register
         if is_other:
             self._fired.clear()
+            # Nobody has reaped this node in the old register, so nobody else fires these.
+            for transition, identity in self._claims.values():
+                self._emit([transition], identity)
+            self._claims.clear()
         if lease.state == "kept":
             return
         self._lease += 1
@@ -371,6 +396,8 @@ class Presence:
         Raises:
             WseError: `BROKER_UNAVAILABLE`.
         """
+        for transition, identity in tuple(self._claims.values()):
+            await self._fire([transition], identity)
         await each(self._scheduler, tuple(self._unsettled), self._settle)
 
     async def _settle(self, registration: Registration) -> None:
@@ -384,7 +411,7 @@ class Presence:
         if device.conn_id not in self._registrations:
             generations = self._fired_generations(device.user)
             step = await self._broker.leave(device, generation=generations[-1] if generations else 0)
-            self._fire(step.transitions)
+            await self._fire(step.transitions)
 
     async def _join_again(self, registration: Registration) -> None:
         lease = self._lease
@@ -395,11 +422,13 @@ class Presence:
             generation=registration.generation,
             fresh=is_new,
         )
+        if lease != self._lease:
+            return
         registration.device, registration.generation = joined.device, joined.generation
-        if registration.state is State.OUTSIDE and lease == self._lease:
+        if registration.state is State.OUTSIDE:
             self._enter(registration, State.INSIDE)
-        self._fire(joined.transitions)
         self._displace(joined.displaced)
+        await self._fire(joined.transitions)
         if is_new:  # an earlier attempt may have displaced devices, and its answer was lost
             self._bus.publish(USER + registration.device.user, Check(self._bus.node))
             self.check(registration.device.user)
@@ -429,6 +458,7 @@ class Presence:
         self._registrations.clear()
         self._joining.clear()
         self._unsettled.clear()
+        self._claims.clear()
         self._fired.clear()
         self.register = ""
         self.is_disturbed = False

@@ -7,14 +7,15 @@ between such strings.
 
     publish, subscribe            bytes to topics, at most once
     join, leave, settle, reap     steps of the register: each is atomic for the whole cluster
-    pending, fired                the register's outbox: `joined` and `left` events that are still to be fired
+    pending, claim, fired         the register's outbox: `joined` and `left` events that are still to be fired
     renew, registered, nodes      leases: a node that does not renew its lease is dead, and others reap its devices
 
 The register holds for each user the devices, and a generation number. The number is odd while the cluster has announced
 the user as present, and even while it has not. Every step ends with the same rule: if the user has devices and the
 generation is even, or none and it is odd, the generation rises by one, and that transition is written into the outbox
-of the node that must fire it. All of this is one atomic step. So each transition is fired by exactly one node, and
-transitions of a user alternate. See `docs/explanation/cluster.md`.
+of the node that must fire it. All of this is one atomic step. A node claims a transition before it fires it, and only
+one node can: if it dies first, the node that reaps it inherits the transition. So each transition is fired by exactly
+one node, and transitions of a user alternate. See `docs/explanation/cluster.md`.
 """
 
 from __future__ import annotations
@@ -72,7 +73,7 @@ class Step:
 
     Attributes:
         generation: The user's generation after it.
-        transitions: What this node must fire now, and then report as `fired`.
+        transitions: What this node must claim, fire, and then report as `fired`.
     """
 
     generation: int
@@ -235,11 +236,20 @@ class Broker(typing.Protocol):
         ...
 
     async def pending(self) -> list[Transition]:
-        """The node's outbox: transitions that it must fire, in order of their generations."""
+        """The node's outbox: transitions that it must claim and fire, in order of their generations."""
+        ...
+
+    async def claim(self, transitions: Iterable[Transition]) -> list[Transition]:
+        """Take transitions out of the node's outbox, to fire them.
+
+        Returns:
+            Those that are the node's to fire: from its outbox, or claimed by it before and not yet reported as `fired`,
+            since that answer may have been lost. The others belong to the node that has reaped this one.
+        """
         ...
 
     def fired(self, transitions: Iterable[Transition]) -> None:
-        """Take transitions out of the node's outbox. If that is lost, they stay, and `pending` brings them again."""
+        """Forget that transitions were claimed, because they have been fired. Nothing depends on it but memory."""
 
     def mine(self) -> AsyncIterator[list[Device]]:
         """All devices that the register holds of this node, in pages and in no order.
