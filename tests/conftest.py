@@ -6,8 +6,17 @@ from contextlib import AsyncExitStack
 
 import pytest
 
+from support.core import FakeScheduler
 from support.engines import Nats, Valkey
 from support.net import EXCHANGES, TRANSPORTS, memory_exchange, on_picows
+
+
+@pytest.fixture(autouse=True)
+def no_task_dies_unseen():
+    """A task that ends with an exception fails the test, unless somebody retrieves the exception."""
+    FakeScheduler.made.clear()
+    yield
+    assert [error for scheduler in FakeScheduler.made for error in scheduler.unseen] == []
 
 
 @pytest.fixture(params=TRANSPORTS)

@@ -52,6 +52,15 @@ def test_a_peer_that_is_heard_is_not_pinged(side):
     assert peer.link.pings_sent == 0
 
 
+def test_a_peer_that_sends_messages_but_no_pongs_is_kept(side):
+    peer = side.join()
+    for _ in range(12):
+        side.scheduler.advance(15)
+        peer.link.heard = True
+        side.scheduler.advance(10)
+    assert not peer.link.aborted
+
+
 def test_a_pong_tells_the_round_trip_time_and_begins_anew(side):
     peer = side.join()
     assert peer.conn.rtt is None
