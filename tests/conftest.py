@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from contextlib import AsyncExitStack
 
 import pytest
@@ -9,6 +10,11 @@ import pytest
 from support.core import FakeScheduler
 from support.engines import Nats, Valkey
 from support.net import EXCHANGES, TRANSPORTS, memory_exchange, on_picows
+
+
+def pytest_xdist_auto_num_workers(config):
+    """One process more than there are cores: many tests wait for processes, engines and timeouts."""
+    return (os.cpu_count() or 1) + 1
 
 
 @pytest.fixture(autouse=True)
