@@ -55,8 +55,8 @@ def drop_operand(node):
 
 
 def assign(node):
-    """What mutmut does, but not None for False: nobody can tell them apart."""
-    if not m.matches(node.value, m.Name("False")):
+    """What mutmut does, but not None for a bool: that is one of the two."""
+    if not m.matches(node.value, m.Name("True") | m.Name("False")):
         yield from mutators.operator_assignment(node)
 
 
