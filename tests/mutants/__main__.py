@@ -132,9 +132,11 @@ def main():
     args = parser.parse_args()
     os.chdir(prepare(args.module, args.tests or list(TESTS)))
     mutators.mutation_operators[:] = operators()
-    from mutmut.__main__ import _run
+    from mutmut import __main__ as mutmut
 
-    _run((), args.processes)
+    if not sys.stdout.isatty():  # it would print a line for each change
+        mutmut.print_stats = mutmut.print_status = lambda *args, **kwargs: None
+    mutmut._run((), args.processes)
     sys.exit(report(args.module, args.least))
 
 

@@ -18,9 +18,9 @@ def counted(broker, name):
     """Count a step of the broker; returns a function that tells how often it was made since the last look."""
     step, times = getattr(broker, name), []
 
-    async def count(*args):
+    async def count(*args, **options):
         times.append(name)
-        return await step(*args)
+        return await step(*args, **options)
 
     setattr(broker, name, count)
 
@@ -104,10 +104,10 @@ def test_a_lease_is_not_renewed_twice_at_a_time():
     renew, gate = one.broker.renew, asyncio.Future(loop=one.scheduler)
     begun = []
 
-    async def slow(ttl):
-        begun.append(ttl)
+    async def slow(*args, **options):
+        begun.append(args)
         await gate
-        return await renew(ttl)
+        return await renew(*args, **options)
 
     one.broker.renew = slow
     nodes.advance(4)
@@ -161,7 +161,7 @@ def test_a_node_waits_for_as_long_as_a_lease_lasts_after(what):
     elif what == "a failure":
         renew = one.broker.renew
 
-        async def fail(ttl):
+        async def fail(*args, **options):
             raise WseError(ErrorCode.BROKER_UNAVAILABLE)
 
         one.broker.renew = fail
