@@ -53,7 +53,7 @@ def login(request: HttpRequest) -> JsonResponse:
     return JsonResponse({"user": request.session["user"]})
 
 
-def online(request: HttpRequest) -> JsonResponse:
+async def online(request: HttpRequest) -> JsonResponse:
     return JsonResponse(sorted(map(str, server.clients)), safe=False)
 
 

@@ -71,5 +71,5 @@ def login(request: Request, user: str) -> dict[str, str]:
 
 
 @app.get("/online")
-def online() -> list[str]:
+async def online() -> list[str]:  # FastAPI runs plain functions in threads
     return sorted(map(str, chat.clients))

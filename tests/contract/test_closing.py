@@ -118,13 +118,13 @@ async def test_dropping_a_user_disconnects_all_devices_and_left_fires_once(run):
     assert list(server.clients) == ["ben"]
 
 
-async def test_dropping_a_user_gives_no_reason_unless_told(run):
+async def test_dropping_a_user_says_by_server_unless_told(run):
     server = make_server()
     place = await run(server)
     peer = await place.peer()
     await peer.login()
     server.drop_client("ann")
-    assert await peer.closed() == (1000, CloseReason.NO_REASON)
+    assert await peer.closed() == (1000, CloseReason.BY_SERVER)
 
 
 async def test_dropping_an_identity_says_by_server(run):

@@ -1,12 +1,13 @@
-"""Every code block in README.md and docs/ is run, and what the pages say it prints is what it prints.
+"""Every code block in README.md and docs/, llms.txt included, is run; what the pages say it prints is what it prints.
 
 How the blocks of a page are run, one after the other, in a folder of the page's own:
 
     ```python                    in one namespace for the whole page; `await` works at top level, as in
                                  `python -m asyncio`
     ```python title="x.py"       saved; a later console block must run it, or a later file import it
-    ```console                   `$ python x.py` and `$ pytest x.py` are run; a program that serves for ever runs on in
-                                 the background, until the page ends or saves it anew, and must end cleanly by SIGINT;
+    ```console                   `$ python x.py` and `$ pytest x.py` are run; a program that serves for ever, `uvicorn`
+                                 and `wse serve` run on in the background, until the page ends, saves it anew or starts
+                                 another one, and must end cleanly by SIGINT;
                                  `SHOWN` names the few commands that are only shown, and how each is checked
     ```text title="Output"       what the block before it prints, to the letter; without one it must print nothing
     ```json, ```toml             must be well-formed
@@ -15,7 +16,7 @@ How the blocks of a page are run, one after the other, in a folder of the page's
     ```text                      shown only
 
 Port 4200 is replaced by a free one. Lines of output of one paragraph may come in another order in the demo, where
-several devices hear the same thing.
+several devices hear the same thing; a line `...` in its transcript stands for what is left out.
 """
 
 from __future__ import annotations
@@ -31,10 +32,8 @@ import shutil
 import signal
 import subprocess
 import sys
-import textwrap
 import tomllib
 from ast import PyCF_ALLOW_TOP_LEVEL_AWAIT
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -43,50 +42,18 @@ import trustme
 
 import wse
 import wse.auth
+from docs import api
+from support.pages import Block, blocks_of
 from support.programs import ROOT, Program, free_port, program
 from wse import ClientStatus, CloseReason, ErrorCode, ReadyState, WseClient, WseServer
 
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
+TOP_PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "docs/llms.txt"]
+PAGES = [*TOP_PAGES, *sorted((ROOT / "docs").rglob("*.md"))]
 DEPLOYED = {"caddy": "Caddyfile", "nginx": "nginx.conf", "ini": "wse.service", "dockerfile": "Containerfile"}
 LANGUAGES = {"python", "console", "text", "json", "toml", "html", "js", *DEPLOYED}
 PORT = "4200"
 
-_FENCE = re.compile(r"^(?P<indent> *)(?P<fence>`{3,}|~{3,})(?P<lang>[\w+-]*)(?P<info>.*)$")
-_TITLE = re.compile(r'title="([^"]*)"')
-
-
-@dataclass(frozen=True)
-class Block:
-    """A fenced block of a page."""
-
-    lang: str
-    title: str
-    code: str
-    line: int
-
-    @property
-    def is_output(self) -> bool:
-        return self.lang == "text" and self.title == "Output"
-
-
-def blocks_of(text: str) -> list[Block]:
-    blocks: list[Block] = []
-    lines = iter(enumerate(text.splitlines(), 1))
-    for number, line in lines:
-        match = _FENCE.match(line)
-        if match is None:
-            continue
-        body: list[str] = []
-        for _, inner in lines:
-            if inner.strip() == match["fence"]:
-                break
-            body.append(inner)
-        else:
-            raise ValueError(f"line {number}: the block does not end")
-        title = _TITLE.search(match["info"])
-        code = textwrap.dedent("\n".join(body))
-        blocks.append(Block(match["lang"], title[1] if title else "", f"{code}\n", number))
-    return blocks
+SERVING = re.compile(r"(wse serve|uvicorn) (?P<module>\w+):")
 
 
 def test_blocks_are_found() -> None:
@@ -198,7 +165,7 @@ class Page:
                 server.wait_until_open(self.port)
             else:
                 assert run([sys.executable, *words[1:]], self.folder) == output
-        elif words[:2] == ["wse", "serve"] and (name := f"{words[2].partition(':')[0]}.py") in self.saved:
+        elif (serving := SERVING.match(command)) and (name := f"{serving['module']}.py") in self.saved:
             self.ran.add(self.saved[name])
             for running in tuple(self.background):
                 self.stop(running)  # the page's port is for one
@@ -222,7 +189,7 @@ class Page:
         assert not asyncio.all_tasks(self.runner.get_loop())
         for name, value in self.namespace.items():
             if isinstance(value, WseServer):
-                assert value._listener is None, f"the page leaves {name} open"
+                assert not value._lifecycle.is_listening, f"the page leaves {name} open"
             elif isinstance(value, WseClient):
                 assert value._connections.session is None, f"the page leaves {name} open"
 
@@ -278,14 +245,38 @@ def check_demo(command: str, output: str) -> None:
     with program("examples/chat/demo.py", "--port", str(port)) as demo:
         # Another port than 4200 shows in the command to join, too.
         printed = demo.read_until(f"hopper --url ws://127.0.0.1:{port}\n").replace(f" --url ws://127.0.0.1:{port}", "")
-        assert paragraphs(output) == paragraphs(printed)
+        assert_excerpt(paragraphs(output), paragraphs(printed))
         assert demo.stop(signal.SIGINT) == 0
+
+
+def assert_excerpt(shown: list[list[str]], printed: list[list[str]]) -> None:
+    """All paragraphs shown are printed, in this order; the paragraph `...` stands for any number of them."""
+    rest = iter(printed)
+    left_out = False
+    for paragraph in shown:
+        if paragraph == ["..."]:
+            left_out = True
+            continue
+        following = next((each for each in rest if not left_out or each == paragraph), None)
+        assert following == paragraph
+        left_out = False
+    assert left_out or next(rest, None) is None, "the transcript ends too early"
+
+
+def test_an_excerpt_leaves_out_only_what_it_says() -> None:
+    printed = [["a"], ["b"], ["c"]]
+    for shown in ([["a"], ["b"], ["c"]], [["..."], ["c"]], [["a"], ["..."]], [["a"], ["..."], ["c"]]):
+        assert_excerpt(shown, printed)
+    for shown in ([["a"], ["c"]], [["b"], ["..."]], [["a"], ["b"]], [["..."], ["d"]], [["..."], ["c"], ["b"]]):
+        with pytest.raises(AssertionError):
+            assert_excerpt(shown, printed)
 
 
 def paragraphs(text: str) -> list[list[str]]:
     text = re.sub(r"(127\.0\.0\.1|localhost):\d+", r"\1:PORT", text.strip())
     text = re.sub(r"\S+ (examples/chat/client\.py)", r"python \1", text)  # the environment's path is its own affair
-    return [sorted(paragraph.splitlines()) for paragraph in text.split("\n\n")]
+    text = re.sub(r"^\.\.\.$", "\n...\n", text, flags=re.MULTILINE)
+    return [sorted(paragraph.splitlines()) for paragraph in re.split(r"\n\n+", text.strip())]
 
 
 def check_example(command: str, output: str) -> None:
@@ -379,8 +370,42 @@ def test_every_page_is_in_the_navigation() -> None:
     assert navigation == {path.relative_to(ROOT / "docs").as_posix() for path in (ROOT / "docs").rglob("*.md")}
 
 
+def test_the_api_at_a_glance_is_that_of_the_docstrings() -> None:
+    assert api.PAGE.read_text() == api.make_page(), "run it again: .venv/bin/python tests/docs/api.py"
+
+
+def test_the_page_for_language_models_links_to_every_page() -> None:
+    links = {(ROOT / "docs" / link).resolve() for link in re.findall(r"\]\(([^)#]+)", TOP_PAGES[2].read_text())}
+    stubs = {ROOT / f"docs/reference/{name}.md" for name in api.TITLES}  # the API at a glance stands for these
+    assert set(PAGES[len(TOP_PAGES) :]) - links - stubs <= {
+        ROOT / "docs/index.md",
+        ROOT / "docs/reference/differences.md",
+    }
+
+
 def test_links_of_the_top_pages() -> None:
     """mkdocs checks those of docs/ itself."""
-    for page in PAGES[:2]:
+    for page in TOP_PAGES:
         for target in re.findall(r"\]\((?!https?:)([^)#]+)", page.read_text()):
-            assert (ROOT / target).exists(), f"{page.name} links to {target}"
+            assert (page.parent / target).exists(), f"{page.name} links to {target}"
+
+
+def test_the_figures_of_the_front_page_are_those_of_the_benchmark() -> None:
+    columns = ["call, 1 in flight", "fan-out, 1 in flight", "idle connection"]
+    measured = {name: table_row("docs/explanation/speed.md", name) for name in ("server", *PEERS)}
+    for column, label in zip(columns, ("call and its answer", "broadcast", "memory"), strict=True):
+        index = measured["server"].index(column)
+        shown = next(row for row in table_rows("README.md") if label in row[0])
+        assert shown[1:3] == [measured[name][index].split(" (")[0] for name in PEERS]
+
+
+PEERS = ("wse", "python-socketio, uvicorn")
+
+
+def table_rows(page: str) -> list[list[str]]:
+    lines = (ROOT / page).read_text().splitlines()
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("|")]
+
+
+def table_row(page: str, name: str) -> list[str]:
+    return next(row for row in table_rows(page) if row[0] == name)

@@ -220,8 +220,8 @@ async def test_names_that_are_too_many_for_one_message_cross_in_several(start):
         server._hub.rooms.local_users = lambda room, here=here: here
     assert await inside(one.room("tea").members()) == users[0] | users[1]
     dead = [encode_name(cid) for cid in users[0]]
-    two.cluster.presence._reaped[one.cluster.node] = set(dead)
-    (told,) = [told for told in await inside(one.cluster.rpc.query("reaped", one.cluster.node)) if told]
+    two._hub.network.presence._reaped[one.cluster.node] = set(dead)
+    (told,) = [told for told in await inside(one._hub.network.rpc.query("reaped", one.cluster.node)) if told]
     assert set(told) == set(dead)
     assert nodes.codes() == set()
 
@@ -253,7 +253,7 @@ async def test_users_who_come_and_go_join_and_leave_as_often(start):
 
     await inside(asyncio.gather(*[visit(number) for number in range(2)]))
     await until(lambda: all(not server.clients for server in nodes))
-    await until(lambda: not any(server.cluster.presence._registrations for server in nodes))
+    await until(lambda: not any(server._hub.network.presence._registrations for server in nodes))
     assert await inside(nodes[0].online()) == 0
     assert nodes.fired("joined", "ann") == nodes.fired("left", "ann") >= 1
 

@@ -19,7 +19,13 @@ from support.net import Log
 from wse import ClusterSettings, ErrorCode, WseClient, WseError
 
 TESTS = Path(__file__).parents[1]
-FAST = {"lease": 2.0, "renew": 0.3, "canary": 0.2, "deaf_after": 5, "query": 5.0}
+FAST = {
+    "lease_ttl": 2.0,
+    "renew_interval": 0.3,
+    "canary_interval": 0.2,
+    "canary_misses": 5,
+    "query_timeout": 5.0,
+}
 BEATS = 4
 """How often nodes that are FAST renew their lease until a test believes that nothing follows: in about a second."""
 
@@ -372,7 +378,7 @@ async def test_calls_reach_devices_of_all_processes_in_every_mode(cluster):
 
 async def test_a_killed_node_is_found_within_ten_seconds_and_its_users_leave_once(cluster):
     await cluster.start(3, {}, conns_per_user=2)  # with the times that users have
-    assert ClusterSettings().lease == 5.0
+    assert ClusterSettings().lease_ttl == 5.0
     ann = [await cluster.device(2, f"ann {number}") for number in range(5)]
     await cluster.device(2, "bob")
     bob, carol = await cluster.device(1, "bob"), await cluster.device(0, "carol")

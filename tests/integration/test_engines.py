@@ -17,8 +17,9 @@ from support.brokers import Node, RedisCluster, run_cluster, unavailable, until
 from support.cluster import cluster_of
 from support.engines import Nats, Valkey, free_port
 from wse import ClusterSettings, ErrorCode
-from wse.brokers import from_url, kept, nats_connection
-from wse.brokers import nats as nats_broker
+from wse.brokers import from_url, reconnecting
+from wse.brokers.nats import broker as nats_broker
+from wse.brokers.nats import connection as nats_connection
 from wse.brokers.nats.broker import NatsBroker
 from wse.brokers.redis.broker import RedisBroker
 from wse.core.ports.broker import Gone, Joined
@@ -175,8 +176,8 @@ async def test_a_step_of_an_engine_that_hangs_fails_in_a_few_seconds_and_the_nod
     try:
         start = time.monotonic()
         await asyncio.gather(unavailable(one.broker.online()), unavailable(two.broker.flush()))
-        assert time.monotonic() - start < kept.ANSWER + 2
-        async with asyncio.timeout(kept.PAUSE + kept.ANSWER + 2):
+        assert time.monotonic() - start < reconnecting.ANSWER + 2
+        async with asyncio.timeout(reconnecting.PAUSE + reconnecting.ANSWER + 2):
             while one.broker.connected or two.broker.connected:
                 await asyncio.sleep(0.01)
         await unavailable(Node("late", cluster.broker()).open())
@@ -259,7 +260,7 @@ async def has_devices(node, user, count):
 
 async def test_a_buffer_that_an_engine_does_not_empty_counts_as_an_engine_that_is_away(cluster, monkeypatch):
     one, two = await cluster.nodes(2, "talk")
-    monkeypatch.setattr("wse.brokers.redis.BUFFER", 8 * 1024 * 1024)
+    monkeypatch.setattr("wse.brokers.redis.connection.BUFFER", 8 * 1024 * 1024)
     monkeypatch.setattr("wse.brokers.nats.connection.BUFFER", 8 * 1024 * 1024)
     for _ in range(10):
         one.broker.publish("talk", bytes(1024 * 1024))
@@ -376,7 +377,7 @@ async def test_a_server_signs_off_in_time_while_the_engine_hangs(cluster, users)
         try:
             start = time.monotonic()
             await nodes[0].close()
-            assert time.monotonic() - start < settings.farewell + 1.5
+            assert time.monotonic() - start < settings.close_timeout + 1.5
         finally:
             cluster.engine.thaw()
         assert nodes.codes() == {ErrorCode.BROKER_UNAVAILABLE}
@@ -401,7 +402,7 @@ async def test_redis_with_persistence_keeps_the_register(tmp_path):
 
 
 async def test_who_was_reaped_on_redis_is_told_even_if_others_could_not_be(redis_cluster, monkeypatch):
-    monkeypatch.setattr("wse.brokers.redis.REAPED", 2)
+    monkeypatch.setattr("wse.brokers.redis.broker.REAPED", 2)
     living = await redis_cluster.node()
     dead = await redis_cluster.dead_node(*[(f"user-{n}", f"c{n}") for n in range(5)])
     connection = living.broker._connection

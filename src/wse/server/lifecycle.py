@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from wse.scheduler import AsyncioScheduler
     from wse.server.acceptor import ServerAcceptor
     from wse.server.files import StaticFile
+    from wse.server.server import WseServer
     from wse.server.watchdog import Watchdog
     from wse.transports.deflate import Compression
 
@@ -28,6 +29,16 @@ NOT_STARTED = "not started"
 
 commanded: ContextVar[bool] = ContextVar("commanded", default=False)
 """Whether the `wse` command is importing a module to get its server, which the command runs itself."""
+
+
+async def serve_until_signal(server: WseServer, grace: float, notice: float) -> None:
+    """Start a server, and close it on SIGINT or SIGTERM; see `WseServer.run`."""
+    with server._lifecycle.stopped_by(signal.SIGINT, signal.SIGTERM) as stop:
+        try:
+            await server.start()
+            await stop.wait()
+        finally:
+            await server.close(grace, notice=notice)
 
 
 @dataclass(slots=True)
@@ -154,11 +165,9 @@ class Lifecycle:
             self._acceptor.admission.unready.discard(NOT_STARTED)
         await self._hub.network.open()
 
-    async def serve_forever(self) -> None:
-        """See `WseServer.serve_forever`."""
-        if self._listener is None:
-            await self.start()
-        assert self._closing is not None  # start() has made it
+    async def wait_closed(self) -> None:
+        """Return when the server, which must have been started, has been closed."""
+        assert self._closing is not None
         await asyncio.shield(self._closing)
 
     async def close(self, grace: float = 0.0, *, notice: float = 0.0) -> None:
@@ -182,20 +191,6 @@ class Lifecycle:
             self._closing.set_result(None)
         self._closing = None
         self._started_at = None
-
-    def run(self, grace: float, notice: float) -> None:
-        """See `WseServer.run`."""
-        if commanded.get():
-            raise RuntimeError("the wse command runs the server itself: call run() below `if __name__ == '__main__':`")
-        asyncio.run(self._run(grace, notice))
-
-    async def _run(self, grace: float, notice: float) -> None:
-        with self.stopped_by(signal.SIGINT, signal.SIGTERM) as stop:
-            try:
-                await self.start()
-                await stop.wait()
-            finally:
-                await self.close(grace, notice=notice)
 
     @contextmanager
     def stopped_by(self, *signals: signal.Signals) -> Iterator[asyncio.Event]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Iterable, Mapping
 from functools import cached_property
@@ -29,7 +30,7 @@ from wse.protocols.msgpack import WseMsgpack
 from wse.scheduler import AsyncioScheduler
 from wse.server.acceptor import ServerAcceptor
 from wse.server.files import StaticFile, js_client_path
-from wse.server.lifecycle import Lifecycle, ListenerOptions
+from wse.server.lifecycle import Lifecycle, ListenerOptions, commanded, serve_until_signal
 from wse.server.messaging import Messaging
 from wse.server.watchdog import Watchdog
 from wse.transports.asgi import AsgiApp
@@ -346,7 +347,9 @@ class WseServer(Messaging):
         Raises:
             WseError, ValueError, OSError: As `start`.
         """
-        await self._lifecycle.serve_forever()
+        if not self._lifecycle.is_listening:
+            await self.start()
+        await self._lifecycle.wait_closed()
 
     async def close(self, grace: float = 0.0, *, notice: float = 0.0) -> None:
         """Stop serving; returns when all sockets are closed.
@@ -374,7 +377,9 @@ class WseServer(Messaging):
             WseError, ValueError, OSError: As `start`.
             RuntimeError: The `wse` command is importing the module, and runs the server itself.
         """
-        self._lifecycle.run(grace, notice)
+        if commanded.get():
+            raise RuntimeError("the wse command runs the server itself: call run() below `if __name__ == '__main__':`")
+        asyncio.run(serve_until_signal(self, grace, notice))
 
     async def __aenter__(self) -> Self:
         await self.start()
