@@ -1,10 +1,10 @@
-"""The one exception of WSE, and the catalogue of everything that it reports.
+"""The one exception of WSE, and the catalogue of its codes and reasons.
 
     Exception
     └── WseError             code: ErrorCode or the application's own string
-                             details: what a program needs to know about it
+                             details: facts about it, for programs
 
-`ErrorCode` names why something failed, `CloseReason` names why a connection was closed. Their values travel
+`ErrorCode` says why something failed, `CloseReason` says why a connection was closed. Their values travel
 (WIRE.md section 5) and are shared with the JavaScript applications, so they never change.
 """
 
@@ -37,7 +37,7 @@ class ErrorCode(StrEnum):
     PROTOCOL_VIOLATION = "wse.server.protocol-violation"
     CONNECTION_ERROR = "wse.server.connection-error"
     MSG_PROCESSING_ERROR = "wse.server.msg-processing-error"
-    # Beyond WIRE.md: limits, handlers that misbehave, clusters. Peers of other implementations pass them on as strings.
+    # Beyond the original: limits, handlers that misbehave, clusters. Other implementations pass them on as strings.
     LIMIT_EXCEEDED = "wse.limit-exceeded"
     SLOW_RECEIVER = "wse.slow-receiver"
     HANDLER_BLOCKED = "wse.server.handler-blocked"
@@ -57,7 +57,7 @@ class CloseReason(StrEnum):
     PROTOCOL_ERROR = "wse.protocol-error"
     BY_CLIENT = "wse.by-client"
     BY_SERVER = "wse.by-server"
-    # Beyond WIRE.md: which limit was exceeded (see `wse.Limits`), sent with 1008, 1009 or 1013.
+    # Beyond the original: the limit that was exceeded (see `wse.Limits`), sent with 1008, 1009 or 1013.
     SLOW_RECEIVER = "wse.slow-receiver"
     LIMIT_MESSAGE_SIZE = "wse.limit.message-size"
     LIMIT_HANDSHAKE_SIZE = "wse.limit.handshake-size"
@@ -100,12 +100,12 @@ _MESSAGES: dict[str, str] = {
 
 
 class WseError(Exception):
-    """A failure that WSE reports, or one that a procedure sends to its caller.
+    """A failure that WSE reports, or that a procedure sends to its caller.
 
     Args:
         code: An `ErrorCode`, or a string of the application's own.
-        details: What a program may want to know. Raised in a procedure, it travels to the caller as it is.
-        message: For people; by default made from the code and the details.
+        details: Facts for programs. If a procedure raises the error, they travel to the caller as they are.
+        message: A text for people; by default it is made from the code and the details.
 
     A `WseError` that a procedure raises arrives at the caller with the same code and details (WIRE.md section 4).
     """
@@ -126,7 +126,7 @@ class WseError(Exception):
 
     @property
     def message(self) -> str:
-        """What happened, for people."""
+        """The text for people."""
         if self._message:
             return self._message
         origin = self.details.get("origin")

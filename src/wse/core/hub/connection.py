@@ -1,4 +1,4 @@
-"""One device at the server, and the user that it belongs to: sessions, and their face to the application."""
+"""One device at the server, and the user that it belongs to: the sessions, and the objects that applications see."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ class SessionOwner(typing.Protocol):
     ignored: Signal[WseConnection, Any, Any]
 
     def leave(self, session: ServerSession, code: int, reason: str) -> None:
-        """The connection has ended; it may not have been valid."""
+        """Note that the connection has ended; it may not have been valid."""
 
     def forget(self, session: ServerSession) -> None:
-        """The socket has closed."""
+        """Note that the socket has closed."""
 
 
 class Users(typing.Protocol):
@@ -49,7 +49,7 @@ class Users(typing.Protocol):
 
 
 class ServerSession(Session):
-    """A session at the server; its face to the application is a `WseConnection`."""
+    """A session at the server; the application sees it as a `WseConnection`."""
 
     __slots__ = ("_owner", "conn")
 
@@ -114,8 +114,8 @@ class WseConnection:
         conn_id: Its id, unique among all connections.
         cid: The user's id; `None` until the user is accepted.
         client: The user, a `WseIdentity`; `None` until the user is accepted.
-        identity: What the client sent to identify itself.
-        meta: What it sent beside, a dict.
+        identity: The identity that the client sent.
+        meta: Further facts that it sent, a dict.
         request: The HTTP request that opened the WebSocket.
     """
 
@@ -132,7 +132,7 @@ class WseConnection:
 
     @property
     def remote_addr(self) -> str:
-        """The client's IP address: the socket's, or what a trusted proxy says; an empty string where there is none."""
+        """The client's IP address: the socket's, or that of a trusted proxy's header; an empty string without one."""
         return self.request.remote_addr
 
     @property
@@ -171,11 +171,11 @@ class WseConnection:
 
         Args:
             name: The procedure, as the client registered it.
-            payload: What it gets.
+            payload: The argument of the procedure.
             timeout: Seconds to wait for the answer: `None` for the server's `timeout`, 0 for ever.
 
         Raises:
-            WseError: What the procedure raised, or `RP_NOT_REGISTERED`, `RP_TIMEOUT`, `RP_DISCONNECT`,
+            WseError: The error of the procedure, or `RP_NOT_REGISTERED`, `RP_TIMEOUT`, `RP_DISCONNECT`,
                 `RP_SEND_FAILED` (WIRE.md section 4).
         """
         return await self._session.call(name, payload, timeout)
@@ -184,7 +184,7 @@ class WseConnection:
         """Disconnect this device; nothing happens if it is disconnected.
 
         Args:
-            reason: Told to the client; at most 123 bytes of UTF-8 (RFC 6455, 5.5).
+            reason: Sent to the client; at most 123 bytes of UTF-8 (RFC 6455, 5.5).
             code: A close code that an endpoint may send (RFC 6455, 7.4).
 
         Raises:
@@ -194,7 +194,7 @@ class WseConnection:
         self._session.close(code, reason)
 
     async def drain(self) -> None:
-        """Wait until the socket takes more: for producers that send faster than the device may read."""
+        """Wait until the socket takes more, for producers that may send faster than the device reads."""
         await self._session.drain()
 
     def __repr__(self) -> str:
@@ -202,7 +202,7 @@ class WseConnection:
 
 
 class WseIdentity:
-    """A user, with all the devices that are connected.
+    """A user, with all connected devices.
 
     Attributes:
         cid: The user's id.
@@ -223,7 +223,7 @@ class WseIdentity:
         return MappingProxyType({conn.conn_id: conn for conn in self._devices})
 
     def send(self, type: MessageType, payload: Any = None, *, exclude: Exclude = None) -> None:
-        """Send a message to all devices of the user, but for a connection that is excluded.
+        """Send a message to all devices of the user, except an excluded connection.
 
         Raises:
             WseError: As `WseConnection.send`.
@@ -288,4 +288,4 @@ class WseIdentity:
 
 
 Exclude: TypeAlias = WseConnection | WseIdentity | ClientId | None
-"""Who does not get a message: a connection, or a user by its identity or `cid`."""
+"""The receiver to leave out: a connection, or a user by its identity or `cid`."""

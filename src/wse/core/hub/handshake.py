@@ -1,7 +1,7 @@
 """The server's side of authentication: from the open socket to the welcome (WIRE.md section 3).
 
-`TRANSITIONS` is the whole of it: a message or decision that stands not in the table for the present state is either
-ignored or, for a message, the end of the connection.
+`TRANSITIONS` is the complete table: a message that it does not have for the present state ends the connection or is
+ignored, and such a decision is ignored.
 """
 
 from __future__ import annotations
@@ -26,17 +26,17 @@ if TYPE_CHECKING:
 
 
 class State(Enum):
-    """Where a connection stands at the server."""
+    """The state of a connection at the server."""
 
     STRANGER = auto()
-    VALIDATING = auto()  # a handler has it; what the client sends meanwhile is ignored
+    VALIDATING = auto()  # a handler decides; messages of the client are ignored
     CHALLENGED = auto()
     VALID = auto()
     GONE = auto()
 
 
 class Event(Enum):
-    """What moves it on."""
+    """The events that change the state."""
 
     HI = auto()
     QUEST = auto()
@@ -57,11 +57,11 @@ TRANSITIONS: Mapping[tuple[State, Event], State] = {
 
 
 class Challenge:
-    """A quest and what the client made of it.
+    """A quest, and the client's response.
 
     Attributes:
-        quest: What the server asked.
-        response: What the client answered; `None` until it has.
+        quest: The server's question.
+        response: The client's answer; `None` until it has come.
     """
 
     __slots__ = ("quest", "response")
@@ -71,17 +71,17 @@ class Challenge:
         self.response: Any = None
 
     def __repr__(self) -> str:
-        return "<Challenge>"  # what it carries is nobody else's business
+        return "<Challenge>"  # its content is secret
 
 
 class Handshake:
-    """A client that asks to be let in: what the identify handler and the challenge generator get as `auth`.
+    """The authentication of one client: the argument `auth` of the identify handler and the challenge generator.
 
     Attributes:
-        identity: What the client sent to identify itself; anything, `None` included.
-        meta: What it sent beside, a dict.
-        challenge: `None`, or the quest with the client's response.
-        conn_id: The id that the connection has, and keeps.
+        identity: The identity that the client sent; anything, including `None`.
+        meta: Further facts that it sent, a dict.
+        challenge: The quest with the client's response, or `None` without a challenge.
+        conn_id: The id of the connection.
         request: The HTTP request that opened the WebSocket: `path`, `query`, `headers`, `remote_addr`.
     """
 
@@ -100,7 +100,7 @@ class Handshake:
 
         Args:
             cid: The user's id, hashable. A falsy one refuses the client.
-            welcome: What the client gets with the welcome.
+            welcome: The payload of the welcome.
 
         A second decision does nothing, nor does one after the client has gone.
 
@@ -112,7 +112,7 @@ class Handshake:
             self._opening.accept(cid, welcome)
 
     def refuse(self) -> None:
-        """Turn the client away with `wse.not-authorized`. A second decision does nothing."""
+        """Close the connection with `wse.not-authorized`. A second decision does nothing."""
         if self._opening is not None:
             self._opening.refuse()
 
@@ -120,7 +120,7 @@ class Handshake:
         """Ask the client for proof; its response is at `challenge.response` when the identify handler runs.
 
         Raises:
-            WseError: `INVALID_CRA_GENERATOR`, when it is not the challenge generator that asks;
+            WseError: `INVALID_CRA_GENERATOR`, when the caller is not the challenge generator;
                 `MSG_PROCESSING_ERROR`, when the value cannot be encoded.
         """
         if self._opening is not None:
@@ -272,7 +272,7 @@ class ServerOpening(Generic[S]):
             )
 
     def _failed(self, exc: Exception, code: ErrorCode, which: str) -> None:
-        """A handler raised: the client is refused, the application is told."""
+        """Refuse the client and report the error, because a handler raised."""
         error = WseError(code, {"conn_id": self.handshake.conn_id}, f"{which} raised")
         self._session.endpoint.report(error, self._session, exc)
         self.refuse()
@@ -283,7 +283,7 @@ class ServerOpening(Generic[S]):
 
     def _over(self, event: Event) -> None:
         self._move(event)
-        # Both would keep the phase alive: the timer until it is due, the handshake until the garbage is collected.
+        # Both keep the phase alive: the timer until it is due, the handshake until the garbage is collected.
         self.handshake._opening = None
         if self._deadline is not None:
             self._deadline.cancel()

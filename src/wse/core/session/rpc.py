@@ -18,11 +18,11 @@ if TYPE_CHECKING:
 
 
 class NotAskedError(WseError):
-    """A call has certainly not reached the device, since the connection is not valid yet, or not any more."""
+    """A call that has certainly not reached the device: the connection is not valid yet, or has ended."""
 
 
 class Procedures:
-    """What the peer may call, by name."""
+    """The procedures that the peer may call, by name."""
 
     __slots__ = ("_check_type", "_takes", "by_name")
 
@@ -40,7 +40,7 @@ class Procedures:
 
         Raises:
             WseError: `RP_ALREADY_REGISTERED`; `PROTOCOL_VIOLATION`, for a name that is WSE's own.
-            TypeError: `fn` cannot take what a call brings.
+            TypeError: `fn` does not take the arguments of a call.
         """
         self._check_type(name)
 
@@ -54,7 +54,7 @@ class Procedures:
         return add if fn is None else add(fn)
 
     def unregister(self, name: MessageType) -> None:
-        """Take a procedure away; calls that are running go on.
+        """Remove a procedure; running calls go on.
 
         Raises:
             WseError: `RP_NOT_REGISTERED`.
@@ -95,7 +95,7 @@ class PendingCalls:
         return len(self._waiting)
 
     def add(self, name: MessageType, timeout: float | None) -> tuple[int, asyncio.Future[Any]]:
-        """A stamp for a new call and the future of its answer.
+        """Add a call; returns its stamp and the future of its answer.
 
         Args:
             name: The procedure.
@@ -120,29 +120,29 @@ class PendingCalls:
         return stamp, pending.future
 
     def resolve(self, stamp: Any, result: Any) -> None:
-        """The answer has come. An unknown stamp is dropped in silence (WIRE.md section 4)."""
+        """Settle a call with its result. An unknown stamp is dropped in silence (WIRE.md section 4)."""
         pending = self.discard(stamp)
         if pending is not None and not pending.future.done():
             pending.future.set_result(result)
 
     def reject(self, stamp: Any, error: WseError) -> None:
-        """The call has failed. An unknown stamp is dropped in silence (WIRE.md section 4)."""
+        """Settle a call with an error. An unknown stamp is dropped in silence (WIRE.md section 4)."""
         pending = self.discard(stamp)
         if pending is not None and not pending.future.done():
             pending.future.set_exception(error)
 
     def discard(self, stamp: Any) -> _Pending | None:
-        """Forget a call whose answer nobody wants any more."""
+        """Forget a call whose answer is no longer wanted."""
         try:
             pending = self._waiting.pop(stamp, None)
-        except TypeError:  # an unhashable stamp is none of ours
+        except TypeError:  # this side makes no unhashable stamps
             return None
         if pending is not None and pending.timer is not None:
             pending.timer.cancel()
         return pending
 
     def close(self, code: int, reason: str) -> None:
-        """The connection has ended: settle every call (WIRE.md section 4)."""
+        """Settle every call, because the connection has ended (WIRE.md section 4)."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -171,22 +171,22 @@ class PendingCalls:
 
 
 class ExposeErrors(StrEnum):
-    """What the peer that called a failing procedure is told of an exception. A `WseError` always travels as it is."""
+    """How much the caller of a failing procedure learns about the exception. A `WseError` always travels as it is."""
 
     NONE = "none"
-    """Nothing: only that the procedure failed."""
+    """Only that the procedure has failed."""
 
     MESSAGE = "message"
     """The exception's class and text, as WIRE.md section 4 has it."""
 
     FULL = "full"
-    """The same of the exceptions behind it, too."""
+    """The same, and the exceptions that led to it."""
 
 
 def error_to_wire(
     exc: BaseException, name: MessageType, payload: Any, *, expose: ExposeErrors, debug: bool
 ) -> dict[str, Any]:
-    """What a failing procedure sends back (WIRE.md section 4)."""
+    """The payload with which a failing procedure is answered (WIRE.md section 4)."""
     wire: dict[str, Any] = {}
     if isinstance(exc, WseError):
         wire["code"] = str(exc.code)
@@ -214,7 +214,7 @@ def _origin(exc: BaseException, expose: ExposeErrors, debug: bool) -> dict[str, 
 
 
 def _causes(exc: BaseException) -> list[BaseException]:
-    """The exceptions behind one, as a traceback would show them."""
+    """The exceptions that led to one, as a traceback shows them."""
     causes: list[BaseException] = []
     cause: BaseException | None = exc
     while cause is not None and cause not in causes:

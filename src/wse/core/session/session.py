@@ -1,4 +1,4 @@
-"""One connection, at either side: what comes in is decoded and dispatched, what goes out is encoded and written.
+"""One connection, at either side: incoming messages are decoded and dispatched, outgoing ones encoded and written.
 
 Client and server are alike here, since both send messages and both call procedures. They differ in the phase before
 the welcome, which the session leaves to a `Phase`, and in what happens when the connection ends.
@@ -31,31 +31,31 @@ if TYPE_CHECKING:
 
 
 _TRUTHY_IN_JAVASCRIPT = (list, dict)
-"""What is a stamp even when it is empty: the contract's truth is JavaScript's (WIRE.md section 2)."""
+"""The types whose values are stamps even when empty: truth on the wire is JavaScript's (WIRE.md section 2)."""
 
 
 class Phase(typing.Protocol):
-    """A part of a connection's life in which messages are not the application's."""
+    """A part of a connection's life in which messages do not go to the application."""
 
     @property
     def ignores_input(self) -> bool:
-        """Whether what comes in is ignored, undecoded."""
+        """Whether incoming messages are ignored without being decoded."""
         ...
 
     @property
     def max_size(self) -> int:
-        """Bytes that a message may have."""
+        """The bytes that a message may have."""
         ...
 
     def message(self, type: Any, payload: Any, stamp: Any) -> None:
-        """A decoded message has come in."""
+        """Handle a decoded message."""
 
     def stop(self) -> None:
-        """The connection has ended, or the phase is over."""
+        """End the phase: the connection has ended."""
 
 
 class _Ended:
-    """The last phase: nothing is heard any more."""
+    """The last phase, in which every message is ignored."""
 
     ignores_input = True
     max_size = 0
@@ -76,12 +76,12 @@ class Session:
     every pending call is settled, while the socket still does its closing handshake.
 
     Attributes:
-        endpoint: What all connections of the server or client share.
+        endpoint: The state that all connections of the server or client share.
         link: The open WebSocket.
         protocol: The message protocol of the connection.
         ready_state: The state of the socket.
-        silent_since: When the peer was last known to have sent something; kept by the heartbeat, as is
-        pinged_at: When it was pinged, if its pong is still due.
+        silent_since: When the peer was last known to have sent something; maintained by the heartbeat.
+        pinged_at: When the peer was pinged, if its pong is still due; maintained by the heartbeat.
         rtt: Seconds from the last ping to its pong; `None` before the first.
         agreement: The extensions that both sides know.
     """
@@ -141,26 +141,26 @@ class Session:
         self.rtt: float | None = None
         self._counters.opened += 1
 
-    # What a side adds to it.
+    # Overridden by each side.
 
     def describe(self) -> str:
-        """Who the peer is, for reports (WIRE.md section 4)."""
+        """The name of the peer in reports (WIRE.md section 4)."""
         raise NotImplementedError  # pragma: no cover - both sides have their own
 
     def context(self) -> dict[str, Any]:
-        """What identifies the connection in the details of an error."""
+        """The details that identify the connection in an error."""
         return {}
 
     def _on_end(self, code: int, reason: str) -> None:
-        """The session has just ended."""
+        """Called when the session has just ended."""
 
     def _on_closed(self) -> None:
-        """The socket has closed, too."""
+        """Called when the socket has closed as well."""
 
-    # What the transport calls.
+    # Called by the transport.
 
     def receive(self, data: str | bytes | memoryview) -> None:
-        """One whole message has come in: `str` as a text message, anything else as a binary one."""
+        """Handle one whole message: `str` from a text message, anything else from a binary one."""
         if self._phase is not None:
             self._receive_in_phase(self._phase, data)
             return
@@ -180,7 +180,7 @@ class Session:
             counters.messages_in += 1
             self._on_message(type_, payload, stamp)
             return
-        # A call, or the answer to one. From here to the write is what every call costs, so it stands in one place.
+        # A call, or the answer to one. Every call runs the code from here to the write, so it stands in one place.
         try:
             fn = self._procedures.get(type_)
         except TypeError:
@@ -211,7 +211,7 @@ class Session:
             self._write(answer)
 
     def closed(self, code: int, reason: str) -> None:
-        """The socket has closed; `code` and `reason` are the peer's, or 1006 when it said nothing (RFC 6455, 7.1.5)."""
+        """The socket has closed; `code` and `reason` are the peer's, or 1006 if it sent none (RFC 6455, 7.1.5)."""
         self.ready_state = ReadyState.CLOSED
         self._end(code, reason)
         self._wake_drainers()
@@ -229,7 +229,7 @@ class Session:
             self._wake_drainers()
 
     def violated(self, code: int, problem: str) -> None:
-        """The transport found a violation of RFC 6455 or of a limit, and the connection is to end for it."""
+        """End the connection, because the transport found a violation of RFC 6455 or of a limit."""
         if self._phase is ENDED:
             return
         if code == 1009:
@@ -238,16 +238,16 @@ class Session:
             self.violation(problem, code=code, reason=problem)
 
     def pong(self) -> None:
-        """The peer has answered a ping."""
+        """Note that the peer has answered a ping."""
         if self.pinged_at is not None:
             self.rtt = self.endpoint.scheduler.time() - self.pinged_at
             self.pinged_at = None
 
     def lost(self) -> None:
-        """The peer has not been heard for too long."""
+        """Close the socket at once, because the peer has been silent for too long."""
         self.link.abort()
 
-    # What the application's side calls.
+    # Called by the application's side.
 
     @property
     def ended(self) -> bool:
@@ -289,7 +289,7 @@ class Session:
             raise
 
     def start_call(self, name: MessageType, payload: Any, timeout: float | None) -> tuple[int, asyncio.Future[Any]]:
-        """Send a call; whoever awaits the future must end with `forget_call`.
+        """Send a call. The code that awaits the future must call `forget_call` in the end.
 
         Raises:
             WseError: `RP_SEND_FAILED`; `LIMIT_EXCEEDED`, when too many calls wait for an answer; `PROTOCOL_VIOLATION`
@@ -317,7 +317,7 @@ class Session:
         return stamp, future
 
     def forget_call(self, stamp: int) -> None:
-        """Nobody waits for the answer any more."""
+        """Forget a call whose answer is no longer awaited."""
         if self._calls is not None:
             self._calls.discard(stamp)
 
@@ -349,7 +349,7 @@ class Session:
             try:
                 await future
             finally:
-                drainers.pop(future, None)  # who gives up leaves nothing behind
+                drainers.pop(future, None)  # a cancelled waiter leaves nothing behind
 
     @property
     def queued(self) -> int:
@@ -383,7 +383,7 @@ class Session:
         code: int = 1000,
         reason: str = CloseReason.PROTOCOL_ERROR,
     ) -> None:
-        """The peer broke the protocol: report who it was, and close (WIRE.md section 4)."""
+        """Report a peer that broke the protocol, and close the connection (WIRE.md section 4)."""
         error = ErrorCode.PROTOCOL_VIOLATION if cause is None else ErrorCode.MSG_PROCESSING_ERROR
         details = {"from": self.describe(), "close": [code, str(reason)], **self.context()}
         self.endpoint.report(WseError(error, details, problem), self, cause)
@@ -415,7 +415,7 @@ class Session:
         return True
 
     def _decode_again(self, data: str | bytes | memoryview) -> tuple[Any, Any, Any] | None:
-        """The message as the protocol itself sees it; what is none is reported, and ends the connection."""
+        """Decode with `Protocol.unpack`. Bytes that are not a message are reported, and end the connection."""
         try:
             type_, payload, stamp = self.protocol.unpack(data)
         except Exception as exc:
@@ -454,7 +454,7 @@ class Session:
                     self.spawn(settle(result, self._listener_failed, type_))
 
     def _ignored(self, type_: Any, payload: Any, stamp: Any) -> None:
-        """A plain message has no listener."""
+        """Handle a plain message that has no listener."""
 
     def _listener_failed(self, exc: BaseException, type_: MessageType) -> None:
         error = WseError(ErrorCode.MSG_PROCESSING_ERROR, {"type": type_, **self.context()}, "a listener raised")
@@ -482,10 +482,8 @@ class Session:
             endpoint = self.endpoint
             handlers = self._handlers = Handlers(endpoint.scheduler, endpoint.limits.handler_linger, self._overdue)
         task = handlers.run(coroutine)
-        if (
-            task is not None and self.ready_state is not ReadyState.OPEN
-        ):  # it has closed its own connection, or one before it has
-            handlers.let_linger({task})
+        if task is not None and self.ready_state is not ReadyState.OPEN:
+            handlers.let_linger({task})  # this handler, or an earlier one, has closed the connection
 
     @property
     def tasks(self) -> tuple[asyncio.Task[Any], ...]:
@@ -494,11 +492,11 @@ class Session:
 
     @property
     def running_handlers(self) -> int:
-        """How many they are."""
+        """How many async handlers have not ended."""
         return 0 if self._handlers is None else len(self._handlers.tasks)
 
     def _overdue(self, task: asyncio.Task[Any]) -> None:
-        """An async handler has outlived the connection for too long, and is about to be cancelled."""
+        """Report an async handler that has outlived the connection for too long and is about to be cancelled."""
         details = {"handler": handler_of(task), **self.context()}
         self.endpoint.report(WseError(ErrorCode.HANDLER_CANCELLED, details), self)
 
@@ -603,7 +601,7 @@ class Session:
     # Excess.
 
     def exceeded(self, limit: str, reason: CloseReason | None = None, code: int = 1008) -> WseError:
-        """The peer has exceeded a limit: count it, report it once, and close if there is a reason for that.
+        """Count that the peer has exceeded a limit, report it once, and close the connection if a reason is given.
 
         Returns:
             The error for the peer, when it was a call.
@@ -630,7 +628,7 @@ class Session:
     def _report_once(
         self, what: str, error: ErrorCode, details: dict[str, Any], reason: CloseReason | None, code: int
     ) -> None:
-        """A peer that goes on must not flood the application's reports."""
+        """Report it the first time only: a peer that goes on must not flood the application's reports."""
         if what not in self._exceeded:
             self._exceeded += (what,)
             close = {} if reason is None else {"close": [code, str(reason)]}
@@ -658,7 +656,7 @@ class Session:
 
 
 def discard(awaitable: Any) -> None:
-    """Give up what an async handler returned, before it has begun."""
+    """Close the coroutine of an async handler that is not going to run."""
     if isinstance(awaitable, CoroutineType):
         awaitable.close()
 
