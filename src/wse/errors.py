@@ -2,7 +2,8 @@
 
     Exception
     └── WseError             code: ErrorCode or the application's own string
-                             details: facts about it, for programs
+        │                    details: facts about it, for programs
+        └── HandlerError     also a TypeError: a handler that cannot be one
 
 `ErrorCode` says why something failed, `CloseReason` says why a connection was closed. Their values travel
 (WIRE.md section 5) and are shared with the JavaScript applications, so they never change.
@@ -45,6 +46,10 @@ class ErrorCode(StrEnum):
     BROKER_UNAVAILABLE = "wse.server.broker-unavailable"
     BROKER_DEAF = "wse.server.broker-deaf"
     BROKER_LOST_MESSAGES = "wse.server.broker-lost-messages"
+    # The names of the original's documentation.
+    CONNECTION_NOT_READY = CLIENT_NOT_READY
+    NO_CLIENT_CONNECTION = CONNECTION_MISSING
+    MESSAGE_PROCESSING_ERROR = MSG_PROCESSING_ERROR
 
 
 class CloseReason(StrEnum):
@@ -68,6 +73,10 @@ class CloseReason(StrEnum):
     LIMIT_CONNECTIONS = "wse.limit.connections"
     LIMIT_CONNECTIONS_PER_ADDRESS = "wse.limit.connections-per-address"
     LIMIT_UNAUTHENTICATED = "wse.limit.unauthenticated"
+    # Beyond the original: a session that was accepted until a given time, closed with 1012.
+    SESSION_EXPIRED = "wse.session-expired"
+    # The name of the original's documentation.
+    PROTOCOL_ERR = PROTOCOL_ERROR
 
 
 _MESSAGES: dict[str, str] = {
@@ -147,3 +156,7 @@ class WseError(Exception):
 
     def __repr__(self) -> str:
         return f"WseError({str(self.code)!r}, {self.details!r})"
+
+
+class HandlerError(WseError, TypeError):
+    """A handler that is not a function, or does not take the arguments of its event, where WSE has a code for that."""

@@ -75,7 +75,8 @@ class Stats:
         errors: Reports on `error`, by code.
         closes: Connections that have ended, by reason; reasons that are not WSE's own are `other`.
         close_codes: The same by close code; 1006 is a connection that was lost.
-        dropped: Messages not delivered to slow receivers, by their `Overflow` policy.
+        dropped: Messages not delivered to slow receivers, by their `Overflow` policy; `too-large` are those
+            of more bytes than the receiver takes.
         limits: How often each of `Limits` was exceeded.
         refused_origins: Connections refused for their origin.
     """

@@ -9,13 +9,18 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, overload
 
 from wse.core.closing import check_close
+from wse.core.hub.auth import unix_time
 from wse.core.limits import TokenBucket
 from wse.core.session.session import Session
 from wse.errors import CloseReason
 from wse.types import ClientId, MessageType, ReadyState
 
 if TYPE_CHECKING:
+    from datetime import datetime
+
+    from wse.core.hub.auth import AuthExtension, Expiry
     from wse.core.hub.calls import Mode
+    from wse.core.hub.handshake import Challenge
     from wse.core.ports.protocol import Protocol
     from wse.core.ports.transport import Link, Request
     from wse.core.session.endpoint import Endpoint
@@ -27,6 +32,8 @@ class SessionOwner(typing.Protocol):
 
     endpoint: Endpoint
     ignored: Signal[WseConnection, Any, Any]
+    auth: AuthExtension
+    server: Any
 
     def leave(self, session: ServerSession, code: int, reason: str) -> None:
         """Note that the connection has ended; it may not have been valid."""
@@ -49,13 +56,19 @@ class Users(typing.Protocol):
 
 
 class ServerSession(Session):
-    """A session at the server; the application sees it as a `WseConnection`."""
+    """A session at the server; the application sees it as a `WseConnection`.
 
-    __slots__ = ("_owner", "conn")
+    Attributes:
+        conn: The connection that the application sees.
+        expiry: Its end at a given time, if there is one.
+    """
+
+    __slots__ = ("_owner", "conn", "expiry")
 
     def __init__(self, owner: SessionOwner, link: Link, request: Request, protocol: Protocol) -> None:
         super().__init__(owner.endpoint, link, protocol)
         self._owner = owner
+        self.expiry: Expiry | None = None
         self.conn = WseConnection(self, secrets.token_hex(8), request)
         self._conn = self.conn
 
@@ -74,6 +87,8 @@ class ServerSession(Session):
             ignored._emit_on(self, self.conn, type_, payload)
 
     def _on_end(self, code: int, reason: str) -> None:
+        if self.expiry is not None:
+            self.expiry.stop()
         self._owner.leave(self, code, reason)
 
     def _on_closed(self) -> None:
@@ -113,22 +128,41 @@ class WseConnection:
     Attributes:
         conn_id: Its id, unique among all connections.
         cid: The user's id; `None` until the user is accepted.
-        client: The user, a `WseIdentity`; `None` until the user is accepted.
-        identity: The identity that the client sent.
+        identity: The identity that the client sent, the last one if it was asked for a fresh one.
         meta: Further facts that it sent, a dict.
+        challenge: The quest with the client's response, or `None` without a challenge.
         request: The HTTP request that opened the WebSocket.
     """
 
-    __slots__ = ("_session", "cid", "client", "conn_id", "identity", "meta", "request")
+    __slots__ = ("_session", "_user", "challenge", "cid", "conn_id", "identity", "meta", "request")
 
     def __init__(self, session: ServerSession, conn_id: str, request: Request) -> None:
         self._session = session
         self.conn_id = conn_id
         self.request = request
-        self.cid: ClientId | None = None
-        self.client: WseIdentity | None = None
+        self.cid: Any = None
+        self._user: WseIdentity | None = None
         self.identity: Any = None
         self.meta: dict[str, Any] = {}
+        self.challenge: Challenge | None = None
+
+    @property
+    def client(self) -> WseIdentity:
+        """The user, a `WseIdentity`. It is `None` on a connection that is not accepted yet, which only listeners of
+        `error` can meet; its type leaves that out, because all other handlers get accepted connections.
+        """
+        return typing.cast("WseIdentity", self._user)
+
+    @property
+    def server(self) -> Any:
+        """The `WseServer`."""
+        return self._session._owner.server
+
+    @property
+    def expires(self) -> float | None:
+        """When the session ends, in Unix seconds; `None` for a session without such a time. See `extend`."""
+        expiry = self._session.expiry
+        return None if expiry is None else expiry.at
 
     @property
     def remote_addr(self) -> str:
@@ -193,6 +227,19 @@ class WseConnection:
         check_close(code, reason)
         self._session.close(code, reason)
 
+    def extend(self, expires: datetime | float | None) -> None:
+        """Set when the session ends, in place of the time given to `Handshake.accept`, if any.
+
+        Args:
+            expires: As for `Handshake.accept`; `None` for a session that does not expire. A time that has passed ends
+                the session at once.
+
+        Raises:
+            TypeError, ValueError: As `Handshake.accept`.
+        """
+        session = self._session
+        session._owner.auth.expire(session, None if expires is None else unix_time(expires))
+
     async def drain(self) -> None:
         """Wait until the socket takes more, for producers that may send faster than the device reads."""
         await self._session.drain()
@@ -214,7 +261,7 @@ class WseIdentity:
     def __init__(self, users: Users, cid: ClientId, meta: dict[str, Any]) -> None:
         self._users = users
         self._devices: tuple[WseConnection, ...] = ()  # the oldest first; a dict for each user would take 200 bytes
-        self.cid = cid
+        self.cid: Any = cid
         self.meta = meta
 
     @property

@@ -46,16 +46,22 @@ def deliver(
 def _write(endpoint: Endpoint, conns: Collection[WseConnection], type: MessageType, packed: Packed) -> None:
     counters = endpoint.counters
     counters.messages_out += len(conns)
-    counters.bytes_out += len(conns) * len(packed.data)
+    size = len(packed.data)
+    counters.bytes_out += len(conns) * size
     slow: list[ServerSession] = []  # holding a message may close the connection, which changes `conns`
     for conn in conns:
         session = conn._session
-        if session._writable:
+        if session._writable and size <= session._safe_out:
             session.link.write_shared(packed)
         else:
             slow.append(session)
     for session in slow:
-        session.hold(type, packed)
+        if size > session._safe_out and not session.takes(packed.data):
+            session.skip(type, packed.data)
+        elif session._writable:
+            session.link.write_shared(packed)
+        else:
+            session.hold(type, packed)
 
 
 def excluded(exclude: Exclude) -> tuple[str | None, ClientId | None]:

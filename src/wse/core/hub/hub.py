@@ -12,8 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 from wse.core.closing import check_close
 from wse.core.heartbeat import Heartbeat
+from wse.core.hub.auth import AuthExtension
 from wse.core.hub.calls import call_all, call_any, call_first
 from wse.core.hub.connection import MeteredSession, ServerSession, WseConnection, WseIdentity
+from wse.core.hub.extensions import LimitsExtension
 from wse.core.hub.fanout import excluded, without
 from wse.core.hub.handshake import ServerOpening
 from wse.core.hub.network import EVERYONE, USER, Network
@@ -29,6 +31,7 @@ from wse.types import ClientId, MessageType
 
 if TYPE_CHECKING:
     import asyncio
+    from collections.abc import Callable
 
     from wse.core.hub.calls import Mode
     from wse.core.hub.connection import Exclude
@@ -53,14 +56,29 @@ class Hub:
         conns_per_user: How many devices of one user may be connected at a time.
         auth_timeout: Seconds that a connection has to become valid; 0 for ever.
         heartbeat: When silent connections are pinged, and given up.
+        clock: The time of day, in Unix seconds.
+        server: The server, for applications that have a connection.
     """
 
-    def __init__(self, endpoint: Endpoint, *, conns_per_user: int, auth_timeout: float, heartbeat: Heartbeat) -> None:
+    def __init__(
+        self,
+        endpoint: Endpoint,
+        *,
+        conns_per_user: int,
+        auth_timeout: float,
+        heartbeat: Heartbeat,
+        clock: Callable[[], float],
+        server: Any = None,
+    ) -> None:
         if conns_per_user < 1:
             raise ValueError(f"conns_per_user must be at least 1, not {conns_per_user}")
         if auth_timeout < 0:
             raise ValueError(f"auth_timeout is in seconds, or 0 for none, not {auth_timeout}")
         self.endpoint = endpoint
+        self.server = server
+        self.auth = AuthExtension(endpoint.scheduler, clock)
+        endpoint.extensions.add(self.auth)
+        endpoint.extensions.add(LimitsExtension())
         self.conns_per_user = conns_per_user
         self.auth_timeout = auth_timeout
         self.identify: AuthHandler | None = None
@@ -109,6 +127,7 @@ class Hub:
             identify=self.identify,
             generator=self.generator,
             deadline=self.auth_timeout,
+            auth=self.auth,
             join=self._join,
         )
         session.enter(opening)
@@ -141,11 +160,16 @@ class Hub:
         if session.link.pings:
             self._keepalive.start()
 
-    def _join(self, session: ServerSession, auth: Handshake, cid: ClientId, welcome: Packed) -> None:
+    def _join(
+        self, session: ServerSession, auth: Handshake, cid: ClientId, welcome: Packed, expires: float | None
+    ) -> None:
         """Make the connection a user's (WIRE.md section 3, step 5)."""
         conn = session.conn
         conn.identity = auth.identity
         conn.meta = auth.meta
+        conn.challenge = auth.challenge
+        if expires is not None:
+            self.auth.expire(session, expires)
         self.network.admit(session, cid, welcome)
 
     def add(self, conn: WseConnection, cid: ClientId) -> bool:
@@ -155,13 +179,12 @@ class Hub:
         if identity is None:
             identity = self.identities[cid] = WseIdentity(self, cid, conn.meta)
         conn.cid = cid
-        conn.client = identity
+        conn._user = identity
         identity._devices += (conn,)
         return is_new
 
     def push_out(self, conn: WseConnection) -> None:
         """Close the oldest connection of the user of a new one, if there are too many."""
-        assert conn.client is not None  # since `add`
         conns = conn.client._devices
         if len(conns) > self.conns_per_user:
             # Its listeners may send to the user: the new one is not valid yet, so nothing precedes the welcome.
@@ -170,7 +193,7 @@ class Hub:
     def welcome(self, session: ServerSession, welcome: Packed, is_first: bool) -> None:
         """Let a user's connection in, unless it has ended since it was added."""
         conn = session.conn
-        identity = conn.client
+        identity = conn._user
         if session.ended or identity is None:
             return
         self.connections[conn.conn_id] = conn
@@ -188,7 +211,7 @@ class Hub:
     def leave(self, session: ServerSession, code: int, reason: str) -> None:
         """Remove a connection that has ended; it may not have been valid."""
         conn = session.conn
-        identity = conn.client
+        identity = conn._user
         if self.connections.pop(conn.conn_id, None) is None:
             self.unauthenticated -= 1
         if identity is None:

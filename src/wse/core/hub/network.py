@@ -29,7 +29,7 @@ class DeviceInfo:
         node: The node that holds it; an empty string on a server without a cluster.
     """
 
-    cid: ClientId
+    cid: Any
     conn_id: str
     node: str = ""
 

@@ -105,7 +105,7 @@ class Room:
         """
         self._rooms.send(self.name, type, payload, exclude)
 
-    async def members(self) -> frozenset[ClientId]:
+    async def members(self) -> frozenset[Any]:
         """The users with a connection in the room.
 
         In a cluster every node is asked for its own; the users of one that does not answer within a second are missing.

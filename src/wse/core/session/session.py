@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import typing
 from inspect import isawaitable
+from math import inf
 from types import CoroutineType
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +17,15 @@ from wse.core.packed import Packed, encode, unencodable
 from wse.core.session.extensions import NOTHING
 from wse.core.session.handlers import Handlers
 from wse.core.session.outbox import Outbox
-from wse.core.session.rpc import NotAskedError, PendingCalls, error_from_wire, error_to_wire
+from wse.core.session.rpc import (
+    ECHOED,
+    ExposeErrors,
+    NotAskedError,
+    PendingCalls,
+    encodable,
+    error_from_wire,
+    error_to_wire,
+)
 from wse.core.session.signals import HANDLER_ERRORS, handler_of, settle
 from wse.errors import CloseReason, ErrorCode, WseError
 from wse.types import MessageType, ReadyState
@@ -95,12 +104,14 @@ class Session:
         "_encode",
         "_exceeded",
         "_handlers",
+        "_max_out",
         "_nesting",
         "_outbox",
         "_phase",
         "_procedures",
         "_response",
         "_running_calls",
+        "_safe_out",
         "_utf8",
         "_writable",
         "agreement",
@@ -135,6 +146,8 @@ class Session:
         self._conn: Any = None  # what handlers get before the payload: the connection at a server, nothing at a client
         self._phase: Phase | None = ENDED
         self._calls: PendingCalls | None = None
+        self._max_out: float = inf  # bytes of a message that the peer takes
+        self._safe_out: float = inf  # what `len` of an encoded message may be without a closer look
         self.agreement = NOTHING
         self.silent_since = 0.0
         self.pinged_at: float | None = None
@@ -204,11 +217,12 @@ class Session:
             else:
                 self._procedure_failed(exc, type_, payload, stamp)
             return
-        if self._utf8 and self._writable:
-            counters.bytes_out += len(answer)
+        size = len(answer)
+        if self._utf8 and self._writable and size <= self._safe_out:
+            counters.bytes_out += size
             self.link.write_utf8(answer)
         else:
-            self._write(answer)
+            self._write_answer(answer, type_, payload, stamp)
 
     def closed(self, code: int, reason: str) -> None:
         """The socket has closed; `code` and `reason` are the peer's, or 1006 if it sent none (RFC 6455, 7.1.5)."""
@@ -264,13 +278,16 @@ class Session:
 
         Raises:
             WseError: `PROTOCOL_VIOLATION` for a type that is WSE's own; `MSG_PROCESSING_ERROR` for a payload that
-                cannot be encoded, with the encoder's exception as its cause.
+                cannot be encoded, with the encoder's exception as its cause; `LIMIT_EXCEEDED` for a message that is
+                larger than the peer takes.
         """
         self.endpoint.check_type(type)
         try:
             data = self._encode((type, payload, None))
         except Exception as exc:
             raise unencodable(type, exc) from exc
+        if len(data) > self._safe_out:
+            self.check_size(data, {"type": type})
         if self._phase is None:
             self._counters.messages_out += 1
             self._write(data, type)
@@ -279,7 +296,7 @@ class Session:
         """Call a procedure of the peer and return its result.
 
         Raises:
-            WseError: The peer's own error, or `RP_TIMEOUT`, `RP_DISCONNECT`, `RP_SEND_FAILED` (WIRE.md section 4).
+            WseError: The peer's own error, or `RP_TIMEOUT`, `RP_DISCONNECT`, or as `start_call` (WIRE.md section 4).
         """
         stamp, future = self.start_call(name, payload, timeout)
         try:
@@ -292,12 +309,13 @@ class Session:
         """Send a call. The code that awaits the future must call `forget_call` in the end.
 
         Raises:
-            WseError: `RP_SEND_FAILED`; `LIMIT_EXCEEDED`, when too many calls wait for an answer; `PROTOCOL_VIOLATION`
-                for a name that is WSE's own.
+            WseError: `CLIENT_NOT_READY`, when the connection is not open and welcomed; `RP_SEND_FAILED`, when the
+                payload cannot be encoded, or the transport raised; `LIMIT_EXCEEDED`, when too many calls wait for an
+                answer, or the call is larger than the peer takes; `PROTOCOL_VIOLATION` for a name that is WSE's own.
         """
         self.endpoint.check_type(name)
         if self._phase is not None:
-            raise NotAskedError(ErrorCode.RP_SEND_FAILED, {"rp": name}, "the connection is not open")
+            raise NotAskedError(ErrorCode.CLIENT_NOT_READY, {"rp": name}, "the connection is not open")
         calls = self._calls
         if calls is None:
             calls = self._calls = PendingCalls(self.endpoint.scheduler, self.endpoint.timeout)
@@ -306,14 +324,19 @@ class Session:
             error.details["rp"] = name
             raise error
         stamp, future = calls.add(name, timeout)
+        problem = "the payload cannot be encoded"
         try:
             data = self._encode((name, payload, stamp))
+            problem = "the call cannot be written"
+            if len(data) > self._safe_out:
+                self.check_size(data, {"rp": name})
+            self._write(data)
         except Exception as exc:
             calls.discard(stamp)
-            problem = f"the payload cannot be encoded: {exc}"
-            raise WseError(ErrorCode.RP_SEND_FAILED, {"rp": name}, problem) from exc
+            if isinstance(exc, WseError):
+                raise
+            raise WseError(ErrorCode.RP_SEND_FAILED, {"rp": name}, f"{problem}: {exc}") from exc
         self._counters.calls_out += 1
-        self._write(data)
         return stamp, future
 
     def forget_call(self, stamp: int) -> None:
@@ -373,7 +396,11 @@ class Session:
         Raises:
             WseError: `MSG_PROCESSING_ERROR`, when the payload cannot be encoded.
         """
-        self.link.write_shared(encode(self.protocol, type, payload))
+        packed = encode(self.protocol, type, payload)
+        if self._writable:
+            self.link.write_shared(packed)
+        else:
+            self.hold(None, packed)
 
     def violation(
         self,
@@ -535,6 +562,15 @@ class Session:
         except Exception as exc:
             self._procedure_failed(exc, name, payload, stamp)
             return
+        self._write_answer(data, name, payload, stamp)
+
+    def _write_answer(self, data: Any, name: MessageType, payload: Any, stamp: Any) -> None:
+        if len(data) > self._safe_out:
+            try:
+                self.check_size(data, {"rp": name})
+            except WseError as exc:
+                self._procedure_failed(exc, name, payload, stamp)
+                return
         self._write(data)
 
     def _procedure_failed(self, exc: BaseException, name: MessageType, payload: Any, stamp: Any) -> None:
@@ -544,21 +580,51 @@ class Session:
         self.endpoint.report(WseError(ErrorCode.RP_EXECUTION_FAILED, details, message), self, exc)
 
     def _answer_error(self, exc: BaseException, name: MessageType, payload: Any, stamp: Any) -> None:
-        response_error = self.protocol.internal_types.response_error
-        try:
-            wire = error_to_wire(exc, name, payload, expose=self.endpoint.expose, debug=self.endpoint.debug)
-            data = self._encode((response_error, wire, stamp))
-        except Exception:
-            # The error's own details cannot be encoded: the caller still gets an answer, without them.
-            code = exc.code if isinstance(exc, WseError) else ErrorCode.RP_EXECUTION_FAILED
-            wire = {"code": str(code), "details": {"rp": name, "rpc": name}}
+        data: Any = None
+        trouble: Exception | None = None
+        for make in (self._whole_error, self._encodable_error, self._bare_error):
             try:
-                data = self._encode((response_error, wire, stamp))
-            except Exception as cause:  # a protocol that cannot send back what it has received
-                problem = WseError(ErrorCode.MSG_PROCESSING_ERROR, self.context(), "a call cannot be answered")
-                self.endpoint.report(problem, self, cause)
-                return
-        self._write(data)
+                data = self._encode((self.protocol.internal_types.response_error, make(exc, name, payload), stamp))
+                if len(data) > self._safe_out and make != self._bare_error:
+                    self.check_size(data, {"rp": name})
+                break
+            except Exception as cause:
+                trouble = trouble or cause
+        if trouble is not None:
+            details = {"rp": name, **self.context()}
+            problem = "the error of a call cannot be sent as it is"
+            self.endpoint.report(WseError(ErrorCode.MSG_PROCESSING_ERROR, details, problem), self, trouble)
+        if data is not None:  # else the protocol cannot send back what it has received
+            self._write(data)
+
+    def _whole_error(self, exc: BaseException, name: MessageType, payload: Any) -> dict[str, Any]:
+        echoed = payload if self._is_small(payload) else None
+        return error_to_wire(exc, name, echoed, expose=self.endpoint.expose, debug=self.endpoint.debug)
+
+    def _encodable_error(self, exc: BaseException, name: MessageType, payload: Any) -> Any:
+        return encodable(self._whole_error(exc, name, payload), self._can_encode)
+
+    def _bare_error(self, exc: BaseException, name: MessageType, payload: Any) -> dict[str, Any]:
+        code = exc.code if isinstance(exc, WseError) else ErrorCode.RP_EXECUTION_FAILED
+        return {"code": str(code), "details": {"rp": name, "rpc": name}}
+
+    def _is_small(self, payload: Any) -> bool:
+        """Whether a payload may go back to its sender."""
+        if payload is None or self.endpoint.expose is ExposeErrors.NONE:
+            return False
+        try:
+            envelope = len(self._encode((self._response, 0, None))) - 1
+            size = len(self._encode((self._response, payload, None))) - envelope
+        except Exception:
+            return False
+        return size <= min(ECHOED, self._safe_out / 4)  # a small part of what the peer takes
+
+    def _can_encode(self, value: Any) -> bool:
+        try:
+            self._encode((self._response, value, None))
+        except Exception:
+            return False
+        return True
 
     # Writing.
 
@@ -597,6 +663,36 @@ class Session:
             for future in self._drainers:
                 _wake(future)
             self._drainers = None
+
+    # The size of messages that the peer takes.
+
+    def limit_output(self, size: int) -> None:
+        """Send no messages of more bytes: the peer does not take them."""
+        self._max_out = size
+        self._safe_out = size if self._utf8 else size // 4  # which characters of UTF-8 cannot exceed
+
+    def takes(self, data: str | bytes) -> bool:
+        """Whether the peer takes a message of that size."""
+        return len(data.encode() if isinstance(data, str) else data) <= self._max_out
+
+    def check_size(self, data: str | bytes, details: dict[str, Any]) -> None:
+        """Reject a message that the peer does not take.
+
+        Raises:
+            WseError: `LIMIT_EXCEEDED`, with the details and the size.
+        """
+        if not self.takes(data):
+            raise self._too_large(data, details)
+
+    def skip(self, type: MessageType, data: str | bytes) -> None:
+        """Drop a message to many receivers that this one does not take, and report the first."""
+        self._counters.dropped["too-large"] += 1
+        error = self._too_large(data, {"type": type})
+        self._report_once("too-large", ErrorCode.LIMIT_EXCEEDED, error.details, None, 0)
+
+    def _too_large(self, data: str | bytes, details: dict[str, Any]) -> WseError:
+        whole = {"limit": "message_size", "allowed": self._max_out, "size": len(data), **details}
+        return WseError(ErrorCode.LIMIT_EXCEEDED, whole, "the message is larger than the peer takes")
 
     # Excess.
 

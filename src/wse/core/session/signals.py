@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVarTuple, overload
 
+from wse.errors import ErrorCode, HandlerError
 from wse.types import F, MessageType
 
 if TYPE_CHECKING:
@@ -28,22 +29,64 @@ Failed = Callable[..., None]
 """Called with the exception of a handler, and with the context of its call."""
 
 
-def check_handler(fn: Callable[..., Any], *takes: str) -> None:
-    """Reject a handler that cannot be called with the arguments of its event.
+def check_handler(fn: Callable[..., Any], *takes: str, code: ErrorCode | None = None) -> None:
+    """Reject a handler that cannot be called with the arguments of its event, or whose call would do nothing.
+
+    Args:
+        fn: The handler.
+        takes: The names of the arguments.
+        code: The code of the error, if it has one.
 
     Raises:
-        TypeError: It is not callable, or not with these arguments.
+        TypeError: It cannot be a handler; with a code, a `HandlerError`.
     """
+    problem = _problem(fn, takes)
+    if problem is not None:
+        raise TypeError(problem) if code is None else HandlerError(code, {}, problem)
+
+
+def _problem(fn: Any, takes: tuple[str, ...]) -> str | None:
+    """Why a function cannot be a handler, and what to do instead."""
+    expected = f"({', '.join(takes)})"
     if not callable(fn):
-        raise TypeError(f"a handler must be a function ({', '.join(takes)}), not {fn!r}")
+        return f"a handler must be a function {expected}, not {fn!r}"
+    called = fn if inspect.isroutine(fn) or isinstance(fn, partial) else getattr(type(fn), "__call__", fn)  # noqa: B004
+    if inspect.isgeneratorfunction(called) or inspect.isasyncgenfunction(called):
+        return f"a handler cannot be a generator; return a list, or send messages: {fn!r} contains a yield"
     try:
         signature = inspect.signature(fn)
     except ValueError:  # some builtins have no signature
-        return
+        return None
+    for parameter in signature.parameters.values():
+        if _is_injected(parameter):
+            return (
+                f"WSE calls a handler with {expected} only and resolves no dependencies: "
+                f"get {parameter.name!r} of {fn!r} inside the handler"
+            )
     try:
         signature.bind(*takes)
-    except TypeError as exc:
-        raise TypeError(f"a handler must take ({', '.join(takes)}), but {fn!r} takes {signature}") from exc
+    except TypeError:
+        return f"a handler must take {expected}, but {fn!r} takes {signature}"
+    return None
+
+
+def _is_injected(parameter: inspect.Parameter) -> bool:
+    """Whether a web framework, such as FastAPI, would fill a parameter: `Depends(...)`, `Query(...)` and the like."""
+    markers = (parameter.default, *getattr(parameter.annotation, "__metadata__", ()))
+    return any(
+        type(m).__module__.startswith("fastapi.") or type(m).__name__ in ("Depends", "Security") for m in markers
+    )
+
+
+def check_name(name: Any, decorator: str) -> None:
+    """Reject a function in place of a name: a decorator without its parentheses.
+
+    Raises:
+        TypeError: The name is a function.
+    """
+    if inspect.isroutine(name) or isinstance(name, partial):
+        label = getattr(name, "__name__", "name")
+        raise TypeError(f'the decorator needs a name: @{decorator}("{label}"), not @{decorator} alone')
 
 
 class Spawner(typing.Protocol):
@@ -270,7 +313,21 @@ class Channel:
         if fn is None or not listeners.fns:
             del self._by_type[type]
 
+    def remove_all(self, type: MessageType | None = None) -> None:
+        """Remove all listeners of that type; without a type, all listeners of all types."""
+        if type is None:
+            self._by_type.clear()
+        else:
+            self._by_type.pop(type, None)
+
+    def listener_count(self, type: MessageType) -> int:
+        """How many listeners the type has."""
+        listeners = self._by_type.get(type)
+        return 0 if listeners is None else len(listeners.fns)
+
     def _add(self, type: MessageType, fn: F | None, *, once: bool) -> F | Callable[[F], F]:
+        if fn is None:
+            check_name(type, "channel.once" if once else "channel.on")
         self._check_type(type)
 
         def add(fn: F) -> F:
