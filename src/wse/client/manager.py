@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit
 
+from wse.client.extensions import add_client_extensions
 from wse.client.session import ClientOpening, ClientSession
 from wse.core.closing import check_close
 from wse.core.packed import encode
@@ -81,6 +82,7 @@ class ConnectionManager:
         heartbeat: Heartbeat,
     ) -> None:
         self._endpoint = endpoint
+        add_client_extensions(endpoint)
         self._when = when
         self.url = checked_url(url)
         self._identity = identity
@@ -206,6 +208,9 @@ class ConnectionManager:
             "identity": identity if credentials is None else credentials.start(),
             "meta": self._meta or {},
         }
+        offers = self._endpoint.extensions.offers(self._protocol.extensions)
+        if offers:
+            payload["ext"] = offers
         hi = encode(self._protocol, self._protocol.internal_types.hi, payload)
         # This attempt's own: cancelled for another one, it may end when the other has begun.
         session: ClientSession | None = None

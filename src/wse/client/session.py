@@ -36,14 +36,20 @@ class SessionOwner(typing.Protocol):
 
 
 class ClientSession(Session):
-    """A session at the client."""
+    """A session at the client.
 
-    __slots__ = ("_owner", "_socket_closed")
+    Attributes:
+        refusal: What the server has said about the refusal with which it is about to close, a dict with `reason` and
+            `retry`; `None` if it has said nothing.
+    """
+
+    __slots__ = ("_owner", "_socket_closed", "refusal")
 
     def __init__(self, owner: SessionOwner, endpoint: Endpoint, link: Link, protocol: Protocol) -> None:
         super().__init__(endpoint, link, protocol)
         self._owner = owner
         self._socket_closed: asyncio.Future[None] | None = None
+        self.refusal: dict[str, Any] | None = None
 
     def describe(self) -> str:
         return "server"
@@ -54,6 +60,22 @@ class ClientSession(Session):
             if self._socket_closed is None:
                 self._socket_closed = self.endpoint.scheduler.create_future()
             await self._socket_closed
+
+    # What extensions bring.
+
+    def answered(self, answers: Any) -> None:
+        """The server has answered to the extensions that `hi` offered."""
+        types = self.protocol.extensions
+        if types is not None:
+            self.agreement = self.endpoint.extensions.take_answers(self, types, answers)
+
+    def refused(self, payload: Any) -> None:
+        """The server tells why it refuses the client; the close follows."""
+        if isinstance(payload, dict):
+            self.refusal = payload
+
+    def asked_for_identity(self) -> None:
+        """The session is about to expire, and the server asks for a fresh identity (`~wse:auth`)."""
 
     def _ignored(self, type_: Any, payload: Any, stamp: Any) -> None:
         self._owner.message_ignored(type_, payload, stamp)
@@ -98,8 +120,13 @@ class ClientOpening:
 
     def message(self, type: Any, payload: Any, stamp: Any) -> None:
         types = self._session.protocol.internal_types
+        extensions = self._session.protocol.extensions
         if type == types.welcome:
             self._welcome(payload)
+        elif extensions is not None and type == extensions.ext:
+            self._session.answered(payload)
+        elif extensions is not None and type == extensions.refused:
+            self._session.refused(payload)
         elif type == types.challenge and self._respond is not None:
             run_handler(self._session, self._answer, (self._respond, payload), self._failed)
         # Anything else is ignored (WIRE.md section 3).
