@@ -1,4 +1,4 @@
-"""For tests of applications: a client connected to a server in memory, without a socket."""
+"""Tests of applications: a client that is connected to a server in memory, without a socket."""
 
 from __future__ import annotations
 
@@ -43,9 +43,9 @@ class MemoryConnector:
 async def connect(
     server: WseServer, identity: Any = "", meta: dict[str, Any] | None = None, **client_options: Any
 ) -> AsyncIterator[WseClient]:
-    """A client connected to `server` over an in-memory link, closed on leaving.
+    """Connect a client to `server` over an in-memory link, and close it on leaving.
 
-    The server need not be started, and needs no port. Everything else is real: encoding, the handshake, calls, events.
+    The server needs no port and need not be started. Everything else is real: encoding, the handshake, calls, events.
 
     Args:
         server: The application's server.

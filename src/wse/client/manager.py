@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from wse.core.session.session import Session
 
 JUMP = 4000
-"""The close code of `jump`; who closes with it is reconnected to, at once and always (WIRE.md section 6)."""
+"""The close code of `jump`; the client always reconnects at once after it (WIRE.md section 6)."""
 
 RETRIED: Final = frozenset((1005, 1006, 1011, 1012, 1013, 1014))
 """Close codes after which a reconnecting client tries again (WIRE.md section 6)."""
@@ -47,19 +47,19 @@ UNSET: Any = _Unset()
 
 
 class ConnectionManager:
-    """What a client does to have a connection; it lives as long as the client, and through many connections.
+    """Makes, keeps and ends the connections of a client, one after the other.
 
     Args:
-        endpoint: What all connections of the client share.
-        when: Told of everything.
-        url: Where the server is.
-        identity: Who we are, or credentials.
-        meta: What the server may want to know beside.
-        headers: Sent with the HTTP request.
+        endpoint: The part that all connections of the client share.
+        when: The signals of the client.
+        url: The address of the server.
+        identity: The client's identity, or credentials.
+        meta: Further facts for the server.
+        headers: Headers of the HTTP request.
         connector: Opens WebSockets.
         reconnect: Reconnect after a close that is retried.
-        backoff: How long to wait before each attempt to reconnect.
-        heartbeat: When a silent server is pinged, and given up.
+        backoff: The waits before the attempts to reconnect.
+        heartbeat: When a silent server is pinged, and when the connection is given up.
 
     Attributes:
         respond: The application's challenge handler.
@@ -169,7 +169,7 @@ class ConnectionManager:
                 self._connecting = None
 
     def _is_awaited(self) -> bool:
-        """Whether somebody waits in `connect` or `jump`."""
+        """Whether a caller waits in `connect` or `jump`."""
         return self._connecting is not None and self._connecting.get_name() == "connect"
 
     async def _attempts(self, wait: bool = False) -> Any:
@@ -189,7 +189,7 @@ class ConnectionManager:
                     raise
                 self._endpoint.report(exc)
                 self._set_status(ClientStatus.RE_CONNECTING)
-                # Who closes with 4000 is returned to at once, but not for ever.
+                # A server that closes with 4000 is returned to at once, but only the first time.
                 wait = wait or jumped or exc.details.get("code") != JUMP
                 jumped = True
             except Exception:
@@ -251,7 +251,7 @@ class ConnectionManager:
         return () if self.session is None else (self.session,)
 
     def _abandon(self, session: ClientSession | None) -> None:
-        """Nobody waits for this connection any more."""
+        """Close a connection that is no longer wanted."""
         if session is not None:
             if self.session is session:
                 self.session = None
@@ -266,7 +266,7 @@ class ConnectionManager:
         code = exc.details.get("code")
         return code == JUMP or (self._reconnect and (exc.code == ErrorCode.WS_CLIENT_ERROR or code in RETRIED))
 
-    # SessionOwner: what the session tells.
+    # SessionOwner: called by the session.
 
     def session_welcomed(self, session: ClientSession, welcome: Any) -> None:
         self._set_status(ClientStatus.READY)

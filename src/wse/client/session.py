@@ -32,7 +32,7 @@ class SessionOwner(typing.Protocol):
         """The connection has ended, before or after the welcome."""
 
     def message_ignored(self, type: Any, payload: Any, stamp: Any) -> None:
-        """A message came that nobody listens to."""
+        """A message came that has no listener."""
 
 
 class ClientSession(Session):
@@ -73,7 +73,7 @@ class ClientOpening:
         session: The connection.
         owner: The client.
         respond: Answers a quest, plain or async; without it quests are ignored.
-        finish: Checks the welcome and returns what of it is the application's.
+        finish: Checks the welcome and returns the part of it that belongs to the application.
     """
 
     __slots__ = ("_finish", "_owner", "_respond", "_session")

@@ -1,4 +1,4 @@
-"""What a client tells."""
+"""The signals of a client."""
 
 from __future__ import annotations
 
@@ -14,16 +14,15 @@ if TYPE_CHECKING:
 
 
 class ClientSignals:
-    """What happens to a client: `client.when`.
+    """The events of a client: `client.when`.
 
     Attributes:
         connected: `()`: the socket is open; the welcome is still to come.
-        ready: `(welcome)`: the server has accepted us. A listener that is added later gets the last welcome.
+        ready: `(welcome)`: the server has accepted the client. A listener that is added later gets the last welcome.
         closed: `(code, reason)`: the connection has ended.
-        error: `(err)`: a `WseError`, with the exception behind it as `__cause__`. Errors that nobody listens to are
-            logged.
+        error: `(err)`: a `WseError`, with its cause as `__cause__`. Without a listener, errors are logged.
         updated: `(status)`: `client.status` has changed.
-        ignored: `(type, payload, stamp)`: a message came that nobody listens to.
+        ignored: `(type, payload, stamp)`: a message came that has no listener.
     """
 
     __slots__ = ("closed", "connected", "error", "ignored", "ready", "updated")

@@ -1,4 +1,4 @@
-"""Opening a WebSocket to a server."""
+"""Open a WebSocket to a server."""
 
 from __future__ import annotations
 
@@ -43,11 +43,11 @@ async def connect(
     Args:
         url: `ws:` or `wss:`.
         protocol: The subprotocol to offer.
-        headers: Sent with the HTTP request.
-        limits: What the server may send.
+        headers: Headers of the HTTP request.
+        limits: Limits on messages from the server.
         open: Makes the session of the link.
         ssl: For `wss:`; by default the system's certificates are trusted.
-        timeout: Seconds for the whole of it; 0 for ever.
+        timeout: Seconds until the WebSocket must be open; 0 for ever.
         compression: Offered to the server; `None` for no compression.
 
     Raises:
@@ -82,7 +82,7 @@ async def connect(
                 extra_headers=wanted,
                 read_buffer_init_size=2048,
             )
-        if link is None:  # how picows tells that the socket closed before the server had answered
+        if link is None:  # the socket closed before the server had answered
             raise ConnectionResetError("the server closed the connection without an answer")
     except (OSError, picows.WSError, ValueError) as exc:  # TimeoutError is an OSError
         problem = str(exc) or "no answer in time"
@@ -92,7 +92,7 @@ async def connect(
 
 
 class _Refusal(picows.WSListener):
-    """Takes a WebSocket that opens when nobody waits for it any more: picows goes on after a cancellation."""
+    """Closes a WebSocket that opens after its attempt was given up: picows goes on after a cancellation."""
 
     def on_ws_connected(self, transport: picows.WSTransport) -> None:
         transport.disconnect(False)
@@ -123,6 +123,6 @@ class PicowsClientLink(PicowsLink):
 
 
 async def _retrieve_exception(transport: picows.WSTransport) -> None:
-    """Take what picows keeps for those who await a client's end, or asyncio complains that nobody has."""
+    """Retrieve the exception that picows keeps, or asyncio complains that nobody has."""
     with contextlib.suppress(Exception):
         await transport.wait_disconnected()
