@@ -99,7 +99,7 @@ class WseClient:
             identity=identity,
             meta=meta,
             headers=dict(headers or {}),
-            connector=connector or partial(picows.connect, ssl=ssl, timeout=timeout, compression=compression),
+            connector=connector or partial(picows.connect, ssl=ssl, compression=compression),
             reconnect=reconnect,
             backoff=backoff or Backoff(),
             heartbeat=heartbeat or Heartbeat(),

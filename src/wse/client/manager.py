@@ -1,15 +1,31 @@
-"""The life of a client's connection: connecting, keeping it up, moving it, ending it (WIRE.md section 6)."""
+"""The connections of a client: made, kept, moved and ended, one after the other (WIRE.md section 6).
+
+What moves the status, and where to:
+
+    IDLE, OFFLINE           connect, jump            CONNECTING
+    CONNECTING              welcome                  READY
+    RE_CONNECTING           welcome                  READY
+    CONNECTING              failure that is retried  RE_CONNECTING
+    RE_CONNECTING           failure that is retried  stays
+    READY                   loss that is retried     OFFLINE, then RE_CONNECTING
+    READY                   jump                     OFFLINE, then RE_CONNECTING
+    any but IDLE            final failure, close     OFFLINE
+
+A listener may connect, jump or close while it is called. So whatever follows an emission first asks whether the
+application has decided anew (`_Course`).
+"""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
-from urllib.parse import urlsplit
 
-from wse.client.session import ClientOpening, ClientSession
+from wse.client.connection import Connection
+from wse.client.retry import JUMP
+from wse.client.request import checked_url
 from wse.core.closing import check_close
-from wse.core.packed import encode
 from wse.core.ports.credentials import Credentials
 from wse.core.session.keepalive import Keepalive
 from wse.errors import CloseReason, ErrorCode, WseError
@@ -18,20 +34,19 @@ from wse.types import ClientStatus
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from wse.backoff import Backoff
+    from wse.client.retry import Retry
+    from wse.client.session import ClientSession
     from wse.client.signals import ClientSignals
     from wse.core.heartbeat import Heartbeat
-    from wse.core.packed import Packed
-    from wse.core.ports.protocol import Protocol
-    from wse.core.ports.transport import Connector, Link
+    from wse.core.ports.transport import Connector
     from wse.core.session.endpoint import Endpoint
-    from wse.core.session.session import Session
+    from wse.scheduler import AsyncioScheduler
 
-JUMP = 4000
-"""The close code of `jump`; the client always reconnects at once after it (WIRE.md section 6)."""
+CLOSE_TIMEOUT: Final = 4.0
+"""Seconds that the server has for its part of the closing handshake, before `close` cuts the socket."""
 
-RETRIED: Final = frozenset((1005, 1006, 1011, 1012, 1013, 1014))
-"""Close codes after which a reconnecting client tries again (WIRE.md section 6)."""
+_ABORT_TIMEOUT: Final = 0.5
+"""Seconds for a socket that is cut to be gone."""
 
 _BUSY = (ClientStatus.CONNECTING, ClientStatus.READY, ClientStatus.RE_CONNECTING)
 
@@ -46,6 +61,45 @@ class _Unset:
 UNSET: Any = _Unset()
 
 
+class _Course:
+    """What follows from one `connect`, `jump` or `close` of the application, until the next one.
+
+    Args:
+        waiter: Resolved for the caller that waits in `connect` or `jump`.
+
+    Attributes:
+        task: The attempt that is being made or waited for.
+    """
+
+    __slots__ = ("_waiter", "task")
+
+    def __init__(self, waiter: asyncio.Future[Any] | None) -> None:
+        self._waiter = waiter
+        self.task: asyncio.Task[None] | None = None
+
+    @property
+    def is_awaited(self) -> bool:
+        """Whether a caller waits for the outcome."""
+        return self._waiter is not None and not self._waiter.done()
+
+    async def outcome(self) -> Any:
+        """Wait for the welcome."""
+        assert self._waiter is not None
+        try:
+            return await self._waiter
+        finally:
+            if not self._waiter.cancelled():
+                self._waiter.exception()  # the caller may be cancelled when it is there: retrieved, or asyncio complains
+
+    def succeed(self, welcome: Any) -> None:
+        assert self._waiter is not None
+        self._waiter.set_result(welcome)
+
+    def fail(self, exc: Exception) -> None:
+        assert self._waiter is not None
+        self._waiter.set_exception(exc)
+
+
 class ConnectionManager:
     """Makes, keeps and ends the connections of a client, one after the other.
 
@@ -53,17 +107,18 @@ class ConnectionManager:
         endpoint: The part that all connections of the client share.
         when: The signals of the client.
         url: The address of the server.
-        identity: The client's identity, or credentials.
+        identity: The client's identity: a value, credentials, or a function that returns one of them.
         meta: Further facts for the server.
         headers: Headers of the HTTP request.
         connector: Opens WebSockets.
-        reconnect: Reconnect after a close that is retried.
-        backoff: The waits before the attempts to reconnect.
-        heartbeat: When a silent server is pinged, and when the connection is given up.
+        retry: Decides whether and when to try again.
+        heartbeat: When a silent server is asked for a sign of life, and when the connection is given up.
+        scheduler: The endpoint's scheduler, which is bound to an event loop here.
 
     Attributes:
         respond: The application's challenge handler.
-        session: The connection, from its socket's opening to its end.
+        status: The state of the client.
+        gave_up: The reason why the client has no connection and does not try again.
     """
 
     def __init__(
@@ -76,267 +131,325 @@ class ConnectionManager:
         meta: dict[str, Any] | None,
         headers: Mapping[str, str],
         connector: Connector,
-        reconnect: bool,
-        backoff: Backoff,
+        retry: Retry,
         heartbeat: Heartbeat,
+        scheduler: AsyncioScheduler,
     ) -> None:
         self._endpoint = endpoint
+        self._scheduler = scheduler
         self._when = when
         self.url = checked_url(url)
         self._identity = identity
         self._meta = meta
         self._headers = headers
         self._connector = connector
-        self._reconnect = reconnect
-        self._backoff = backoff
-        self._keepalive = Keepalive(endpoint.scheduler, heartbeat, self._alive)
-        self._closes = 0  # how often the application has closed
+        self._retry = retry
+        self._keepalive = Keepalive(scheduler, heartbeat, self._open_sessions)
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._course = _Course(None)
+        self._connection: Connection | None = None
+        self._sockets: set[ClientSession] = set()  # whose socket has not closed yet
         self.respond: Callable[[Any], Any] | None = None
         self.status = ClientStatus.IDLE
-        self.session: ClientSession | None = None
-        self._welcome: asyncio.Future[Any] | None = None  # of the attempt that is being made
-        self._connecting: asyncio.Task[Any] | None = None
+        self.gave_up: WseError | None = None
 
     @property
-    def _protocol(self) -> Protocol:
-        return self._endpoint.protocols[0]
+    def session(self) -> ClientSession | None:
+        """The session of the connection, from the opening of its socket on."""
+        return None if self._connection is None else self._connection.session
+
+    def ready_session(self) -> ClientSession:
+        """The session, of a client that is connected.
+
+        Raises:
+            WseError: `CLIENT_NOT_READY`.
+        """
+        if self.status is ClientStatus.READY:
+            session = self.session
+            if session is not None:
+                return session
+        error = WseError(ErrorCode.CLIENT_NOT_READY, {"status": str(self.status)})
+        self._endpoint.report(error)
+        raise error
+
+    # What the application decides.
 
     async def connect(self, identity: Any, meta: Any) -> Any:
         """See `WseClient.connect`."""
+        self._enter()
         if self.status in _BUSY:
             raise WseError(ErrorCode.CLIENT_ALREADY_CONNECTED)
         self._introduce(identity, meta)
-        self._set_status(ClientStatus.CONNECTING)
-        return await self._connected()
+        return await self._run(self._new_course(awaited=True), ClientStatus.CONNECTING)
 
     async def jump(self, url: str, identity: Any, meta: Any) -> Any:
         """See `WseClient.jump`."""
         url = checked_url(url)
-        if self.status is ClientStatus.CONNECTING or self._is_awaited():
+        self._enter()
+        if self._course.is_awaited:
             raise WseError(ErrorCode.CLIENT_ALREADY_CONNECTED)
         was_busy = self.status in _BUSY
         self.url = url
-        if not was_busy:
-            return await self.connect(identity, meta)
         self._introduce(identity, meta)
-        self._stop_connecting()
-        if self.session is not None:
-            session, self.session = self.session, None
-            session.close(JUMP, "jump")
-            self._set_status(ClientStatus.OFFLINE)
-            self._when.closed._emit(JUMP, "jump")
-        self._set_status(ClientStatus.RE_CONNECTING)
-        return await self._connected()
+        course = self._new_course(awaited=True)
+        self._leave(JUMP, "jump")
+        return await self._run(course, ClientStatus.RE_CONNECTING if was_busy else ClientStatus.CONNECTING)
 
     async def close(self, reason: str) -> None:
         """See `WseClient.close`."""
         check_close(1000, reason)
-        self._closes += 1
-        session = self.session
-        self._stop_connecting()
-        self._keepalive.stop()
-        if session is not None:
-            session.close(1000, reason)
-            await session.wait_closed()
-        if self.status is not ClientStatus.IDLE:
+        reason = str(reason)
+        self._enter()
+        ended = self._course
+        course = self._new_course(awaited=False)
+        if ended.is_awaited:
+            ended.fail(WseError(ErrorCode.CONNECTION_CLOSED, {"code": 1000, "reason": reason}))
+        self._leave(1000, reason)
+        if self._course is course and self.status is not ClientStatus.IDLE:
             self._set_status(ClientStatus.OFFLINE)
+        await self._wait_until_cut(ended.task)
 
-    # Connecting.
+    async def wait_ready(self, timeout: float | None) -> Any:
+        """See `WseClient.wait_ready`."""
+        async with asyncio.timeout(timeout):
+            while self.status is not ClientStatus.READY:
+                if self.status is ClientStatus.OFFLINE:
+                    raise self.gave_up or WseError(ErrorCode.CLIENT_NOT_READY, {"status": str(self.status)})
+                await self._when.updated.wait()
+            (welcome,) = await self._when.ready.wait()
+            return welcome
+
+    async def wait_closed(self) -> None:
+        """See `WseClient.wait_closed`."""
+        while self.status in _BUSY:
+            await self._when.updated.wait()
+        for session in tuple(self._sockets):
+            await session.wait_closed()
+
+    # One course.
+
+    def _enter(self) -> None:
+        """Use the event loop that is running now, which need not be that of the last use.
+
+        Raises:
+            RuntimeError: The client is in use in another one.
+        """
+        loop = asyncio.get_running_loop()
+        old = self._loop
+        if loop is old:
+            return
+        if old is not None and not old.is_closed() and (self.status in _BUSY or self._sockets):
+            raise RuntimeError("the client is in use in another event loop; close it there first")
+        self._loop = loop
+        self._scheduler.bind()
+        if old is None:
+            return
+        # Nothing of the old loop will run again: neither tasks nor timers, futures and transports.
+        self._keepalive.stop()
+        for session in self._sockets:
+            with suppress(RuntimeError):  # the loop is closed
+                session.link.abort()
+        was_open = self.session is not None
+        self._sockets.clear()
+        self._connection = None
+        course = self._course = _Course(None)
+        if self.status in _BUSY:
+            self._set_status(ClientStatus.OFFLINE)
+            if was_open and self._course is course:
+                self._when.closed._emit(1006, "")
 
     def _introduce(self, identity: Any, meta: Any) -> None:
         if identity is not UNSET:
             self._identity = identity
+            self._meta = None  # it was that of another identity
         if meta is not UNSET:
             self._meta = meta
 
-    async def _connected(self) -> Any:
-        """Run the attempts in a task, so that `close` can end them, and return the welcome."""
-        task = self._connecting = asyncio.create_task(self._attempts())
-        task.set_name("connect")
+    def _new_course(self, *, awaited: bool) -> _Course:
+        """The application has decided anew: end the attempt that is being made. Its connection is still to be left."""
+        if self._course.task is not None:
+            self._course.task.cancel()
+        self._course = _Course(self._scheduler.create_future() if awaited else None)
+        self.gave_up = None
+        self._retry.start_anew()
+        return self._course
+
+    def _leave(self, code: int, reason: str) -> None:
+        """End the connection, if there is one."""
+        self._keepalive.stop()
+        connection, self._connection = self._connection, None
+        if connection is None or not connection.close(code, reason):
+            return
+        course = self._course
+        if code != JUMP or self.status is ClientStatus.READY:
+            self._set_status(ClientStatus.OFFLINE)
+        if self._course is course:
+            self._when.closed._emit(code, reason)
+
+    async def _run(self, course: _Course, status: ClientStatus) -> Any:
+        """Make attempts, wait for their outcome, and return the welcome."""
+        if self._course is course:
+            self._set_status(status)
+        if self._course is course:
+            self._attempt_after(course, 0.0)
         try:
-            return await task
+            welcome = await course.outcome()
         except asyncio.CancelledError:
-            current = asyncio.current_task()
-            if current is not None and current.cancelling():
-                if self._connecting is task:
-                    self._abandon(self.session)
+            if self._course is course:
+                ended = self._new_course(awaited=False)
+                self._leave(1000, CloseReason.BY_CLIENT)
+                if self._course is ended:
                     self._set_status(ClientStatus.OFFLINE)
-                raise
-            details = {"code": 1000, "reason": str(CloseReason.BY_CLIENT)}
-            raise WseError(ErrorCode.CONNECTION_CLOSED, details) from None
-        finally:
-            if self._connecting is task:
-                self._connecting = None
-
-    def _is_awaited(self) -> bool:
-        """Whether a caller waits in `connect` or `jump`."""
-        return self._connecting is not None and self._connecting.get_name() == "connect"
-
-    async def _attempts(self, wait: bool = False) -> Any:
-        """Attempt to connect until it succeeds or fails for good; the status is set by then."""
-        failures = 0
-        jumped = False
-        while True:
-            if wait:
-                await asyncio.sleep(self._backoff.delay(failures))
-                failures += 1
-            try:
-                return await self._attempt()
-            except WseError as exc:
-                # A session that ended has set the status and fired `closed`; a socket that never opened has not.
-                self._set_status(ClientStatus.OFFLINE)
-                if not self._is_retried(exc):
-                    raise
-                self._endpoint.report(exc)
-                self._set_status(ClientStatus.RE_CONNECTING)
-                # A server that closes with 4000 is returned to at once, but only the first time.
-                wait = wait or jumped or exc.details.get("code") != JUMP
-                jumped = True
-            except Exception:
-                # The connector's or the credentials' own.
-                self._set_status(ClientStatus.OFFLINE)
-                raise
-
-    async def _attempt(self) -> Any:
-        """Make one connection and return its welcome."""
-        welcome = self._welcome = self._endpoint.scheduler.create_future()
-        identity = self._identity
-        credentials = identity if isinstance(identity, Credentials) else None
-        payload = {
-            "identity": identity if credentials is None else credentials.start(),
-            "meta": self._meta or {},
-        }
-        hi = encode(self._protocol, self._protocol.internal_types.hi, payload)
-        # This attempt's own: cancelled for another one, it may end when the other has begun.
-        session: ClientSession | None = None
-
-        def opened(link: Link) -> Session:
-            nonlocal session
-            session = self._open(link, hi, credentials)
-            return session
-
-        try:
-            await self._connector(
-                self.url,
-                self._protocol.name,
-                self._headers,
-                self._endpoint.limits,
-                opened,
-            )
-            return await welcome
-        except BaseException:
-            self._abandon(session)
             raise
-        finally:
-            welcome.cancel()
-            if self._welcome is welcome:
-                self._welcome = None
-
-    def _open(self, link: Link, hi: Packed, credentials: Credentials | None) -> ClientSession:
-        """A socket is open: say hi."""
-        session = self.session = ClientSession(self, self._endpoint, link, self._protocol)
-        if credentials is None:
-            opening = ClientOpening(session, self, self.respond, None)
-        else:
-            opening = ClientOpening(session, self, credentials.respond, credentials.finish)
-        session.enter(opening)
-        if link.pings:
-            self._keepalive.stop()  # its timer may be one of an event loop that has ended, and never come
-            self._keepalive.start()
-        link.write_shared(hi)
-        self._when.connected._emit()
-        return session
-
-    def _alive(self) -> tuple[ClientSession, ...]:
-        return () if self.session is None else (self.session,)
-
-    def _abandon(self, session: ClientSession | None) -> None:
-        """Close a connection that is no longer wanted."""
+        session = self.session
         if session is not None:
-            if self.session is session:
-                self.session = None
-            session.close(1000, CloseReason.BY_CLIENT)
+            session.release_soon()
+        return welcome
 
-    def _stop_connecting(self) -> None:
-        if self._connecting is not None:
-            self._connecting.cancel()
-            self._connecting = None
+    async def _wait_until_cut(self, attempt: asyncio.Task[None] | None) -> None:
+        """Return when the attempt has ended and the sockets have closed, of which none outlives the timeouts."""
+        try:
+            async with asyncio.timeout(CLOSE_TIMEOUT):
+                if attempt is not None and attempt is not asyncio.current_task():
+                    await asyncio.wait((attempt,))
+                for session in self._ending():
+                    await session.wait_closed()
+        except TimeoutError:
+            for session in self._ending():
+                session.link.abort()
+            with suppress(TimeoutError):
+                async with asyncio.timeout(_ABORT_TIMEOUT):
+                    for session in self._ending():
+                        await session.wait_closed()
 
-    def _is_retried(self, exc: WseError) -> bool:
-        code = exc.details.get("code")
-        return code == JUMP or (self._reconnect and (exc.code == ErrorCode.WS_CLIENT_ERROR or code in RETRIED))
+    def _ending(self) -> list[ClientSession]:
+        return [session for session in self._sockets if session.ended]
 
-    # SessionOwner: called by the session.
+    # One attempt.
 
-    def session_welcomed(self, session: ClientSession, welcome: Any) -> None:
+    def _attempt_after(self, course: _Course, wait: float) -> None:
+        course.task = asyncio.create_task(self._attempt(wait))
+
+    async def _attempt(self, wait: float) -> None:
+        if wait:
+            await asyncio.sleep(wait)
+        connection = self._connection = Connection(
+            self,
+            self._endpoint,
+            connector=self._connector,
+            url=self.url,
+            headers=self._headers,
+            identity=self._identity,
+            meta=self._meta,
+            respond=self.respond,
+        )
+        try:
+            await connection.open()
+        except Exception as exc:
+            if self._connection is connection:  # else `connection_ended` has come before
+                self._connection = None
+                self._not_opened(exc)
+
+    def _not_opened(self, exc: Exception) -> None:
+        if isinstance(exc, WseError):
+            error, close = exc, (1006, "") if exc.code == ErrorCode.WS_CLIENT_ERROR else None
+        else:  # the connector's or the credentials' own
+            error, close = WseError(ErrorCode.WS_CLIENT_ERROR, {"url": self.url}), None
+            error.__cause__ = exc
+        course = self._course
+        wait = self._retry.wait_after(error, close, renewable=self._is_renewable)
+        if self._course is not course:
+            return
+        if wait is None:
+            self.gave_up = error
+            self._set_status(ClientStatus.OFFLINE)
+        self._go_on(course, wait, error, exc)
+
+    def _go_on(self, course: _Course, wait: float | None, error: WseError, raised: Exception | None) -> None:
+        """Try again after `wait` seconds, or give up.
+
+        Args:
+            course: The course, if the application has not decided anew.
+            wait: The seconds, or `None`.
+            error: Why there is no connection.
+            raised: The same for the caller that waits; `None` when a connection was lost, which `closed` has told.
+        """
+        if self._course is not course:
+            return
+        if wait is None and raised is not None and course.is_awaited:
+            course.fail(raised)
+        elif raised is not None:
+            self._endpoint.report(error)
+        if self._course is not course:
+            return
+        if wait is None:
+            self._when.gave_up._emit(error)
+            return
+        self._set_status(ClientStatus.RE_CONNECTING)
+        if self._course is course:
+            self._attempt_after(course, wait)
+
+    @property
+    def _is_renewable(self) -> bool:
+        return callable(self._identity) and not isinstance(self._identity, Credentials)
+
+    # ConnectionOwner: called by the connection.
+
+    def connection_opened(self, connection: Connection, session: ClientSession) -> None:
+        self._sockets.add(session)
+        if connection is self._connection:
+            self._keepalive.start()
+            self._when.connected._emit()
+
+    def connection_welcomed(self, connection: Connection, welcome: Any) -> None:
+        if connection is not self._connection:
+            return
+        course = self._course
         self._set_status(ClientStatus.READY)
-        if self._welcome is not None and not self._welcome.done():
-            self._welcome.set_result(welcome)
+        if self._course is not course:
+            return
+        self._keepalive.start()
+        if course.is_awaited:
+            course.succeed(welcome)
+        elif connection.session is not None:
+            connection.session.release_soon()
         self._when.ready._emit(welcome)
 
-    def session_failed(self, session: ClientSession, error: WseError) -> None:
-        if session is self.session:
-            self._fail(error)
-
-    def session_ended(self, session: ClientSession, code: int, reason: str) -> None:
-        if session is not self.session:
-            return  # given up, or left behind by a jump
-        self.session = None
+    def connection_ended(self, connection: Connection, error: WseError, code: int, reason: str) -> None:
+        if connection is not self._connection:
+            return
+        self._connection = None
+        if connection.welcomed_at is not None:
+            self._retry.lasted(self._scheduler.time() - connection.welcomed_at)
+        course = self._course
         was_ready = self.status is ClientStatus.READY
-        refused = reason == CloseReason.NOT_AUTHORIZED
-        error_code = ErrorCode.NOT_AUTHORIZED if refused else ErrorCode.CONNECTION_CLOSED
-        error = WseError(error_code, {"code": code, "reason": str(reason)})
-        self._fail(error)
-        self._set_status(ClientStatus.OFFLINE)
-        closes = self._closes
-        self._when.closed._emit(code, reason)
-        was_left_alone = self._closes == closes and self.status is ClientStatus.OFFLINE
-        if was_ready and was_left_alone and self._is_retried(error):
-            self._set_status(ClientStatus.RE_CONNECTING)
-            task = self._connecting = asyncio.create_task(self._attempts(wait=code != JUMP))
-            task.add_done_callback(self._reconnected)
+        close = None if connection.failed_itself else (code, reason)
+        wait = self._retry.wait_after(error, close, renewable=self._is_renewable)
+        if self._course is not course:
+            return
+        if wait is None:
+            self.gave_up = error
+        if wait is None or was_ready:
+            self._set_status(ClientStatus.OFFLINE)
+        if self._course is course:
+            self._when.closed._emit(code, reason)
+        self._go_on(course, wait, error, None if was_ready else error)
+
+    def socket_closed(self, session: ClientSession) -> None:
+        self._sockets.discard(session)
 
     def message_ignored(self, type: Any, payload: Any, stamp: Any) -> None:
         self._when.ignored._emit(type, payload, stamp)
 
     # Inside.
 
-    def _fail(self, error: WseError) -> None:
-        """The attempt that is being made has failed."""
-        if self._welcome is not None and not self._welcome.done():
-            self._welcome.set_exception(error)
-
-    def _reconnected(self, task: asyncio.Task[Any]) -> None:
-        if self._connecting is task:
-            self._connecting = None
-        cause = None if task.cancelled() else task.exception()
-        if isinstance(cause, WseError):
-            self._endpoint.report(cause)
-        elif cause is not None:
-            error = WseError(ErrorCode.WS_CLIENT_ERROR, {"url": self.url})
-            error.__cause__ = cause
-            self._endpoint.report(error)
-
-    def ready_session(self) -> ClientSession:
-        if self.status is ClientStatus.READY and self.session is not None:
-            return self.session
-        error = WseError(ErrorCode.CLIENT_NOT_READY, {"status": str(self.status)})
-        self._endpoint.report(error)
-        raise error
+    def _open_sessions(self) -> tuple[ClientSession, ...]:
+        session = self.session
+        return () if session is None else (session,)
 
     def _set_status(self, status: ClientStatus) -> None:
         if status is not self.status:
+            if self.status is ClientStatus.READY:
+                self._when.ready._forget()
             self.status = status
             self._when.updated._emit(status)
-
-
-def checked_url(url: str) -> str:
-    """The URL, if a WebSocket can be opened to it.
-
-    Raises:
-        ValueError: It cannot.
-    """
-    parts = urlsplit(url)
-    if parts.scheme not in ("ws", "wss") or not parts.hostname or parts.fragment:
-        raise ValueError(f"a WebSocket URL is ws://host or wss://host, not {url!r}")
-    return url

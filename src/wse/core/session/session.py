@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
 
     from wse.core.ports.protocol import Protocol
-    from wse.core.ports.transport import Link
+    from wse.core.ports.transport import Link, Pinger, PingingLink
     from wse.core.session.endpoint import Endpoint
 
 
@@ -137,6 +137,9 @@ class Session:
         self.rtt: float | None = None
         self._counters.opened += 1
 
+    requires_type = True
+    """Whether a message with neither a type nor a stamp is a violation, or is ignored (WIRE.md section 4)."""
+
     # What a side adds to it.
 
     def describe(self) -> str:
@@ -244,6 +247,11 @@ class Session:
         self.link.abort()
 
     # What the application's side calls.
+
+    @property
+    def pinger(self) -> Pinger | None:
+        """Finds out whether a silent peer is alive; `None` where the heartbeat is not ours."""
+        return typing.cast("PingingLink", self.link) if self.link.pings else None
 
     @property
     def ended(self) -> bool:
@@ -426,7 +434,7 @@ class Session:
             self.violation("a message's type must be hashable")
             return
         if listeners is None:
-            if type_ is None or type_ == "":
+            if self.requires_type and (type_ is None or type_ == ""):
                 self.violation("a message has neither a type nor a stamp")
             else:
                 self._ignored(type_, payload, stamp)

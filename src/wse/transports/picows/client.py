@@ -7,10 +7,12 @@ import contextlib
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
+import aiofastnet
 import picows
 
 from wse.errors import ErrorCode, WseError
 from wse.transports.picows.frames import RSV1, masked_frame
+from wse.transports.picows.handshake import Address, ClientHandshake, HandshakeError, WSProtocol
 from wse.transports.picows.link import PicowsLink, Turn, payload_of
 from wse.transports.picows.log import logger
 
@@ -35,10 +37,11 @@ async def connect(
     open: Callable[[Link], Receiver],
     *,
     ssl: ssl.SSLContext | None = None,
-    timeout: float = 20.0,
     compression: Compression | None = None,
 ) -> None:
     """Open a WebSocket to a server; see `wse.core.ports.transport.Connector`.
+
+    Redirects are not followed: they would take the headers and the identity to another host.
 
     Args:
         url: `ws:` or `wss:`.
@@ -47,55 +50,58 @@ async def connect(
         limits: Limits on messages from the server.
         open: Makes the session of the link.
         ssl: For `wss:`; by default the system's certificates are trusted.
-        timeout: Seconds until the WebSocket must be open; 0 for ever.
         compression: Offered to the server; `None` for no compression.
 
     Raises:
-        WseError: `WS_CLIENT_ERROR`, with the reason as its cause.
+        WseError: `WS_CLIENT_ERROR`, with the reason as its cause, and the HTTP `status` of a server that refuses.
     """
+    loop = asyncio.get_running_loop()
+    address = Address(url)
     wanted = {**headers, "Sec-WebSocket-Protocol": protocol}
     if compression is not None:
         wanted["Sec-WebSocket-Extensions"] = compression.offer()
-    given_up = False
 
-    def on_response(_: picows.WSUpgradeRequest, response: picows.WSUpgradeResponse) -> picows.WSListener:
-        if given_up:
-            return _Refusal()
-        answer = ",".join(response.headers.getall("Sec-WebSocket-Extensions", []))
+    def make_websocket(make_listener: Callable[[object, object], picows.WSListener]) -> WSProtocol:
+        return WSProtocol(
+            address.authority,
+            address.resource,
+            True,  # a client
+            make_listener,
+            logger,
+            True,  # disconnect after an exception in the listener
+            None,  # the attempt as a whole has a deadline
+            False,  # no pings of its own
+            0,
+            0,
+            picows.WSAutoPingStrategy.PING_WHEN_IDLE,
+            False,  # no pongs of its own: one must not overtake the answers that wait to be written
+            limits.max_frame_size,
+            wanted,
+            2048,  # the read buffer at first
+        )
+
+    def make_listener(extensions: str) -> PicowsClientLink:
         deflate = None
-        if answer:
+        if extensions:
             if compression is None:
-                raise ValueError(f"the server answers with extensions that were not offered: {answer}")
-            deflate = compression.accepted(answer)
-        return PicowsClientLink(Turn(asyncio.get_running_loop()), limits, open, deflate)
+                raise HandshakeError(f"the server answers with extensions that were not offered: {extensions}", 101)
+            deflate = compression.accepted(extensions)
+        return PicowsClientLink(Turn(loop), limits, open, deflate)
 
+    handshake = ClientHandshake(make_websocket, make_listener, protocol)
     try:
-        async with asyncio.timeout(timeout or None):
-            _, link = await picows.ws_connect(
-                on_response,
-                url,
-                ssl_context=ssl,
-                logger_name=logger,
-                websocket_handshake_timeout=timeout or None,
-                enable_auto_pong=False,
-                max_frame_size=limits.max_frame_size,
-                extra_headers=wanted,
-                read_buffer_init_size=2048,
-            )
-        if link is None:  # the socket closed before the server had answered
-            raise ConnectionResetError("the server closed the connection without an answer")
-    except (OSError, picows.WSError, ValueError) as exc:  # TimeoutError is an OSError
-        problem = str(exc) or "no answer in time"
-        raise WseError(ErrorCode.WS_CLIENT_ERROR, {"url": url}, problem) from exc
+        await aiofastnet.create_connection(
+            loop, lambda: handshake, address.host, address.port, ssl=(ssl or True) if address.secure else None
+        )
+        await handshake.opened
+    except (OSError, ValueError) as exc:
+        details = {"url": url}
+        status = getattr(exc, "status", None)
+        if status is not None:
+            details["status"] = status
+        raise WseError(ErrorCode.WS_CLIENT_ERROR, details, str(exc) or None) from exc
     finally:
-        given_up = True
-
-
-class _Refusal(picows.WSListener):
-    """Closes a WebSocket that opens after its attempt was given up: picows goes on after a cancellation."""
-
-    def on_ws_connected(self, transport: picows.WSTransport) -> None:
-        transport.disconnect(False)
+        handshake.give_up()
 
 
 class PicowsClientLink(PicowsLink):
