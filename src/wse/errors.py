@@ -2,7 +2,8 @@
 
     Exception
     └── WseError             code: ErrorCode or the application's own string
-                             details: what a program needs to know about it
+        │                    details: what a program needs to know about it
+        └── InvalidHandlerError   a TypeError as well
 
 `ErrorCode` names why something failed, `CloseReason` names why a connection was closed. Their values travel
 (WIRE.md section 5) and are shared with the JavaScript applications, so they never change.
@@ -147,3 +148,7 @@ class WseError(Exception):
 
     def __repr__(self) -> str:
         return f"WseError({str(self.code)!r}, {self.details!r})"
+
+
+class InvalidHandlerError(WseError, TypeError):
+    """A challenge handler or generator that is not a function."""

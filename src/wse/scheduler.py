@@ -27,8 +27,12 @@ class AsyncioScheduler:
         self._hurried = False
 
     def bind(self) -> asyncio.AbstractEventLoop:
-        """Use the event loop that is running now."""
-        loop = self._loop = asyncio.get_running_loop()
+        """Use the event loop that is running now; tasks of another one are forgotten, as they will not run again."""
+        loop = asyncio.get_running_loop()
+        if loop is not self._loop:
+            self._tasks.clear()
+            self._waiters.clear()
+        self._loop = loop
         self._hurried = False
         return loop
 

@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from support.net import ClientLog, soon
+from support.net import OFFERS, ClientLog, soon
 from wse import ClientStatus, ErrorCode, WseError, WseMsgpack
 
 VIOLATED = (1000, "wse.protocol-error")
@@ -16,7 +16,8 @@ async def test_a_client_offers_its_protocol_and_says_hi_first(exchange):
     connecting = asyncio.ensure_future(client.connect())
     peer = await exchange.peer()
     assert peer.subprotocol == "wse-default-json"
-    assert await peer.hear() == ["~wse:hi", {"identity": {"token": "é"}, "meta": {"device": "phone"}}, None]
+    hi = {"identity": {"token": "é"}, "meta": {"device": "phone"}, "ext": OFFERS}
+    assert await peer.hear() == ["~wse:hi", hi, None]
     await peer.say("~wse:welcome", {"hello": 1})
     assert await soon(connecting) == {"hello": 1}
 
@@ -25,7 +26,7 @@ async def test_a_client_without_identity_and_meta_says_so(exchange):
     client = exchange.client()
     connecting = asyncio.ensure_future(client.connect())
     peer = await exchange.peer()
-    assert await peer.hear() == ["~wse:hi", {"identity": "", "meta": {}}, None]
+    assert await peer.hear() == ["~wse:hi", {"identity": "", "meta": {}, "ext": OFFERS}, None]
     await peer.say("~wse:welcome")
     assert await soon(connecting) is None
 
@@ -36,7 +37,7 @@ async def test_another_protocol_is_offered_by_its_name_and_spoken(exchange):
     connecting = asyncio.ensure_future(client.connect())
     peer = await exchange.peer()
     assert peer.subprotocol == "wse-msgpack"
-    assert protocol.unpack(await peer.receive()) == ("~wse:hi", {"identity": "ann", "meta": {}}, None)
+    assert protocol.unpack(await peer.receive()) == ("~wse:hi", {"identity": "ann", "meta": {}, "ext": OFFERS}, None)
     await peer.send(protocol.pack("~wse:welcome", b"\x00"))
     assert await soon(connecting) == b"\x00"
 

@@ -7,7 +7,7 @@ import logging
 
 import pytest
 
-from support.net import ClientLog, Unpackable, make_server, soon
+from support.net import OFFERS, ClientLog, Unpackable, make_server, soon
 from wse import Backoff, ClientStatus, CloseReason, ErrorCode, WseClient, WseError, WseMsgpack
 from wse.testing import MemoryConnector
 
@@ -308,7 +308,7 @@ async def test_identity_and_meta_stay_unless_given(far):
     ):
         connecting = asyncio.ensure_future(client.connect(**args))
         peer = await far.peer()
-        assert (await peer.hear())[1] == expected
+        assert (await peer.hear())[1] == {**expected, "ext": OFFERS}
         await peer.say("~wse:welcome")
         await soon(connecting)
         await client.close()
@@ -512,7 +512,7 @@ async def test_a_jump_leaves_with_4000_and_resolves_with_the_new_welcome(far):
     jumping = asyncio.ensure_future(client.jump("ws://other/path"))
     assert await old.closed() == (4000, "jump")
     new = await far.peer()
-    assert await new.hear() == ["~wse:hi", {"identity": "ann", "meta": {"n": 1}}, None]
+    assert await new.hear() == ["~wse:hi", {"identity": "ann", "meta": {"n": 1}, "ext": OFFERS}, None]
     await new.say("~wse:welcome", 2)
     assert await soon(jumping) == 2
     assert client.url == "ws://other/path"
@@ -526,7 +526,7 @@ async def test_a_jump_may_bring_another_identity_and_meta(far):
     await far.welcomed(client)
     jumping = asyncio.ensure_future(client.jump("ws://other", identity="ben", meta={"n": 2}))
     new = await far.peer()
-    assert (await new.hear())[1] == {"identity": "ben", "meta": {"n": 2}}
+    assert (await new.hear())[1] == {"identity": "ben", "meta": {"n": 2}, "ext": OFFERS}
     await new.say("~wse:welcome")
     await soon(jumping)
 

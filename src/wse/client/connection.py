@@ -144,6 +144,9 @@ class Connection:
             "identity": identity if credentials is None else credentials.start(),
             "meta": self._meta or {},
         }
+        offers = self._endpoint.extensions.offers(protocol.extensions)
+        if offers:
+            payload["ext"] = offers
         hi = encode(protocol, protocol.internal_types.hi, payload)
 
         def opened(link: Link) -> Session:
@@ -181,9 +184,10 @@ class Connection:
     def _error(self, code: int, reason: str) -> WseError:
         if self._failure is not None:
             return self._failure
-        refused = reason == CloseReason.NOT_AUTHORIZED
-        error = ErrorCode.NOT_AUTHORIZED if refused else ErrorCode.CONNECTION_CLOSED
-        return WseError(error, {"code": code, "reason": reason, **(self._refusal if refused else {})})
+        details = {"code": code, "reason": reason}
+        if reason != CloseReason.NOT_AUTHORIZED or self.session is None:
+            return WseError(ErrorCode.CONNECTION_CLOSED, details)
+        return WseError(ErrorCode.NOT_AUTHORIZED, {**details, **self.session.refusal})
 
     # SessionOwner: called by the session.
 
@@ -192,6 +196,20 @@ class Connection:
         if not self._welcome.done():
             self._welcome.set_result(None)
         self._owner.connection_welcomed(self, welcome)
+
+    def identity_asked(self, session: ClientSession) -> None:
+        if not isinstance(self._identity, Credentials):  # their handshake cannot be repeated within a session
+            session.spawn(self._send_identity(session))
+
+    async def _send_identity(self, session: ClientSession) -> None:
+        types = session.protocol.extensions
+        assert types is not None
+        try:
+            identity = await self._ask_identity()
+            if session.valid:
+                session.write(types.auth, identity)
+        except WseError as exc:
+            self._endpoint.report(exc, session)
 
     def session_failed(self, session: ClientSession, error: WseError) -> None:
         self._failure = error

@@ -23,8 +23,9 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
 
 from wse.client.connection import Connection
-from wse.client.retry import JUMP
+from wse.client.extensions import add_client_extensions
 from wse.client.request import checked_url
+from wse.client.retry import JUMP
 from wse.core.closing import check_close
 from wse.core.ports.credentials import Credentials
 from wse.core.session.keepalive import Keepalive
@@ -89,7 +90,7 @@ class _Course:
             return await self._waiter
         finally:
             if not self._waiter.cancelled():
-                self._waiter.exception()  # the caller may be cancelled when it is there: retrieved, or asyncio complains
+                self._waiter.exception()  # retrieved also for a caller that is cancelled, or asyncio complains
 
     def succeed(self, welcome: Any) -> None:
         assert self._waiter is not None
@@ -136,6 +137,7 @@ class ConnectionManager:
         scheduler: AsyncioScheduler,
     ) -> None:
         self._endpoint = endpoint
+        add_client_extensions(endpoint)
         self._scheduler = scheduler
         self._when = when
         self.url = checked_url(url)

@@ -31,6 +31,9 @@ class SessionOwner(typing.Protocol):
     def session_welcomed(self, session: ClientSession, welcome: Any) -> None:
         """The server has accepted the client."""
 
+    def identity_asked(self, session: ClientSession) -> None:
+        """The server asks for a fresh identity."""
+
     def session_failed(self, session: ClientSession, error: WseError) -> None:
         """The client itself ends the opening: the handshake cannot go on."""
 
@@ -45,9 +48,14 @@ class SessionOwner(typing.Protocol):
 
 
 class ClientSession(Session):
-    """A session at the client."""
+    """A session at the client.
 
-    __slots__ = ("_held", "_held_close", "_owner", "_probe", "_socket_closed")
+    Attributes:
+        refusal: The server's explanation of the refusal with which it is about to close, a dict with `reason` and
+            `retry`; empty if there is none.
+    """
+
+    __slots__ = ("_held", "_held_close", "_owner", "_probe", "_socket_closed", "refusal")
 
     requires_type = False
 
@@ -58,6 +66,7 @@ class ClientSession(Session):
         self._held: list[str | bytes] | None = None
         self._held_close: tuple[int, str] | None = None
         self._probe: Probe | None = None if link.pings else Probe(self)
+        self.refusal: dict[str, Any] = {}
 
     def describe(self) -> str:
         return "server"
@@ -139,6 +148,23 @@ class ClientSession(Session):
         super().violated(code, problem)
 
     # The owner learns what happens.
+
+    # What extensions bring.
+
+    def answered(self, answers: Any) -> None:
+        """The server has answered to the extensions that `hi` offered."""
+        types = self.protocol.extensions
+        if types is not None:
+            self.agreement = self.endpoint.extensions.take_answers(self, types, answers)
+
+    def refused(self, payload: Any) -> None:
+        """The server tells why it refuses the client; the close follows."""
+        if isinstance(payload, dict):
+            self.refusal = {key: payload[key] for key in ("reason", "retry") if key in payload}
+
+    def asked_for_identity(self) -> None:
+        """The session is about to expire, and the server asks for a fresh identity (`~wse:auth`)."""
+        self._owner.identity_asked(self)
 
     def _ignored(self, type_: Any, payload: Any, stamp: Any) -> None:
         self._owner.message_ignored(type_, payload, stamp)
@@ -227,8 +253,13 @@ class ClientOpening:
 
     def message(self, type: Any, payload: Any, stamp: Any) -> None:
         types = self._session.protocol.internal_types
+        extensions = self._session.protocol.extensions
         if type == types.welcome:
             self._welcome(payload)
+        elif extensions is not None and type == extensions.ext:
+            self._session.answered(payload)
+        elif extensions is not None and type == extensions.refused:
+            self._session.refused(payload)
         elif type == types.challenge and self._respond is not None:
             run_handler(self._session, self._answer, (self._respond, payload), self._failed)
         # Anything else is ignored (WIRE.md section 3).

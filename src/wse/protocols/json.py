@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from wse.core.ports.protocol import Codec, Protocol
+from wse.core.ports.protocol import Codec, ExtensionTypes, Protocol
 from wse.types import MessageType
 
 
@@ -20,6 +20,7 @@ class WseJSON(Protocol):
     """
 
     name = "wse-default-json"
+    extensions = ExtensionTypes()
 
     def __init__(self) -> None:
         self._encode = msgspec.json.Encoder().encode

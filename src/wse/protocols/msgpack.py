@@ -6,7 +6,7 @@ from typing import Any
 
 import msgspec
 
-from wse.core.ports.protocol import Codec, Protocol
+from wse.core.ports.protocol import Codec, ExtensionTypes, Protocol
 from wse.protocols.json import to_message
 from wse.types import MessageType
 
@@ -18,6 +18,7 @@ class WseMsgpack(Protocol):
     """
 
     name = "wse-msgpack"
+    extensions = ExtensionTypes()
 
     def __init__(self) -> None:
         self._encode = msgspec.msgpack.Encoder().encode

@@ -237,6 +237,9 @@ class ServerOpening(Generic[S]):
         self._move(Event.HI)
         self.handshake.identity = payload.get("identity")
         self.handshake.meta = {} if meta is None else meta
+        session = self._session
+        extensions = session.endpoint.extensions
+        session.agreement = extensions.take_offers(session, session.protocol.extensions, payload.get("ext"))
         if self._generator is None:
             self._validate()
         else:

@@ -19,6 +19,7 @@ from wse.core.hub.handshake import ServerOpening
 from wse.core.hub.network import EVERYONE, USER, Network
 from wse.core.hub.rooms import Rooms
 from wse.core.packed import Packed
+from wse.core.session.extensions import NOTHING
 from wse.core.session.keepalive import Keepalive
 from wse.core.session.rpc import NotAskedError
 from wse.core.session.signals import Signal
@@ -175,6 +176,9 @@ class Hub:
         self.connections[conn.conn_id] = conn
         self.unauthenticated -= 1
         session.enter(None)
+        types = session.protocol.extensions
+        if types is not None and session.agreement is not NOTHING:
+            session.write(types.ext, self.endpoint.extensions.answers(session, session.agreement))
         session.link.write_shared(welcome)
         if is_first:
             self.joined._emit(identity, conn.meta)

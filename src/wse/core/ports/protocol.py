@@ -35,6 +35,23 @@ class InternalTypes:
 
 
 @dataclass(frozen=True, slots=True)
+class ExtensionTypes:
+    """The type names that a protocol uses for the messages of extensions (WIRE.md section 7).
+
+    The defaults are those of the shipped protocols. They travel only between peers that have agreed on an extension.
+    """
+
+    ext: MessageType = "~wse:ext"
+    auth: MessageType = "~wse:auth"
+    refused: MessageType = "~wse:refused"
+    ask: MessageType = "~wse:ask"
+
+    def names(self) -> frozenset[MessageType]:
+        """All of them, to tell what an application may not use."""
+        return frozenset((self.ext, self.auth, self.refused, self.ask))
+
+
+@dataclass(frozen=True, slots=True)
 class Codec:
     """The shortest way from a message to its bytes and back, for the message path.
 
@@ -57,16 +74,19 @@ class Protocol(ABC):
     Attributes:
         name: The WebSocket subprotocol that stands for it (WIRE.md section 1).
         internal_types: The type names of WSE's own messages in it.
+        extensions: The type names of the messages of extensions; a protocol without them is never offered any.
     """
 
     name: str
 
     internal_types: InternalTypes = InternalTypes()
+    extensions: ExtensionTypes | None = None
 
     @cached_property
     def reserved(self) -> frozenset[MessageType]:
         """The types that an application may not use with this protocol."""
-        return self.internal_types.names()
+        names = self.internal_types.names()
+        return names if self.extensions is None else names | self.extensions.names()
 
     @abstractmethod
     def pack(self, type: MessageType, payload: Any = None, stamp: Any = None) -> str | bytes:

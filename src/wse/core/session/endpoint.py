@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from wse.core.limits import Overflow
 from wse.core.ports.protocol import RESERVED_PREFIX, Protocol
+from wse.core.session.extensions import Extensions
 from wse.core.session.rpc import ExposeErrors, Procedures
 from wse.core.session.signals import Channel, Signal
 from wse.core.stats import Counters
@@ -43,6 +44,7 @@ class Endpoint:
         "counters",
         "debug",
         "expose",
+        "extensions",
         "limits",
         "max_handlers",
         "max_incoming_calls",
@@ -79,6 +81,7 @@ class Endpoint:
         self.max_incoming_calls = _bound(limits.incoming_calls)
         self.max_outgoing_calls = _bound(limits.outgoing_calls)
         self.counters = Counters()
+        self.extensions = Extensions()
         self.expose = ExposeErrors(expose)
         self.debug = debug
         self.channel = Channel((*takes, "payload"), self.check_type)

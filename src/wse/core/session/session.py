@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from wse.core.limits import Overflow, nests_deeper
 from wse.core.packed import Packed, encode, unencodable
+from wse.core.session.extensions import NOTHING
 from wse.core.session.handlers import Handlers
 from wse.core.session.outbox import Outbox
 from wse.core.session.rpc import NotAskedError, PendingCalls, error_from_wire, error_to_wire
@@ -82,6 +83,7 @@ class Session:
         silent_since: When the peer was last known to have sent something; kept by the heartbeat, as is
         pinged_at: When it was pinged, if its pong is still due.
         rtt: Seconds from the last ping to its pong; `None` before the first.
+        agreement: The extensions that both sides know.
     """
 
     __slots__ = (
@@ -101,6 +103,7 @@ class Session:
         "_running_calls",
         "_utf8",
         "_writable",
+        "agreement",
         "endpoint",
         "link",
         "pinged_at",
@@ -132,6 +135,7 @@ class Session:
         self._conn: Any = None  # what handlers get before the payload: the connection at a server, nothing at a client
         self._phase: Phase | None = ENDED
         self._calls: PendingCalls | None = None
+        self.agreement = NOTHING
         self.silent_since = 0.0
         self.pinged_at: float | None = None
         self.rtt: float | None = None
@@ -434,7 +438,11 @@ class Session:
             self.violation("a message's type must be hashable")
             return
         if listeners is None:
-            if self.requires_type and (type_ is None or type_ == ""):
+            control = self.agreement.controls.get(type_)  # no application can listen to these types
+            if control is not None:
+                self._counters.messages_in -= 1
+                control(self, payload, stamp)
+            elif self.requires_type and (type_ is None or type_ == ""):
                 self.violation("a message has neither a type nor a stamp")
             else:
                 self._ignored(type_, payload, stamp)
@@ -467,6 +475,8 @@ class Session:
         elif type_ == self.protocol.internal_types.response_error:
             if self._calls is not None:
                 self._calls.reject(stamp, error_from_wire(payload))
+        elif type_ in self.agreement.controls:
+            self.agreement.controls[type_](self, payload, stamp)
         else:
             error = WseError(ErrorCode.RP_NOT_REGISTERED)
             self._answer_error(error, type_, payload, stamp)
