@@ -46,8 +46,8 @@ class WseClient:
             refusal it is asked once more.
         meta: Further facts about the client, for the server.
         reconnect: Reconnect when the connection is lost, after the waits that `backoff` gives.
-        retry: With `reconnect`, decides after which closes: `retry(code, reason)` returns `True` or `False`. It replaces
-            the default rule for every code but 4000. A server that cannot be reached counts as (1006, "").
+        retry: With `reconnect`, decides after which closes: `retry(code, reason)` returns `True` or `False`. It
+            replaces the default rule for every code but 4000. A server that cannot be reached counts as (1006, "").
         timeout: Seconds that a call waits for its answer, and that an attempt to connect may take up to the welcome;
             0 for ever.
         protocol: The message protocol; `WseJSON` by default.
@@ -217,8 +217,8 @@ class WseClient:
     async def connect(self, identity: Any = UNSET, meta: dict[str, Any] | None = UNSET) -> Any:
         """Connect and return the welcome payload.
 
-        Messages that follow the welcome are dispatched two turns of the event loop after this returns, so the caller can
-        add listeners first.
+        Messages that follow the welcome are dispatched two turns of the event loop after this returns, so the caller
+        can add listeners first.
 
         Args:
             identity: The client's identity; by default as before.

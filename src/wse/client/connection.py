@@ -187,7 +187,7 @@ class Connection:
         details = {"code": code, "reason": reason}
         if reason != CloseReason.NOT_AUTHORIZED or self.session is None:
             return WseError(ErrorCode.CONNECTION_CLOSED, details)
-        return WseError(ErrorCode.NOT_AUTHORIZED, {**details, **self.session.refusal})
+        return WseError(ErrorCode.NOT_AUTHORIZED, {**details, **(self.session.refusal or {})})
 
     # SessionOwner: called by the session.
 

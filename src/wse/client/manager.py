@@ -30,7 +30,7 @@ from wse.core.closing import check_close
 from wse.core.ports.credentials import Credentials
 from wse.core.session.keepalive import Keepalive
 from wse.errors import CloseReason, ErrorCode, WseError
-from wse.types import ClientStatus
+from wse.types import ClientStatus, ReadyState
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -305,15 +305,18 @@ class ConnectionManager:
             raise
         session = self.session
         if session is not None:
-            session.release_soon()
+            session.release_input_soon()
         return welcome
 
     async def _wait_until_cut(self, attempt: asyncio.Task[None] | None) -> None:
         """Return when the attempt has ended and the sockets have closed, of which none outlives the timeouts."""
+        attempts = {attempt} - {asyncio.current_task()} if attempt is not None and not attempt.done() else set()
+        if not attempts and not self._ending():
+            return
         try:
             async with asyncio.timeout(CLOSE_TIMEOUT):
-                if attempt is not None and attempt is not asyncio.current_task():
-                    await asyncio.wait((attempt,))
+                if attempts:
+                    await asyncio.wait(attempts)
                 for session in self._ending():
                     await session.wait_closed()
         except TimeoutError:
@@ -325,7 +328,7 @@ class ConnectionManager:
                         await session.wait_closed()
 
     def _ending(self) -> list[ClientSession]:
-        return [session for session in self._sockets if session.ended]
+        return [s for s in self._sockets if s.ended and s.ready_state is not ReadyState.CLOSED]
 
     # One attempt.
 
@@ -414,7 +417,7 @@ class ConnectionManager:
         if course.is_awaited:
             course.succeed(welcome)
         elif connection.session is not None:
-            connection.session.release_soon()
+            connection.session.release_input_soon()
         self._when.ready._emit(welcome)
 
     def connection_ended(self, connection: Connection, error: WseError, code: int, reason: str) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import typing
 from inspect import isawaitable
 from math import inf
@@ -12,8 +11,10 @@ from wse.core.session.rpc import PendingCalls
 from wse.core.session.session import Session
 from wse.core.session.signals import run_handler
 from wse.errors import CloseReason, ErrorCode, WseError
+from wse.types import ReadyState
 
 if TYPE_CHECKING:
+    import asyncio
     from collections.abc import Callable
 
     from wse.core.ports.protocol import Protocol
@@ -52,31 +53,31 @@ class ClientSession(Session):
 
     Attributes:
         refusal: The server's explanation of the refusal with which it is about to close, a dict with `reason` and
-            `retry`; empty if there is none.
+            `retry`; `None` if there is none.
     """
 
-    __slots__ = ("_held", "_held_close", "_owner", "_probe", "_socket_closed", "refusal")
+    __slots__ = ("_closed_waiters", "_held", "_held_close", "_owner", "_probe", "refusal")
 
     requires_type = False
 
     def __init__(self, owner: SessionOwner, endpoint: Endpoint, link: Link, protocol: Protocol) -> None:
         super().__init__(endpoint, link, protocol)
         self._owner = owner
-        self._socket_closed: asyncio.Future[None] | None = None
+        self._closed_waiters: list[asyncio.Future[None]] = []
         self._held: list[str | bytes] | None = None
         self._held_close: tuple[int, str] | None = None
         self._probe: Probe | None = None if link.pings else Probe(self)
-        self.refusal: dict[str, Any] = {}
+        self.refusal: dict[str, Any] | None = None
 
     def describe(self) -> str:
         return "server"
 
     async def wait_closed(self) -> None:
         """Return when the socket has closed."""
-        if self.ready_state != self.ready_state.CLOSED:
-            if self._socket_closed is None:
-                self._socket_closed = self.endpoint.scheduler.create_future()
-            await asyncio.wait((self._socket_closed,))  # which several may wait for, and give up
+        if self.ready_state is not ReadyState.CLOSED:
+            waiter = self.endpoint.scheduler.create_future()
+            self._closed_waiters.append(waiter)
+            await waiter
 
     def give_up(self) -> None:
         """Cut a connection whose peer does not do its part."""
@@ -105,22 +106,23 @@ class ClientSession(Session):
 
     # Messages right behind the welcome wait for the code that awaits `connect`, which may add listeners first.
 
-    def hold(self) -> None:
-        """Keep everything that comes in until `release`."""
+    def hold_input(self) -> None:
+        """Keep everything that comes in until `release_input`."""
         self._held = []
         self._decode = _decode_nothing
 
-    def release_soon(self) -> None:
+    def release_input_soon(self) -> None:
         """Dispatch the kept input when two turns of the event loop have passed."""
         self._release_after(2)
 
     def _release_after(self, turns: int) -> None:
         if turns < 0:
-            self._release()
+            self.release_input()
         else:
             self.endpoint.scheduler.call_soon(self._release_after, turns - 1)
 
-    def _release(self) -> None:
+    def release_input(self) -> None:
+        """Dispatch the kept input, the end of the connection included."""
         held, self._held = self._held, None
         if held is None:
             return
@@ -144,7 +146,7 @@ class ClientSession(Session):
             self._held_close = (code, reason)
 
     def violated(self, code: int, problem: str) -> None:
-        self._release()
+        self.release_input()
         super().violated(code, problem)
 
     # The owner learns what happens.
@@ -160,7 +162,7 @@ class ClientSession(Session):
     def refused(self, payload: Any) -> None:
         """The server tells why it refuses the client; the close follows."""
         if isinstance(payload, dict):
-            self.refusal = {key: payload[key] for key in ("reason", "retry") if key in payload}
+            self.refusal = payload
 
     def asked_for_identity(self) -> None:
         """The session is about to expire, and the server asks for a fresh identity (`~wse:auth`)."""
@@ -176,8 +178,9 @@ class ClientSession(Session):
             self.closed(*self._held_close)
 
     def _on_closed(self) -> None:
-        if self._socket_closed is not None:
-            self._socket_closed.set_result(None)
+        for waiter in self._closed_waiters:
+            if not waiter.done():
+                waiter.set_result(None)
         self._owner.socket_closed(self)
 
 
@@ -274,7 +277,7 @@ class ClientOpening:
                 self._failed(exc, CloseReason.NOT_AUTHORIZED)
                 return
         self._session.enter(None)
-        self._session.hold()
+        self._session.hold_input()
         self._owner.session_welcomed(self._session, payload)
 
     def _answer(self, respond: Callable[[Any], Any], quest: Any) -> Any:

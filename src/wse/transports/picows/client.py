@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING
 
 import aiofastnet
 import picows
+from picows.picows import WSProtocol  # type: ignore[attr-defined]  # its stubs leave it out
 
 from wse.errors import ErrorCode, WseError
 from wse.transports.picows.frames import RSV1, masked_frame
-from wse.transports.picows.handshake import Address, ClientHandshake, HandshakeError, WSProtocol
+from wse.transports.picows.handshake import Address, ClientHandshake, HandshakeError
 from wse.transports.picows.link import PicowsLink, Turn, payload_of
 from wse.transports.picows.log import logger
 

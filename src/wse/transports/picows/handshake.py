@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING, Final, cast
 from urllib.parse import quote, urlsplit
 
 from multidict import CIMultiDict
-from picows.picows import WSProtocol  # type: ignore[attr-defined]  # its stubs leave it out
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from picows import WSListener
+    from picows.picows import WSProtocol  # type: ignore[attr-defined]  # its stubs leave it out
 
 MAX_HEAD: Final = 16 * 1024
 """The most bytes that the head of an answer may have."""
