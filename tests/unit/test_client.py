@@ -7,65 +7,13 @@ import logging
 
 import pytest
 
+from support.clients import AT_ONCE, WALK, CountingBackoff, Held, accept, begin, fails, other_tasks
 from support.net import OFFERS, ClientLog, Unpackable, make_server, soon
 from wse import Backoff, ClientStatus, CloseReason, ErrorCode, WseClient, WseError, WseMsgpack
 from wse.testing import MemoryConnector
 
-AT_ONCE = Backoff(base=0)
 RETRIED = [1001, 1004, 1005, 1006, 1011, 1012, 1013, 1014, 1015, 2000]
 FINAL = [1000, 1002, 1003, 1007, 1008, 1009, 1010, 3000, 3999, 4001, 4999]
-WALK = ["CONNECTING", "READY"]
-
-
-class CountingBackoff(Backoff):
-    """Never waits, and remembers for which attempts it was asked to."""
-
-    def __init__(self):
-        super().__init__()
-        object.__setattr__(self, "attempts", [])
-
-    def delay(self, attempt):
-        self.attempts.append(attempt)
-        return 0.0
-
-
-class Held:
-    """A connector that does not come back until it is told to."""
-
-    def __init__(self):
-        self.called = asyncio.Event()
-        self.release = asyncio.Event()
-
-    async def __call__(self, url, protocol, headers, limits, open):
-        self.called.set()
-        await self.release.wait()
-
-
-async def fails(awaitable):
-    with pytest.raises(WseError) as caught:
-        await soon(awaitable)
-    return caught.value
-
-
-async def begin(far, client):
-    """A connect that has said hi, and the server's end of it."""
-    connecting = asyncio.ensure_future(client.connect())
-    peer = await far.peer()
-    await peer.hear()
-    return connecting, peer
-
-
-async def accept(far, welcome=None):
-    """Welcome the next connection."""
-    peer = await far.peer()
-    await peer.hear()
-    await peer.say("~wse:welcome", welcome)
-    return peer
-
-
-def other_tasks():
-    return asyncio.all_tasks() - {asyncio.current_task()}
-
 
 # Status and signals.
 

@@ -20,6 +20,12 @@ if TYPE_CHECKING:
     from wse.core.session.session import Session
 
 
+def is_asked_for(identity: Any) -> bool:
+    """Whether the identity is a function, which brings a fresh one for every attempt."""
+    # A class of credentials has their methods as well; calling it makes them.
+    return callable(identity) and (isinstance(identity, type) or not isinstance(identity, Credentials))
+
+
 class ConnectionOwner(typing.Protocol):
     """A client, as its connections see it."""
 
@@ -157,7 +163,7 @@ class Connection:
 
     async def _ask_identity(self) -> Any:
         identity = self._identity
-        if isinstance(identity, Credentials) or not callable(identity):
+        if not is_asked_for(identity):
             return identity
         try:
             identity = identity()
@@ -198,7 +204,9 @@ class Connection:
         self._owner.connection_welcomed(self, welcome)
 
     def identity_asked(self, session: ClientSession) -> None:
-        if not isinstance(self._identity, Credentials):  # their handshake cannot be repeated within a session
+        if is_asked_for(self._identity) or not isinstance(
+            self._identity, Credentials
+        ):  # their handshake cannot be repeated within a session
             session.spawn(self._send_identity(session))
 
     async def _send_identity(self, session: ClientSession) -> None:

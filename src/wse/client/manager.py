@@ -22,12 +22,11 @@ from collections.abc import Mapping
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
 
-from wse.client.connection import Connection
+from wse.client.connection import Connection, is_asked_for
 from wse.client.extensions import add_client_extensions
 from wse.client.request import checked_url
 from wse.client.retry import JUMP
 from wse.core.closing import check_close
-from wse.core.ports.credentials import Credentials
 from wse.core.session.keepalive import Keepalive
 from wse.errors import CloseReason, ErrorCode, WseError
 from wse.types import ClientStatus, ReadyState
@@ -362,7 +361,7 @@ class ConnectionManager:
             error, close = WseError(ErrorCode.WS_CLIENT_ERROR, {"url": self.url}), None
             error.__cause__ = exc
         course = self._course
-        wait = self._retry.wait_after(error, close, renewable=self._is_renewable)
+        wait = self._retry.wait_after(error, close, renewable=is_asked_for(self._identity))
         if self._course is not course:
             return
         if wait is None:
@@ -393,10 +392,6 @@ class ConnectionManager:
         self._set_status(ClientStatus.RE_CONNECTING)
         if self._course is course:
             self._attempt_after(course, wait)
-
-    @property
-    def _is_renewable(self) -> bool:
-        return callable(self._identity) and not isinstance(self._identity, Credentials)
 
     # ConnectionOwner: called by the connection.
 
@@ -429,7 +424,7 @@ class ConnectionManager:
         course = self._course
         was_ready = self.status is ClientStatus.READY
         close = None if connection.failed_itself else (code, reason)
-        wait = self._retry.wait_after(error, close, renewable=self._is_renewable)
+        wait = self._retry.wait_after(error, close, renewable=is_asked_for(self._identity))
         if self._course is not course:
             return
         if wait is None:

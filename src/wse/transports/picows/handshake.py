@@ -163,7 +163,10 @@ class ClientHandshake(asyncio.Protocol):
 
     def give_up(self) -> None:
         """Close the socket, unless the WebSocket is open: then it belongs to its session."""
-        if self._transport is not None and (not self.opened.done() or self.opened.cancelled()):
+        opened = self.opened
+        if not opened.cancel() and not opened.cancelled() and opened.exception() is None:
+            return
+        if self._transport is not None:
             self._transport.abort()
 
     # What the socket's transport calls.
