@@ -7,6 +7,7 @@ import pytest
 from support.clients import AT_ONCE, WALK, CountingBackoff, Held, accept, begin, fails, other_tasks
 from support.net import ClientLog, Log, make_server, soon, tiny_protocol
 from wse import Backoff, ClientStatus, ErrorCode, Heartbeat, WseClient, WseError
+from wse.client.connection import warn_of_replacement
 from wse.core.limits import Limits
 from wse.testing import MemoryConnector
 from wse.transports.memory import MemoryLink
@@ -200,6 +201,17 @@ async def test_a_server_that_asks_gets_a_fresh_identity(far):
         assert await peer.hear() == ["~wse:auth", n, None]
 
 
+async def test_a_client_with_nothing_fresh_to_offer_does_not_answer(far):
+    client = far.client(identity="ann")
+    connecting, peer = await begin(far, client)
+    await peer.say("~wse:ext", {"auth": {}})
+    await peer.say("~wse:welcome")
+    await soon(connecting)
+    await peer.say("~wse:auth")
+    await peer.say("double", 1, 1)
+    assert (await peer.hear())[0] == "~wse:response-err"
+
+
 async def test_a_fresh_identity_that_fails_is_reported_and_the_connection_goes_on(far):
     identities = ["ann"]
     client = far.client(identity=lambda: identities.pop())
@@ -357,7 +369,7 @@ async def test_an_own_close_is_not_giving_up(far):
 
 async def test_wait_closed_returns_when_the_client_has_ended_for_good(far):
     client = far.client(reconnect=True, backoff=AT_ONCE)
-    await soon(client.wait_closed())  # it has not begun
+    assert await soon(client.wait_closed()) is None  # it has not begun
     peer = await far.welcomed(client)
     waiting = asyncio.ensure_future(client.wait_closed())
     await peer.close(1012)
@@ -365,8 +377,8 @@ async def test_wait_closed_returns_when_the_client_has_ended_for_good(far):
     await turns()
     assert not waiting.done()
     await peer.close(1000)
-    await soon(waiting)
-    assert client.gave_up is not None
+    assert await soon(waiting) is client.gave_up
+    assert client.gave_up.details == {"code": 1000, "reason": ""}
 
 
 async def test_wait_closed_returns_after_an_own_close(far):
@@ -405,6 +417,17 @@ async def test_wait_ready_raises_why_there_will_be_no_welcome(far):
     await turns()
     await client.close()
     assert (await fails(waiting)).code == ErrorCode.CLIENT_NOT_READY
+
+
+async def test_the_first_time_that_another_device_takes_over_is_logged(far, caplog):
+    warn_of_replacement.cache_clear()
+    client = far.client()
+    for _ in range(2):
+        peer = await far.welcomed(client)
+        await peer.close(1000, "wse.clients-concurrency")
+        await soon(client.wait_closed())
+    assert [record.message for record in caplog.records if "conns_per_user" in record.message] != []
+    assert len(caplog.records) == 1
 
 
 # Listeners that come late, and none after the end.

@@ -269,9 +269,9 @@ class WseClient:
         """
         return await self._connections.wait_ready(timeout)
 
-    async def wait_closed(self) -> None:
-        """Wait until the client has no connection and does not try to get one; `gave_up` says why."""
-        await self._connections.wait_closed()
+    async def wait_closed(self) -> WseError | None:
+        """Wait until the client has no connection and does not try to get one, and return `gave_up`."""
+        return await self._connections.wait_closed()
 
     async def __aenter__(self) -> Self:
         await self.connect()

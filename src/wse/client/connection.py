@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import typing
 from collections.abc import Callable, Mapping
+from functools import cache
 from inspect import isawaitable
 from typing import TYPE_CHECKING, Any
 
@@ -20,10 +22,19 @@ if TYPE_CHECKING:
     from wse.core.session.session import Session
 
 
+logger = logging.getLogger("wse")
+
+
 def is_asked_for(identity: Any) -> bool:
     """Whether the identity is a function, which brings a fresh one for every attempt."""
     # A class of credentials has their methods as well; calling it makes them.
     return callable(identity) and (isinstance(identity, type) or not isinstance(identity, Credentials))
+
+
+@cache
+def warn_of_replacement() -> None:
+    """Say what to set, once: with the server's default, a second device replaces the first."""
+    logger.warning("a newer connection of this user has replaced this one; the server's conns_per_user allows more")
 
 
 class ConnectionOwner(typing.Protocol):
@@ -204,9 +215,7 @@ class Connection:
         self._owner.connection_welcomed(self, welcome)
 
     def identity_asked(self, session: ClientSession) -> None:
-        if is_asked_for(self._identity) or not isinstance(
-            self._identity, Credentials
-        ):  # their handshake cannot be repeated within a session
+        if is_asked_for(self._identity):  # another one has nothing fresh to offer
             session.spawn(self._send_identity(session))
 
     async def _send_identity(self, session: ClientSession) -> None:
@@ -223,6 +232,8 @@ class Connection:
         self._failure = error
 
     def session_ended(self, session: ClientSession, code: int, reason: str) -> None:
+        if reason == CloseReason.CLIENTS_CONCURRENCY:
+            warn_of_replacement()
         error = self._error(code, reason)
         if not self._welcome.done():
             self._welcome.set_exception(error)

@@ -1,19 +1,4 @@
-"""The connections of a client: made, kept, moved and ended, one after the other (WIRE.md section 6).
-
-What moves the status, and where to:
-
-    IDLE, OFFLINE           connect, jump            CONNECTING
-    CONNECTING              welcome                  READY
-    RE_CONNECTING           welcome                  READY
-    CONNECTING              failure that is retried  RE_CONNECTING
-    RE_CONNECTING           failure that is retried  stays
-    READY                   loss that is retried     OFFLINE, then RE_CONNECTING
-    READY                   jump                     OFFLINE, then RE_CONNECTING
-    any but IDLE            final failure, close     OFFLINE
-
-A listener may connect, jump or close while it is called. So whatever follows an emission first asks whether the
-application has decided anew (`_Course`).
-"""
+"""The connections of a client: made, kept, moved and ended, one after the other (WIRE.md section 6)."""
 
 from __future__ import annotations
 
@@ -23,9 +8,11 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
 
 from wse.client.connection import Connection, is_asked_for
+from wse.client.course import Course
 from wse.client.extensions import add_client_extensions
 from wse.client.request import checked_url
 from wse.client.retry import JUMP
+from wse.client.status import BUSY, TRANSITIONS, Event
 from wse.core.closing import check_close
 from wse.core.session.keepalive import Keepalive
 from wse.errors import CloseReason, ErrorCode, WseError
@@ -48,8 +35,6 @@ CLOSE_TIMEOUT: Final = 4.0
 _ABORT_TIMEOUT: Final = 0.5
 """Seconds for a socket that is cut to be gone."""
 
-_BUSY = (ClientStatus.CONNECTING, ClientStatus.READY, ClientStatus.RE_CONNECTING)
-
 
 class _Unset:
     """Stands for an argument that was not given, where None is a value like any other."""
@@ -59,45 +44,6 @@ class _Unset:
 
 
 UNSET: Any = _Unset()
-
-
-class _Course:
-    """What follows from one `connect`, `jump` or `close` of the application, until the next one.
-
-    Args:
-        waiter: Resolved for the caller that waits in `connect` or `jump`.
-
-    Attributes:
-        task: The attempt that is being made or waited for.
-    """
-
-    __slots__ = ("_waiter", "task")
-
-    def __init__(self, waiter: asyncio.Future[Any] | None) -> None:
-        self._waiter = waiter
-        self.task: asyncio.Task[None] | None = None
-
-    @property
-    def is_awaited(self) -> bool:
-        """Whether a caller waits for the outcome."""
-        return self._waiter is not None and not self._waiter.done()
-
-    async def outcome(self) -> Any:
-        """Wait for the welcome."""
-        assert self._waiter is not None
-        try:
-            return await self._waiter
-        finally:
-            if not self._waiter.cancelled():
-                self._waiter.exception()  # retrieved also for a caller that is cancelled, or asyncio complains
-
-    def succeed(self, welcome: Any) -> None:
-        assert self._waiter is not None
-        self._waiter.set_result(welcome)
-
-    def fail(self, exc: Exception) -> None:
-        assert self._waiter is not None
-        self._waiter.set_exception(exc)
 
 
 class ConnectionManager:
@@ -147,7 +93,7 @@ class ConnectionManager:
         self._retry = retry
         self._keepalive = Keepalive(scheduler, heartbeat, self._open_sessions)
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._course = _Course(None)
+        self._course = Course(None)
         self._connection: Connection | None = None
         self._sockets: set[ClientSession] = set()  # whose socket has not closed yet
         self.respond: Callable[[Any], Any] | None = None
@@ -178,10 +124,10 @@ class ConnectionManager:
     async def connect(self, identity: Any, meta: Any) -> Any:
         """See `WseClient.connect`."""
         self._enter()
-        if self.status in _BUSY:
+        if self.status in BUSY:
             raise WseError(ErrorCode.CLIENT_ALREADY_CONNECTED)
         self._introduce(identity, meta)
-        return await self._run(self._new_course(awaited=True), ClientStatus.CONNECTING)
+        return await self._run(self._new_course(awaited=True), Event.CONNECT)
 
     async def jump(self, url: str, identity: Any, meta: Any) -> Any:
         """See `WseClient.jump`."""
@@ -189,12 +135,12 @@ class ConnectionManager:
         self._enter()
         if self._course.is_awaited:
             raise WseError(ErrorCode.CLIENT_ALREADY_CONNECTED)
-        was_busy = self.status in _BUSY
+        was_busy = self.status in BUSY
         self.url = url
         self._introduce(identity, meta)
         course = self._new_course(awaited=True)
         self._leave(JUMP, "jump")
-        return await self._run(course, ClientStatus.RE_CONNECTING if was_busy else ClientStatus.CONNECTING)
+        return await self._run(course, Event.RETRY if was_busy else Event.CONNECT)
 
     async def close(self, reason: str) -> None:
         """See `WseClient.close`."""
@@ -206,8 +152,8 @@ class ConnectionManager:
         if ended.is_awaited:
             ended.fail(WseError(ErrorCode.CONNECTION_CLOSED, {"code": 1000, "reason": reason}))
         self._leave(1000, reason)
-        if self._course is course and self.status is not ClientStatus.IDLE:
-            self._set_status(ClientStatus.OFFLINE)
+        if self._course is course:
+            self._move(Event.END)
         await self._wait_until_cut(ended.task)
 
     async def wait_ready(self, timeout: float | None) -> Any:
@@ -220,12 +166,13 @@ class ConnectionManager:
             (welcome,) = await self._when.ready.wait()
             return welcome
 
-    async def wait_closed(self) -> None:
+    async def wait_closed(self) -> WseError | None:
         """See `WseClient.wait_closed`."""
-        while self.status in _BUSY:
+        while self.status in BUSY:
             await self._when.updated.wait()
         for session in tuple(self._sockets):
             await session.wait_closed()
+        return self.gave_up
 
     # One course.
 
@@ -239,7 +186,7 @@ class ConnectionManager:
         old = self._loop
         if loop is old:
             return
-        if old is not None and not old.is_closed() and (self.status in _BUSY or self._sockets):
+        if old is not None and not old.is_closed() and (self.status in BUSY or self._sockets):
             raise RuntimeError("the client is in use in another event loop; close it there first")
         self._loop = loop
         self._scheduler.bind()
@@ -253,11 +200,10 @@ class ConnectionManager:
         was_open = self.session is not None
         self._sockets.clear()
         self._connection = None
-        course = self._course = _Course(None)
-        if self.status in _BUSY:
-            self._set_status(ClientStatus.OFFLINE)
-            if was_open and self._course is course:
-                self._when.closed._emit(1006, "")
+        course = self._course = Course(None)
+        self._move(Event.END)
+        if was_open and self._course is course:
+            self._when.closed._emit(1006, "")
 
     def _introduce(self, identity: Any, meta: Any) -> None:
         if identity is not UNSET:
@@ -266,11 +212,11 @@ class ConnectionManager:
         if meta is not UNSET:
             self._meta = meta
 
-    def _new_course(self, *, awaited: bool) -> _Course:
+    def _new_course(self, *, awaited: bool) -> Course:
         """The application has decided anew: end the attempt that is being made. Its connection is still to be left."""
         if self._course.task is not None:
             self._course.task.cancel()
-        self._course = _Course(self._scheduler.create_future() if awaited else None)
+        self._course = Course(self._scheduler.create_future() if awaited else None)
         self.gave_up = None
         self._retry.start_anew()
         return self._course
@@ -282,15 +228,14 @@ class ConnectionManager:
         if connection is None or not connection.close(code, reason):
             return
         course = self._course
-        if code != JUMP or self.status is ClientStatus.READY:
-            self._set_status(ClientStatus.OFFLINE)
+        self._move(Event.LOSS if code == JUMP else Event.END)
         if self._course is course:
             self._when.closed._emit(code, reason)
 
-    async def _run(self, course: _Course, status: ClientStatus) -> Any:
+    async def _run(self, course: Course, event: Event) -> Any:
         """Make attempts, wait for their outcome, and return the welcome."""
         if self._course is course:
-            self._set_status(status)
+            self._move(event)
         if self._course is course:
             self._attempt_after(course, 0.0)
         try:
@@ -300,7 +245,7 @@ class ConnectionManager:
                 ended = self._new_course(awaited=False)
                 self._leave(1000, CloseReason.BY_CLIENT)
                 if self._course is ended:
-                    self._set_status(ClientStatus.OFFLINE)
+                    self._move(Event.END)
             raise
         session = self.session
         if session is not None:
@@ -331,7 +276,7 @@ class ConnectionManager:
 
     # One attempt.
 
-    def _attempt_after(self, course: _Course, wait: float) -> None:
+    def _attempt_after(self, course: Course, wait: float) -> None:
         course.task = asyncio.create_task(self._attempt(wait))
 
     async def _attempt(self, wait: float) -> None:
@@ -366,10 +311,10 @@ class ConnectionManager:
             return
         if wait is None:
             self.gave_up = error
-            self._set_status(ClientStatus.OFFLINE)
+            self._move(Event.END)
         self._go_on(course, wait, error, exc)
 
-    def _go_on(self, course: _Course, wait: float | None, error: WseError, raised: Exception | None) -> None:
+    def _go_on(self, course: Course, wait: float | None, error: WseError, raised: Exception | None) -> None:
         """Try again after `wait` seconds, or give up.
 
         Args:
@@ -389,7 +334,7 @@ class ConnectionManager:
         if wait is None:
             self._when.gave_up._emit(error)
             return
-        self._set_status(ClientStatus.RE_CONNECTING)
+        self._move(Event.RETRY)
         if self._course is course:
             self._attempt_after(course, wait)
 
@@ -405,7 +350,7 @@ class ConnectionManager:
         if connection is not self._connection:
             return
         course = self._course
-        self._set_status(ClientStatus.READY)
+        self._move(Event.WELCOME)
         if self._course is not course:
             return
         self._keepalive.start()
@@ -429,8 +374,7 @@ class ConnectionManager:
             return
         if wait is None:
             self.gave_up = error
-        if wait is None or was_ready:
-            self._set_status(ClientStatus.OFFLINE)
+        self._move(Event.END if wait is None else Event.LOSS)
         if self._course is course:
             self._when.closed._emit(code, reason)
         self._go_on(course, wait, error, None if was_ready else error)
@@ -447,8 +391,9 @@ class ConnectionManager:
         session = self.session
         return () if session is None else (session,)
 
-    def _set_status(self, status: ClientStatus) -> None:
-        if status is not self.status:
+    def _move(self, event: Event) -> None:
+        status = TRANSITIONS[self.status].get(event)
+        if status is not None:
             if self.status is ClientStatus.READY:
                 self._when.ready._forget()
             self.status = status

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from wse.core.session.endpoint import Endpoint
 
 
-PROBE: Final = "~wse:ping"
+PROBE: Final = "~wse:alive"
 """A name that no server registers, since applications cannot."""
 
 
