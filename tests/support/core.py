@@ -266,7 +266,13 @@ class ServerSide(Side):
     ):
         super().__init__(**options)
         heartbeat = heartbeat or Heartbeat(interval=0)
-        self.hub = Hub(self.endpoint, conns_per_user=conns_per_user, auth_timeout=auth_timeout, heartbeat=heartbeat)
+        self.hub = Hub(
+            self.endpoint,
+            conns_per_user=conns_per_user,
+            auth_timeout=auth_timeout,
+            heartbeat=heartbeat,
+            clock=lambda: self.scheduler.now,
+        )
         self.hub.network = SingleNode(self.hub)
         self.hub.identify = identify
         self.hub.generator = generator

@@ -17,7 +17,7 @@ from wse.core.ports.protocol import Protocol
 from wse.core.session.endpoint import Endpoint, emit_error
 from wse.core.session.rpc import ExposeErrors
 from wse.core.session.signals import Channel, check_handler
-from wse.errors import CloseReason, ErrorCode, InvalidHandlerError, WseError
+from wse.errors import CloseReason, ErrorCode, WseError
 from wse.protocols.json import WseJSON
 from wse.scheduler import AsyncioScheduler
 from wse.transports import picows
@@ -203,12 +203,9 @@ class WseClient:
         """Set the handler that answers the server's quest, `fn(quest)`; usable as a decorator.
 
         Raises:
-            WseError: `INVALID_CRA_HANDLER`, which is a `TypeError` as well: `fn` is not a function.
-            TypeError: `fn` cannot take `(quest)`.
+            WseError: `INVALID_CRA_HANDLER`, which is also a `TypeError`: `fn` cannot take `(quest)`.
         """
-        if not callable(fn):
-            raise InvalidHandlerError(ErrorCode.INVALID_CRA_HANDLER, {}, f"a handler must be a function, not {fn!r}")
-        check_handler(fn, "quest")
+        check_handler(fn, "quest", code=ErrorCode.INVALID_CRA_HANDLER)
         self._connections.respond = fn
         return fn
 

@@ -45,4 +45,4 @@ class LimitsExtension(Extension):
 def add_client_extensions(endpoint: Endpoint) -> None:
     """Add everything that a client offers."""
     endpoint.extensions.add(AuthExtension())
-    endpoint.extensions.add(LimitsExtension(endpoint.limits.message_size))
+    endpoint.extensions.add(LimitsExtension(endpoint.limits.max_frame_size))  # servers send one frame

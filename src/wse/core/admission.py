@@ -1,4 +1,4 @@
-"""Who may open a WebSocket, and where from: decided by the HTTP request, the same on every transport."""
+"""The policy for new WebSockets, by their HTTP request; it is the same on every transport."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _FORWARDED_PARAMETER = re.compile(_PARAMETER, re.ASCII)
 _FORWARDED_ELEMENT = re.compile(f"{_PARAMETER}(?:;{_PARAMETER})*", re.ASCII)
 
 Origin = tuple[str, str, int | None]
-"""Scheme, host and port; no port for a scheme that has no usual one."""
+"""Scheme, host and port; the port is `None` for a scheme without a usual one."""
 
 
 class Headers(typing.Protocol):
@@ -38,7 +38,7 @@ class Headers(typing.Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """The HTTP response that stands in for the WebSocket."""
+    """The HTTP response in place of a WebSocket."""
 
     status: HTTPStatus
     headers: Mapping[str, str] = field(default_factory=dict)
@@ -53,19 +53,19 @@ _UNAVAILABLE = Refusal(HTTPStatus.SERVICE_UNAVAILABLE, {"Retry-After": "1"})
 
 
 class Admission:
-    """A server's policy for those who are about to connect.
+    """A server's policy for new connections.
 
     Args:
-        origins: The origins of web pages that may connect, beside those of the server's own host.
+        origins: The origins of web pages that may connect, besides those of the server's own host.
         trusted_proxies: Addresses and networks whose forwarding headers count; `"unix"` stands for peers without an
             address, which are those of a Unix socket.
 
     Attributes:
-        unready: Why nobody may connect for now; while it is empty, everybody may.
+        unready: The reasons why no client may connect for now; empty when clients may.
         refused_origins: How many requests were refused for their origin.
 
     Raises:
-        ValueError: An entry that is no origin, address or network.
+        ValueError: An entry is not an origin, address or network.
     """
 
     __slots__ = ("_any", "_origins", "_proxies", "_subdomains", "_unix", "refused_origins", "unready")
@@ -85,9 +85,9 @@ class Admission:
         self.refused_origins = 0
 
     def refusal(self, headers: Headers) -> Refusal | None:
-        """Why a request may not become a WebSocket; `None` if it may.
+        """The response to a request that may not become a WebSocket; `None` if it may.
 
-        A refused origin is counted and not reported: who floods the server must not flood its logs, too.
+        A refused origin is counted and not reported: a flood of requests must not become a flood of logs.
         """
         if self.unready:
             return _UNAVAILABLE
@@ -116,9 +116,9 @@ class Admission:
     def address(self, peer: str, headers: Headers) -> str:
         """The client's IP address.
 
-        Seen from the server, it is the first that is no trusted proxy: of the socket's peer, then of those in
-        `X-Forwarded-For`, or else `Forwarded` (RFC 7239), from right to left. What is no address ends the search,
-        with the last proxy before it.
+        It is the first address that is not a trusted proxy: of the socket's peer, then of those in `X-Forwarded-For`,
+        or else `Forwarded` (RFC 7239), from right to left. An entry that is not an address ends the search, with the
+        last proxy before it.
 
         Args:
             peer: The socket's peer; an empty string where it has no address.
@@ -177,13 +177,13 @@ def _address(text: str) -> IPv4Address | IPv6Address | None:
 
 
 def _forwarded(headers: Headers) -> Iterable[IPv4Address | IPv6Address | None]:
-    """The addresses that proxies have noted, the nearest first; `None` for what is no address."""
+    """The addresses that proxies have noted, the nearest first; `None` for an entry that is not an address."""
     values = headers.getall("X-Forwarded-For", [])
     if values:
         for hop in reversed(",".join(values).split(",")):
             yield _hop(hop.strip())
         return
-    # A comma within quotes leaves two elements that are none, so what a client may have put there ends the search.
+    # A comma within quotes leaves two malformed elements, so what a client may have put there ends the search.
     for element in reversed(",".join(headers.getall("Forwarded", [])).split(",")):
         parameters = _FORWARDED_PARAMETER.findall(element) if _FORWARDED_ELEMENT.fullmatch(element) else ()
         yield next((_hop(value.strip('"')) for name, value in parameters if name.lower() == "for"), None)
@@ -193,4 +193,4 @@ def _hop(text: str) -> IPv4Address | IPv6Address | None:
     match = _WITH_PORT.fullmatch(text)
     if match is not None:
         text = match[1] or match[2]
-    return None if "%" in text else _address(text)  # a zone means something on its own host only
+    return None if "%" in text else _address(text)  # a zone has a meaning on its own host only

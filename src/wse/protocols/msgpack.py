@@ -14,7 +14,7 @@ from wse.types import MessageType
 class WseMsgpack(Protocol):
     """MessagePack arrays `[type, payload, stamp]` in binary messages.
 
-    Payloads may hold what MessagePack has, bytes among it, and what `WseJSON` encodes beside JSON.
+    Payloads may hold what MessagePack has, including bytes, and the further types that `WseJSON` encodes.
     """
 
     name = "wse-msgpack"
@@ -23,7 +23,7 @@ class WseMsgpack(Protocol):
     def __init__(self) -> None:
         self._encode = msgspec.msgpack.Encoder().encode
         self._decode = msgspec.msgpack.Decoder().decode
-        if type(self).pack is WseMsgpack.pack:  # else a subclass knows better
+        if type(self).pack is WseMsgpack.pack:  # else a subclass encodes itself
             self.codec = Codec(self._encode, self.unpack)
 
     def pack(self, type: MessageType, payload: Any = None, stamp: Any = None) -> bytes:

@@ -132,7 +132,7 @@ class Messaging:
         """
         return await self._hub.network.online()
 
-    async def users(self) -> AsyncIterator[ClientId]:
+    async def users(self) -> AsyncIterator[Any]:
         """All users that are connected, in no order; who comes or goes meanwhile may be missing or there.
 
         Raises:

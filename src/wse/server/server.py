@@ -34,18 +34,20 @@ from wse.server.lifecycle import Lifecycle, ListenerOptions, commanded, serve_un
 from wse.server.messaging import Messaging
 from wse.server.watchdog import Watchdog
 from wse.transports.asgi import AsgiApp
-from wse.types import ClientId, F, MessageType
+from wse.types import F, MessageType
 
 if TYPE_CHECKING:
     import ssl
     from collections.abc import Awaitable, Callable
 
+    from wse.core.hub.auth import ReauthHandler
     from wse.core.hub.handshake import AuthHandler
     from wse.core.ports.broker import Broker
     from wse.core.stats import Stats
     from wse.transports.deflate import Compression
 
 A = TypeVar("A", bound="AuthHandler")
+R = TypeVar("R", bound="ReauthHandler")
 
 
 class ServerSignals:
@@ -157,7 +159,14 @@ class WseServer(Messaging):
         )
         deadline = timeout if auth_timeout is None else auth_timeout
         heartbeat = heartbeat or Heartbeat()
-        self._hub = Hub(self._endpoint, conns_per_user=conns_per_user, auth_timeout=deadline, heartbeat=heartbeat)
+        self._hub = Hub(
+            self._endpoint,
+            conns_per_user=conns_per_user,
+            auth_timeout=deadline,
+            heartbeat=heartbeat,
+            clock=time.time,
+            server=self,
+        )
         self._hub.network = SingleNode(self._hub)
         if broker is not None:
             self._join_cluster(broker, cluster)
@@ -189,15 +198,35 @@ class WseServer(Messaging):
 
         It runs before the identify handler and calls `auth.quest(value)` or `auth.refuse()`; a value other than None
         that it returns is the quest.
+
+        Raises:
+            WseError: `INVALID_CRA_GENERATOR`, which is also a `TypeError`: `fn` cannot take `(auth)`.
         """
-        check_handler(fn, "auth")
+        check_handler(fn, "auth", code=ErrorCode.INVALID_CRA_GENERATOR)
         self._hub.generator = fn
+        return fn
+
+    def reauthenticate(self, fn: R) -> R:
+        """Set the handler for fresh identities, `fn(conn, identity)`; usable as a decorator.
+
+        A client whose session expires (`Handshake.accept` with `expires`) is asked for a fresh identity a minute before
+        the end, or at half of a shorter time, if it can be asked (the original's clients cannot). The handler checks
+        the identity and returns the new time, a `datetime` with a time zone or Unix seconds, or `None` to let the
+        session end. Raising a `WseError` of `NOT_AUTHORIZED`, for example because the identity is another user's,
+        closes the connection with `wse.not-authorized`; `reason` and `retry` in its details are as for
+        `Handshake.refuse`. Another exception is reported on `error`, and the session ends at its time.
+
+        Raises:
+            TypeError: `fn` cannot take `(conn, identity)`.
+        """
+        check_handler(fn, "conn", "identity")
+        self._hub.auth.reauthenticate = fn
         return fn
 
     # Who is there.
 
     @property
-    def clients(self) -> Mapping[ClientId, WseIdentity]:
+    def clients(self) -> Mapping[Any, WseIdentity]:
         """The users that are connected, by `cid`; read-only."""
         return MappingProxyType(self._hub.identities)
 

@@ -30,7 +30,7 @@ class InternalTypes:
     response_error: MessageType = "~wse:response-err"
 
     def names(self) -> frozenset[MessageType]:
-        """All six, to tell what an application may not use."""
+        """All six, which an application may not use."""
         return frozenset((self.hi, self.challenge, self.welcome, self.call, self.response, self.response_error))
 
 
@@ -47,7 +47,7 @@ class ExtensionTypes:
     ask: MessageType = "~wse:ask"
 
     def names(self) -> frozenset[MessageType]:
-        """All of them, to tell what an application may not use."""
+        """All of them, which an application may not use."""
         return frozenset((self.ext, self.auth, self.refused, self.ask))
 
 
@@ -57,7 +57,7 @@ class Codec:
 
     Attributes:
         encode: Makes the payload of a WebSocket message of a tuple `(type, payload, stamp)`.
-        decode: Makes the three of what came in. When it raises, `Protocol.unpack` has the last word.
+        decode: Makes the three of an incoming message. When it raises, the session tries `Protocol.unpack`.
         utf8: Whether the bytes that `encode` returns are a text message; else bytes are a binary one.
     """
 
