@@ -316,12 +316,19 @@ class Owner:
 
     def session_welcomed(self, session, welcome):
         self.log.append(("welcomed", welcome))
+        session.release_input()
 
     def session_failed(self, session, error):
         self.log.append(("failed", error))
 
     def session_ended(self, session, code, reason):
         self.log.append(("ended", code, str(reason)))
+
+    def socket_closed(self, session):
+        self.log.append(("socket closed",))
+
+    def identity_asked(self, session):
+        self.log.append(("identity asked",))
 
     def message_ignored(self, type, payload, stamp):
         self.log.append(("ignored", type, payload, stamp))
