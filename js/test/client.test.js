@@ -9,13 +9,22 @@ const withTimers = (t) => t.mock.timers.enable({ apis: ['setTimeout'] })
 const statuses = (events) => events.filter(([name]) => name === 'updated').map(([, status]) => status)
 
 describe('connecting', () => {
-  test('without a WebSocket class it says so', (t) => {
+  test('without a WebSocket class everything works until connect', async (t) => {
     const original = globalThis.WebSocket
     t.after(() => (globalThis.WebSocket = original))
     globalThis.WebSocket = undefined
-    assert.throws(() => new WseClient({ url: 'ws://x' }), /WebSocket/)
-    globalThis.WebSocket = FakeWebSocket
-    assert.equal(new WseClient({ url: 'ws://x' }).status, WSE_STATUS.IDLE)
+    const client = new WseClient({ url: 'ws://x', re: true })
+    client.channel.on('chat', () => {})
+    assert.equal(client.status, WSE_STATUS.IDLE)
+    const error = await failure(client.connect())
+    assert.equal(error.code, WSE_ERROR.WS_CLIENT_ERROR)
+    assert.match(error.cause.message, /WebSocket/)
+    globalThis.WebSocket = FakeWebSocket // the global one of now, not of then
+    void client.connect()
+    FakeWebSocket.last.open()
+    FakeWebSocket.last.receive(['~wse:welcome'])
+    assert.equal(client.status, WSE_STATUS.READY)
+    FakeWebSocket.last.gone(1000)
   })
 
   test('the status walks, and is new before updated fires', async () => {
@@ -26,7 +35,7 @@ describe('connecting', () => {
     assert.equal(Socket.last.protocol, 'wse-default-json')
     assert.equal(Socket.last.binaryType, 'arraybuffer')
     Socket.last.open()
-    assert.deepEqual(Socket.last.read(), [['~wse:hi', { identity: 'me', meta: { m: 1 } }, null]])
+    assert.deepEqual(Socket.last.read(), [['~wse:hi', { identity: 'me', meta: { m: 1 }, ext: { auth: {} } }, null]])
     Socket.last.receive(['~wse:welcome', 5])
     assert.equal(await connecting, 5)
     Socket.last.gone(1000, 'bye')
@@ -41,7 +50,7 @@ describe('connecting', () => {
     assert.deepEqual(seen, [true, true, true])
   })
 
-  test('what is not given is as before, null is given', async () => {
+  test('what is not given is as before, but a new identity brings its own meta', async () => {
     const { client, Socket } = fakeClient()
     const hello = async (...args) => {
       const connecting = client.connect(...args)
@@ -49,12 +58,15 @@ describe('connecting', () => {
       Socket.last.receive(['~wse:welcome'])
       await connecting
       Socket.last.gone(1000)
-      return Socket.last.read()[0][1]
+      const { identity, meta } = Socket.last.read()[0][1]
+      return { identity, meta }
     }
     assert.deepEqual(await hello(), { identity: '', meta: {} })
     assert.deepEqual(await hello('a', { b: 1 }), { identity: 'a', meta: { b: 1 } })
     assert.deepEqual(await hello(), { identity: 'a', meta: { b: 1 } })
-    assert.deepEqual(await hello(null), { identity: null, meta: { b: 1 } })
+    assert.deepEqual(await hello('c'), { identity: 'c', meta: {} })
+    assert.deepEqual(await hello(undefined, { d: 1 }), { identity: 'c', meta: { d: 1 } })
+    for (const meta of [null, 0, '', false]) assert.deepEqual(await hello(null, meta), { identity: null, meta: {} })
   })
 
   test('connecting twice', async () => {
@@ -157,7 +169,7 @@ describe('connecting', () => {
 })
 
 describe('reconnecting', () => {
-  test('waits grow to the cap, and start again after a welcome', async (t) => {
+  test('waits grow to the cap, and start again when a connection has lasted', async (t) => {
     withTimers(t)
     const { client, Socket, socket, events, errors } = await readyClient({ re: true, backoff: { base: 1, cap: 5, random: () => 1 } })
     socket.gone(1006)
@@ -174,11 +186,21 @@ describe('reconnecting', () => {
     Socket.last.receive(['~wse:welcome', 2])
     assert.equal(client.status, 'READY')
     assert.deepEqual(codes(errors), Array(5).fill(WSE_ERROR.WS_CLIENT_ERROR))
-    assert.deepEqual(statuses(events).slice(0, 4), ['OFFLINE', 'RE_CONNECTING', 'OFFLINE', 'RE_CONNECTING'])
-    Socket.last.gone(1012)
-    const before = Socket.all.length
-    t.mock.timers.tick(1000)
-    assert.equal(Socket.all.length, before + 1)
+    assert.deepEqual(statuses(events), ['OFFLINE', 'RE_CONNECTING', 'READY'])
+    const comesBackAfter = (seconds) => {
+      Socket.last.gone(1012)
+      const before = Socket.all.length
+      t.mock.timers.tick(seconds * 1000 - 1)
+      assert.equal(Socket.all.length, before)
+      t.mock.timers.tick(1)
+      assert.equal(Socket.all.length, before + 1)
+      Socket.last.open()
+      Socket.last.receive(['~wse:welcome', 3])
+    }
+    t.mock.timers.tick(9_999)
+    comesBackAfter(5)
+    t.mock.timers.tick(10_000)
+    comesBackAfter(1)
   })
 
   test('connect goes on until it succeeds', async (t) => {
@@ -401,7 +423,7 @@ describe('calls', () => {
     client.register('big', () => 1n)
     client.register('later', async () => 1n)
     client.register('error', () => {
-      throw new WseError('app', { big: 1n })
+      throw new WseError('app', { big: 1n, small: 1 })
     })
     client.register('odd', () => {
       throw Object.create(null)
@@ -414,7 +436,7 @@ describe('calls', () => {
     const answers = Object.fromEntries(socket.read().map(([, payload, stamp]) => [stamp, payload]))
     assert.equal(answers.big.details.origin.name, 'TypeError')
     assert.equal(answers.later.details.origin.name, 'TypeError')
-    assert.deepEqual(answers.error, { code: WSE_ERROR.RP_EXECUTION_FAILED, details: { rp: 'error', rpc: 'error' } })
+    assert.deepEqual(answers.error, { code: 'app', details: { small: 1, rp: 'error', rpc: 'error' } })
     assert.equal(answers.odd.code, WSE_ERROR.RP_EXECUTION_FAILED)
     assert.deepEqual(answers.text.details.origin, { name: 'string', message: 'oops' })
     assert.deepEqual(codes(errors), Array(5).fill(WSE_ERROR.RP_EXECUTION_FAILED))
@@ -500,18 +522,38 @@ describe('listeners', () => {
   test('errors that nobody listens to, and those of error listeners, go to the console', async (t) => {
     const logged = t.mock.method(console, 'error', () => {})
     const client = new WseClient({ url: 'ws://x', WebSocket: FakeWebSocket })
-    assert.throws(() => client.send('a'), { code: WSE_ERROR.CLIENT_NOT_READY })
-    assert.equal(logged.mock.calls[0].arguments[0].code, WSE_ERROR.CLIENT_NOT_READY)
+    const fails = () => {
+      client.connect().catch(() => {})
+      FakeWebSocket.last.open()
+      FakeWebSocket.last.receive('{')
+    }
+    fails()
+    assert.equal(logged.mock.calls[0].arguments[0].code, WSE_ERROR.MSG_PROCESSING_ERROR)
     client.when.error(() => {
       throw new Error('again')
     })
-    assert.equal((await failure(client.call('a'))).details.status, 'IDLE')
+    fails()
     assert.equal(logged.mock.calls[1].arguments[0].message, 'again')
+  })
+
+  test('not ready is thrown, and told nobody else', async (t) => {
+    const logged = t.mock.method(console, 'error', () => {})
+    const { client, errors } = fakeClient()
+    assert.throws(() => client.send('a'), { code: WSE_ERROR.CLIENT_NOT_READY })
+    assert.equal((await failure(client.call('a'))).details.status, 'IDLE')
+    assert.deepEqual([errors, logged.mock.callCount()], [[], 0])
+  })
+
+  test('a socket that is closing is not ready', async () => {
+    const { client, socket } = await readyClient()
+    socket.readyState = 2
+    assert.throws(() => client.send('a'), { code: WSE_ERROR.CLIENT_NOT_READY })
+    assert.equal((await failure(client.call('a'))).code, WSE_ERROR.CLIENT_NOT_READY)
   })
 })
 
 describe('violations', () => {
-  for (const message of [[['chat'], 1], [{ a: 1 }, 1, 's'], ['', 1], [null]]) {
+  for (const message of [[['chat'], 1], [{ a: 1 }, 1, 's']]) {
     test(JSON.stringify(message), async () => {
       const { client, socket, errors } = await readyClient({ re: true })
       const call = failure(client.call('a'))
