@@ -32,7 +32,6 @@ export const WSE_ERROR = Object.freeze({
   BROKER_UNAVAILABLE: 'wse.server.broker-unavailable',
   BROKER_DEAF: 'wse.server.broker-deaf',
   BROKER_LOST_MESSAGES: 'wse.server.broker-lost-messages',
-  // Names of the original's documentation.
   CONNECTION_NOT_READY: 'wse.client.not-ready',
   NO_CLIENT_CONNECTION: 'wse.server.client.connection-missing',
   MESSAGE_PROCESSING_ERROR: 'wse.server.msg-processing-error',
@@ -59,7 +58,6 @@ export const WSE_REASON = Object.freeze({
   LIMIT_CONNECTIONS: 'wse.limit.connections',
   LIMIT_CONNECTIONS_PER_ADDRESS: 'wse.limit.connections-per-address',
   LIMIT_UNAUTHENTICATED: 'wse.limit.unauthenticated',
-  // The name in the original's documentation.
   PROTOCOL_ERR: 'wse.protocol-error',
 })
 
@@ -71,13 +69,11 @@ export const WSE_STATUS = Object.freeze({
   RE_CONNECTING: 'RE_CONNECTING',
 })
 
-// Not tried again, unless `retry` says otherwise: RFC 6455's and the application's own final codes.
 const isFinal = (code) => [1000, 1002, 1003, 1007, 1008, 1009, 1010].includes(code) || (code >= 3000 && code <= 4999)
 const JUMP = 4000
 // Seconds.
 const CLOSE_WITHIN = 5
 const LASTING = 10
-const QUICK_ANSWER = 5
 
 const internal_types = {
   hi: '~wse:hi',
@@ -99,14 +95,13 @@ const utf8 = (text) => new TextEncoder().encode(text)
 // setTimeout takes 31 bits.
 const later = (fn, seconds) => setTimeout(fn, Math.min(seconds * 1e3, 2 ** 31 - 1))
 
-// A timer that keeps no process of Node alive: its socket does.
 const quietly = (fn, seconds) => {
   const timer = later(fn, seconds)
   timer['unref']?.()
   return timer
 }
 
-// The next macrotask; background tabs throttle timers only.
+// The next macrotask.
 const soon = (fn) => {
   if (globalThis['setImmediate']) return void globalThis['setImmediate'](fn)
   const { port1, port2 } = new MessageChannel()
@@ -117,22 +112,18 @@ const soon = (fn) => {
   port2.postMessage(0)
 }
 
-// A promise with a time limit in seconds; `start` may return what undoes it.
-const expiring = (timeout, what, start) =>
+// A promise with a time limit; `start` returns what undoes it.
+const expiring = (timeout, start) =>
   new Promise((resolve, reject) => {
     const settled = (settle) => (value) => {
       clearTimeout(timer)
+      undo()
       settle(value)
     }
-    const expired = () => {
-      if (isFunction(undo)) undo()
-      reject(Object.assign(new Error(`not ${what} within ${timeout} s`), { name: 'TimeoutError' }))
-    }
-    const timer = timeout && later(expired, timeout)
     const undo = start(settled(resolve), settled(reject))
+    const timer = timeout && later(() => settled(reject)(Object.assign(new Error('timeout'), { name: 'TimeoutError' })), timeout)
   })
 
-// Events of browsers after which a connection may be dead, or possible again.
 const WAKING = ['online', 'pageshow', 'visibilitychange']
 const listenTo = (how, fn) => WAKING.forEach((type) => (type[0] === 'v' ? globalThis.document : globalThis)?.[how]?.(type, fn))
 
@@ -145,8 +136,6 @@ const run = (fn, args, failed) => {
   }
 }
 
-// Errors.
-
 export class WseError extends Error {
   constructor(code, details, message, cause) {
     const origin = details?.origin
@@ -157,22 +146,9 @@ export class WseError extends Error {
   }
 
   static [Symbol.hasInstance](error) {
-    return Function.prototype[Symbol.hasInstance].call(this, error) || (this === WseError && error instanceof WseTypeError)
+    return Function.prototype[Symbol.hasInstance].call(this, error) || (this === WseError && error?.name === 'WseError' && error instanceof TypeError)
   }
 }
-
-// A WseError that is a TypeError.
-class WseTypeError extends TypeError {
-  name = 'WseError'
-  details = {}
-
-  constructor(code, message) {
-    super(message)
-    this.code = code
-  }
-}
-
-// Message protocols.
 
 // Read by name, or as `[type, payload, stamp]`.
 const toMessage = (message) => {
@@ -182,13 +158,14 @@ const toMessage = (message) => {
 }
 
 // JSON.stringify would write {} or null for these.
-const isLost = (value) => !value?.toJSON && (Number.isNaN(value) || !/^\[object (Object|Array|String|Number|Boolean|BigInt|Null|Undefined)\]$/.test(Object.prototype.toString.call(value)))
+const isLost = (value) => (typeof value === 'number' ? !isFinite(value) : !value?.toJSON && !/t (Object|Array|String|Boolean|BigInt|Null|Undefined)]/.test({}.toString.call(value)))
 
 export class WseJSON {
   name = 'wse-default-json'
   internal_types = internal_types
   extensions = extensions
 
+  /** @param {any} message */
   pack({ type, payload, stamp }) {
     if (isLost(payload)) throw new TypeError('JSON has no such payload')
     return JSON.stringify([type, payload, stamp])
@@ -211,7 +188,7 @@ export class WseMsgpack {
   constructor({ encode, decode }) {
     check(encode)
     check(decode)
-    this.pack = ({ type, payload, stamp }) => encode([type, payload, stamp])
+    this.pack = (/** @type {any} */ { type, payload, stamp }) => encode([type, payload, stamp])
     this.unpack = (data) => toMessage(isObject(data) && decode(new Uint8Array(data)))
   }
 }
@@ -221,15 +198,12 @@ function asText() {
   return new TextDecoder().decode(this)
 }
 
-// Listeners.
-
 class Emitter {
   /** @type {Map<any, any>} */
   all = new Map()
 
   of = (name) => this.all.get(name) ?? []
 
-  // Returns what removes this registration.
   add = (name, fn, once) => {
     check(fn)
     const listener = { fn, once, gone: false }
@@ -237,7 +211,6 @@ class Emitter {
     return () => this.#remove(name, listener)
   }
 
-  // Removes the last registration of a function.
   off = (name, fn) => this.#remove(name, this.of(name).findLast((listener) => listener.fn === fn))
 
   clear = (name) => this.of(name).forEach((listener) => this.#remove(name, listener))
@@ -258,33 +231,30 @@ class Emitter {
   }
 }
 
-// The client.
-
 let isWarned = false
 
 export class WseClient {
-  /** @type {any} */ #options
-  /** @type {any} */ #identity = ''
-  /** @type {any} */ #meta = {}
-  /** @type {import('wse').WseStatus} */ #status = WSE_STATUS.IDLE
+  #options
+  #identity = /** @type {any} */ ('')
+  #meta = {}
+  /** @type {import('wse').WseStatus} */
+  #status = WSE_STATUS.IDLE
   #procedures = new Map()
   #messages = new Emitter()
   #signals = new Emitter()
-  /** @type {any} */ #welcome
-  /** @type {any} */ #challenge
-  /** @type {any} The attempt or connection of now */ #session
-  /** @type {any} Of `connect` or `jump` */ #waiter
-  /** @type {any[]} Of `waitReady` and `waitClosed` */ #waiting = []
-  /** @type {any} */ #socketClosed
-  /** @type {any} */ #timer
-  /** @type {any} */ #gaveUp = null
+  #challenge
+  #gaveUp = null
+  #session
+  #welcome
+  #socketClosed
+  #waiter
   #isLive = false
+  #timer
   #failures = 0
   #isRefused = false
-  // Grows with each connect, jump and close.
   #epoch = 0
 
-  constructor({ protocol = WseJSON, backoff, heartbeat, re, reconnect = re, tO = 20, timeout = tO, ...options }) {
+  constructor(/** @type {any} */ { protocol = WseJSON, backoff, heartbeat, re, reconnect = re, tO = 20, timeout = tO, ...options }) {
     this.#options = { base: 1, cap: 30, factor: 2, random: Math.random, ...backoff, ...options, reconnect, timeout, heartbeat: { interval: 20, timeout: 20, ...heartbeat } }
     if (options.retry) check(options.retry, 'retry')
     /** @type {any} */
@@ -312,7 +282,6 @@ export class WseClient {
     }
     this.channel = Object.assign(channel, { removeListener: channel.off, removeAllListeners: channel.removeAll })
 
-    // `present` returns the arguments that a late listener is called with, if any.
     const signal = (name, /** @type {any} */ present = () => null) => {
       const on = (fn, once) => {
         const off = this.#signals.add(name, fn, once)
@@ -321,13 +290,10 @@ export class WseClient {
         if (args) run(fn, args, this.#failed(name))
         return off
       }
-      return Object.assign(((fn) => on(fn)), {
+      return Object.assign((fn) => on(fn), {
         once: (fn) => on(fn, true),
         off: (fn) => this.#signals.off(name, fn),
-        wait: (timeout) => {
-          const args = name === 'ready' && present()
-          return expiring(timeout, name, (resolve) => (args ? resolve(args) : this.#signals.add(name, (...args) => resolve(args), true)))
-        },
+        wait: async (timeout) => (name === 'ready' && present()) || expiring(timeout, (resolve) => this.#signals.add(name, (...args) => resolve(args), true)),
       })
     }
     const gaveUp = signal('gaveUp', () => this.#gaveUp && [this.#gaveUp])
@@ -395,13 +361,12 @@ export class WseClient {
   }
 
   challenge(fn) {
-    if (!isFunction(fn)) throw new WseTypeError(WSE_ERROR.INVALID_CRA_HANDLER, 'the challenge handler is not a function')
+    if (!isFunction(fn)) throw Object.assign(new TypeError('not a function'), { name: 'WseError', code: WSE_ERROR.INVALID_CRA_HANDLER, details: {} })
     this.#challenge = fn
   }
 
   async connect(identity, meta) {
     if (this.#status === WSE_STATUS.READY || this.#status === WSE_STATUS.RE_CONNECTING) throw new WseError(WSE_ERROR.CLIENT_ALREADY_CONNECTED)
-    // A new identity does not take over the meta of the one before.
     return this.jump(this.url, identity, identity === undefined ? meta : (meta ?? {}))
   }
 
@@ -412,7 +377,9 @@ export class WseClient {
     this.#meta = meta || {}
     this.#failures = 0
     this.#isRefused = false
-    this.#begin()
+    this.#gaveUp = null
+    this.#isLive = true
+    listenTo('addEventListener', this.#wake)
     clearTimeout(this.#timer)
     const epoch = ++this.#epoch
     return new Promise((resolve, reject) => {
@@ -442,29 +409,24 @@ export class WseClient {
   async waitReady(timeout) {
     if (this.#welcome) return this.#welcome[0]
     if (!this.#isLive && this.#status !== WSE_STATUS.IDLE) throw this.#gaveUp ?? new WseError(WSE_ERROR.CLIENT_NOT_READY, { status: this.#status })
-    return expiring(timeout, 'ready', (resolve, reject) => this.#waiting.push({ ready: resolve, closed: reject }))
+    return expiring(timeout, (resolve, reject) => {
+      const offs = [this.#signals.add('ready', resolve), this.#signals.add('ended', reject)]
+      return () => offs.forEach((off) => off())
+    })
   }
 
   async waitClosed(timeout) {
-    if (this.#isLive) await expiring(timeout, 'closed', (resolve) => this.#waiting.push({ closed: resolve }))
+    if (this.#isLive) await expiring(timeout, (resolve) => this.#signals.add('ended', resolve))
     await this.#untilSocketClosed()
     return this.#gaveUp
   }
 
-  // Life: attempts, and what follows the end of one.
+  // Life.
 
-  #begin = () => {
-    this.#gaveUp = null
-    if (this.#isLive) return
-    this.#isLive = true
-    listenTo('addEventListener', this.#wake)
-  }
-
-  // Nothing more will be tried.
   #end = (error) => {
     this.#isLive = false
     listenTo('removeEventListener', this.#wake)
-    for (const { closed } of this.#waiting.splice(0)) closed(error)
+    this.#emit('ended', error)
   }
 
   #settle = (error, welcome) => {
@@ -475,17 +437,16 @@ export class WseClient {
     return waiter
   }
 
-  // The network or the page is back.
   #wake = ({ type }) => {
     if (type === 'visibilitychange' && globalThis.document?.visibilityState === 'hidden') return
-    if (this.#session?.valid) this.#ask(this.#session, QUICK_ANSWER)
+    if (this.#session?.valid) this.#ask(this.#session, 5)
     else if (!this.#session) {
       clearTimeout(this.#timer)
       this.#attempt()
     }
   }
 
-  #untilSocketClosed = () => expiring(CLOSE_WITHIN, 'closed', (resolve) => void Promise.resolve(this.#socketClosed).then(resolve)).catch(() => {})
+  #untilSocketClosed = () => Promise.race([this.#socketClosed, new Promise((resolve) => quietly(resolve, CLOSE_WITHIN))])
 
   #attempt = () => {
     const { url, timeout } = this.#options
@@ -548,10 +509,9 @@ export class WseClient {
       if (session.ended) return
       session.heard = true
       let type, stamp
-      /** @type {any} */
       let payload
       try {
-        if (isObject(data)) data.toString = asText // as Node's Buffer, which the original's protocols get
+        if (isObject(data)) data.toString = asText // as of Node's Buffer
         const message = this.protocol.unpack(data)
         ;({ type, payload = null, stamp = null } = Array.isArray(message) ? toMessage(message) : message)
       } catch (cause) {
@@ -583,7 +543,6 @@ export class WseClient {
       this.#isRefused = false
     }, LASTING)
     this.#watch(session)
-    // Code that awaits `connect` adds its listeners before the first message is delivered.
     const backlog = (session.backlog = ([]))
     soon(() => {
       session.backlog = null
@@ -593,12 +552,10 @@ export class WseClient {
     this.#update(WSE_STATUS.READY)
     if (session.ended) return
     this.#welcome = [welcome]
-    for (const { ready } of this.#waiting.filter(({ ready }) => ready)) ready(welcome)
-    this.#waiting = this.#waiting.filter(({ ready }) => !ready)
     this.#emit('ready', welcome)
   }
 
-  // The end of a session. `how`: 'own' (close), 'jump', 'final' (our fault, not tried again), or ''.
+  // `how`: 'own' (close), 'jump', 'final' (not tried again) or ''.
   #leave = (session, code, reason, error, how = '') => {
     const { ws, opened, valid, calls, timer, pulse, refusal, ended } = session
     if (ended) return
@@ -606,7 +563,7 @@ export class WseClient {
     try {
       ws?.close(code === JUMP ? code : 1000, reason)
     } catch {
-      // It is left all the same.
+      // left all the same
     }
     this.#session = this.#welcome = null
     clearTimeout(timer)
@@ -619,7 +576,7 @@ export class WseClient {
     if (reason === WSE_REASON.CLIENTS_CONCURRENCY) this.#warn()
 
     const epoch = this.#epoch
-    const isObeyed = () => epoch !== this.#epoch // A listener has called connect, jump or close.
+    const isObeyed = () => epoch !== this.#epoch
     const again = (how === '' || how === 'jump') && this.#isRetried(code, reason, refusal)
     if (isObeyed()) return
     let told = valid || how === 'own' || how === 'jump'
@@ -628,7 +585,6 @@ export class WseClient {
       this.#end(error)
       told = this.#settle(error) || told
     }
-    // An attempt that fails, of many, is no news for `updated`.
     const wasReady = this.#status === WSE_STATUS.READY
     if (wasReady || !again) this.#update(WSE_STATUS.OFFLINE)
     if (opened) this.#emit('closed', code, reason)
@@ -657,16 +613,14 @@ export class WseClient {
     return again
   }
 
-  // A silent server.
+  // Silence.
 
-  // It is asked after an interval in which nothing was heard.
   #watch = (session) => {
     const { interval, timeout } = this.#options.heartbeat
     session.heard = false
     if (interval && !session.ended) session.pulse = quietly(() => (session.heard ? this.#watch(session) : this.#ask(session, timeout)), interval)
   }
 
-  // Every server answers a call, be it that there is no such procedure.
   #ask = (session, seconds) => {
     const { call } = this.protocol.internal_types
     clearTimeout(session.pulse)
@@ -677,7 +631,6 @@ export class WseClient {
       this.#failed('heartbeat')(cause)
       return
     }
-    // What came while the page was busy or asleep is heard before the verdict.
     session.pulse = quietly(() => soon(() => (session.heard ? this.#watch(session) : this.#leave(session, 1006, ''))), seconds)
   }
 
@@ -701,7 +654,6 @@ export class WseClient {
     }
   }
 
-  // The server asks for a fresh identity; one that is no function has none.
   #renew = (session) => {
     const { auth } = this.protocol.extensions
     const renew = async () => {
@@ -743,7 +695,6 @@ export class WseClient {
 
   #ready = () => {
     const session = this.#session
-    // A socket that is closing takes messages and drops them.
     if (this.#status === WSE_STATUS.READY && session && !(session.ws.readyState > 1)) return session
     throw new WseError(WSE_ERROR.CLIENT_NOT_READY, { status: this.#status })
   }
@@ -769,7 +720,7 @@ export class WseClient {
     this.#leave(session, 1000, reason)
   }
 
-  // What is told.
+  // Reports.
 
   #update = (status) => {
     if (status === this.#status) return
@@ -789,13 +740,12 @@ export class WseClient {
   #warn = () => {
     if (isWarned || this.#options.share) return
     isWarned = true
-    console.warn('wse: another connection of this user has pushed this one out. The server allows more with conns_per_user; the tabs of a browser share one with share: true.')
+    console.warn('wse: a newer connection of this user has replaced this one. Set conns_per_user at the server, or share: true for the tabs of a browser.')
   }
 }
 
 const sizeOf = (data) => (typeof data === 'string' ? utf8(data) : data).byteLength
 
-// What a procedure has thrown, as its caller gets it.
 const toAnswer = (cause, debug) => {
   const { name = typeof cause, message = '', stack, code, details } = Object(cause)
   const text = isText(message) && message !== code ? message : undefined
@@ -805,8 +755,6 @@ const toAnswer = (cause, debug) => {
   const origin = { name, message: isObject(cause) ? message : String(cause), ...(debug && { stack }) }
   return { code: WSE_ERROR.RP_EXECUTION_FAILED, message: origin.message, details: { origin } }
 }
-
-// SCRAM-SHA-256.
 
 const base64 = (bytes) => btoa(String.fromCharCode(...bytes))
 const hmac = async (key, text) => {
