@@ -367,14 +367,15 @@ export class WseClient {
 
   async connect(identity, meta) {
     if (this.#status === WSE_STATUS.READY || this.#status === WSE_STATUS.RE_CONNECTING) throw new WseError(WSE_ERROR.CLIENT_ALREADY_CONNECTED)
-    return this.jump(this.url, identity, identity === undefined ? meta : (meta ?? {}))
+    return this.jump(this.url, identity, meta)
   }
 
-  async jump(url, identity = this.#identity, meta = this.#meta) {
+  async jump(url, identity, meta) {
     if (this.#waiter) throw new WseError(WSE_ERROR.CLIENT_ALREADY_CONNECTED)
     this.#options.url = url
-    this.#identity = identity
-    this.#meta = meta || {}
+    // The meta of one identity is not that of the next.
+    if (identity !== undefined || meta !== undefined) this.#meta = meta || {}
+    if (identity !== undefined) this.#identity = identity
     this.#failures = 0
     this.#isRefused = false
     this.#gaveUp = null
@@ -395,6 +396,7 @@ export class WseClient {
   async close(reason = WSE_REASON.BY_CLIENT) {
     if (utf8(reason).length > 123) throw new RangeError('too long')
     const error = new WseError(WSE_ERROR.CONNECTION_CLOSED, { code: 1000, reason })
+    this.#gaveUp = null
     this.#epoch++
     clearTimeout(this.#timer)
     if (this.#session) this.#leave(this.#session, 1000, reason, error, 'own')
@@ -590,27 +592,28 @@ export class WseClient {
     if (opened) this.#emit('closed', code, reason)
     if (!told && !isObeyed()) this.#report(error)
     if (this.#gaveUp && !isObeyed()) this.#emit('gaveUp', error)
-    if (again && wasReady && !isObeyed()) this.#update(WSE_STATUS.RE_CONNECTING)
+    if (again && !isObeyed()) this.#update(WSE_STATUS.RE_CONNECTING)
     if (again && !isObeyed()) {
       const { base, cap, factor, random } = this.#options
       const wait = Math.min(cap, base * factor ** this.#failures) * random()
-      this.#timer = later(this.#attempt, code === JUMP && !this.#failures ? 0 : wait)
+      this.#timer = later(this.#attempt, again === 'at once' ? 0 : wait)
       this.#failures++
     }
   }
 
   #isRetried = (code, reason, refusal) => {
     const { reconnect, retry } = this.#options
-    if (code === JUMP || !reconnect) return code === JUMP
+    if (code === JUMP) return this.#failures ? true : 'at once'
     try {
-      if (retry) return retry(code, reason) === true
+      if (reconnect && retry) return retry(code, reason) === true
     } catch (cause) {
       this.#failed('retry')(cause)
     }
-    if (reason !== WSE_REASON.NOT_AUTHORIZED) return !isFinal(code)
-    const again = refusal?.retry === true || (isFunction(this.#identity) && !this.#isRefused)
+    if (reason !== WSE_REASON.NOT_AUTHORIZED) return reconnect && !isFinal(code)
+    if (reconnect && refusal?.retry === true) return true
+    const isRenewed = isFunction(this.#identity) && !this.#isRefused
     this.#isRefused = true
-    return again
+    return isRenewed && 'at once'
   }
 
   // Silence.
@@ -626,7 +629,7 @@ export class WseClient {
     clearTimeout(session.pulse)
     session.heard = false
     try {
-      session.ws.send(this.#pack(isText(call) ? '~wse:alive' : call, null, ++session.stamp))
+      session.ws.send(this.#pack(isText(call) ? '~wse:ping' : call, null, ++session.stamp))
     } catch (cause) {
       this.#failed('heartbeat')(cause)
       return
@@ -657,10 +660,11 @@ export class WseClient {
   #renew = (session) => {
     const { auth } = this.protocol.extensions
     const renew = async () => {
-      const identity = await this.#identity()
-      if (!session.ended) session.ws.send(this.#encode(auth, identity))
+      const identity = await (isFunction(this.#identity) ? this.#identity() : this.#identity)
+      // Credentials take a handshake.
+      if (!session.ended && !identity?.respond) session.ws.send(this.#encode(auth, identity))
     }
-    if (isFunction(this.#identity)) run(renew, [], this.#failed(auth))
+    run(renew, [], this.#failed(auth))
   }
 
   #answer = (session, rp, payload, stamp) => {

@@ -77,7 +77,7 @@ describe('a silent server', () => {
     socket.read()
     await pass(t, 7)
     const [[type, payload, stamp]] = socket.read()
-    assert.deepEqual([type, payload], ['~wse:alive', null])
+    assert.deepEqual([type, payload], ['~wse:ping', null])
     assert.ok(stamp, 'a call, which every server answers')
     await pass(t, 2.999)
     assert.equal(client.status, 'READY')
@@ -151,7 +151,7 @@ describe('back online, or visible again', () => {
       const { fire } = page(t)
       const { client, Socket, socket } = await readyClient({ re: true })
       fire(type)
-      assert.equal(socket.read()[0][0], '~wse:alive')
+      assert.equal(socket.read()[0][0], '~wse:ping')
       await pass(t, 5)
       assert.equal(client.status, 'RE_CONNECTING')
       fire(type)
@@ -270,20 +270,22 @@ describe('an identity that is a function', () => {
     assert.deepEqual([other.code, other.cause.message], [WSE_ERROR.WS_CLIENT_ERROR, 'no'])
   })
 
-  test('a refusal is followed by one more attempt', async (t) => {
-    withTimers(t)
-    let count = 0
-    const { client, Socket } = fakeClient({ re: true })
-    const connecting = failure(client.connect(() => ++count))
-    assert.equal(identityOf(Socket), 1)
-    Socket.last.gone(1000, WSE_REASON.NOT_AUTHORIZED)
-    await pass(t, 1)
-    assert.equal(identityOf(Socket), 2)
-    Socket.last.gone(1000, WSE_REASON.NOT_AUTHORIZED)
-    await pass(t, 100)
-    assert.equal(Socket.all.length, 2)
-    assert.equal((await connecting).code, WSE_ERROR.NOT_AUTHORIZED)
-  })
+  for (const re of [true, false]) {
+    test(`a refusal is followed by one more attempt at once, ${re ? 'with' : 'without'} reconnection`, async (t) => {
+      withTimers(t)
+      let count = 0
+      const { client, Socket } = fakeClient({ re })
+      const connecting = failure(client.connect(() => ++count))
+      assert.equal(identityOf(Socket), 1)
+      Socket.last.gone(1000, WSE_REASON.NOT_AUTHORIZED)
+      await pass(t, 0.001)
+      assert.equal(identityOf(Socket), 2)
+      Socket.last.gone(1000, WSE_REASON.NOT_AUTHORIZED)
+      await pass(t, 100)
+      assert.equal(Socket.all.length, 2)
+      assert.equal((await connecting).code, WSE_ERROR.NOT_AUTHORIZED)
+    })
+  }
 
   test('an attempt that was given up does not go on when the identity comes', async () => {
     const { client, Socket } = fakeClient()
@@ -312,6 +314,20 @@ describe('an identity that is a function', () => {
     await settled()
     assert.deepEqual(Socket.last.read(), [['~wse:auth', 'token-2', null]])
     assert.deepEqual([errors.map(({ cause }) => cause.message), take(), client.status], [['no'], [], 'READY'])
+  })
+
+  test('a plain identity is sent again then, and credentials are not', async () => {
+    const scram = { start: () => 1, respond: async () => 2, finish: (welcome) => welcome }
+    for (const [identity, sent] of [['me', [['~wse:auth', 'me', null]]], [scram, []]]) {
+      const { client, Socket } = fakeClient()
+      void client.connect(identity)
+      welcome(Socket)
+      await settled()
+      Socket.last.read()
+      Socket.last.receive(['~wse:auth', null, null])
+      await settled()
+      assert.deepEqual(Socket.last.read(), sent)
+    }
   })
 })
 
@@ -437,7 +453,7 @@ describe('giving up', () => {
     }
     await pass(t, 30)
     welcome(Socket)
-    assert.deepEqual(statuses(events), ['CONNECTING', 'READY', 'OFFLINE', 'RE_CONNECTING', 'READY'])
+    assert.deepEqual(statuses(events), ['CONNECTING', 'RE_CONNECTING', 'READY', 'OFFLINE', 'RE_CONNECTING', 'READY'])
     void client.close()
   })
 
