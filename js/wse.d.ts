@@ -212,6 +212,12 @@ export interface WseClientOptions {
   backoff?: Backoff
   /** Send stack traces of failing procedures to the server; false by default. */
   debug?: boolean
+  /**
+   * Share one connection among the tabs of this browser that have the same origin, url and user; false by default. Calls,
+   * procedures and listeners stay each tab's. A string names the user; `true` tells users apart by their identity, if it is
+   * not a function. Needs `wse-share.js` beside `wse.js`, and the JSON protocol.
+   */
+  share?: boolean | string
 }
 
 /** Credentials take part in the handshake themselves. One object serves any number of connections, one after the other. */

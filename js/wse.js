@@ -451,7 +451,7 @@ export class WseClient {
   #untilSocketClosed = () => Promise.race([this.#socketClosed, new Promise((resolve) => quietly(resolve, CLOSE_WITHIN))])
 
   #attempt = () => {
-    const { url, timeout } = this.#options
+    const { url, timeout, share } = this.#options
     /** @type {any} */
     const session = (this.#session = { calls: new Map(), stamp: 0 })
     if (timeout) session.timer = later(() => this.#leave(session, 1006, ''), timeout)
@@ -460,6 +460,10 @@ export class WseClient {
     let identity = this.#identity
     try {
       if (isFunction(identity)) identity = identity()
+      if (share) identity = Promise.all([identity, import('./wse-share.js')]).then(([value, { SharedSocket }]) => {
+        this.#options.WebSocket = SharedSocket ?? this.#options.WebSocket
+        return value
+      })
     } catch (cause) {
       return failed(cause)
     }
@@ -468,7 +472,7 @@ export class WseClient {
   }
 
   #open = (session, identity) => {
-    const { url, messageSize, WebSocket = globalThis.WebSocket } = this.#options
+    const { url, share, messageSize, WebSocket = globalThis.WebSocket } = this.#options
     const { hi, challenge, welcome } = this.protocol.internal_types
     const { refused } = this.protocol.extensions ?? {}
     const ext = refused && { auth: {}, limits: messageSize && { message_size: messageSize } }
@@ -478,8 +482,9 @@ export class WseClient {
     }
     let hello = ''
     try {
-      hello = this.#encode(hi, { identity: scram ? scram.start() : identity, meta: this.#meta, ext })
-      session.ws = new WebSocket(url, this.protocol.name)
+      const shown = scram ? scram.start() : identity
+      hello = this.#encode(hi, { identity: shown, meta: this.#meta, ext })
+      session.ws = new WebSocket(url, this.protocol.name, share && { share, identity: shown, isFunction: isFunction(this.#identity) })
     } catch (cause) {
       return fail(WSE_ERROR.WS_CLIENT_ERROR, cause)
     }
@@ -528,7 +533,8 @@ export class WseClient {
         if (respond) run(respond, [payload, solve], (cause) => fail(WSE_ERROR.INVALID_CRA_HANDLER, cause))
       } else if (type === welcome) {
         try {
-          if (scram) payload = scram.finish(payload)
+          if (scram && !ws.joined) payload = scram.finish(payload)
+          ws.finished?.(payload)
         } catch (cause) {
           return fail(WSE_ERROR.NOT_AUTHORIZED, cause, WSE_REASON.NOT_AUTHORIZED)
         }

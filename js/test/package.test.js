@@ -21,13 +21,15 @@ test('the package holds the module, its types and its description, and nothing e
   const result = JSON.parse(output)
   const [packed] = Array.isArray(result) ? result : Object.values(result)
   assert.equal(`${packed.name}@${packed.version}`, 'wse@0.1.0')
-  assert.deepEqual(packed.files.map(({ path }) => path).sort(), ['LICENSE', 'README.md', 'package.json', 'wse.d.ts', 'wse.js'])
+  assert.deepEqual(packed.files.map(({ path }) => path).sort(), ['LICENSE', 'README.md', 'package.json', 'wse-share.js', 'wse.d.ts', 'wse.js'])
 })
 
 test('it depends on nothing, and every tool has one version', () => {
   assert.equal(manifest.dependencies, undefined)
   for (const version of Object.values(manifest.devDependencies)) assert.match(version, /^(npm:typescript@)?\d+\.\d+\.\d+$/)
-  assert.doesNotMatch(source.replace(/\/\*\*.*?\*\//g, ''), /\bimport\s*[({*'"]|\brequire\s*\(|\bprocess\./)
+  const share = "import('./wse-share.js')"
+  assert.equal(source.split(share).length, 2)
+  assert.doesNotMatch(source.replace(/\/\*\*.*?\*\//g, '').replace(share, ''), /\bimport\s*[({*'"]|\brequire\s*\(|\bprocess\./)
 })
 
 test('the types need no TypeScript above 5.0', () => {

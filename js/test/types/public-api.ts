@@ -23,7 +23,7 @@ new WseClient({ url: '', WebSocket, protocol: WseJSON })
 new WseClient({ url: '', protocol: new WseMsgpack(msgpack) })
 // @ts-expect-error the URL is required
 new WseClient({})
-new WseClient({ url: '', reconnect: true, timeout: 5, retry: (code, reason) => code === 1000 && reason === '', heartbeat: { interval: 5 }, messageSize: 1 << 20 })
+new WseClient({ url: '', reconnect: true, timeout: 5, retry: (code, reason) => code === 1000 && reason === '', heartbeat: { interval: 5 }, messageSize: 1 << 20, share: true })
 // @ts-expect-error there is no such option
 new WseClient({ url: '', timeOut: 5 })
 // @ts-expect-error a rule returns a boolean
