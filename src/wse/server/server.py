@@ -100,7 +100,7 @@ class WseServer(Messaging):
             address.
         compression: Compress messages of 1 KiB and more for clients that can (permessage-deflate); off by default,
             since it costs far more time than it saves where the network is fast.
-        serve_client: Serve the JavaScript client at `/wse.js`.
+        serve_client: Serve the JavaScript client at `/wse.js`, and its module for tabs at `/wse-share.js`.
         files: Files to answer plain GETs with, by path: `{"/": "index.html"}`.
         overflow: What becomes of messages for a device that does not take them, by message type; see `Overflow`. Those
             of other types close its connection when `limits.send_buffer` is reached.
@@ -174,6 +174,7 @@ class WseServer(Messaging):
         served = {at: StaticFile(Path(file)) for at, file in (files or {}).items()}
         if serve_client:
             served["/wse.js"] = StaticFile(js_client_path())
+            served["/wse-share.js"] = StaticFile(js_client_path().with_name("wse-share.js"))
         self._lifecycle = Lifecycle(
             self._hub,
             self._scheduler,
