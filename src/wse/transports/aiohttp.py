@@ -52,7 +52,7 @@ class AiohttpLink(AwaitedLink):
         return self._websocket.close(code=code, message=reason.encode())
 
     async def _finish(self, code: int, reason: str) -> None:
-        # The peer's close is echoed, so that a browser's own close event shows its own code and reason.
+        # The peer's close is echoed, so that a browser's close event shows the page's own code and reason.
         code = 1000 if code in (1005, 1006) else code
         await self._websocket.close(code=code, message=reason.encode(), drain=False)
 

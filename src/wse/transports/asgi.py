@@ -50,8 +50,8 @@ class AsgiLink(AwaitedLink):
         # websocket.disconnect is all that remains.
         code = int(event.get("code") or 1005)
         if code == 1005 and "reason" not in event:
-            # uvicorn and granian say so when the socket has gone without a close frame. With an empty one, uvicorn
-            # gives a reason; granian does not, so there the frequent case stands for the rare one.
+            # uvicorn and granian give this code if the socket has ended without a close frame. For an empty close
+            # frame uvicorn adds a reason. granian does not, so there the rare case is reported as the frequent one.
             code = 1006
         return code, event.get("reason") or ""
 
@@ -69,7 +69,7 @@ class AsgiApp:
 
     Args:
         acceptor: The server.
-        path: The only path that opens a WebSocket, or `None` for every path that it is asked for.
+        path: The only path that opens a WebSocket, or `None` for every path.
         started: Awaited when the application starts, and before each connection.
         stopped: Called when the application stops.
     """
@@ -127,7 +127,7 @@ class AsgiApp:
             if event["type"] == "lifespan.startup":
                 try:
                     await self._started()
-                except Exception as exc:  # told to the server, which says it and ends
+                except Exception as exc:  # the web server logs the message and ends
                     await send({"type": "lifespan.startup.failed", "message": str(exc)})
                     return
                 await send({"type": "lifespan.startup.complete"})
@@ -137,7 +137,7 @@ class AsgiApp:
                 return
 
     async def _refuse(self, scope: Scope, send: Send, refusal: Refusal) -> None:
-        """No WebSocket: an HTTP response, which is 403 where the web server knows nothing else."""
+        """Answer with an HTTP response instead; always 403 if the web server lacks the extension for others."""
         if "websocket.http.response" in (scope.get("extensions") or ()):
             headers = [(name.lower().encode(), value.encode()) for name, value in refusal.headers.items()]
             await _respond(send, "websocket.http.response", refusal.status, refusal.body.encode(), *headers)

@@ -1,4 +1,4 @@
-"""The HTTP request that opened a WebSocket, for the transports that parse one."""
+"""The HTTP request that opened a WebSocket."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class HttpRequest:
 
     @property
     def query(self) -> Mapping[str, str]:
-        """The query's parameters, decoded; the first value where a name occurs again."""
+        """The query's parameters, decoded; the first value of a repeated name."""
         return dict(reversed(parse_qsl(self.query_string, keep_blank_values=True)))
 
     @property
@@ -35,9 +35,9 @@ class HttpRequest:
 
 
 class CompactHeaders(Mapping[str, str]):
-    """Headers that are kept as long as the connection and seldom looked at: one string instead of dozens of objects.
+    """Headers that are kept for the connection's life and seldom read: one string instead of dozens of objects.
 
-    Names compare without case; the first value counts where a name occurs again.
+    Names compare without case; the first value of a repeated name counts.
     """
 
     __slots__ = ("_block",)

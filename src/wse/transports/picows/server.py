@@ -1,4 +1,4 @@
-"""Listening on a port: WebSockets, and a few plain GETs."""
+"""The built-in listener: WebSockets, and a few plain GETs."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ if TYPE_CHECKING:
 _NO_HEADERS: CIMultiDict[str] = CIMultiDict()
 
 _RECEIVE_BUFFER = 64 * 1024
-"""Bytes that the kernel takes in for one connection. All that is there is read at once and handled in one turn of the
-event loop: with the kernel's own choice, of many MiB, whoever sends without end keeps everybody waiting for seconds."""
+"""Bytes that the kernel buffers for one connection. All of them are read at once and handled in one turn of the event
+loop: with the kernel's default of many MiB, a client that sends without end would delay all others for seconds."""
 
 _OF_THE_HANDSHAKE = frozenset(("connection", "upgrade", "sec-websocket-key", "sec-websocket-version"))
-"""Headers that have done their work, and are not kept for the connection's life."""
+"""Headers of the handshake alone, which are not kept for the connection's life."""
 
 
 async def listen(
@@ -49,21 +49,21 @@ async def listen(
     files: Mapping[str, StaticResource],
     compression: Compression | None,
 ) -> asyncio.Server:
-    """Accept WebSockets on a port; a plain GET gets a file, or an answer at `/healthz` and `/readyz`.
+    """Accept WebSockets on a port; a plain GET is answered with a file, or at `/healthz` and `/readyz`.
 
     Args:
         acceptor: The server.
         host: The interface; `None` for all.
         port: 0 takes a free one.
-        reuse_port: Other processes may listen on the port, too, and the system spreads connections (SO_REUSEPORT).
+        reuse_port: Other processes may also listen on the port, and the system spreads connections (SO_REUSEPORT).
         path: The only path that opens a WebSocket, or `None` for every path; others get HTTP 404.
         ssl: For `wss:`.
         handshake_timeout: Seconds that a client has for its HTTP request.
-        files: What a plain GET gets, by path.
-        compression: Agreed on with clients that can compress; `None` for no compression.
+        files: Files for plain GETs, by path.
+        compression: Agreed on with clients that support it; `None` for no compression.
 
     Raises:
-        OSError: The port cannot be had.
+        OSError: The port is not available.
     """
     turn = Turn(asyncio.get_running_loop())
 
@@ -72,14 +72,14 @@ async def listen(
         items = transport.request.headers.items()
         headers = CompactHeaders(item for item in items if item[0].lower() not in _OF_THE_HANDSHAKE)
         remote_addr = acceptor.admission.address(link.remote_addr, transport.request.headers)
-        # picows keeps both for the connection's life, and has no more use for them.
+        # picows keeps both for the connection's life, and does not use them again.
         request = transport.request
         request.method, request.version = b"GET", b"HTTP/1.1"  # all that it accepts; these are constants
         request.headers = transport.response.headers = _NO_HEADERS
         return acceptor.open(link, HttpRequest(request.path.decode("utf-8", "replace"), headers, remote_addr), protocol)
 
     def plain_response(request: WSUpgradeRequest, target: str) -> WSUpgradeResponse:
-        """The answer to a GET that asks for no WebSocket."""
+        """The answer to a GET that does not ask for a WebSocket."""
         if target == "/healthz":
             return _text(b"ok\n")
         if target == "/readyz":
@@ -125,7 +125,7 @@ async def listen(
         backlog=1024,
         logger_name=logger,
         websocket_handshake_timeout=handshake_timeout,
-        enable_auto_pong=False,  # a pong must not overtake the answers that wait to be written
+        enable_auto_pong=False,  # a pong must not overtake answers that are still queued
         max_frame_size=acceptor.limits.max_frame_size,
         read_buffer_init_size=2048,
     )
