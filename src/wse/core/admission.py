@@ -13,7 +13,7 @@ from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 logger = logging.getLogger("wse")
 
 _ORIGIN = re.compile(r"([a-z][a-z0-9+.-]*)://(\[[0-9a-f:.]+\]|[^\s:/?#@\[\]]+)(?::([0-9]{1,5}))?")
-_HOST = re.compile(r"(\[[0-9a-f:.]+\]|[^\s:/?#@\[\]]+)(?::([0-9]{1,5}))?")
+_HOST = re.compile(r"(\[[0-9a-f:.]+\]|[a-z0-9._~!$&'()*+,;=%-]*)(?::([0-9]*))?")  # RFC 9110, 7.2: no user, no password
 _PORTS = {"http": 80, "https": 443}
 
 _WITH_PORT = re.compile(r"(?:\[([0-9A-Fa-f:.]+)\]|([0-9.]+))(?::[0-9A-Za-z._-]+)?")
@@ -48,6 +48,7 @@ class Refusal:
         return f"{self.status} {self.status.phrase}\n"
 
 
+_BAD_REQUEST = Refusal(HTTPStatus.BAD_REQUEST)
 _FORBIDDEN = Refusal(HTTPStatus.FORBIDDEN)
 _UNAVAILABLE = Refusal(HTTPStatus.SERVICE_UNAVAILABLE, {"Retry-After": "1"})
 
@@ -91,12 +92,24 @@ class Admission:
         """
         if self.unready:
             return _UNAVAILABLE
+        host = headers.get("Host")
+        if host is not None and not is_host(host):
+            return _BAD_REQUEST
         origin = headers.get("Origin")
-        if origin is None or self._any or self._admits(origin, headers.get("Host")):
+        if origin is None or self._any or self._admits(origin, host):
             return None
         self.refused_origins += 1
         logger.debug("refused a WebSocket for its origin, %.200r", origin)
         return _FORBIDDEN
+
+    def cross_origin(self, headers: Headers) -> Mapping[str, str]:
+        """The headers of a file by which a browser lets a page of an admitted origin read it."""
+        if self._any:
+            return {"Access-Control-Allow-Origin": "*"}
+        origin = headers.get("Origin")
+        if origin is None or not self._admits(origin, headers.get("Host")):
+            return {"Vary": "Origin"}
+        return {"Access-Control-Allow-Origin": origin, "Vary": "Origin"}
 
     def _admits(self, text: str, host: str | None) -> bool:
         origin = _parsed(text)
@@ -110,8 +123,8 @@ class Admission:
                 return True
         # The Host header names no scheme, and TLS may end at a proxy: a port that it leaves out is the page's default.
         usual = _PORTS.get(scheme)
-        match = _HOST.fullmatch(host.strip().lower()) if host and usual else None
-        return match is not None and (match[1], int(match[2] or usual or 0)) == (name, port)
+        match = _HOST.fullmatch(host.lower()) if host and usual else None
+        return match is not None and (match[1], match[2] or str(usual)) == (name, str(port))
 
     def address(self, peer: str, headers: Headers) -> str:
         """The client's IP address.
@@ -139,6 +152,11 @@ class Admission:
         if address is None:
             return self._unix
         return any(address in network for network in self._proxies)
+
+
+def is_host(text: str) -> bool:
+    """Whether a `Host` header is well-formed: a host with or without a port, or nothing."""
+    return _HOST.fullmatch(text.lower()) is not None
 
 
 def _entries(entries: str | Iterable[str] | None) -> Iterable[str]:

@@ -86,7 +86,7 @@ class Lifecycle:
         self._acceptor = acceptor
         self._watchdog = watchdog
         self.options = options
-        self._listener: asyncio.Server | None = None
+        self._listener: picows.Listener | None = None
         self._closing: asyncio.Future[None] | None = None  # set by the start; done when the server has closed
         self._started_at: float | None = None
         self._starting = False
@@ -106,10 +106,7 @@ class Lifecycle:
     @property
     def port(self) -> int | None:
         """The port that it listens on; before `start`, the configured one."""
-        if self._listener is not None and self._listener.sockets:
-            port: int = self._listener.sockets[0].getsockname()[1]
-            return port
-        return self.options.port
+        return self.options.port if self._listener is None else self._listener.port
 
     @property
     def uptime(self) -> float:

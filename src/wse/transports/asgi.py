@@ -14,7 +14,7 @@ from urllib.parse import quote
 
 from wse.core.admission import Refusal
 from wse.transports.awaited import AwaitedLink
-from wse.transports.request import CompactHeaders, HttpRequest
+from wse.transports.request import CompactHeaders, HttpRequest, decode_header
 
 if TYPE_CHECKING:
     from wse.core.ports.protocol import Protocol
@@ -97,12 +97,11 @@ class AsgiApp:
 
     async def _websocket(self, scope: Scope, receive: Receive, send: Send) -> None:
         await receive()  # websocket.connect
-        path = scope["path"]
-        if self._path is not None and path != self._path:
+        if self._path is not None and not _is_at(self._path, scope["path"], scope.get("root_path") or ""):
             await self._refuse(scope, send, _NOT_FOUND)
             return
         await self._started()
-        headers = CompactHeaders((name.decode("latin-1"), value.decode("latin-1")) for name, value in scope["headers"])
+        headers = CompactHeaders((name.decode("latin-1"), decode_header(value)) for name, value in scope["headers"])
         refusal = self._acceptor.admission.refusal(headers)
         if refusal is not None:
             await self._refuse(scope, send, refusal)
@@ -147,6 +146,18 @@ class AsgiApp:
 
     async def _http(self, send: Send) -> None:
         await _respond(send, "http.response", 426, b"426 Upgrade Required\n", (b"upgrade", b"websocket"))
+
+
+def _is_at(path: str, requested: str, root: str) -> bool:
+    """Whether a request is for a path, by itself or below the root path that a proxy or a mount has in front of it.
+
+    ASGI's `path` includes its `root_path`. The root path may also be longer than the part in front of ours: a server's
+    `--root-path` and a mount under a path that is part of ours.
+    """
+    if not requested.endswith(path):
+        return False
+    before = requested.removesuffix(path)
+    return not before or f"{root}/".startswith(f"{before}/")
 
 
 async def _respond(send: Send, kind: str, status: int, body: bytes, *headers: tuple[bytes, bytes]) -> None:
