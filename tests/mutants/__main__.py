@@ -102,7 +102,9 @@ def prepare(module, tests):
         "track_dependencies": False,
     }
     assert "mutmut" not in tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]
-    lines = [f"{name} = {str(value).lower() if value in (True, False) else value!r}" for name, value in settings.items()]
+    lines = [
+        f"{name} = {str(value).lower() if value in (True, False) else value!r}" for name, value in settings.items()
+    ]
     text = (ROOT / "pyproject.toml").read_text() + "\n[tool.mutmut]\n" + "\n".join(lines) + "\n"
     (work / "pyproject.toml").write_text(text)
     return work
