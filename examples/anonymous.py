@@ -1,4 +1,4 @@
-"""Anonymous clients: everybody is let in, each under an id that the server makes up.
+"""Anonymous clients: the server accepts everybody, each client under a random id.
 
 Run:    python examples/anonymous.py
 Shows:  an identify handler that accepts everyone, the welcome payload, and a broadcast.

@@ -2,8 +2,8 @@
 
 Run:    python examples/challenge.py
 Shows:  the open form of the handshake. The server sends a random quest, the client answers with an HMAC over it, and
-        the identify handler compares. Meant for secrets of full strength, such as device keys; for passwords there
-        is SCRAM, see scram_auth.py.
+        the identify handler compares. This is meant for strong random secrets such as device keys. For passwords, use
+        SCRAM: see scram_auth.py.
 """
 
 import asyncio
@@ -24,8 +24,8 @@ def make_server() -> WseServer:
 
     @server.use_challenge
     def challenge(auth: Handshake) -> str:
-        # A new quest for every connection: an answer that somebody has recorded is worth nothing. Unknown devices
-        # are asked, too, so that nobody learns here which devices exist.
+        # A new quest for every connection makes recorded answers worthless. Unknown devices get a quest as well, so
+        # that nobody can find out which devices exist.
         return secrets.token_hex(32)
 
     @server.identify
@@ -33,7 +33,7 @@ def make_server() -> WseServer:
         key = DEVICE_KEYS.get(auth.identity) if isinstance(auth.identity, str) else None
         assert auth.challenge is not None  # the handler runs after the challenge
         response = auth.challenge.response
-        # compare_digest takes the same time wherever the two differ.
+        # compare_digest takes the same time no matter where the two differ.
         if (
             key is not None
             and isinstance(response, str)

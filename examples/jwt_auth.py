@@ -1,7 +1,7 @@
-"""JSON Web Tokens: the server checks the signature and the expiry, and needs no look-up.
+"""JSON Web Tokens: the server checks the signature and the expiry, and needs no database.
 
 Run:    pip install pyjwt && python examples/jwt_auth.py
-Shows:  a valid token is let in under its subject; an expired and a forged one are refused.
+Shows:  a valid token is accepted under its subject; an expired token and a forged one are refused.
 """
 
 import asyncio
@@ -12,11 +12,11 @@ import jwt
 
 from wse import Handshake, WseClient, WseError, WseServer
 
-KEY = secrets.token_bytes(32)  # shared with whoever issues the tokens
+KEY = secrets.token_bytes(32)  # shared with the issuer of the tokens
 
 
 def issue(user: str, lifetime: float, key: bytes = KEY) -> str:
-    """What the application's login page does."""
+    """Issue a token, as the login page of an application would."""
     return jwt.encode({"sub": user, "exp": time.time() + lifetime}, key, algorithm="HS256")
 
 
@@ -26,7 +26,7 @@ def make_server() -> WseServer:
     @server.identify
     def identify(auth: Handshake) -> None:
         try:
-            # Name the algorithm: a token must not choose how it is checked.
+            # Name the algorithm: the token must not choose how it is checked.
             claims = jwt.decode(auth.identity, KEY, algorithms=["HS256"], options={"require": ["sub", "exp"]})
         except jwt.InvalidTokenError as error:
             print("  server: refused,", type(error).__name__)

@@ -1,8 +1,8 @@
-"""Passwords with SCRAM-SHA-256: neither the password nor anything that can be replayed goes over the wire.
+"""Passwords with SCRAM-SHA-256: neither the password nor anything that can be replayed is sent.
 
 Run:    pip install wse[scram] && python examples/scram_auth.py
-Shows:  the right password, a wrong one and an unknown user; what the server stores; and that a server which does not
-        know the user's keys cannot pass for the real one.
+Shows:  the right password, a wrong one and an unknown user; the values that the server stores; and that a server
+        without the user's keys cannot impersonate the real one.
 """
 
 import asyncio
@@ -13,7 +13,7 @@ from wse.auth import Scram, ScramKeys, ScramServer
 
 
 class Users:
-    """The user store: any object with `async get(username)`. Here a dict of JSON, as a database would hold it."""
+    """The user store: any object with `async get(username)`. This one keeps JSON, as a database would."""
 
     def __init__(self) -> None:
         self.rows: dict[str, str] = {}
@@ -44,7 +44,7 @@ async def attempt(url: str, username: str, password: str) -> None:
 
 
 def make_impostor() -> WseServer:
-    """A server without the keys that claims that every client has signed in."""
+    """A server that has no keys, and claims that every client has signed in."""
     server = WseServer(port=0)
     real = ScramServer(Users())
     server.use_challenge(real.challenge)

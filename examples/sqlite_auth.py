@@ -1,10 +1,10 @@
-"""API keys in a database: only their hashes are stored, and the look-up runs in a thread.
+"""API keys in a database: only their hashes are stored, and the query runs in a thread.
 
 Run:    python examples/sqlite_auth.py
-Shows:  an async identify handler with the standard library's sqlite3; a key can be taken back.
+Shows:  an async identify handler with the standard library's sqlite3; a key can be revoked.
 
-A key of 256 random bits cannot be guessed, so one round of SHA-256 protects the stored hash. Passwords are short and
-need more than that: see scram_auth.py.
+A key of 256 random bits cannot be guessed, so one round of SHA-256 is enough for the stored hash. Passwords are short
+and need more protection: see scram_auth.py.
 """
 
 import asyncio
@@ -27,7 +27,7 @@ class ApiKeys:
             db.execute("CREATE TABLE api_key (hash TEXT PRIMARY KEY, user TEXT NOT NULL)")
 
     def issue(self, user: str) -> str:
-        """Make a key; this is the only time that anybody sees it."""
+        """Make a key. It is shown only once, here; the database has only its hash."""
         key = secrets.token_urlsafe(32)
         with closing(sqlite3.connect(self._file)) as db, db:
             db.execute("INSERT INTO api_key VALUES (?, ?)", (hash_key(key), user))
@@ -54,7 +54,7 @@ def make_server(keys: ApiKeys) -> WseServer:
     async def identify(auth: Handshake) -> None:
         if not isinstance(auth.identity, str):
             return auth.refuse()
-        # sqlite3 blocks, and a blocked event loop serves nobody: look the key up in a thread.
+        # sqlite3 blocks, and a blocked event loop serves no client. So the query runs in a thread.
         user = await asyncio.to_thread(keys.user_of, auth.identity)
         if user is None:
             return auth.refuse()

@@ -1,7 +1,7 @@
-"""Tokens: the client sends one that it got elsewhere, the server looks up whose it is.
+"""Tokens: the client sends a token that it has got before, and the server looks up its user.
 
 Run:    python examples/token_auth.py
-Shows:  a known token is let in, an unknown one is refused, and what the client sees of either.
+Shows:  a known token is accepted, an unknown one is refused, and what the client gets in each case.
 """
 
 import asyncio
@@ -16,7 +16,7 @@ def make_server() -> WseServer:
 
     @server.identify
     def identify(auth: Handshake) -> None:
-        # The identity is whatever the client sent: check its shape before using it.
+        # The identity can be anything that the client sends: check its type before using it.
         token = auth.identity.get("token") if isinstance(auth.identity, dict) else None
         user = USERS_BY_TOKEN.get(token) if isinstance(token, str) else None
         if user is None:
@@ -39,7 +39,7 @@ async def main() -> None:
             await stranger.connect()
         except WseError as error:
             if error.code != ErrorCode.NOT_AUTHORIZED:
-                raise  # no server there, for example
+                raise  # for example, no server is running
             print("with an unknown token:", error)
 
 

@@ -46,25 +46,31 @@ def deliver(
 def _write(endpoint: Endpoint, conns: Collection[WseConnection], type: MessageType, packed: Packed) -> None:
     counters = endpoint.counters
     counters.messages_out += len(conns)
-    counters.bytes_out += len(conns) * len(packed.data)
-    slow: list[ServerSession] = []  # to hold a message may close the connection, which changes `conns`
+    size = len(packed.data)
+    counters.bytes_out += len(conns) * size
+    slow: list[ServerSession] = []  # holding a message may close the connection, which changes `conns`
     for conn in conns:
         session = conn._session
-        if session._writable:
+        if session._writable and size <= session._safe_out:
             session.link.write_shared(packed)
         else:
             slow.append(session)
     for session in slow:
-        session.hold(type, packed)
+        if size > session._safe_out and not session.takes(packed.data):
+            session.skip(type, packed.data)
+        elif session._writable:
+            session.link.write_shared(packed)
+        else:
+            session.hold(type, packed)
 
 
 def excluded(exclude: Exclude) -> tuple[str | None, ClientId | None]:
-    """The `conn_id` or the `cid` of who does not get a message, if anybody."""
+    """The `conn_id` or the `cid` that is left out, if any."""
     if isinstance(exclude, WseConnection):
         return exclude.conn_id, None
     return None, exclude.cid if isinstance(exclude, WseIdentity) else exclude
 
 
 def without(conns: Collection[WseConnection], conn_id: str | None, cid: ClientId | None) -> list[WseConnection]:
-    """All but that connection, or that user's."""
+    """All connections except that one, or that user's."""
     return [conn for conn in conns if conn.conn_id != conn_id and conn.cid != cid]
