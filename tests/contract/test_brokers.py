@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import string
+from contextlib import suppress
 from dataclasses import replace
 
 import pytest
@@ -553,6 +554,23 @@ async def test_what_a_dead_node_had_not_fired_is_inherited_in_order(cluster):
     assert sorted(await other.broker.pending(), key=repr) == sorted(inherited, key=repr)
     await fire(other, inherited)
     await until(lambda: pending_is(other, ()))
+
+
+async def test_a_node_whose_lease_has_run_out_reaps_nobody_and_keeps_its_outbox(cluster):
+    node = await cluster.node()
+    await cluster.dead_node(("bob", "c2"))
+    joined = await node.broker.join(node.device("ann", "c1"), 10)
+    await node.broker.renew(cluster.ttl)
+
+    async def has_run_out():
+        return node.name not in await node.broker.nodes()
+
+    await until(has_run_out)
+    with suppress(WseError):  # an engine refuses it, or leaves the node itself out
+        await node.broker.reap()
+    await node.broker.renew(10)
+    assert [each for each in await node.broker.pending() if each.user == "ann"] == [*joined.transitions]
+    assert [device.conn_id for device in await node.broker.devices("ann")] == ["c1"]
 
 
 async def test_steps_of_a_node_that_was_reaped_are_refused_until_it_has_a_new_lease(cluster):

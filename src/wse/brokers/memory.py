@@ -319,7 +319,10 @@ class MemoryBroker:
         return self._answer(self._step().settle(self._node, undecided))
 
     async def reap(self) -> list[Transition]:
-        return self._answer(self._step().reap(self._node))
+        cluster = self._step()
+        if self._node not in cluster.nodes():
+            raise WseError(ErrorCode.BROKER_UNAVAILABLE) from ConnectionError("the node's lease has run out")
+        return self._answer(cluster.reap(self._node))
 
     async def pending(self) -> list[Transition]:
         return sorted(self._step().pending(self._node), key=lambda transition: transition.generation)

@@ -377,7 +377,7 @@ class NatsBroker(ReconnectingBroker[NatsConnection]):
     async def reap(self) -> list[Transition]:
         self._check_lease()
         kinds = await self._nodes()
-        dead = kinds["known"] - kinds["lease"]
+        dead = kinds["known"] - kinds["lease"] - {self._node}
         reaped: list[Transition] = []
         for node in dead:
             await self._put(f"node.known.{node}", b"reaping")

@@ -182,6 +182,9 @@ return {decide(key, user, numbers(key, 0), code, reason), out}
 REAP = Script(
     _STEP
     + """
+if tonumber(redis.call('ZSCORE', leases, node) or 0) <= now then
+  return redis.error_reply('FENCED the lease of the node has run out')
+end
 local left = tonumber(ARGV[4])
 local outbox = prefix .. 'o:' .. node
 for _, dead in ipairs(redis.call('ZRANGEBYSCORE', leases, '-inf', now)) do
