@@ -143,7 +143,7 @@ async def test_a_jump_closes_with_4000(exchange):
 
 @pytest.mark.parametrize(
     "message",
-    ["[", "", "{}", "[]", b"\xff", "[null,1,null]", '["",1]', '[["chat"],1,null]', '[["chat"],1,7]'],
+    ["[", "", "{}", "[]", b"\xff", '[["chat"],1,null]', '[["chat"],1,7]'],
 )
 async def test_what_no_server_may_send_closes_and_is_reported(exchange, message):
     client = exchange.client(reconnect=True)
@@ -156,6 +156,18 @@ async def test_what_no_server_may_send_closes_and_is_reported(exchange, message)
     assert error.details["from"] == "server"
     assert await log.until("closed") == ("closed", *VIOLATED)
     assert client.status is ClientStatus.OFFLINE
+
+
+async def test_a_message_without_a_type_is_ignored(exchange):
+    client = exchange.client()
+    log = ClientLog(client)
+    peer = await exchange.welcomed(client)
+    await peer.send("[null,1,null]")
+    await peer.send('["",2]')
+    assert await log.until("ignored", "") == ("ignored", "", 2, None)
+    assert log.all("ignored") == [(None, 1, None), ("", 2, None)]
+    assert log.all("error") == []
+    assert client.status is ClientStatus.READY
 
 
 async def test_bytes_that_do_not_decode_before_the_welcome_fail_the_connect(exchange):

@@ -59,7 +59,7 @@ ALLOWED = {
 LIBRARIES = {
     "core/": {"msgspec"},
     "protocols/": {"msgspec"},
-    "transports/picows/": {"multidict", "picows"},
+    "transports/picows/": {"aiofastnet", "multidict", "picows"},
     "transports/aiohttp.py": {"aiohttp"},
     "auth/": {"scramp"},
     "brokers/nats/connection.py": {"nats"},

@@ -53,21 +53,25 @@ class Link(typing.Protocol):
         ...
 
 
-class PingingLink(Link, typing.Protocol):
-    """A link whose heartbeat is ours.
+class Pinger(typing.Protocol):
+    """Finds out whether a silent peer is alive.
 
     Attributes:
-        heard: Set by the link when a frame has come from the peer, and cleared by its reader.
+        heard: Whether something has come from the peer since this was set to `False`.
     """
 
     heard: bool
 
     def ping(self) -> None:
-        """Send a ping; the session's `pong` is called when it is answered (RFC 6455, 5.5.2)."""
+        """Ask the peer for a sign of life; the session's `pong` is called when it answers (RFC 6455, 5.5.2)."""
 
     def silence(self) -> float:
         """Seconds since the last byte came from the peer, part of a message or not; infinite where that is unknown."""
         ...
+
+
+class PingingLink(Link, Pinger, typing.Protocol):
+    """A link whose heartbeat is ours."""
 
 
 class Receiver(typing.Protocol):

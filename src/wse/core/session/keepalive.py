@@ -6,14 +6,13 @@ every few seconds costs next to nothing. So the times are exact to a quarter of 
 
 from __future__ import annotations
 
-import typing
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from wse.core.heartbeat import Heartbeat
     from wse.core.ports.scheduling import Scheduler, Timer
-    from wse.core.ports.transport import PingingLink
+    from wse.core.ports.transport import Pinger
     from wse.core.session.session import Session
 
 _LOOKS = 4
@@ -54,21 +53,22 @@ class Keepalive:
         now = self._scheduler.time()
         beating = False
         for session in tuple(self._sessions()):
-            if session.link.pings:
+            pinger = session.pinger
+            if pinger is not None:
                 beating = True
-                self._look_at(session, typing.cast("PingingLink", session.link), now)
+                self._look_at(session, pinger, now)
         if beating:
             self.start()
 
-    def _look_at(self, session: Session, link: PingingLink, now: float) -> None:
-        if link.heard:
-            link.heard = False
+    def _look_at(self, session: Session, pinger: Pinger, now: float) -> None:
+        if pinger.heard:
+            pinger.heard = False
             session.silent_since = now
             session.pinged_at = None
         elif session.pinged_at is not None:
             # A large message may arrive slowly, and sets `heard` only when it is whole; the kernel knows of its bytes.
-            if now - session.pinged_at >= self._heartbeat.timeout and link.silence() >= self._heartbeat.timeout:
+            if now - session.pinged_at >= self._heartbeat.timeout and pinger.silence() >= self._heartbeat.timeout:
                 session.lost()
         elif now - session.silent_since >= self._heartbeat.interval - self._period / 2:
             session.pinged_at = now
-            link.ping()
+            pinger.ping()

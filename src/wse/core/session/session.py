@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
 
     from wse.core.ports.protocol import Protocol
-    from wse.core.ports.transport import Link
+    from wse.core.ports.transport import Link, Pinger, PingingLink
     from wse.core.session.endpoint import Endpoint
 
 
@@ -158,6 +158,9 @@ class Session:
         self.rtt: float | None = None
         self._counters.opened += 1
 
+    requires_type = True
+    """Whether a message with neither a type nor a stamp is a violation, or is ignored (WIRE.md section 4)."""
+
     # Overridden by each side.
 
     def describe(self) -> str:
@@ -267,6 +270,11 @@ class Session:
         self.link.abort()
 
     # Called by the application's side.
+
+    @property
+    def pinger(self) -> Pinger | None:
+        """Finds out whether a silent peer is alive; `None` where the heartbeat is not ours."""
+        return typing.cast("PingingLink", self.link) if self.link.pings else None
 
     @property
     def ended(self) -> bool:
@@ -466,7 +474,7 @@ class Session:
             if control is not None:
                 self._counters.messages_in -= 1
                 control(self, payload, stamp)
-            elif type_ is None or type_ == "":
+            elif self.requires_type and (type_ is None or type_ == ""):
                 self.violation("a message has neither a type nor a stamp")
             else:
                 self._ignored(type_, payload, stamp)

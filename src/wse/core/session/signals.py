@@ -181,16 +181,34 @@ class Signal(Generic[*Ts]):
     `async`; their exceptions are reported on `when.error`.
     """
 
-    __slots__ = ("_failed", "_last", "_listeners", "_replay", "_scheduler", "_takes", "name")
+    __slots__ = ("_failed", "_holds", "_last", "_listeners", "_replay", "_scheduler", "_takes", "name")
 
     def __init__(
-        self, name: str, takes: tuple[str, ...], scheduler: Scheduler, failed: Failed, *, replay: bool = False
+        self,
+        name: str,
+        takes: tuple[str, ...],
+        scheduler: Scheduler,
+        failed: Failed,
+        *,
+        replay: bool = False,
+        holds: bool = False,
     ) -> None:
+        """Make a signal.
+
+        Args:
+            name: Its name in reports.
+            takes: The names of its arguments.
+            scheduler: Runs async listeners.
+            failed: Called with what a listener raises.
+            replay: Call later listeners at once with the last emission.
+            holds: The same, and let `wait` return the last emission at once, until `_forget`.
+        """
         self.name = name
         self._takes = takes
         self._scheduler = scheduler
         self._failed = failed
-        self._replay = replay
+        self._replay = replay or holds
+        self._holds = holds
         self._last: tuple[Any, ...] | None = None
         self._listeners = Listeners()
 
@@ -226,12 +244,16 @@ class Signal(Generic[*Ts]):
     async def wait(self, timeout: float | None = None) -> tuple[*Ts]:
         """Wait for the next emission and return its arguments, always as a tuple.
 
+        Where the last emission still holds, as that of `client.when.ready` on a connected client, return it at once.
+
         Args:
             timeout: Seconds; `None` waits for ever.
 
         Raises:
             TimeoutError: It did not happen in time.
         """
+        if self._holds and self._last is not None:
+            return self._last
         future: asyncio.Future[tuple[*Ts]] = self._scheduler.create_future()
 
         def happened(*args: Any) -> None:
@@ -257,6 +279,10 @@ class Signal(Generic[*Ts]):
             self._last = args
         for fn in self._listeners.fns:
             self._run(fn, args)
+
+    def _forget(self) -> None:
+        """The last emission no longer holds."""
+        self._last = None
 
     def _emit_on(self, spawner: Spawner, *args: *Ts) -> None:
         """The same, for a signal about a connection: its end also ends the async listeners."""
