@@ -6,7 +6,7 @@ import contextlib
 import pytest
 
 from support.clients import AT_ONCE, WALK, CountingBackoff, Held, accept, begin, fails, other_tasks
-from support.net import ClientLog, Log, make_server, soon, tiny_protocol
+from support.net import ClientLog, Log, make_server, memory_peer, soon, tiny_protocol
 from wse import Backoff, ClientStatus, ErrorCode, Heartbeat, WseClient, WseError
 from wse.client.connection import warn_of_replacement
 from wse.core.limits import Limits
@@ -638,6 +638,26 @@ async def test_a_socket_that_opens_after_the_close_is_closed():
     assert links[0]._closing
     links[0].abort()
     await soon(closing)
+    assert log.all("connected") == []
+
+
+async def test_a_connector_that_opens_a_socket_after_it_was_given_up_has_it_closed():
+    opens = []
+
+    async def connector(url, protocol, headers, limits, open):
+        opens.append(open)
+        await asyncio.Event().wait()
+
+    client = WseClient("ws://testserver", connector=connector)
+    log = ClientLog(client)
+    connecting = asyncio.ensure_future(client.connect())
+    await turns()
+    await soon(client.close())
+    await fails(connecting)
+    ours, theirs = MemoryLink.pair(Limits(), Limits())
+    peer = memory_peer(theirs, None)
+    ours.session = opens[0](ours)
+    assert await peer.closed() == (1000, "wse.by-client")
     assert log.all("connected") == []
 
 
