@@ -57,6 +57,13 @@ def test_a_listener_that_raises_is_reported_and_the_next_one_and_the_connection_
     assert peer.session.valid
 
 
+def test_a_listener_may_return_anything(side):
+    side.endpoint.channel.on("chat", lambda *args: 5)
+    side.join().say("chat", 1)
+    side.scheduler.run()
+    assert side.errors == []
+
+
 def test_an_async_listener_that_raises_is_reported(side):
     async def bad(*args):
         raise RuntimeError("no")
@@ -536,6 +543,17 @@ def test_sending_before_the_welcome_or_after_the_end_does_nothing(server):
     other.session.send("chat", 1)
     assert other.heard == []
     assert other.link.late == []
+
+
+def test_bytes_out_counts_messages_and_answers_to_the_byte(side):
+    side.endpoint.procedures.register("echo", lambda *args: args[-1])
+    peer = side.join()
+    counted, written = side.endpoint.counters.bytes_out, len(peer.link.sent)
+    peer.say("echo", "x", 7)
+    peer.session.send("news", "y")
+    new = peer.link.sent[written:]
+    assert len(new) == 2
+    assert side.endpoint.counters.bytes_out - counted == sum(len(data) for data in new)
 
 
 def test_a_broadcast_is_encoded_once_for_each_protocol():
