@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Hashable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from wse.core.hub.connection import WseConnection, WseIdentity
 from wse.core.packed import encode
+from wse.core.session.session import EASY_SIZE
 from wse.types import ClientId, MessageType
 
 if TYPE_CHECKING:
@@ -16,7 +17,9 @@ if TYPE_CHECKING:
     from wse.core.session.endpoint import Endpoint
 
 
-def send_to_all(endpoint: Endpoint, conns: Collection[WseConnection], type: MessageType, payload: Any) -> None:
+def send_to_all(
+    endpoint: Endpoint, conns: Collection[WseConnection], type: MessageType, payload: Any, key: Hashable = None
+) -> None:
     """Send one message to many valid connections, encoded once for each message protocol that they speak.
 
     Raises:
@@ -25,10 +28,10 @@ def send_to_all(endpoint: Endpoint, conns: Collection[WseConnection], type: Mess
     endpoint.check_type(type)
     protocols = endpoint.protocols
     if len(protocols) == 1:
-        _write(endpoint, conns, type, encode(protocols[0], type, payload))
+        _write(endpoint, conns, type, encode(protocols[0], type, payload, key))
     else:
         spoken = {conn._session.protocol for conn in conns} or protocols[:1]
-        deliver(endpoint, conns, type, {protocol: encode(protocol, type, payload) for protocol in spoken})
+        deliver(endpoint, conns, type, {protocol: encode(protocol, type, payload, key) for protocol in spoken})
 
 
 def deliver(
@@ -48,15 +51,18 @@ def _write(endpoint: Endpoint, conns: Collection[WseConnection], type: MessageTy
     counters.messages_out += len(conns)
     size = len(packed.data)
     counters.bytes_out += len(conns) * size
-    slow: list[ServerSession] = []  # holding a message may close the connection, which changes `conns`
-    for conn in conns:
-        session = conn._session
-        if session._writable and size <= session._safe_out:
-            session.link.write_shared(packed)
-        else:
-            slow.append(session)
-    for session in slow:
-        if size > session._safe_out and not session.takes(packed.data):
+    others: list[ServerSession] = []  # holding a message may close the connection, which changes `conns`
+    if size <= EASY_SIZE:
+        for conn in conns:
+            session = conn._session
+            if session._direct:
+                session.link.write_shared(packed)
+            else:
+                others.append(session)
+    else:
+        others = [conn._session for conn in conns]
+    for session in others:
+        if not session.takes(packed.data):
             session.skip(type, packed.data)
         elif session._writable:
             session.link.write_shared(packed)
