@@ -4,9 +4,9 @@ python -m mutants src/wse/core/cluster/liveness.py                            al
 python -m mutants src/wse/core/cluster/liveness.py tests/unit/test_cluster.py only these tests
 python -m mutants --least 90 src/wse/core/cluster/liveness.py                 fails if fewer per cent are noticed
 
-mutmut makes the changes and runs, for each, the tests that reach the changed function. Three kinds of change are added to
-its own, because state machines need them: a statement is left out, a condition is inverted, and an operand of `and` or
-`or` is dropped. Texts are not changed.
+mutmut makes the changes and runs, for each, the tests that reach the changed function. Three kinds of change are added
+to its own, because state machines need them: a statement is left out, a condition is inverted, and an operand of `and`
+or `or` is dropped. Texts are not changed.
 Decorated functions (properties) and the bodies of classes are not changed either: mutmut cannot.
 """
 
@@ -102,7 +102,9 @@ def prepare(module, tests):
         "track_dependencies": False,
     }
     assert "mutmut" not in tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]
-    lines = [f"{name} = {str(value).lower() if value in (True, False) else value!r}" for name, value in settings.items()]
+    lines = [
+        f"{name} = {str(value).lower() if value in (True, False) else value!r}" for name, value in settings.items()
+    ]
     text = (ROOT / "pyproject.toml").read_text() + "\n[tool.mutmut]\n" + "\n".join(lines) + "\n"
     (work / "pyproject.toml").write_text(text)
     return work

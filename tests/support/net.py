@@ -29,8 +29,8 @@ from wse.transports.memory import MemoryLink
 from wse.transports.request import HttpRequest
 
 JSON = "wse-default-json"
-TIMEOUT = 5.0
-"""Seconds until a test that waits for something gives up; nothing waits that long when all is well."""
+TIMEOUT = 20.0
+"""Seconds until a test that waits for something gives up. Nothing waits that long, even on a machine that is busy."""
 
 
 async def soon(awaitable):
