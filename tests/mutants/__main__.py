@@ -98,6 +98,7 @@ def prepare(module, tests):
         "also_copy": beside,
         "pytest_add_cli_args": ["-p", "no:cacheprovider", *ignored],
         "pytest_add_cli_args_test_selection": tests,
+        "timeout_multiplier": 5,  # of the time that the tests take; a loop without end takes all of it
         "use_git_change_detection": False,
         "track_dependencies": False,
     }

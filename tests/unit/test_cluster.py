@@ -7,8 +7,9 @@ import msgspec
 import pytest
 
 from support.nodes import Nodes, heard
-from wse import ErrorCode, WseError, WseJSON, WseMsgpack
+from wse import ErrorCode, WseError, WseJSON, WseMsgpack, WseServer
 from wse.core.cluster import envelope
+from wse.core.cluster.cluster import Cluster
 from wse.core.cluster.envelope import decode_name, encode_name
 from wse.core.cluster.settings import ClusterSettings
 
@@ -866,6 +867,29 @@ def test_a_question_of_a_newer_version_is_not_answered():
     nodes.advance(1)
     assert task.result() == []
     assert nodes[1].errors == []
+
+
+# What the application sees.
+
+
+def test_the_cluster_of_a_server_shows_its_node():
+    nodes = Nodes(1, ClusterSettings(backlog=0))
+    (one,) = nodes
+    cluster = Cluster(one.cluster)
+    assert (cluster.node, cluster.broker, cluster.settings) == (one.cluster.node, one.broker, one.cluster.settings)
+    assert repr(cluster) == f"<Cluster node {cluster.node}>"
+    assert (cluster.healthy, cluster.lost) == (True, 0)
+    nodes.engine.pause()
+    one.server.send("ann", "say")
+    assert (cluster.healthy, cluster.lost) == (False, 1)
+    one.do(one.cluster.close())
+    assert not cluster.healthy
+
+
+def test_a_cluster_without_a_started_node_says_so():
+    server = WseServer(broker="memory:")
+    assert (server.cluster.node, server.cluster.healthy) == ("", False)
+    assert repr(server.cluster) == "<Cluster node not started>"
 
 
 # Settings.
