@@ -21,7 +21,8 @@ export default [
       'no-restricted-imports': 'error',
     },
   },
-  // The module itself: nothing but what browsers and Node both have.
-  { files: ['wse.js'], languageOptions: { globals: globals['shared-node-browser'] }, rules: { 'no-restricted-syntax': ['error', 'ImportDeclaration', 'ImportExpression'] } },
+  // The module itself: nothing but what browsers and Node both have, and of imports only that of the tabs' shared connection.
+  { files: ['wse.js'], languageOptions: { globals: globals['shared-node-browser'] }, rules: { 'no-restricted-syntax': ['error', 'ImportDeclaration', "ImportExpression[source.value!='./wse-share.js']"] } },
+  { files: ['wse-share.js'], languageOptions: { globals: globals.browser }, rules: { 'no-restricted-syntax': ['error', 'ImportDeclaration', 'ImportExpression'] } },
   { files: ['test/**', 'eslint.config.js'], languageOptions: { globals: globals.node } },
 ]

@@ -1,9 +1,9 @@
 /** The JavaScript client of WSE (WebSocket Everywhere). */
 
-/** What a type of message, or the name of a procedure, may be: a string, or what a custom protocol uses instead. */
+/** The type of a message, or the name of a procedure: a string, or whatever a custom protocol uses instead. */
 export type MessageType = string | number | bigint | boolean
 
-/** Why something failed. The members are those of `wse.ErrorCode` in Python. */
+/** Why something failed. The members are those of `wse.ErrorCode` in Python, and the names of the original's documentation. */
 export const WSE_ERROR: {
   readonly INVALID_CRA_HANDLER: 'wse.client.invalid-cra-handler'
   readonly RP_TIMEOUT: 'wse.client.rp.timeout'
@@ -23,10 +23,29 @@ export const WSE_ERROR: {
   readonly PROTOCOL_VIOLATION: 'wse.server.protocol-violation'
   readonly CONNECTION_ERROR: 'wse.server.connection-error'
   readonly MSG_PROCESSING_ERROR: 'wse.server.msg-processing-error'
+  readonly LIMIT_EXCEEDED: 'wse.limit-exceeded'
+  readonly SLOW_RECEIVER: 'wse.slow-receiver'
+  readonly SESSION_EXPIRED: 'wse.session-expired'
+  readonly SESSION_LOST: 'wse.session-lost'
+  readonly UNSUPPORTED: 'wse.unsupported'
+  readonly INVALID_PAYLOAD: 'wse.invalid-payload'
+  readonly RP_IS_A_STREAM: 'wse.rp.is-a-stream'
+  readonly RP_NOT_A_STREAM: 'wse.rp.not-a-stream'
+  readonly HANDLER_BLOCKED: 'wse.server.handler-blocked'
+  readonly HANDLER_CANCELLED: 'wse.server.handler-cancelled'
+  readonly BROKER_UNAVAILABLE: 'wse.server.broker-unavailable'
+  readonly BROKER_DEAF: 'wse.server.broker-deaf'
+  readonly BROKER_LOST_MESSAGES: 'wse.server.broker-lost-messages'
+  /** The original's name for `CLIENT_NOT_READY`. */
+  readonly CONNECTION_NOT_READY: 'wse.client.not-ready'
+  /** The original's name for `CONNECTION_MISSING`. */
+  readonly NO_CLIENT_CONNECTION: 'wse.server.client.connection-missing'
+  /** The original's name for `MSG_PROCESSING_ERROR`. */
+  readonly MESSAGE_PROCESSING_ERROR: 'wse.server.msg-processing-error'
 }
 export type WseErrorCode = (typeof WSE_ERROR)[keyof typeof WSE_ERROR]
 
-/** Why a connection was closed: the reason of the close. */
+/** Why a connection was closed: the reason in its close frame. */
 export const WSE_REASON: {
   readonly NO_REASON: ''
   readonly CLIENTS_CONCURRENCY: 'wse.clients-concurrency'
@@ -35,9 +54,24 @@ export const WSE_REASON: {
   readonly PROTOCOL_ERROR: 'wse.protocol-error'
   readonly BY_CLIENT: 'wse.by-client'
   readonly BY_SERVER: 'wse.by-server'
+  readonly SESSION_EXPIRED: 'wse.session-expired'
+  readonly RESUMED_ELSEWHERE: 'wse.resumed-elsewhere'
+  readonly MOVED: 'wse.moved'
+  readonly SLOW_RECEIVER: 'wse.slow-receiver'
+  readonly LIMIT_MESSAGE_SIZE: 'wse.limit.message-size'
+  readonly LIMIT_HANDSHAKE_SIZE: 'wse.limit.handshake-size'
+  readonly LIMIT_NESTING: 'wse.limit.nesting'
+  readonly LIMIT_HANDLERS: 'wse.limit.handlers'
+  readonly LIMIT_MESSAGE_RATE: 'wse.limit.message-rate'
+  readonly LIMIT_BYTE_RATE: 'wse.limit.byte-rate'
+  readonly LIMIT_CONNECTIONS: 'wse.limit.connections'
+  readonly LIMIT_CONNECTIONS_PER_ADDRESS: 'wse.limit.connections-per-address'
+  readonly LIMIT_UNAUTHENTICATED: 'wse.limit.unauthenticated'
+  /** The original's name for `PROTOCOL_ERROR`. */
+  readonly PROTOCOL_ERR: 'wse.protocol-error'
 }
 
-/** What a client is doing. */
+/** The state of a client. */
 export const WSE_STATUS: {
   readonly IDLE: 'IDLE'
   readonly CONNECTING: 'CONNECTING'
@@ -53,9 +87,9 @@ export class WseError extends Error {
   name: string
   /** One of `WSE_ERROR`, or the application's own. */
   code: string
-  /** What a program may want to know, `rp` (the procedure) for example. */
+  /** Facts for programs: `rp` (the procedure), for example. */
   details: Record<string, any>
-  /** What was behind it, if anything. */
+  /** The error behind it, if there is one. */
   cause?: unknown
 }
 
@@ -76,64 +110,114 @@ export interface InternalTypes {
   readonly response_error: MessageType
 }
 
-/** A message protocol: how one message becomes the data of a WebSocket message, and back. Keeps no state of a connection. */
+/** The type names that a protocol uses for extensions. */
+export interface ExtensionTypes {
+  /** The server's answer to the extensions that the client offers. */
+  readonly ext: MessageType
+  /** The request for a fresh identity, and the identity. */
+  readonly auth: MessageType
+  /** The reason of a refusal. */
+  readonly refused: MessageType
+}
+
+/** A message as an array `[type, payload, stamp]`; the original's protocols return one from `unpack`. */
+export type MessageArray = [type: any, payload?: any, stamp?: any]
+
+/** A message protocol encodes one message as the data of a WebSocket message, and decodes it. It keeps no state of a connection. */
 export interface Protocol {
   /** The WebSocket subprotocol that stands for it. */
   readonly name: string
   readonly internal_types: InternalTypes
-  /** Throws whatever it likes if the payload cannot be encoded. */
+  /** Without these names, no extension is offered to the server. */
+  readonly extensions?: ExtensionTypes
+  /** May throw any error if the payload cannot be encoded. */
   pack(message: Message): string | ArrayBufferLike | ArrayBufferView
-  /** Throws whatever it likes if the data is no message; the connection is then closed. */
-  unpack(data: string | ArrayBuffer): Message
+  /** May throw any error if the data is not a message; the connection is then closed. */
+  unpack(data: any): Message | MessageArray
 }
 
-/** The default protocol, `wse-default-json`: JSON arrays `[type, payload, stamp]`. */
+/**
+ * The default protocol, `wse-default-json`: JSON arrays `[type, payload, stamp]`.
+ *
+ * A payload that JSON would lose is an error: NaN and infinities, functions, and objects that are not plain data (Map, Set,
+ * ArrayBuffer, Blob, Error, Promise). Inside of a payload they become what `JSON.stringify` makes of them.
+ */
 export class WseJSON implements Protocol {
-  readonly name: string
-  readonly internal_types: InternalTypes
-  pack: (message: Message) => string
-  unpack: (data: string | ArrayBuffer) => Message
+  name: string
+  internal_types: InternalTypes
+  extensions: ExtensionTypes
+  pack(message: Message): string
+  /** A `Message` that is also a `MessageArray`. A subclass may return either. */
+  unpack(data: any): any
 }
 
 /** MessagePack, `wse-msgpack`, with an encoder of the application's choice: `new WseMsgpack(await import('@msgpack/msgpack'))`. */
 export class WseMsgpack implements Protocol {
   constructor(codec: { encode(value: unknown): Uint8Array; decode(data: Uint8Array): unknown })
-  readonly name: string
-  readonly internal_types: InternalTypes
-  pack: (message: Message) => Uint8Array<ArrayBuffer>
-  unpack: (data: string | ArrayBuffer) => Message
+  name: string
+  internal_types: InternalTypes
+  extensions: ExtensionTypes
+  pack: (message: Message) => Uint8Array
+  unpack: (data: any) => any
 }
 
 /** Exponential backoff with full jitter: the n-th wait is random, up to `base * factor ** n` seconds, at most `cap`. */
 export interface Backoff {
-  /** Seconds that the first wait lasts at most; 1 by default. */
+  /** The longest first wait, in seconds; 1 by default. */
   base?: number
-  /** Seconds that any wait lasts at most; 30 by default. */
+  /** The longest wait, in seconds; 30 by default. */
   cap?: number
-  /** What the bound grows by with every attempt; 2 by default. */
+  /** The growth of the bound with every attempt; 2 by default. */
   factor?: number
   /** Returns a number from 0 to 1; `Math.random` by default. */
   random?: () => number
 }
 
-/** What WSE needs of a WebSocket class: that of browsers, Node 22, Deno and Bun, or of the `ws` package. */
+/** When a silent server is asked whether it is alive, and given up. All in seconds. */
+export interface Heartbeat {
+  /** Silence after which the server is asked; 20 by default, 0 for never. */
+  interval?: number
+  /** Time until the answer; 20 by default. Then the connection counts as lost, with code 1006. */
+  timeout?: number
+}
+
+/** A WebSocket class: that of browsers, Node 22, Deno and Bun, or of the `ws` package. */
 export type WebSocketClass = new (url: any, protocols?: any) => any
 
 export interface WseClientOptions {
-  /** Where the server is. */
+  /** The server's address. */
   url: string | URL
   /** Reconnect when the connection is lost; false by default. */
+  reconnect?: boolean
+  /** The original's name for `reconnect`. */
   re?: boolean
-  /** Seconds that a call waits for its answer and a socket may take to open; 20 by default, 0 for ever. */
+  /** Seconds until the answer to a call, and from the beginning of an attempt until the welcome; 20 by default, 0 for ever. */
+  timeout?: number
+  /** The original's name for `timeout`. */
   tO?: number
+  /**
+   * Whether a reconnecting client tries again after a close with that code and reason. It replaces the rule for every code
+   * but 4000, which is always tried again. Not asked after `close()`.
+   */
+  retry?: (code: number, reason: string) => boolean
+  /** When a silent server is asked, and given up. */
+  heartbeat?: Heartbeat
+  /** Bytes of the largest message that this client takes, for servers that want to know; by default nothing is said. */
+  messageSize?: number
   /** The message protocol, an object or a class; `WseJSON` by default. */
   protocol?: Protocol | (new () => Protocol)
   /** The WebSocket class; by default the global one, which Node has from version 22 on. */
   WebSocket?: WebSocketClass
-  /** How long to wait before each attempt to reconnect. */
+  /** The waits before attempts to reconnect. */
   backoff?: Backoff
   /** Send stack traces of failing procedures to the server; false by default. */
   debug?: boolean
+  /**
+   * Share one connection among the tabs of this browser that have the same origin, url and user; false by default. Calls,
+   * procedures and listeners stay each tab's. A string names the user; `true` tells users apart by their identity, if it is
+   * not a function. Needs `wse-share.js` beside `wse.js`, and the JSON protocol.
+   */
+  share?: boolean | string
 }
 
 /** Credentials take part in the handshake themselves. One object serves any number of connections, one after the other. */
@@ -152,25 +236,46 @@ export interface WseChannel {
   on<T = any>(type: MessageType, fn: (payload: T) => unknown): this
   /** Call `fn` for the next message of that type only. */
   once<T = any>(type: MessageType, fn: (payload: T) => unknown): this
-  /** Do not call `fn` for that type any more; without `fn`, none of its listeners. */
+  /** Remove the last registration of `fn` for that type; without `fn`, all listeners of the type. */
   off(type: MessageType, fn?: (payload: any) => unknown): this
+  /** Remove all listeners of that type; without a type, all listeners. */
+  removeAll(type?: MessageType): this
+  /** The number of listeners of that type. */
+  listenerCount(type: MessageType): number
+  /** The original's name for `off`. */
+  removeListener(type: MessageType, fn?: (payload: any) => unknown): this
+  /** The original's name for `removeAll`. */
+  removeAllListeners(type?: MessageType): this
 }
 
-/** Calling it subscribes, and returns the function that ends the subscription. */
-export type WseSignal<Args extends any[]> = (fn: (...args: Args) => unknown) => () => void
+/** Something that happens to a client. */
+export interface WseSignal<Args extends any[]> {
+  /** Call `fn` at every emission. Returns the function that ends this subscription. */
+  (fn: (...args: Args) => unknown): () => void
+  /** Call `fn` at the next emission only. */
+  once(fn: (...args: Args) => unknown): () => void
+  /** Remove the last subscription of `fn`. */
+  off(fn: (...args: Args) => unknown): void
+  /** Wait for the next emission; resolves with its arguments. Rejects with a `TimeoutError` after `timeout` seconds. */
+  wait(timeout?: number): Promise<Args>
+}
 
 export interface WseSignals {
   /** The socket is open; the welcome is still to come. */
   readonly connected: WseSignal<[]>
-  /** The server has accepted us. A listener that is added later is called at once, with the last welcome. */
+  /** The server has accepted us. A listener that is added while the client is READY is called at once, and `wait` resolves. */
   readonly ready: WseSignal<[welcome: any]>
   /** The connection has ended. */
   readonly closed: WseSignal<[code: number, reason: string]>
-  /** Something has failed; `cause` is what was behind it. Errors without a listener go to `console.error`. */
+  /** Something has failed where nobody awaits it. Errors without a listener go to `console.error`. */
   readonly error: WseSignal<[err: WseError]>
-  /** `client.status` has changed. */
+  /** The client is offline and will not try again, for another reason than `close()`. A late listener is called at once. */
+  readonly gaveUp: WseSignal<[err: WseError]>
+  /** The same as `gaveUp`, as Python spells it. */
+  readonly gave_up: WseSignal<[err: WseError]>
+  /** `client.status` has changed. A late listener is called at once, with the present status. */
   readonly updated: WseSignal<[status: WseStatus]>
-  /** A message came that nobody listens to. */
+  /** A message has no listener. */
   readonly ignored: WseSignal<[type: any, payload: any, stamp: any]>
 }
 
@@ -180,24 +285,38 @@ export class WseClient {
 
   readonly url: string
   readonly status: WseStatus
+  /** The error that ended the client, if it is offline and will not try again; null after `close()`. */
+  readonly gaveUp: WseError | null
   readonly protocol: Protocol
   readonly channel: WseChannel
   readonly when: WseSignals
 
   /**
-   * Connect; resolves with the welcome. What is not given is as before.
+   * Connect; resolves with the welcome. An identity that is not given is as before, with its meta.
+   *
+   * The identity may be a function, sync or async, which is asked at every attempt. If it fails, the attempt counts as one at a
+   * server that cannot be reached. With `reconnect`, a refusal is followed by one more attempt with a fresh identity.
    *
    * Fails with a `WseError`: `CLIENT_ALREADY_CONNECTED`; `WS_CLIENT_ERROR`, no WebSocket could be opened;
    * `NOT_AUTHORIZED`, the server refused us; `CONNECTION_CLOSED`, closed before the welcome, with `code` and `reason`
-   * in the details. With `re`, only what will not be tried again fails it.
+   * in the details. With `reconnect`, it fails only if the client will not try again. A server may add its own `reason` for a
+   * refusal to the details, and `retry`, whether a later attempt may succeed.
    */
   connect(identity?: any, meta?: Record<string, any>): Promise<any>
 
-  /** Move to another server; resolves with its welcome. What is not given is as before. On an idle client it is `connect`. */
+  /** Move to another server; resolves with its welcome. Whatever is not given is as before. On an idle client it is `connect`. */
   jump(url: string | URL, identity?: any, meta?: Record<string, any>): Promise<any>
 
-  /** Disconnect with code 1000, and do not reconnect; resolves when the socket is closed. */
+  /** Disconnect with code 1000, and do not reconnect; resolves when the socket is closed, at the latest after 5 seconds. */
   close(reason?: string): Promise<void>
+
+  /**
+   * Wait until the client is READY; resolves with the welcome. Rejects if the client gives up or is closed, or with a
+   * `TimeoutError` after `timeout` seconds.
+   */
+  waitReady(timeout?: number): Promise<any>
+  /** Wait until the client is offline and will not try again; resolves with `gaveUp`. */
+  waitClosed(timeout?: number): Promise<WseError | null>
 
   /** Send a message; throws `CLIENT_NOT_READY`, `PROTOCOL_VIOLATION` (a reserved type) or `MSG_PROCESSING_ERROR` (not encodable). */
   send(type: MessageType, payload?: unknown): void
@@ -205,19 +324,19 @@ export class WseClient {
   /**
    * Call a procedure of the server.
    *
-   * Fails with what the procedure threw, or `CLIENT_NOT_READY`, `PROTOCOL_VIOLATION` (a reserved name),
+   * Fails with the error that the procedure threw, or `CLIENT_NOT_READY`, `PROTOCOL_VIOLATION` (a reserved name),
    * `RP_NOT_REGISTERED`, `RP_TIMEOUT`, `RP_DISCONNECT` or `RP_SEND_FAILED`.
    *
-   * @param options tO: seconds to wait for the answer, 0 for ever; by default the client's.
+   * @param options timeout, or tO: seconds to wait for the answer, 0 for ever; by default the client's.
    */
-  call<T = any>(name: MessageType, payload?: unknown, options?: { tO?: number }): Promise<T>
+  call<T = any>(name: MessageType, payload?: unknown, options?: { timeout?: number; tO?: number }): Promise<T>
 
-  /** Let the server call `fn` under that name. What it throws, or its promise rejects with, is sent back as an error. */
+  /** Let the server call `fn` under that name. Whatever it throws, or its promise rejects with, is sent back as an error. */
   register(name: MessageType, fn: (payload: any) => unknown): void
   /** Take a procedure away. */
   unregister(name: MessageType): void
 
-  /** Set the handler that answers the server's quest by calling `solve` with the response, then or later. */
+  /** Set the handler that answers the server's quest by calling `solve` with the response, at once or later. */
   challenge(fn: (quest: any, solve: (response?: unknown) => void) => unknown): void
 }
 

@@ -1,7 +1,5 @@
 // The WSE client. MIT licence. Documented in wse.d.ts and README.md.
 
-/** @typedef {(...args: any[]) => any} Fn */
-
 export const WSE_ERROR = Object.freeze({
   INVALID_CRA_HANDLER: 'wse.client.invalid-cra-handler',
   RP_TIMEOUT: 'wse.client.rp.timeout',
@@ -21,6 +19,22 @@ export const WSE_ERROR = Object.freeze({
   PROTOCOL_VIOLATION: 'wse.server.protocol-violation',
   CONNECTION_ERROR: 'wse.server.connection-error',
   MSG_PROCESSING_ERROR: 'wse.server.msg-processing-error',
+  LIMIT_EXCEEDED: 'wse.limit-exceeded',
+  SLOW_RECEIVER: 'wse.slow-receiver',
+  SESSION_EXPIRED: 'wse.session-expired',
+  SESSION_LOST: 'wse.session-lost',
+  UNSUPPORTED: 'wse.unsupported',
+  INVALID_PAYLOAD: 'wse.invalid-payload',
+  RP_IS_A_STREAM: 'wse.rp.is-a-stream',
+  RP_NOT_A_STREAM: 'wse.rp.not-a-stream',
+  HANDLER_BLOCKED: 'wse.server.handler-blocked',
+  HANDLER_CANCELLED: 'wse.server.handler-cancelled',
+  BROKER_UNAVAILABLE: 'wse.server.broker-unavailable',
+  BROKER_DEAF: 'wse.server.broker-deaf',
+  BROKER_LOST_MESSAGES: 'wse.server.broker-lost-messages',
+  CONNECTION_NOT_READY: 'wse.client.not-ready',
+  NO_CLIENT_CONNECTION: 'wse.server.client.connection-missing',
+  MESSAGE_PROCESSING_ERROR: 'wse.server.msg-processing-error',
 })
 
 export const WSE_REASON = Object.freeze({
@@ -31,6 +45,20 @@ export const WSE_REASON = Object.freeze({
   PROTOCOL_ERROR: 'wse.protocol-error',
   BY_CLIENT: 'wse.by-client',
   BY_SERVER: 'wse.by-server',
+  SESSION_EXPIRED: 'wse.session-expired',
+  RESUMED_ELSEWHERE: 'wse.resumed-elsewhere',
+  MOVED: 'wse.moved',
+  SLOW_RECEIVER: 'wse.slow-receiver',
+  LIMIT_MESSAGE_SIZE: 'wse.limit.message-size',
+  LIMIT_HANDSHAKE_SIZE: 'wse.limit.handshake-size',
+  LIMIT_NESTING: 'wse.limit.nesting',
+  LIMIT_HANDLERS: 'wse.limit.handlers',
+  LIMIT_MESSAGE_RATE: 'wse.limit.message-rate',
+  LIMIT_BYTE_RATE: 'wse.limit.byte-rate',
+  LIMIT_CONNECTIONS: 'wse.limit.connections',
+  LIMIT_CONNECTIONS_PER_ADDRESS: 'wse.limit.connections-per-address',
+  LIMIT_UNAUTHENTICATED: 'wse.limit.unauthenticated',
+  PROTOCOL_ERR: 'wse.protocol-error',
 })
 
 export const WSE_STATUS = Object.freeze({
@@ -41,7 +69,7 @@ export const WSE_STATUS = Object.freeze({
   RE_CONNECTING: 'RE_CONNECTING',
 })
 
-const RETRIED = [1005, 1006, 1011, 1012, 1013, 1014]
+const isFinal = (code) => [1000, 1002, 1003, 1007, 1008, 1009, 1010].includes(code) || (code >= 3000 && code <= 4999)
 const JUMP = 4000
 
 const internal_types = {
@@ -52,21 +80,50 @@ const internal_types = {
   response: '~wse:response',
   response_error: '~wse:response-err',
 }
+const extensions = { ext: '~wse:ext', auth: '~wse:auth', refused: '~wse:refused' }
 
-/** @type {Fn} */
 const isFunction = (value) => typeof value === 'function'
-/** @type {Fn} */
 const isObject = (value) => typeof value === 'object' && value !== null
-/** @type {Fn} */
 const isText = (value) => typeof value === 'string' && value
-/** @type {Fn} */
-const check = (fn, what = 'handler') => {
-  if (!isFunction(fn)) throw new TypeError(`no ${what} function`)
+const check = (fn) => {
+  if (!isFunction(fn)) throw new TypeError('not a function')
 }
-/** @type {Fn} setTimeout takes 31 bits */
+const utf8 = (text) => new TextEncoder().encode(text)
+// setTimeout takes 31 bits.
 const later = (fn, seconds) => setTimeout(fn, Math.min(seconds * 1e3, 2 ** 31 - 1))
 
-/** @type {Fn} */
+const quietly = (fn, seconds) => {
+  const timer = later(fn, seconds)
+  timer['unref']?.()
+  return timer
+}
+
+// In the next macrotask.
+const soon = (fn) => {
+  if (globalThis['setImmediate']) return void globalThis['setImmediate'](fn)
+  const { port1, port2 } = new MessageChannel()
+  port1.onmessage = () => {
+    port1.close()
+    fn()
+  }
+  port2.postMessage(0)
+}
+
+// A promise with a time limit; `start` returns what undoes it.
+const expiring = (timeout, start) =>
+  new Promise((resolve, reject) => {
+    const settled = (settle) => (value) => {
+      clearTimeout(timer)
+      undo()
+      settle(value)
+    }
+    const undo = start(settled(resolve), settled(reject))
+    const timer = timeout && later(() => settled(reject)(Object.assign(new Error('timeout'), { name: 'TimeoutError' })), timeout)
+  })
+
+const WAKING = ['online', 'pageshow', 'visibilitychange']
+const listenTo = (how, fn) => WAKING.forEach((type) => (type[0] === 'v' ? globalThis.document : globalThis)?.[how]?.(type, fn))
+
 const run = (fn, args, failed) => {
   try {
     const result = fn(...args)
@@ -77,7 +134,6 @@ const run = (fn, args, failed) => {
 }
 
 export class WseError extends Error {
-  /** @param {string} code @param {any} [details] @param {any} [message] @param {unknown} [cause] */
   constructor(code, details, message, cause) {
     const origin = details?.origin
     super(isText(message) || (isObject(origin) ? `${origin.name}: ${origin.message}` : code), { cause })
@@ -85,24 +141,34 @@ export class WseError extends Error {
     this.code = code
     this.details = isObject(details) && !Array.isArray(details) ? details : {}
   }
+
+  static [Symbol.hasInstance](error) {
+    return Function.prototype[Symbol.hasInstance].call(this, error) || (this === WseError && error?.name === 'WseError' && error instanceof TypeError)
+  }
 }
 
-/** @type {Fn} */
+// Read by name, or as `[type, payload, stamp]`.
 const toMessage = (message) => {
   if (!Array.isArray(message) || !message.length) throw new TypeError('not a message')
   const [type, payload, stamp] = message
-  return { type, payload, stamp }
+  return Object.assign(message, { type, payload, stamp })
 }
+
+// JSON.stringify would write {} or null for these.
+const isLost = (value) => (typeof value === 'number' ? !isFinite(value) : !value?.toJSON && !/t (Object|Array|String|Boolean|BigInt|Null|Undefined)]/.test({}.toString.call(value)))
 
 export class WseJSON {
   name = 'wse-default-json'
   internal_types = internal_types
+  extensions = extensions
 
-  /** @type {Fn} */
-  pack = ({ type, payload, stamp }) => JSON.stringify([type, payload, stamp])
+  /** @param {any} message */
+  pack({ type, payload, stamp }) {
+    if (isLost(payload)) throw new TypeError('JSON has no such payload')
+    return JSON.stringify([type, payload, stamp])
+  }
 
-  /** @type {Fn} */
-  unpack = (data) => {
+  unpack(data) {
     const text = isObject(data) ? new TextDecoder('utf-8', { fatal: true, ignoreBOM: true }).decode(data) : data
     const message = JSON.parse(text)
     // Half a character becomes U+FFFD, as in UTF-8.
@@ -114,101 +180,128 @@ export class WseJSON {
 export class WseMsgpack {
   name = 'wse-msgpack'
   internal_types = internal_types
+  extensions = extensions
 
-  /** @param {any} codec */
   constructor({ encode, decode }) {
     check(encode)
     check(decode)
-    /** @type {Fn} */
-    this.pack = ({ type, payload, stamp }) => encode([type, payload, stamp])
-    /** @type {Fn} */
+    this.pack = (/** @type {any} */ { type, payload, stamp }) => encode([type, payload, stamp])
     this.unpack = (data) => toMessage(isObject(data) && decode(new Uint8Array(data)))
   }
+}
+
+/** @this {any} */
+function asText() {
+  return new TextDecoder().decode(this)
 }
 
 class Emitter {
   /** @type {Map<any, any>} */
   all = new Map()
 
-  /** @type {Fn} */
   of = (name) => this.all.get(name) ?? []
 
-  /** @type {Fn} */
   add = (name, fn, once) => {
     check(fn)
-    this.all.set(name, [...this.of(name), { fn, once }])
+    const listener = { fn, once, gone: false }
+    this.all.set(name, [...this.of(name), listener])
+    return () => this.#remove(name, listener)
   }
 
-  /** @type {Fn} */
-  off = (name, fn) => {
-    const left = this.of(name).filter(/** @type {Fn} */ (listener) => fn && listener.fn !== fn && listener !== fn)
+  off = (name, fn) => this.#remove(name, this.of(name).findLast((listener) => listener.fn === fn))
+
+  clear = (name) => this.of(name).forEach((listener) => this.#remove(name, listener))
+
+  #remove = (name, listener) => {
+    if (listener) listener.gone = true
+    const left = this.of(name).filter(({ gone }) => !gone)
     if (left.length) this.all.set(name, left)
     else this.all.delete(name)
   }
 
-  /** @type {Fn} */
   emit = (name, args, failed) => {
     for (const listener of this.of(name)) {
       if (listener.gone) continue
-      if (listener.once) {
-        listener.gone = true
-        this.off(name, listener)
-      }
+      if (listener.once) this.#remove(name, listener)
       run(listener.fn, args, failed)
     }
   }
 }
 
+let isWarned = false
+
 export class WseClient {
-  /** @type {any} */ #options
-  /** @type {any} */ #identity = ''
-  /** @type {any} */ #meta = {}
-  /** @type {import('wse').WseStatus} */ #status = WSE_STATUS.IDLE
+  #options
+  #identity = /** @type {any} */ ('')
+  #meta = {}
+  /** @type {import('wse').WseStatus} */
+  #status = WSE_STATUS.IDLE
   #procedures = new Map()
   #messages = new Emitter()
   #signals = new Emitter()
-  /** @type {any} */ #welcome
-  /** @type {any} */ #challenge
-  /** @type {any} */ #session
-  /** @type {any} */ #waiter
-  /** @type {any} */ #gone
-  /** @type {any} */ #timer
+  #challenge
+  #gaveUp = null
+  #session
+  #welcome
+  #socketClosed
+  #waiter
+  #isLive = false
+  #timer
   #failures = 0
-  // Grows with each connect, jump and close.
+  #isRefused = false
   #epoch = 0
 
-  /** @param {any} options */
-  constructor({ protocol = WseJSON, backoff, ...options }) {
-    this.#options = { tO: 20, WebSocket: globalThis.WebSocket, base: 1, cap: 30, factor: 2, random: Math.random, ...backoff, ...options }
-    check(this.#options.WebSocket, 'WebSocket')
+  constructor(/** @type {any} */ { protocol = WseJSON, backoff, heartbeat, re, reconnect = re, tO = 20, timeout = tO, ...options }) {
+    this.#options = { base: 1, cap: 30, factor: 2, random: Math.random, ...backoff, ...options, reconnect, timeout, heartbeat: { interval: 20, timeout: 20, ...heartbeat } }
+    if (options.retry) check(options.retry)
+    /** @type {any} */
     this.protocol = isFunction(protocol) ? new protocol() : protocol
 
-    /** @type {(once: boolean) => Fn} */
-    const adder = (once) => (type, fn) => {
-      this.#checkType(type)
-      this.#messages.add(type, fn, once)
-      return this.channel
-    }
-    /** @type {Fn} */
-    const off = (type, fn) => {
-      this.#messages.off(type, fn)
-      return this.channel
-    }
+    const messages = this.#messages
     /** @type {any} */
-    this.channel = { on: adder(false), once: adder(true), off }
-
-    /** @type {(name: string) => Fn} */
-    const signal = (name) => (fn) => {
-      this.#signals.add(name, fn)
-      if (name === 'ready' && this.#welcome) run(fn, this.#welcome, this.#failed(name))
-      return () => this.#signals.off(name, fn)
+    const channel = {
+      on: (type, fn, once) => {
+        this.#checkType(type)
+        messages.add(type, fn, once)
+        return channel
+      },
+      once: (type, fn) => channel.on(type, fn, true),
+      off: (type, fn) => {
+        if (fn) messages.off(type, fn)
+        else messages.clear(type)
+        return channel
+      },
+      removeAll: (...types) => {
+        for (const type of types.length ? types : messages.all.keys()) messages.clear(type)
+        return channel
+      },
+      listenerCount: (type) => messages.of(type).length,
     }
+    this.channel = Object.assign(channel, { removeListener: channel.off, removeAllListeners: channel.removeAll })
+
+    const signal = (name, /** @type {any} */ present = () => null) => {
+      const on = (fn, once) => {
+        const off = this.#signals.add(name, fn, once)
+        const args = present()
+        if (args && once) off()
+        if (args) run(fn, args, this.#failed(name))
+        return off
+      }
+      return Object.assign((fn) => on(fn), {
+        once: (fn) => on(fn, true),
+        off: (fn) => this.#signals.off(name, fn),
+        wait: async (timeout) => (name === 'ready' && present()) || expiring(timeout, (resolve) => this.#signals.add(name, (...args) => resolve(args), true)),
+      })
+    }
+    const gaveUp = signal('gaveUp', () => this.#gaveUp && [this.#gaveUp])
     this.when = {
       connected: signal('connected'),
-      ready: signal('ready'),
+      ready: signal('ready', () => this.#welcome),
       closed: signal('closed'),
+      gaveUp,
+      gave_up: gaveUp,
       error: signal('error'),
-      updated: signal('updated'),
+      updated: signal('updated', () => this.#status !== WSE_STATUS.IDLE && [this.#status]),
       ignored: signal('ignored'),
     }
   }
@@ -221,15 +314,17 @@ export class WseClient {
     return this.#status
   }
 
-  /** @param {any} type @param {any} [payload] */
+  get gaveUp() {
+    return this.#gaveUp
+  }
+
   send(type, payload) {
     const { ws } = this.#ready()
     this.#checkType(type)
     ws.send(this.#encode(type, payload))
   }
 
-  /** @param {any} rp @param {any} [payload] @param {any} [options] */
-  async call(rp, payload, { tO = this.#options.tO } = {}) {
+  async call(rp, payload, { tO = this.#options.timeout, timeout = tO } = {}) {
     const session = this.#ready()
     this.#checkType(rp)
     const { ws, calls } = session
@@ -240,19 +335,17 @@ export class WseClient {
       } catch (cause) {
         throw new WseError(WSE_ERROR.RP_SEND_FAILED, { rp }, '', cause)
       }
-      /** @type {Fn} */
       const settle = (error, result) => {
         clearTimeout(timer)
         calls.delete(stamp)
         if (error) reject(error)
         else resolve(result)
       }
-      const timer = tO && later(() => settle(new WseError(WSE_ERROR.RP_TIMEOUT, { rp, timeout: tO })), tO)
+      const timer = timeout && later(() => settle(new WseError(WSE_ERROR.RP_TIMEOUT, { rp, timeout })), timeout)
       calls.set(stamp, { rp, settle })
     })
   }
 
-  /** @param {any} rp @param {Fn} fn */
   register(rp, fn) {
     this.#checkType(rp)
     check(fn)
@@ -260,35 +353,35 @@ export class WseClient {
     this.#procedures.set(rp, fn)
   }
 
-  /** @param {any} rp */
   unregister(rp) {
     if (!this.#procedures.delete(rp)) throw new WseError(WSE_ERROR.RP_NOT_REGISTERED, { rp })
   }
 
-  /** @param {Fn} fn */
   challenge(fn) {
-    if (!isFunction(fn)) throw new WseError(WSE_ERROR.INVALID_CRA_HANDLER)
+    if (!isFunction(fn)) throw Object.assign(new TypeError('not a function'), { name: 'WseError', code: WSE_ERROR.INVALID_CRA_HANDLER, details: {} })
     this.#challenge = fn
   }
 
-  /** @param {any} [identity] @param {any} [meta] */
   async connect(identity, meta) {
     if (this.#status === WSE_STATUS.READY || this.#status === WSE_STATUS.RE_CONNECTING) throw new WseError(WSE_ERROR.CLIENT_ALREADY_CONNECTED)
     return this.jump(this.url, identity, meta)
   }
 
-  /** @param {any} url @param {any} [identity] @param {any} [meta] */
-  async jump(url, identity = this.#identity, meta = this.#meta) {
+  async jump(url, identity, meta) {
     if (this.#waiter) throw new WseError(WSE_ERROR.CLIENT_ALREADY_CONNECTED)
     this.#options.url = url
-    this.#identity = identity
-    this.#meta = meta
-    this.#failures = 0
+    // The meta of one identity is not that of the next.
+    if (identity !== undefined || meta !== undefined) this.#meta = meta || {}
+    if (identity !== undefined) this.#identity = identity
+    this.#forgive()
+    this.#gaveUp = null
+    this.#isLive = true
+    listenTo('addEventListener', this.#wake)
     clearTimeout(this.#timer)
     const epoch = ++this.#epoch
     return new Promise((resolve, reject) => {
       this.#waiter = { resolve, reject }
-      if (this.#session) this.#leave(this.#session, JUMP, 'jump', null, true)
+      if (this.#session) this.#leave(this.#session, JUMP, 'jump')
       else {
         if (this.#status !== WSE_STATUS.RE_CONNECTING) this.#update(WSE_STATUS.CONNECTING)
         if (epoch === this.#epoch) this.#attempt()
@@ -299,15 +392,46 @@ export class WseClient {
   async close(reason = WSE_REASON.BY_CLIENT) {
     if (utf8(reason).length > 123) throw new RangeError('too long')
     const error = new WseError(WSE_ERROR.CONNECTION_CLOSED, { code: 1000, reason })
+    this.#gaveUp = null
     this.#epoch++
     clearTimeout(this.#timer)
-    if (this.#session) this.#leave(this.#session, 1000, reason, error, true)
-    this.#settle(error)
-    if (this.#status !== WSE_STATUS.IDLE) this.#update(WSE_STATUS.OFFLINE)
-    await this.#gone
+    if (this.#session) this.#leave(this.#session, 1000, reason, error, 'own')
+    else {
+      this.#end(error)
+      this.#settle(error)
+      if (this.#status !== WSE_STATUS.IDLE) this.#update(WSE_STATUS.OFFLINE)
+    }
+    await this.#untilSocketClosed()
   }
 
-  /** @type {Fn} */
+  async waitReady(timeout) {
+    if (this.#welcome) return this.#welcome[0]
+    if (!this.#isLive && this.#status !== WSE_STATUS.IDLE) throw this.#gaveUp ?? new WseError(WSE_ERROR.CLIENT_NOT_READY, { status: this.#status })
+    return expiring(timeout, (resolve, reject) => {
+      const offs = [this.#signals.add('ready', resolve), this.#signals.add('ended', reject)]
+      return () => offs.forEach((off) => off())
+    })
+  }
+
+  async waitClosed(timeout) {
+    if (this.#isLive) await expiring(timeout, (resolve) => this.#signals.add('ended', resolve))
+    await this.#untilSocketClosed()
+    return this.#gaveUp
+  }
+
+  // Life.
+
+  #forgive = () => {
+    this.#failures = 0
+    this.#isRefused = false
+  }
+
+  #end = (error) => {
+    this.#isLive = false
+    listenTo('removeEventListener', this.#wake)
+    this.#emit('ended', error)
+  }
+
   #settle = (error, welcome) => {
     const waiter = this.#waiter
     this.#waiter = null
@@ -316,154 +440,256 @@ export class WseClient {
     return waiter
   }
 
-  /** @type {Fn} */
+  #wake = ({ type }) => {
+    if (type === 'visibilitychange' && globalThis.document?.visibilityState === 'hidden') return
+    const session = this.#session
+    if (session?.valid && this.#options.heartbeat.interval) this.#ask(session, 5)
+    if (session) return
+    clearTimeout(this.#timer)
+    this.#attempt()
+  }
+
+  #untilSocketClosed = () => Promise.race([this.#socketClosed, new Promise((resolve) => quietly(resolve, 5))])
+
   #attempt = () => {
-    const { url, tO, WebSocket } = this.#options
-    const { hi, challenge, welcome } = this.protocol.internal_types
-    const identity = this.#identity
-    const scram = identity?.respond && identity
+    const { url, timeout, share } = this.#options
     /** @type {any} */
-    const session = { calls: new Map(), stamp: 0 }
-    /** @type {Fn} */
-    const fail = (cause, code = WSE_ERROR.INVALID_CRA_HANDLER, reason = WSE_REASON.BY_CLIENT) => {
-      this.#leave(session, 1000, reason, cause instanceof WseError ? cause : new WseError(code, { url }, '', cause))
+    const session = (this.#session = { calls: new Map(), stamp: 0 })
+    if (timeout) session.timer = later(() => this.#leave(session, 1006, ''), timeout)
+    const open = (value) => session.ended || this.#open(session, value)
+    const failed = (cause) => this.#leave(session, 1006, '', new WseError(WSE_ERROR.WS_CLIENT_ERROR, { url }, 'no identity', cause))
+    let identity = this.#identity
+    try {
+      if (isFunction(identity)) identity = identity()
+      if (share) identity = Promise.all([identity, import('./wse-share.js')]).then(([value, { SharedSocket }]) => {
+        this.#options.WebSocket = SharedSocket ?? this.#options.WebSocket
+        return value
+      })
+    } catch (cause) {
+      return failed(cause)
+    }
+    if (isFunction(identity?.then)) identity.then(open, failed)
+    else open(identity)
+  }
+
+  #open = (session, identity) => {
+    const { url, share, messageSize, WebSocket = globalThis.WebSocket } = this.#options
+    const { hi, challenge, welcome } = this.protocol.internal_types
+    const { refused } = this.protocol.extensions ?? {}
+    const ext = { auth: {}, ...(messageSize && { limits: { message_size: messageSize } }) }
+    const scram = identity?.respond && identity
+    const fail = (code, cause, reason) => {
+      this.#leave(session, 1000, reason ?? WSE_REASON.BY_CLIENT, cause instanceof WseError ? cause : new WseError(code, { url }, '', cause), 'final')
     }
     let hello = ''
     try {
-      hello = this.#encode(hi, { identity: scram ? scram.start() : identity, meta: this.#meta })
-      session.ws = new WebSocket(url, this.protocol.name)
+      const shown = scram ? scram.start() : identity
+      hello = this.#encode(hi, { identity: shown, meta: this.#meta, ...(refused && { ext }) })
+      session.ws = new WebSocket(url, this.protocol.name, share && { share, identity: isFunction(this.#identity) ? '' : shown })
     } catch (cause) {
-      fail(cause, WSE_ERROR.WS_CLIENT_ERROR)
-      return
+      return fail(WSE_ERROR.WS_CLIENT_ERROR, cause)
     }
-    const { ws } = (this.#session = session)
-    /** @type {Fn} */
+    const { ws } = session
     const solve = (response) => {
       if (session.ended || session.solved) return
       ws.send(this.#encode(challenge, response))
       session.solved = true
     }
 
-    session.timer = tO && later(() => this.#leave(session, 1006, ''), tO)
     ws.binaryType = 'arraybuffer'
     ws.onopen = () => {
       if (session.ended) return
-      clearTimeout(session.timer)
       session.opened = true
       ws.send(hello)
       this.#emit('connected')
     }
-    this.#gone = new Promise((resolve) => {
-      ws.onclose = /** @type {Fn} */ ({ code, reason = '' }) => {
+    this.#socketClosed = new Promise((resolve) => {
+      ws.onclose = ({ code, reason = '' }) => {
         resolve(0)
-        this.#leave(session, session.opened ? code : 1006, reason)
+        const leave = () => this.#leave(session, session.opened ? code : 1006, reason)
+        if (session.backlog?.length) session.backlog.push(leave)
+        else leave()
       }
       // Node 22 tells no close.
-      ws.onerror = /** @type {Fn} */ (event) => session.opened || ws.onclose(event)
+      ws.onerror = (event) => session.opened || ws.onclose(event)
     })
-    ws.onmessage = /** @type {Fn} */ ({ data }) => {
+    ws.onmessage = ({ data }) => {
       if (session.ended) return
-      let type, stamp
-      /** @type {any} */
-      let payload
+      session.heard = true
+      let type, payload, stamp
       try {
-        ;({ type, payload = null, stamp = null } = this.protocol.unpack(data))
+        if (isObject(data)) data.toString = asText // as of Node's Buffer
+        const message = this.protocol.unpack(data)
+        ;({ type, payload = null, stamp = null } = Array.isArray(message) ? toMessage(message) : message)
       } catch (cause) {
-        this.#violation(session, WSE_ERROR.MSG_PROCESSING_ERROR, cause)
-        return
+        return this.#violation(session, WSE_ERROR.MSG_PROCESSING_ERROR, cause)
       }
-      if (session.valid) this.#receive(session, type, payload, stamp)
+      if (refused && type === refused) session.refusal = Object(payload)
+      else if (session.backlog) session.backlog.push(() => this.#receive(session, type, payload, stamp))
+      else if (session.valid) this.#receive(session, type, payload, stamp)
       else if (type === challenge) {
         const respond = scram ? async () => solve(await scram.respond(payload)) : this.#challenge
-        if (respond) run(respond, [payload, solve], fail)
+        if (respond) run(respond, [payload, solve], (cause) => fail(WSE_ERROR.INVALID_CRA_HANDLER, cause))
       } else if (type === welcome) {
         try {
-          if (scram) payload = scram.finish(payload)
+          if (scram && !ws.joined) payload = scram.finish(payload)
+          ws.finished?.(payload)
         } catch (cause) {
-          fail(cause, WSE_ERROR.NOT_AUTHORIZED, WSE_REASON.NOT_AUTHORIZED)
-          return
+          return fail(WSE_ERROR.NOT_AUTHORIZED, cause, WSE_REASON.NOT_AUTHORIZED)
         }
-        session.valid = true
-        this.#failures = 0
-        this.#welcome = [payload]
-        this.#settle(null, payload)
-        this.#update(WSE_STATUS.READY)
-        this.#emit('ready', payload)
+        this.#welcomed(session, payload)
       }
     }
   }
 
-  /** @type {Fn} */
-  #leave = (session, code, reason, error, told = session.valid) => {
-    const { ws, opened, calls, timer, ended } = session
+  #welcomed = (session, welcome) => {
+    clearTimeout(session.timer)
+    session.valid = true
+    session.timer = quietly(this.#forgive, 10)
+    this.#watch(session)
+    const backlog = (session.backlog = [])
+    soon(() => {
+      session.backlog = null
+      for (const deliver of backlog) if (!session.ended) deliver()
+    })
+    this.#settle(null, welcome)
+    this.#update(WSE_STATUS.READY)
+    if (session.ended) return
+    this.#welcome = [welcome]
+    this.#emit('ready', welcome)
+  }
+
+  // `how`: 'own' (close), 'final' (not tried again) or ''.
+  #leave = (session, code, reason, error, how = '') => {
+    const { ws, opened, valid, calls, timer, pulse, refusal, ended } = session
     if (ended) return
     session.ended = true // Node 22 tells an error in close()
-    ws?.close(code === JUMP ? code : 1000, reason)
-    this.#session = null
+    try {
+      ws?.close(code === JUMP ? code : 1000, reason)
+    } catch {
+      // left all the same
+    }
+    this.#session = this.#welcome = null
     clearTimeout(timer)
+    clearTimeout(pulse)
     for (const { rp, settle } of calls.values()) settle(new WseError(WSE_ERROR.RP_DISCONNECT, { rp, disconnected: [code, reason] }))
-    const closed = reason === WSE_REASON.NOT_AUTHORIZED ? WSE_ERROR.NOT_AUTHORIZED : WSE_ERROR.CONNECTION_CLOSED
-    error ??= opened ? new WseError(closed, { code, reason }) : new WseError(WSE_ERROR.WS_CLIENT_ERROR, { url: this.url })
 
-    const { re, base, cap, factor, random } = this.#options
-    const again = code === JUMP || (re && RETRIED.includes(code))
+    const isRefusal = reason === WSE_REASON.NOT_AUTHORIZED
+    const details = { code, reason, ...(isRefusal && refusal) }
+    error ??= opened ? new WseError(isRefusal ? WSE_ERROR.NOT_AUTHORIZED : WSE_ERROR.CONNECTION_CLOSED, details) : new WseError(WSE_ERROR.WS_CLIENT_ERROR, { url: this.url })
+    if (reason === WSE_REASON.CLIENTS_CONCURRENCY) this.#warn()
+
     const epoch = this.#epoch
-    if (!again && this.#settle(error)) told = true
-    this.#update(WSE_STATUS.OFFLINE)
+    const isObeyed = () => epoch !== this.#epoch
+    const again = !how && this.#isRetried(code, reason, refusal)
+    if (isObeyed()) return
+    let told = valid || how === 'own'
+    if (!again) {
+      if (how !== 'own') this.#gaveUp = error
+      this.#end(error)
+      told = this.#settle(error) || told
+    }
+    const wasReady = this.#status === WSE_STATUS.READY
+    if (wasReady || !again) this.#update(WSE_STATUS.OFFLINE)
     if (opened) this.#emit('closed', code, reason)
-    if (!told && epoch === this.#epoch) this.#report(error)
-    if (again && epoch === this.#epoch) this.#update(WSE_STATUS.RE_CONNECTING)
-    if (again && epoch === this.#epoch) {
+    if (!told && !isObeyed()) this.#report(error)
+    if (this.#gaveUp && !isObeyed()) this.#emit('gaveUp', error)
+    if (again && !isObeyed()) this.#update(WSE_STATUS.RE_CONNECTING)
+    if (again && !isObeyed()) {
+      const { base, cap, factor, random } = this.#options
       const wait = Math.min(cap, base * factor ** this.#failures) * random()
-      this.#timer = later(this.#attempt, code === JUMP && !this.#failures ? 0 : wait)
+      this.#timer = later(this.#attempt, again === 'at once' ? 0 : wait)
       this.#failures++
     }
   }
 
-  /** @type {Fn} */
+  #isRetried = (code, reason, refusal) => {
+    const { reconnect, retry } = this.#options
+    if (code === JUMP) return this.#failures ? true : 'at once'
+    try {
+      if (reconnect && retry) return retry(code, reason) === true
+    } catch (cause) {
+      this.#failed('retry')(cause)
+    }
+    if (reason !== WSE_REASON.NOT_AUTHORIZED) return reconnect && !isFinal(code)
+    if (reconnect && refusal?.retry === true) return true
+    const isRenewed = isFunction(this.#identity) && !this.#isRefused
+    this.#isRefused = true
+    return isRenewed && 'at once'
+  }
+
+  // Silence.
+
+  #watch = (session) => {
+    const { interval, timeout } = this.#options.heartbeat
+    session.heard = false
+    if (interval && !session.ended) session.pulse = quietly(() => (session.heard ? this.#watch(session) : this.#ask(session, timeout)), interval)
+  }
+
+  #ask = (session, seconds) => {
+    const { call } = this.protocol.internal_types
+    clearTimeout(session.pulse)
+    session.heard = false
+    try {
+      session.ws.send(this.#pack(isText(call) ? '~wse:ping' : call, null, ++session.stamp))
+    } catch (cause) {
+      return this.#failed('heartbeat')(cause)
+    }
+    session.pulse = quietly(() => soon(() => (session.heard ? this.#watch(session) : this.#leave(session, 1006, ''))), seconds)
+  }
+
+  // Messages and calls.
+
   #receive = (session, type, payload, stamp) => {
     const { response, response_error } = this.protocol.internal_types
     const { code, details, message } = Object(payload)
-    if (isObject(type) || (!stamp && (type == null || type === ''))) {
+    if (isObject(type)) {
       this.#violation(session, WSE_ERROR.PROTOCOL_VIOLATION)
     } else if (!stamp) {
-      if (this.#messages.of(type).length) this.#messages.emit(type, [payload], this.#failed(type))
+      if (isText(type) && type === this.protocol.extensions?.auth) this.#renew(session)
+      else if (this.#messages.of(type).length) this.#messages.emit(type, [payload], this.#failed(type))
       else this.#emit('ignored', type, payload, stamp)
     } else if (type === response) {
       session.calls.get(stamp)?.settle(null, payload)
     } else if (type === response_error) {
-      const error = isText(code) ? new WseError(code, details, message) : new WseError(WSE_ERROR.RP_EXECUTION_FAILED)
-      session.calls.get(stamp)?.settle(error)
+      session.calls.get(stamp)?.settle(new WseError(isText(code) ? code : WSE_ERROR.RP_EXECUTION_FAILED, details, message))
     } else {
       this.#answer(session, type, payload, stamp)
     }
   }
 
-  /** @type {Fn} */
+  #renew = (session) => {
+    const { auth } = this.protocol.extensions
+    const renew = async () => {
+      const identity = await (isFunction(this.#identity) ? this.#identity() : this.#identity)
+      // Credentials take a handshake.
+      if (!session.ended && !identity?.respond) session.ws.send(this.#encode(auth, identity))
+    }
+    run(renew, [], this.#failed(auth))
+  }
+
   #answer = (session, rp, payload, stamp) => {
     const { response, response_error } = this.protocol.internal_types
     const fn = this.#procedures.get(rp)
-    /** @type {Fn} */
     const write = (type, value) => {
       const data = this.#pack(type, value, stamp)
       if (!session.ended) session.ws.send(data)
     }
-    /** @type {Fn} */
-    const failed = (cause) => {
-      const base = { rp, rpc: rp }
+    const isPackable = (value) => {
       try {
-        const { name = typeof cause, message = String(cause), stack } = Object(cause)
-        const origin = this.#options.debug ? { name, message, stack } : { name, message }
-        const { code, details } = cause instanceof WseError ? cause : { code: WSE_ERROR.RP_EXECUTION_FAILED, details: { origin } }
-        write(response_error, { code, message: message === code ? undefined : message, details: { ...base, ...(payload !== null && { payload }), ...details } })
+        return this.#pack(rp, value)
       } catch {
-        run(write, [response_error, { code: WSE_ERROR.RP_EXECUTION_FAILED, details: base }], this.#failed(rp))
+        return false
       }
-      if (fn) this.#report(new WseError(WSE_ERROR.RP_EXECUTION_FAILED, { ...base, type: rp, payload, stamp }, '', cause))
     }
-    /** @type {Fn} */
+    const failed = (cause) => {
+      const { code, message, details } = toAnswer(cause, this.#options.debug)
+      const all = { rp, rpc: rp, ...(payload !== null && sizeOf(isPackable(payload)) <= 1024 && { payload }), ...details }
+      const packable = Object.fromEntries(Object.entries(all).filter(([key, value]) => isPackable({ [key]: value })))
+      run(write, [response_error, { code, message, details: packable }], this.#failed(rp))
+      if (fn) this.#report(new WseError(WSE_ERROR.RP_EXECUTION_FAILED, { rp, rpc: rp, type: rp, payload, stamp }, '', cause))
+    }
     const respond = (result) => write(response, result)
-    /** @type {Fn} */
     const answer = () => {
       if (!fn) throw new WseError(WSE_ERROR.RP_NOT_REGISTERED)
       const result = fn(payload)
@@ -473,22 +699,18 @@ export class WseClient {
   }
 
   #ready = () => {
-    if (this.#status === WSE_STATUS.READY && this.#session) return this.#session
-    const error = new WseError(WSE_ERROR.CLIENT_NOT_READY, { status: this.#status })
-    this.#report(error)
-    throw error
+    const session = this.#session
+    if (this.#status === WSE_STATUS.READY && session && !(session.ws.readyState > 1)) return session
+    throw new WseError(WSE_ERROR.CLIENT_NOT_READY, { status: this.#status })
   }
 
-  /** @type {Fn} */
   #checkType = (type) => {
     const own = Object.values(this.protocol.internal_types).includes(type)
     if (own || type == null || type === '' || isObject(type) || /^~wse:/.test(type)) throw new WseError(WSE_ERROR.PROTOCOL_VIOLATION, { type })
   }
 
-  /** @type {Fn} */
-  #pack = (type, payload = null, stamp = null) => this.protocol.pack({ type, payload, stamp })
+  #pack = (type, payload, stamp) => this.protocol.pack({ type, payload: payload ?? null, stamp: stamp ?? null })
 
-  /** @type {Fn} */
   #encode = (type, payload) => {
     try {
       return this.#pack(type, payload)
@@ -497,45 +719,56 @@ export class WseClient {
     }
   }
 
-  /** @type {Fn} */
   #violation = (session, code, cause) => {
     const reason = WSE_REASON.PROTOCOL_ERROR
     this.#report(new WseError(code, { close: [1000, reason] }, '', cause))
     this.#leave(session, 1000, reason)
   }
 
-  /** @type {Fn} */
+  // Reports.
+
   #update = (status) => {
     if (status === this.#status) return
     this.#status = status
     this.#emit('updated', status)
   }
 
-  /** @type {Fn} */
   #emit = (name, ...args) => this.#signals.emit(name, args, this.#failed(name))
 
-  /** @type {(type: any) => Fn} */
   #failed = (type) => (cause) => this.#report(new WseError(WSE_ERROR.MSG_PROCESSING_ERROR, { type }, '', cause))
 
-  /** @type {Fn} */
   #report = (error) => {
     if (this.#signals.of('error').length) this.#signals.emit('error', [error], console.error)
     else console.error(error)
   }
+
+  #warn = () => {
+    if (isWarned || this.#options.share) return
+    isWarned = true
+    console.warn('wse: a newer connection of this user has replaced this one; set conns_per_user at the server, or share: true for tabs')
+  }
 }
 
-/** @type {Fn} */
-const utf8 = (text) => new TextEncoder().encode(text)
-/** @type {Fn} */
+const sizeOf = (data) => (typeof data === 'string' ? utf8(data) : data).byteLength
+
+const toAnswer = (cause, debug) => {
+  const { name = typeof cause, message = '', stack, code, details } = Object(cause)
+  const text = isText(message) && message !== code ? message : undefined
+  const isError = cause instanceof Error || message || stack
+  if (isText(code) && (isObject(details) || !isError)) return { code, message: text, details }
+  if (isObject(cause) && !isError) return { code: WSE_ERROR.RP_EXECUTION_FAILED, details: { ...cause } }
+  const origin = { name, message: isObject(cause) ? message : String(cause), ...(debug && { stack }) }
+  return { code: WSE_ERROR.RP_EXECUTION_FAILED, message: origin.message, details: { origin } }
+}
+
 const base64 = (bytes) => btoa(String.fromCharCode(...bytes))
-/** @type {Fn} */
 const hmac = async (key, text) => {
   const { subtle } = crypto
   const imported = await subtle.importKey('raw', key, { name: 'HMAC', hash: 'SHA-256' }, false, ['sign'])
   return new Uint8Array(await subtle.sign('HMAC', imported, utf8(text)))
 }
 
-/** @type {Fn} SASLprep without its bidi rules */
+// SASLprep without its bidi rules.
 const prepare = (text) => {
   const prepared = text
     .replace(/[\u00AD\u034F\u1806\u180B-\u180D\u200B-\u200D\u2060\uFE00-\uFE0F\uFEFF]/g, '')
@@ -552,7 +785,6 @@ export class Scram {
   #first = ''
   #final = ''
 
-  /** @param {string} username @param {string} password */
   constructor(username, password) {
     this.#name = prepare(username).replace(/=/g, '=3D').replace(/,/g, '=2C')
     this.#password = utf8(prepare(password))
@@ -567,7 +799,6 @@ export class Scram {
     return { scram: 'n,,' + this.#first }
   }
 
-  /** @param {any} quest */
   async respond(quest) {
     const { subtle } = crypto
     const first = this.#first
@@ -583,10 +814,9 @@ export class Scram {
     const auth = [first, message, last].join()
     const signature = await hmac(await subtle.digest('SHA-256', key), auth)
     this.#final = 'v=' + base64(await hmac(await hmac(salted, 'Server Key'), auth))
-    return { scram: `${last},p=${base64(key.map(/** @type {Fn} */ (byte, at) => byte ^ signature[at]))}` }
+    return { scram: `${last},p=${base64(key.map((byte, at) => byte ^ signature[at]))}` }
   }
 
-  /** @param {any} welcome */
   finish(welcome) {
     if (!this.#final || welcome?.scram?.split(',')[0] !== this.#final) throw new WseError(WSE_ERROR.NOT_AUTHORIZED)
     return welcome.welcome

@@ -9,13 +9,22 @@ const withTimers = (t) => t.mock.timers.enable({ apis: ['setTimeout'] })
 const statuses = (events) => events.filter(([name]) => name === 'updated').map(([, status]) => status)
 
 describe('connecting', () => {
-  test('without a WebSocket class it says so', (t) => {
+  test('without a WebSocket class everything works until connect', async (t) => {
     const original = globalThis.WebSocket
     t.after(() => (globalThis.WebSocket = original))
     globalThis.WebSocket = undefined
-    assert.throws(() => new WseClient({ url: 'ws://x' }), /WebSocket/)
-    globalThis.WebSocket = FakeWebSocket
-    assert.equal(new WseClient({ url: 'ws://x' }).status, WSE_STATUS.IDLE)
+    const client = new WseClient({ url: 'ws://x', re: true })
+    client.channel.on('chat', () => {})
+    assert.equal(client.status, WSE_STATUS.IDLE)
+    const error = await failure(client.connect())
+    assert.equal(error.code, WSE_ERROR.WS_CLIENT_ERROR)
+    assert.match(error.cause.message, /WebSocket/)
+    globalThis.WebSocket = FakeWebSocket // the global one of now, not of then
+    void client.connect()
+    FakeWebSocket.last.open()
+    FakeWebSocket.last.receive(['~wse:welcome'])
+    assert.equal(client.status, WSE_STATUS.READY)
+    FakeWebSocket.last.gone(1000)
   })
 
   test('the status walks, and is new before updated fires', async () => {
@@ -26,7 +35,7 @@ describe('connecting', () => {
     assert.equal(Socket.last.protocol, 'wse-default-json')
     assert.equal(Socket.last.binaryType, 'arraybuffer')
     Socket.last.open()
-    assert.deepEqual(Socket.last.read(), [['~wse:hi', { identity: 'me', meta: { m: 1 } }, null]])
+    assert.deepEqual(Socket.last.read(), [['~wse:hi', { identity: 'me', meta: { m: 1 }, ext: { auth: {} } }, null]])
     Socket.last.receive(['~wse:welcome', 5])
     assert.equal(await connecting, 5)
     Socket.last.gone(1000, 'bye')
@@ -41,7 +50,7 @@ describe('connecting', () => {
     assert.deepEqual(seen, [true, true, true])
   })
 
-  test('what is not given is as before, null is given', async () => {
+  test('what is not given is as before, but a new identity brings its own meta', async () => {
     const { client, Socket } = fakeClient()
     const hello = async (...args) => {
       const connecting = client.connect(...args)
@@ -49,12 +58,15 @@ describe('connecting', () => {
       Socket.last.receive(['~wse:welcome'])
       await connecting
       Socket.last.gone(1000)
-      return Socket.last.read()[0][1]
+      const { identity, meta } = Socket.last.read()[0][1]
+      return { identity, meta }
     }
     assert.deepEqual(await hello(), { identity: '', meta: {} })
     assert.deepEqual(await hello('a', { b: 1 }), { identity: 'a', meta: { b: 1 } })
     assert.deepEqual(await hello(), { identity: 'a', meta: { b: 1 } })
-    assert.deepEqual(await hello(null), { identity: null, meta: { b: 1 } })
+    assert.deepEqual(await hello('c'), { identity: 'c', meta: {} })
+    assert.deepEqual(await hello(undefined, { d: 1 }), { identity: 'c', meta: { d: 1 } })
+    for (const meta of [null, 0, '', false]) assert.deepEqual(await hello(null, meta), { identity: null, meta: {} })
   })
 
   test('connecting twice', async () => {
@@ -157,7 +169,7 @@ describe('connecting', () => {
 })
 
 describe('reconnecting', () => {
-  test('waits grow to the cap, and start again after a welcome', async (t) => {
+  test('waits grow to the cap, and start again when a connection has lasted', async (t) => {
     withTimers(t)
     const { client, Socket, socket, events, errors } = await readyClient({ re: true, backoff: { base: 1, cap: 5, random: () => 1 } })
     socket.gone(1006)
@@ -174,11 +186,21 @@ describe('reconnecting', () => {
     Socket.last.receive(['~wse:welcome', 2])
     assert.equal(client.status, 'READY')
     assert.deepEqual(codes(errors), Array(5).fill(WSE_ERROR.WS_CLIENT_ERROR))
-    assert.deepEqual(statuses(events).slice(0, 4), ['OFFLINE', 'RE_CONNECTING', 'OFFLINE', 'RE_CONNECTING'])
-    Socket.last.gone(1012)
-    const before = Socket.all.length
-    t.mock.timers.tick(1000)
-    assert.equal(Socket.all.length, before + 1)
+    assert.deepEqual(statuses(events), ['OFFLINE', 'RE_CONNECTING', 'READY'])
+    const comesBackAfter = (seconds) => {
+      Socket.last.gone(1012)
+      const before = Socket.all.length
+      t.mock.timers.tick(seconds * 1000 - 1)
+      assert.equal(Socket.all.length, before)
+      t.mock.timers.tick(1)
+      assert.equal(Socket.all.length, before + 1)
+      Socket.last.open()
+      Socket.last.receive(['~wse:welcome', 3])
+    }
+    t.mock.timers.tick(9_999)
+    comesBackAfter(5)
+    t.mock.timers.tick(10_000)
+    comesBackAfter(1)
   })
 
   test('connect goes on until it succeeds', async (t) => {
@@ -401,7 +423,7 @@ describe('calls', () => {
     client.register('big', () => 1n)
     client.register('later', async () => 1n)
     client.register('error', () => {
-      throw new WseError('app', { big: 1n })
+      throw new WseError('app', { big: 1n, small: 1 })
     })
     client.register('odd', () => {
       throw Object.create(null)
@@ -414,7 +436,7 @@ describe('calls', () => {
     const answers = Object.fromEntries(socket.read().map(([, payload, stamp]) => [stamp, payload]))
     assert.equal(answers.big.details.origin.name, 'TypeError')
     assert.equal(answers.later.details.origin.name, 'TypeError')
-    assert.deepEqual(answers.error, { code: WSE_ERROR.RP_EXECUTION_FAILED, details: { rp: 'error', rpc: 'error' } })
+    assert.deepEqual(answers.error, { code: 'app', details: { small: 1, rp: 'error', rpc: 'error' } })
     assert.equal(answers.odd.code, WSE_ERROR.RP_EXECUTION_FAILED)
     assert.deepEqual(answers.text.details.origin, { name: 'string', message: 'oops' })
     assert.deepEqual(codes(errors), Array(5).fill(WSE_ERROR.RP_EXECUTION_FAILED))
@@ -500,18 +522,38 @@ describe('listeners', () => {
   test('errors that nobody listens to, and those of error listeners, go to the console', async (t) => {
     const logged = t.mock.method(console, 'error', () => {})
     const client = new WseClient({ url: 'ws://x', WebSocket: FakeWebSocket })
-    assert.throws(() => client.send('a'), { code: WSE_ERROR.CLIENT_NOT_READY })
-    assert.equal(logged.mock.calls[0].arguments[0].code, WSE_ERROR.CLIENT_NOT_READY)
+    const fails = () => {
+      client.connect().catch(() => {})
+      FakeWebSocket.last.open()
+      FakeWebSocket.last.receive('{')
+    }
+    fails()
+    assert.equal(logged.mock.calls[0].arguments[0].code, WSE_ERROR.MSG_PROCESSING_ERROR)
     client.when.error(() => {
       throw new Error('again')
     })
-    assert.equal((await failure(client.call('a'))).details.status, 'IDLE')
+    fails()
     assert.equal(logged.mock.calls[1].arguments[0].message, 'again')
+  })
+
+  test('not ready is thrown, and told nobody else', async (t) => {
+    const logged = t.mock.method(console, 'error', () => {})
+    const { client, errors } = fakeClient()
+    assert.throws(() => client.send('a'), { code: WSE_ERROR.CLIENT_NOT_READY })
+    assert.equal((await failure(client.call('a'))).details.status, 'IDLE')
+    assert.deepEqual([errors, logged.mock.callCount()], [[], 0])
+  })
+
+  test('a socket that is closing is not ready', async () => {
+    const { client, socket } = await readyClient()
+    socket.readyState = 2
+    assert.throws(() => client.send('a'), { code: WSE_ERROR.CLIENT_NOT_READY })
+    assert.equal((await failure(client.call('a'))).code, WSE_ERROR.CLIENT_NOT_READY)
   })
 })
 
 describe('violations', () => {
-  for (const message of [[['chat'], 1], [{ a: 1 }, 1, 's'], ['', 1], [null]]) {
+  for (const message of [[['chat'], 1], [{ a: 1 }, 1, 's']]) {
     test(JSON.stringify(message), async () => {
       const { client, socket, errors } = await readyClient({ re: true })
       const call = failure(client.call('a'))
@@ -563,4 +605,228 @@ test('WseError', () => {
   assert.equal(new WseError('app.x', { origin: { name: 'KeyError', message: 'k' } }).message, 'KeyError: k')
   const error = new WseError('app.x', { a: 1 }, 'text', 'why')
   assert.deepEqual([error.name, error.code, error.details, error.message, error.cause], ['WseError', 'app.x', { a: 1 }, 'text', 'why'])
+})
+
+describe('registrations', () => {
+  test('one unsubscribe removes one registration', async () => {
+    const { client, socket } = await readyClient()
+    const seen = []
+    const fn = (...args) => seen.push(args)
+    const offs = [client.when.ignored(fn), client.when.ignored(fn), client.when.ignored(fn)]
+    client.channel.on('a', fn).on('a', fn).once('a', fn)
+    assert.equal(client.channel.listenerCount('a'), 3)
+    offs[0]()
+    offs[0]()
+    client.when.ignored.off(fn)
+    client.channel.off('a', fn)
+    socket.receive(['x'])
+    socket.receive(['a', 1])
+    socket.receive(['a', 2])
+    assert.deepEqual(seen, [['x', null, null], [1], [1], [2], [2]])
+    offs[1]()
+    offs[2]()
+    client.channel.removeListener('a', fn).off('a', fn).off('a', fn)
+    assert.equal(client.channel.listenerCount('a'), 0)
+  })
+
+  test('one that is removed during an emission is not called', async () => {
+    const { client, socket, errors } = await readyClient()
+    const seen = []
+    const later = () => seen.push('later')
+    client.channel.on('a', () => client.channel.off('a', later)).on('a', later)
+    socket.receive(['a'])
+    client.channel.on('b', () => client.channel.removeAll('b')).on('b', later)
+    socket.receive(['b'])
+    client.when.closed(() => off())
+    const off = client.when.closed(later)
+    socket.gone(1000)
+    assert.deepEqual([seen, errors], [[], []])
+  })
+
+  test('all of a type, or all', () => {
+    const { client } = fakeClient()
+    const counts = () => ['a', 'b'].map((type) => client.channel.listenerCount(type))
+    client.channel.on('a', () => {}).once('a', () => {}).on('b', () => {})
+    assert.deepEqual(counts(), [2, 1])
+    assert.deepEqual((client.channel.removeAll('a'), counts()), [0, 1])
+    client.channel.on('a', () => {}).removeAllListeners()
+    assert.deepEqual(counts(), [0, 0])
+  })
+
+  test('signals have once and wait', async () => {
+    const { client, socket } = await readyClient()
+    const seen = []
+    client.when.ignored.once((...args) => seen.push(args))
+    const waiting = client.when.ignored.wait(5)
+    socket.receive(['x', 1])
+    socket.receive(['x', 2])
+    assert.deepEqual([seen, await waiting], [[['x', 1, null]], ['x', 1, null]])
+  })
+})
+
+describe('what procedures throw', () => {
+  const answerTo = async (thrown, payload = null) => {
+    const { client, socket } = await readyClient()
+    client.register('p', () => {
+      throw thrown
+    })
+    socket.receive(['p', payload, 1])
+    return socket.read()[0][1]
+  }
+  const names = { rp: 'p', rpc: 'p' }
+
+  test('objects keep their code and details', async () => {
+    const details = { why: 'closed' }
+    class AppError extends Error {
+      code = 'app.denied'
+      details = details
+    }
+    for (const thrown of [{ code: 'app.denied', details }, new AppError('app.denied'), Object.assign(new Error(''), { code: 'app.denied', details })]) {
+      assert.deepEqual(await answerTo(thrown), { code: 'app.denied', details: { ...details, ...names } })
+    }
+    assert.deepEqual(await answerTo({ code: 'app.denied' }), { code: 'app.denied', details: names })
+    assert.deepEqual(await answerTo({ field: 'nope' }), { code: WSE_ERROR.RP_EXECUTION_FAILED, details: { field: 'nope', ...names } })
+  })
+
+  test('ordinary exceptions carry their text, and no code that the system gave them', async () => {
+    const { code, message, details } = await answerTo(Object.assign(new RangeError('no such file'), { code: 'ENOENT' }))
+    assert.deepEqual([code, message], [WSE_ERROR.RP_EXECUTION_FAILED, 'no such file'])
+    assert.deepEqual(details, { ...names, origin: { name: 'RangeError', message: 'no such file' } })
+  })
+
+  test('the payload comes back if it is small', async () => {
+    for (const [length, comes] of [[900, true], [1100, false]]) {
+      const payload = 'ü'.repeat(length / 2)
+      assert.equal('payload' in (await answerTo(new Error('x'), payload)).details, comes)
+    }
+  })
+
+  test('an error answer keeps its details without a code', async () => {
+    const { client, socket } = await readyClient()
+    const call = failure(client.call('a'))
+    socket.receive(['~wse:response-err', { message: 'text', details: { a: 1 } }, 1])
+    const { code, details, message } = await call
+    assert.deepEqual([code, details, message], [WSE_ERROR.RP_EXECUTION_FAILED, { a: 1 }, 'text'])
+  })
+})
+
+describe('payloads that JSON would lose', () => {
+  const lost = {
+    ArrayBuffer: new ArrayBuffer(2),
+    Uint8Array: new Uint8Array(2),
+    Blob: new Blob(['a']),
+    Map: new Map([[1, 2]]),
+    Set: new Set([1]),
+    Error: new Error('a'),
+    WseError: new WseError('a'),
+    Promise: Promise.resolve(1),
+    function: () => {},
+    NaN,
+    Infinity,
+    symbol: Symbol('a'),
+    RegExp: /a/,
+  }
+  for (const [name, payload] of Object.entries(lost)) {
+    test(`${name} raises as the payload itself`, async () => {
+      const { client, socket } = await readyClient()
+      assert.throws(() => client.send('a', payload), { code: WSE_ERROR.MSG_PROCESSING_ERROR })
+      assert.equal((await failure(client.call('a', payload))).code, WSE_ERROR.RP_SEND_FAILED)
+      client.register('p', () => [payload])
+      assert.deepEqual(socket.read(), [])
+      socket.receive(['p', null, 1])
+      await settled()
+      assert.deepEqual(socket.read(), [['~wse:response', JSON.parse(JSON.stringify([payload])), 1]])
+    })
+  }
+
+  test('plain data, and what says itself how it is written, do not', async () => {
+    const { client, socket } = await readyClient()
+    class Point {
+      x = 1
+    }
+    const good = [undefined, null, 0, '', false, [NaN], { a: undefined }, new Point(), Object.create(null), new Date(0), { toJSON: () => 'own' }, new URL('ws://x')]
+    for (const payload of good) client.send('a', payload)
+    assert.deepEqual(socket.read().map(([, payload]) => payload), good.map((payload) => JSON.parse(JSON.stringify(payload ?? null))))
+  })
+})
+
+describe('protocols as the original documents them', () => {
+  class Custom {
+    constructor() {
+      this.name = 'custom-protocol'
+      this.internal_types = Object.freeze({ ...new WseJSON().internal_types })
+    }
+    pack({ type, payload = undefined, stamp = undefined }) {
+      return JSON.stringify([type, payload, stamp])
+    }
+    unpack(encoded) {
+      return JSON.parse(encoded)
+    }
+  }
+  class Binary {
+    constructor() {
+      this.name = 'binary-protocol'
+      this.internal_types = { hi: 1, challenge: 2, welcome: 3, call: 4, response: 5, response_error: 6 }
+    }
+    pack(message) {
+      return Buffer.from(JSON.stringify(message))
+    }
+    unpack(buffer) {
+      const { type, payload, stamp } = JSON.parse(buffer.toString('utf8'))
+      return [type, payload, stamp]
+    }
+  }
+  class Extended extends WseJSON {
+    pack({ type, payload, stamp }) {
+      return super.pack({ type, payload: { wrapped: payload }, stamp })
+    }
+    unpack(encoded) {
+      const [type, payload, stamp] = super.unpack(encoded)
+      return [type, payload?.wrapped, stamp]
+    }
+  }
+  for (const Protocol of [Custom, Binary, Extended]) {
+    test(Protocol.name, async () => {
+      const protocol = new Protocol()
+      const { client, Socket } = fakeClient({ protocol })
+      const receive = (type, payload, stamp) => {
+        const data = protocol.pack({ type, payload, stamp })
+        Socket.last.receive(typeof data === 'string' ? data : Uint8Array.from(data).buffer)
+      }
+      const { welcome, response } = protocol.internal_types
+      const connecting = client.connect('me')
+      Socket.last.open()
+      receive(welcome, 'hello')
+      assert.equal(await connecting, 'hello')
+      await settled()
+      const seen = []
+      client.channel.on('chat', (payload) => seen.push(payload))
+      receive('chat', 'grüße')
+      const call = client.call('add')
+      receive(response, 3, 1)
+      assert.deepEqual([await call, seen], [3, ['grüße']])
+    })
+  }
+})
+
+test('a challenge of no function is a WseError and a TypeError', () => {
+  const { client } = fakeClient()
+  for (const handler of [undefined, null, 5, {}]) {
+    try {
+      client.challenge(handler)
+      assert.fail('it was taken')
+    } catch (error) {
+      assert.deepEqual([error instanceof WseError, error instanceof TypeError, error.code, error.name], [true, true, WSE_ERROR.INVALID_CRA_HANDLER, 'WseError'])
+    }
+  }
+  class AppError extends WseError {}
+  assert.ok(new AppError('a') instanceof WseError)
+  assert.ok(!(new WseError('a') instanceof AppError) && !(new TypeError('a') instanceof WseError))
+})
+
+test("the names of the original's documentation", () => {
+  assert.equal(WSE_ERROR.CONNECTION_NOT_READY, WSE_ERROR.CLIENT_NOT_READY)
+  assert.equal(WSE_ERROR.NO_CLIENT_CONNECTION, WSE_ERROR.CONNECTION_MISSING)
+  assert.equal(WSE_ERROR.MESSAGE_PROCESSING_ERROR, WSE_ERROR.MSG_PROCESSING_ERROR)
+  assert.equal(WSE_REASON.PROTOCOL_ERR, WSE_REASON.PROTOCOL_ERROR)
 })

@@ -5,14 +5,15 @@ import { readFileSync } from 'node:fs'
 import { test } from 'node:test'
 import { fileURLToPath } from 'node:url'
 import { gzipSync } from 'node:zlib'
+import { python } from './support/server.js'
 
 const root = fileURLToPath(new URL('..', import.meta.url))
 const source = readFileSync(new URL('../wse.js', import.meta.url), 'utf8')
 const manifest = JSON.parse(readFileSync(new URL('../package.json', import.meta.url), 'utf8'))
 
-test('it is under 6 KiB gzipped', () => {
+test('it is under 9 KiB gzipped', () => {
   const size = gzipSync(source, { level: 9 }).length
-  assert.ok(size < 6 * 1024, `${size} bytes`)
+  assert.ok(size < 9 * 1024, `${size} bytes`)
 })
 
 test('the package holds the module, its types and its description, and nothing else', () => {
@@ -20,13 +21,32 @@ test('the package holds the module, its types and its description, and nothing e
   const result = JSON.parse(output)
   const [packed] = Array.isArray(result) ? result : Object.values(result)
   assert.equal(`${packed.name}@${packed.version}`, 'wse@0.1.0')
-  assert.deepEqual(packed.files.map(({ path }) => path).sort(), ['LICENSE', 'README.md', 'package.json', 'wse.d.ts', 'wse.js'])
+  assert.deepEqual(packed.files.map(({ path }) => path).sort(), ['LICENSE', 'README.md', 'package.json', 'wse-share.js', 'wse.d.ts', 'wse.js'])
 })
 
 test('it depends on nothing, and every tool has one version', () => {
   assert.equal(manifest.dependencies, undefined)
-  for (const version of Object.values(manifest.devDependencies)) assert.match(version, /^\d+\.\d+\.\d+$/)
-  assert.doesNotMatch(source.replace(/\/\*\*.*?\*\//g, ''), /\bimport\s*[({*'"]|\brequire\s*\(|\bprocess\./)
+  for (const version of Object.values(manifest.devDependencies)) assert.match(version, /^(npm:typescript@)?\d+\.\d+\.\d+$/)
+  const share = "import('./wse-share.js')"
+  assert.equal(source.split(share).length, 2)
+  assert.doesNotMatch(source.replace(/\/\*\*.*?\*\//g, '').replace(share, ''), /\bimport\s*[({*'"]|\brequire\s*\(|\bprocess\./)
+})
+
+test('the types need no TypeScript above 5.0', () => {
+  const tsc = fileURLToPath(new URL('../node_modules/typescript-5.0/bin/tsc', import.meta.url))
+  const options = ['--noEmit', '--strict', '--target', 'es2022', '--lib', 'es2022,dom', '--module', 'nodenext', '--typeRoots', 'test/none']
+  const { status, stdout } = spawnSync(process.execPath, [tsc, ...options, 'wse.d.ts'], { cwd: root, encoding: 'utf8' })
+  assert.equal(status, 0, stdout)
+})
+
+test('its constants have every code and reason of the Python package', async () => {
+  const { WSE_ERROR, WSE_REASON } = await import('../wse.js')
+  const program = `
+import json, wse
+print(json.dumps([{name: str(member) for name, member in kind.__members__.items()} for kind in (wse.ErrorCode, wse.CloseReason)]))`
+  const [codes, reasons] = JSON.parse(execFileSync(python, ['-c', program], { encoding: 'utf8' }))
+  assert.deepEqual({ ...WSE_ERROR, ...codes }, { ...WSE_ERROR })
+  assert.deepEqual({ ...WSE_REASON, ...reasons }, { ...WSE_REASON })
 })
 
 test('it is imported by the name of the package', async () => {

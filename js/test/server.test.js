@@ -32,15 +32,13 @@ const ready = async (options) => {
   await client.connect(`user-${++users}`)
   return client
 }
-/** The arguments of the next emission. */
-const next = (signal, wanted = () => true) =>
-  new Promise((resolve) => {
-    const off = signal((...args) => {
-      if (!wanted(...args)) return
-      queueMicrotask(() => off())
-      resolve(args)
-    })
-  })
+/** The arguments of the next emission that is wanted. */
+const next = async (signal, wanted = () => true) => {
+  for (;;) {
+    const args = await signal.wait()
+    if (wanted(...args)) return args
+  }
+}
 
 describe('connecting', () => {
   test('identity and meta arrive, and the welcome comes back', async () => {
@@ -198,7 +196,7 @@ describe('losing the connection', () => {
     const error = await never
     assert.deepEqual([error.code, error.details], [WSE_ERROR.RP_DISCONNECT, { rp: 'never', disconnected: [1012, 'restart'] }])
     await again
-    assert.deepEqual(walk, ['OFFLINE', 'RE_CONNECTING', 'READY'])
+    assert.deepEqual(walk, ['READY', 'OFFLINE', 'RE_CONNECTING', 'READY'])
     assert.equal(await client.call('add', { a: 1, b: 1 }), 2)
   })
 

@@ -275,7 +275,13 @@ class ServerSide(Side):
     ):
         super().__init__(**options)
         heartbeat = heartbeat or Heartbeat(interval=0)
-        self.hub = Hub(self.endpoint, conns_per_user=conns_per_user, auth_timeout=auth_timeout, heartbeat=heartbeat)
+        self.hub = Hub(
+            self.endpoint,
+            conns_per_user=conns_per_user,
+            auth_timeout=auth_timeout,
+            heartbeat=heartbeat,
+            clock=lambda: self.scheduler.now,
+        )
         self.hub.network = SingleNode(self.hub)
         self.hub.identify = identify
         self.hub.generator = generator
@@ -310,12 +316,19 @@ class Owner:
 
     def session_welcomed(self, session, welcome):
         self.log.append(("welcomed", welcome))
+        session.release_input()
 
     def session_failed(self, session, error):
         self.log.append(("failed", error))
 
     def session_ended(self, session, code, reason):
         self.log.append(("ended", code, str(reason)))
+
+    def socket_closed(self, session):
+        self.log.append(("socket closed",))
+
+    def identity_asked(self, session):
+        self.log.append(("identity asked",))
 
     def message_ignored(self, type, payload, stamp):
         self.log.append(("ignored", type, payload, stamp))

@@ -242,7 +242,8 @@ def test_a_procedure_that_raises_is_answered_and_reported(side, how):
     peer.say("fail", 5, "s")
     side.scheduler.run()
     details = {"origin": {"name": "ValueError", "message": "no good"}, "rp": "fail", "rpc": "fail", "payload": 5}
-    assert answer(peer) == ("~wse:response-err", {"code": "wse.server.rp.failed", "details": details}, "s")
+    wire = {"code": "wse.server.rp.failed", "message": "no good", "details": details}
+    assert answer(peer) == ("~wse:response-err", wire, "s")
     assert side.error.code == ErrorCode.RP_EXECUTION_FAILED
     expected = {"rp": "fail", "type": "fail", "payload": 5, "stamp": "s"}
     assert side.error.details == expected | peer.session.context()
@@ -477,7 +478,7 @@ def test_a_call_whose_payload_cannot_be_encoded_is_not_sent_and_not_pending(side
 
 def test_a_call_before_the_welcome_cannot_be_sent(server):
     peer = server.open()
-    assert peer.call("info").exception().code == ErrorCode.RP_SEND_FAILED
+    assert peer.call("info").exception().code == ErrorCode.CLIENT_NOT_READY
     peer.session.forget_call(1)
     assert peer.session.pending_calls == 0
 

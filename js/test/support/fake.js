@@ -86,6 +86,7 @@ export const readyClient = async (options = {}, welcome = null) => {
   socket.open()
   socket.receive(['~wse:welcome', welcome, null])
   await connected
+  await settled() // messages are delivered from the next macrotask on
   socket.read()
   all.events.length = 0
   return { ...all, socket }

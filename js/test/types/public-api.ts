@@ -23,8 +23,11 @@ new WseClient({ url: '', WebSocket, protocol: WseJSON })
 new WseClient({ url: '', protocol: new WseMsgpack(msgpack) })
 // @ts-expect-error the URL is required
 new WseClient({})
+new WseClient({ url: '', reconnect: true, timeout: 5, retry: (code, reason) => code === 1000 && reason === '', heartbeat: { interval: 5 }, messageSize: 1 << 20, share: true })
 // @ts-expect-error there is no such option
-new WseClient({ url: '', timeout: 5 })
+new WseClient({ url: '', timeOut: 5 })
+// @ts-expect-error a rule returns a boolean
+new WseClient({ url: '', retry: async () => true })
 // @ts-expect-error a codec decodes, too
 new WseMsgpack({ encode: msgpack.encode })
 
@@ -52,12 +55,23 @@ client.challenge((quest: string, solve) => solve(quest.length))
 client.challenge(async (_quest, solve) => solve())
 
 client.channel.on<{ text: string }>('chat', ({ text }) => is<Equal<typeof text, string>>()).once('other', () => {}).off('chat')
+client.channel.removeAll('chat').removeAll().removeListener('chat').removeAllListeners()
+is<Equal<ReturnType<typeof client.channel.listenerCount>, number>>()
 // @ts-expect-error a listener is a function
 client.channel.on('chat', 5)
 
 const off = client.when.ready((welcome) => is<Equal<typeof welcome, any>>())
 is<Equal<typeof off, () => void>>()
 client.when.connected(() => {})
+client.when.gaveUp.once((error) => is<Equal<typeof error, WseError>>())
+client.when.closed.off((code, reason) => [code, reason])
+const closing: Promise<[number, string]> = client.when.closed.wait(5)
+void closing
+is<Equal<typeof client.gaveUp, WseError | null>>()
+void client.waitReady(5).then((welcome) => is<Equal<typeof welcome, any>>())
+void client.waitClosed().then((error) => is<Equal<typeof error, WseError | null>>())
+void client.connect(() => 'token')
+void client.connect(async () => ({ token: 't' }))
 client.when.closed((code, reason) => is<Equal<[typeof code, typeof reason], [number, string]>>())
 client.when.error((error) => is<Equal<typeof error, WseError>>())
 client.when.updated((status) => is<Equal<typeof status, WseStatus>>())
@@ -74,3 +88,22 @@ class Pipes implements Protocol {
   unpack = (data: string | ArrayBuffer) => ({ type: data, payload: null })
 }
 new WseClient({ url: '', protocol: Pipes })
+
+class Original {
+  name = 'original'
+  internal_types = new WseJSON().internal_types
+  pack = ({ type, payload, stamp }: { type: any; payload?: any; stamp?: any }) => JSON.stringify([type, payload, stamp])
+  unpack = (encoded: string): [any, any, any] => JSON.parse(encoded)
+}
+new WseClient({ url: '', protocol: Original })
+
+export class Dated extends WseJSON {
+  name = 'dated'
+  pack(message: { type: any; payload?: any; stamp?: any }) {
+    return super.pack(message)
+  }
+  unpack(data: string) {
+    const [type, payload, stamp] = super.unpack(data)
+    return { type, payload, stamp }
+  }
+}

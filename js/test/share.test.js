@@ -1,0 +1,158 @@
+// The hub that tabs share, with fake tabs and a fake server: what tests/browser/test_share.py does not reach.
+import assert from 'node:assert/strict'
+import { afterEach, beforeEach, describe, test } from 'node:test'
+import { Hub } from '../wse-share.js'
+import { WseClient } from '../wse.js'
+import { FakeWebSocket, readyClient } from './support/fake.js'
+
+class Socket extends FakeWebSocket {
+  static all = []
+}
+const original = globalThis.WebSocket
+beforeEach(() => {
+  Socket.all = []
+  globalThis.WebSocket = Socket
+})
+afterEach(() => (globalThis.WebSocket = original))
+
+const HI = ['~wse:hi', { identity: 'ada' }, null]
+const frame = (message) => JSON.stringify(message)
+
+class Tab {
+  got = []
+  constructor(hub) {
+    this.hub = hub
+    hub.receive(this, { open: ['ws://x', 'wse-default-json'] })
+  }
+  post(message) {
+    this.got.push(message)
+  }
+  send(message) {
+    this.hub.receive(this, { data: frame(message) })
+  }
+  take() {
+    return this.got.splice(0).map((message) => (message.data ? JSON.parse(message.data) : message))
+  }
+}
+
+/** A hub with tabs that have been welcomed. */
+const welcomed = (count) => {
+  const hub = new Hub()
+  const tabs = Array.from({ length: count }, () => new Tab(hub))
+  Socket.last.open()
+  for (const tab of tabs) tab.send(HI)
+  Socket.last.receive(['~wse:welcome', { proof: 1 }, null])
+  hub.receive(tabs[0], { welcome: ['checked'] })
+  for (const tab of tabs) tab.take()
+  Socket.last.read()
+  return { hub, tabs, server: Socket.last }
+}
+
+describe('the handshake', () => {
+  test('is made by the first tab; the others are welcomed with what it has checked', () => {
+    const hub = new Hub()
+    const [first, second] = [new Tab(hub), new Tab(hub)]
+    assert.equal(Socket.all.length, 1)
+    assert.deepEqual(first.take(), [])
+    Socket.last.open()
+    assert.deepEqual([first.take(), second.take()], [[{ open: true, joined: false }], [{ open: true, joined: true }]])
+    second.send(HI)
+    first.send(HI)
+    assert.deepEqual(Socket.last.read(), [HI])
+    Socket.last.receive(['~wse:challenge', 7])
+    first.send(['~wse:challenge', 8, null])
+    Socket.last.receive(['~wse:welcome', { proof: 1 }, null])
+    assert.deepEqual([first.take(), second.take()], [[['~wse:challenge', 7], ['~wse:welcome', { proof: 1 }, null]], []])
+    hub.receive(first, { welcome: ['checked'] })
+    const third = new Tab(hub)
+    third.send(HI)
+    assert.deepEqual(second.take(), [['~wse:welcome', 'checked', null]])
+    assert.deepEqual(third.take(), [{ open: true, joined: true }, ['~wse:welcome', 'checked', null]])
+    assert.deepEqual(Socket.last.read(), [['~wse:challenge', 8, null]])
+  })
+
+  test('goes on with the next tab if the first one leaves', () => {
+    const hub = new Hub()
+    const [first, second] = [new Tab(hub), new Tab(hub)]
+    Socket.last.open()
+    first.send(HI)
+    second.send(HI)
+    const lost = Socket.last
+    hub.receive(first, { close: [1000, 'bye'] })
+    assert.deepEqual(lost.closed, [1000, 'bye'])
+    assert.equal(Socket.all.length, 2)
+    Socket.last.open()
+    assert.deepEqual(Socket.last.read(), [HI])
+    lost.gone(1000)
+    Socket.last.receive(['~wse:welcome', 1, null])
+    assert.deepEqual(second.take(), [{ open: true, joined: true }, { open: true, joined: false }, ['~wse:welcome', 1, null]])
+  })
+
+  test('its end is that of all', () => {
+    const hub = new Hub()
+    const tabs = [new Tab(hub), new Tab(hub)]
+    Socket.last.open()
+    for (const tab of tabs) {
+      tab.take()
+      tab.send(HI)
+    }
+    Socket.last.gone(1000, 'wse.not-authorized')
+    for (const tab of tabs) assert.deepEqual(tab.take(), [{ close: [1000, 'wse.not-authorized'] }])
+    assert.ok(hub.isIdle)
+  })
+})
+
+describe('calls', () => {
+  test('answers find their tab, and those of tabs that have left find none', () => {
+    const { hub, tabs, server } = welcomed(3)
+    for (const tab of tabs) tab.send(['add', null, 1])
+    const stamps = server.read().map(([, , stamp]) => stamp)
+    assert.equal(new Set(stamps).size, 3)
+    hub.receive(tabs[1], { close: [1000, ''] })
+    for (const stamp of stamps.reverse()) server.receive(['~wse:response', stamp, stamp])
+    assert.deepEqual(tabs.map((tab) => tab.take()), [[['~wse:response', stamps[2], 1]], [], [['~wse:response', stamps[0], 1]]])
+    assert.equal(server.closed, null)
+  })
+
+  test("the server's are answered by the first tab that has the procedure", () => {
+    const { tabs, server } = welcomed(3)
+    const missing = ['~wse:response-err', { code: 'wse.server.rp.not-registered', details: { rp: 'p' } }, 's']
+    server.receive(['p', 1, 's'])
+    assert.deepEqual(tabs.map((tab) => tab.take().length), [1, 0, 0])
+    tabs[2].send(['~wse:response', 'not asked', 's'])
+    tabs[0].send(missing)
+    tabs[1].send(['~wse:response', 'done', 's'])
+    tabs[1].send(['~wse:response', 'again', 's'])
+    assert.deepEqual(server.read(), [['~wse:response', 'done', 's']])
+    server.receive(['p', 1, 's'])
+    for (const tab of tabs) tab.send(missing)
+    assert.deepEqual(server.read(), [missing])
+  })
+
+  test('one that a tab leaves unanswered fails', () => {
+    const { hub, tabs, server } = welcomed(2)
+    server.receive(['p', 1, 's'])
+    hub.receive(tabs[0], { close: [1001, ''] })
+    assert.deepEqual(server.read(), [['~wse:response-err', { code: 'wse.client.rp.disconnect', details: { rp: 'p', rpc: 'p' } }, 's']])
+  })
+})
+
+test('messages go to all tabs, and the request for an identity to one', () => {
+  const { tabs, server } = welcomed(3)
+  server.receive(['chat', 1, null])
+  server.receive(['~wse:auth', null, null])
+  assert.deepEqual(tabs.map((tab) => tab.take().map(([type]) => type)), [['chat', '~wse:auth'], ['chat'], ['chat']])
+  tabs[1].send(['chat', 2, null])
+  assert.deepEqual(server.read(), [['chat', 2, null]])
+})
+
+test('where tabs cannot share, a client has a connection of its own', async () => {
+  const { client, socket } = await readyClient()
+  assert.ok(socket && client)
+  const alone = new WseClient({ url: 'ws://x', WebSocket: Socket, share: true })
+  const connecting = alone.connect('me')
+  while (!Socket.all.length) await new Promise(setImmediate)
+  Socket.last.open()
+  Socket.last.receive(['~wse:welcome', 'hello'])
+  assert.equal(await connecting, 'hello')
+})
