@@ -3,13 +3,14 @@
 import asyncio
 import base64
 import hashlib
+import time
 from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
-from support.net import CLOSE, JSON, TEXT, Log, frame, soon
-from wse import ErrorCode, WseClient, WseError
+from support.net import CLOSE, JSON, TEXT, Log, frame, make_server, soon
+from wse import Backoff, ClientStatus, ErrorCode, WseClient, WseError
 
 WELCOME = frame(TEXT, '["~wse:welcome","w",null]', mask=False)
 OPEN_FILES = Path("/proc/self/fd")
@@ -232,3 +233,48 @@ async def test_an_attempt_that_takes_too_long_closes_its_socket(scheme):
             await soon(client.connect())
         assert caught.value.code == ErrorCode.WS_CLIENT_ERROR
         await until_no_more_than(before)
+
+
+# With our own server.
+
+
+async def test_a_refusal_brings_the_application_s_reason_and_whether_to_try_again():
+    attempts = []
+
+    def identify(auth):
+        attempts.append(auth.identity)
+        if len(attempts) < 3:
+            auth.refuse("the directory is down", retry=True)
+        elif auth.identity == "locked":
+            auth.refuse("account locked")
+        else:
+            auth.accept(auth.identity, "welcome")
+
+    async with make_server(identify) as server:
+        client = WseClient(server.url, identity="ann", reconnect=True, backoff=Backoff(base=0))
+        reported = Log()
+        client.when.error(reported.adder("error"))
+        assert await soon(client.connect()) == "welcome"
+        assert attempts == ["ann"] * 3
+        for (error,) in reported.all("error"):
+            assert (error.details["reason"], error.details["retry"]) == ("the directory is down", True)
+        await soon(client.close())
+        with pytest.raises(WseError) as caught:
+            await soon(client.connect("locked"))
+        assert caught.value.code == ErrorCode.NOT_AUTHORIZED
+        assert caught.value.details == {"code": 1000, "reason": "account locked", "retry": False}
+
+
+async def test_a_session_that_is_about_to_expire_goes_on_with_a_fresh_identity():
+    server = make_server(lambda auth: auth.accept("ann", expires=time.time() + 1))
+    heard = Log()
+
+    @server.reauthenticate
+    def reauthenticate(conn, identity):
+        heard.add("identity", identity)
+        return time.time() + 3600
+
+    numbers = iter(range(10))
+    async with server, WseClient(server.url, identity=lambda: next(numbers)) as client:
+        assert await heard.until("identity") == ("identity", 1)
+        assert client.status is ClientStatus.READY

@@ -1,11 +1,12 @@
 """A client that holds on (WIRE.md section 6): fresh identities, deadlines, giving up, and decisions that overlap."""
 
 import asyncio
+import contextlib
 
 import pytest
 
 from support.clients import AT_ONCE, WALK, CountingBackoff, Held, accept, begin, fails, other_tasks
-from support.net import ClientLog, Log, make_server, soon, tiny_protocol
+from support.net import ClientLog, Log, make_server, memory_peer, soon, tiny_protocol
 from wse import Backoff, ClientStatus, ErrorCode, Heartbeat, WseClient, WseError
 from wse.client.connection import warn_of_replacement
 from wse.core.limits import Limits
@@ -640,6 +641,26 @@ async def test_a_socket_that_opens_after_the_close_is_closed():
     assert log.all("connected") == []
 
 
+async def test_a_connector_that_opens_a_socket_after_it_was_given_up_has_it_closed():
+    opens = []
+
+    async def connector(url, protocol, headers, limits, open):
+        opens.append(open)
+        await asyncio.Event().wait()
+
+    client = WseClient("ws://testserver", connector=connector)
+    log = ClientLog(client)
+    connecting = asyncio.ensure_future(client.connect())
+    await turns()
+    await soon(client.close())
+    await fails(connecting)
+    ours, theirs = MemoryLink.pair(Limits(), Limits())
+    peer = memory_peer(theirs, None)
+    ours.session = opens[0](ours)
+    assert await peer.closed() == (1000, "wse.by-client")
+    assert log.all("connected") == []
+
+
 @pytest.mark.parametrize("signal", ["connected", "updated", "ready"])
 @pytest.mark.parametrize("act", ["close", "jump"])
 async def test_a_listener_may_decide_anew(far, signal, act):
@@ -668,6 +689,95 @@ async def test_a_listener_may_decide_anew(far, signal, act):
     await soon(client.close())
     assert client._connections._sockets == set()
     assert client.status is ClientStatus.OFFLINE
+
+
+def at_once(coroutine):
+    """Run the first step now, in which the decision falls, as eager tasks do."""
+    with contextlib.suppress(StopIteration, RuntimeError):  # what follows needs a task
+        coroutine.send(None)
+        coroutine.close()
+
+
+MOMENTS = [
+    ("updated", ClientStatus.CONNECTING),
+    ("connected",),
+    ("updated", ClientStatus.READY),
+    ("ready",),
+    ("updated", ClientStatus.OFFLINE),
+    ("closed",),
+    ("updated", ClientStatus.RE_CONNECTING),
+    ("error",),
+    ("gave_up",),
+]
+
+
+@pytest.mark.parametrize("moment", MOMENTS)
+async def test_a_close_at_once_in_any_listener_is_the_last_word(far, moment):
+    client = far.client(reconnect=True, backoff=AT_ONCE)
+    log = full_log(client)
+    name, *expected = moment
+    decided = []
+
+    def decide(*args):
+        if list(args[: len(expected)]) == expected and not decided:
+            decided.append(True)
+            at_once(client.close())
+
+    getattr(client.when, name)(decide)
+
+    async def serve():
+        for code in (1012, 1000):
+            peer = await accept(far)
+            await log.until("ready")
+            far.down = 1
+            await peer.close(code)
+
+    serving = asyncio.ensure_future(serve())
+    connecting = asyncio.ensure_future(client.connect())
+    async with asyncio.timeout(5):
+        while not decided:
+            await asyncio.sleep(0)
+    await turns(30)
+    assert client.status is ClientStatus.OFFLINE
+    assert client.gave_up is None
+    assert client._connections._sockets == set()
+    assert client._connections.session is None
+    serving.cancel()
+    await asyncio.wait([serving, connecting])
+    connecting.exception()
+    assert other_tasks() == set()
+    await far.welcomed(client)
+
+
+@pytest.mark.parametrize("opened", [True, False])
+async def test_a_retry_function_that_closes_has_the_last_word(far, opened):
+    client = far.client(reconnect=True, backoff=AT_ONCE, retry=lambda code, reason: at_once(client.close()) or True)
+    far.down = 0 if opened else 1
+    connecting = asyncio.ensure_future(client.connect())
+    if opened:
+        await (await far.peer()).close(1006)
+    assert (await fails(connecting)).details == {"code": 1000, "reason": "wse.by-client"}
+    await turns()
+    assert client.status is ClientStatus.OFFLINE
+    assert other_tasks() == set()
+
+
+async def test_a_close_at_once_in_a_listener_of_a_jump_has_the_last_word(far):
+    client = far.client()
+    await far.welcomed(client)
+    again = []
+
+    @client.when.closed
+    def closed(code, reason):
+        if not again:
+            again.append(True)
+            at_once(client.close())
+
+    error = await fails(client.jump("ws://other"))
+    assert error.code == ErrorCode.CONNECTION_CLOSED
+    await turns()
+    assert client.status is ClientStatus.OFFLINE
+    assert len(far.urls) == 1
 
 
 # Silent servers, on a transport without pings.

@@ -36,7 +36,7 @@ class Course:
         try:
             return await self._waiter
         finally:
-            if not self._waiter.cancelled():
+            if self._waiter.done() and not self._waiter.cancelled():
                 self._waiter.exception()  # retrieved also for a caller that is cancelled, or asyncio complains
 
     def succeed(self, welcome: Any) -> None:

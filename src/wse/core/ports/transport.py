@@ -54,13 +54,15 @@ class Link(typing.Protocol):
 
 
 class Pinger(typing.Protocol):
-    """Finds out whether a silent peer is alive.
+    """Finds out whether a silent peer is alive."""
 
-    Attributes:
-        heard: Whether something has come from the peer since this was set to `False`.
-    """
+    @property
+    def heard(self) -> bool:
+        """Whether something has come from the peer since this was set to `False`."""
+        ...
 
-    heard: bool
+    @heard.setter
+    def heard(self, heard: bool) -> None: ...
 
     def ping(self) -> None:
         """Ask the peer for a sign of life; the session's `pong` is called when it answers (RFC 6455, 5.5.2)."""
