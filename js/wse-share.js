@@ -314,10 +314,9 @@ class VirtualSocket {
   }
 }
 
-/** The user that a connection belongs to. Of a function's identity nothing is known but that it is this origin's. */
-const userOf = ({ share, identity, isFunction }) => {
+/** The user that a connection belongs to. If the identity is a function, it is not known here, and an empty string. */
+const userOf = ({ share, identity }) => {
   if (typeof share === 'string') return share
-  if (isFunction) return ''
   return JSON.stringify(identity?.scram ? /n=[^,]*/.exec(identity.scram) : identity)
 }
 

@@ -71,9 +71,6 @@ export const WSE_STATUS = Object.freeze({
 
 const isFinal = (code) => [1000, 1002, 1003, 1007, 1008, 1009, 1010].includes(code) || (code >= 3000 && code <= 4999)
 const JUMP = 4000
-// Seconds.
-const CLOSE_WITHIN = 5
-const LASTING = 10
 
 const internal_types = {
   hi: '~wse:hi',
@@ -88,8 +85,8 @@ const extensions = { ext: '~wse:ext', auth: '~wse:auth', refused: '~wse:refused'
 const isFunction = (value) => typeof value === 'function'
 const isObject = (value) => typeof value === 'object' && value !== null
 const isText = (value) => typeof value === 'string' && value
-const check = (fn, what = 'handler') => {
-  if (!isFunction(fn)) throw new TypeError(`no ${what} function`)
+const check = (fn) => {
+  if (!isFunction(fn)) throw new TypeError('not a function')
 }
 const utf8 = (text) => new TextEncoder().encode(text)
 // setTimeout takes 31 bits.
@@ -101,7 +98,7 @@ const quietly = (fn, seconds) => {
   return timer
 }
 
-// The next macrotask.
+// In the next macrotask.
 const soon = (fn) => {
   if (globalThis['setImmediate']) return void globalThis['setImmediate'](fn)
   const { port1, port2 } = new MessageChannel()
@@ -256,7 +253,7 @@ export class WseClient {
 
   constructor(/** @type {any} */ { protocol = WseJSON, backoff, heartbeat, re, reconnect = re, tO = 20, timeout = tO, ...options }) {
     this.#options = { base: 1, cap: 30, factor: 2, random: Math.random, ...backoff, ...options, reconnect, timeout, heartbeat: { interval: 20, timeout: 20, ...heartbeat } }
-    if (options.retry) check(options.retry, 'retry')
+    if (options.retry) check(options.retry)
     /** @type {any} */
     this.protocol = isFunction(protocol) ? new protocol() : protocol
 
@@ -376,8 +373,7 @@ export class WseClient {
     // The meta of one identity is not that of the next.
     if (identity !== undefined || meta !== undefined) this.#meta = meta || {}
     if (identity !== undefined) this.#identity = identity
-    this.#failures = 0
-    this.#isRefused = false
+    this.#forgive()
     this.#gaveUp = null
     this.#isLive = true
     listenTo('addEventListener', this.#wake)
@@ -385,7 +381,7 @@ export class WseClient {
     const epoch = ++this.#epoch
     return new Promise((resolve, reject) => {
       this.#waiter = { resolve, reject }
-      if (this.#session) this.#leave(this.#session, JUMP, 'jump', null, 'jump')
+      if (this.#session) this.#leave(this.#session, JUMP, 'jump')
       else {
         if (this.#status !== WSE_STATUS.RE_CONNECTING) this.#update(WSE_STATUS.CONNECTING)
         if (epoch === this.#epoch) this.#attempt()
@@ -425,6 +421,11 @@ export class WseClient {
 
   // Life.
 
+  #forgive = () => {
+    this.#failures = 0
+    this.#isRefused = false
+  }
+
   #end = (error) => {
     this.#isLive = false
     listenTo('removeEventListener', this.#wake)
@@ -441,21 +442,21 @@ export class WseClient {
 
   #wake = ({ type }) => {
     if (type === 'visibilitychange' && globalThis.document?.visibilityState === 'hidden') return
-    if (this.#session?.valid) this.#ask(this.#session, 5)
-    else if (!this.#session) {
-      clearTimeout(this.#timer)
-      this.#attempt()
-    }
+    const session = this.#session
+    if (session?.valid && this.#options.heartbeat.interval) this.#ask(session, 5)
+    if (session) return
+    clearTimeout(this.#timer)
+    this.#attempt()
   }
 
-  #untilSocketClosed = () => Promise.race([this.#socketClosed, new Promise((resolve) => quietly(resolve, CLOSE_WITHIN))])
+  #untilSocketClosed = () => Promise.race([this.#socketClosed, new Promise((resolve) => quietly(resolve, 5))])
 
   #attempt = () => {
     const { url, timeout, share } = this.#options
     /** @type {any} */
     const session = (this.#session = { calls: new Map(), stamp: 0 })
     if (timeout) session.timer = later(() => this.#leave(session, 1006, ''), timeout)
-    const open = (identity) => session.ended || this.#open(session, identity)
+    const open = (value) => session.ended || this.#open(session, value)
     const failed = (cause) => this.#leave(session, 1006, '', new WseError(WSE_ERROR.WS_CLIENT_ERROR, { url }, 'no identity', cause))
     let identity = this.#identity
     try {
@@ -475,7 +476,7 @@ export class WseClient {
     const { url, share, messageSize, WebSocket = globalThis.WebSocket } = this.#options
     const { hi, challenge, welcome } = this.protocol.internal_types
     const { refused } = this.protocol.extensions ?? {}
-    const ext = refused && { auth: {}, limits: messageSize && { message_size: messageSize } }
+    const ext = { auth: {}, ...(messageSize && { limits: { message_size: messageSize } }) }
     const scram = identity?.respond && identity
     const fail = (code, cause, reason) => {
       this.#leave(session, 1000, reason ?? WSE_REASON.BY_CLIENT, cause instanceof WseError ? cause : new WseError(code, { url }, '', cause), 'final')
@@ -483,8 +484,8 @@ export class WseClient {
     let hello = ''
     try {
       const shown = scram ? scram.start() : identity
-      hello = this.#encode(hi, { identity: shown, meta: this.#meta, ext })
-      session.ws = new WebSocket(url, this.protocol.name, share && { share, identity: shown, isFunction: isFunction(this.#identity) })
+      hello = this.#encode(hi, { identity: shown, meta: this.#meta, ...(refused && { ext }) })
+      session.ws = new WebSocket(url, this.protocol.name, share && { share, identity: isFunction(this.#identity) ? '' : shown })
     } catch (cause) {
       return fail(WSE_ERROR.WS_CLIENT_ERROR, cause)
     }
@@ -515,15 +516,13 @@ export class WseClient {
     ws.onmessage = ({ data }) => {
       if (session.ended) return
       session.heard = true
-      let type, stamp
-      let payload
+      let type, payload, stamp
       try {
         if (isObject(data)) data.toString = asText // as of Node's Buffer
         const message = this.protocol.unpack(data)
         ;({ type, payload = null, stamp = null } = Array.isArray(message) ? toMessage(message) : message)
       } catch (cause) {
-        this.#violation(session, WSE_ERROR.MSG_PROCESSING_ERROR, cause)
-        return
+        return this.#violation(session, WSE_ERROR.MSG_PROCESSING_ERROR, cause)
       }
       if (refused && type === refused) session.refusal = Object(payload)
       else if (session.backlog) session.backlog.push(() => this.#receive(session, type, payload, stamp))
@@ -546,12 +545,9 @@ export class WseClient {
   #welcomed = (session, welcome) => {
     clearTimeout(session.timer)
     session.valid = true
-    session.timer = quietly(() => {
-      this.#failures = 0
-      this.#isRefused = false
-    }, LASTING)
+    session.timer = quietly(this.#forgive, 10)
     this.#watch(session)
-    const backlog = (session.backlog = ([]))
+    const backlog = (session.backlog = [])
     soon(() => {
       session.backlog = null
       for (const deliver of backlog) if (!session.ended) deliver()
@@ -563,7 +559,7 @@ export class WseClient {
     this.#emit('ready', welcome)
   }
 
-  // `how`: 'own' (close), 'jump', 'final' (not tried again) or ''.
+  // `how`: 'own' (close), 'final' (not tried again) or ''.
   #leave = (session, code, reason, error, how = '') => {
     const { ws, opened, valid, calls, timer, pulse, refusal, ended } = session
     if (ended) return
@@ -585,9 +581,9 @@ export class WseClient {
 
     const epoch = this.#epoch
     const isObeyed = () => epoch !== this.#epoch
-    const again = (how === '' || how === 'jump') && this.#isRetried(code, reason, refusal)
+    const again = !how && this.#isRetried(code, reason, refusal)
     if (isObeyed()) return
-    let told = valid || how === 'own' || how === 'jump'
+    let told = valid || how === 'own'
     if (!again) {
       if (how !== 'own') this.#gaveUp = error
       this.#end(error)
@@ -637,8 +633,7 @@ export class WseClient {
     try {
       session.ws.send(this.#pack(isText(call) ? '~wse:ping' : call, null, ++session.stamp))
     } catch (cause) {
-      this.#failed('heartbeat')(cause)
-      return
+      return this.#failed('heartbeat')(cause)
     }
     session.pulse = quietly(() => soon(() => (session.heard ? this.#watch(session) : this.#leave(session, 1006, ''))), seconds)
   }
@@ -750,7 +745,7 @@ export class WseClient {
   #warn = () => {
     if (isWarned || this.#options.share) return
     isWarned = true
-    console.warn('wse: a newer connection of this user has replaced this one. Set conns_per_user at the server, or share: true for the tabs of a browser.')
+    console.warn('wse: a newer connection of this user has replaced this one; set conns_per_user at the server, or share: true for tabs')
   }
 }
 

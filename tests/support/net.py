@@ -633,7 +633,8 @@ class RawSocket:
     async def eof(self):
         """The server has closed the socket."""
         with suppress(ConnectionError):
-            assert await soon(self.reader.read()) == b""
+            rest = await soon(self.reader.read())
+            assert rest == b"", rest
 
     @classmethod
     @asynccontextmanager

@@ -73,9 +73,9 @@ class Failed:
 
 @dataclass(frozen=True)
 class Closed:
-    """The closing handshake must be completed with this code and reason."""
+    """The closing handshake must be completed with this code and reason; without a code, by an empty frame."""
 
-    code: int
+    code: int | None
     reason: bytes = b""
 
 
@@ -199,7 +199,7 @@ class WirePeer:
 
     async def closed(self, expected, reason):
         opcode, payload = await self.frame()
-        assert (opcode, payload) == (CLOSE, code(expected) + reason)
+        assert (opcode, payload) == (CLOSE, (b"" if expected is None else code(expected)) + reason)
         if not self.masks:
             self.writer.close()
         await self.nothing_more()

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from wse.core.hub.connection import WseConnection, WseIdentity
 from wse.core.packed import encode
+from wse.core.session.session import EASY_SIZE
 from wse.types import ClientId, MessageType
 
 if TYPE_CHECKING:
@@ -48,15 +49,18 @@ def _write(endpoint: Endpoint, conns: Collection[WseConnection], type: MessageTy
     counters.messages_out += len(conns)
     size = len(packed.data)
     counters.bytes_out += len(conns) * size
-    slow: list[ServerSession] = []  # holding a message may close the connection, which changes `conns`
-    for conn in conns:
-        session = conn._session
-        if session._writable and size <= session._safe_out:
-            session.link.write_shared(packed)
-        else:
-            slow.append(session)
-    for session in slow:
-        if size > session._safe_out and not session.takes(packed.data):
+    others: list[ServerSession] = []  # holding a message may close the connection, which changes `conns`
+    if size <= EASY_SIZE:
+        for conn in conns:
+            session = conn._session
+            if session._direct:
+                session.link.write_shared(packed)
+            else:
+                others.append(session)
+    else:
+        others = [conn._session for conn in conns]
+    for session in others:
+        if not session.takes(packed.data):
             session.skip(type, packed.data)
         elif session._writable:
             session.link.write_shared(packed)

@@ -264,9 +264,11 @@ class ServerOpening(Generic[S]):
         self._move(Event.HI)
         self.handshake.identity = payload.get("identity")
         self.handshake.meta = meta
-        session = self._session
-        extensions = session.endpoint.extensions
-        session.agreement = extensions.take_offers(session, session.protocol.extensions, payload.get("ext"))
+        offers = payload.get("ext")
+        if offers is not None:
+            session = self._session
+            extensions = session.endpoint.extensions
+            session.agreement = extensions.take_offers(session, session.protocol.extensions, offers)
         if self._generator is None:
             self._validate()
         else:

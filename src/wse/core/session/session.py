@@ -10,7 +10,7 @@ import typing
 from inspect import isawaitable
 from math import inf
 from types import CoroutineType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from wse.core.limits import Overflow, nests_deeper
 from wse.core.packed import Packed, encode, unencodable
@@ -41,6 +41,10 @@ if TYPE_CHECKING:
 
 _TRUTHY_IN_JAVASCRIPT = (list, dict)
 """The types whose values are stamps even when empty: truth on the wire is JavaScript's (WIRE.md section 2)."""
+
+
+EASY_SIZE: Final = 64 * 1024
+"""The `len` of an encoded message up to which one look at `Session._direct` is enough."""
 
 
 class Phase(typing.Protocol):
@@ -100,6 +104,7 @@ class Session:
         "_conn",
         "_counters",
         "_decode",
+        "_direct",
         "_drainers",
         "_encode",
         "_exceeded",
@@ -111,7 +116,6 @@ class Session:
         "_procedures",
         "_response",
         "_running_calls",
-        "_safe_out",
         "_utf8",
         "_writable",
         "agreement",
@@ -147,7 +151,7 @@ class Session:
         self._phase: Phase | None = ENDED
         self._calls: PendingCalls | None = None
         self._max_out: float = inf  # bytes of a message that the peer takes
-        self._safe_out: float = inf  # what `len` of an encoded message may be without a closer look
+        self._direct = True  # whether a message up to `EASY_SIZE` may be written at once
         self.agreement = NOTHING
         self.silent_since = 0.0
         self.pinged_at: float | None = None
@@ -221,7 +225,7 @@ class Session:
                 self._procedure_failed(exc, type_, payload, stamp)
             return
         size = len(answer)
-        if self._utf8 and self._writable and size <= self._safe_out:
+        if self._utf8 and self._direct and size <= EASY_SIZE:
             counters.bytes_out += size
             self.link.write_utf8(answer)
         else:
@@ -237,6 +241,7 @@ class Session:
     def writable(self, writable: bool) -> None:
         """Whether the socket takes more, or its buffer is above the high-water mark."""
         self._writable = writable
+        self._set_direct()
         if not writable:
             return
         outbox = self._outbox
@@ -294,7 +299,7 @@ class Session:
             data = self._encode((type, payload, None))
         except Exception as exc:
             raise unencodable(type, exc) from exc
-        if len(data) > self._safe_out:
+        if len(data) > EASY_SIZE or not self._direct:
             self.check_size(data, {"type": type})
         if self._phase is None:
             self._counters.messages_out += 1
@@ -336,7 +341,7 @@ class Session:
         try:
             data = self._encode((name, payload, stamp))
             problem = "the call cannot be written"
-            if len(data) > self._safe_out:
+            if len(data) > EASY_SIZE or not self._direct:
                 self.check_size(data, {"rp": name})
             self._write(data)
         except Exception as exc:
@@ -570,16 +575,16 @@ class Session:
         except Exception as exc:
             self._procedure_failed(exc, name, payload, stamp)
             return
-        self._write_answer(data, name, payload, stamp)
+        if self._direct and len(data) <= EASY_SIZE:
+            self._write(data)
+        else:
+            self._write_answer(data, name, payload, stamp)
 
     def _write_answer(self, data: Any, name: MessageType, payload: Any, stamp: Any) -> None:
-        if len(data) > self._safe_out:
-            try:
-                self.check_size(data, {"rp": name})
-            except WseError as exc:
-                self._procedure_failed(exc, name, payload, stamp)
-                return
-        self._write(data)
+        if not self.takes(data):
+            self._procedure_failed(self._too_large(data, {"rp": name}), name, payload, stamp)
+        else:
+            self._write(data)
 
     def _procedure_failed(self, exc: BaseException, name: MessageType, payload: Any, stamp: Any) -> None:
         self._answer_error(exc, name, payload, stamp)
@@ -593,7 +598,7 @@ class Session:
         for make in (self._whole_error, self._encodable_error, self._bare_error):
             try:
                 data = self._encode((self.protocol.internal_types.response_error, make(exc, name, payload), stamp))
-                if len(data) > self._safe_out and make != self._bare_error:
+                if make != self._bare_error:
                     self.check_size(data, {"rp": name})
                 break
             except Exception as cause:
@@ -625,7 +630,7 @@ class Session:
             size = len(self._encode((self._response, payload, None))) - envelope
         except Exception:
             return False
-        return size <= min(ECHOED, self._safe_out / 4)  # a small part of what the peer takes
+        return size <= min(ECHOED, self._max_out / 4)  # a small part of what the peer takes
 
     def _can_encode(self, value: Any) -> bool:
         try:
@@ -677,7 +682,10 @@ class Session:
     def limit_output(self, size: int) -> None:
         """Send no messages of more bytes: the peer does not take them."""
         self._max_out = size
-        self._safe_out = size if self._utf8 else size // 4  # which characters of UTF-8 cannot exceed
+        self._set_direct()
+
+    def _set_direct(self) -> None:
+        self._direct = self._writable and self._max_out >= 4 * EASY_SIZE  # a character of text may have 4 bytes
 
     def takes(self, data: str | bytes) -> bool:
         """Whether the peer takes a message of that size."""

@@ -16,9 +16,9 @@ from multidict import CIMultiDict
 from wse.core.admission import is_host
 from wse.transports.request import CompactHeaders, decode_header, tokens
 
-_TOKEN = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # RFC 9110, 5.6.2
-_REQUEST_LINE = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]+) ([^\x00-\x20\x7f]+) HTTP/([0-9])\.([0-9])")
-_CONTROL = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
+_TOKEN = rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+"  # RFC 9110, 5.6.2
+_REQUEST_LINE = re.compile(rb"(%b) ([^\x00-\x20\x7f]+) HTTP/([0-9])\.([0-9])" % _TOKEN)
+_FIELD_LINES = re.compile(rb"(?:\r\n%b:[^\x00-\x08\x0a-\x1f\x7f]*)*" % _TOKEN)
 _ABSOLUTE = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://([^/?#]*)(.*)")
 _NO_BODY = re.compile(r"0+(?:[ \t]*,[ \t]*0+)*")
 
@@ -54,16 +54,20 @@ class HttpHead:
     __slots__ = ("_is_1_0", "headers", "method", "path", "target")
 
     def __init__(self, head: bytes) -> None:
-        first, *lines = head.split(b"\r\n")
-        match = _REQUEST_LINE.fullmatch(first)
-        if match is None:
+        match = _REQUEST_LINE.match(head)
+        if match is None or not _FIELD_LINES.fullmatch(head, match.end()):
             raise HttpError(HTTPStatus.BAD_REQUEST)
         if match[3] != b"1":
             raise HttpError(HTTPStatus.HTTP_VERSION_NOT_SUPPORTED)
         self.method = match[1].decode()
         self.target = match[2].decode("utf-8", "replace")
         self._is_1_0 = match[4] == b"0"
-        self.headers: CIMultiDict[str] = CIMultiDict(map(_field, lines))
+        if head.isascii():
+            lines = head.decode().split("\r\n")
+        else:
+            lines = [decode_header(line) for line in head.split(b"\r\n")]
+        fields = (line.partition(":") for line in lines[1:])
+        self.headers: CIMultiDict[str] = CIMultiDict((name, value.strip(" \t")) for name, _, value in fields)
         self._check_host()
         self._check_body()
         self.path = unquote(self.target.partition("?")[0])
@@ -111,14 +115,6 @@ class HttpHead:
     def kept_headers(self) -> CompactHeaders:
         """The headers for the connection's life."""
         return CompactHeaders(item for item in self.headers.items() if item[0].lower() not in _HANDSHAKE_HEADERS)
-
-
-def _field(line: bytes) -> tuple[str, str]:
-    """The name and value of a header line."""
-    name, colon, value = line.partition(b":")
-    if not colon or not _TOKEN.fullmatch(name) or _CONTROL.search(value):
-        raise HttpError(HTTPStatus.BAD_REQUEST)
-    return name.decode(), decode_header(value.strip(b" \t"))
 
 
 def answer(status: HTTPStatus, headers: Mapping[str, str], body: bytes | None = None, *, head_only: bool) -> bytes:
