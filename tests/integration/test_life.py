@@ -1,9 +1,11 @@
 """The life of a server on a real port: starting, closing, restarting, and what its clients see of it."""
 
+import ast
 import asyncio
 import contextlib
 import os
 import signal
+import subprocess
 import sys
 import textwrap
 import threading
@@ -531,3 +533,76 @@ async def test_text_after_a_close_does_not_stall_the_end_of_a_server():
         await socket.closed()
         await socket.eof()
     assert server.clients == {}
+
+
+# Event loops that end.
+
+
+LEFT_OPEN = """
+import asyncio
+
+from wse import WseClient, WseServer
+
+log = []
+server = WseServer(lambda auth: auth.accept("ann"), port=0)
+server.when.left(lambda identity, code, reason: log.append(("left", code)))
+client = WseClient("ws://127.0.0.1:1")
+client.when.closed(lambda code, reason: log.append(("closed", code)))
+
+
+async def leave_open():
+    await server.start()
+    await client.jump(server.url)
+
+
+async def go_on():
+    url = client.url
+    await client.close()
+    await server.close()
+    await server.start()
+    assert server.url == url
+    async with asyncio.timeout(5):
+        await client.connect()
+        await client.close()
+        await server.close()
+
+
+async def start_again():
+    await server.start()
+    async with asyncio.timeout(5):
+        await client.connect()
+        await client.close()
+        await server.close()
+
+
+asyncio.run(leave_open())
+asyncio.run(go_on())
+print(log)
+log.clear()
+asyncio.run(leave_open())
+asyncio.run(start_again())
+print(log)
+"""
+
+
+def test_what_was_left_open_in_an_event_loop_that_has_ended_can_be_closed_and_used_in_the_next():
+    # In a process of its own: such sockets are closed by the garbage collection, with warnings.
+    result = subprocess.run([sys.executable, "-c", LEFT_OPEN], capture_output=True, text=True, timeout=60, check=False)
+    assert result.returncode == 0, result.stderr
+    lost, ended = {("closed", 1006), ("left", 1006)}, {("closed", 1000), ("left", 1000)}
+    lines = result.stdout.splitlines()
+    assert len(lines) == 2
+    for log in map(ast.literal_eval, lines):
+        assert len(log) == 4
+        assert set(log[:2]) == lost
+        assert set(log[2:]) == ended
+
+
+async def test_a_server_on_a_free_port_keeps_it_when_it_starts_again():
+    server = make_server()
+    async with server:
+        port = server.port
+    async with server:
+        assert server.port == port
+    async with make_server(port=port), server:
+        assert server.port not in (0, port)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import signal
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -90,6 +90,7 @@ class Lifecycle:
         self._closing: asyncio.Future[None] | None = None  # set by the start; done when the server has closed
         self._started_at: float | None = None
         self._starting = False
+        self._last_port = 0
         if options.port is not None:
             acceptor.admission.unready.add(NOT_STARTED)
 
@@ -115,6 +116,7 @@ class Lifecycle:
 
     async def start(self) -> None:
         """See `WseServer.start`."""
+        self._leave_ended_loop()
         options = self.options
         if self._hub.identify is None:
             raise WseError(ErrorCode.IDENTIFY_HANDLER_MISSING)
@@ -125,17 +127,15 @@ class Lifecycle:
         self._starting = True
         try:
             await self.attach()
-            self._listener = await picows.listen(
-                self._acceptor,
-                host=options.host,
-                port=options.port,
-                reuse_port=options.reuse_port,
-                path=options.path,
-                ssl=options.ssl,
-                handshake_timeout=self._hub.auth_timeout or None,
-                files=options.files,
-                compression=options.compression,
-            )
+            try:
+                # Once it has taken a free port, clients know it by that one.
+                self._listener = await self._listen(options.port or self._last_port)
+            except OSError:
+                if options.port or not self._last_port:
+                    raise
+                self._listener = await self._listen(0)
+            if not options.port:
+                self._last_port = self._listener.port or 0
             if self._closing is None:
                 raise RuntimeError("the server was closed while it started")
         except BaseException:
@@ -143,6 +143,20 @@ class Lifecycle:
             raise
         finally:
             self._starting = False
+
+    async def _listen(self, port: int) -> picows.Listener:
+        options = self.options
+        return await picows.listen(
+            self._acceptor,
+            host=options.host,
+            port=port,
+            reuse_port=options.reuse_port,
+            path=options.path,
+            ssl=options.ssl,
+            handshake_timeout=self._hub.auth_timeout or None,
+            files=options.files,
+            compression=options.compression,
+        )
 
     async def attach(self) -> None:
         """Begin to serve in the current event loop, unless the server does so already: the listener is about to open,
@@ -153,6 +167,7 @@ class Lifecycle:
         """
         if self._hub.identify is None:
             raise WseError(ErrorCode.IDENTIFY_HANDLER_MISSING)
+        self._leave_ended_loop()
         if self._closing is None or self._closing.get_loop() is not asyncio.get_running_loop():
             loop = self._scheduler.bind()
             self._closing = loop.create_future()
@@ -169,6 +184,7 @@ class Lifecycle:
 
     async def close(self, grace: float = 0.0, *, notice: float = 0.0) -> None:
         """See `WseServer.close`."""
+        self._leave_ended_loop()
         self._acceptor.admission.unready.add(NOT_STARTED)
         if self._closing is not None:  # otherwise it has never been ready
             await self._scheduler.pause(notice)
@@ -186,6 +202,24 @@ class Lifecycle:
             self._watchdog.stop()
         if self._closing is not None and not self._closing.done():
             self._closing.set_result(None)
+        self._closing = None
+        self._started_at = None
+
+    def _leave_ended_loop(self) -> None:
+        """Forget what belongs to an event loop that has been closed before the server was: none of it runs again."""
+        if self._closing is None or not self._closing.get_loop().is_closed():
+            return
+        self._scheduler.bind()
+        listener, self._listener = self._listener, None
+        if listener is not None:
+            listener.close()
+        for session in tuple(self._hub.sessions):
+            with suppress(RuntimeError):  # the socket's own event loop is closed
+                session.link.abort()
+            session.closed(1006, "")
+        self._hub.stop_keepalive()
+        if self._watchdog is not None:
+            self._watchdog.stop()
         self._closing = None
         self._started_at = None
 

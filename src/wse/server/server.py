@@ -83,7 +83,7 @@ class WseServer(Messaging):
         identify: The identify handler, `fn(auth)`: it looks at a `Handshake` and calls `auth.accept` or
             `auth.refuse`. Also settable later, as the decorator `@server.identify`.
         host: The interface to listen on; `None` for all.
-        port: The port to listen on; 0 takes a free one.
+        port: The port to listen on; 0 takes a free one, and the same again at the next start if it is free.
         path: The only path that opens a WebSocket; others get HTTP 404. `None` accepts every path.
         ssl: For `wss:`, an `ssl.SSLContext` with the server's certificate.
         conns_per_user: How many devices of one user may be connected; one more disconnects the oldest.

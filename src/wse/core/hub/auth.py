@@ -49,13 +49,14 @@ def unix_time(t: datetime | float) -> float:
 
 
 def refuse(session: Session, reason: str | None, retry: bool) -> None:
-    """Close a connection with `wse.not-authorized`, and tell the reason to a client that offered `auth`.
+    """Close a connection with `wse.not-authorized`, after the reason and `retry` for a client that offered `auth`.
 
     Raises:
         WseError: `MSG_PROCESSING_ERROR`, when the reason cannot be encoded.
     """
     types = session.protocol.extensions
-    if types is not None and AuthExtension.name in session.agreement.names:
+    tells = reason is not None or retry
+    if tells and types is not None and AuthExtension.name in session.agreement.names:
         session.write(types.refused, {"reason": reason, "retry": retry})
     session.close(1000, CloseReason.NOT_AUTHORIZED)
 

@@ -261,6 +261,10 @@ class Hub:
                 self._closing = None
                 self._keepalive.stop()
 
+    def stop_keepalive(self) -> None:
+        """Look for silent peers no longer, until a connection opens."""
+        self._keepalive.stop()
+
     def _close_some(self, sessions: Iterator[ServerSession], count: int) -> None:
         if self._closing is None:
             return
