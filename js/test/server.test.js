@@ -1,5 +1,7 @@
 // Against the real Python server, over real sockets.
 import assert from 'node:assert/strict'
+import { once } from 'node:events'
+import net from 'node:net'
 import { after, before, describe, test } from 'node:test'
 import * as msgpack from '@msgpack/msgpack'
 import * as ws from 'ws'
@@ -48,6 +50,11 @@ describe('connecting', () => {
     assert.equal(client.status, 'READY')
     await client.close()
     assert.equal(client.status, 'OFFLINE')
+  })
+
+  test('an identity may be a function, which is asked once more after a refusal', async () => {
+    const asked = ['refuse', 'welcome']
+    assert.equal((await make().connect(async () => asked.shift())).identity, 'welcome')
   })
 
   test('a refusal', async () => {
@@ -224,6 +231,34 @@ describe('losing the connection', () => {
     assert.deepEqual(await over, [1012, WSE_REASON.BY_SERVER])
     await client.close()
     assert.equal(client.status, 'OFFLINE')
+  })
+
+  test('a network that stalls is noticed, and a server that lives is not taken for dead', async () => {
+    let isStalled = false
+    const pipes = []
+    const proxy = net.createServer((near) => {
+      const far = net.connect(new URL(servers.plain).port, '127.0.0.1')
+      for (const [from, to] of [[near, far], [far, near]]) {
+        pipes.push(from)
+        from.on('data', (data) => isStalled || to.write(data))
+        from.on('error', () => {})
+        from.on('close', () => isStalled || to.destroy())
+      }
+    })
+    await once(proxy.listen(0, '127.0.0.1'), 'listening')
+    let pings = 0
+    class Counting extends WebSocket {
+      send(data) {
+        if (data.includes('~wse:ping') && ++pings === 5) isStalled = true
+        super.send(data)
+      }
+    }
+    const client = await ready({ url: `ws://127.0.0.1:${proxy.address().port}`, WebSocket: Counting, heartbeat: { interval: 0.05, timeout: 0.5 } })
+    assert.deepEqual(await client.when.closed.wait(20), [1006, ''])
+    assert.equal(pings, 5)
+    assert.equal(client.gaveUp, await client.waitClosed())
+    for (const pipe of pipes) pipe.destroy()
+    proxy.close()
   })
 
   test('jump', async () => {
