@@ -16,7 +16,7 @@ JS_READY := $(JS_STAMP)
 js = cd js && npm run --silent $(2)
 endif
 
-.PHONY: setup demo test test-python test-js autobahn soak lint format docs instructions bench fuzz clean
+.PHONY: setup demo test test-python test-js test-slow mutants autobahn soak lint format docs instructions bench fuzz clean
 
 setup: $(STAMP) $(JS_READY)
 
@@ -42,7 +42,7 @@ $(JS_STAMP): js/package-lock.json
 demo: $(RUN_STAMP)  ## a chat server on port 4200 with three devices, then yours
 	$(BIN)/python examples/chat/demo.py $(ARGS)
 
-test: test-python test-js  ## all tests
+test: test-python test-js  ## all tests but the slow ones
 
 test-python: $(STAMP)  ## on all cores, with branch coverage
 	$(BIN)/python -m coverage erase
@@ -52,6 +52,9 @@ test-python: $(STAMP)  ## on all cores, with branch coverage
 
 test-js: $(STAMP) $(JS_READY)
 	$(call js,tests,test)
+
+test-slow: $(STAMP)  ## one after the other: some of them measure
+	$(BIN)/python -m pytest -m slow $(ARGS)
 
 autobahn: $(STAMP)  ## RFC 6455 and 7692 by the Autobahn TestSuite; ARGS=--full for the longest cases, too
 	$(BIN)/python tests/autobahn/run.py $(ARGS)
@@ -92,6 +95,15 @@ $(FUZZ_STAMP): $(STAMP)
 
 fuzz: $(FUZZ_STAMP)  ## ten minutes of inputs that nobody thought of; ARGS="--seconds 60 --least 0 server" for less
 	PYTHONPATH=tests $(BIN)/python -m fuzz $(ARGS)
+
+# mutmut changes one module in many small ways, and runs the tests that reach each change.
+MUTANTS_STAMP := $(VENV)/.mutants-stamp
+$(MUTANTS_STAMP): $(STAMP)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --group mutants
+	@touch $(MUTANTS_STAMP)
+
+mutants: $(MUTANTS_STAMP)  ## changes that no test notices: make mutants MODULE=src/wse/core/cluster/liveness.py
+	PYTHONPATH=tests $(BIN)/python -m mutants $(MODULE) $(ARGS)
 
 clean:
 	rm -rf $(VENV) js/node_modules site build dist .coverage* .artifacts .mypy_cache .pytest_cache .ruff_cache .hypothesis

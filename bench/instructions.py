@@ -181,6 +181,10 @@ class NoTransport:
 
     def __init__(self) -> None:
         self.written = 0
+        self.protocol: Any = None  # that of the WebSocket
+
+    def set_protocol(self, protocol: Any) -> None:
+        self.protocol = protocol
 
     def get_extra_info(self, name: str, default: Any = None) -> Any:
         return {"socket": NoSocket(), "peername": ("127.0.0.1", 1), "sockname": ("127.0.0.1", 2)}.get(name, default)
@@ -200,27 +204,20 @@ class NoTransport:
 
 
 async def protocols(server: Any) -> Callable[[], Any]:
-    """What picows makes a protocol with for each connection of a server that listens, but not to a socket."""
-    import picows.api
+    """Makes the protocol of each connection of a server that listens, but not to a socket."""
+    import aiofastnet
 
     made: list[Callable[[], Any]] = []
 
-    async def create_server(*args: Any, **_: Any) -> Any:
-        made.append(args[-1])
+    async def create_server(loop: Any, new_protocol: Callable[[], Any], *_: Any, **__: Any) -> Any:
+        made.append(new_protocol)
         return argparse.Namespace(sockets=(), close=lambda: None)
 
-    loop: Any = asyncio.get_running_loop()
-    aiofastnet = getattr(picows.api, "aiofastnet", None)
-    was = getattr(aiofastnet, "create_server", None)
-    loop.create_server = create_server
-    if aiofastnet is not None:
-        aiofastnet.create_server = create_server
+    was, aiofastnet.create_server = aiofastnet.create_server, create_server
     try:
         await server.start()
     finally:
-        del loop.create_server
-        if aiofastnet is not None:
-            aiofastnet.create_server = was
+        aiofastnet.create_server = was
     return made[0]
 
 
@@ -240,9 +237,11 @@ def feed(protocol: Any, data: bytes) -> None:
 
 def opened(new_protocol: Callable[[], Any]) -> tuple[Any, NoTransport]:
     """A connection of picows past its welcome."""
-    protocol, transport = new_protocol(), NoTransport()
-    protocol.connection_made(transport)
-    feed(protocol, REQUEST)
+    transport = NoTransport()
+    http = new_protocol()
+    http.connection_made(transport)
+    http.data_received(REQUEST)
+    protocol = transport.protocol
     feed(protocol, masked(HELLO))
     return protocol, transport
 

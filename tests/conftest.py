@@ -2,12 +2,27 @@
 
 from __future__ import annotations
 
+import os
 from contextlib import AsyncExitStack
 
 import pytest
 
+from support.core import FakeScheduler
 from support.engines import Nats, Valkey
 from support.net import EXCHANGES, TRANSPORTS, memory_exchange, on_picows
+
+
+def pytest_xdist_auto_num_workers(config):
+    """One process more than there are cores: many tests wait for processes, engines and timeouts."""
+    return (os.cpu_count() or 1) + 1
+
+
+@pytest.fixture(autouse=True)
+def no_task_dies_unseen():
+    """A task that ends with an exception fails the test, unless somebody retrieves the exception."""
+    FakeScheduler.made.clear()
+    yield
+    assert [error for scheduler in FakeScheduler.made for error in scheduler.unseen] == []
 
 
 @pytest.fixture(params=TRANSPORTS)

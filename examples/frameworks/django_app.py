@@ -1,4 +1,4 @@
-"""Django on uvicorn, in one file: its session decides who may connect.
+"""Django on uvicorn, in one file: its session authenticates the WebSocket.
 
 Run:    uvicorn --app-dir examples/frameworks django_app:application
 Needs:  pip install wse django uvicorn websockets

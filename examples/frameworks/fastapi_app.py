@@ -3,7 +3,7 @@
 Run:    uvicorn --app-dir examples/frameworks fastapi_app:app
 Needs:  pip install wse fastapi uvicorn websockets itsdangerous
 Shows:  `POST /login?user=ada` starts a session, and the session's cookie then opens `/ws/chat` and, for an
-        administrator, `/ws/admin`. `GET /online` tells who is connected.
+        administrator, `/ws/admin`. `GET /online` lists the connected users.
 """
 
 import asyncio

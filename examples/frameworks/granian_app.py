@@ -2,8 +2,8 @@
 
 Run:    granian --interface asgi --working-dir examples/frameworks granian_app:app
 Needs:  pip install wse granian
-Shows:  the header `X-Api-Key: k-4711` opens the WebSocket; `GET /online` tells who is connected. The lifespan goes to
-        WSE, which closes its connections with it.
+Shows:  the header `X-Api-Key: k-4711` opens the WebSocket; `GET /online` lists the connected users. The lifespan goes
+        to WSE, which closes its connections at its end.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""Litestar on uvicorn: its own session decides who may connect.
+"""Litestar on uvicorn: its own session authenticates the WebSocket.
 
 Run:    uvicorn --app-dir examples/frameworks litestar_app:app
 Needs:  pip install wse litestar uvicorn websockets

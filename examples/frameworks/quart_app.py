@@ -2,7 +2,7 @@
 
 Run:    python examples/frameworks/quart_app.py [PORT]
    or:  cd examples/frameworks && hypercorn quart_app:app
-        (hypercorn tells the application of its end only after its graceful timeout, so clients hear of it later)
+        (hypercorn stops the application only after its graceful timeout, so clients are closed later)
 Needs:  pip install wse quart hypercorn
 Shows:  `POST /login?user=ada` starts a session, and the session's cookie then opens the WebSocket at `/ws`.
 """
@@ -67,7 +67,7 @@ quart_asgi = app.asgi_app
 
 
 async def asgi_app(scope: Any, receive: Any, send: Any) -> None:
-    """Every WebSocket is WSE's; everything else, the lifespan too, is Quart's."""
+    """WebSockets go to WSE; everything else, the lifespan included, goes to Quart."""
     await (server.asgi if scope["type"] == "websocket" else quart_asgi)(scope, receive, send)
 
 
@@ -83,7 +83,7 @@ async def main(port: str) -> None:
 
     async def shutdown() -> None:
         await stop.wait()
-        await server.close()  # WebSockets first: hypercorn waits for them
+        await server.close()  # WebSockets first, because hypercorn waits for them
 
     await serve(app, config, shutdown_trigger=shutdown)
 

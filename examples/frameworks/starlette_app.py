@@ -1,4 +1,4 @@
-"""Starlette on uvicorn: who is connected is decided by Starlette's own AuthenticationMiddleware.
+"""Starlette on uvicorn: Starlette's own AuthenticationMiddleware authenticates the WebSocket.
 
 Run:    uvicorn --app-dir examples/frameworks starlette_app:app
 Needs:  pip install wse starlette uvicorn websockets

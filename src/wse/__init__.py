@@ -10,7 +10,7 @@ from wse.core.hub.network import DeviceInfo
 from wse.core.hub.rooms import Room
 from wse.core.limits import Limits, Overflow
 from wse.core.ports.credentials import Credentials
-from wse.core.ports.protocol import InternalTypes, Protocol
+from wse.core.ports.protocol import ExtensionTypes, InternalTypes, Protocol
 from wse.core.session.rpc import ExposeErrors
 from wse.core.session.signals import Channel, Signal
 from wse.core.stats import Stats
@@ -36,6 +36,7 @@ __all__ = [
     "DeviceInfo",
     "ErrorCode",
     "ExposeErrors",
+    "ExtensionTypes",
     "Handshake",
     "Heartbeat",
     "InternalTypes",

@@ -1,4 +1,4 @@
-"""How long a client waits before it tries to reconnect."""
+"""The waits of a client that reconnects."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ class Backoff:
     Full jitter spreads the clients of a restarted server over the whole interval, so they do not return at once.
 
     Args:
-        base: Seconds that the first wait lasts at most.
-        cap: Seconds that any wait lasts at most.
-        factor: What the bound grows by with every attempt.
-        random: Returns a number from 0 to 1.
+        base: The longest first wait, in seconds.
+        cap: The longest wait, in seconds.
+        factor: The growth of the bound with every attempt.
+        random: A function that returns a number from 0 to 1.
     """
 
     base: float = 1.0
@@ -30,7 +30,7 @@ class Backoff:
             raise ValueError("base and cap are in seconds, and factor is at least 1")
 
     def delay(self, attempt: int) -> float:
-        """Seconds to wait before the attempt, counted from 0."""
+        """Return the seconds to wait before an attempt; attempts count from 0."""
         try:
             bound = min(self.cap, self.base * self.factor**attempt)
         except OverflowError:

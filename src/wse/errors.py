@@ -1,10 +1,11 @@
-"""The one exception of WSE, and the catalogue of everything that it reports.
+"""The one exception of WSE, and the catalogue of its codes and reasons.
 
     Exception
     └── WseError             code: ErrorCode or the application's own string
-                             details: what a program needs to know about it
+        │                    details: facts about it, for programs
+        └── HandlerError     also a TypeError: a handler that cannot be one
 
-`ErrorCode` names why something failed, `CloseReason` names why a connection was closed. Their values travel
+`ErrorCode` says why something failed, `CloseReason` says why a connection was closed. Their values travel
 (WIRE.md section 5) and are shared with the JavaScript applications, so they never change.
 """
 
@@ -37,7 +38,7 @@ class ErrorCode(StrEnum):
     PROTOCOL_VIOLATION = "wse.server.protocol-violation"
     CONNECTION_ERROR = "wse.server.connection-error"
     MSG_PROCESSING_ERROR = "wse.server.msg-processing-error"
-    # Beyond WIRE.md: limits, handlers that misbehave, clusters. Peers of other implementations pass them on as strings.
+    # Beyond the original: limits, handlers that misbehave, clusters. Other implementations pass them on as strings.
     LIMIT_EXCEEDED = "wse.limit-exceeded"
     SLOW_RECEIVER = "wse.slow-receiver"
     HANDLER_BLOCKED = "wse.server.handler-blocked"
@@ -45,6 +46,10 @@ class ErrorCode(StrEnum):
     BROKER_UNAVAILABLE = "wse.server.broker-unavailable"
     BROKER_DEAF = "wse.server.broker-deaf"
     BROKER_LOST_MESSAGES = "wse.server.broker-lost-messages"
+    # The names of the original's documentation.
+    CONNECTION_NOT_READY = CLIENT_NOT_READY
+    NO_CLIENT_CONNECTION = CONNECTION_MISSING
+    MESSAGE_PROCESSING_ERROR = MSG_PROCESSING_ERROR
 
 
 class CloseReason(StrEnum):
@@ -57,7 +62,7 @@ class CloseReason(StrEnum):
     PROTOCOL_ERROR = "wse.protocol-error"
     BY_CLIENT = "wse.by-client"
     BY_SERVER = "wse.by-server"
-    # Beyond WIRE.md: which limit was exceeded (see `wse.Limits`), sent with 1008, 1009 or 1013.
+    # Beyond the original: the limit that was exceeded (see `wse.Limits`), sent with 1008, 1009 or 1013.
     SLOW_RECEIVER = "wse.slow-receiver"
     LIMIT_MESSAGE_SIZE = "wse.limit.message-size"
     LIMIT_HANDSHAKE_SIZE = "wse.limit.handshake-size"
@@ -68,6 +73,10 @@ class CloseReason(StrEnum):
     LIMIT_CONNECTIONS = "wse.limit.connections"
     LIMIT_CONNECTIONS_PER_ADDRESS = "wse.limit.connections-per-address"
     LIMIT_UNAUTHENTICATED = "wse.limit.unauthenticated"
+    # Beyond the original: a session that was accepted until a given time, closed with 1012.
+    SESSION_EXPIRED = "wse.session-expired"
+    # The name of the original's documentation.
+    PROTOCOL_ERR = PROTOCOL_ERROR
 
 
 _MESSAGES: dict[str, str] = {
@@ -100,12 +109,12 @@ _MESSAGES: dict[str, str] = {
 
 
 class WseError(Exception):
-    """A failure that WSE reports, or one that a procedure sends to its caller.
+    """A failure that WSE reports, or that a procedure sends to its caller.
 
     Args:
         code: An `ErrorCode`, or a string of the application's own.
-        details: What a program may want to know. Raised in a procedure, it travels to the caller as it is.
-        message: For people; by default made from the code and the details.
+        details: Facts for programs. If a procedure raises the error, they travel to the caller as they are.
+        message: A text for people; by default it is made from the code and the details.
 
     A `WseError` that a procedure raises arrives at the caller with the same code and details (WIRE.md section 4).
     """
@@ -126,7 +135,7 @@ class WseError(Exception):
 
     @property
     def message(self) -> str:
-        """What happened, for people."""
+        """The text for people."""
         if self._message:
             return self._message
         origin = self.details.get("origin")
@@ -147,3 +156,7 @@ class WseError(Exception):
 
     def __repr__(self) -> str:
         return f"WseError({str(self.code)!r}, {self.details!r})"
+
+
+class HandlerError(WseError, TypeError):
+    """A handler that is not a function, or does not take the arguments of its event, where WSE has a code for that."""

@@ -27,8 +27,12 @@ class AsyncioScheduler:
         self._hurried = False
 
     def bind(self) -> asyncio.AbstractEventLoop:
-        """Use the event loop that is running now."""
-        loop = self._loop = asyncio.get_running_loop()
+        """Use the event loop that is running now; tasks of another one are forgotten, as they will not run again."""
+        loop = asyncio.get_running_loop()
+        if loop is not self._loop:
+            self._tasks.clear()
+            self._waiters.clear()
+        self._loop = loop
         self._hurried = False
         return loop
 
@@ -57,22 +61,22 @@ class AsyncioScheduler:
 
     @property
     def running(self) -> int:
-        """How many of its tasks have not ended."""
+        """The number of its tasks that have not ended."""
         return len(self._tasks)
 
     async def settle(self, tasks: Iterable[asyncio.Task[Any]], timeout: float) -> None:
-        """Return when these and its own tasks have ended, after `timeout` seconds, or when there is a `hurry`."""
+        """Return when these tasks and its own have ended, after `timeout` seconds, or at a `hurry`."""
         tasks = {*tasks, *self._tasks} - {asyncio.current_task()}
         if tasks and timeout > 0 and not self._hurried:
             await self._wait(asyncio.wait(tasks), timeout)
 
     async def pause(self, seconds: float) -> None:
-        """Return after that time, or when there is a `hurry`."""
+        """Return after that time, or at a `hurry`."""
         if seconds > 0 and not self._hurried:
             await self._wait(asyncio.sleep(seconds), seconds)
 
     def hurry(self) -> None:
-        """Whoever waits in `settle` or `pause` waits no longer, nor does who comes later, until `bind`."""
+        """End every `settle` and `pause`, and let later ones return at once, until the next `bind`."""
         self._hurried = True
         for waiter in self._waiters:
             waiter.cancel()
@@ -87,7 +91,7 @@ class AsyncioScheduler:
             waiter.cancel()
 
     async def cancel_all(self) -> None:
-        """Cancel every task of its own but the one that asks, and wait for their end."""
+        """Cancel its tasks, except the current one, and wait for their end."""
         tasks = self._tasks - {asyncio.current_task()}
         for task in tasks:
             task.cancel()

@@ -1,4 +1,4 @@
-"""Starting tasks, eagerly where Python can."""
+"""Start tasks, eagerly where Python can."""
 
 from __future__ import annotations
 

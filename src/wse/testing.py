@@ -1,4 +1,4 @@
-"""For tests of applications: a client connected to a server in memory, without a socket."""
+"""Tests of applications: a client that is connected to a server in memory, without a socket."""
 
 from __future__ import annotations
 
@@ -19,8 +19,9 @@ URL = "ws://testserver/"
 class MemoryConnector:
     """Opens links to a server in the same process; a `wse.core.ports.transport.Connector`."""
 
-    def __init__(self, server: WseServer) -> None:
+    def __init__(self, server: WseServer, native: Any = None) -> None:
         self._server = server
+        self._native = native
 
     async def __call__(
         self,
@@ -34,28 +35,35 @@ class MemoryConnector:
         acceptor = self._server._acceptor
         ours, theirs = MemoryLink.pair(limits, acceptor.limits)
         target = "/" + url.split("://", 1)[1].partition("/")[2]
-        request = HttpRequest(target, dict(headers), theirs.remote_addr)
+        request = HttpRequest(target, dict(headers), theirs.remote_addr, self._native)
         theirs.session = acceptor.open(theirs, request, acceptor.select([protocol]))
         ours.session = open(ours)
 
 
 @asynccontextmanager
 async def connect(
-    server: WseServer, identity: Any = "", meta: dict[str, Any] | None = None, **client_options: Any
+    server: WseServer,
+    identity: Any = "",
+    meta: dict[str, Any] | None = None,
+    *,
+    native: Any = None,
+    **client_options: Any,
 ) -> AsyncIterator[WseClient]:
-    """A client connected to `server` over an in-memory link, closed on leaving.
+    """Connect a client to `server` over an in-memory link, and close it on leaving.
 
-    The server need not be started, and needs no port. Everything else is real: encoding, the handshake, calls, events.
+    The server needs no port and need not be started. Everything else is real: encoding, the handshake, calls, events.
 
     Args:
         server: The application's server.
         identity: As for `WseClient`.
         meta: As for `WseClient`.
+        native: The framework's own request that the application finds at `auth.request.native`, or any object that
+            stands for it in the test.
         client_options: Further arguments of `WseClient`.
 
     Raises:
         WseError: As `WseClient.connect`.
     """
-    client_options.setdefault("connector", MemoryConnector(server))
+    client_options.setdefault("connector", MemoryConnector(server, native))
     async with WseClient(URL, identity=identity, meta=meta, **client_options) as client:
         yield client

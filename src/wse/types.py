@@ -1,4 +1,4 @@
-"""Small types that everything shares."""
+"""Small types that all parts share."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from enum import IntEnum, StrEnum
 from typing import Any, TypeAlias, TypeVar
 
 MessageType: TypeAlias = Hashable
-"""The type of a message or the name of a procedure: a string, or what a custom protocol uses instead."""
+"""The type of a message or the name of a procedure: a string, or another value with a custom protocol."""
 
 ClientId: TypeAlias = Hashable
 """A user's id (`cid`), chosen by the application in `Handshake.accept`."""
@@ -18,11 +18,11 @@ RoomName: TypeAlias = Hashable
 F = TypeVar("F", bound=Callable[..., Any])
 
 MaybeAwaitable: TypeAlias = Awaitable[Any] | Any
-"""What a handler may return: handlers are plain functions or coroutine functions."""
+"""The result of a handler, which is a plain function or a coroutine function."""
 
 
 class ClientStatus(StrEnum):
-    """What a `WseClient` is doing (WIRE.md sections 5 and 6)."""
+    """The status of a `WseClient` (WIRE.md sections 5 and 6)."""
 
     IDLE = "IDLE"
     CONNECTING = "CONNECTING"

@@ -2,7 +2,7 @@
 
 import pytest
 
-from support.net import TEXT, TRANSPORTS, RawSocket, ServerLog, accept_all, frame, hi, make_server
+from support.net import TEXT, TRANSPORTS, RawSocket, ServerLog, accept_all, frame, hi, make_server, soon
 
 pytestmark = pytest.mark.parametrize("run", sorted(TRANSPORTS.keys() - {"memory"}), indirect=True)
 
@@ -83,3 +83,59 @@ async def test_forwarding_headers_count_from_trusted_proxies_only(run, proxies, 
         socket.send(frame(TEXT, hi()))
         assert (await log.conn("ann")).remote_addr == address
     assert addresses == [address]
+
+
+ODD_COOKIES = [
+    'prefs={"theme":"dark"}; session=abc',
+    "iam/name=x; session=abc",
+    "a@b=1; session=abc",
+    "list[0]=x; session=abc",
+    "path=/x; session=abc",
+    "version=2; session=abc",
+    "flag; session=abc",
+    "a=1;; session=abc",
+    "a=hello world; session=abc",
+    'a="open; session=abc',
+    "=nameless; session=abc",
+    "session=abc; a",
+]
+
+
+async def test_one_odd_cookie_does_not_hide_the_others(run):
+    seen = []
+
+    def identify(auth):
+        seen.append(auth.request.cookies.get("session"))
+        auth.accept(auth.conn_id)
+
+    place = await run(make_server(identify))
+    for cookie in ODD_COOKIES:
+        async with await RawSocket.open(place.url) as socket:
+            assert (await socket.upgrade(Cookie=cookie))[0] == 101
+            socket.send(frame(TEXT, hi()))
+            assert (await socket.hear())[0] == "~wse:welcome"
+    assert seen == ["abc"] * len(ODD_COOKIES)
+
+
+async def test_headers_and_cookies_may_have_any_text(run, request):
+    if request.node.callspec.params["run"] == "uvicorn-legacy":
+        pytest.skip("uvicorn answers 500 to such a request with its deprecated implementation")
+    place = await run(
+        make_server(lambda auth: auth.accept("ann", [*auth.request.cookies.values(), auth.request.headers["X-A"]]))
+    )
+    async with await RawSocket.open(place.url) as socket:
+        assert (await socket.upgrade(Cookie="a=café; session=abc", X_A="☕"))[0] == 101
+        socket.send(frame(TEXT, hi()))
+        assert await socket.hear() == ["~wse:welcome", ["café", "abc", "☕"], None]
+
+
+async def test_a_host_with_a_user_is_refused(run):
+    place = await run(make_server())
+    async with await RawSocket.open(place.url) as socket:
+        socket.writer.write(
+            b"GET / HTTP/1.1\r\nHost: user:password@localhost\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
+            b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nOrigin: http://localhost\r\n\r\n"
+        )
+        status = (await soon(socket.reader.readline())).split(b" ")[1]
+    assert status == b"400"
+    await place.connect()

@@ -161,16 +161,19 @@ async def test_a_result_that_cannot_be_encoded_fails_the_call(sides):
     assert len(sides.errors) == 1
 
 
-async def test_error_details_that_cannot_be_encoded_still_fail_the_call(sides):
+async def test_error_details_lose_only_what_cannot_be_encoded(sides):
     await sides.start()
 
     def fail(payload):
-        raise WseError("custom", {"what": Unpackable()})
+        raise WseError(
+            "custom", {"what": Unpackable(), "n": 7, "list": [1, Unpackable()], "deep": {"a": 1, "b": Unpackable()}}
+        )
 
     sides.register("bad", fail)
     error = await fails(sides.call("bad", 1))
     assert error.code == "custom"
-    assert error.details == {"rp": "bad", "rpc": "bad"}
+    kept = {"n": 7, "list": [1, None], "deep": {"a": 1}}
+    assert error.details == {**kept, "rp": "bad", "rpc": "bad", "payload": 1}
 
 
 async def test_a_call_without_answer_times_out_and_leaves_nothing_behind(sides):
@@ -298,7 +301,7 @@ async def test_calling_a_dropped_connection_fails_at_once(run):
     await place.connect()
     conn = await log.conn("ann")
     conn.drop()
-    assert (await fails(conn.call("echo"))).code == ErrorCode.RP_SEND_FAILED
+    assert (await fails(conn.call("echo"))).code == ErrorCode.CLIENT_NOT_READY
 
 
 async def test_calling_a_user_calls_every_device_and_lists_results_and_errors(run):

@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from support.net import ClientLog, soon
+from support.net import OFFERS, ClientLog, soon
 from wse import ClientStatus, ErrorCode, WseError, WseMsgpack
 
 VIOLATED = (1000, "wse.protocol-error")
@@ -16,7 +16,8 @@ async def test_a_client_offers_its_protocol_and_says_hi_first(exchange):
     connecting = asyncio.ensure_future(client.connect())
     peer = await exchange.peer()
     assert peer.subprotocol == "wse-default-json"
-    assert await peer.hear() == ["~wse:hi", {"identity": {"token": "é"}, "meta": {"device": "phone"}}, None]
+    hi = {"identity": {"token": "é"}, "meta": {"device": "phone"}, "ext": OFFERS}
+    assert await peer.hear() == ["~wse:hi", hi, None]
     await peer.say("~wse:welcome", {"hello": 1})
     assert await soon(connecting) == {"hello": 1}
 
@@ -25,7 +26,7 @@ async def test_a_client_without_identity_and_meta_says_so(exchange):
     client = exchange.client()
     connecting = asyncio.ensure_future(client.connect())
     peer = await exchange.peer()
-    assert await peer.hear() == ["~wse:hi", {"identity": "", "meta": {}}, None]
+    assert await peer.hear() == ["~wse:hi", {"identity": "", "meta": {}, "ext": OFFERS}, None]
     await peer.say("~wse:welcome")
     assert await soon(connecting) is None
 
@@ -36,7 +37,7 @@ async def test_another_protocol_is_offered_by_its_name_and_spoken(exchange):
     connecting = asyncio.ensure_future(client.connect())
     peer = await exchange.peer()
     assert peer.subprotocol == "wse-msgpack"
-    assert protocol.unpack(await peer.receive()) == ("~wse:hi", {"identity": "ann", "meta": {}}, None)
+    assert protocol.unpack(await peer.receive()) == ("~wse:hi", {"identity": "ann", "meta": {}, "ext": OFFERS}, None)
     await peer.send(protocol.pack("~wse:welcome", b"\x00"))
     assert await soon(connecting) == b"\x00"
 
@@ -142,7 +143,7 @@ async def test_a_jump_closes_with_4000(exchange):
 
 @pytest.mark.parametrize(
     "message",
-    ["[", "", "{}", "[]", b"\xff", "[null,1,null]", '["",1]', '[["chat"],1,null]', '[["chat"],1,7]'],
+    ["[", "", "{}", "[]", b"\xff", '[["chat"],1,null]', '[["chat"],1,7]'],
 )
 async def test_what_no_server_may_send_closes_and_is_reported(exchange, message):
     client = exchange.client(reconnect=True)
@@ -155,6 +156,18 @@ async def test_what_no_server_may_send_closes_and_is_reported(exchange, message)
     assert error.details["from"] == "server"
     assert await log.until("closed") == ("closed", *VIOLATED)
     assert client.status is ClientStatus.OFFLINE
+
+
+async def test_a_message_without_a_type_is_ignored(exchange):
+    client = exchange.client()
+    log = ClientLog(client)
+    peer = await exchange.welcomed(client)
+    await peer.send("[null,1,null]")
+    await peer.send('["",2]')
+    assert await log.until("ignored", "") == ("ignored", "", 2, None)
+    assert log.all("ignored") == [(None, 1, None), ("", 2, None)]
+    assert log.all("error") == []
+    assert client.status is ClientStatus.READY
 
 
 async def test_bytes_that_do_not_decode_before_the_welcome_fail_the_connect(exchange):

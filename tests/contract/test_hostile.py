@@ -202,6 +202,8 @@ async def test_an_oversized_message_to_a_client_closes_with_1009_and_is_reported
     scene = await Scene.set(run)
     client = await scene.place.connect("small", limits=Limits(message_size=1000))
     heard = ClientLog(client)
+    (conn,) = scene.server.clients["small"].conns.values()
+    conn._session.limit_output(2**30)  # as a server that does not know `limits` would do
     scene.server.send("small", "big", "x" * 1000)
     closed = await heard.until("closed")
     assert closed[1] == 1009

@@ -149,7 +149,6 @@ ATTACKS = (
     "forged_answers",
     "reconnect_storm",
     "failing_handshakes",
-    "half_open",
 )
 
 
@@ -179,7 +178,7 @@ def grew(what, key, before, during):
     return during[what].get(key, 0) > before[what].get(key, 0)
 
 
-@pytest.mark.parametrize("name", ATTACKS)
+@pytest.mark.parametrize("name", [*ATTACKS, pytest.param("half_open", marks=pytest.mark.slow)])
 async def test_attack(honest, name):
     if name == "half_open" and raise_file_limit() < 10_500:
         pytest.skip("10,000 half-open connections need 10,500 open files, and the limit here is lower")

@@ -251,7 +251,7 @@ CLOSING |= {
     for number in (0, 1, 999, 1004, 1005, 1006, 1015, 1016, 1100, 2000, 2999, 5000, 65535)
 }
 CLOSING |= {
-    "an empty close": [Send(CLOSE), Closed(1000)],
+    "an empty close": [Send(CLOSE), Closed(None)],
     "a close of one byte": [Send(CLOSE, b"\x03"), Failed(1002)],
     "a reason": [Send(CLOSE, code(1000) + b"bye"), Closed(1000, b"bye")],
     "the longest reason": [Send(CLOSE, code(4000) + b"x" * 123), Closed(4000, b"x" * 123)],

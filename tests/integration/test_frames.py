@@ -291,12 +291,15 @@ async def test_a_close_is_answered_and_the_server_closes_the_socket(scene):
     assert scene.log.all("error") == []
 
 
-async def test_an_empty_close_is_1005(scene):
+@pytest.mark.parametrize("late", [(), (text("chat", 1), text("echo", 2, 2), frame(PING, b"x"))])
+async def test_an_empty_close_is_1005_and_answered_by_an_empty_one(scene, late):
     async with RawSocket.user(scene.place.url) as socket:
-        socket.send(frame(CLOSE))
-        opcode, _ = await socket.frame()
-        assert opcode == CLOSE
+        socket.send(text("echo", 1, 1), frame(CLOSE), *late)
+        assert await socket.hear() == ["~wse:response", 1, 1]
+        assert await socket.frame() == (CLOSE, b"")
         await socket.eof()
+    assert scene.log.all("ignored") == []
+    assert scene.log.all("error") == []
     assert await scene.log.until("disconnected") == ("disconnected", "ann", 1005, "")
 
 

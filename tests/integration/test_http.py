@@ -200,3 +200,117 @@ async def test_forwarding_headers_do_not_change_the_address(listen):
     place = await listen(make_server(identify))
     async with WseClient(place.url, headers={"X-Forwarded-For": "203.0.113.9", "Forwarded": "for=203.0.113.9"}):
         assert addresses == ["127.0.0.1"]
+
+
+UPGRADE = (
+    b"GET /ws?a=1 HTTP/1.1\r\nHost: localhost\r\nConnection: keep-alive\r\nConnection: Upgrade\r\n"
+    b"Upgrade: h2c, websocket\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n"
+    b"Sec-WebSocket-Protocol: unknown\r\nSec-WebSocket-Protocol: wse-default-json\r\nX-Name: caf\xc3\xa9\r\n\r\n"
+)
+
+
+async def test_a_request_may_arrive_in_any_pieces_and_with_the_first_message(listen):
+    headers = []
+
+    def identify(auth):
+        headers.append(auth.request.headers)
+        auth.accept("ann", auth.request.path)
+
+    place = await listen(make_server(identify, path="/ws"))
+    data = b"\r\n" + UPGRADE + frame(TEXT, hi())
+    for at in (1, 2, 3, 30, len(UPGRADE) - 1, len(UPGRADE) + 1, len(UPGRADE) + 2, len(UPGRADE) + 5, len(data)):
+        async with await RawSocket.open(place.url) as socket:
+            socket.writer.write(data[:at])
+            async with await RawSocket.open(place.url) as other:
+                await other.request("/healthz")  # so the server has read the first part
+            socket.writer.write(data[at:])
+            answer = await soon(socket.reader.readuntil(b"\r\n\r\n"))
+            assert answer.startswith(b"HTTP/1.1 101 ")
+            assert b"\r\nSec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n" in answer
+            assert await socket.hear() == ["~wse:welcome", "/ws", None]
+        assert headers[-1]["X-Name"] == "café"
+        assert "Sec-WebSocket-Key" not in headers[-1]
+
+
+@pytest.mark.parametrize("target", ["/healthz", "/readyz", "/", "/page", "/absent"])
+@pytest.mark.parametrize("version", ["1.0", "1.1"])
+async def test_health_checks_of_every_kind_are_answered(listen, tmp_path, target, version):
+    (tmp_path / "page.html").write_text("page")
+    place = await listen(make_server(path="/ws", files={"/page": tmp_path / "page.html"}))
+    answers = []
+    for method in ("GET", "HEAD"):
+        async with await RawSocket.open(place.url) as socket:
+            host = "" if version == "1.0" else "Host: localhost\r\n"
+            socket.writer.write(f"{method} {target} HTTP/{version}\r\n{host}\r\n".encode())
+            head, _, body = (await soon(socket.reader.read())).partition(b"\r\n\r\n")
+            answers.append(([line for line in head.split(b"\r\n") if not line.startswith(b"Date:")], body))
+    (get, body), (head, nothing) = answers
+    assert get == head
+    assert body
+    assert nothing == b""
+    assert b" 200 " in get[0] or target in ("/", "/absent")
+
+
+@pytest.mark.parametrize("method", ["POST", "OPTIONS", "BREW"])
+async def test_another_method_is_told_which_are_allowed(listen, method):
+    place = await listen(make_server())
+    async with await RawSocket.open(place.url) as socket:
+        status, headers, _ = await socket.request("/healthz", method=method)
+        assert (status, headers["allow"]) == (405, "GET, HEAD")
+
+
+async def test_a_head_that_is_too_large_is_refused(listen):
+    place = await listen(make_server())
+    async with await RawSocket.open(place.url) as socket:
+        status, _, _ = await socket.request("/", X_Name="x" * 16 * 1024)
+        assert status == 431
+    await place.connect()
+
+
+async def test_close_cuts_connections_whose_request_has_not_come():
+    """Browsers open some in advance."""
+    server = make_server(auth_timeout=0)
+    await server.start()
+    async with await RawSocket.open(server.url) as silent, await RawSocket.open(server.url) as half:
+        half.writer.write(b"GET / HTTP/1.1\r\nHost:")
+        async with await RawSocket.open(server.url) as answered:
+            assert (await answered.request("/healthz"))[0] == 200  # the server has accepted the others
+        await soon(server.close())
+        await silent.eof()
+        await half.eof()
+
+
+async def test_close_waits_for_an_answer_that_is_not_read_only_so_long(tmp_path, monkeypatch):
+    monkeypatch.setattr("wse.transports.picows.server.CLOSE_TIMEOUT", 0.05)
+    (tmp_path / "large").write_bytes(bytes(32 * 1024 * 1024))
+    server = make_server(auth_timeout=0, files={"/": tmp_path / "large"})
+    await server.start()
+    async with await RawSocket.open(server.url) as socket:
+        socket.writer.write(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        await soon(socket.reader.readuntil(b"\r\n\r\n"))
+        await soon(server.close())
+
+
+async def test_a_listed_origin_may_import_the_javascript_client(listen):
+    place = await listen(make_server(serve_client=True, origins=["http://localhost:5173", "https://*.example.com"]))
+    for origin, allowed in (
+        ("http://localhost:5173", "http://localhost:5173"),
+        ("https://app.example.com", "https://app.example.com"),
+        ("https://evil.example", None),
+        (None, None),
+    ):
+        for known in ("", "*"):
+            async with await RawSocket.open(place.url) as socket:
+                headers = {"Origin": origin} if origin else {}
+                status, answered, _ = await socket.request("/wse.js", If_None_Match=known, **headers)
+                assert status == (304 if known else 200)
+                assert answered.get("access-control-allow-origin") == allowed
+                assert answered["vary"] == "Origin"
+
+
+async def test_any_origin_may_import_the_javascript_client_where_any_may_connect(listen):
+    place = await listen(make_server(serve_client=True, origins="*"))
+    async with await RawSocket.open(place.url) as socket:
+        _, answered, _ = await socket.request("/wse.js", Origin="https://app.example")
+        assert answered["access-control-allow-origin"] == "*"
+        assert "vary" not in answered

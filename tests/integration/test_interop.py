@@ -136,7 +136,7 @@ async def raw_server():
         await server.wait_closed()
 
 
-async def upgrade(reader, writer, *frames, when=None):
+async def upgrade(reader, writer, *frames, when=None, protocol=JSON):
     """Answer the upgrade (`when` that happens), and send these frames in the same segment."""
     head = (await reader.readuntil(b"\r\n\r\n")).decode()
     if when is not None:
@@ -145,7 +145,7 @@ async def upgrade(reader, writer, *frames, when=None):
     accept = base64.b64encode(hashlib.sha1((key + "258EAFA5-E914-47DA-95CA-C5AB0DC85B11").encode()).digest()).decode()
     answer = (
         "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
-        f"Sec-WebSocket-Accept: {accept}\r\nSec-WebSocket-Protocol: {JSON}\r\n\r\n"
+        f"Sec-WebSocket-Accept: {accept}\r\nSec-WebSocket-Protocol: {protocol}\r\n\r\n"
     )
     writer.write(answer.encode() + b"".join(frames))
 
@@ -213,7 +213,7 @@ async def test_binary_messages_are_masked_too(raw_server):
     heard = asyncio.get_running_loop().create_future()
 
     async def handle(reader, writer):
-        await upgrade(reader, writer, from_server(BINARY, protocol.pack("~wse:welcome", 1)))
+        await upgrade(reader, writer, from_server(BINARY, protocol.pack("~wse:welcome", 1)), protocol=protocol.name)
         await read_frame(reader)
         heard.set_result([await read_frame(reader), await read_frame(reader)])
         await until_closed(reader, writer)

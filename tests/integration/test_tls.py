@@ -1,12 +1,14 @@
 """`wss:` at both sides."""
 
+import asyncio
+import logging
 import ssl
 
 import pytest
 from websockets.asyncio.client import connect as ws_connect
 from websockets.asyncio.server import serve as ws_serve
 
-from support.net import JSON, make_server, soon
+from support.net import JSON, RawSocket, make_server, soon
 from wse import ErrorCode, WseClient, WseError
 
 
@@ -55,3 +57,28 @@ async def test_speaking_plain_to_a_tls_server_fails_with_ws_error(listen, server
     with pytest.raises(WseError) as caught:
         await soon(client.connect())
     assert caught.value.code == ErrorCode.WS_CLIENT_ERROR
+
+
+@pytest.mark.parametrize("data", [b"", b"\x16\x03\x01\x02\x00\x01"])
+async def test_a_peer_that_hangs_up_in_the_handshake_leaves_one_line_at_debug(listen, server_ssl, caplog, data):
+    faults = []
+    asyncio.get_running_loop().set_exception_handler(lambda loop, context: faults.append(context))
+    place = await listen(make_server(ssl=server_ssl))
+    logged = asyncio.Event()
+    caplog.set_level(logging.DEBUG, "wse.picows")
+    caplog.handler.addFilter(lambda record: logged.set() or True)
+    async with await RawSocket.open(place.url) as socket:
+        socket.writer.write(data)
+        socket.writer.write_eof()
+        await soon(logged.wait())
+        await socket.eof()
+    assert [record.getMessage().split(":")[0] for record in caplog.records] == ["a TLS handshake failed"]
+    assert caplog.records[0].levelno == logging.DEBUG
+    assert faults == []
+
+
+async def test_close_does_not_wait_for_a_handshake(listen, server_ssl):
+    server = make_server(ssl=server_ssl, auth_timeout=0)
+    await server.start()
+    async with await RawSocket.open(server.url):
+        await soon(server.close())

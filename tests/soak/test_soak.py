@@ -6,7 +6,7 @@ from soak.soak import CLIENTS, soak
 from support.counts import raise_file_limit
 
 
-@pytest.mark.xdist_group("soak")
+@pytest.mark.slow
 @pytest.mark.filterwarnings("error")
 async def test_soak():
     if raise_file_limit() < CLIENTS + 200:

@@ -10,6 +10,7 @@ import asyncio
 import heapq
 import itertools
 from collections import deque
+from typing import ClassVar
 
 from wse.client.session import ClientOpening, ClientSession
 from wse.core.heartbeat import Heartbeat
@@ -34,7 +35,10 @@ class FakeTimer:
 class FakeScheduler:
     """A `wse.core.ports.scheduling.Scheduler` whose clock and turns the test moves."""
 
+    made: ClassVar[list[FakeScheduler]] = []  # by the test that runs
+
     def __init__(self):
+        self.made.append(self)
         self.now = 1000.0
         self.unheard = []  # what asyncio would log: exceptions that nobody has retrieved
         self.tasks = []
@@ -101,6 +105,11 @@ class FakeScheduler:
     @property
     def unfinished(self):
         return [task for task in self.tasks if not task.done()]
+
+    @property
+    def unseen(self):
+        """The exceptions that tasks ended with and that nobody has retrieved."""
+        return [task.exception() for task in self.tasks if task.done() and task._log_traceback]
 
     # What asyncio's futures and tasks ask of a loop.
 
@@ -266,7 +275,13 @@ class ServerSide(Side):
     ):
         super().__init__(**options)
         heartbeat = heartbeat or Heartbeat(interval=0)
-        self.hub = Hub(self.endpoint, conns_per_user=conns_per_user, auth_timeout=auth_timeout, heartbeat=heartbeat)
+        self.hub = Hub(
+            self.endpoint,
+            conns_per_user=conns_per_user,
+            auth_timeout=auth_timeout,
+            heartbeat=heartbeat,
+            clock=lambda: self.scheduler.now,
+        )
         self.hub.network = SingleNode(self.hub)
         self.hub.identify = identify
         self.hub.generator = generator
@@ -301,12 +316,19 @@ class Owner:
 
     def session_welcomed(self, session, welcome):
         self.log.append(("welcomed", welcome))
+        session.release_input()
 
     def session_failed(self, session, error):
         self.log.append(("failed", error))
 
     def session_ended(self, session, code, reason):
         self.log.append(("ended", code, str(reason)))
+
+    def socket_closed(self, session):
+        self.log.append(("socket closed",))
+
+    def identity_asked(self, session):
+        self.log.append(("identity asked",))
 
     def message_ignored(self, type, payload, stamp):
         self.log.append(("ignored", type, payload, stamp))

@@ -29,6 +29,8 @@ from wse.transports.memory import MemoryLink
 from wse.transports.request import HttpRequest
 
 JSON = "wse-default-json"
+OFFERS = {"auth": {}, "limits": {"message_size": 1024 * 1024}}
+"""The extensions that every client offers."""
 TIMEOUT = 5.0
 """Seconds until a test that waits for something gives up; nothing waits that long when all is well."""
 
@@ -631,7 +633,8 @@ class RawSocket:
     async def eof(self):
         """The server has closed the socket."""
         with suppress(ConnectionError):
-            assert await soon(self.reader.read()) == b""
+            rest = await soon(self.reader.read())
+            assert rest == b"", rest
 
     @classmethod
     @asynccontextmanager

@@ -1,10 +1,11 @@
 """What type checkers must make of the public API: checked by mypy and pyright, run by nobody."""
 
-from collections.abc import Hashable
+from datetime import UTC, datetime
 from typing import Any, assert_type
 
 from wse import (
     Backoff,
+    Challenge,
     ClientStatus,
     DeviceInfo,
     ErrorCode,
@@ -32,7 +33,15 @@ server = WseServer(port=0, conns_per_user=3, protocol=[WseJSON(), WseMsgpack()],
 async def identify(auth: Handshake) -> None:
     assert_type(auth.meta, dict[str, Any])
     assert_type(auth.request.path, str)
-    auth.accept(1, {"hello": auth.identity})
+    if auth.request.path == "/closed":
+        auth.refuse("closed", retry=True)
+    auth.accept(1, {"hello": auth.identity}, expires=datetime.now(UTC))
+    auth.accept(1, expires=1_900_000_000)
+
+
+@server.reauthenticate
+async def reauthenticate(conn: WseConnection, identity: Any) -> datetime | None:
+    return None
 
 
 @server.use_challenge
@@ -52,6 +61,13 @@ assert_type(add(None, {}), int)  # type: ignore[arg-type]  # pyright: ignore[rep
 def chat(conn: WseConnection, message: str) -> None:
     server.broadcast("chat", message)
     server.send(conn.cid, "chat", exclude=conn)
+    assert_type(conn.client, WseIdentity)
+    conn.client.send("chat", message, exclude=conn)
+    conn.extend(datetime.now(UTC))
+    conn.extend(None)
+    assert_type(conn.expires, float | None)
+    assert_type(conn.challenge, Challenge | None)
+    conn.server.broadcast("chat", message)
     room = server.room("tea")
     room.add(conn)
     room.send("chat", message, exclude=conn.cid)
@@ -83,7 +99,7 @@ async def use() -> None:
         assert_type(server.ready, bool)
         assert_type(await server.call("ann", "where", mode="all"), list[Any])
         assert_type(await server.devices("ann"), list[DeviceInfo])
-        assert_type([cid async for cid in server.users()], list[Hashable])
+        assert_type([cid async for cid in server.users()], list[Any])
         assert_type(await server.when.left.wait(timeout=1), tuple[WseIdentity, int, str])
     client = WseClient("ws://x", reconnect=True, backoff=Backoff(cap=3), identity=Scram("ada", "secret"))
     assert_type(await client.when.closed.wait(), tuple[int, str])

@@ -59,7 +59,7 @@ ALLOWED = {
 LIBRARIES = {
     "core/": {"msgspec"},
     "protocols/": {"msgspec"},
-    "transports/picows/": {"multidict", "picows"},
+    "transports/picows/": {"aiofastnet", "multidict", "picows"},
     "transports/aiohttp.py": {"aiohttp"},
     "auth/": {"scramp"},
     "brokers/nats/connection.py": {"nats"},
@@ -128,9 +128,9 @@ def test_the_package_itself_only_re_exports() -> None:
 def test_everything_public_is_there() -> None:
     assert {
         "Backoff", "BlockingPublisher", "Challenge", "Channel", "ClientStatus", "CloseReason", "ClusterSettings",
-        "Compression", "Credentials", "DeviceInfo", "ErrorCode", "ExposeErrors", "Handshake", "Heartbeat",
-        "InternalTypes", "Limits", "Overflow", "Protocol", "Publisher", "ReadyState", "Room", "Signal", "Stats",
-        "WseClient", "WseConnection", "WseError", "WseIdentity", "WseJSON", "WseMsgpack", "WseServer",
+        "Compression", "Credentials", "DeviceInfo", "ErrorCode", "ExposeErrors", "ExtensionTypes", "Handshake",
+        "Heartbeat", "InternalTypes", "Limits", "Overflow", "Protocol", "Publisher", "ReadyState", "Room", "Signal",
+        "Stats", "WseClient", "WseConnection", "WseError", "WseIdentity", "WseJSON", "WseMsgpack", "WseServer",
         "js_client_path",
     } == set(wse.__all__)  # fmt: skip
     assert all(hasattr(wse, name) for name in wse.__all__)

@@ -9,7 +9,7 @@ import pytest
 from aiohttp import WSMsgType
 
 from support.net import JSON, RawSocket, ServerLog, accept_all, frame, frameworks, hi, make_server, soon
-from wse import ErrorCode, WseError, WseServer
+from wse import ErrorCode, Heartbeat, WseError, WseServer
 from wse.core.packed import Packed
 from wse.transports import awaited
 from wse.transports.aiohttp import AiohttpLink
@@ -35,7 +35,7 @@ class Session:
         self.on_message(message)
 
     def violated(self, code, problem):
-        self.log.append(("violated", code))
+        self.log.append(("violated", code, problem))
 
     def closed(self, code, reason):
         self.log.append(("closed", code, reason))
@@ -57,7 +57,9 @@ class Link(AwaitedLink):
         self.open = asyncio.Event()  # sends return
         self.open.set()
         self.error = None
-        self.was_cut = False
+        self.sending = False
+        self.given_up = []  # messages whose sending was cancelled
+        self.cuts = 0
 
     def _receive(self):
         return self.incoming.get()
@@ -68,14 +70,22 @@ class Link(AwaitedLink):
     async def _send(self, message):
         if self.error is not None:
             raise self.error
-        await self.open.wait()
-        self.sent.append(message)
+        assert not self.sending, "a framework takes one message at a time"
+        self.sending = True
+        try:
+            await self.open.wait()
+            self.sent.append(message)
+        except asyncio.CancelledError:
+            self.given_up.append(message)
+            raise
+        finally:
+            self.sending = False
 
     async def _send_close(self, code, reason):
         await self._send((code, reason))
 
     def _cut(self):
-        self.was_cut = True
+        self.cuts += 1
 
     def start(self):
         self.session = session = Session(self)
@@ -105,6 +115,59 @@ async def test_what_a_session_writes_leaves_in_order_and_the_close_last():
     await soon(link.task)
     assert session.log == ["go", ("closed", 4001, "")]
     assert link.remote_addr == "10.0.0.1"
+
+
+async def test_a_message_without_an_answer_does_not_keep_back_what_is_written_later():
+    link = Link()
+    session = link.start()
+    link.incoming.put_nowait("go")
+    await link.turn()
+    assert session.log == ["go"]
+    link.write("later")
+    await link.turn()
+    assert link.sent == ["later"]
+    link.incoming.put_nowait((1000, ""))
+    await soon(link.task)
+
+
+@pytest.mark.parametrize("when", ["opened", "answering", "later"])
+async def test_messages_are_handed_to_the_framework_one_at_a_time(when):
+    link = Link()
+    link.open.clear()
+
+    def write(*_):
+        for message in ("a", "b", "c"):
+            link.write(message)
+
+    session = Session(link)
+    link.task = asyncio.ensure_future(link.run(lambda link: (when == "opened" and write(), session)[1]))
+    await link.turn()
+    if when == "answering":
+        session.on_message = write
+        link.incoming.put_nowait("go")
+    elif when == "later":
+        write()
+    await link.turn()
+    link.open.set()
+    await link.turn()
+    assert link.sent == ["a", "b", "c"]
+    link.incoming.put_nowait((1000, ""))
+    await soon(link.task)
+
+
+async def test_a_close_in_answer_to_a_message_is_sent_at_once_and_once():
+    link = Link()
+    session = link.start()
+    session.on_message = lambda message: link.close(4001, "bye")
+    link.incoming.put_nowait("go")
+    await link.turn()
+    assert link.sent == [(4001, "bye")]
+    link.incoming.put_nowait("under way")
+    await link.turn()
+    assert link.sent == [(4001, "bye")]
+    link.incoming.put_nowait((4001, ""))
+    await soon(link.task)
+    assert session.log == ["go", "under way", ("closed", 4001, "")]
 
 
 async def test_a_close_while_the_session_is_opened_needs_no_message():
@@ -161,6 +224,24 @@ async def test_above_the_high_water_mark_the_session_is_held_back_until_all_is_s
     await link.turn()
     assert session.log == [("writable", False), ("writable", True)]
     assert link.buffered == 0
+    link.write("y")
+    await link.turn()
+    assert session.log == [("writable", False), ("writable", True)]
+    link.write("x" * (HIGH_WATER + 1))
+    assert session.log == [("writable", False), ("writable", True), ("writable", False)]
+    link.incoming.put_nowait((1000, ""))
+    await soon(link.task)
+
+
+async def test_at_the_high_water_mark_the_session_goes_on():
+    link = Link()
+    session = link.start()
+    await link.turn()
+    link.write("x" * HIGH_WATER)
+    assert session.log == []
+    link.write("x")
+    assert session.log == [("writable", False)]
+    await link.turn()
     link.incoming.put_nowait((1000, ""))
     await soon(link.task)
 
@@ -182,7 +263,8 @@ async def test_the_limit_counts_bytes(message, fits):
     link.incoming.put_nowait(message)
     link.incoming.put_nowait((1000, ""))
     await soon(link.task)
-    assert session.log == [message if fits else ("violated", 1009), ("closed", 1000, "")]
+    too_large = ("violated", 1009, "a message is larger than 100 bytes")
+    assert session.log == [message if fits else too_large, ("closed", 1000, "")]
 
 
 async def test_when_a_send_fails_what_the_peer_had_sent_before_still_counts():
@@ -201,6 +283,28 @@ async def test_when_a_send_fails_what_the_peer_had_sent_before_still_counts():
     assert link.buffered == 0
 
 
+@pytest.mark.parametrize("failing", ["message", "close"])
+async def test_after_a_send_has_failed_nothing_more_is_sent(failing):
+    link = Link()
+    session = link.start()
+    await link.turn()
+    link.error = OSError("gone")
+    if failing == "message":
+        link.write("to nobody")
+        link.write("x" * (HIGH_WATER + 1))
+    else:
+        link.close(1000, "to nobody")
+    await link.turn()
+    link.error = None
+    link.incoming.put_nowait("last words")
+    await link.turn()
+    link.incoming.put_nowait((4001, "bye"))
+    await soon(link.task)
+    assert link.sent == []
+    assert ("writable", True) not in session.log
+    assert session.log[-2:] == ["last words", ("closed", 4001, "bye")]
+
+
 async def test_when_a_send_fails_and_the_framework_tells_nothing_more_the_connection_is_cut():
     link = Link()
     session = link.start()
@@ -209,7 +313,7 @@ async def test_when_a_send_fails_and_the_framework_tells_nothing_more_the_connec
     link.write("to nobody")
     await soon(link.task)
     assert session.log == [("closed", 1006, "")]
-    assert link.was_cut
+    assert link.cuts == 1
 
 
 async def test_when_the_close_fails_the_connection_is_cut():
@@ -222,8 +326,11 @@ async def test_when_the_close_fails_the_connection_is_cut():
     assert session.log == [("closed", 1006, "")]
 
 
-@pytest.mark.parametrize("code", [1000, 1012])
-async def test_a_peer_that_does_not_answer_the_close_is_cut(code):
+@pytest.mark.parametrize(("code", "timeout"), [(1000, "CLOSE_TIMEOUT"), (1012, "SHUTDOWN_TIMEOUT")])
+async def test_a_peer_that_does_not_answer_the_close_is_cut(code, timeout, monkeypatch):
+    monkeypatch.setattr(awaited, "CLOSE_TIMEOUT", 60)
+    monkeypatch.setattr(awaited, "SHUTDOWN_TIMEOUT", 60)
+    monkeypatch.setattr(awaited, timeout, 0.02)
     link = Link()
     session = link.start()
     await link.turn()
@@ -231,7 +338,7 @@ async def test_a_peer_that_does_not_answer_the_close_is_cut(code):
     await soon(link.task)
     assert link.sent == [(code, "bye")]
     assert session.log == [("closed", 1006, "")]
-    assert link.was_cut
+    assert link.cuts == 1
     assert link.task.cancelling() == 0
 
 
@@ -254,12 +361,39 @@ async def test_abort_ends_the_connection_and_not_the_framework_s_task():
     await link.turn()
     link.abort()
     link.abort()
-    link.write("late")
+    link.write("x" * (HIGH_WATER + 1))
     link.close(1000, "late")
+    assert link.buffered == 0
     await soon(link.task)
     assert session.log == [("closed", 1006, "")]
     assert link.task.cancelling() == 0
+    assert (link.sent, link.cuts) == ([], 1)
+
+
+async def test_after_the_end_nothing_is_written_or_cut():
+    link = Link()
+    session = link.start()
+    link.incoming.put_nowait((1000, ""))
+    await soon(link.task)
+    link.write("late")
+    link.close(1000, "late")
     link.abort()
+    await link.turn()
+    assert (link.sent, link.buffered, link.cuts) == ([], 0, 0)
+    assert session.log == [("closed", 1000, "")]
+
+
+async def test_a_message_that_is_stuck_is_given_up_when_the_connection_ends():
+    link = Link()
+    link.start()
+    await link.turn()
+    link.open.clear()
+    link.write("stuck")
+    await link.turn()
+    link.incoming.put_nowait((1000, ""))
+    await soon(link.task)
+    await link.turn()
+    assert (link.sent, link.given_up) == ([], ["stuck"])
 
 
 async def test_an_abort_from_within_ends_even_a_task_that_need_not_wait():
@@ -375,6 +509,28 @@ async def test_a_connection_starts_the_server_when_there_is_no_lifespan():
     assert request.cookies == {"a": "b"}
     assert request.headers["X-Name"] == "é"
     assert request.native is web.scope
+
+
+async def test_connections_of_a_web_server_are_not_pinged_by_us():
+    server = WseServer(accept_all, heartbeat=Heartbeat(interval=0.01, timeout=0.01))
+    web = await Web(server.asgi).accepted()
+    web.feed("websocket.receive", text=hi())
+    await web.message()
+    await asyncio.sleep(0.1)  # ten times as long as a silent peer would have
+    assert not web.task.done()
+    web.feed("websocket.disconnect")
+    await soon(web.task)
+    await server.close()
+
+
+@pytest.mark.parametrize("scope", [{}, {"extensions": {"websocket.http.response": {}}}], ids=["close", "response"])
+async def test_a_refused_origin_is_refused_and_nothing_more(scope):
+    server = WseServer(accept_all)
+    web = Web(server.asgi, headers=[(b"origin", b"https://evil.example")], **scope)
+    await soon(web.task)
+    said = [web.outgoing.get_nowait()["type"] for _ in range(web.outgoing.qsize())]
+    assert said in (["websocket.close"], ["websocket.http.response.start", "websocket.http.response.body"])
+    await server.close()
 
 
 @pytest.mark.parametrize(

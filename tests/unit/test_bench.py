@@ -272,6 +272,7 @@ async def test_the_floor_stands_the_load(program, floor, mode, window):
     assert result["ops"] >= 20
 
 
+@pytest.mark.slow
 def test_a_quick_run_of_ours_beside_the_floor(program, tmp_path):
     program("load")  # skips without a compiler
     out = tmp_path / "results.json"
@@ -357,6 +358,7 @@ async def test_held_connections_have_users_of_their_own_until_input_ends(program
     assert await asyncio.wait_for(process.wait(), 30) == 0
 
 
+@pytest.mark.slow
 def test_a_quick_run_of_clusters(program, tmp_path):
     program("load")  # skips without a compiler
     out = tmp_path / "results.json"

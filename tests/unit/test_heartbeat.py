@@ -52,6 +52,15 @@ def test_a_peer_that_is_heard_is_not_pinged(side):
     assert peer.link.pings_sent == 0
 
 
+def test_a_peer_that_sends_messages_but_no_pongs_is_kept(side):
+    peer = side.join()
+    for _ in range(12):
+        side.scheduler.advance(15)
+        peer.link.heard = True
+        side.scheduler.advance(10)
+    assert not peer.link.aborted
+
+
 def test_a_pong_tells_the_round_trip_time_and_begins_anew(side):
     peer = side.join()
     assert peer.conn.rtt is None
@@ -79,7 +88,7 @@ def test_a_message_that_comes_slowly_keeps_its_connection(side):
     side.scheduler.advance(600)
     assert peer.link.pings_sent == 1
     assert not peer.link.aborted
-    peer.link.silent_for = 21.0
+    peer.link.silent_for = 20.0
     side.scheduler.advance(5)
     assert peer.link.aborted
 
@@ -102,6 +111,18 @@ def test_the_timer_ends_with_the_last_connection_and_comes_back_with_the_next(si
     assert again.link.pings_sent == 1
 
 
+def test_the_timer_ends_with_a_server_that_closes_and_comes_back_with_its_next_connection(side):
+    peer = side.join()
+    closing = side.scheduler.start(side.hub.close(1001, "bye"))
+    peer.session.closed(1001, "bye")
+    side.scheduler.run()
+    assert closing.done()
+    assert side.scheduler.timers == []
+    again = side.join()
+    side.scheduler.advance(30)
+    assert again.link.pings_sent == 1
+
+
 def test_one_timer_serves_all_connections(side):
     peers = [side.join(f"user {n}") for n in range(50)]
     assert len(side.scheduler.timers) == 1
@@ -119,5 +140,9 @@ def test_links_that_cannot_ping_are_left_alone(side):
 
 def test_an_interval_of_0_never_pings():
     side = ServerSide(heartbeat=Heartbeat(interval=0), auth_timeout=0)
-    side.join()
+    peer = side.join()
     assert side.scheduler.timers == []
+    closing = side.scheduler.start(side.hub.close(1001, "bye"))
+    peer.session.closed(1001, "bye")
+    side.scheduler.run()
+    assert closing.result() is None

@@ -32,6 +32,10 @@ def test_a_burst_lets_a_message_through():
         Limits(message_rate=1, message_burst=0.5)
 
 
+def test_a_burst_of_one_message_is_allowed():
+    assert Limits(message_rate=1, message_burst=1).message_burst == 1
+
+
 def test_handlers_may_end_with_their_connection_at_once_but_not_before():
     assert Limits(handler_linger=0).handler_linger == 0
     with pytest.raises(ValueError, match="handler_linger"):
@@ -55,6 +59,14 @@ def nested(depth, kind=list):
 @given(depth=st.integers(0, 30), limit=st.integers(1, 30))
 def test_nesting_is_counted_in_levels_of_arrays_and_objects(kind, depth, limit):
     assert nests_deeper(nested(depth, kind), limit) == (depth > limit)
+
+
+def test_arrays_and_objects_in_each_other_count_as_one_level_each():
+    value = {}
+    for _ in range(10):
+        value = {"a": [value]}
+    assert nests_deeper(value, 20)
+    assert not nests_deeper(value, 21)
 
 
 def test_a_deep_value_is_found_beside_flat_ones():
@@ -164,8 +176,8 @@ def test_calls_above_the_limit_are_answered_with_its_name(side):
     assert peer.heard == [("~wse:response", 1, 9)]
 
 
-def test_a_call_that_has_been_answered_makes_room_for_another():
-    side = ServerSide(limits=Limits(incoming_calls=1))
+def test_a_call_that_has_been_answered_makes_room_for_one_other():
+    side = ServerSide(limits=Limits(incoming_calls=2))
     gates = []
 
     @side.endpoint.procedures.register("wait")
@@ -174,11 +186,17 @@ def test_a_call_that_has_been_answered_makes_room_for_another():
         await gates[-1]
 
     peer = side.join()
-    for stamp in (1, 2):
-        peer.say("wait", None, stamp)
-        gates[-1].set_result(None)
-        side.scheduler.run()
-    assert [kind for kind, _, _ in peer.heard] == ["~wse:response"] * 2
+    peer.say("wait", None, 1)
+    peer.say("wait", None, 2)
+    gates[0].set_result(None)
+    side.scheduler.run()
+    assert peer.heard == [("~wse:response", None, 1)]
+    peer.say("wait", None, 3)
+    assert len(gates) == 3
+    peer.say("wait", None, 4)
+    assert len(gates) == 3
+    ((kind, payload, stamp),) = peer.heard
+    assert (kind, payload["details"]["limit"], stamp) == ("~wse:response-err", "incoming_calls", 4)
 
 
 @pytest.mark.parametrize("side", sides(handlers=2), ids=["server", "client"])
@@ -407,6 +425,25 @@ def test_no_timer_keeps_a_connection_whose_handlers_have_ended():
     gate.set_result(None)
     side.scheduler.run()
     assert side.scheduler.timers == []
+
+
+def test_a_handler_that_ends_does_not_spare_another_that_lingers():
+    side = ServerSide(limits=Limits(handler_linger=5))
+    gates = [side.scheduler.create_future(), side.scheduler.create_future()]
+
+    async def chat(conn, payload):
+        await gates[payload]
+
+    side.endpoint.channel.on("chat", chat)
+    peer = side.join()
+    peer.say("chat", 0)
+    peer.say("chat", 1)
+    peer.session.closed(1001, "")
+    gates[0].set_result(None)
+    side.scheduler.run()
+    side.scheduler.advance(6)
+    assert side.error.code == ErrorCode.HANDLER_CANCELLED
+    assert side.scheduler.unfinished == []
 
 
 @pytest.mark.parametrize("which", [ServerSide, ClientSide], ids=["server", "client"])

@@ -223,6 +223,15 @@ def test_with_a_choice_messages_give_way_and_the_connection_lives(side, kind, le
     assert [payload[0] for _, payload in heard(peer)] == left
 
 
+def test_each_message_that_gives_way_is_counted():
+    side = ServerSide(limits=Limits(send_buffer=100), overflow={"chat": Overflow.DROP_NEWEST})
+    peer = side.join()
+    peer.session.writable(False)
+    for _ in range(3):
+        peer.session.send("chat", "x" * 80)
+    assert side.endpoint.counters.limits == {"send_buffer": 2}
+
+
 def test_a_broadcast_waits_for_the_slow_and_for_nobody_else():
     side = ServerSide(limits=Limits(send_buffer=1000), overflow={"price": "latest"})
     slow, quick = side.join("slow"), side.join("quick")

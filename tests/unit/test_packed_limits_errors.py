@@ -118,7 +118,7 @@ def test_a_negative_timeout_is_refused():
 @pytest.mark.parametrize(("conns", "auth", "what"), [(0, 1, "conns_per_user"), (1, -1, "auth_timeout")])
 def test_a_hub_refuses_settings_out_of_range(conns, auth, what):
     with pytest.raises(ValueError, match=what):
-        Hub(endpoint(), conns_per_user=conns, auth_timeout=auth, heartbeat=Heartbeat())
+        Hub(endpoint(), conns_per_user=conns, auth_timeout=auth, heartbeat=Heartbeat(), clock=lambda: 0.0)
 
 
 def test_a_hub_without_an_identify_handler_opens_nothing():
@@ -197,3 +197,10 @@ def test_a_listener_of_error_that_raises_is_logged_and_nothing_more(caplog):
     emit_error(signal, WseError("app.x"))
     assert "listener broke" in caplog.text
     assert "app.x" in caplog.text
+
+
+def test_the_names_of_the_originals_documentation_are_aliases():
+    assert ErrorCode.CONNECTION_NOT_READY is ErrorCode.CLIENT_NOT_READY
+    assert ErrorCode.NO_CLIENT_CONNECTION is ErrorCode.CONNECTION_MISSING
+    assert ErrorCode.MESSAGE_PROCESSING_ERROR is ErrorCode.MSG_PROCESSING_ERROR
+    assert CloseReason.PROTOCOL_ERR is CloseReason.PROTOCOL_ERROR

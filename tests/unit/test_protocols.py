@@ -12,7 +12,7 @@ import msgspec
 import pytest
 
 from support.core import ServerSide
-from wse import InternalTypes, Protocol, WseJSON, WseMsgpack
+from wse import ExtensionTypes, InternalTypes, Protocol, WseJSON, WseMsgpack
 
 
 @dataclasses.dataclass
@@ -184,4 +184,4 @@ def test_the_types_of_a_protocol_are_its_own():
     peer.say("~wse:hi", None)  # an unknown type like any other here
     assert peer.heard[0][0] == 15
     assert side.names("ignored") == [("ignored", "ann", "~wse:hi", None)]
-    assert Numbers().reserved == {10, 11, 12, 13, 14, 15}
+    assert Numbers().reserved == {10, 11, 12, 13, 14, 15} | ExtensionTypes().names()

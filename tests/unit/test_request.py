@@ -2,7 +2,7 @@
 
 import pytest
 
-from wse.transports.request import CompactHeaders, HttpRequest, offered_subprotocols
+from wse.transports.request import CompactHeaders, HttpRequest, tokens
 
 HEADERS = CompactHeaders([("Host", "example.org"), ("X-Many", "one"), ("Cookie", "a=1; b=x%20y"), ("x-many", "two")])
 
@@ -19,6 +19,30 @@ def test_the_target_is_taken_apart():
 def test_cookies_are_taken_apart():
     assert HttpRequest("/", HEADERS, "").cookies == {"a": "1", "b": "x%20y"}
     assert HttpRequest("/", CompactHeaders([]), "").cookies == {}
+
+
+@pytest.mark.parametrize(
+    ("cookie", "value"),
+    [
+        ("a=1", "1"),
+        ("a=1; a=2", "2"),
+        (" a = 1 ", "1"),
+        ("a=b=c", "b=c"),
+        ('a="b c"', "b c"),
+        (r'a="\054\"\\"', ',"\\'),
+        ('a="', '"'),
+        ("a=", ""),
+        ("A=1", None),
+        ("a", None),
+        ("", None),
+    ],
+)
+def test_a_cookie_has_the_value_that_other_libraries_give_it(cookie, value):
+    assert HttpRequest("/", {"cookie": cookie}, "").cookies.get("a") == value
+
+
+def test_cookies_may_come_in_several_lines():
+    assert HttpRequest("/", CompactHeaders([("Cookie", "a=1"), ("cookie", "b=2")]), "").cookies == {"a": "1", "b": "2"}
 
 
 def test_what_may_be_secret_is_not_shown():
@@ -48,5 +72,5 @@ def test_headers_are_counted_and_listed_once_by_name():
     ("values", "names"),
     [([], []), (["a"], ["a"]), (["a, b", "c"], ["a", "b", "c"]), ([" ,a,,"], ["a"])],
 )
-def test_offered_subprotocols_keep_the_clients_order(values, names):
-    assert offered_subprotocols(values) == names
+def test_tokens_keep_the_clients_order(values, names):
+    assert tokens(values) == names

@@ -103,6 +103,25 @@ def test_entering_and_leaving_fire_once():
     assert side.members("other") == {"ann"}
 
 
+def test_leaving_a_room_does_nothing_to_a_member_of_another():
+    side = Side()
+    ann = side.join("ann")
+    side.room("tea").add(ann.conn)
+    side.room("cake").discard(ann.conn)
+    assert side.members("tea") == {"ann"}
+    assert side.members("cake") == set()
+
+
+def test_a_connection_that_has_left_one_of_its_rooms_leaves_the_others_at_its_end():
+    side = Side()
+    ann = side.join("ann")
+    for name in ("tea", "cake"):
+        side.room(name).add(ann.conn)
+    side.room("tea").discard(ann.conn)
+    ann.session.closed(1001, "")
+    assert (side.hub.rooms._members, side.hub.rooms._rooms_of) == ({}, {})
+
+
 def test_a_room_keeps_nothing_of_connections_that_have_ended_or_are_not_accepted():
     side = Side()
     ended, stranger = side.join("ann"), side.open()

@@ -57,6 +57,13 @@ def test_a_listener_that_raises_is_reported_and_the_next_one_and_the_connection_
     assert peer.session.valid
 
 
+def test_a_listener_may_return_anything(side):
+    side.endpoint.channel.on("chat", lambda *args: 5)
+    side.join().say("chat", 1)
+    side.scheduler.run()
+    assert side.errors == []
+
+
 def test_an_async_listener_that_raises_is_reported(side):
     async def bad(*args):
         raise RuntimeError("no")
@@ -235,7 +242,8 @@ def test_a_procedure_that_raises_is_answered_and_reported(side, how):
     peer.say("fail", 5, "s")
     side.scheduler.run()
     details = {"origin": {"name": "ValueError", "message": "no good"}, "rp": "fail", "rpc": "fail", "payload": 5}
-    assert answer(peer) == ("~wse:response-err", {"code": "wse.server.rp.failed", "details": details}, "s")
+    wire = {"code": "wse.server.rp.failed", "message": "no good", "details": details}
+    assert answer(peer) == ("~wse:response-err", wire, "s")
     assert side.error.code == ErrorCode.RP_EXECUTION_FAILED
     expected = {"rp": "fail", "type": "fail", "payload": 5, "stamp": "s"}
     assert side.error.details == expected | peer.session.context()
@@ -470,7 +478,7 @@ def test_a_call_whose_payload_cannot_be_encoded_is_not_sent_and_not_pending(side
 
 def test_a_call_before_the_welcome_cannot_be_sent(server):
     peer = server.open()
-    assert peer.call("info").exception().code == ErrorCode.RP_SEND_FAILED
+    assert peer.call("info").exception().code == ErrorCode.CLIENT_NOT_READY
     peer.session.forget_call(1)
     assert peer.session.pending_calls == 0
 
@@ -535,6 +543,17 @@ def test_sending_before_the_welcome_or_after_the_end_does_nothing(server):
     other.session.send("chat", 1)
     assert other.heard == []
     assert other.link.late == []
+
+
+def test_bytes_out_counts_messages_and_answers_to_the_byte(side):
+    side.endpoint.procedures.register("echo", lambda *args: args[-1])
+    peer = side.join()
+    counted, written = side.endpoint.counters.bytes_out, len(peer.link.sent)
+    peer.say("echo", "x", 7)
+    peer.session.send("news", "y")
+    new = peer.link.sent[written:]
+    assert len(new) == 2
+    assert side.endpoint.counters.bytes_out - counted == sum(len(data) for data in new)
 
 
 def test_a_broadcast_is_encoded_once_for_each_protocol():

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import functools
+from functools import partial
+from typing import Annotated
 
 import pytest
 
@@ -514,3 +516,96 @@ def test_procedures_and_channels_of_a_client_take_the_payload_alone():
     Channel(("payload",), allow).on("chat", lambda payload: 1)
     with pytest.raises(TypeError, match=r"\(payload\)"):
         Procedures(("payload",), allow).register("add", lambda conn, payload: 1)
+
+
+def test_all_listeners_of_a_type_or_of_all_types_can_be_removed(side):
+    channel = side.endpoint.channel
+    for kind in ("a", "b", "c"):
+        channel.on(kind, lambda conn, payload: None)
+        channel.once(kind, lambda conn, payload: None)
+    assert [channel.listener_count(kind) for kind in ("a", "b", "absent")] == [2, 2, 0]
+    channel.remove_all("a")
+    channel.remove_all("absent")
+    assert [channel.listener_count(kind) for kind in ("a", "b", "c")] == [0, 2, 2]
+    channel.remove_all()
+    assert [channel.listener_count(kind) for kind in ("a", "b", "c")] == [0, 0, 0]
+    peer = side.join()
+    peer.say("b", 1)
+    assert side.names("ignored") == [("ignored", "ann", "b", 1)]
+
+
+# Handlers that would do nothing, or never be called right.
+
+
+async def later(conn, payload): ...
+
+
+def test_a_decorator_without_its_name_says_how_it_is_written(side):
+    class Methods:
+        def method(self, conn, payload): ...
+
+    for fn in (later, lambda conn, payload: 1, Methods().method, print, partial(later, None)):
+        with pytest.raises(TypeError, match=r"@register\("):
+            side.endpoint.procedures.register(fn)
+        for decorator in (side.endpoint.channel.on, side.endpoint.channel.once):
+            with pytest.raises(TypeError, match=r"@channel\.on(ce)?\("):
+                decorator(fn)
+    assert side.endpoint.procedures.by_name == {}
+    assert side.endpoint.channel._by_type == {}
+
+
+async def yields_later(conn, payload):
+    yield 1
+
+
+def yields_now(conn, payload):
+    yield 1
+
+
+class Yielding:
+    async def __call__(self, conn, payload):
+        yield 1
+
+    async def method(self, conn, payload):
+        yield 1
+
+
+GENERATORS = [yields_later, yields_now, Yielding(), Yielding().method, partial(yields_later)]
+
+
+@pytest.mark.parametrize("fn", GENERATORS, ids=["async", "plain", "object", "method", "partial"])
+def test_a_generator_is_rejected_where_it_is_registered(side, channel, fn):
+    for register in (side.endpoint.procedures.register, channel.on, channel.once):
+        with pytest.raises(TypeError, match="generator"):
+            register("chat", fn)
+    with pytest.raises(TypeError, match="generator"):
+        check_handler(fn, "conn", "payload")
+
+
+@pytest.mark.parametrize("name", ["Depends", "Query", "Security"])
+def test_a_parameter_that_a_framework_would_fill_is_rejected(side, channel, name):
+    marker = type(name, (), {"__module__": "fastapi.params"})()
+
+    def by_default(conn, payload, db=marker): ...
+
+    def annotated(conn, payload, db): ...
+
+    annotated.__annotations__["db"] = Annotated[int, marker]
+    for fn in (by_default, annotated):
+        for register in (side.endpoint.procedures.register, channel.on):
+            with pytest.raises(TypeError, match="resolves no dependencies: get 'db'"):
+                register("chat", fn)
+
+
+def test_other_defaults_are_the_handlers_own_business(side, channel):
+    channel.on("chat", lambda conn, payload, n=1, log=print: None)
+    side.endpoint.procedures.register("add", lambda conn, payload, cache={}: 1)
+
+
+@pytest.mark.parametrize("fn", [None, "handler", 7, lambda: None, lambda a, b: None])
+def test_a_handler_with_a_code_is_both_kinds_of_error(fn):
+    with pytest.raises(TypeError) as caught:
+        check_handler(fn, "auth", code=ErrorCode.INVALID_CRA_GENERATOR)
+    assert isinstance(caught.value, WseError)
+    assert caught.value.code == ErrorCode.INVALID_CRA_GENERATOR
+    assert "(auth)" in str(caught.value)

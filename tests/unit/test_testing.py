@@ -101,3 +101,21 @@ async def test_drain_returns_and_a_dropped_client_hears_so():
     async with asyncio.timeout(TIMEOUT):
         while conn.ready_state is not ReadyState.CLOSED:
             await asyncio.sleep(0)
+
+
+async def test_an_application_finds_the_framework_s_request_that_the_test_has_made_up():
+    server = make_server(lambda auth: auth.accept(auth.request.native["user"]))
+    async with connect(server, native={"user": "ann"}):
+        assert list(server.clients) == ["ann"]
+        (conn,) = server.clients["ann"].conns.values()
+        assert conn.request.native == {"user": "ann"}
+    async with connect(server, native={"user": "ben"}) as client:
+        await soon(client.jump("ws://testserver/elsewhere"))
+        assert list(server.clients) == ["ben"]
+
+
+async def test_without_one_there_is_none():
+    server = make_server()
+    async with connect(server, "ann"):
+        (conn,) = server.clients["ann"].conns.values()
+        assert conn.request.native is None

@@ -10,7 +10,17 @@ from pathlib import Path
 import pytest
 
 from support.core import FakeLink, FakeScheduler, ServerSide
-from wse import Backoff, ClientStatus, CloseReason, ErrorCode, InternalTypes, ReadyState, WseClient, WseError
+from wse import (
+    Backoff,
+    ClientStatus,
+    CloseReason,
+    ErrorCode,
+    ExtensionTypes,
+    InternalTypes,
+    ReadyState,
+    WseClient,
+    WseError,
+)
 from wse.core.hub.handshake import State
 from wse.core.limits import Limits
 from wse.core.session.endpoint import Endpoint
@@ -127,6 +137,8 @@ def test_names_are_those_of_the_wire():
     types = InternalTypes()
     assert {name: getattr(types, name) for name in names["internal_types"]} == names["internal_types"]
     assert types.names() == set(names["internal_types"].values())
+    extensions = ExtensionTypes()
+    assert {name: getattr(extensions, name) for name in names["extension_types"]} == names["extension_types"]
     # Ours has more than the contract, after these.
     assert [reason.value for reason in CloseReason][: len(names["close_reasons"])] == names["close_reasons"]
     assert [code.value for code in ErrorCode][: len(names["error_codes"])] == names["error_codes"]
@@ -197,9 +209,11 @@ def add_application(endpoint, note):
     endpoint.procedures.register("unserializable", lambda *args: object())
 
 
-def without_message(message):
+def comparable(message):
     if message[0] == "~wse:response-err":
         message[1].pop("message", None)
+    if message[0] == "~wse:hi":
+        message[1].pop("ext", None)
     return message
 
 
@@ -220,7 +234,7 @@ class Conversation:
     def check_out(self, link, expected):
         start = self.read.get(id(link), 0)
         self.read[id(link)] = len(link.sent)
-        messages = [without_message(list(self.json.unpack(data))) for data in link.sent[start:]]
+        messages = [comparable(list(self.json.unpack(data))) for data in link.sent[start:]]
         assert all(json.loads(data)[2:] for data in link.sent[start:]), "three elements are always written"
         assert same_wire(messages, expected)
 

@@ -1,4 +1,4 @@
-"""The client: one user's device, with its connection kept up if so wished (WIRE.md section 6)."""
+"""The client: one device of a user, with optional reconnection (WIRE.md section 6)."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar, overload
 
 from wse.backoff import Backoff
 from wse.client.manager import UNSET, ConnectionManager
+from wse.client.request import checked_headers, checked_subprotocol
+from wse.client.retry import Retry, RetryRule
 from wse.client.signals import ClientSignals
 from wse.core.heartbeat import Heartbeat
 from wse.core.limits import Limits, Overflow
@@ -15,7 +17,7 @@ from wse.core.ports.protocol import Protocol
 from wse.core.session.endpoint import Endpoint, emit_error
 from wse.core.session.rpc import ExposeErrors
 from wse.core.session.signals import Channel, check_handler
-from wse.errors import CloseReason, WseError
+from wse.errors import CloseReason, ErrorCode, WseError
 from wse.protocols.json import WseJSON
 from wse.scheduler import AsyncioScheduler
 from wse.transports import picows
@@ -37,26 +39,33 @@ class WseClient:
     Entering it as a context manager connects, leaving it closes.
 
     Args:
-        url: Where the server is, `ws:` or `wss:`.
-        identity: Who we are: whatever the server's identify handler understands, or credentials that take part in
-            the handshake, such as `wse.auth.Scram`.
-        meta: What the server may want to know beside.
+        url: The address of the server, `ws:` or `wss:`.
+        identity: The client's identity: any value that the server's identify handler understands, or credentials that
+            take part in the handshake, such as `wse.auth.Scram`, or a function, plain or async, that returns one of
+            these. The function is asked before every attempt; an exception in it counts as a failed attempt. After a
+            refusal it is asked once more.
+        meta: Further facts about the client, for the server.
         reconnect: Reconnect when the connection is lost, after the waits that `backoff` gives.
-        timeout: Seconds that a call waits for its answer, and that a socket may take to open; 0 for ever.
+        retry: With `reconnect`, decides after which closes: `retry(code, reason)` returns `True` or `False`. It
+            replaces the default rule for every code but 4000. A server that cannot be reached counts as (1006, "").
+        timeout: Seconds that a call waits for its answer, and that an attempt to connect may take up to the welcome;
+            0 for ever.
         protocol: The message protocol; `WseJSON` by default.
         ssl: For `wss:`, an `ssl.SSLContext`; by default the system's certificates are trusted.
-        headers: Sent with the HTTP request that opens the WebSocket.
-        backoff: How long to wait before each attempt to reconnect.
-        limits: What the server may send.
-        compression: Ask the server for permessage-deflate; off by default.
-        overflow: What becomes of messages for a server that does not take them, by message type; see `Overflow`.
-        heartbeat: When a silent server is pinged, and given up.
-        expose_errors: What the server is told of exceptions in procedures that it calls; see `ExposeErrors`.
-        debug: Send stack traces of failing procedures to the server, too.
+        headers: Headers of the HTTP request that opens the WebSocket.
+        backoff: The waits before the attempts to reconnect.
+        limits: Limits on messages from the server.
+        compression: Offers permessage-deflate to the server; off by default.
+        overflow: The treatment of messages that a slow server does not take in time, by message type; see `Overflow`.
+        heartbeat: When a silent server is pinged, and when the connection is given up. On transports without pings the
+            client asks the server a question instead.
+        expose_errors: How much the server learns about exceptions in procedures that it calls; see `ExposeErrors`.
+        debug: Also send stack traces of failing procedures to the server.
         connector: Opens WebSockets; for tests and other transports.
 
     Raises:
-        ValueError: An argument out of its range.
+        ValueError: An argument is out of its range, or HTTP cannot carry it.
+        TypeError: `retry` cannot take `(code, reason)`.
     """
 
     def __init__(
@@ -66,6 +75,7 @@ class WseClient:
         identity: Any = "",
         meta: dict[str, Any] | None = None,
         reconnect: bool = False,
+        retry: RetryRule | None = None,
         timeout: float = 20.0,
         protocol: Protocol | None = None,
         ssl: ssl.SSLContext | None = None,
@@ -79,10 +89,12 @@ class WseClient:
         debug: bool = False,
         connector: Connector | None = None,
     ) -> None:
+        protocol = protocol or WseJSON()
+        checked_subprotocol(protocol.name)
         self._scheduler = AsyncioScheduler()
         self._endpoint = Endpoint(
             (),
-            protocols=(protocol or WseJSON(),),
+            protocols=(protocol,),
             scheduler=self._scheduler,
             timeout=timeout,
             limits=limits or Limits(),
@@ -98,22 +110,29 @@ class WseClient:
             url=url,
             identity=identity,
             meta=meta,
-            headers=dict(headers or {}),
-            connector=connector or partial(picows.connect, ssl=ssl, timeout=timeout, compression=compression),
-            reconnect=reconnect,
-            backoff=backoff or Backoff(),
+            headers=checked_headers(headers),
+            connector=connector or partial(picows.connect, ssl=ssl, compression=compression),
+            retry=Retry(reconnect=reconnect, backoff=backoff or Backoff(), rule=retry, report=self._endpoint.report),
             heartbeat=heartbeat or Heartbeat(),
+            scheduler=self._scheduler,
         )
 
     @property
     def url(self) -> str:
-        """Where the server is."""
+        """The address of the server."""
         return self._connections.url
 
     @property
     def status(self) -> ClientStatus:
-        """What the client is doing."""
+        """The state of the client."""
         return self._connections.status
+
+    @property
+    def gave_up(self) -> WseError | None:
+        """The reason why the client has no connection and does not try again; `None` while it has one or tries, and
+        after `close`.
+        """
+        return self._connections.gave_up
 
     @property
     def protocol(self) -> Protocol:
@@ -122,8 +141,8 @@ class WseClient:
 
     @property
     def rtt(self) -> float | None:
-        """Seconds that the last ping and its pong took; `None` before the first. A server that has been silent for
-        `Heartbeat.interval` is pinged.
+        """Seconds from the last ping to its pong; `None` before the first. The client pings a server that has been
+        silent for `Heartbeat.interval`.
         """
         session = self._connections.session
         return None if session is None else session.rtt
@@ -149,11 +168,11 @@ class WseClient:
 
         Args:
             name: The procedure, as the server registered it.
-            payload: What it gets.
+            payload: Its argument.
             timeout: Seconds to wait for the answer: `None` for the client's `timeout`, 0 for ever.
 
         Raises:
-            WseError: What the procedure raised, or `CLIENT_NOT_READY`, `RP_NOT_REGISTERED`, `RP_TIMEOUT`,
+            WseError: The error that the procedure raised, or `CLIENT_NOT_READY`, `RP_NOT_REGISTERED`, `RP_TIMEOUT`,
                 `RP_DISCONNECT`, `RP_SEND_FAILED` (WIRE.md section 4).
         """
         return await self._connections.ready_session().call(name, payload, timeout)
@@ -163,7 +182,7 @@ class WseClient:
     @overload
     def register(self, name: MessageType) -> Callable[[F], F]: ...
     def register(self, name: MessageType, fn: F | None = None) -> F | Callable[[F], F]:
-        """Let the server call `fn(payload)` under that name; without `fn`, a decorator.
+        """Register `fn(payload)` as a procedure that the server can call; without `fn`, a decorator.
 
         Raises:
             WseError: `RP_ALREADY_REGISTERED`; `PROTOCOL_VIOLATION`, for a name that is WSE's own.
@@ -173,7 +192,7 @@ class WseClient:
         return procedures.register(name) if fn is None else procedures.register(name, fn)
 
     def unregister(self, name: MessageType) -> None:
-        """Take a procedure away.
+        """Remove a procedure.
 
         Raises:
             WseError: `RP_NOT_REGISTERED`.
@@ -184,9 +203,9 @@ class WseClient:
         """Set the handler that answers the server's quest, `fn(quest)`; usable as a decorator.
 
         Raises:
-            TypeError: `fn` cannot take `(quest)`.
+            WseError: `INVALID_CRA_HANDLER`, which is also a `TypeError`: `fn` cannot take `(quest)`.
         """
-        check_handler(fn, "quest")
+        check_handler(fn, "quest", code=ErrorCode.INVALID_CRA_HANDLER)
         self._connections.respond = fn
         return fn
 
@@ -195,40 +214,61 @@ class WseClient:
     async def connect(self, identity: Any = UNSET, meta: dict[str, Any] | None = UNSET) -> Any:
         """Connect and return the welcome payload.
 
+        Messages that follow the welcome are dispatched two turns of the event loop after this returns, so the caller
+        can add listeners first.
+
         Args:
-            identity: Who we are; by default as before.
-            meta: What the server may want to know beside; by default as before.
+            identity: The client's identity; by default as before.
+            meta: Further facts for the server; by default as before, or none if an identity is given.
 
         Raises:
             WseError: `CLIENT_ALREADY_CONNECTED`; `WS_CLIENT_ERROR`, no WebSocket could be opened; `NOT_AUTHORIZED`,
-                the server refused us; `CONNECTION_CLOSED`, closed before the welcome, with `code` and `reason` in
-                the details. With `reconnect`, only what will not be tried again raises.
+                the server refused the identity; `CONNECTION_CLOSED`, closed before the welcome, with `code` and
+                `reason` in the details. With `reconnect`, only failures that are not retried raise.
         """
-        self._scheduler.bind()
         return await self._connections.connect(identity, meta)
 
     async def jump(self, url: str, identity: Any = UNSET, meta: dict[str, Any] | None = UNSET) -> Any:
-        """Move to another server and return its welcome payload; on an idle client it is `connect`.
+        """Move to another server and return its welcome payload; on an idle client this is `connect`.
 
         Args:
-            url: Where to go.
-            identity: Who we are there; by default as before.
-            meta: What that server may want to know beside; by default as before.
+            url: The address of the other server.
+            identity: The identity there; by default as before.
+            meta: Further facts for that server; by default as before, or none if an identity is given.
 
         Raises:
             WseError: As `connect`; `CLIENT_ALREADY_CONNECTED`, while a `connect` or another `jump` is under way.
-            ValueError: `url` is no WebSocket URL.
+            ValueError: `url` is not a WebSocket URL.
         """
-        self._scheduler.bind()
         return await self._connections.jump(url, identity, meta)
 
     async def close(self, reason: str = CloseReason.BY_CLIENT) -> None:
-        """Disconnect with code 1000, and do not reconnect; returns when the socket is closed.
+        """Disconnect with code 1000, and do not reconnect.
+
+        Returns when the socket is closed, within 5 seconds whatever the server does. No signal fires after that.
 
         Args:
-            reason: Told to the server; at most 123 bytes of UTF-8.
+            reason: The reason that the server sees; at most 123 bytes of UTF-8.
         """
         await self._connections.close(reason)
+
+    async def wait_ready(self, timeout: float | None = None) -> Any:
+        """Wait until the client is connected and return the welcome payload; at once if it is connected.
+
+        It does not connect by itself.
+
+        Args:
+            timeout: Seconds; `None` waits for ever.
+
+        Raises:
+            WseError: The client has given up, for this reason; `CLIENT_NOT_READY`, it was closed.
+            TimeoutError: It is not connected in time.
+        """
+        return await self._connections.wait_ready(timeout)
+
+    async def wait_closed(self) -> WseError | None:
+        """Wait until the client has no connection and does not try to get one, and return `gave_up`."""
+        return await self._connections.wait_closed()
 
     async def __aenter__(self) -> Self:
         await self.connect()

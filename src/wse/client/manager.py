@@ -1,39 +1,39 @@
-"""The life of a client's connection: connecting, keeping it up, moving it, ending it (WIRE.md section 6)."""
+"""The connections of a client: made, kept, moved and ended, one after the other (WIRE.md section 6)."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
-from urllib.parse import urlsplit
 
-from wse.client.session import ClientOpening, ClientSession
+from wse.client.connection import Connection, is_asked_for
+from wse.client.course import Course
+from wse.client.extensions import add_client_extensions
+from wse.client.request import checked_url
+from wse.client.retry import JUMP
+from wse.client.status import BUSY, TRANSITIONS, Event
 from wse.core.closing import check_close
-from wse.core.packed import encode
-from wse.core.ports.credentials import Credentials
 from wse.core.session.keepalive import Keepalive
 from wse.errors import CloseReason, ErrorCode, WseError
-from wse.types import ClientStatus
+from wse.types import ClientStatus, ReadyState
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from wse.backoff import Backoff
+    from wse.client.retry import Retry
+    from wse.client.session import ClientSession
     from wse.client.signals import ClientSignals
     from wse.core.heartbeat import Heartbeat
-    from wse.core.packed import Packed
-    from wse.core.ports.protocol import Protocol
-    from wse.core.ports.transport import Connector, Link
+    from wse.core.ports.transport import Connector
     from wse.core.session.endpoint import Endpoint
-    from wse.core.session.session import Session
+    from wse.scheduler import AsyncioScheduler
 
-JUMP = 4000
-"""The close code of `jump`; who closes with it is reconnected to, at once and always (WIRE.md section 6)."""
+CLOSE_TIMEOUT: Final = 4.0
+"""Seconds that the server has for its part of the closing handshake, before `close` cuts the socket."""
 
-RETRIED: Final = frozenset((1005, 1006, 1011, 1012, 1013, 1014))
-"""Close codes after which a reconnecting client tries again (WIRE.md section 6)."""
-
-_BUSY = (ClientStatus.CONNECTING, ClientStatus.READY, ClientStatus.RE_CONNECTING)
+_ABORT_TIMEOUT: Final = 0.5
+"""Seconds for a socket that is cut to be gone."""
 
 
 class _Unset:
@@ -47,23 +47,24 @@ UNSET: Any = _Unset()
 
 
 class ConnectionManager:
-    """What a client does to have a connection; it lives as long as the client, and through many connections.
+    """Makes, keeps and ends the connections of a client, one after the other.
 
     Args:
-        endpoint: What all connections of the client share.
-        when: Told of everything.
-        url: Where the server is.
-        identity: Who we are, or credentials.
-        meta: What the server may want to know beside.
-        headers: Sent with the HTTP request.
+        endpoint: The part that all connections of the client share.
+        when: The signals of the client.
+        url: The address of the server.
+        identity: The client's identity: a value, credentials, or a function that returns one of them.
+        meta: Further facts for the server.
+        headers: Headers of the HTTP request.
         connector: Opens WebSockets.
-        reconnect: Reconnect after a close that is retried.
-        backoff: How long to wait before each attempt to reconnect.
-        heartbeat: When a silent server is pinged, and given up.
+        retry: Decides whether and when to try again.
+        heartbeat: When a silent server is asked for a sign of life, and when the connection is given up.
+        scheduler: The endpoint's scheduler, which is bound to an event loop here.
 
     Attributes:
         respond: The application's challenge handler.
-        session: The connection, from its socket's opening to its end.
+        status: The state of the client.
+        gave_up: The reason why the client has no connection and does not try again.
     """
 
     def __init__(
@@ -76,267 +77,324 @@ class ConnectionManager:
         meta: dict[str, Any] | None,
         headers: Mapping[str, str],
         connector: Connector,
-        reconnect: bool,
-        backoff: Backoff,
+        retry: Retry,
         heartbeat: Heartbeat,
+        scheduler: AsyncioScheduler,
     ) -> None:
         self._endpoint = endpoint
+        add_client_extensions(endpoint)
+        self._scheduler = scheduler
         self._when = when
         self.url = checked_url(url)
         self._identity = identity
         self._meta = meta
         self._headers = headers
         self._connector = connector
-        self._reconnect = reconnect
-        self._backoff = backoff
-        self._keepalive = Keepalive(endpoint.scheduler, heartbeat, self._alive)
-        self._closes = 0  # how often the application has closed
+        self._retry = retry
+        self._keepalive = Keepalive(scheduler, heartbeat, self._open_sessions)
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._course = Course(None)
+        self._connection: Connection | None = None
+        self._sockets: set[ClientSession] = set()  # whose socket has not closed yet
         self.respond: Callable[[Any], Any] | None = None
         self.status = ClientStatus.IDLE
-        self.session: ClientSession | None = None
-        self._welcome: asyncio.Future[Any] | None = None  # of the attempt that is being made
-        self._connecting: asyncio.Task[Any] | None = None
+        self.gave_up: WseError | None = None
 
     @property
-    def _protocol(self) -> Protocol:
-        return self._endpoint.protocols[0]
+    def session(self) -> ClientSession | None:
+        """The session of the connection, from the opening of its socket on."""
+        return None if self._connection is None else self._connection.session
+
+    def ready_session(self) -> ClientSession:
+        """The session, of a client that is connected.
+
+        Raises:
+            WseError: `CLIENT_NOT_READY`.
+        """
+        if self.status is ClientStatus.READY:
+            session = self.session
+            if session is not None:
+                return session
+        error = WseError(ErrorCode.CLIENT_NOT_READY, {"status": str(self.status)})
+        self._endpoint.report(error)
+        raise error
+
+    # What the application decides.
 
     async def connect(self, identity: Any, meta: Any) -> Any:
         """See `WseClient.connect`."""
-        if self.status in _BUSY:
+        self._enter()
+        if self.status in BUSY:
             raise WseError(ErrorCode.CLIENT_ALREADY_CONNECTED)
         self._introduce(identity, meta)
-        self._set_status(ClientStatus.CONNECTING)
-        return await self._connected()
+        return await self._run(self._new_course(awaited=True), Event.CONNECT)
 
     async def jump(self, url: str, identity: Any, meta: Any) -> Any:
         """See `WseClient.jump`."""
         url = checked_url(url)
-        if self.status is ClientStatus.CONNECTING or self._is_awaited():
+        self._enter()
+        if self._course.is_awaited:
             raise WseError(ErrorCode.CLIENT_ALREADY_CONNECTED)
-        was_busy = self.status in _BUSY
+        was_busy = self.status in BUSY
         self.url = url
-        if not was_busy:
-            return await self.connect(identity, meta)
         self._introduce(identity, meta)
-        self._stop_connecting()
-        if self.session is not None:
-            session, self.session = self.session, None
-            session.close(JUMP, "jump")
-            self._set_status(ClientStatus.OFFLINE)
-            self._when.closed._emit(JUMP, "jump")
-        self._set_status(ClientStatus.RE_CONNECTING)
-        return await self._connected()
+        course = self._new_course(awaited=True)
+        self._leave(JUMP, "jump")
+        return await self._run(course, Event.RETRY if was_busy else Event.CONNECT)
 
     async def close(self, reason: str) -> None:
         """See `WseClient.close`."""
         check_close(1000, reason)
-        self._closes += 1
-        session = self.session
-        self._stop_connecting()
-        self._keepalive.stop()
-        if session is not None:
-            session.close(1000, reason)
-            await session.wait_closed()
-        if self.status is not ClientStatus.IDLE:
-            self._set_status(ClientStatus.OFFLINE)
+        reason = str(reason)
+        self._enter()
+        ended = self._course
+        course = self._new_course(awaited=False)
+        if ended.is_awaited:
+            ended.fail(WseError(ErrorCode.CONNECTION_CLOSED, {"code": 1000, "reason": reason}))
+        self._leave(1000, reason)
+        if self._course is course:
+            self._move(Event.END)
+        await self._wait_until_cut(ended.task)
 
-    # Connecting.
+    async def wait_ready(self, timeout: float | None) -> Any:
+        """See `WseClient.wait_ready`."""
+        async with asyncio.timeout(timeout):
+            while self.status is not ClientStatus.READY:
+                if self.status is ClientStatus.OFFLINE:
+                    raise self.gave_up or WseError(ErrorCode.CLIENT_NOT_READY, {"status": str(self.status)})
+                await self._when.updated.wait()
+            (welcome,) = await self._when.ready.wait()
+            return welcome
+
+    async def wait_closed(self) -> WseError | None:
+        """See `WseClient.wait_closed`."""
+        while self.status in BUSY:
+            await self._when.updated.wait()
+        for session in tuple(self._sockets):
+            await session.wait_closed()
+        return self.gave_up
+
+    # One course.
+
+    def _enter(self) -> None:
+        """Use the event loop that is running now, which need not be that of the last use.
+
+        Raises:
+            RuntimeError: The client is in use in another one.
+        """
+        loop = asyncio.get_running_loop()
+        old = self._loop
+        if loop is old:
+            return
+        if old is not None and not old.is_closed() and (self.status in BUSY or self._sockets):
+            raise RuntimeError("the client is in use in another event loop; close it there first")
+        self._loop = loop
+        self._scheduler.bind()
+        if old is None:
+            return
+        # Nothing of the old loop will run again: neither tasks nor timers, futures and transports.
+        self._keepalive.stop()
+        for session in self._sockets:
+            with suppress(RuntimeError):  # the loop is closed
+                session.link.abort()
+        was_open = self.session is not None
+        self._sockets.clear()
+        self._connection = None
+        course = self._course = Course(None)
+        self._move(Event.END)
+        if was_open and self._course is course:
+            self._when.closed._emit(1006, "")
 
     def _introduce(self, identity: Any, meta: Any) -> None:
         if identity is not UNSET:
             self._identity = identity
+            self._meta = None  # it was that of another identity
         if meta is not UNSET:
             self._meta = meta
 
-    async def _connected(self) -> Any:
-        """Run the attempts in a task, so that `close` can end them, and return the welcome."""
-        task = self._connecting = asyncio.create_task(self._attempts())
-        task.set_name("connect")
+    def _new_course(self, *, awaited: bool) -> Course:
+        """The application has decided anew: end the attempt that is being made. Its connection is still to be left."""
+        if self._course.task is not None:
+            self._course.task.cancel()
+        self._course = Course(self._scheduler.create_future() if awaited else None)
+        self.gave_up = None
+        self._retry.start_anew()
+        return self._course
+
+    def _leave(self, code: int, reason: str) -> None:
+        """End the connection, if there is one."""
+        self._keepalive.stop()
+        connection, self._connection = self._connection, None
+        if connection is None or not connection.close(code, reason):
+            return
+        course = self._course
+        self._move(Event.LOSS if code == JUMP else Event.END)
+        if self._course is course:
+            self._when.closed._emit(code, reason)
+
+    async def _run(self, course: Course, event: Event) -> Any:
+        """Make attempts, wait for their outcome, and return the welcome."""
+        if self._course is course:
+            self._move(event)
+        if self._course is course:
+            self._attempt_after(course, 0.0)
         try:
-            return await task
+            welcome = await course.outcome()
         except asyncio.CancelledError:
-            current = asyncio.current_task()
-            if current is not None and current.cancelling():
-                if self._connecting is task:
-                    self._abandon(self.session)
-                    self._set_status(ClientStatus.OFFLINE)
-                raise
-            details = {"code": 1000, "reason": str(CloseReason.BY_CLIENT)}
-            raise WseError(ErrorCode.CONNECTION_CLOSED, details) from None
-        finally:
-            if self._connecting is task:
-                self._connecting = None
-
-    def _is_awaited(self) -> bool:
-        """Whether somebody waits in `connect` or `jump`."""
-        return self._connecting is not None and self._connecting.get_name() == "connect"
-
-    async def _attempts(self, wait: bool = False) -> Any:
-        """Attempt to connect until it succeeds or fails for good; the status is set by then."""
-        failures = 0
-        jumped = False
-        while True:
-            if wait:
-                await asyncio.sleep(self._backoff.delay(failures))
-                failures += 1
-            try:
-                return await self._attempt()
-            except WseError as exc:
-                # A session that ended has set the status and fired `closed`; a socket that never opened has not.
-                self._set_status(ClientStatus.OFFLINE)
-                if not self._is_retried(exc):
-                    raise
-                self._endpoint.report(exc)
-                self._set_status(ClientStatus.RE_CONNECTING)
-                # Who closes with 4000 is returned to at once, but not for ever.
-                wait = wait or jumped or exc.details.get("code") != JUMP
-                jumped = True
-            except Exception:
-                # The connector's or the credentials' own.
-                self._set_status(ClientStatus.OFFLINE)
-                raise
-
-    async def _attempt(self) -> Any:
-        """Make one connection and return its welcome."""
-        welcome = self._welcome = self._endpoint.scheduler.create_future()
-        identity = self._identity
-        credentials = identity if isinstance(identity, Credentials) else None
-        payload = {
-            "identity": identity if credentials is None else credentials.start(),
-            "meta": self._meta or {},
-        }
-        hi = encode(self._protocol, self._protocol.internal_types.hi, payload)
-        # This attempt's own: cancelled for another one, it may end when the other has begun.
-        session: ClientSession | None = None
-
-        def opened(link: Link) -> Session:
-            nonlocal session
-            session = self._open(link, hi, credentials)
-            return session
-
-        try:
-            await self._connector(
-                self.url,
-                self._protocol.name,
-                self._headers,
-                self._endpoint.limits,
-                opened,
-            )
-            return await welcome
-        except BaseException:
-            self._abandon(session)
+            if self._course is course:
+                ended = self._new_course(awaited=False)
+                self._leave(1000, CloseReason.BY_CLIENT)
+                if self._course is ended:
+                    self._move(Event.END)
             raise
-        finally:
-            welcome.cancel()
-            if self._welcome is welcome:
-                self._welcome = None
-
-    def _open(self, link: Link, hi: Packed, credentials: Credentials | None) -> ClientSession:
-        """A socket is open: say hi."""
-        session = self.session = ClientSession(self, self._endpoint, link, self._protocol)
-        if credentials is None:
-            opening = ClientOpening(session, self, self.respond, None)
-        else:
-            opening = ClientOpening(session, self, credentials.respond, credentials.finish)
-        session.enter(opening)
-        if link.pings:
-            self._keepalive.stop()  # its timer may be one of an event loop that has ended, and never come
-            self._keepalive.start()
-        link.write_shared(hi)
-        self._when.connected._emit()
-        return session
-
-    def _alive(self) -> tuple[ClientSession, ...]:
-        return () if self.session is None else (self.session,)
-
-    def _abandon(self, session: ClientSession | None) -> None:
-        """Nobody waits for this connection any more."""
+        session = self.session
         if session is not None:
-            if self.session is session:
-                self.session = None
-            session.close(1000, CloseReason.BY_CLIENT)
+            session.release_input_soon()
+        return welcome
 
-    def _stop_connecting(self) -> None:
-        if self._connecting is not None:
-            self._connecting.cancel()
-            self._connecting = None
+    async def _wait_until_cut(self, attempt: asyncio.Task[None] | None) -> None:
+        """Return when the attempt has ended and the sockets have closed, of which none outlives the timeouts."""
+        attempts = {attempt} - {asyncio.current_task()} if attempt is not None and not attempt.done() else set()
+        if not attempts and not self._ending():
+            return
+        try:
+            async with asyncio.timeout(CLOSE_TIMEOUT):
+                if attempts:
+                    await asyncio.wait(attempts)
+                for session in self._ending():
+                    await session.wait_closed()
+        except TimeoutError:
+            for session in self._ending():
+                session.link.abort()
+            with suppress(TimeoutError):
+                async with asyncio.timeout(_ABORT_TIMEOUT):
+                    for session in self._ending():
+                        await session.wait_closed()
 
-    def _is_retried(self, exc: WseError) -> bool:
-        code = exc.details.get("code")
-        return code == JUMP or (self._reconnect and (exc.code == ErrorCode.WS_CLIENT_ERROR or code in RETRIED))
+    def _ending(self) -> list[ClientSession]:
+        return [s for s in self._sockets if s.ended and s.ready_state is not ReadyState.CLOSED]
 
-    # SessionOwner: what the session tells.
+    # One attempt.
 
-    def session_welcomed(self, session: ClientSession, welcome: Any) -> None:
-        self._set_status(ClientStatus.READY)
-        if self._welcome is not None and not self._welcome.done():
-            self._welcome.set_result(welcome)
+    def _attempt_after(self, course: Course, wait: float) -> None:
+        course.task = asyncio.create_task(self._attempt(wait))
+
+    async def _attempt(self, wait: float) -> None:
+        if wait:
+            await asyncio.sleep(wait)
+        connection = self._connection = Connection(
+            self,
+            self._endpoint,
+            connector=self._connector,
+            url=self.url,
+            headers=self._headers,
+            identity=self._identity,
+            meta=self._meta,
+            respond=self.respond,
+        )
+        try:
+            await connection.open()
+        except Exception as exc:
+            if self._connection is connection:  # else `connection_ended` has come before
+                self._connection = None
+                self._not_opened(exc)
+
+    def _not_opened(self, exc: Exception) -> None:
+        if isinstance(exc, WseError):
+            error, close = exc, (1006, "") if exc.code == ErrorCode.WS_CLIENT_ERROR else None
+        else:  # the connector's or the credentials' own
+            error, close = WseError(ErrorCode.WS_CLIENT_ERROR, {"url": self.url}), None
+            error.__cause__ = exc
+        course = self._course
+        wait = self._retry.wait_after(error, close, renewable=is_asked_for(self._identity))
+        if self._course is not course:
+            return
+        if wait is None:
+            self.gave_up = error
+            self._move(Event.END)
+        self._go_on(course, wait, error, exc)
+
+    def _go_on(self, course: Course, wait: float | None, error: WseError, raised: Exception | None) -> None:
+        """Try again after `wait` seconds, or give up.
+
+        Args:
+            course: The course, if the application has not decided anew.
+            wait: The seconds, or `None`.
+            error: Why there is no connection.
+            raised: The same for the caller that waits; `None` when a connection was lost, which `closed` has told.
+        """
+        if self._course is not course:
+            return
+        if wait is None and raised is not None and course.is_awaited:
+            course.fail(raised)
+        elif raised is not None:
+            self._endpoint.report(error)
+        if self._course is not course:
+            return
+        if wait is None:
+            self._when.gave_up._emit(error)
+            return
+        self._move(Event.RETRY)
+        if self._course is course:
+            self._attempt_after(course, wait)
+
+    # ConnectionOwner: called by the connection.
+
+    def connection_opened(self, connection: Connection, session: ClientSession) -> None:
+        self._sockets.add(session)
+        if connection is self._connection:
+            self._keepalive.start()
+            self._when.connected._emit()
+
+    def connection_welcomed(self, connection: Connection, welcome: Any) -> None:
+        if connection is not self._connection:
+            return
+        course = self._course
+        self._move(Event.WELCOME)
+        if self._course is not course:
+            return
+        self._keepalive.start()
+        if course.is_awaited:
+            course.succeed(welcome)
+        elif connection.session is not None:
+            connection.session.release_input_soon()
         self._when.ready._emit(welcome)
 
-    def session_failed(self, session: ClientSession, error: WseError) -> None:
-        if session is self.session:
-            self._fail(error)
-
-    def session_ended(self, session: ClientSession, code: int, reason: str) -> None:
-        if session is not self.session:
-            return  # given up, or left behind by a jump
-        self.session = None
+    def connection_ended(self, connection: Connection, error: WseError, code: int, reason: str) -> None:
+        if connection is not self._connection:
+            return
+        self._connection = None
+        if connection.welcomed_at is not None:
+            self._retry.lasted(self._scheduler.time() - connection.welcomed_at)
+        course = self._course
         was_ready = self.status is ClientStatus.READY
-        refused = reason == CloseReason.NOT_AUTHORIZED
-        error_code = ErrorCode.NOT_AUTHORIZED if refused else ErrorCode.CONNECTION_CLOSED
-        error = WseError(error_code, {"code": code, "reason": str(reason)})
-        self._fail(error)
-        self._set_status(ClientStatus.OFFLINE)
-        closes = self._closes
-        self._when.closed._emit(code, reason)
-        was_left_alone = self._closes == closes and self.status is ClientStatus.OFFLINE
-        if was_ready and was_left_alone and self._is_retried(error):
-            self._set_status(ClientStatus.RE_CONNECTING)
-            task = self._connecting = asyncio.create_task(self._attempts(wait=code != JUMP))
-            task.add_done_callback(self._reconnected)
+        close = None if connection.failed_itself else (code, reason)
+        wait = self._retry.wait_after(error, close, renewable=is_asked_for(self._identity))
+        if self._course is not course:
+            return
+        if wait is None:
+            self.gave_up = error
+        self._move(Event.END if wait is None else Event.LOSS)
+        if self._course is course:
+            self._when.closed._emit(code, reason)
+        self._go_on(course, wait, error, None if was_ready else error)
+
+    def socket_closed(self, session: ClientSession) -> None:
+        self._sockets.discard(session)
 
     def message_ignored(self, type: Any, payload: Any, stamp: Any) -> None:
         self._when.ignored._emit(type, payload, stamp)
 
     # Inside.
 
-    def _fail(self, error: WseError) -> None:
-        """The attempt that is being made has failed."""
-        if self._welcome is not None and not self._welcome.done():
-            self._welcome.set_exception(error)
+    def _open_sessions(self) -> tuple[ClientSession, ...]:
+        session = self.session
+        return () if session is None else (session,)
 
-    def _reconnected(self, task: asyncio.Task[Any]) -> None:
-        if self._connecting is task:
-            self._connecting = None
-        cause = None if task.cancelled() else task.exception()
-        if isinstance(cause, WseError):
-            self._endpoint.report(cause)
-        elif cause is not None:
-            error = WseError(ErrorCode.WS_CLIENT_ERROR, {"url": self.url})
-            error.__cause__ = cause
-            self._endpoint.report(error)
-
-    def ready_session(self) -> ClientSession:
-        if self.status is ClientStatus.READY and self.session is not None:
-            return self.session
-        error = WseError(ErrorCode.CLIENT_NOT_READY, {"status": str(self.status)})
-        self._endpoint.report(error)
-        raise error
-
-    def _set_status(self, status: ClientStatus) -> None:
-        if status is not self.status:
+    def _move(self, event: Event) -> None:
+        status = TRANSITIONS[self.status].get(event)
+        if status is not None:
+            if self.status is ClientStatus.READY:
+                self._when.ready._forget()
             self.status = status
             self._when.updated._emit(status)
-
-
-def checked_url(url: str) -> str:
-    """The URL, if a WebSocket can be opened to it.
-
-    Raises:
-        ValueError: It cannot.
-    """
-    parts = urlsplit(url)
-    if parts.scheme not in ("ws", "wss") or not parts.hostname or parts.fragment:
-        raise ValueError(f"a WebSocket URL is ws://host or wss://host, not {url!r}")
-    return url

@@ -1,69 +1,227 @@
-"""The client's side of one connection."""
+"""The client's side of one session."""
 
 from __future__ import annotations
 
 import typing
 from inspect import isawaitable
-from typing import TYPE_CHECKING, Any
+from math import inf
+from typing import TYPE_CHECKING, Any, Final
 
+from wse.core.session.rpc import PendingCalls
 from wse.core.session.session import Session
 from wse.core.session.signals import run_handler
 from wse.errors import CloseReason, ErrorCode, WseError
+from wse.types import ReadyState
 
 if TYPE_CHECKING:
     import asyncio
     from collections.abc import Callable
 
     from wse.core.ports.protocol import Protocol
-    from wse.core.ports.transport import Link
+    from wse.core.ports.transport import Link, Pinger
     from wse.core.session.endpoint import Endpoint
 
 
+PROBE: Final = "~wse:alive"
+"""A name that no server registers, since applications cannot."""
+
+
 class SessionOwner(typing.Protocol):
-    """A client, as its sessions see it."""
+    """The connection of a session."""
 
     def session_welcomed(self, session: ClientSession, welcome: Any) -> None:
         """The server has accepted the client."""
+
+    def identity_asked(self, session: ClientSession) -> None:
+        """The server asks for a fresh identity."""
 
     def session_failed(self, session: ClientSession, error: WseError) -> None:
         """The client itself ends the opening: the handshake cannot go on."""
 
     def session_ended(self, session: ClientSession, code: int, reason: str) -> None:
-        """The connection has ended, before or after the welcome."""
+        """The session has ended, before or after the welcome."""
+
+    def socket_closed(self, session: ClientSession) -> None:
+        """The socket has closed."""
 
     def message_ignored(self, type: Any, payload: Any, stamp: Any) -> None:
-        """A message came that nobody listens to."""
+        """A message came that has no listener."""
 
 
 class ClientSession(Session):
-    """A session at the client."""
+    """A session at the client.
 
-    __slots__ = ("_owner", "_socket_closed")
+    Attributes:
+        refusal: The server's explanation of the refusal with which it is about to close, a dict with `reason` and
+            `retry`; `None` if there is none.
+    """
+
+    __slots__ = ("_closed_waiters", "_held", "_held_close", "_owner", "_probe", "refusal")
+
+    requires_type = False
 
     def __init__(self, owner: SessionOwner, endpoint: Endpoint, link: Link, protocol: Protocol) -> None:
         super().__init__(endpoint, link, protocol)
         self._owner = owner
-        self._socket_closed: asyncio.Future[None] | None = None
+        self._closed_waiters: list[asyncio.Future[None]] = []
+        self._held: list[str | bytes] | None = None
+        self._held_close: tuple[int, str] | None = None
+        self._probe: Probe | None = None if link.pings else Probe(self)
+        self.refusal: dict[str, Any] | None = None
 
     def describe(self) -> str:
         return "server"
 
     async def wait_closed(self) -> None:
         """Return when the socket has closed."""
-        if self.ready_state != self.ready_state.CLOSED:
-            if self._socket_closed is None:
-                self._socket_closed = self.endpoint.scheduler.create_future()
-            await self._socket_closed
+        if self.ready_state is not ReadyState.CLOSED:
+            waiter = self.endpoint.scheduler.create_future()
+            self._closed_waiters.append(waiter)
+            await waiter
+
+    def give_up(self) -> None:
+        """Cut a connection whose peer does not do its part."""
+        self.link.abort()
+        self._end(1006, "")
+
+    def probe(self, answered: Callable[[asyncio.Future[Any]], None]) -> bool:
+        """Call a procedure that the server does not have; whether the protocol can encode that."""
+        if self._calls is None:
+            self._calls = PendingCalls(self.endpoint.scheduler, self.endpoint.timeout)
+        stamp, answer = self._calls.add(PROBE, 0)
+        try:
+            data = self._encode((PROBE, None, stamp))
+        except Exception:
+            self._calls.discard(stamp)
+            return False
+        answer.add_done_callback(answered)
+        self._write(data)
+        return True
+
+    @property
+    def pinger(self) -> Pinger | None:
+        if self._probe is None:
+            return super().pinger
+        return self._probe if self.valid and self._probe.works else None
+
+    # Messages right behind the welcome wait for the code that awaits `connect`, which may add listeners first.
+
+    def hold_input(self) -> None:
+        """Keep everything that comes in until `release_input`."""
+        self._held = []
+        self._decode = _decode_nothing
+
+    def release_input_soon(self) -> None:
+        """Dispatch the kept input when two turns of the event loop have passed."""
+        self._release_after(2)
+
+    def _release_after(self, turns: int) -> None:
+        if turns < 0:
+            self.release_input()
+        else:
+            self.endpoint.scheduler.call_soon(self._release_after, turns - 1)
+
+    def release_input(self) -> None:
+        """Dispatch the kept input, the end of the connection included."""
+        held, self._held = self._held, None
+        if held is None:
+            return
+        self._decode = self.protocol.codec.decode
+        for data in held:
+            self._counters.bytes_in -= len(data)  # counted when it came
+            self.receive(data)
+        if self._held_close is not None:
+            self.closed(*self._held_close)
+
+    def _decode_again(self, data: str | bytes | memoryview) -> tuple[Any, Any, Any] | None:
+        if self._held is None:
+            return super()._decode_again(data)
+        self._held.append(bytes(data) if isinstance(data, memoryview) else data)
+        return None
+
+    def closed(self, code: int, reason: str) -> None:
+        if self._held is None:
+            super().closed(code, reason)
+        else:
+            self._held_close = (code, reason)
+
+    def violated(self, code: int, problem: str) -> None:
+        self.release_input()
+        super().violated(code, problem)
+
+    # The owner learns what happens.
+
+    # What extensions bring.
+
+    def answered(self, answers: Any) -> None:
+        """The server has answered to the extensions that `hi` offered."""
+        types = self.protocol.extensions
+        if types is not None:
+            self.agreement = self.endpoint.extensions.take_answers(self, types, answers)
+
+    def refused(self, payload: Any) -> None:
+        """The server tells why it refuses the client; the close follows."""
+        if isinstance(payload, dict):
+            self.refusal = payload
+
+    def asked_for_identity(self) -> None:
+        """The session is about to expire, and the server asks for a fresh identity (`~wse:auth`)."""
+        self._owner.identity_asked(self)
 
     def _ignored(self, type_: Any, payload: Any, stamp: Any) -> None:
         self._owner.message_ignored(type_, payload, stamp)
 
     def _on_end(self, code: int, reason: str) -> None:
+        self._held = None
         self._owner.session_ended(self, code, reason)
+        if self._held_close is not None:
+            self.closed(*self._held_close)
 
     def _on_closed(self) -> None:
-        if self._socket_closed is not None and not self._socket_closed.done():
-            self._socket_closed.set_result(None)
+        for waiter in self._closed_waiters:
+            if not waiter.done():
+                waiter.set_result(None)
+        self._owner.socket_closed(self)
+
+
+def _decode_nothing(data: str | bytes | memoryview) -> Any:
+    """Leave every message to `ClientSession._decode_again`."""
+    raise ValueError
+
+
+class Probe:
+    """Finds out whether a silent server is alive, on transports without pings (WIRE.md section 7).
+
+    It calls a procedure that no server has: every server answers that.
+
+    Attributes:
+        works: Whether the protocol can encode the call.
+    """
+
+    __slots__ = ("_seen", "_session", "works")
+
+    def __init__(self, session: ClientSession) -> None:
+        self._session = session
+        self._seen = -1
+        self.works = True
+
+    @property
+    def heard(self) -> bool:
+        return self._session.endpoint.counters.bytes_in != self._seen
+
+    @heard.setter
+    def heard(self, heard: bool) -> None:
+        self._seen = self._session.endpoint.counters.bytes_in
+
+    def ping(self) -> None:
+        self.works = self._session.probe(self._answered)
+
+    def silence(self) -> float:
+        return inf
+
+    def _answered(self, answer: asyncio.Future[Any]) -> None:
+        answer.exception()  # retrieved, or asyncio complains
+        self._session.pong()
 
 
 class ClientOpening:
@@ -73,7 +231,7 @@ class ClientOpening:
         session: The connection.
         owner: The client.
         respond: Answers a quest, plain or async; without it quests are ignored.
-        finish: Checks the welcome and returns what of it is the application's.
+        finish: Checks the welcome and returns the part of it that belongs to the application.
     """
 
     __slots__ = ("_finish", "_owner", "_respond", "_session")
@@ -98,8 +256,13 @@ class ClientOpening:
 
     def message(self, type: Any, payload: Any, stamp: Any) -> None:
         types = self._session.protocol.internal_types
+        extensions = self._session.protocol.extensions
         if type == types.welcome:
             self._welcome(payload)
+        elif extensions is not None and type == extensions.ext:
+            self._session.answered(payload)
+        elif extensions is not None and type == extensions.refused:
+            self._session.refused(payload)
         elif type == types.challenge and self._respond is not None:
             run_handler(self._session, self._answer, (self._respond, payload), self._failed)
         # Anything else is ignored (WIRE.md section 3).
@@ -114,6 +277,7 @@ class ClientOpening:
                 self._failed(exc, CloseReason.NOT_AUTHORIZED)
                 return
         self._session.enter(None)
+        self._session.hold_input()
         self._owner.session_welcomed(self._session, payload)
 
     def _answer(self, respond: Callable[[Any], Any], quest: Any) -> Any:

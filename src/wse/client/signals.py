@@ -1,4 +1,4 @@
-"""What a client tells."""
+"""The signals of a client."""
 
 from __future__ import annotations
 
@@ -14,19 +14,21 @@ if TYPE_CHECKING:
 
 
 class ClientSignals:
-    """What happens to a client: `client.when`.
+    """The events of a client: `client.when`.
 
     Attributes:
         connected: `()`: the socket is open; the welcome is still to come.
-        ready: `(welcome)`: the server has accepted us. A listener that is added later gets the last welcome.
+        ready: `(welcome)`: the server has accepted the client. A listener that is added while the client is connected
+            gets that welcome at once, and `wait` returns it.
         closed: `(code, reason)`: the connection has ended.
-        error: `(err)`: a `WseError`, with the exception behind it as `__cause__`. Errors that nobody listens to are
-            logged.
-        updated: `(status)`: `client.status` has changed.
-        ignored: `(type, payload, stamp)`: a message came that nobody listens to.
+        error: `(err)`: a `WseError`, with its cause as `__cause__`. Without a listener, errors are logged.
+        updated: `(status)`: `client.status` has changed. A listener that is added later gets the present status.
+        gave_up: `(err)`: the client has no connection and does not try again; `err` is the reason. Not fired after the
+            application's own `close`.
+        ignored: `(type, payload, stamp)`: a message came that has no listener.
     """
 
-    __slots__ = ("closed", "connected", "error", "ignored", "ready", "updated")
+    __slots__ = ("closed", "connected", "error", "gave_up", "ignored", "ready", "updated")
 
     def __init__(self, endpoint: Endpoint) -> None:
         def failed(exc: Exception, signal: str, args: tuple[Any, ...]) -> None:
@@ -35,12 +37,13 @@ class ClientSignals:
                 WseError(ErrorCode.MSG_PROCESSING_ERROR, details, f"a listener of {signal} raised"), None, exc
             )
 
-        def signal(name: str, *takes: str, replay: bool = False) -> Signal[*tuple[Any, ...]]:
-            return Signal(name, takes, endpoint.scheduler, failed, replay=replay)
+        def signal(name: str, *takes: str, replay: bool = False, holds: bool = False) -> Signal[*tuple[Any, ...]]:
+            return Signal(name, takes, endpoint.scheduler, failed, replay=replay, holds=holds)
 
         self.connected: Signal[()] = signal("connected")
-        self.ready: Signal[Any] = signal("ready", "welcome", replay=True)
+        self.ready: Signal[Any] = signal("ready", "welcome", holds=True)
         self.closed: Signal[int, str] = signal("closed", "code", "reason")
-        self.updated: Signal[ClientStatus] = signal("updated", "status")
+        self.updated: Signal[ClientStatus] = signal("updated", "status", replay=True)
+        self.gave_up: Signal[WseError] = signal("gave_up", "err")
         self.ignored: Signal[Any, Any, Any] = signal("ignored", "type", "payload", "stamp")
         self.error: Signal[WseError] = Signal("error", ("err",), endpoint.scheduler, error_listener_failed)

@@ -1,4 +1,4 @@
-"""Who may open a WebSocket, and where from: decided by the HTTP request, the same on every transport."""
+"""Decides by the HTTP request whether it may open a WebSocket, and finds the client's address; for every transport."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 logger = logging.getLogger("wse")
 
 _ORIGIN = re.compile(r"([a-z][a-z0-9+.-]*)://(\[[0-9a-f:.]+\]|[^\s:/?#@\[\]]+)(?::([0-9]{1,5}))?")
-_HOST = re.compile(r"(\[[0-9a-f:.]+\]|[^\s:/?#@\[\]]+)(?::([0-9]{1,5}))?")
+_HOST = re.compile(r"(\[[0-9a-f:.]+\]|[a-z0-9._~!$&'()*+,;=%-]*)(?::([0-9]*))?")  # RFC 9110, 7.2: no user, no password
 _PORTS = {"http": 80, "https": 443}
 
 _WITH_PORT = re.compile(r"(?:\[([0-9A-Fa-f:.]+)\]|([0-9.]+))(?::[0-9A-Za-z._-]+)?")
@@ -22,11 +22,11 @@ _FORWARDED_PARAMETER = re.compile(_PARAMETER, re.ASCII)
 _FORWARDED_ELEMENT = re.compile(f"{_PARAMETER}(?:;{_PARAMETER})*", re.ASCII)
 
 Origin = tuple[str, str, int | None]
-"""Scheme, host and port; no port for a scheme that has no usual one."""
+"""Scheme, host and port; the port is None for a scheme without a default port."""
 
 
 class Headers(typing.Protocol):
-    """The headers of a request, as transports have them; names compare without case."""
+    """The headers of a request; names compare without case."""
 
     def get(self, name: str, /) -> str | None:
         """The first value."""
@@ -38,7 +38,7 @@ class Headers(typing.Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """The HTTP response that stands in for the WebSocket."""
+    """The HTTP response that is sent instead of opening a WebSocket."""
 
     status: HTTPStatus
     headers: Mapping[str, str] = field(default_factory=dict)
@@ -48,24 +48,25 @@ class Refusal:
         return f"{self.status} {self.status.phrase}\n"
 
 
+_BAD_REQUEST = Refusal(HTTPStatus.BAD_REQUEST)
 _FORBIDDEN = Refusal(HTTPStatus.FORBIDDEN)
 _UNAVAILABLE = Refusal(HTTPStatus.SERVICE_UNAVAILABLE, {"Retry-After": "1"})
 
 
 class Admission:
-    """A server's policy for those who are about to connect.
+    """A server's policy for new connections.
 
     Args:
-        origins: The origins of web pages that may connect, beside those of the server's own host.
-        trusted_proxies: Addresses and networks whose forwarding headers count; `"unix"` stands for peers without an
-            address, which are those of a Unix socket.
+        origins: The origins of web pages that may connect, besides those of the server's own host.
+        trusted_proxies: Addresses and networks whose forwarding headers are believed; `"unix"` stands for peers without
+            an address, which connect by a Unix socket.
 
     Attributes:
-        unready: Why nobody may connect for now; while it is empty, everybody may.
+        unready: The reasons why nobody may connect at present.
         refused_origins: How many requests were refused for their origin.
 
     Raises:
-        ValueError: An entry that is no origin, address or network.
+        ValueError: An entry is not an origin, an address or a network.
     """
 
     __slots__ = ("_any", "_origins", "_proxies", "_subdomains", "_unix", "refused_origins", "unready")
@@ -85,18 +86,30 @@ class Admission:
         self.refused_origins = 0
 
     def refusal(self, headers: Headers) -> Refusal | None:
-        """Why a request may not become a WebSocket; `None` if it may.
+        """The response that refuses a request for a WebSocket; `None` if it is not refused.
 
-        A refused origin is counted and not reported: who floods the server must not flood its logs, too.
+        A refused origin is counted and not reported: a flood of requests must not become a flood of log lines.
         """
         if self.unready:
             return _UNAVAILABLE
+        host = headers.get("Host")
+        if host is not None and not is_host(host):
+            return _BAD_REQUEST
         origin = headers.get("Origin")
-        if origin is None or self._any or self._admits(origin, headers.get("Host")):
+        if origin is None or self._any or self._admits(origin, host):
             return None
         self.refused_origins += 1
         logger.debug("refused a WebSocket for its origin, %.200r", origin)
         return _FORBIDDEN
+
+    def cross_origin(self, headers: Headers) -> Mapping[str, str]:
+        """The headers of a file by which a browser lets a page of an admitted origin read it."""
+        if self._any:
+            return {"Access-Control-Allow-Origin": "*"}
+        origin = headers.get("Origin")
+        if origin is None or not self._admits(origin, headers.get("Host")):
+            return {"Vary": "Origin"}
+        return {"Access-Control-Allow-Origin": origin, "Vary": "Origin"}
 
     def _admits(self, text: str, host: str | None) -> bool:
         origin = _parsed(text)
@@ -108,21 +121,21 @@ class Admission:
         for allowed_scheme, suffix, allowed_port in self._subdomains:
             if scheme == allowed_scheme and port == allowed_port and name.endswith(suffix):
                 return True
-        # The Host header names no scheme, and TLS may end at a proxy: the port that it leaves out is the page's.
+        # The Host header names no scheme, and TLS may end at a proxy: a port that it leaves out is the page's default.
         usual = _PORTS.get(scheme)
-        match = _HOST.fullmatch(host.strip().lower()) if host and usual else None
-        return match is not None and (match[1], int(match[2] or usual or 0)) == (name, port)
+        match = _HOST.fullmatch(host.lower()) if host and usual else None
+        return match is not None and (match[1], match[2] or str(usual)) == (name, str(port))
 
     def address(self, peer: str, headers: Headers) -> str:
         """The client's IP address.
 
-        Seen from the server, it is the first that is no trusted proxy: of the socket's peer, then of those in
-        `X-Forwarded-For`, or else `Forwarded` (RFC 7239), from right to left. What is no address ends the search,
-        with the last proxy before it.
+        Seen from the server, it is the first address that is not a trusted proxy's: first the socket's peer, then
+        those in `X-Forwarded-For`, or else `Forwarded` (RFC 7239), from right to left. An entry that is not an address
+        ends the search at the last proxy before it.
 
         Args:
             peer: The socket's peer; an empty string where it has no address.
-            headers: Those of the request.
+            headers: The request's headers.
         """
         if not (self._proxies or self._unix) or not self._trusts(_address(peer)):
             return peer
@@ -141,6 +154,11 @@ class Admission:
         return any(address in network for network in self._proxies)
 
 
+def is_host(text: str) -> bool:
+    """Whether a `Host` header is well-formed: a host with or without a port, or nothing."""
+    return _HOST.fullmatch(text.lower()) is not None
+
+
 def _entries(entries: str | Iterable[str] | None) -> Iterable[str]:
     return (entries,) if isinstance(entries, str) else entries or ()
 
@@ -150,7 +168,7 @@ def _listed(entry: str) -> Origin:
     if origin is not None and re.fullmatch(r"(\*\.(?=.))?[^*]*", origin[1]):
         return origin
     raise ValueError(
-        f"an origin is scheme://host or scheme://host:port, and nothing more, with *. before the host for its "
+        f"an origin is scheme://host or scheme://host:port without a path, with *. before the host for its "
         f"subdomains; or null, or * for all origins; not {entry!r}"
     )
 
@@ -172,18 +190,18 @@ def _address(text: str) -> IPv4Address | IPv6Address | None:
         address = ip_address(text)
     except ValueError:
         return None
-    # How a socket for both families shows a peer of IPv4.
+    # A socket for both families shows an IPv4 peer as a mapped address.
     return (address.ipv4_mapped if isinstance(address, IPv6Address) else None) or address
 
 
 def _forwarded(headers: Headers) -> Iterable[IPv4Address | IPv6Address | None]:
-    """The addresses that proxies have noted, the nearest first; `None` for what is no address."""
+    """The addresses that proxies have recorded, the nearest first; `None` for an entry that is not an address."""
     values = headers.getall("X-Forwarded-For", [])
     if values:
         for hop in reversed(",".join(values).split(",")):
             yield _hop(hop.strip())
         return
-    # A comma within quotes leaves two elements that are none, so what a client may have put there ends the search.
+    # A comma within quotes gives two malformed elements, which end the search: a client may have put it there.
     for element in reversed(",".join(headers.getall("Forwarded", [])).split(",")):
         parameters = _FORWARDED_PARAMETER.findall(element) if _FORWARDED_ELEMENT.fullmatch(element) else ()
         yield next((_hop(value.strip('"')) for name, value in parameters if name.lower() == "for"), None)
@@ -193,4 +211,4 @@ def _hop(text: str) -> IPv4Address | IPv6Address | None:
     match = _WITH_PORT.fullmatch(text)
     if match is not None:
         text = match[1] or match[2]
-    return None if "%" in text else _address(text)  # a zone means something on its own host only
+    return None if "%" in text else _address(text)  # a zone has a meaning on its own host only

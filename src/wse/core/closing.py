@@ -1,4 +1,4 @@
-"""What a close frame can carry (RFC 6455, 5.5 and 7.4)."""
+"""The codes and reasons that a close frame can carry (RFC 6455, 5.5 and 7.4)."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ _CODES = frozenset((1000, 1001, 1002, 1003, 1007, 1008, 1009, 1010, 1011, 1012, 
 
 
 def may_travel(code: int) -> bool:
-    """Whether an endpoint may send the code; 1005 and 1006, for example, only name what happened."""
+    """Whether an endpoint may send the code; 1005 and 1006, for example, are never sent."""
     return code in _CODES or 3000 <= code <= 4999
 
 
 def check_close(code: int, reason: str) -> None:
-    """Reject what a close frame cannot carry.
+    """Reject a code or reason that a close frame cannot carry.
 
     Raises:
         ValueError: The code may not be sent, or the reason is longer than 123 bytes of UTF-8.

@@ -1,4 +1,4 @@
-"""When silent peers are pinged, and when they are given up."""
+"""The settings of the heartbeat."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Heartbeat:
-    """When silent peers are pinged (RFC 6455, 5.5.2), and when they are given up.
+    """When a silent peer is pinged (RFC 6455, 5.5.2), and when its connection counts as lost.
 
     Args:
         interval: Seconds of silence after which a peer is pinged; 0 never pings. 20: below the minute after which many

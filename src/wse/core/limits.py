@@ -1,4 +1,4 @@
-"""What one peer may ask of us, and what becomes of one that asks for more."""
+"""Bounds on what one peer may ask of this side, and the overflow policies."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 class Overflow(StrEnum):
-    """What becomes of a message for a receiver whose queue is full (`Limits.send_buffer`).
+    """The policy for a message to a receiver whose queue is full (`Limits.send_buffer`).
 
     Without a choice for its type a message closes the connection, so nothing is ever lost in silence.
     """
@@ -31,46 +31,46 @@ class Overflow(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """Bounds on what one peer may ask of us; `None` for no bound.
+    """Bounds on what one peer may ask of this side; `None` for no bound.
 
-    Whoever exceeds one is told which: its call is answered with `wse.limit-exceeded` and the limit's name, or its
-    connection is closed with a reason of its own (`CloseReason`). It is reported on `error`, once for each connection
-    and limit, and counted every time (`WseServer.stats`).
+    A peer that exceeds a limit is told which one: its call is answered with `wse.limit-exceeded` and the limit's name,
+    or its connection is closed with a reason of its own (`CloseReason`). The excess is reported on `error`, once for
+    each connection and limit, and counted every time (`WseServer.stats`).
 
     Args:
-        message_size: Bytes of one message, whatever number of frames carries it, before and after inflation. 1 MiB:
+        message_size: Bytes of one message, in however many frames, before and after inflation. 1 MiB:
             far above a chat or a call, far below what would hurt. Closes with 1009 (RFC 6455, 7.4.1).
-        frame_size: Bytes of one frame, on our own listener and client; `None` for `message_size`, since a frame can be
-            as large as a message. Closes with 1009.
-        handshake_size: Bytes of a message before the welcome, with identity and meta. 64 KiB: room for any token, and
-            strangers get no more. Closes with 1009.
-        nesting: How deep arrays and objects may stand in one another. 100: nobody writes that by hand, and recursive
+        frame_size: Bytes of one frame, on the built-in listener and client; `None` for `message_size`, since a frame
+            can be as large as a message. Closes with 1009.
+        handshake_size: Bytes of a message before the welcome, with identity and meta. 64 KiB is room for any token, and
+            more than strangers need. Closes with 1009.
+        nesting: How deep arrays and objects may be nested. 100 is more than any hand-written message, and recursive
             code of applications survives it. Closes with 1008.
-        connections: Connections of a server. No bound by default: memory and file descriptors differ, and only the
-            operator knows them. Closes with 1013, so that reconnecting clients come again.
-        connections_per_address: Connections from one address; for IPv6 from one network of 64 bits, which is what a
-            subscriber has. No bound by default: behind a proxy or a company's network thousands share one; with
+        connections: Connections of a server. No bound by default, because only the operator knows the memory and the
+            file descriptors. Closes with 1013, so that reconnecting clients come again.
+        connections_per_address: Connections from one address; for IPv6 from one network of 64 bits, which is the
+            size of a subscriber's. No bound by default: behind a proxy or a company's network thousands share one; with
             `trusted_proxies` in place, some 100 are sensible. Closes with 1013.
-        unauthenticated: Connections that have not been let in. 4,096: a burst of returning clients fits, and costs
-            some 50 MiB while they are silent; what they send is taken in up to `frame_size`. Closes with 1013. How long
-            each may last is `auth_timeout`.
-        incoming_calls: Calls of one peer that wait for our answer. 1,000: far above what a page has in flight. More are
-            answered with `wse.limit-exceeded`.
-        outgoing_calls: Calls to one peer that wait for its answer. 10,000: a peer that never answers holds no more.
-            More raise `LIMIT_EXCEEDED`.
-        handlers: `async` handlers that run for one connection, those of calls among them. 1,000, as each costs a few
+        unauthenticated: Connections that are not authenticated yet. 4,096: a burst of returning clients fits, and costs
+            some 50 MiB while they are silent; what they send is taken in up to `frame_size`. Closes with 1013. Each
+            may last for `auth_timeout`.
+        incoming_calls: Calls of one peer that wait for an answer. 1,000 is far above what a page has in flight.
+            More are answered with `wse.limit-exceeded`.
+        outgoing_calls: Calls to one peer that wait for its answer. 10,000: a peer that never answers holds no more. A
+            call above raises `LIMIT_EXCEEDED`.
+        handlers: `async` handlers that run for one connection, including those of calls. 1,000, as each costs a few
             KiB. A call above is answered with `wse.limit-exceeded`, a message closes with 1008.
         handler_linger: Seconds that `async` handlers may go on after their connection has ended, then they are
-            cancelled. 10: time to finish what a client sent before it went. `None` lets them run.
-        message_rate: Messages a second from one connection, calls and answers among them. No bound by default: a chat
+            cancelled. 10: time to finish the work for a client that has just left. `None` lets them run.
+        message_rate: Messages a second from one connection, including calls and answers. No bound by default: a chat
             needs 10, a game 100, a bulk producer 100,000. Closes with 1008.
         message_burst: Messages that may come at once after a pause; `None` for those of two seconds.
         byte_rate: Bytes a second from one connection. No bound by default, as for `message_rate`. Closes with 1008.
         byte_burst: Bytes that may come at once after a pause; `None` for those of two seconds, or `message_size`
             where that is more.
-        send_buffer: Bytes that wait for one peer to take them. 1 MiB: seconds of a slow phone's line. What happens with
-            more is the message type's `Overflow`; by default it closes with 1013 and `wse.slow-receiver`. A single
-            message may be larger when nothing else waits.
+        send_buffer: Bytes that wait for one peer to take them. 1 MiB: seconds of a slow phone's line. Above it, the
+            message type's `Overflow` decides; by default it closes with 1013 and `wse.slow-receiver`. A single message
+            may be larger when nothing else waits.
 
     Raises:
         ValueError: A bound that is not positive.
@@ -134,7 +134,7 @@ class TokenBucket:
         self._at = scheduler.time()
 
     def take(self, tokens: float) -> bool:
-        """Whether they were there; then they are gone."""
+        """Take that many tokens, if there are enough; returns whether there were."""
         now = self._scheduler.time()
         available = min(self._burst, self._tokens + (now - self._at) * self._rate)
         self._at = now
@@ -144,7 +144,7 @@ class TokenBucket:
 
 
 def nests_deeper(value: Any, depth: int) -> bool:
-    """Whether arrays and objects stand in one another more than `depth` deep in a decoded value."""
+    """Whether arrays and objects are nested more than `depth` deep in a decoded value."""
     level = [value]
     for _ in range(depth):
         inner: list[Any] = []

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 class Packed:
-    """What a protocol has made of a message, with the wire forms that transports have made of that.
+    """An encoded message, with the wire forms that transports have built from it.
 
     Args:
         data: The payload of the WebSocket message: `str` for a text message, `bytes` for a binary one.
@@ -62,5 +62,5 @@ def encode(protocol: Protocol, type: MessageType, payload: Any) -> Packed:
 
 
 def unencodable(type: MessageType, exc: Exception) -> WseError:
-    """The error of a payload that the application cannot send."""
+    """The error for a payload that the application cannot send."""
     return WseError(ErrorCode.MSG_PROCESSING_ERROR, {"type": type}, f"the payload cannot be encoded: {exc}")

@@ -1,4 +1,4 @@
-"""What an endpoint counts: a few integers on the message path, everything else when it happens."""
+"""The counters of an endpoint: a few integers on the message path, and counts of rarer events."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ _REASONS = frozenset(str(reason) for reason in CloseReason)
 
 
 class Counters:
-    """What has been counted since the endpoint was made.
+    """Counts since the endpoint was made.
 
-    The integers are counted up in place on the message path; `closes` by `count_close`. No key of the counters is a
-    peer's own, so none of them grows without bound.
+    The integers are counted up in place on the message path; `closes` by `count_close`. No key of the counters comes
+    from a peer, so none of them grows without bound.
     """
 
     __slots__ = (
@@ -47,35 +47,36 @@ class Counters:
         self.limits: Counter[str] = Counter()
 
     def count_close(self, code: int, reason: str) -> None:
-        """A connection has ended."""
+        """Count a connection that has ended."""
         self.close_codes[code] += 1
         self.closes[reason if reason in _REASONS else "other"] += 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stats:
-    """What a server has done since it was made, and what it holds now: `WseServer.stats`.
+    """The work of a server since it was made, and what it holds now: `WseServer.stats`.
 
     Attributes:
         uptime: Seconds since it was started; 0 before.
         connections: Connections whose socket is open.
-        unauthenticated: Those of them that have not been let in.
+        unauthenticated: Those of them that are not authenticated yet.
         identities: Users with a connection.
         queued_bytes: Bytes that wait for receivers to take them.
-        queued_bytes_max: The most of them for one connection.
+        queued_bytes_max: The largest number of such bytes for one connection.
         running_handlers: `async` handlers that have not ended.
         pending_calls: Calls to clients that wait for their answer.
         opened: Connections opened so far.
-        messages_in: Messages received, calls and answers not among them.
-        messages_out: Messages sent, one for each receiver; answers and calls not among them.
+        messages_in: Messages received, without calls and answers.
+        messages_out: Messages sent, one for each receiver, without calls and answers.
         calls_in: Calls received.
         calls_out: Calls made to clients.
-        bytes_in: Bytes of all messages, calls and answers received, without what WebSocket adds.
+        bytes_in: Bytes of all messages, calls and answers received, without the framing of WebSocket.
         bytes_out: The same sent, before compression.
         errors: Reports on `error`, by code.
         closes: Connections that have ended, by reason; reasons that are not WSE's own are `other`.
         close_codes: The same by close code; 1006 is a connection that was lost.
-        dropped: Messages not delivered to slow receivers, by what was chosen (`Overflow`), and by `close`.
+        dropped: Messages not delivered to slow receivers, by their `Overflow` policy; `too-large` are those
+            of more bytes than the receiver takes.
         limits: How often each of `Limits` was exceeded.
         refused_origins: Connections refused for their origin.
     """

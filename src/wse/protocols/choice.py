@@ -1,4 +1,4 @@
-"""Which protocols a server speaks."""
+"""The message protocols of a server."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ def as_protocols(protocol: Protocol | Iterable[Protocol] | None) -> tuple[Protoc
     """The protocols as given, JSON by default.
 
     Raises:
-        ValueError: None, or two of one name.
-        TypeError: Something else than protocols.
+        ValueError: There is none, or two have the same name.
+        TypeError: An item is not a protocol.
     """
     if protocol is None:
         return (WseJSON(),)

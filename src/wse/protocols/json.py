@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from wse.core.ports.protocol import Codec, Protocol
+from wse.core.ports.protocol import Codec, ExtensionTypes, Protocol
 from wse.types import MessageType
 
 
@@ -20,6 +20,7 @@ class WseJSON(Protocol):
     """
 
     name = "wse-default-json"
+    extensions = ExtensionTypes()
 
     def __init__(self) -> None:
         self._encode = msgspec.json.Encoder().encode
@@ -36,7 +37,7 @@ class WseJSON(Protocol):
         try:
             message = self._decode(data)
         except msgspec.DecodeError:
-            # No message, or half an emoji: JavaScript strings may hold lone surrogates.
+            # Not a message, or half an emoji: JavaScript strings may hold lone surrogates.
             message = self._decode(_without_lone_surrogates(data))
         return to_message(message)
 
@@ -45,7 +46,7 @@ def to_message(message: Any) -> tuple[Any, Any, Any]:
     """An array of one to three elements, or more, as a message (WIRE.md section 2).
 
     Raises:
-        ValueError: It is none.
+        ValueError: It is not a message.
     """
     if type(message) is list:
         size = len(message)

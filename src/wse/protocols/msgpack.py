@@ -6,7 +6,7 @@ from typing import Any
 
 import msgspec
 
-from wse.core.ports.protocol import Codec, Protocol
+from wse.core.ports.protocol import Codec, ExtensionTypes, Protocol
 from wse.protocols.json import to_message
 from wse.types import MessageType
 
@@ -14,15 +14,16 @@ from wse.types import MessageType
 class WseMsgpack(Protocol):
     """MessagePack arrays `[type, payload, stamp]` in binary messages.
 
-    Payloads may hold what MessagePack has, bytes among it, and what `WseJSON` encodes beside JSON.
+    Payloads may hold what MessagePack has, including bytes, and the further types that `WseJSON` encodes.
     """
 
     name = "wse-msgpack"
+    extensions = ExtensionTypes()
 
     def __init__(self) -> None:
         self._encode = msgspec.msgpack.Encoder().encode
         self._decode = msgspec.msgpack.Decoder().decode
-        if type(self).pack is WseMsgpack.pack:  # else a subclass knows better
+        if type(self).pack is WseMsgpack.pack:  # else a subclass encodes itself
             self.codec = Codec(self._encode, self.unpack)
 
     def pack(self, type: MessageType, payload: Any = None, stamp: Any = None) -> bytes:

@@ -1,4 +1,4 @@
-"""What transports ask of a server."""
+"""The side of a server that transports see."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class ServerAcceptor:
-    """A server, as transports see it; a `wse.core.ports.transport.Acceptor`."""
+    """A server as transports see it; a `wse.core.ports.transport.Acceptor`."""
 
     __slots__ = ("_hub", "_protocols", "admission", "heartbeat", "limits")
 
@@ -30,7 +30,7 @@ class ServerAcceptor:
 
     @property
     def ready(self) -> bool:
-        """Whether new connections should be sent here; see `WseServer.ready`."""
+        """See `WseServer.ready`."""
         return not self.admission.unready and self._hub.network.healthy
 
     def select(self, offered: Iterable[str]) -> Protocol | None:

@@ -1,6 +1,6 @@
-"""Files that a standalone server answers plain GETs with: the JavaScript client, or an application's few pages.
+"""Files that a standalone server sends in answer to plain GETs: the JavaScript client, or a few pages.
 
-A web application with more to serve belongs to a web framework, with `server.asgi` or `server.aiohttp` inside.
+An application that serves more than that belongs in a web framework, with `server.asgi` or `server.aiohttp` inside.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ _PACKAGE = Path(__file__).parent.parent
 
 
 def js_client_path() -> Path:
-    """Where the JavaScript client is, an ES module without dependencies: for web frameworks that serve files.
+    """The path of the JavaScript client, an ES module without dependencies, for web frameworks that serve files.
 
     Raises:
         FileNotFoundError: This installation of wse lacks it.
@@ -29,12 +29,12 @@ class StaticFile:
     """A file, read once.
 
     Args:
-        path: Where it is; its suffix tells its media type.
+        path: Its path; the suffix decides the media type.
 
     Attributes:
-        body: What it holds.
-        headers: `Content-Type`, `ETag` and `Cache-Control` of every answer: browsers keep the file, and ask whether
-            it has changed.
+        body: Its content.
+        headers: `Content-Type`, `ETag` and `Cache-Control` of every answer: browsers cache the file, and ask each time
+            whether it has changed.
 
     Raises:
         OSError: It cannot be read.

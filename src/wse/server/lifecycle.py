@@ -25,10 +25,10 @@ if TYPE_CHECKING:
     from wse.transports.deflate import Compression
 
 NOT_STARTED = "not started"
-"""Why a server with a port is not ready before its start, and no server is after its end."""
+"""The reason why a server with a port is not ready before its start, and any server after its end."""
 
 commanded: ContextVar[bool] = ContextVar("commanded", default=False)
-"""Whether the `wse` command is importing a module to get its server, which the command runs itself."""
+"""Whether the `wse` command is importing a module to find its server. The command itself runs that server."""
 
 
 async def serve_until_signal(server: WseServer, grace: float, notice: float) -> None:
@@ -54,7 +54,7 @@ class ListenerOptions:
     reuse_port: bool = False
 
     def url(self, port: int | None) -> str:
-        """Where clients on this machine reach it."""
+        """The URL for clients on this machine."""
         everywhere = {None: "127.0.0.1", "": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - not bound here
         host = everywhere.get(self.host, self.host)
         scheme = "ws" if self.ssl is None else "wss"
@@ -63,14 +63,14 @@ class ListenerOptions:
 
 
 class Lifecycle:
-    """Starts a server, ends it, and knows which of the two it is.
+    """Starts and closes a server, and keeps track of its state.
 
     Args:
         hub: The server's connections.
         scheduler: Time and tasks.
         acceptor: Takes over the WebSockets that the listener opens.
         options: Where to listen.
-        watchdog: Looks for handlers that block the event loop while the server runs.
+        watchdog: Looks for handlers that block the event loop.
     """
 
     def __init__(
@@ -86,8 +86,8 @@ class Lifecycle:
         self._acceptor = acceptor
         self._watchdog = watchdog
         self.options = options
-        self._listener: asyncio.Server | None = None
-        self._closing: asyncio.Future[None] | None = None  # from the start on; done when the server has closed
+        self._listener: picows.Listener | None = None
+        self._closing: asyncio.Future[None] | None = None  # set by the start; done when the server has closed
         self._started_at: float | None = None
         self._starting = False
         if options.port is not None:
@@ -106,10 +106,7 @@ class Lifecycle:
     @property
     def port(self) -> int | None:
         """The port that it listens on; before `start`, the configured one."""
-        if self._listener is not None and self._listener.sockets:
-            port: int = self._listener.sockets[0].getsockname()[1]
-            return port
-        return self.options.port
+        return self.options.port if self._listener is None else self._listener.port
 
     @property
     def uptime(self) -> float:
@@ -148,8 +145,8 @@ class Lifecycle:
             self._starting = False
 
     async def attach(self) -> None:
-        """Begin to serve in the current event loop, unless the server does already: the listener is about to open, or
-        a web application has a connection for it.
+        """Begin to serve in the current event loop, unless the server does so already: the listener is about to open,
+        or a web application has a connection for it.
 
         Raises:
             WseError: `IDENTIFY_HANDLER_MISSING`; `BROKER_UNAVAILABLE`.
@@ -173,7 +170,7 @@ class Lifecycle:
     async def close(self, grace: float = 0.0, *, notice: float = 0.0) -> None:
         """See `WseServer.close`."""
         self._acceptor.admission.unready.add(NOT_STARTED)
-        if self._closing is not None:  # else nobody has been told that it is ready
+        if self._closing is not None:  # otherwise it has never been ready
             await self._scheduler.pause(notice)
         listener, self._listener = self._listener, None
         if listener is not None:

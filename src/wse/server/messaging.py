@@ -1,4 +1,4 @@
-"""The part of a server that names users, rooms and everyone, wherever in the cluster they are connected."""
+"""The part of a server that addresses users, rooms and everyone in the cluster."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ class Messaging:
 
         Args:
             type: The message's type.
-            payload: What it carries.
-            exclude: A connection, or a user by its `cid` or identity, that does not get it.
+            payload: The message's content.
+            exclude: A connection, or a user by its `cid` or identity, that does not receive it.
 
         Raises:
             WseError: As `WseConnection.send`.
@@ -43,8 +43,8 @@ class Messaging:
         Args:
             cid: The user.
             type: The message's type.
-            payload: What it carries.
-            exclude: A connection that does not get it: the one that the message is from, for example.
+            payload: The message's content.
+            exclude: A connection that does not receive it, such as the sender's.
 
         Raises:
             WseError: As `WseConnection.send`.
@@ -65,7 +65,7 @@ class Messaging:
         self._hub.drop_client(cid, reason, code)
 
     def room(self, name: RoomName) -> Room:
-        """A room; it need not be made, and exists while it has members."""
+        """A room. It need not be created; it exists while it has members."""
         return Room(self._hub.rooms, name)
 
     @overload
@@ -102,17 +102,17 @@ class Messaging:
         Args:
             cid: The user.
             name: The procedure, as the clients registered it.
-            payload: What it gets.
-            mode: `"first"` asks all devices and returns the first result; answers that come later are ignored.
-                `"all"` returns a list of what all devices answered, the oldest device first, with a `WseError` where
-                one failed. `"any"` asks exactly one device, the newest. A device that has not got its welcome yet, or
-                has gone before it was asked, is none of these.
-            timeout: Seconds to wait for an answer: `None` for the server's `timeout`, 0 for ever.
+            payload: The procedure's argument.
+            mode: `"first"` calls all devices and returns the first result; later answers are ignored. `"all"` returns a
+                list of the answers of all devices, the oldest device first, with a `WseError` where one failed.
+                `"any"` calls exactly one device, the newest. Devices that have not received their welcome, or that
+                disconnect before they are called, do not count.
+            timeout: Seconds to wait for an answer; `None` means the server's `timeout`, 0 for ever.
 
         Raises:
-            WseError: `CONNECTION_MISSING`, when the user is not connected; with `"first"`, what the last device
-                answered when all have failed; with `"any"`, as `WseConnection.call`.
-            ValueError: Another mode.
+            WseError: `CONNECTION_MISSING`, if the user is not connected; with `"first"`, the error of the last device
+                if all have failed; with `"any"`, as `WseConnection.call`.
+            ValueError: The mode is not one of these.
         """
         return await self._hub.call(cid, name, payload, mode, timeout)
 
@@ -132,8 +132,9 @@ class Messaging:
         """
         return await self._hub.network.online()
 
-    async def users(self) -> AsyncIterator[ClientId]:
-        """All users that are connected, in no order; who comes or goes meanwhile may be missing or there.
+    async def users(self) -> AsyncIterator[Any]:
+        """All users that are connected, in no order; a user that connects or leaves during the iteration may be
+        included or not.
 
         Raises:
             WseError: `BROKER_UNAVAILABLE`, in a cluster.

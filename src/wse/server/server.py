@@ -34,31 +34,33 @@ from wse.server.lifecycle import Lifecycle, ListenerOptions, commanded, serve_un
 from wse.server.messaging import Messaging
 from wse.server.watchdog import Watchdog
 from wse.transports.asgi import AsgiApp
-from wse.types import ClientId, F, MessageType
+from wse.types import F, MessageType
 
 if TYPE_CHECKING:
     import ssl
     from collections.abc import Awaitable, Callable
 
+    from wse.core.hub.auth import ReauthHandler
     from wse.core.hub.handshake import AuthHandler
     from wse.core.ports.broker import Broker
     from wse.core.stats import Stats
     from wse.transports.deflate import Compression
 
 A = TypeVar("A", bound="AuthHandler")
+R = TypeVar("R", bound="ReauthHandler")
 
 
 class ServerSignals:
-    """What happens to a server: `server.when`.
+    """The events of a server: `server.when`.
 
     Attributes:
         joined: `(identity, meta)`: a user has connected with a first device.
-        left: `(identity, code, reason)`: a user's last device has gone.
+        left: `(identity, code, reason)`: a user's last device has disconnected.
         connected: `(conn)`: a device has connected.
-        disconnected: `(conn, code, reason)`: a device has gone.
-        ignored: `(conn, type, payload)`: a message came that nobody listens to.
-        error: `(err, conn)`: a `WseError`, with the exception behind it as `__cause__`; `conn` may be None. Errors
-            that nobody listens to are logged.
+        disconnected: `(conn, code, reason)`: a device has disconnected.
+        ignored: `(conn, type, payload)`: a message came that has no listener.
+        error: `(err, conn)`: a `WseError`, with the exception behind it as `__cause__`; `conn` may be None. Without a
+            listener, errors are logged.
     """
 
     __slots__ = ("connected", "disconnected", "error", "ignored", "joined", "left")
@@ -82,38 +84,38 @@ class WseServer(Messaging):
             `auth.refuse`. Also settable later, as the decorator `@server.identify`.
         host: The interface to listen on; `None` for all.
         port: The port to listen on; 0 takes a free one.
-        path: The only path to accept, others get HTTP 404; `None` accepts every path.
+        path: The only path that opens a WebSocket; others get HTTP 404. `None` accepts every path.
         ssl: For `wss:`, an `ssl.SSLContext` with the server's certificate.
-        conns_per_user: How many devices of one user may be connected; one more pushes out the oldest.
-        timeout: Seconds that a call to a client waits for its answer; 0 for ever.
-        auth_timeout: Seconds that a connection has to become valid; 0 for ever, `None` for `timeout`.
+        conns_per_user: How many devices of one user may be connected; one more disconnects the oldest.
+        timeout: Seconds that a call to a client waits for its answer; 0 means for ever.
+        auth_timeout: Seconds that a connection has to become valid; 0 means for ever, `None` the value of `timeout`.
         protocol: The message protocol, or several in order of preference; the client's offer decides.
-        limits: What one client may send.
-        origins: Which web pages may connect. A browser tells the page's origin; one of the same host and port as the
-            server's, as the request's `Host` header has it, may always connect, whatever the scheme, and so may what
-            sends no origin: programs. Others are refused with HTTP 403 unless they are listed:
+        limits: Bounds on what one client sends.
+        origins: The origins of web pages that may connect. A browser sends the page's origin with its request. A page
+            of the host and port that the request's `Host` header names may always connect, whatever the scheme. So may
+            a program, which sends no origin. Other pages are refused with HTTP 403 unless their origin is listed:
             `"https://app.example"`, `"https://*.example.com"` for all subdomains, `"null"`, or `"*"` for all.
-        trusted_proxies: Addresses and networks of the proxies in front, `"10.0.0.0/8"`; `"unix"` for those that come by
-            a Unix socket. From these, and from nobody else, `X-Forwarded-For`, or else `Forwarded`, tells a client's
-            address.
+        trusted_proxies: Addresses and networks of the proxies in front, such as `"10.0.0.0/8"`; `"unix"` for proxies
+            that connect by a Unix socket. `X-Forwarded-For`, or else `Forwarded`, gives a client's address if it comes
+            from one of these.
         compression: Compress messages of 1 KiB and more for clients that can (permessage-deflate); off by default,
             since it costs far more time than it saves where the network is fast.
         serve_client: Serve the JavaScript client at `/wse.js`, and its module for tabs at `/wse-share.js`.
         files: Files to answer plain GETs with, by path: `{"/": "index.html"}`.
-        overflow: What becomes of messages for a device that does not take them, by message type; see `Overflow`. Those
+        overflow: The policy, by message type, for messages to a device that reads too slowly; see `Overflow`. Messages
             of other types close its connection when `limits.send_buffer` is reached.
-        heartbeat: When silent devices are pinged, and given up; on our own listener and in aiohttp. ASGI servers keep
-            their own.
-        watchdog: Seconds that a handler may keep the event loop from turning before it is reported on `error`, with its
-            name, as `HANDLER_BLOCKED`; `None` does not look.
+        heartbeat: When silent devices are pinged and when they are disconnected, on the built-in listener and in
+            aiohttp. ASGI servers have a heartbeat of their own.
+        watchdog: Seconds for which a handler may block the event loop before it is reported on `error`, with its name,
+            as `HANDLER_BLOCKED`; `None` turns the watchdog off.
         broker: Joins this server to a cluster: a broker's URL, `nats://...` or `redis://...`, or a broker. By default
-            the server is on its own.
+            the server is not part of a cluster.
         cluster: Times and bounds of the cluster.
-        expose_errors: What the caller of a failing procedure is told of the exception; see `ExposeErrors`.
-        debug: Send stack traces of failing procedures to their callers, too.
+        expose_errors: How much of an exception the caller of a failing procedure receives; see `ExposeErrors`.
+        debug: Also send the stack traces of failing procedures to their callers.
 
     Raises:
-        ValueError: An argument out of its range; an origin or a proxy that is none.
+        ValueError: An argument is out of its range; an origin or a proxy is not valid.
         OSError: A file that cannot be read.
     """
 
@@ -157,7 +159,14 @@ class WseServer(Messaging):
         )
         deadline = timeout if auth_timeout is None else auth_timeout
         heartbeat = heartbeat or Heartbeat()
-        self._hub = Hub(self._endpoint, conns_per_user=conns_per_user, auth_timeout=deadline, heartbeat=heartbeat)
+        self._hub = Hub(
+            self._endpoint,
+            conns_per_user=conns_per_user,
+            auth_timeout=deadline,
+            heartbeat=heartbeat,
+            clock=time.time,
+            server=self,
+        )
         self._hub.network = SingleNode(self._hub)
         if broker is not None:
             self._join_cluster(broker, cluster)
@@ -177,7 +186,7 @@ class WseServer(Messaging):
         if identify is not None:
             self.identify(identify)
 
-    # Who may come in.
+    # Authentication.
 
     def identify(self, fn: A) -> A:
         """Set the identify handler; usable as a decorator."""
@@ -190,15 +199,35 @@ class WseServer(Messaging):
 
         It runs before the identify handler and calls `auth.quest(value)` or `auth.refuse()`; a value other than None
         that it returns is the quest.
+
+        Raises:
+            WseError: `INVALID_CRA_GENERATOR`, which is also a `TypeError`: `fn` cannot take `(auth)`.
         """
-        check_handler(fn, "auth")
+        check_handler(fn, "auth", code=ErrorCode.INVALID_CRA_GENERATOR)
         self._hub.generator = fn
         return fn
 
-    # Who is there.
+    def reauthenticate(self, fn: R) -> R:
+        """Set the handler for fresh identities, `fn(conn, identity)`; usable as a decorator.
+
+        A client whose session expires (`Handshake.accept` with `expires`) is asked for a fresh identity a minute before
+        the end, or at half of a shorter time, if it can be asked (the original's clients cannot). The handler checks
+        the identity and returns the new time, a `datetime` with a time zone or Unix seconds, or `None` to let the
+        session end. Raising a `WseError` of `NOT_AUTHORIZED`, for example because the identity is another user's,
+        closes the connection with `wse.not-authorized`; `reason` and `retry` in its details are as for
+        `Handshake.refuse`. Another exception is reported on `error`, and the session ends at its time.
+
+        Raises:
+            TypeError: `fn` cannot take `(conn, identity)`.
+        """
+        check_handler(fn, "conn", "identity")
+        self._hub.auth.reauthenticate = fn
+        return fn
+
+    # State.
 
     @property
-    def clients(self) -> Mapping[ClientId, WseIdentity]:
+    def clients(self) -> Mapping[Any, WseIdentity]:
         """The users that are connected, by `cid`; read-only."""
         return MappingProxyType(self._hub.identities)
 
@@ -215,17 +244,17 @@ class WseServer(Messaging):
 
     @property
     def conns_per_user(self) -> int:
-        """How many devices of one user may be connected."""
+        """How many devices of one user may be connected at the same time."""
         return self._hub.conns_per_user
 
     @property
     def timeout(self) -> float:
-        """Seconds that a call to a client waits for its answer; 0 for ever."""
+        """Seconds that a call to a client waits for its answer; 0 means for ever."""
         return self._endpoint.timeout
 
     def stats(self) -> Stats:
-        """Counters of what the server has done, and what it holds at the moment. Counting costs next to nothing; this
-        method looks at each connection once.
+        """Counters since the server was made, and its present state. Counting costs next to nothing; this method looks
+        at each connection once.
         """
         return self._hub.stats(
             uptime=self._lifecycle.uptime,
@@ -247,18 +276,18 @@ class WseServer(Messaging):
     def register(self, name: MessageType, fn: F | None = None) -> F | Callable[[F], F]:
         """Let clients call `fn(conn, payload)` under that name; without `fn`, a decorator.
 
-        What it returns is the caller's result. A `WseError` that it raises arrives at the caller as it is, any
-        other exception as `RP_EXECUTION_FAILED`.
+        Its return value is the caller's result. A `WseError` that it raises reaches the caller unchanged, any other
+        exception as `RP_EXECUTION_FAILED`.
 
         Raises:
-            WseError: `RP_ALREADY_REGISTERED`; `PROTOCOL_VIOLATION`, for a name that is WSE's own.
+            WseError: `RP_ALREADY_REGISTERED`; `PROTOCOL_VIOLATION`, for a name that is reserved.
             TypeError: `fn` cannot take `(conn, payload)`.
         """
         procedures = self._endpoint.procedures
         return procedures.register(name) if fn is None else procedures.register(name, fn)
 
     def unregister(self, name: MessageType) -> None:
-        """Take a procedure away.
+        """Remove a procedure.
 
         Raises:
             WseError: `RP_NOT_REGISTERED`.
@@ -268,7 +297,7 @@ class WseServer(Messaging):
     # Life cycle.
 
     def configure(self, *, host: str | None = None, port: int | None = None, reuse_port: bool | None = None) -> None:
-        """Change where the server will listen, as the `wse` command does; what is None stays as it is.
+        """Change where the server will listen, as the `wse` command does; an argument of None changes nothing.
 
         Args:
             host: The interface; `""` for all.
@@ -276,7 +305,7 @@ class WseServer(Messaging):
             reuse_port: Share the port with other processes of the same system user that also share it (SO_REUSEPORT).
 
         Raises:
-            RuntimeError: The server listens already.
+            RuntimeError: The server is already listening.
         """
         if self._lifecycle.is_listening:
             raise RuntimeError("the server has been started")
@@ -289,11 +318,11 @@ class WseServer(Messaging):
             options.reuse_port = reuse_port
 
     def use_broker(self, broker: str | Broker, settings: ClusterSettings | None = None) -> None:
-        """Join a cluster, as the arguments `broker` and `cluster` do when the server is made.
+        """Join a cluster, as the arguments `broker` and `cluster` of `WseServer` do.
 
         Raises:
             RuntimeError: The server has been started.
-            ValueError: A URL of no known broker.
+            ValueError: The URL's scheme is not that of a known broker.
             ImportError: The broker needs a library that is not installed.
         """
         if self._lifecycle.is_started:
@@ -318,12 +347,13 @@ class WseServer(Messaging):
 
     @property
     def url(self) -> str:
-        """Where clients on this machine reach the server."""
+        """The URL for clients on this machine."""
         return self._lifecycle.options.url(self.port)
 
     @property
     def ready(self) -> bool:
-        """Whether new connections should be sent to this server; `/readyz` at its own port answers 503 otherwise.
+        """Whether a load balancer should send new connections here; if not, `/readyz` of the built-in listener answers
+        503.
 
         A server is ready from `start`, or from the beginning if it has no port, until `close`, which refuses new
         connections with HTTP 503. A node of a cluster that does not receive from the others is not ready either, but
@@ -337,13 +367,13 @@ class WseServer(Messaging):
         Raises:
             WseError: `IDENTIFY_HANDLER_MISSING`; `BROKER_UNAVAILABLE`.
             ValueError: No port was given.
-            RuntimeError: The server listens already, or was closed meanwhile.
+            RuntimeError: The server has already been started, or was closed during the start.
             OSError: The port is not available.
         """
         await self._lifecycle.start()
 
     async def serve_forever(self) -> None:
-        """Return when the server has been closed; starts it if need be.
+        """Start the server if it is not listening yet, and return when it has been closed.
 
         Raises:
             WseError, ValueError, OSError: As `start`.
@@ -356,19 +386,20 @@ class WseServer(Messaging):
         """Stop serving; returns when all sockets are closed.
 
         In this order: `/readyz` answers 503, and new connections are refused; the port is closed; running handlers
-        have `grace` seconds to end; every connection is closed with 1012 and `wse.by-server`, a thousand of them in a
-        second, so that not all clients return at once, or more if it would take longer than 15 seconds; handlers that
-        still run are cancelled.
+        have `grace` seconds to end; every connection is closed with 1012 and `wse.by-server`, at a thousand per second,
+        so that not all clients return at once, or faster if that would take more than 15 seconds; handlers that are
+        still running are cancelled.
 
         Args:
-            grace: Seconds that running handlers have, calls among them. Messages and calls are served meanwhile.
+            grace: Seconds that running handlers have to end, those of calls included. Messages and calls are still
+                served during that time.
             notice: Seconds for which the port stays open while `/readyz` and requests for a WebSocket are answered
-                with 503, so that load balancers that poll notice it in time.
+                with 503, so that a load balancer that polls notices it in time.
         """
         await self._lifecycle.close(grace, notice=notice)
 
     def run(self, *, grace: float = 10.0, notice: float = 0.0) -> None:
-        """Serve in an event loop of its own until SIGINT or SIGTERM, then close. Blocks.
+        """Serve in a new event loop until SIGINT or SIGTERM, then close. Blocks.
 
         Args:
             grace: As for `close`. A second signal ends it at once.
@@ -376,7 +407,7 @@ class WseServer(Messaging):
 
         Raises:
             WseError, ValueError, OSError: As `start`.
-            RuntimeError: The `wse` command is importing the module, and runs the server itself.
+            RuntimeError: The `wse` command is importing the module; it runs the server itself.
         """
         if commanded.get():
             raise RuntimeError("the wse command runs the server itself: call run() below `if __name__ == '__main__':`")
@@ -395,7 +426,7 @@ class WseServer(Messaging):
     def asgi(self) -> AsgiApp:
         """The server as an ASGI 3 application, for `websocket` and `lifespan` scopes.
 
-        The application's lifespan starts and stops it. Where a framework keeps the lifespan to itself, the first
+        The application's lifespan starts and stops it. Where a framework does not pass the lifespan on, the first
         connection starts the server, and the application's own shutdown should await `close`.
         """
         return AsgiApp(self._acceptor, self._lifecycle.options.path, self._lifecycle.attach, self.close)

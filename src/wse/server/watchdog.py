@@ -1,7 +1,7 @@
-"""Finding handlers that block the event loop, at no cost for those that do not.
+"""Finds handlers that block the event loop, at no cost for those that do not.
 
-A thread looks now and then whether the loop still turns. When it has not for too long, the thread looks at the stack of
-the loop's thread: the function that WSE called there is the one that blocks.
+A thread checks regularly whether the loop still turns. If it has not for too long, the thread looks at the stack of the
+loop's thread: the function that WSE called there is the one that blocks.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class Watchdog:
     """Watches one event loop.
 
     Args:
-        threshold: Seconds that a handler may keep the loop from turning.
+        threshold: Seconds for which a handler may block the loop.
         blocked: Called on the loop afterwards, with the handler's name and the seconds.
     """
 
@@ -44,7 +44,7 @@ class Watchdog:
         self._stopped = threading.Event()
 
     def start(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Watch the loop, on whose thread this is called."""
+        """Watch the loop; must be called on its thread."""
         self.stop()
         self._loop = loop
         self._loop_thread = threading.get_ident()
@@ -53,7 +53,7 @@ class Watchdog:
         threading.Thread(target=self._watch, args=(self._stopped,), name="wse-watchdog", daemon=True).start()
 
     def stop(self) -> None:
-        """Watch no more."""
+        """Stop watching."""
         self._stopped.set()
         if self._timer is not None:
             self._timer.cancel()
@@ -78,7 +78,7 @@ class Watchdog:
             if blocked_for < self._threshold / 2:
                 suspect = None
                 continue
-            # Twice the same call of the same handler: a loop that is only starved of time is nobody's fault.
+            # Twice the same call of the same handler: a loop that only lacks processor time has no culprit.
             seen = _handler(sys._current_frames().get(self._loop_thread))
             if seen is not None and seen == suspect and blocked_for >= self._threshold:
                 self._culprit = seen[1]
@@ -87,7 +87,7 @@ class Watchdog:
 
 
 def _handler(frame: FrameType | None) -> tuple[int, str] | None:
-    """The identity and the name of the handler's call that a stack is in: the outermost one that the core has made."""
+    """The identity and the name of the handler's call on a stack: the outermost call that the core has made."""
     found = None
     while frame is not None and frame.f_back is not None:
         caller = frame.f_back

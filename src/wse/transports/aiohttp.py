@@ -6,7 +6,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from wse.transports.awaited import CLOSE_TIMEOUT, AwaitedLink
-from wse.transports.request import HttpRequest, offered_subprotocols
+from wse.transports.request import CompactHeaders, HttpRequest, decode_header, tokens
 
 try:
     from aiohttp import WSMessage, WSMsgType, web
@@ -52,7 +52,7 @@ class AiohttpLink(AwaitedLink):
         return self._websocket.close(code=code, message=reason.encode())
 
     async def _finish(self, code: int, reason: str) -> None:
-        # The peer's close is echoed, so that a browser's own close event shows its own code and reason.
+        # The peer's close is echoed, so that a browser's close event shows the page's own code and reason.
         code = 1000 if code in (1005, 1006) else code
         await self._websocket.close(code=code, message=reason.encode(), drain=False)
 
@@ -72,16 +72,16 @@ def handler(
     """
 
     def open_session(request: web.Request, protocol: Protocol | None, link: AwaitedLink) -> Receiver:
-        remote_addr = acceptor.admission.address(link.remote_addr, request.headers)
-        http_request = HttpRequest(request.path_qs, request.headers, remote_addr, request)
-        return acceptor.open(link, http_request, protocol)
+        headers = CompactHeaders((name.decode("latin-1"), decode_header(value)) for name, value in request.raw_headers)
+        remote_addr = acceptor.admission.address(link.remote_addr, headers)
+        return acceptor.open(link, HttpRequest(request.path_qs, headers, remote_addr, request), protocol)
 
     async def handle(request: web.Request) -> web.StreamResponse:
         await started()
         refusal = acceptor.admission.refusal(request.headers)
         if refusal is not None:
             return web.Response(status=refusal.status, headers=refusal.headers, text=refusal.body)
-        protocol = acceptor.select(offered_subprotocols(request.headers.getall("Sec-WebSocket-Protocol", [])))
+        protocol = acceptor.select(tokens(request.headers.getall("Sec-WebSocket-Protocol", [])))
         limit = acceptor.limits.message_size
         websocket = web.WebSocketResponse(
             protocols=() if protocol is None else (protocol.name,),

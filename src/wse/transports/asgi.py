@@ -14,7 +14,7 @@ from urllib.parse import quote
 
 from wse.core.admission import Refusal
 from wse.transports.awaited import AwaitedLink
-from wse.transports.request import CompactHeaders, HttpRequest
+from wse.transports.request import CompactHeaders, HttpRequest, decode_header
 
 if TYPE_CHECKING:
     from wse.core.ports.protocol import Protocol
@@ -50,8 +50,8 @@ class AsgiLink(AwaitedLink):
         # websocket.disconnect is all that remains.
         code = int(event.get("code") or 1005)
         if code == 1005 and "reason" not in event:
-            # uvicorn and granian say so when the socket has gone without a close frame. With an empty one, uvicorn
-            # gives a reason; granian does not, so there the frequent case stands for the rare one.
+            # uvicorn and granian give this code if the socket has ended without a close frame. For an empty close
+            # frame uvicorn adds a reason. granian does not, so there the rare case is reported as the frequent one.
             code = 1006
         return code, event.get("reason") or ""
 
@@ -69,7 +69,7 @@ class AsgiApp:
 
     Args:
         acceptor: The server.
-        path: The only path that opens a WebSocket, or `None` for every path that it is asked for.
+        path: The only path that opens a WebSocket, or `None` for every path.
         started: Awaited when the application starts, and before each connection.
         stopped: Called when the application stops.
     """
@@ -97,12 +97,11 @@ class AsgiApp:
 
     async def _websocket(self, scope: Scope, receive: Receive, send: Send) -> None:
         await receive()  # websocket.connect
-        path = scope["path"]
-        if self._path is not None and path != self._path:
+        if self._path is not None and not _is_at(self._path, scope["path"], scope.get("root_path") or ""):
             await self._refuse(scope, send, _NOT_FOUND)
             return
         await self._started()
-        headers = CompactHeaders((name.decode("latin-1"), value.decode("latin-1")) for name, value in scope["headers"])
+        headers = CompactHeaders((name.decode("latin-1"), decode_header(value)) for name, value in scope["headers"])
         refusal = self._acceptor.admission.refusal(headers)
         if refusal is not None:
             await self._refuse(scope, send, refusal)
@@ -127,7 +126,7 @@ class AsgiApp:
             if event["type"] == "lifespan.startup":
                 try:
                     await self._started()
-                except Exception as exc:  # told to the server, which says it and ends
+                except Exception as exc:  # the web server logs the message and ends
                     await send({"type": "lifespan.startup.failed", "message": str(exc)})
                     return
                 await send({"type": "lifespan.startup.complete"})
@@ -137,7 +136,7 @@ class AsgiApp:
                 return
 
     async def _refuse(self, scope: Scope, send: Send, refusal: Refusal) -> None:
-        """No WebSocket: an HTTP response, which is 403 where the web server knows nothing else."""
+        """Answer with an HTTP response instead; always 403 if the web server lacks the extension for others."""
         if "websocket.http.response" in (scope.get("extensions") or ()):
             headers = [(name.lower().encode(), value.encode()) for name, value in refusal.headers.items()]
             await _respond(send, "websocket.http.response", refusal.status, refusal.body.encode(), *headers)
@@ -147,6 +146,18 @@ class AsgiApp:
 
     async def _http(self, send: Send) -> None:
         await _respond(send, "http.response", 426, b"426 Upgrade Required\n", (b"upgrade", b"websocket"))
+
+
+def _is_at(path: str, requested: str, root: str) -> bool:
+    """Whether a request is for a path, by itself or below the root path that a proxy or a mount has in front of it.
+
+    ASGI's `path` includes its `root_path`. The root path may also be longer than the part in front of ours: a server's
+    `--root-path` and a mount under a path that is part of ours.
+    """
+    if not requested.endswith(path):
+        return False
+    before = requested.removesuffix(path)
+    return not before or f"{root}/".startswith(f"{before}/")
 
 
 async def _respond(send: Send, kind: str, status: int, body: bytes, *headers: tuple[bytes, bytes]) -> None:

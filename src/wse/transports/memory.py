@@ -1,4 +1,4 @@
-"""Links without a socket: two ends in one process, for tests and for `wse.testing`."""
+"""Links without a socket, with both ends in one process; for tests and for `wse.testing`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class MemoryLink:
-    """One end. What is written arrives at the other end in the next turn of the event loop, in order."""
+    """One end of a link. Messages arrive at the other end in the next turn of the event loop, in order."""
 
     pings = False
 

@@ -1,1 +1,1 @@
-"""A server's connections: who is let in, who is there, and messages to many."""
+"""The connections of a server: authentication, presence on this node, and messages to many."""

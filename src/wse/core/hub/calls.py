@@ -1,7 +1,7 @@
 """One call to several devices: to all of them, until the first has succeeded, or to the newest that can be asked.
 
-A device whose welcome has not been sent yet is in the register already, and one that has just gone may be in it still.
-Neither is one of the user's devices for a call: where it turns out that it was not asked, it is left out.
+The register has devices whose welcome has not been sent yet, and may still have some that have just gone. Neither
+counts as one of the user's devices for a call: a device that was not asked is left out.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ if TYPE_CHECKING:
     from wse.core.ports.scheduling import Scheduler
 
 Mode: TypeAlias = Literal["first", "all", "any"]
-"""Whose answer a call to a user brings: the first that succeeds, all of them, or that of the one that was asked."""
+"""The answers that a call to a user returns: the first success, all of them, or that of the one device asked."""
 
 
 class Callee(typing.Protocol):
     """A device that can be called: a connection of this node, or of another."""
 
     def start_call(self, name: MessageType, payload: Any, timeout: float | None) -> tuple[int, asyncio.Future[Any]]:
-        """Send a call; whoever awaits the future must end with `forget_call`.
+        """Send a call. The code that awaits the future must call `forget_call` in the end.
 
         Raises:
             WseError: It cannot be sent; a `NotAskedError`, also as the future's, if the device is not there.
@@ -35,7 +35,7 @@ class Callee(typing.Protocol):
         ...
 
     def forget_call(self, stamp: int) -> None:
-        """Nobody waits for the answer any more."""
+        """Forget a call whose answer is no longer awaited."""
 
 
 _Started: TypeAlias = "list[tuple[Callee, int, asyncio.Future[Any]]]"
@@ -71,11 +71,11 @@ async def call_all(callees: Sequence[Callee], name: MessageType, payload: Any, t
 async def call_first(
     scheduler: Scheduler, callees: Sequence[Callee], name: MessageType, payload: Any, timeout: float | None
 ) -> Any:
-    """Call a procedure on several devices at once and return the first result; what the others answer is ignored.
+    """Call a procedure on several devices at once, and return the first result; the other answers are ignored.
 
     Raises:
         NotAskedError: No device is there.
-        WseError: Every device has failed; it is the error that came last.
+        WseError: Every device has failed; this is the last error.
     """
     if not callees:
         raise _nobody(name)
@@ -148,4 +148,4 @@ def _forget(started: _Started) -> None:
     for callee, stamp, future in started:
         callee.forget_call(stamp)
         if future.done() and not future.cancelled():
-            future.exception()  # nobody asks any more, and asyncio need not complain
+            future.exception()  # retrieved, so that asyncio does not log it

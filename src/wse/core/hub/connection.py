@@ -1,4 +1,4 @@
-"""One device at the server, and the user that it belongs to: sessions, and their face to the application."""
+"""One device at the server, and the user that it belongs to: the sessions, and the objects that applications see."""
 
 from __future__ import annotations
 
@@ -9,13 +9,18 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, overload
 
 from wse.core.closing import check_close
+from wse.core.hub.auth import unix_time
 from wse.core.limits import TokenBucket
 from wse.core.session.session import Session
 from wse.errors import CloseReason
 from wse.types import ClientId, MessageType, ReadyState
 
 if TYPE_CHECKING:
+    from datetime import datetime
+
+    from wse.core.hub.auth import AuthExtension, Expiry
     from wse.core.hub.calls import Mode
+    from wse.core.hub.handshake import Challenge
     from wse.core.ports.protocol import Protocol
     from wse.core.ports.transport import Link, Request
     from wse.core.session.endpoint import Endpoint
@@ -27,12 +32,14 @@ class SessionOwner(typing.Protocol):
 
     endpoint: Endpoint
     ignored: Signal[WseConnection, Any, Any]
+    auth: AuthExtension
+    server: Any
 
     def leave(self, session: ServerSession, code: int, reason: str) -> None:
-        """The connection has ended; it may not have been valid."""
+        """Note that the connection has ended; it may not have been valid."""
 
     def forget(self, session: ServerSession) -> None:
-        """The socket has closed."""
+        """Note that the socket has closed."""
 
 
 class Users(typing.Protocol):
@@ -49,13 +56,19 @@ class Users(typing.Protocol):
 
 
 class ServerSession(Session):
-    """A session at the server; its face to the application is a `WseConnection`."""
+    """A session at the server; the application sees it as a `WseConnection`.
 
-    __slots__ = ("_owner", "conn")
+    Attributes:
+        conn: The connection that the application sees.
+        expiry: Its end at a given time, if there is one.
+    """
+
+    __slots__ = ("_owner", "conn", "expiry")
 
     def __init__(self, owner: SessionOwner, link: Link, request: Request, protocol: Protocol) -> None:
         super().__init__(owner.endpoint, link, protocol)
         self._owner = owner
+        self.expiry: Expiry | None = None
         self.conn = WseConnection(self, secrets.token_hex(8), request)
         self._conn = self.conn
 
@@ -74,6 +87,8 @@ class ServerSession(Session):
             ignored._emit_on(self, self.conn, type_, payload)
 
     def _on_end(self, code: int, reason: str) -> None:
+        if self.expiry is not None:
+            self.expiry.stop()
         self._owner.leave(self, code, reason)
 
     def _on_closed(self) -> None:
@@ -113,26 +128,45 @@ class WseConnection:
     Attributes:
         conn_id: Its id, unique among all connections.
         cid: The user's id; `None` until the user is accepted.
-        client: The user, a `WseIdentity`; `None` until the user is accepted.
-        identity: What the client sent to identify itself.
-        meta: What it sent beside, a dict.
+        identity: The identity that the client sent, the last one if it was asked for a fresh one.
+        meta: Further facts that it sent, a dict.
+        challenge: The quest with the client's response, or `None` without a challenge.
         request: The HTTP request that opened the WebSocket.
     """
 
-    __slots__ = ("_session", "cid", "client", "conn_id", "identity", "meta", "request")
+    __slots__ = ("_session", "_user", "challenge", "cid", "conn_id", "identity", "meta", "request")
 
     def __init__(self, session: ServerSession, conn_id: str, request: Request) -> None:
         self._session = session
         self.conn_id = conn_id
         self.request = request
-        self.cid: ClientId | None = None
-        self.client: WseIdentity | None = None
+        self.cid: Any = None
+        self._user: WseIdentity | None = None
         self.identity: Any = None
         self.meta: dict[str, Any] = {}
+        self.challenge: Challenge | None = None
+
+    @property
+    def client(self) -> WseIdentity:
+        """The user, a `WseIdentity`. It is `None` on a connection that is not accepted yet, which only listeners of
+        `error` can meet; its type leaves that out, because all other handlers get accepted connections.
+        """
+        return typing.cast("WseIdentity", self._user)
+
+    @property
+    def server(self) -> Any:
+        """The `WseServer`."""
+        return self._session._owner.server
+
+    @property
+    def expires(self) -> float | None:
+        """When the session ends, in Unix seconds; `None` for a session without such a time. See `extend`."""
+        expiry = self._session.expiry
+        return None if expiry is None else expiry.at
 
     @property
     def remote_addr(self) -> str:
-        """The client's IP address: the socket's, or what a trusted proxy says; an empty string where there is none."""
+        """The client's IP address: the socket's, or that of a trusted proxy's header; an empty string without one."""
         return self.request.remote_addr
 
     @property
@@ -171,11 +205,11 @@ class WseConnection:
 
         Args:
             name: The procedure, as the client registered it.
-            payload: What it gets.
+            payload: The argument of the procedure.
             timeout: Seconds to wait for the answer: `None` for the server's `timeout`, 0 for ever.
 
         Raises:
-            WseError: What the procedure raised, or `RP_NOT_REGISTERED`, `RP_TIMEOUT`, `RP_DISCONNECT`,
+            WseError: The error of the procedure, or `RP_NOT_REGISTERED`, `RP_TIMEOUT`, `RP_DISCONNECT`,
                 `RP_SEND_FAILED` (WIRE.md section 4).
         """
         return await self._session.call(name, payload, timeout)
@@ -184,7 +218,7 @@ class WseConnection:
         """Disconnect this device; nothing happens if it is disconnected.
 
         Args:
-            reason: Told to the client; at most 123 bytes of UTF-8 (RFC 6455, 5.5).
+            reason: Sent to the client; at most 123 bytes of UTF-8 (RFC 6455, 5.5).
             code: A close code that an endpoint may send (RFC 6455, 7.4).
 
         Raises:
@@ -193,8 +227,21 @@ class WseConnection:
         check_close(code, reason)
         self._session.close(code, reason)
 
+    def extend(self, expires: datetime | float | None) -> None:
+        """Set when the session ends, in place of the time given to `Handshake.accept`, if any.
+
+        Args:
+            expires: As for `Handshake.accept`; `None` for a session that does not expire. A time that has passed ends
+                the session at once.
+
+        Raises:
+            TypeError, ValueError: As `Handshake.accept`.
+        """
+        session = self._session
+        session._owner.auth.expire(session, None if expires is None else unix_time(expires))
+
     async def drain(self) -> None:
-        """Wait until the socket takes more: for producers that send faster than the device may read."""
+        """Wait until the socket takes more, for producers that may send faster than the device reads."""
         await self._session.drain()
 
     def __repr__(self) -> str:
@@ -202,7 +249,7 @@ class WseConnection:
 
 
 class WseIdentity:
-    """A user, with all the devices that are connected.
+    """A user, with all connected devices.
 
     Attributes:
         cid: The user's id.
@@ -214,7 +261,7 @@ class WseIdentity:
     def __init__(self, users: Users, cid: ClientId, meta: dict[str, Any]) -> None:
         self._users = users
         self._devices: tuple[WseConnection, ...] = ()  # the oldest first; a dict for each user would take 200 bytes
-        self.cid = cid
+        self.cid: Any = cid
         self.meta = meta
 
     @property
@@ -223,7 +270,7 @@ class WseIdentity:
         return MappingProxyType({conn.conn_id: conn for conn in self._devices})
 
     def send(self, type: MessageType, payload: Any = None, *, exclude: Exclude = None) -> None:
-        """Send a message to all devices of the user, but for a connection that is excluded.
+        """Send a message to all devices of the user, except an excluded connection.
 
         Raises:
             WseError: As `WseConnection.send`.
@@ -288,4 +335,4 @@ class WseIdentity:
 
 
 Exclude: TypeAlias = WseConnection | WseIdentity | ClientId | None
-"""Who does not get a message: a connection, or a user by its identity or `cid`."""
+"""The receiver to leave out: a connection, or a user by its identity or `cid`."""

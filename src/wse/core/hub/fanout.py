@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from wse.core.hub.connection import WseConnection, WseIdentity
 from wse.core.packed import encode
+from wse.core.session.session import EASY_SIZE
 from wse.types import ClientId, MessageType
 
 if TYPE_CHECKING:
@@ -46,25 +47,34 @@ def deliver(
 def _write(endpoint: Endpoint, conns: Collection[WseConnection], type: MessageType, packed: Packed) -> None:
     counters = endpoint.counters
     counters.messages_out += len(conns)
-    counters.bytes_out += len(conns) * len(packed.data)
-    slow: list[ServerSession] = []  # to hold a message may close the connection, which changes `conns`
-    for conn in conns:
-        session = conn._session
-        if session._writable:
+    size = len(packed.data)
+    counters.bytes_out += len(conns) * size
+    others: list[ServerSession] = []  # holding a message may close the connection, which changes `conns`
+    if size <= EASY_SIZE:
+        for conn in conns:
+            session = conn._session
+            if session._direct:
+                session.link.write_shared(packed)
+            else:
+                others.append(session)
+    else:
+        others = [conn._session for conn in conns]
+    for session in others:
+        if not session.takes(packed.data):
+            session.skip(type, packed.data)
+        elif session._writable:
             session.link.write_shared(packed)
         else:
-            slow.append(session)
-    for session in slow:
-        session.hold(type, packed)
+            session.hold(type, packed)
 
 
 def excluded(exclude: Exclude) -> tuple[str | None, ClientId | None]:
-    """The `conn_id` or the `cid` of who does not get a message, if anybody."""
+    """The `conn_id` or the `cid` that is left out, if any."""
     if isinstance(exclude, WseConnection):
         return exclude.conn_id, None
     return None, exclude.cid if isinstance(exclude, WseIdentity) else exclude
 
 
 def without(conns: Collection[WseConnection], conn_id: str | None, cid: ClientId | None) -> list[WseConnection]:
-    """All but that connection, or that user's."""
+    """All connections except that one, or that user's."""
     return [conn for conn in conns if conn.conn_id != conn_id and conn.cid != cid]

@@ -1,7 +1,7 @@
 """The server's side of authentication: from the open socket to the welcome (WIRE.md section 3).
 
-`TRANSITIONS` is the whole of it: a message or decision that stands not in the table for the present state is either
-ignored or, for a message, the end of the connection.
+`TRANSITIONS` is the complete table: a message that it does not have for the present state ends the connection or is
+ignored, and such a decision is ignored.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from enum import Enum, auto
 from inspect import isawaitable
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
+from wse.core.hub.auth import refuse, unix_time
 from wse.core.packed import encode
 from wse.core.session.session import Session
 from wse.core.session.signals import run_handler
@@ -19,24 +20,26 @@ from wse.types import ClientId
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from datetime import datetime
 
+    from wse.core.hub.auth import AuthExtension
     from wse.core.packed import Packed
     from wse.core.ports.scheduling import Timer
     from wse.core.ports.transport import Request
 
 
 class State(Enum):
-    """Where a connection stands at the server."""
+    """The state of a connection at the server."""
 
     STRANGER = auto()
-    VALIDATING = auto()  # a handler has it; what the client sends meanwhile is ignored
+    VALIDATING = auto()  # a handler decides; messages of the client are ignored
     CHALLENGED = auto()
     VALID = auto()
     GONE = auto()
 
 
 class Event(Enum):
-    """What moves it on."""
+    """The events that change the state."""
 
     HI = auto()
     QUEST = auto()
@@ -57,11 +60,11 @@ TRANSITIONS: Mapping[tuple[State, Event], State] = {
 
 
 class Challenge:
-    """A quest and what the client made of it.
+    """A quest, and the client's response.
 
     Attributes:
-        quest: What the server asked.
-        response: What the client answered; `None` until it has.
+        quest: The server's question.
+        response: The client's answer; `None` until it has come.
     """
 
     __slots__ = ("quest", "response")
@@ -71,17 +74,17 @@ class Challenge:
         self.response: Any = None
 
     def __repr__(self) -> str:
-        return "<Challenge>"  # what it carries is nobody else's business
+        return "<Challenge>"  # its content is secret
 
 
 class Handshake:
-    """A client that asks to be let in: what the identify handler and the challenge generator get as `auth`.
+    """The authentication of one client: the argument `auth` of the identify handler and the challenge generator.
 
     Attributes:
-        identity: What the client sent to identify itself; anything, `None` included.
-        meta: What it sent beside, a dict.
-        challenge: `None`, or the quest with the client's response.
-        conn_id: The id that the connection has, and keeps.
+        identity: The identity that the client sent; anything, including `None`.
+        meta: Further facts that it sent, a dict.
+        challenge: The quest with the client's response, or `None` without a challenge.
+        conn_id: The id of the connection.
         request: The HTTP request that opened the WebSocket: `path`, `query`, `headers`, `remote_addr`.
     """
 
@@ -95,32 +98,47 @@ class Handshake:
         self.meta: dict[str, Any] = {}
         self.challenge: Challenge | None = None
 
-    def accept(self, cid: ClientId, welcome: Any = None) -> None:
+    def accept(self, cid: ClientId, welcome: Any = None, *, expires: datetime | float | None = None) -> None:
         """Let the client in.
 
         Args:
             cid: The user's id, hashable. A falsy one refuses the client.
-            welcome: What the client gets with the welcome.
+            welcome: The payload of the welcome.
+            expires: When the session ends, a `datetime` with a time zone or Unix seconds, as the `exp` of a JWT. It is
+                then closed with 1012 and `wse.session-expired`, after which clients reconnect. Before that, a client
+                is asked for a fresh identity if there is a `WseServer.reauthenticate` handler. A time that has passed
+                refuses the client.
 
         A second decision does nothing, nor does one after the client has gone.
 
         Raises:
-            TypeError: `cid` is not hashable.
-            WseError: `MSG_PROCESSING_ERROR`, when the welcome cannot be encoded.
+            TypeError: `cid` is not hashable; `expires` is not a time.
+            ValueError: `expires` has no time zone, or is not in seconds.
+            WseError: `MSG_PROCESSING_ERROR`, when the welcome cannot be encoded; `LIMIT_EXCEEDED`, when it is larger
+                than the client takes.
         """
         if self._opening is not None:
-            self._opening.accept(cid, welcome)
+            self._opening.accept(cid, welcome, None if expires is None else unix_time(expires))
 
-    def refuse(self) -> None:
-        """Turn the client away with `wse.not-authorized`. A second decision does nothing."""
+    def refuse(self, reason: str | None = None, retry: bool = False) -> None:
+        """Close the connection with `wse.not-authorized`. A second decision does nothing.
+
+        Args:
+            reason: Why, for the client: `error.details["reason"]` of its `NOT_AUTHORIZED`. Clients of the original do
+                not get it.
+            retry: Whether a client that reconnects may try again with the same identity.
+
+        Raises:
+            WseError: `MSG_PROCESSING_ERROR`, when the reason cannot be encoded.
+        """
         if self._opening is not None:
-            self._opening.refuse()
+            self._opening.refuse(reason, retry)
 
     def quest(self, value: Any) -> None:
         """Ask the client for proof; its response is at `challenge.response` when the identify handler runs.
 
         Raises:
-            WseError: `INVALID_CRA_GENERATOR`, when it is not the challenge generator that asks;
+            WseError: `INVALID_CRA_GENERATOR`, when the caller is not the challenge generator;
                 `MSG_PROCESSING_ERROR`, when the value cannot be encoded.
         """
         if self._opening is not None:
@@ -145,10 +163,11 @@ class ServerOpening(Generic[S]):
         identify: The application's identify handler.
         generator: Its challenge generator, if any.
         deadline: Seconds until the connection must be valid; 0 for ever.
+        auth: Knows when sessions expire.
         join: Makes the connection a user's and sends it the welcome.
     """
 
-    __slots__ = ("_deadline", "_generator", "_identify", "_join", "_session", "handshake", "state")
+    __slots__ = ("_auth", "_deadline", "_generator", "_identify", "_join", "_session", "handshake", "state")
 
     def __init__(
         self,
@@ -159,13 +178,15 @@ class ServerOpening(Generic[S]):
         identify: AuthHandler,
         generator: AuthHandler | None,
         deadline: float,
-        join: Callable[[S, Handshake, ClientId, Packed], None],
+        auth: AuthExtension,
+        join: Callable[[S, Handshake, ClientId, Packed, float | None], None],
     ) -> None:
         self.state = State.STRANGER
         self.handshake = Handshake(self, conn_id, request)
         self._session = session
         self._identify = identify
         self._generator = generator
+        self._auth = auth
         self._join = join
         self._deadline: Timer | None = None
         if deadline:
@@ -199,21 +220,25 @@ class ServerOpening(Generic[S]):
 
     # The application's decisions.
 
-    def accept(self, cid: ClientId, welcome: Any) -> None:
+    def accept(self, cid: ClientId, welcome: Any, expires: float | None) -> None:
         if self.state is not State.VALIDATING:
             return
         hash(cid)  # an unhashable id is the handler's error, here and now
         if not cid:
             self.refuse()
             return
+        if expires is not None and self._auth.has_passed(expires):
+            self.refuse(CloseReason.SESSION_EXPIRED)
+            return
         packed = encode(self._session.protocol, self._session.protocol.internal_types.welcome, welcome)
+        self._session.check_size(packed.data, {"type": "welcome"})
         self._over(Event.ACCEPT)
-        self._join(self._session, self.handshake, cid, packed)
+        self._join(self._session, self.handshake, cid, packed, expires)
 
-    def refuse(self) -> None:
+    def refuse(self, reason: str | None = None, retry: bool = False) -> None:
         # A challenge generator may still refuse, or raise, after it has asked.
         if self.state in (State.VALIDATING, State.CHALLENGED):
-            self._session.close(1000, CloseReason.NOT_AUTHORIZED)
+            refuse(self._session, reason, retry)
 
     def quest(self, value: Any) -> None:
         if self.state is not State.VALIDATING:
@@ -231,12 +256,19 @@ class ServerOpening(Generic[S]):
 
     def _hi(self, payload: Any) -> None:
         meta = payload.get("meta") if isinstance(payload, dict) else None
-        if not isinstance(payload, dict) or not (meta is None or isinstance(meta, dict)):
+        if not meta and not isinstance(meta, list):  # falsy in JavaScript (WIRE.md section 3)
+            meta = {}
+        if not isinstance(payload, dict) or not isinstance(meta, dict):
             self._session.violation("hi must carry an object with an identity, and meta must be an object")
             return
         self._move(Event.HI)
         self.handshake.identity = payload.get("identity")
-        self.handshake.meta = {} if meta is None else meta
+        self.handshake.meta = meta
+        offers = payload.get("ext")
+        if offers is not None:
+            session = self._session
+            extensions = session.endpoint.extensions
+            session.agreement = extensions.take_offers(session, session.protocol.extensions, offers)
         if self._generator is None:
             self._validate()
         else:
@@ -269,7 +301,7 @@ class ServerOpening(Generic[S]):
             )
 
     def _failed(self, exc: Exception, code: ErrorCode, which: str) -> None:
-        """A handler raised: the client is refused, the application is told."""
+        """Refuse the client and report the error, because a handler raised."""
         error = WseError(code, {"conn_id": self.handshake.conn_id}, f"{which} raised")
         self._session.endpoint.report(error, self._session, exc)
         self.refuse()
@@ -280,7 +312,7 @@ class ServerOpening(Generic[S]):
 
     def _over(self, event: Event) -> None:
         self._move(event)
-        # Both would keep the phase alive: the timer until it is due, the handshake until the garbage is collected.
+        # Both keep the phase alive: the timer until it is due, the handshake until the garbage is collected.
         self.handshake._opening = None
         if self._deadline is not None:
             self._deadline.cancel()

@@ -1,4 +1,4 @@
-"""Who is connected: users, their devices, and messages to all of them."""
+"""The users of a server, their devices, and messages to all of them."""
 
 from __future__ import annotations
 
@@ -12,13 +12,16 @@ from typing import TYPE_CHECKING, Any
 
 from wse.core.closing import check_close
 from wse.core.heartbeat import Heartbeat
+from wse.core.hub.auth import AuthExtension
 from wse.core.hub.calls import call_all, call_any, call_first
 from wse.core.hub.connection import MeteredSession, ServerSession, WseConnection, WseIdentity
+from wse.core.hub.extensions import LimitsExtension
 from wse.core.hub.fanout import excluded, without
 from wse.core.hub.handshake import ServerOpening
 from wse.core.hub.network import EVERYONE, USER, Network
 from wse.core.hub.rooms import Rooms
 from wse.core.packed import Packed
+from wse.core.session.extensions import NOTHING
 from wse.core.session.keepalive import Keepalive
 from wse.core.session.rpc import NotAskedError
 from wse.core.session.signals import Signal
@@ -28,6 +31,7 @@ from wse.types import ClientId, MessageType
 
 if TYPE_CHECKING:
     import asyncio
+    from collections.abc import Callable
 
     from wse.core.hub.calls import Mode
     from wse.core.hub.connection import Exclude
@@ -38,28 +42,43 @@ if TYPE_CHECKING:
 
 
 CLOSES_PER_SECOND = 1000
-"""How many connections are closed in a second when a server ends: as many as another one can let in meanwhile."""
+"""Connections closed in a second when a server ends: as many as another server can let in at that time."""
 
 CLOSED_WITHIN = 15.0
-"""Seconds in which all are, however many: who ends a server waits for it, but not for ever."""
+"""Seconds until the last connection is closed, however many there are: the end of a server must not take for ever."""
 
 
 class Hub:
     """All connections of a server: from the open socket to the last event.
 
     Args:
-        endpoint: What its sessions share.
+        endpoint: The state that its sessions share.
         conns_per_user: How many devices of one user may be connected at a time.
         auth_timeout: Seconds that a connection has to become valid; 0 for ever.
         heartbeat: When silent connections are pinged, and given up.
+        clock: The time of day, in Unix seconds.
+        server: The server, for applications that have a connection.
     """
 
-    def __init__(self, endpoint: Endpoint, *, conns_per_user: int, auth_timeout: float, heartbeat: Heartbeat) -> None:
+    def __init__(
+        self,
+        endpoint: Endpoint,
+        *,
+        conns_per_user: int,
+        auth_timeout: float,
+        heartbeat: Heartbeat,
+        clock: Callable[[], float],
+        server: Any = None,
+    ) -> None:
         if conns_per_user < 1:
             raise ValueError(f"conns_per_user must be at least 1, not {conns_per_user}")
         if auth_timeout < 0:
             raise ValueError(f"auth_timeout is in seconds, or 0 for none, not {auth_timeout}")
         self.endpoint = endpoint
+        self.server = server
+        self.auth = AuthExtension(endpoint.scheduler, clock)
+        endpoint.extensions.add(self.auth)
+        endpoint.extensions.add(LimitsExtension())
         self.conns_per_user = conns_per_user
         self.auth_timeout = auth_timeout
         self.identify: AuthHandler | None = None
@@ -70,7 +89,7 @@ class Hub:
         self.unauthenticated = 0  # those of them that have not been let in, and have not ended
         self.by_address: Counter[str] = Counter()  # how many of them, where there is a limit
         self._closing: tuple[int, str] | None = None
-        self._closers: list[asyncio.Future[None]] = []  # who waits for the last socket, each with a future to cancel
+        self._closers: list[asyncio.Future[None]] = []  # one for each `close` that waits for the last socket
         self._keepalive = Keepalive(endpoint.scheduler, heartbeat, lambda: self.sessions)
         limits = endpoint.limits
         metered = limits.message_rate is not None or limits.byte_rate is not None
@@ -91,7 +110,7 @@ class Hub:
     # The life of a connection.
 
     def open(self, link: Link, request: Request, protocol: Protocol | None) -> ServerSession:
-        """A socket has been opened; see `Acceptor.open`.
+        """Take over a socket that has just been opened; see `Acceptor.open`.
 
         Raises:
             WseError: `IDENTIFY_HANDLER_MISSING`.
@@ -108,6 +127,7 @@ class Hub:
             identify=self.identify,
             generator=self.generator,
             deadline=self.auth_timeout,
+            auth=self.auth,
             join=self._join,
         )
         session.enter(opening)
@@ -140,27 +160,31 @@ class Hub:
         if session.link.pings:
             self._keepalive.start()
 
-    def _join(self, session: ServerSession, auth: Handshake, cid: ClientId, welcome: Packed) -> None:
-        """The connection becomes a user's (WIRE.md section 3, step 5)."""
+    def _join(
+        self, session: ServerSession, auth: Handshake, cid: ClientId, welcome: Packed, expires: float | None
+    ) -> None:
+        """Make the connection a user's (WIRE.md section 3, step 5)."""
         conn = session.conn
         conn.identity = auth.identity
         conn.meta = auth.meta
+        conn.challenge = auth.challenge
+        if expires is not None:
+            self.auth.expire(session, expires)
         self.network.admit(session, cid, welcome)
 
     def add(self, conn: WseConnection, cid: ClientId) -> bool:
-        """Make a connection one of its user's; whether it is the only one."""
+        """Add a connection to its user; returns whether it is the only one."""
         identity = self.identities.get(cid)
         is_new = identity is None
         if identity is None:
             identity = self.identities[cid] = WseIdentity(self, cid, conn.meta)
         conn.cid = cid
-        conn.client = identity
+        conn._user = identity
         identity._devices += (conn,)
         return is_new
 
     def push_out(self, conn: WseConnection) -> None:
         """Close the oldest connection of the user of a new one, if there are too many."""
-        assert conn.client is not None  # since `add`
         conns = conn.client._devices
         if len(conns) > self.conns_per_user:
             # Its listeners may send to the user: the new one is not valid yet, so nothing precedes the welcome.
@@ -169,12 +193,15 @@ class Hub:
     def welcome(self, session: ServerSession, welcome: Packed, is_first: bool) -> None:
         """Let a user's connection in, unless it has ended since it was added."""
         conn = session.conn
-        identity = conn.client
+        identity = conn._user
         if session.ended or identity is None:
             return
         self.connections[conn.conn_id] = conn
         self.unauthenticated -= 1
         session.enter(None)
+        types = session.protocol.extensions
+        if types is not None and session.agreement is not NOTHING:
+            session.write(types.ext, self.endpoint.extensions.answers(session, session.agreement))
         session.link.write_shared(welcome)
         if is_first:
             self.joined._emit(identity, conn.meta)
@@ -182,9 +209,9 @@ class Hub:
             self.connected._emit_on(session, conn)
 
     def leave(self, session: ServerSession, code: int, reason: str) -> None:
-        """The connection has ended; it may not have been valid."""
+        """Remove a connection that has ended; it may not have been valid."""
         conn = session.conn
-        identity = conn.client
+        identity = conn._user
         if self.connections.pop(conn.conn_id, None) is None:
             self.unauthenticated -= 1
         if identity is None:
@@ -198,7 +225,7 @@ class Hub:
         self.network.leave(conn, identity, code, reason, is_last_here)
 
     def forget(self, session: ServerSession) -> None:
-        """The socket has closed."""
+        """Forget a session whose socket has closed."""
         self.sessions.discard(session)
         if self.by_address:
             network = network_of(session.conn.request.remote_addr)
@@ -211,14 +238,14 @@ class Hub:
                     emptied.set_result(None)
 
     def refuse(self, code: int, reason: str) -> None:
-        """Let nobody in any more: who connects is closed with this."""
+        """Let no more clients in: close each new connection with this code and reason."""
         self._closing = code, reason
 
     async def close(self, code: int, reason: str) -> None:
         """Close every connection; returns when the last socket has closed.
 
         Many are closed over some seconds, `CLOSES_PER_SECOND` of them in each, or more if it would take longer than
-        `CLOSED_WITHIN`, so that they do not all return at once. Who connects meanwhile is closed, too.
+        `CLOSED_WITHIN`, so that they do not all return at once. New connections are closed as well.
         """
         self._closing = code, reason
         emptied = self.endpoint.scheduler.create_future()
@@ -230,7 +257,7 @@ class Hub:
                 await emptied
         finally:
             self._closers.remove(emptied)
-            if not self._closers:  # when one gives up, another may still be at it
+            if not self._closers:  # else another `close` still waits
                 self._closing = None
                 self._keepalive.stop()
 
@@ -299,7 +326,7 @@ class Hub:
         payload: Any,
         exclude: Exclude = None,
     ) -> None:
-        """Send to valid connections of this node, and to the others of that name elsewhere."""
+        """Send to valid connections of this node, and to those of that name on other nodes."""
         conn_id: str | None = None
         cid: ClientId | None = None
         if exclude is not None:
@@ -337,7 +364,7 @@ class Hub:
         except NotAskedError:
             raise WseError(ErrorCode.CONNECTION_MISSING, {"cid": cid, "rp": name}) from None
 
-    # Who is there.
+    # Presence.
 
     def sessions_of(self, cid: ClientId) -> list[ServerSession]:
         """The user's valid connections of this node, the oldest first."""
@@ -353,7 +380,7 @@ class Hub:
 
 
 def network_of(address: str) -> str:
-    """What counts as one address: all of an IPv6 network of 64 bits do, which is what one subscriber has."""
+    """The key under which an address is counted: for IPv6 its network of 64 bits, which belongs to one subscriber."""
     if ":" not in address:
         return address
     with suppress(ValueError):

@@ -29,7 +29,7 @@ class DeviceInfo:
         node: The node that holds it; an empty string on a server without a cluster.
     """
 
-    cid: ClientId
+    cid: Any
     conn_id: str
     node: str = ""
 
@@ -38,30 +38,30 @@ class Network(typing.Protocol):
     """All nodes, as one of their hubs sees them."""
 
     reaches_others: bool
-    """Whether a user without a connection here may have one elsewhere."""
+    """Whether a user without a connection here may have one on another node."""
 
     @property
     def healthy(self) -> bool:
-        """Whether this node hears the others and is heard."""
+        """Whether this node receives from the others, and they from it."""
         ...
 
     async def open(self) -> None:
-        """Become one of them, unless it is.
+        """Join the other nodes, if that has not happened.
 
         Raises:
             WseError: `BROKER_UNAVAILABLE`.
         """
 
     async def close(self) -> None:
-        """Leave, when all connections have ended; harmless when it is not open."""
+        """Leave the other nodes, after all connections have ended; harmless if it is not open."""
 
     # A device comes and goes.
 
     def admit(self, session: ServerSession, cid: ClientId, welcome: Packed) -> None:
-        """Make a connection the user's, and welcome it, now or once all nodes know."""
+        """Make a connection the user's, and welcome it, now or when all nodes know."""
 
     def leave(self, conn: WseConnection, identity: WseIdentity, code: int, reason: str, is_last_here: bool) -> None:
-        """A connection that was a user's has ended."""
+        """Note that a connection of a user has ended."""
 
     def drop_joining(self, cid: ClientId, reason: str, code: int) -> None:
         """Close the user's devices here that have no welcome yet."""
@@ -78,7 +78,7 @@ class Network(typing.Protocol):
         not_conn: str | None,
         not_user: ClientId | None,
     ) -> None:
-        """Send to these connections, and elsewhere to all of that kind and name but the excluded.
+        """Send to these connections, and on other nodes to all of that kind and name except the excluded.
 
         Raises:
             WseError: As `WseConnection.send`.
@@ -90,26 +90,26 @@ class Network(typing.Protocol):
     # Rooms.
 
     def want_room(self, name: RoomName) -> None:
-        """A connection here is in the room, the first one."""
+        """Note that the first connection of this node has entered the room."""
 
     def unwant_room(self, name: RoomName) -> None:
-        """None is any more."""
+        """Note that the last connection of this node has left the room."""
 
     def enter(self, name: RoomName, cid: ClientId, *, enter: bool) -> None:
-        """Add the user's devices of other nodes to the room, or take them out."""
+        """Add the user's devices of other nodes to the room, or remove them."""
 
     async def members(self, name: RoomName) -> frozenset[ClientId]:
-        """The users in the room on other nodes, as far as these answer in time."""
+        """The users in the room on other nodes, as far as those answer in time."""
         ...
 
-    # Who is there.
+    # Presence.
 
     async def callees(self, cid: ClientId) -> list[Callee]:
         """The user's devices anywhere, the oldest first."""
         ...
 
     async def devices(self, cid: ClientId) -> list[DeviceInfo]:
-        """The same, to tell of them."""
+        """The same, as values for the application."""
         ...
 
     async def online(self) -> int:
@@ -117,5 +117,5 @@ class Network(typing.Protocol):
         ...
 
     def users(self) -> AsyncIterator[ClientId]:
-        """All of them."""
+        """The users that have a device anywhere."""
         ...

@@ -35,15 +35,15 @@ class Host(typing.Protocol):
         payload: Any,
         exclude: Exclude = None,
     ) -> None:
-        """Send to valid connections of this node, and to the others of that name elsewhere."""
+        """Send to valid connections of this node, and to those of that name on other nodes."""
 
 
 class RoomSignals:
-    """What happens in a room: `room.when`. Both fire on the node that holds the connection.
+    """The signals of a room: `room.when`. Both fire on the node that holds the connection.
 
     Attributes:
         joined: `(conn)`: a connection has been added.
-        left: `(conn)`: a connection has been taken out, or has ended.
+        left: `(conn)`: a connection has been removed, or has ended.
     """
 
     __slots__ = ("joined", "left")
@@ -69,7 +69,7 @@ class Room:
         self.name = name
 
     def add(self, member: WseConnection | WseIdentity) -> None:
-        """Add a connection, or all connections that a user has now, on other nodes of the cluster, too.
+        """Add a connection, or all connections that a user has now, including those on other nodes of the cluster.
 
         Nothing happens for a connection that is in the room, is not yet accepted, or has ended.
 
@@ -82,7 +82,7 @@ class Room:
             self._rooms.enter_elsewhere(self.name, member.cid, enter=True)
 
     def discard(self, member: WseConnection | WseIdentity) -> None:
-        """Take out a connection, or all connections of a user; nothing happens for one that is not in the room.
+        """Remove a connection, or all connections of a user; nothing happens for one that is not in the room.
 
         Raises:
             TypeError: It is neither a connection nor an identity.
@@ -97,7 +97,7 @@ class Room:
 
         Args:
             type: The message's type.
-            payload: What it carries.
+            payload: The payload of the message.
             exclude: A connection, or a user by its `cid` or identity, that does not get it.
 
         Raises:
@@ -105,19 +105,19 @@ class Room:
         """
         self._rooms.send(self.name, type, payload, exclude)
 
-    async def members(self) -> frozenset[ClientId]:
+    async def members(self) -> frozenset[Any]:
         """The users with a connection in the room.
 
         In a cluster every node is asked for its own; the users of one that does not answer within a second are missing.
 
         Raises:
-            WseError: `BROKER_UNAVAILABLE`, in a cluster; also when a node that answers cannot tell who is there.
+            WseError: `BROKER_UNAVAILABLE`, in a cluster; also when a node that answers does not know its members.
         """
         return await self._rooms.members(self.name)
 
     @property
     def when(self) -> RoomSignals:
-        """The room's signals. The server remembers them for as long as it lives, also while the room is empty."""
+        """The room's signals. The server keeps them for as long as it lives, also while the room is empty."""
         return self._rooms.signals(self.name)
 
     def __repr__(self) -> str:
@@ -125,12 +125,12 @@ class Room:
 
 
 class Rooms:
-    """The rooms of a hub, as far as its own connections are in them."""
+    """The rooms of a hub, with its own connections in them."""
 
     def __init__(self, hub: Host) -> None:
         self._hub = hub
         self._members: dict[RoomName, dict[str, WseConnection]] = {}
-        self._rooms_of: dict[str, set[RoomName]] = {}  # by conn_id; only who is in a room costs anything
+        self._rooms_of: dict[str, set[RoomName]] = {}  # by conn_id, only for connections in a room
         self._signals: dict[RoomName, RoomSignals] = {}
 
     def signals(self, name: RoomName) -> RoomSignals:
@@ -174,7 +174,7 @@ class Rooms:
             self._take_out(name, conn)
 
     def forget(self, conn: WseConnection) -> None:
-        """The connection has ended."""
+        """Remove a connection that has ended from all its rooms."""
         for name in self._rooms_of.pop(conn.conn_id, ()):
             self._take_out(name, conn)
 
@@ -182,7 +182,7 @@ class Rooms:
         self._hub.send_to(ROOM, name, self.local(name), type, payload, exclude)
 
     def enter_elsewhere(self, name: RoomName, cid: ClientId, *, enter: bool) -> None:
-        """A user has been added or taken out as a whole, so the same is to happen on the other nodes."""
+        """Add or remove a user on the other nodes as well."""
         self._hub.network.enter(name, cid, enter=enter)
 
     def _take_out(self, name: RoomName, conn: WseConnection) -> None:

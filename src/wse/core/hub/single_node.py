@@ -1,4 +1,4 @@
-"""A server on its own: what stands in for a cluster."""
+"""The network of a server without a cluster."""
 
 from __future__ import annotations
 

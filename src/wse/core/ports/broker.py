@@ -1,9 +1,9 @@
-"""What the nodes of one cluster share, and the guarantees that each side gives.
+"""The interface between the nodes of a cluster and their broker, with the guarantees that each side gives.
 
 A broker carries bytes between nodes and keeps the register of who is connected where. It knows nothing of sockets,
-messages or protocols: `wse.core.cluster` does, and is the only caller. Users, connections, nodes and topics are named
-to a broker by strings of `A-Z a-z 0-9 _ - =`, which every engine takes as a part of its own names; topics may have
-single dots between such strings, too.
+messages or protocols, and `wse.core.cluster` is its only caller. Users, connections, nodes and topics are named
+to a broker by strings of `A-Z a-z 0-9 _ - =`, which every engine takes as a part of its own names; topics may also
+have single dots between such strings.
 
     publish, subscribe     bytes to topics, at most once
     join, leave, devices   the register: each of these is one atomic step for the whole cluster
@@ -22,7 +22,7 @@ class Device:
     """One connection as the whole cluster knows it.
 
     Attributes:
-        user: Whose it is.
+        user: The user that it belongs to.
         conn_id: Its id, unique in the cluster.
         node: The node that holds the connection.
         since: When it joined, in seconds since the epoch. It orders the devices of one user: `join` sees to it that
@@ -37,14 +37,14 @@ class Device:
 
 @dataclass(frozen=True, slots=True)
 class Joined:
-    """What `join` has done.
+    """The result of `join`.
 
     Attributes:
         device: The device as it is registered; its `since` may be later than the one given.
         first: Whether the user had no device before.
         displaced: Devices that had to go, the oldest first, and that the register has forgotten. The new one is among
             them when it is not fresh and `limit` newer ones are there.
-        again: It was registered already; `first` is what was told then, and nobody is named as displaced.
+        again: Whether it was registered already; `first` is then as it was answered before, and `displaced` is empty.
     """
 
     device: Device
@@ -89,7 +89,7 @@ class BrokerListener(typing.Protocol):
 
 
 class Broker(typing.Protocol):
-    """One node's way to the others.
+    """The connection of one node to the others.
 
     Guarantees:
 
@@ -107,14 +107,14 @@ class Broker(typing.Protocol):
       was the first, `leave` whether it was the last, `renew` that the lease is a new one. A step that was answered
       names nobody when it is made again: a device that has left, was displaced or was reaped is nobody's last.
 
-    What nobody is told when an answer is lost:
+    Facts that are lost with an answer:
 
-    * Whom a `join` has displaced, and whom a `reap` has taken out: the register has forgotten them.
-    * After the register itself was lost, what had been the answer: a device that is joined anew is as good as new.
+    * The devices that a `join` has displaced, or a `reap` has taken out: the register has forgotten them.
+    * The earlier answer, after the register itself was lost: a device that is joined anew counts as new.
     * Whether a device was the last, when `leave` is repeated later than a minute after, or by a broker that was opened
-      since. On NATS, where who leaves leaves no trace, the repeat concludes it from who is there. It is wrong when all
-      of this came in between: to say "last", that the device was reaped or displaced before the step could be made,
-      and that whoever displaced it has left; to say "not last", that others came and the first of them has left.
+      since. On NATS, where a device that leaves leaves no trace, the repeat concludes it from the devices that are
+      there. The answer "last" is wrong if the device was reaped or displaced before the step could be made,
+      and the device that displaced it has left; "not last" is wrong if others came and the first of them has left.
     * Whether a step whose answer is missing will yet be made: an engine that hung makes it when it goes on.
     """
 
@@ -133,14 +133,14 @@ class Broker(typing.Protocol):
     async def close(self, within: float = 3.0) -> None:
         """Send what is still to be sent, for so many seconds at most, and disconnect, which takes one more at most.
 
-        Nothing is received any more. Harmless when not open.
+        Nothing is received after that. Harmless when not open.
         """
 
     # Messages.
 
     def publish(self, topic: str, data: bytes) -> None:
         """Send to every node that has subscribed to the topic, this one included. Nothing happens while the engine is
-        not reached: who must not lose the message asks `connected` first.
+        not reached: a caller that must not lose the message asks `connected` first.
 
         Raises:
             WseError: `LIMIT_EXCEEDED`, with `size` and `limit` in bytes: the engine takes no message that large.
@@ -148,10 +148,10 @@ class Broker(typing.Protocol):
         """
 
     def subscribe(self, topic: str) -> None:
-        """Receive what is published on the topic from soon on. A topic is subscribed to once, however often asked."""
+        """Receive from the topic, beginning soon. A second subscription to the same topic changes nothing."""
 
     def unsubscribe(self, topic: str) -> None:
-        """Receive no more of the topic; harmless when it is not subscribed to."""
+        """Stop receiving from the topic; harmless when it is not subscribed to."""
 
     async def flush(self) -> None:
         """Return when the engine has taken all that was published and subscribed to before."""
@@ -194,8 +194,8 @@ class Broker(typing.Protocol):
 
         Returns:
             Whether the lease was still in force. If not (a new node; the register was lost; the node slept past its
-            lease and may have been reaped) it is a new one, and the node must join all its devices anew. That is said
-            until it has been heard; on NATS also when the answer of the last renewal was lost.
+            lease and may have been reaped) it is a new one, and the node must join all its devices anew. That is
+            repeated until an answer has arrived; on NATS it is also said when the answer of the last renewal was lost.
         """
         ...
 

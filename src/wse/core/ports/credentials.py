@@ -10,7 +10,7 @@ from typing import Any
 class Credentials(typing.Protocol):
     """An identity that takes part in the handshake itself; see `wse.auth.Scram`.
 
-    Given as `identity` to a client, it makes what `hi` carries, answers the server's quest and checks the welcome.
+    Given as `identity` to a client, it makes the identity in `hi`, answers the server's quest and checks the welcome.
     One object serves any number of connections, one after the other: each begins with `start`.
     """
 
@@ -21,7 +21,7 @@ class Credentials(typing.Protocol):
         """The response to the server's quest."""
 
     def finish(self, welcome: Any) -> Any:
-        """Check the welcome payload and return the part that belongs to the application.
+        """Check the welcome payload, and return the part that belongs to the application.
 
         Raises:
             WseError: `NOT_AUTHORIZED`, when the server has not proved itself.

@@ -30,8 +30,25 @@ class InternalTypes:
     response_error: MessageType = "~wse:response-err"
 
     def names(self) -> frozenset[MessageType]:
-        """All six, to tell what an application may not use."""
+        """All six, which an application may not use."""
         return frozenset((self.hi, self.challenge, self.welcome, self.call, self.response, self.response_error))
+
+
+@dataclass(frozen=True, slots=True)
+class ExtensionTypes:
+    """The type names that a protocol uses for the messages of extensions (WIRE.md section 7).
+
+    The defaults are those of the shipped protocols. They travel only between peers that have agreed on an extension.
+    """
+
+    ext: MessageType = "~wse:ext"
+    auth: MessageType = "~wse:auth"
+    refused: MessageType = "~wse:refused"
+    ask: MessageType = "~wse:ask"
+
+    def names(self) -> frozenset[MessageType]:
+        """All of them, which an application may not use."""
+        return frozenset((self.ext, self.auth, self.refused, self.ask))
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +57,7 @@ class Codec:
 
     Attributes:
         encode: Makes the payload of a WebSocket message of a tuple `(type, payload, stamp)`.
-        decode: Makes the three of what came in. When it raises, `Protocol.unpack` has the last word.
+        decode: Makes the three of an incoming message. When it raises, the session tries `Protocol.unpack`.
         utf8: Whether the bytes that `encode` returns are a text message; else bytes are a binary one.
     """
 
@@ -57,16 +74,19 @@ class Protocol(ABC):
     Attributes:
         name: The WebSocket subprotocol that stands for it (WIRE.md section 1).
         internal_types: The type names of WSE's own messages in it.
+        extensions: The type names of the messages of extensions; a protocol without them is never offered any.
     """
 
     name: str
 
     internal_types: InternalTypes = InternalTypes()
+    extensions: ExtensionTypes | None = None
 
     @cached_property
     def reserved(self) -> frozenset[MessageType]:
         """The types that an application may not use with this protocol."""
-        return self.internal_types.names()
+        names = self.internal_types.names()
+        return names if self.extensions is None else names | self.extensions.names()
 
     @abstractmethod
     def pack(self, type: MessageType, payload: Any = None, stamp: Any = None) -> str | bytes:

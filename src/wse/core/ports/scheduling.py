@@ -1,4 +1,4 @@
-"""Time, timers, futures and tasks, which the core has handed in."""
+"""Time, timers, futures and tasks, which the core gets from outside."""
 
 from __future__ import annotations
 
@@ -37,8 +37,8 @@ class Scheduler(typing.Protocol):
         ...
 
     def start(self, coroutine: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
-        """Run a coroutine that handles its own exceptions: its first step at once where Python can do that. Who starts
-        it holds its task.
+        """Run a coroutine that handles its own exceptions: its first step at once where Python can do that. The caller
+        holds the task.
         """
         ...
 

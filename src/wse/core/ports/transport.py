@@ -1,4 +1,4 @@
-"""What transports and the core want of each other, with the guarantees that each side gives."""
+"""The interfaces between transports and the core, with the guarantees that each side gives."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ if TYPE_CHECKING:
 class Link(typing.Protocol):
     """One open WebSocket, as a transport gives it to a session.
 
-    Guarantees: what was written leaves in that order, before a close; after `close`, `abort` or the peer's close,
-    `write` does nothing; no method raises for what the peer or the network did, and none calls the session back
-    before it returns, but for `writable(False)`.
+    Guarantees: messages leave in the order in which they were written, before a close; after `close`, `abort` or the
+    peer's close, `write` does nothing; no method raises because of the peer or the network, and none calls the session
+    back before it returns, except `writable(False)`.
 
     Attributes:
-        pings: Whether it is a `PingingLink`, too; web servers keep a heartbeat of their own.
+        pings: Whether it is also a `PingingLink`; web servers keep a heartbeat of their own.
     """
 
     pings: bool
@@ -31,13 +31,13 @@ class Link(typing.Protocol):
         """Send one message, text or binary. The transport may collect the writes of one turn of the event loop."""
 
     def write_utf8(self, data: bytes) -> None:
-        """Send one text message that is at hand as UTF-8."""
+        """Send one text message that is given as UTF-8."""
 
     def write_shared(self, packed: Packed) -> None:
-        """Send one message that goes to other links, too; its wire form is built once for all of them."""
+        """Send one message that also goes to other links; its wire form is built once for all of them."""
 
     def close(self, code: int, reason: str) -> None:
-        """Send what is still to be sent, do the closing handshake, then close the socket."""
+        """Send what was written before, do the closing handshake, then close the socket."""
 
     def abort(self) -> None:
         """Close the socket at once."""
@@ -53,37 +53,43 @@ class Link(typing.Protocol):
         ...
 
 
-class PingingLink(Link, typing.Protocol):
-    """A link whose heartbeat is ours.
+class Pinger(typing.Protocol):
+    """Finds out whether a silent peer is alive."""
 
-    Attributes:
-        heard: Set by the link when a frame has come from the peer, and cleared by who looks at it.
-    """
+    @property
+    def heard(self) -> bool:
+        """Whether something has come from the peer since this was set to `False`."""
+        ...
 
-    heard: bool
+    @heard.setter
+    def heard(self, heard: bool) -> None: ...
 
     def ping(self) -> None:
-        """Send a ping; the session's `pong` is called when it is answered (RFC 6455, 5.5.2)."""
+        """Ask the peer for a sign of life; the session's `pong` is called when it answers (RFC 6455, 5.5.2)."""
 
     def silence(self) -> float:
-        """Seconds since the last byte came from the peer, part of a message or not; infinite where nobody knows."""
+        """Seconds since the last byte came from the peer, part of a message or not; infinite where that is unknown."""
         ...
 
 
+class PingingLink(Link, Pinger, typing.Protocol):
+    """A link whose heartbeat is ours."""
+
+
 class Receiver(typing.Protocol):
-    """What a transport tells of one open WebSocket: the core's `Session`."""
+    """The receiver of the events of one open WebSocket: the core's `Session`."""
 
     def receive(self, data: str | bytes | memoryview) -> None:
-        """One whole message has come in: `str` as a text message, anything else as a binary one."""
+        """Handle one whole message: `str` from a text message, anything else from a binary one."""
 
     def closed(self, code: int, reason: str) -> None:
-        """The socket has closed; `code` and `reason` are the peer's, or 1006 when it said nothing (RFC 6455, 7.1.5)."""
+        """The socket has closed; `code` and `reason` are the peer's, or 1006 if it sent none (RFC 6455, 7.1.5)."""
 
     def writable(self, writable: bool) -> None:
         """Whether the socket takes more, or its buffer is above the high-water mark."""
 
     def violated(self, code: int, problem: str) -> None:
-        """A violation of RFC 6455 or of a limit was found, and the connection is to end for it."""
+        """End the connection for a violation of RFC 6455 or of a limit."""
 
     def pong(self) -> None:
         """The peer has answered a ping."""
@@ -102,7 +108,7 @@ class Request(typing.Protocol):
 
     @property
     def query(self) -> Mapping[str, str]:
-        """The query's parameters, decoded; the first value where a name occurs again."""
+        """The query's parameters, decoded; the first value of a name that is repeated."""
         ...
 
     @property
@@ -119,7 +125,7 @@ class Request(typing.Protocol):
     def native(self) -> Any:
         """The framework's own request: an ASGI scope, an `aiohttp.web.Request`, or None without a framework.
 
-        What a middleware has added is there: `native["user"]`, `native["session"]`.
+        It holds what middleware has added: `native["user"]`, `native["session"]`.
         """
         ...
 
@@ -152,22 +158,22 @@ class Acceptor(typing.Protocol):
 
     @property
     def limits(self) -> Limits:
-        """What a transport must enforce."""
+        """The limits that a transport must enforce."""
         ...
 
     @property
     def admission(self) -> Admission:
-        """Who may open a WebSocket: a transport asks it before it upgrades, and for the address of the client."""
+        """The policy for new WebSockets: a transport asks it before it upgrades, and for the address of the client."""
         ...
 
     @property
     def heartbeat(self) -> Heartbeat:
-        """For web servers whose own heartbeat can be set."""
+        """The heartbeat, for web servers that let a transport set their own."""
         ...
 
     @property
     def ready(self) -> bool:
-        """What `/readyz` tells."""
+        """The answer of `/readyz`."""
         ...
 
     def select(self, offered: Iterable[str]) -> Protocol | None:

@@ -1,1 +1,1 @@
-"""One connection at either side: messages, calls, and what waits for a slow receiver."""
+"""One connection at either side: messages, calls, and the queue for a slow receiver."""

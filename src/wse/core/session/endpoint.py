@@ -1,4 +1,4 @@
-"""What all connections of one server, or of one client, share."""
+"""The state that all connections of one server, or of one client, share."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from wse.core.limits import Overflow
 from wse.core.ports.protocol import RESERVED_PREFIX, Protocol
+from wse.core.session.extensions import Extensions
 from wse.core.session.rpc import ExposeErrors, Procedures
 from wse.core.session.signals import Channel, Signal
 from wse.core.stats import Counters
@@ -26,15 +27,15 @@ class Endpoint:
     """One side's listeners, procedures and settings, and the way in which it reports failures.
 
     Args:
-        takes: The names of what handlers get before the payload: `("conn",)` at a server, nothing at a client.
+        takes: The names of the arguments before the payload of a handler: `("conn",)` at a server, none at a client.
         protocols: The message protocols, the preferred one first.
-        scheduler: Where time, futures and tasks come from.
+        scheduler: The source of time, futures and tasks.
         timeout: Seconds that a call waits for its answer, 0 for ever.
-        limits: What the peer may ask of us.
-        overflow: What becomes of messages for a slow receiver, by type.
-        expose: What a peer is told of an exception in a procedure that it called.
-        debug: Send it stack traces, too.
-        report: Told of every failure, with the session that it happened on, if any.
+        limits: The bounds on what a peer may ask of this side.
+        overflow: The overflow policy for messages to a slow receiver, by type.
+        expose: How much the caller of a procedure learns about an exception in it.
+        debug: Whether callers also get stack traces.
+        report: Called with every failure, and with its session if there is one.
     """
 
     __slots__ = (
@@ -43,6 +44,7 @@ class Endpoint:
         "counters",
         "debug",
         "expose",
+        "extensions",
         "limits",
         "max_handlers",
         "max_incoming_calls",
@@ -79,6 +81,7 @@ class Endpoint:
         self.max_incoming_calls = _bound(limits.incoming_calls)
         self.max_outgoing_calls = _bound(limits.outgoing_calls)
         self.counters = Counters()
+        self.extensions = Extensions()
         self.expose = ExposeErrors(expose)
         self.debug = debug
         self.channel = Channel((*takes, "payload"), self.check_type)
@@ -109,7 +112,7 @@ class Endpoint:
         raise WseError(ErrorCode.PROTOCOL_VIOLATION, {"type": type}, problem)
 
     def report(self, error: WseError, session: object = None, cause: BaseException | None = None) -> None:
-        """Tell the application of a failure."""
+        """Report a failure to the application."""
         if cause is not None:
             error.__cause__ = cause
         self.counters.errors[error.code] += 1
@@ -121,15 +124,15 @@ def _bound(limit: int | None) -> float:
 
 
 def emit_error(signal: Signal[*tuple[Any, ...]], error: WseError, *rest: Any) -> None:
-    """Fire an `error` signal, or log what nobody listens to."""
+    """Fire an `error` signal, or log the error if the signal has no listener."""
     if signal.has_listeners:
         signal._emit(error, *rest)
     elif isinstance(error.__cause__, WseError):
-        logger.warning("%s: %s", error, error.__cause__)  # raised on purpose, so where does not matter
+        logger.warning("%s: %s", error, error.__cause__)  # raised on purpose, so a traceback adds nothing
     else:
         logger.error("%s", error, exc_info=error.__cause__)
 
 
 def error_listener_failed(exc: Exception, signal: str, args: tuple[Any, ...]) -> None:
-    """An `error` listener raised: there is nobody left to tell but the log."""
+    """Log the exception of an `error` listener, which has no other place to go."""
     logger.error("a listener of %s raised while it handled: %s", signal, args[0], exc_info=exc)

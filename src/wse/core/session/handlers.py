@@ -1,4 +1,4 @@
-"""The async handlers of one connection: counted while they run, and cancelled when they outlive it for too long."""
+"""The async handlers of one connection, counted while they run, and cancelled when they outlive it for too long."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class Handlers:
     Args:
         scheduler: Runs them.
         linger: Seconds that they may go on after the connection has ended; `None` lets them run.
-        overdue: Told of each that is about to be cancelled.
+        overdue: Called with each task that is about to be cancelled.
 
     Attributes:
         tasks: Their tasks.
@@ -34,7 +34,7 @@ class Handlers:
         self.tasks: set[asyncio.Task[Any]] = set()
 
     def run(self, coroutine: Coroutine[Any, Any, Any]) -> asyncio.Task[Any] | None:
-        """Run one; returns its task, unless it has ended already."""
+        """Run a handler; returns its task, or `None` if it has ended already."""
         task = self._scheduler.start(coroutine)
         if task.done():
             return None
@@ -43,7 +43,7 @@ class Handlers:
         return task
 
     def let_linger(self, tasks: set[asyncio.Task[Any]]) -> None:
-        """The connection has ended: these have some time left."""
+        """Give these tasks some time to end, because their connection has ended."""
         for task in tasks:
             self._scheduler.adopt(task)
         if self._linger is None:
@@ -52,7 +52,7 @@ class Handlers:
 
         def ended(_: object) -> None:
             if not self.tasks:
-                timer.cancel()  # it keeps the whole connection in memory
+                timer.cancel()  # the timer keeps the whole connection in memory
 
         for task in tasks:
             task.add_done_callback(ended)

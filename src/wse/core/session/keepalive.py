@@ -1,23 +1,22 @@
-"""Finding peers that have gone without a word, and how long the way to the others is.
+"""Detects dead peers and measures round-trip times.
 
-One timer looks at all connections of an endpoint: a timer for each would cost memory and time, and a glance at each
-every few seconds costs next to nothing. So the times are kept to within a quarter of the shorter one.
+One timer checks all connections of an endpoint: a timer for each would cost memory and time, and one check of each
+every few seconds costs next to nothing. So the times are exact to a quarter of the shorter one.
 """
 
 from __future__ import annotations
 
-import typing
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from wse.core.heartbeat import Heartbeat
     from wse.core.ports.scheduling import Scheduler, Timer
-    from wse.core.ports.transport import PingingLink
+    from wse.core.ports.transport import Pinger
     from wse.core.session.session import Session
 
 _LOOKS = 4
-"""How often they are looked at in the shorter of the two times."""
+"""How often connections are checked within the shorter of the two times."""
 
 
 class Keepalive:
@@ -39,12 +38,12 @@ class Keepalive:
         self._timer: Timer | None = None
 
     def start(self) -> None:
-        """A connection has been opened: look at all from now on, as long as there is one."""
+        """Begin to check the connections, and go on while there is one; harmless if that has begun."""
         if self._timer is None and self._period:
             self._timer = self._scheduler.call_later(self._period, self._look)
 
     def stop(self) -> None:
-        """Look no more."""
+        """Stop checking."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -54,21 +53,22 @@ class Keepalive:
         now = self._scheduler.time()
         beating = False
         for session in tuple(self._sessions()):
-            if session.link.pings:
+            pinger = session.pinger
+            if pinger is not None:
                 beating = True
-                self._look_at(session, typing.cast("PingingLink", session.link), now)
+                self._look_at(session, pinger, now)
         if beating:
             self.start()
 
-    def _look_at(self, session: Session, link: PingingLink, now: float) -> None:
-        if link.heard:
-            link.heard = False
+    def _look_at(self, session: Session, pinger: Pinger, now: float) -> None:
+        if pinger.heard:
+            pinger.heard = False
             session.silent_since = now
             session.pinged_at = None
         elif session.pinged_at is not None:
-            # A large message may come slowly, and is heard only when it is whole: then the kernel knows of its bytes.
-            if now - session.pinged_at >= self._heartbeat.timeout and link.silence() >= self._heartbeat.timeout:
+            # A large message may arrive slowly, and sets `heard` only when it is whole; the kernel knows of its bytes.
+            if now - session.pinged_at >= self._heartbeat.timeout and pinger.silence() >= self._heartbeat.timeout:
                 session.lost()
         elif now - session.silent_since >= self._heartbeat.interval - self._period / 2:
             session.pinged_at = now
-            link.ping()
+            pinger.ping()

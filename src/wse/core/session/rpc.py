@@ -7,7 +7,7 @@ from collections.abc import Callable
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, overload
 
-from wse.core.session.signals import check_handler
+from wse.core.session.signals import check_handler, check_name
 from wse.errors import ErrorCode, WseError
 from wse.types import F, MessageType
 
@@ -18,11 +18,11 @@ if TYPE_CHECKING:
 
 
 class NotAskedError(WseError):
-    """A call has certainly not reached the device, since the connection is not valid yet, or not any more."""
+    """A call that has certainly not reached the device: the connection is not valid yet, or has ended."""
 
 
 class Procedures:
-    """What the peer may call, by name."""
+    """The procedures that the peer may call, by name."""
 
     __slots__ = ("_check_type", "_takes", "by_name")
 
@@ -40,8 +40,10 @@ class Procedures:
 
         Raises:
             WseError: `RP_ALREADY_REGISTERED`; `PROTOCOL_VIOLATION`, for a name that is WSE's own.
-            TypeError: `fn` cannot take what a call brings.
+            TypeError: `fn` does not take the arguments of a call, or the name is missing.
         """
+        if fn is None:
+            check_name(name, "register")
         self._check_type(name)
 
         def add(fn: F) -> F:
@@ -54,7 +56,7 @@ class Procedures:
         return add if fn is None else add(fn)
 
     def unregister(self, name: MessageType) -> None:
-        """Take a procedure away; calls that are running go on.
+        """Remove a procedure; running calls go on.
 
         Raises:
             WseError: `RP_NOT_REGISTERED`.
@@ -95,7 +97,7 @@ class PendingCalls:
         return len(self._waiting)
 
     def add(self, name: MessageType, timeout: float | None) -> tuple[int, asyncio.Future[Any]]:
-        """A stamp for a new call and the future of its answer.
+        """Add a call; returns its stamp and the future of its answer.
 
         Args:
             name: The procedure.
@@ -120,29 +122,29 @@ class PendingCalls:
         return stamp, pending.future
 
     def resolve(self, stamp: Any, result: Any) -> None:
-        """The answer has come. An unknown stamp is dropped in silence (WIRE.md section 4)."""
+        """Settle a call with its result. An unknown stamp is dropped in silence (WIRE.md section 4)."""
         pending = self.discard(stamp)
         if pending is not None and not pending.future.done():
             pending.future.set_result(result)
 
     def reject(self, stamp: Any, error: WseError) -> None:
-        """The call has failed. An unknown stamp is dropped in silence (WIRE.md section 4)."""
+        """Settle a call with an error. An unknown stamp is dropped in silence (WIRE.md section 4)."""
         pending = self.discard(stamp)
         if pending is not None and not pending.future.done():
             pending.future.set_exception(error)
 
     def discard(self, stamp: Any) -> _Pending | None:
-        """Forget a call whose answer nobody wants any more."""
+        """Forget a call whose answer is no longer wanted."""
         try:
             pending = self._waiting.pop(stamp, None)
-        except TypeError:  # an unhashable stamp is none of ours
+        except TypeError:  # this side makes no unhashable stamps
             return None
         if pending is not None and pending.timer is not None:
             pending.timer.cancel()
         return pending
 
     def close(self, code: int, reason: str) -> None:
-        """The connection has ended: settle every call (WIRE.md section 4)."""
+        """Settle every call, because the connection has ended (WIRE.md section 4)."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -171,22 +173,34 @@ class PendingCalls:
 
 
 class ExposeErrors(StrEnum):
-    """What the peer that called a failing procedure is told of an exception. A `WseError` always travels as it is."""
+    """How much the caller of a failing procedure learns about the exception. A `WseError` always travels as it is."""
 
     NONE = "none"
-    """Nothing: only that the procedure failed."""
+    """Only that the procedure has failed."""
 
     MESSAGE = "message"
     """The exception's class and text, as WIRE.md section 4 has it."""
 
     FULL = "full"
-    """The same of the exceptions behind it, too."""
+    """The same, and the exceptions that led to it."""
+
+
+ECHOED = 1024
+"""Bytes, packed, up to which the payload of a call goes back with its error (WIRE.md section 4)."""
 
 
 def error_to_wire(
     exc: BaseException, name: MessageType, payload: Any, *, expose: ExposeErrors, debug: bool
 ) -> dict[str, Any]:
-    """What a failing procedure sends back (WIRE.md section 4)."""
+    """The payload with which a failing procedure is answered (WIRE.md section 4).
+
+    Args:
+        exc: The exception.
+        name: The procedure.
+        payload: The payload of the call, if it is small enough to go back.
+        expose: How much the caller learns.
+        debug: Whether the caller gets stack traces.
+    """
     wire: dict[str, Any] = {}
     if isinstance(exc, WseError):
         wire["code"] = str(exc.code)
@@ -195,10 +209,13 @@ def error_to_wire(
             wire["message"] = exc.message
     else:
         wire["code"] = str(ErrorCode.RP_EXECUTION_FAILED)
-        details = {} if expose is ExposeErrors.NONE else {"origin": _origin(exc, expose, debug)}
+        details = {}
+        if expose is not ExposeErrors.NONE:
+            wire["message"] = str(exc)
+            details["origin"] = _origin(exc, expose, debug)
     details.setdefault("rp", name)
     details.setdefault("rpc", name)  # 4.x clients read this one
-    if payload is not None:
+    if payload is not None and expose is not ExposeErrors.NONE:
         details.setdefault("payload", payload)
     wire["details"] = details
     return wire
@@ -214,7 +231,7 @@ def _origin(exc: BaseException, expose: ExposeErrors, debug: bool) -> dict[str, 
 
 
 def _causes(exc: BaseException) -> list[BaseException]:
-    """The exceptions behind one, as a traceback would show them."""
+    """The exceptions that led to one, as a traceback shows them."""
     causes: list[BaseException] = []
     cause: BaseException | None = exc
     while cause is not None and cause not in causes:
@@ -225,12 +242,42 @@ def _causes(exc: BaseException) -> list[BaseException]:
 
 def error_from_wire(payload: Any) -> WseError:
     """The error that a peer sent; a malformed one is still an error (WIRE.md section 4)."""
-    if isinstance(payload, dict):
-        code, details, message = payload.get("code"), payload.get("details"), payload.get("message")
-        if isinstance(code, str) and code:
-            return WseError(
-                code,
-                details if isinstance(details, dict) else {},
-                message if isinstance(message, str) else None,
-            )
-    return WseError(ErrorCode.RP_EXECUTION_FAILED)
+    if not isinstance(payload, dict):
+        return WseError(ErrorCode.RP_EXECUTION_FAILED)
+    code, details, message = payload.get("code"), payload.get("details"), payload.get("message")
+    if not isinstance(code, str) or not code:
+        code = ErrorCode.RP_EXECUTION_FAILED
+    if not isinstance(details, dict):
+        details = {}
+    if not isinstance(message, str) or _is_origins(message, details.get("origin")):
+        message = None
+    return WseError(code, details, message)
+
+
+def _is_origins(message: str, origin: Any) -> bool:
+    """Whether the message only repeats that of the origin, from which `WseError` makes a better one."""
+    return isinstance(origin, dict) and origin.get("message") == message
+
+
+_DEEPEST = 20
+"""The depth to which the details of an error are searched for values that cannot be encoded."""
+
+_LOST: Any = object()
+
+
+def encodable(value: Any, can_encode: Callable[[Any], bool]) -> Any:
+    """The value without the parts that cannot be encoded: entries of a dict are left out, in a list they are `None`."""
+    kept = _encodable(value, can_encode, _DEEPEST)
+    return None if kept is _LOST else kept
+
+
+def _encodable(value: Any, can_encode: Callable[[Any], bool], depth: int) -> Any:
+    if can_encode(value):
+        return value
+    if isinstance(value, dict) and depth:
+        kept = {key: _encodable(item, can_encode, depth - 1) for key, item in value.items() if can_encode({key: None})}
+        return {key: item for key, item in kept.items() if item is not _LOST}
+    if isinstance(value, list | tuple) and depth:
+        items = [_encodable(item, can_encode, depth - 1) for item in value]
+        return [None if item is _LOST else item for item in items]
+    return _LOST

@@ -1,4 +1,4 @@
-"""One connection, at either side: what comes in is decoded and dispatched, what goes out is encoded and written.
+"""One connection, at either side: incoming messages are decoded and dispatched, outgoing ones encoded and written.
 
 Client and server are alike here, since both send messages and both call procedures. They differ in the phase before
 the welcome, which the session leaves to a `Phase`, and in what happens when the connection ends.
@@ -8,14 +8,24 @@ from __future__ import annotations
 
 import typing
 from inspect import isawaitable
+from math import inf
 from types import CoroutineType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from wse.core.limits import Overflow, nests_deeper
 from wse.core.packed import Packed, encode, unencodable
+from wse.core.session.extensions import NOTHING
 from wse.core.session.handlers import Handlers
 from wse.core.session.outbox import Outbox
-from wse.core.session.rpc import NotAskedError, PendingCalls, error_from_wire, error_to_wire
+from wse.core.session.rpc import (
+    ECHOED,
+    ExposeErrors,
+    NotAskedError,
+    PendingCalls,
+    encodable,
+    error_from_wire,
+    error_to_wire,
+)
 from wse.core.session.signals import HANDLER_ERRORS, handler_of, settle
 from wse.errors import CloseReason, ErrorCode, WseError
 from wse.types import MessageType, ReadyState
@@ -25,36 +35,40 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
 
     from wse.core.ports.protocol import Protocol
-    from wse.core.ports.transport import Link
+    from wse.core.ports.transport import Link, Pinger, PingingLink
     from wse.core.session.endpoint import Endpoint
 
 
 _TRUTHY_IN_JAVASCRIPT = (list, dict)
-"""What is a stamp even when it is empty: the contract's truth is JavaScript's (WIRE.md section 2)."""
+"""The types whose values are stamps even when empty: truth on the wire is JavaScript's (WIRE.md section 2)."""
+
+
+EASY_SIZE: Final = 64 * 1024
+"""The `len` of an encoded message up to which one look at `Session._direct` is enough."""
 
 
 class Phase(typing.Protocol):
-    """A part of a connection's life in which messages are not the application's."""
+    """A part of a connection's life in which messages do not go to the application."""
 
     @property
     def ignores_input(self) -> bool:
-        """Whether what comes in is ignored, undecoded."""
+        """Whether incoming messages are ignored without being decoded."""
         ...
 
     @property
     def max_size(self) -> int:
-        """Bytes that a message may have."""
+        """The bytes that a message may have."""
         ...
 
     def message(self, type: Any, payload: Any, stamp: Any) -> None:
-        """A decoded message has come in."""
+        """Handle a decoded message."""
 
     def stop(self) -> None:
-        """The connection has ended, or the phase is over."""
+        """End the phase: the connection has ended."""
 
 
 class _Ended:
-    """The last phase: nothing is heard any more."""
+    """The last phase, in which every message is ignored."""
 
     ignores_input = True
     max_size = 0
@@ -75,13 +89,14 @@ class Session:
     every pending call is settled, while the socket still does its closing handshake.
 
     Attributes:
-        endpoint: What all connections of the server or client share.
+        endpoint: The state that all connections of the server or client share.
         link: The open WebSocket.
         protocol: The message protocol of the connection.
         ready_state: The state of the socket.
-        silent_since: When the peer was last known to have sent something; kept by the heartbeat, as is
-        pinged_at: When it was pinged, if its pong is still due.
+        silent_since: When the peer was last known to have sent something; maintained by the heartbeat.
+        pinged_at: When the peer was pinged, if its pong is still due; maintained by the heartbeat.
         rtt: Seconds from the last ping to its pong; `None` before the first.
+        agreement: The extensions that both sides know.
     """
 
     __slots__ = (
@@ -89,10 +104,12 @@ class Session:
         "_conn",
         "_counters",
         "_decode",
+        "_direct",
         "_drainers",
         "_encode",
         "_exceeded",
         "_handlers",
+        "_max_out",
         "_nesting",
         "_outbox",
         "_phase",
@@ -101,6 +118,7 @@ class Session:
         "_running_calls",
         "_utf8",
         "_writable",
+        "agreement",
         "endpoint",
         "link",
         "pinged_at",
@@ -132,31 +150,37 @@ class Session:
         self._conn: Any = None  # what handlers get before the payload: the connection at a server, nothing at a client
         self._phase: Phase | None = ENDED
         self._calls: PendingCalls | None = None
+        self._max_out: float = inf  # bytes of a message that the peer takes
+        self._direct = True  # whether a message up to `EASY_SIZE` may be written at once
+        self.agreement = NOTHING
         self.silent_since = 0.0
         self.pinged_at: float | None = None
         self.rtt: float | None = None
         self._counters.opened += 1
 
-    # What a side adds to it.
+    requires_type = True
+    """Whether a message with neither a type nor a stamp is a violation, or is ignored (WIRE.md section 4)."""
+
+    # Overridden by each side.
 
     def describe(self) -> str:
-        """Who the peer is, for reports (WIRE.md section 4)."""
+        """The name of the peer in reports (WIRE.md section 4)."""
         raise NotImplementedError  # pragma: no cover - both sides have their own
 
     def context(self) -> dict[str, Any]:
-        """What identifies the connection in the details of an error."""
+        """The details that identify the connection in an error."""
         return {}
 
     def _on_end(self, code: int, reason: str) -> None:
-        """The session has just ended."""
+        """Called when the session has just ended."""
 
     def _on_closed(self) -> None:
-        """The socket has closed, too."""
+        """Called when the socket has closed as well."""
 
-    # What the transport calls.
+    # Called by the transport.
 
     def receive(self, data: str | bytes | memoryview) -> None:
-        """One whole message has come in: `str` as a text message, anything else as a binary one."""
+        """Handle one whole message: `str` from a text message, anything else from a binary one."""
         if self._phase is not None:
             self._receive_in_phase(self._phase, data)
             return
@@ -176,7 +200,7 @@ class Session:
             counters.messages_in += 1
             self._on_message(type_, payload, stamp)
             return
-        # A call, or the answer to one. From here to the write is what every call costs, so it stands in one place.
+        # A call, or the answer to one. Every call runs the code from here to the write, so it stands in one place.
         try:
             fn = self._procedures.get(type_)
         except TypeError:
@@ -200,14 +224,15 @@ class Session:
             else:
                 self._procedure_failed(exc, type_, payload, stamp)
             return
-        if self._utf8 and self._writable:
-            counters.bytes_out += len(answer)
+        size = len(answer)
+        if self._utf8 and self._direct and size <= EASY_SIZE:
+            counters.bytes_out += size
             self.link.write_utf8(answer)
         else:
-            self._write(answer)
+            self._write_answer(answer, type_, payload, stamp)
 
     def closed(self, code: int, reason: str) -> None:
-        """The socket has closed; `code` and `reason` are the peer's, or 1006 when it said nothing (RFC 6455, 7.1.5)."""
+        """The socket has closed; `code` and `reason` are the peer's, or 1006 if it sent none (RFC 6455, 7.1.5)."""
         self.ready_state = ReadyState.CLOSED
         self._end(code, reason)
         self._wake_drainers()
@@ -216,6 +241,7 @@ class Session:
     def writable(self, writable: bool) -> None:
         """Whether the socket takes more, or its buffer is above the high-water mark."""
         self._writable = writable
+        self._set_direct()
         if not writable:
             return
         outbox = self._outbox
@@ -225,7 +251,7 @@ class Session:
             self._wake_drainers()
 
     def violated(self, code: int, problem: str) -> None:
-        """The transport found a violation of RFC 6455 or of a limit, and the connection is to end for it."""
+        """End the connection, because the transport found a violation of RFC 6455 or of a limit."""
         if self._phase is ENDED:
             return
         if code == 1009:
@@ -234,16 +260,21 @@ class Session:
             self.violation(problem, code=code, reason=problem)
 
     def pong(self) -> None:
-        """The peer has answered a ping."""
+        """Note that the peer has answered a ping."""
         if self.pinged_at is not None:
             self.rtt = self.endpoint.scheduler.time() - self.pinged_at
             self.pinged_at = None
 
     def lost(self) -> None:
-        """The peer has not been heard for too long."""
+        """Close the socket at once, because the peer has been silent for too long."""
         self.link.abort()
 
-    # What the application's side calls.
+    # Called by the application's side.
+
+    @property
+    def pinger(self) -> Pinger | None:
+        """Finds out whether a silent peer is alive; `None` where the heartbeat is not ours."""
+        return typing.cast("PingingLink", self.link) if self.link.pings else None
 
     @property
     def ended(self) -> bool:
@@ -260,13 +291,16 @@ class Session:
 
         Raises:
             WseError: `PROTOCOL_VIOLATION` for a type that is WSE's own; `MSG_PROCESSING_ERROR` for a payload that
-                cannot be encoded, with the encoder's exception as its cause.
+                cannot be encoded, with the encoder's exception as its cause; `LIMIT_EXCEEDED` for a message that is
+                larger than the peer takes.
         """
         self.endpoint.check_type(type)
         try:
             data = self._encode((type, payload, None))
         except Exception as exc:
             raise unencodable(type, exc) from exc
+        if len(data) > EASY_SIZE or not self._direct:
+            self.check_size(data, {"type": type})
         if self._phase is None:
             self._counters.messages_out += 1
             self._write(data, type)
@@ -275,7 +309,7 @@ class Session:
         """Call a procedure of the peer and return its result.
 
         Raises:
-            WseError: The peer's own error, or `RP_TIMEOUT`, `RP_DISCONNECT`, `RP_SEND_FAILED` (WIRE.md section 4).
+            WseError: The peer's own error, or `RP_TIMEOUT`, `RP_DISCONNECT`, or as `start_call` (WIRE.md section 4).
         """
         stamp, future = self.start_call(name, payload, timeout)
         try:
@@ -285,15 +319,16 @@ class Session:
             raise
 
     def start_call(self, name: MessageType, payload: Any, timeout: float | None) -> tuple[int, asyncio.Future[Any]]:
-        """Send a call; whoever awaits the future must end with `forget_call`.
+        """Send a call. The code that awaits the future must call `forget_call` in the end.
 
         Raises:
-            WseError: `RP_SEND_FAILED`; `LIMIT_EXCEEDED`, when too many calls wait for an answer; `PROTOCOL_VIOLATION`
-                for a name that is WSE's own.
+            WseError: `CLIENT_NOT_READY`, when the connection is not open and welcomed; `RP_SEND_FAILED`, when the
+                payload cannot be encoded, or the transport raised; `LIMIT_EXCEEDED`, when too many calls wait for an
+                answer, or the call is larger than the peer takes; `PROTOCOL_VIOLATION` for a name that is WSE's own.
         """
         self.endpoint.check_type(name)
         if self._phase is not None:
-            raise NotAskedError(ErrorCode.RP_SEND_FAILED, {"rp": name}, "the connection is not open")
+            raise NotAskedError(ErrorCode.CLIENT_NOT_READY, {"rp": name}, "the connection is not open")
         calls = self._calls
         if calls is None:
             calls = self._calls = PendingCalls(self.endpoint.scheduler, self.endpoint.timeout)
@@ -302,18 +337,23 @@ class Session:
             error.details["rp"] = name
             raise error
         stamp, future = calls.add(name, timeout)
+        problem = "the payload cannot be encoded"
         try:
             data = self._encode((name, payload, stamp))
+            problem = "the call cannot be written"
+            if len(data) > EASY_SIZE or not self._direct:
+                self.check_size(data, {"rp": name})
+            self._write(data)
         except Exception as exc:
             calls.discard(stamp)
-            problem = f"the payload cannot be encoded: {exc}"
-            raise WseError(ErrorCode.RP_SEND_FAILED, {"rp": name}, problem) from exc
+            if isinstance(exc, WseError):
+                raise
+            raise WseError(ErrorCode.RP_SEND_FAILED, {"rp": name}, f"{problem}: {exc}") from exc
         self._counters.calls_out += 1
-        self._write(data)
         return stamp, future
 
     def forget_call(self, stamp: int) -> None:
-        """Nobody waits for the answer any more."""
+        """Forget a call whose answer is no longer awaited."""
         if self._calls is not None:
             self._calls.discard(stamp)
 
@@ -345,7 +385,7 @@ class Session:
             try:
                 await future
             finally:
-                drainers.pop(future, None)  # who gives up leaves nothing behind
+                drainers.pop(future, None)  # a cancelled waiter leaves nothing behind
 
     @property
     def queued(self) -> int:
@@ -369,7 +409,11 @@ class Session:
         Raises:
             WseError: `MSG_PROCESSING_ERROR`, when the payload cannot be encoded.
         """
-        self.link.write_shared(encode(self.protocol, type, payload))
+        packed = encode(self.protocol, type, payload)
+        if self._writable:
+            self.link.write_shared(packed)
+        else:
+            self.hold(None, packed)
 
     def violation(
         self,
@@ -379,7 +423,7 @@ class Session:
         code: int = 1000,
         reason: str = CloseReason.PROTOCOL_ERROR,
     ) -> None:
-        """The peer broke the protocol: report who it was, and close (WIRE.md section 4)."""
+        """Report a peer that broke the protocol, and close the connection (WIRE.md section 4)."""
         error = ErrorCode.PROTOCOL_VIOLATION if cause is None else ErrorCode.MSG_PROCESSING_ERROR
         details = {"from": self.describe(), "close": [code, str(reason)], **self.context()}
         self.endpoint.report(WseError(error, details, problem), self, cause)
@@ -411,7 +455,7 @@ class Session:
         return True
 
     def _decode_again(self, data: str | bytes | memoryview) -> tuple[Any, Any, Any] | None:
-        """The message as the protocol itself sees it; what is none is reported, and ends the connection."""
+        """Decode with `Protocol.unpack`. Bytes that are not a message are reported, and end the connection."""
         try:
             type_, payload, stamp = self.protocol.unpack(data)
         except Exception as exc:
@@ -426,7 +470,11 @@ class Session:
             self.violation("a message's type must be hashable")
             return
         if listeners is None:
-            if type_ is None or type_ == "":
+            control = self.agreement.controls.get(type_)  # no application can listen to these types
+            if control is not None:
+                self._counters.messages_in -= 1
+                control(self, payload, stamp)
+            elif self.requires_type and (type_ is None or type_ == ""):
                 self.violation("a message has neither a type nor a stamp")
             else:
                 self._ignored(type_, payload, stamp)
@@ -446,7 +494,7 @@ class Session:
                     self.spawn(settle(result, self._listener_failed, type_))
 
     def _ignored(self, type_: Any, payload: Any, stamp: Any) -> None:
-        """A plain message has no listener."""
+        """Handle a plain message that has no listener."""
 
     def _listener_failed(self, exc: BaseException, type_: MessageType) -> None:
         error = WseError(ErrorCode.MSG_PROCESSING_ERROR, {"type": type_, **self.context()}, "a listener raised")
@@ -459,6 +507,8 @@ class Session:
         elif type_ == self.protocol.internal_types.response_error:
             if self._calls is not None:
                 self._calls.reject(stamp, error_from_wire(payload))
+        elif type_ in self.agreement.controls:
+            self.agreement.controls[type_](self, payload, stamp)
         else:
             error = WseError(ErrorCode.RP_NOT_REGISTERED)
             self._answer_error(error, type_, payload, stamp)
@@ -472,10 +522,8 @@ class Session:
             endpoint = self.endpoint
             handlers = self._handlers = Handlers(endpoint.scheduler, endpoint.limits.handler_linger, self._overdue)
         task = handlers.run(coroutine)
-        if (
-            task is not None and self.ready_state is not ReadyState.OPEN
-        ):  # it has closed its own connection, or one before it has
-            handlers.let_linger({task})
+        if task is not None and self.ready_state is not ReadyState.OPEN:
+            handlers.let_linger({task})  # this handler, or an earlier one, has closed the connection
 
     @property
     def tasks(self) -> tuple[asyncio.Task[Any], ...]:
@@ -484,11 +532,11 @@ class Session:
 
     @property
     def running_handlers(self) -> int:
-        """How many they are."""
+        """How many async handlers have not ended."""
         return 0 if self._handlers is None else len(self._handlers.tasks)
 
     def _overdue(self, task: asyncio.Task[Any]) -> None:
-        """An async handler has outlived the connection for too long, and is about to be cancelled."""
+        """Report an async handler that has outlived the connection for too long and is about to be cancelled."""
         details = {"handler": handler_of(task), **self.context()}
         self.endpoint.report(WseError(ErrorCode.HANDLER_CANCELLED, details), self)
 
@@ -527,7 +575,16 @@ class Session:
         except Exception as exc:
             self._procedure_failed(exc, name, payload, stamp)
             return
-        self._write(data)
+        if self._direct and len(data) <= EASY_SIZE:
+            self._write(data)
+        else:
+            self._write_answer(data, name, payload, stamp)
+
+    def _write_answer(self, data: Any, name: MessageType, payload: Any, stamp: Any) -> None:
+        if not self.takes(data):
+            self._procedure_failed(self._too_large(data, {"rp": name}), name, payload, stamp)
+        else:
+            self._write(data)
 
     def _procedure_failed(self, exc: BaseException, name: MessageType, payload: Any, stamp: Any) -> None:
         self._answer_error(exc, name, payload, stamp)
@@ -536,21 +593,51 @@ class Session:
         self.endpoint.report(WseError(ErrorCode.RP_EXECUTION_FAILED, details, message), self, exc)
 
     def _answer_error(self, exc: BaseException, name: MessageType, payload: Any, stamp: Any) -> None:
-        response_error = self.protocol.internal_types.response_error
-        try:
-            wire = error_to_wire(exc, name, payload, expose=self.endpoint.expose, debug=self.endpoint.debug)
-            data = self._encode((response_error, wire, stamp))
-        except Exception:
-            # The error's own details cannot be encoded: the caller still gets an answer, without them.
-            code = exc.code if isinstance(exc, WseError) else ErrorCode.RP_EXECUTION_FAILED
-            wire = {"code": str(code), "details": {"rp": name, "rpc": name}}
+        data: Any = None
+        trouble: Exception | None = None
+        for make in (self._whole_error, self._encodable_error, self._bare_error):
             try:
-                data = self._encode((response_error, wire, stamp))
-            except Exception as cause:  # a protocol that cannot send back what it has received
-                problem = WseError(ErrorCode.MSG_PROCESSING_ERROR, self.context(), "a call cannot be answered")
-                self.endpoint.report(problem, self, cause)
-                return
-        self._write(data)
+                data = self._encode((self.protocol.internal_types.response_error, make(exc, name, payload), stamp))
+                if make != self._bare_error:
+                    self.check_size(data, {"rp": name})
+                break
+            except Exception as cause:
+                trouble = trouble or cause
+        if trouble is not None:
+            details = {"rp": name, **self.context()}
+            problem = "the error of a call cannot be sent as it is"
+            self.endpoint.report(WseError(ErrorCode.MSG_PROCESSING_ERROR, details, problem), self, trouble)
+        if data is not None:  # else the protocol cannot send back what it has received
+            self._write(data)
+
+    def _whole_error(self, exc: BaseException, name: MessageType, payload: Any) -> dict[str, Any]:
+        echoed = payload if self._is_small(payload) else None
+        return error_to_wire(exc, name, echoed, expose=self.endpoint.expose, debug=self.endpoint.debug)
+
+    def _encodable_error(self, exc: BaseException, name: MessageType, payload: Any) -> Any:
+        return encodable(self._whole_error(exc, name, payload), self._can_encode)
+
+    def _bare_error(self, exc: BaseException, name: MessageType, payload: Any) -> dict[str, Any]:
+        code = exc.code if isinstance(exc, WseError) else ErrorCode.RP_EXECUTION_FAILED
+        return {"code": str(code), "details": {"rp": name, "rpc": name}}
+
+    def _is_small(self, payload: Any) -> bool:
+        """Whether a payload may go back to its sender."""
+        if payload is None or self.endpoint.expose is ExposeErrors.NONE:
+            return False
+        try:
+            envelope = len(self._encode((self._response, 0, None))) - 1
+            size = len(self._encode((self._response, payload, None))) - envelope
+        except Exception:
+            return False
+        return size <= min(ECHOED, self._max_out / 4)  # a small part of what the peer takes
+
+    def _can_encode(self, value: Any) -> bool:
+        try:
+            self._encode((self._response, value, None))
+        except Exception:
+            return False
+        return True
 
     # Writing.
 
@@ -590,10 +677,43 @@ class Session:
                 _wake(future)
             self._drainers = None
 
+    # The size of messages that the peer takes.
+
+    def limit_output(self, size: int) -> None:
+        """Send no messages of more bytes: the peer does not take them."""
+        self._max_out = size
+        self._set_direct()
+
+    def _set_direct(self) -> None:
+        self._direct = self._writable and self._max_out >= 4 * EASY_SIZE  # a character of text may have 4 bytes
+
+    def takes(self, data: str | bytes) -> bool:
+        """Whether the peer takes a message of that size."""
+        return len(data.encode() if isinstance(data, str) else data) <= self._max_out
+
+    def check_size(self, data: str | bytes, details: dict[str, Any]) -> None:
+        """Reject a message that the peer does not take.
+
+        Raises:
+            WseError: `LIMIT_EXCEEDED`, with the details and the size.
+        """
+        if not self.takes(data):
+            raise self._too_large(data, details)
+
+    def skip(self, type: MessageType, data: str | bytes) -> None:
+        """Drop a message to many receivers that this one does not take, and report the first."""
+        self._counters.dropped["too-large"] += 1
+        error = self._too_large(data, {"type": type})
+        self._report_once("too-large", ErrorCode.LIMIT_EXCEEDED, error.details, None, 0)
+
+    def _too_large(self, data: str | bytes, details: dict[str, Any]) -> WseError:
+        whole = {"limit": "message_size", "allowed": self._max_out, "size": len(data), **details}
+        return WseError(ErrorCode.LIMIT_EXCEEDED, whole, "the message is larger than the peer takes")
+
     # Excess.
 
     def exceeded(self, limit: str, reason: CloseReason | None = None, code: int = 1008) -> WseError:
-        """The peer has exceeded a limit: count it, report it once, and close if there is a reason for that.
+        """Count that the peer has exceeded a limit, report it once, and close the connection if a reason is given.
 
         Returns:
             The error for the peer, when it was a call.
@@ -620,7 +740,7 @@ class Session:
     def _report_once(
         self, what: str, error: ErrorCode, details: dict[str, Any], reason: CloseReason | None, code: int
     ) -> None:
-        """A peer that goes on must not flood the application's reports."""
+        """Report it the first time only: a peer that goes on must not flood the application's reports."""
         if what not in self._exceeded:
             self._exceeded += (what,)
             close = {} if reason is None else {"close": [code, str(reason)]}
@@ -648,7 +768,7 @@ class Session:
 
 
 def discard(awaitable: Any) -> None:
-    """Give up what an async handler returned, before it has begun."""
+    """Close the coroutine of an async handler that is not going to run."""
     if isinstance(awaitable, CoroutineType):
         awaitable.close()
 

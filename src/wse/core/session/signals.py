@@ -1,4 +1,4 @@
-"""Who listens to what: the listeners of a message type, and the signals of a server or client."""
+"""Listeners: those of message types, and those of the signals of a server or client."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVarTuple, overload
 
+from wse.errors import ErrorCode, HandlerError
 from wse.types import F, MessageType
 
 if TYPE_CHECKING:
@@ -22,28 +23,70 @@ Ts = TypeVarTuple("Ts")
 _WSE = str(Path(__file__).parent.parent.parent)
 
 HANDLER_ERRORS = (Exception, CancelledError)
-"""What a plain handler may raise without harm; the second when it asks a cancelled future for its result."""
+"""The exceptions of plain handlers that are reported; the second comes from the result of a cancelled future."""
 
 Failed = Callable[..., None]
-"""Told what a handler raised, with the context it was called in."""
+"""Called with the exception of a handler, and with the context of its call."""
 
 
-def check_handler(fn: Callable[..., Any], *takes: str) -> None:
-    """Reject at once what cannot be called with the arguments that its event brings.
+def check_handler(fn: Callable[..., Any], *takes: str, code: ErrorCode | None = None) -> None:
+    """Reject a handler that cannot be called with the arguments of its event, or whose call would do nothing.
+
+    Args:
+        fn: The handler.
+        takes: The names of the arguments.
+        code: The code of the error, if it has one.
 
     Raises:
-        TypeError: It is not callable, or not with these arguments.
+        TypeError: It cannot be a handler; with a code, a `HandlerError`.
     """
+    problem = _problem(fn, takes)
+    if problem is not None:
+        raise TypeError(problem) if code is None else HandlerError(code, {}, problem)
+
+
+def _problem(fn: Any, takes: tuple[str, ...]) -> str | None:
+    """Why a function cannot be a handler, and what to do instead."""
+    expected = f"({', '.join(takes)})"
     if not callable(fn):
-        raise TypeError(f"a handler must be a function ({', '.join(takes)}), not {fn!r}")
+        return f"a handler must be a function {expected}, not {fn!r}"
+    called = fn if inspect.isroutine(fn) or isinstance(fn, partial) else getattr(type(fn), "__call__", fn)  # noqa: B004
+    if inspect.isgeneratorfunction(called) or inspect.isasyncgenfunction(called):
+        return f"a handler cannot be a generator; return a list, or send messages: {fn!r} contains a yield"
     try:
         signature = inspect.signature(fn)
-    except ValueError:  # some builtins do not tell
-        return
+    except ValueError:  # some builtins have no signature
+        return None
+    for parameter in signature.parameters.values():
+        if _is_injected(parameter):
+            return (
+                f"WSE calls a handler with {expected} only and resolves no dependencies: "
+                f"get {parameter.name!r} of {fn!r} inside the handler"
+            )
     try:
         signature.bind(*takes)
-    except TypeError as exc:
-        raise TypeError(f"a handler must take ({', '.join(takes)}), but {fn!r} takes {signature}") from exc
+    except TypeError:
+        return f"a handler must take {expected}, but {fn!r} takes {signature}"
+    return None
+
+
+def _is_injected(parameter: inspect.Parameter) -> bool:
+    """Whether a web framework, such as FastAPI, would fill a parameter: `Depends(...)`, `Query(...)` and the like."""
+    markers = (parameter.default, *getattr(parameter.annotation, "__metadata__", ()))
+    return any(
+        type(m).__module__.startswith("fastapi.") or type(m).__name__ in ("Depends", "Security") for m in markers
+    )
+
+
+def check_name(name: Any, decorator: str) -> None:
+    """Reject a function in place of a name: a decorator without its parentheses.
+
+    Raises:
+        TypeError: The name is a function.
+    """
+    if inspect.isroutine(name) or isinstance(name, partial):
+        label = getattr(name, "__name__", "name")
+        raise TypeError(f'the decorator needs a name: @{decorator}("{label}"), not @{decorator} alone')
 
 
 class Spawner(typing.Protocol):
@@ -54,7 +97,7 @@ class Spawner(typing.Protocol):
 
 
 def run_handler(spawner: Spawner, fn: Callable[..., Any], args: tuple[Any, ...], failed: Failed, *context: Any) -> None:
-    """Call a handler, plain or async; what it raises goes to `failed(exception, *context)`."""
+    """Call a handler, plain or async; its exception goes to `failed(exception, *context)`."""
     try:
         result = fn(*args)
     except HANDLER_ERRORS as exc:
@@ -65,7 +108,7 @@ def run_handler(spawner: Spawner, fn: Callable[..., Any], args: tuple[Any, ...],
 
 
 async def settle(awaitable: Any, failed: Failed, *context: Any) -> None:
-    """Await what an async handler returned; what it raises goes to `failed(exception, *context)`."""
+    """Await an async handler; its exception goes to `failed(exception, *context)`."""
     try:
         await awaitable
     except Exception as exc:
@@ -75,7 +118,7 @@ async def settle(awaitable: Any, failed: Failed, *context: Any) -> None:
 def handler_of(task: asyncio.Task[Any]) -> str:
     """The name of the async handler that a task runs, for reports."""
     awaitable: Any = task.get_coro()
-    for _ in range(2):  # `settle` waits for the handler, or for what waits for an identify or challenge handler
+    for _ in range(2):  # `settle` awaits the handler, or a coroutine of ours that awaits it
         inner = inspect.getcoroutinelocals(awaitable).get("awaitable") if _is_ours(awaitable) else None
         awaitable = awaitable if inner is None else inner
     return getattr(awaitable, "__qualname__", None) or repr(type(awaitable))
@@ -86,11 +129,11 @@ def _is_ours(awaitable: Any) -> bool:
 
 
 class _Once:
-    """A listener that leaves before it is called for the first time.
+    """A listener that unsubscribes itself before its first call.
 
     Args:
-        leave: Removes it from where it was added.
-        fn: What to call.
+        leave: Unsubscribes it.
+        fn: The function to call.
     """
 
     __slots__ = ("_called", "_leave", "fn")
@@ -135,19 +178,37 @@ class Signal(Generic[*Ts]):
     """Something that happens to a server or client.
 
     Calling it subscribes: `when.connected(fn)`, or `@when.connected` above the function. Listeners may be plain or
-    `async`; what they raise is reported on `when.error`.
+    `async`; their exceptions are reported on `when.error`.
     """
 
-    __slots__ = ("_failed", "_last", "_listeners", "_replay", "_scheduler", "_takes", "name")
+    __slots__ = ("_failed", "_holds", "_last", "_listeners", "_replay", "_scheduler", "_takes", "name")
 
     def __init__(
-        self, name: str, takes: tuple[str, ...], scheduler: Scheduler, failed: Failed, *, replay: bool = False
+        self,
+        name: str,
+        takes: tuple[str, ...],
+        scheduler: Scheduler,
+        failed: Failed,
+        *,
+        replay: bool = False,
+        holds: bool = False,
     ) -> None:
+        """Make a signal.
+
+        Args:
+            name: Its name in reports.
+            takes: The names of its arguments.
+            scheduler: Runs async listeners.
+            failed: Called with what a listener raises.
+            replay: Call later listeners at once with the last emission.
+            holds: The same, and let `wait` return the last emission at once, until `_forget`.
+        """
         self.name = name
         self._takes = takes
         self._scheduler = scheduler
         self._failed = failed
-        self._replay = replay
+        self._replay = replay or holds
+        self._holds = holds
         self._last: tuple[Any, ...] | None = None
         self._listeners = Listeners()
 
@@ -177,11 +238,13 @@ class Signal(Generic[*Ts]):
         return fn
 
     def off(self, fn: Callable[..., Any]) -> None:
-        """Do not call `fn` any more; nothing happens if it is no listener."""
+        """Stop calling `fn`; nothing happens if it is not a listener."""
         self._listeners.remove(fn)
 
     async def wait(self, timeout: float | None = None) -> tuple[*Ts]:
         """Wait for the next emission and return its arguments, always as a tuple.
+
+        Where the last emission still holds, as that of `client.when.ready` on a connected client, return it at once.
 
         Args:
             timeout: Seconds; `None` waits for ever.
@@ -189,6 +252,8 @@ class Signal(Generic[*Ts]):
         Raises:
             TimeoutError: It did not happen in time.
         """
+        if self._holds and self._last is not None:
+            return self._last
         future: asyncio.Future[tuple[*Ts]] = self._scheduler.create_future()
 
         def happened(*args: Any) -> None:
@@ -215,14 +280,18 @@ class Signal(Generic[*Ts]):
         for fn in self._listeners.fns:
             self._run(fn, args)
 
+    def _forget(self) -> None:
+        """The last emission no longer holds."""
+        self._last = None
+
     def _emit_on(self, spawner: Spawner, *args: *Ts) -> None:
-        """The same, for a signal about a connection whose end is to be the end of async listeners, too."""
+        """The same, for a signal about a connection: its end also ends the async listeners."""
         for fn in self._listeners.fns:
             run_handler(spawner, fn, args, self._failed, self.name, args)
 
     @property
     def has_listeners(self) -> bool:
-        """Whether an emission would reach anyone."""
+        """Whether there is a listener."""
         return bool(self._listeners.fns)
 
     def _run(self, fn: Callable[..., Any], args: tuple[Any, ...]) -> None:
@@ -248,7 +317,7 @@ class Channel:
 
         Raises:
             WseError: `PROTOCOL_VIOLATION`, for a type that is WSE's own.
-            TypeError: `fn` cannot take what a message brings.
+            TypeError: `fn` does not take the arguments of a message.
         """
         return self._add(type, fn, once=False)
 
@@ -261,7 +330,7 @@ class Channel:
         return self._add(type, fn, once=True)
 
     def off(self, type: MessageType, fn: Callable[..., Any] | None = None) -> None:
-        """Do not call `fn` for that type any more; without `fn`, none of its listeners."""
+        """Stop calling `fn` for that type; without `fn`, remove all its listeners."""
         listeners = self._by_type.get(type)
         if listeners is None:
             return
@@ -270,7 +339,21 @@ class Channel:
         if fn is None or not listeners.fns:
             del self._by_type[type]
 
+    def remove_all(self, type: MessageType | None = None) -> None:
+        """Remove all listeners of that type; without a type, all listeners of all types."""
+        if type is None:
+            self._by_type.clear()
+        else:
+            self._by_type.pop(type, None)
+
+    def listener_count(self, type: MessageType) -> int:
+        """How many listeners the type has."""
+        listeners = self._by_type.get(type)
+        return 0 if listeners is None else len(listeners.fns)
+
     def _add(self, type: MessageType, fn: F | None, *, once: bool) -> F | Callable[[F], F]:
+        if fn is None:
+            check_name(type, "channel.once" if once else "channel.on")
         self._check_type(type)
 
         def add(fn: F) -> F:

@@ -6,6 +6,6 @@ the answers to all frames of one read leave together, and so does what is sent i
 """
 
 from wse.transports.picows.client import connect
-from wse.transports.picows.server import listen
+from wse.transports.picows.server import Listener, listen
 
-__all__ = ["connect", "listen"]
+__all__ = ["Listener", "connect", "listen"]

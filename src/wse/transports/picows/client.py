@@ -1,4 +1,4 @@
-"""Opening a WebSocket to a server."""
+"""Open a WebSocket to a server."""
 
 from __future__ import annotations
 
@@ -7,10 +7,13 @@ import contextlib
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
+import aiofastnet
 import picows
+from picows.picows import WSProtocol  # type: ignore[attr-defined]  # its stubs leave it out
 
 from wse.errors import ErrorCode, WseError
 from wse.transports.picows.frames import RSV1, masked_frame
+from wse.transports.picows.handshake import Address, ClientHandshake, HandshakeError
 from wse.transports.picows.link import PicowsLink, Turn, payload_of
 from wse.transports.picows.log import logger
 
@@ -35,67 +38,71 @@ async def connect(
     open: Callable[[Link], Receiver],
     *,
     ssl: ssl.SSLContext | None = None,
-    timeout: float = 20.0,
     compression: Compression | None = None,
 ) -> None:
     """Open a WebSocket to a server; see `wse.core.ports.transport.Connector`.
 
+    Redirects are not followed: they would take the headers and the identity to another host.
+
     Args:
         url: `ws:` or `wss:`.
         protocol: The subprotocol to offer.
-        headers: Sent with the HTTP request.
-        limits: What the server may send.
+        headers: Headers of the HTTP request.
+        limits: Limits on messages from the server.
         open: Makes the session of the link.
         ssl: For `wss:`; by default the system's certificates are trusted.
-        timeout: Seconds for the whole of it; 0 for ever.
         compression: Offered to the server; `None` for no compression.
 
     Raises:
-        WseError: `WS_CLIENT_ERROR`, with the reason as its cause.
+        WseError: `WS_CLIENT_ERROR`, with the reason as its cause, and the HTTP `status` of a server that refuses.
     """
+    loop = asyncio.get_running_loop()
+    address = Address(url)
     wanted = {**headers, "Sec-WebSocket-Protocol": protocol}
     if compression is not None:
         wanted["Sec-WebSocket-Extensions"] = compression.offer()
-    given_up = False
 
-    def on_response(_: picows.WSUpgradeRequest, response: picows.WSUpgradeResponse) -> picows.WSListener:
-        if given_up:
-            return _Refusal()
-        answer = ",".join(response.headers.getall("Sec-WebSocket-Extensions", []))
+    def make_websocket(make_listener: Callable[[object, object], picows.WSListener]) -> WSProtocol:
+        return WSProtocol(
+            address.authority,
+            address.resource,
+            True,  # a client
+            make_listener,
+            logger,
+            True,  # disconnect after an exception in the listener
+            None,  # the attempt as a whole has a deadline
+            False,  # no pings of its own
+            0,
+            0,
+            picows.WSAutoPingStrategy.PING_WHEN_IDLE,
+            False,  # no pongs of its own: one must not overtake the answers that wait to be written
+            limits.max_frame_size,
+            wanted,
+            2048,  # the read buffer at first
+        )
+
+    def make_listener(extensions: str) -> PicowsClientLink:
         deflate = None
-        if answer:
+        if extensions:
             if compression is None:
-                raise ValueError(f"the server answers with extensions that were not offered: {answer}")
-            deflate = compression.accepted(answer)
-        return PicowsClientLink(Turn(asyncio.get_running_loop()), limits, open, deflate)
+                raise HandshakeError(f"the server answers with extensions that were not offered: {extensions}", 101)
+            deflate = compression.accepted(extensions)
+        return PicowsClientLink(Turn(loop), limits, open, deflate)
 
+    handshake = ClientHandshake(make_websocket, make_listener, protocol)
     try:
-        async with asyncio.timeout(timeout or None):
-            _, link = await picows.ws_connect(
-                on_response,
-                url,
-                ssl_context=ssl,
-                logger_name=logger,
-                websocket_handshake_timeout=timeout or None,
-                enable_auto_pong=False,
-                max_frame_size=limits.max_frame_size,
-                extra_headers=wanted,
-                read_buffer_init_size=2048,
-            )
-        if link is None:  # how picows tells that the socket closed before the server had answered
-            raise ConnectionResetError("the server closed the connection without an answer")
-    except (OSError, picows.WSError, ValueError) as exc:  # TimeoutError is an OSError
-        problem = str(exc) or "no answer in time"
-        raise WseError(ErrorCode.WS_CLIENT_ERROR, {"url": url}, problem) from exc
+        await aiofastnet.create_connection(
+            loop, lambda: handshake, address.host, address.port, ssl=(ssl or True) if address.secure else None
+        )
+        await handshake.opened
+    except (OSError, ValueError) as exc:
+        details = {"url": url}
+        status = getattr(exc, "status", None)
+        if status is not None:
+            details["status"] = status
+        raise WseError(ErrorCode.WS_CLIENT_ERROR, details, str(exc) or None) from exc
     finally:
-        given_up = True
-
-
-class _Refusal(picows.WSListener):
-    """Takes a WebSocket that opens when nobody waits for it any more: picows goes on after a cancellation."""
-
-    def on_ws_connected(self, transport: picows.WSTransport) -> None:
-        transport.disconnect(False)
+        handshake.give_up()
 
 
 class PicowsClientLink(PicowsLink):
@@ -123,6 +130,6 @@ class PicowsClientLink(PicowsLink):
 
 
 async def _retrieve_exception(transport: picows.WSTransport) -> None:
-    """Take what picows keeps for those who await a client's end, or asyncio complains that nobody has."""
+    """Retrieve the exception that picows keeps, or asyncio complains that nobody has."""
     with contextlib.suppress(Exception):
         await transport.wait_disconnected()

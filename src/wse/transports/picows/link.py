@@ -33,8 +33,9 @@ _CONTINUATION = WSMsgType.CONTINUATION
 _PING = WSMsgType.PING
 _PONG = WSMsgType.PONG
 
+_CLOSE_FRAME = 0x88
 _PONG_FRAME = 0x8A
-"""The first byte of a pong (RFC 6455, 5.2)."""
+"""The first bytes of a close frame and of a pong (RFC 6455, 5.2)."""
 
 _MOST_JOINED = 256
 """Frames that are joined for one write. More in one turn are written at once, so that the socket can tell in time that
@@ -312,6 +313,8 @@ class PicowsLink(WSListener):
 
     def _on_other_frame(self, transport: WSTransport, frame: WSFrame) -> None:
         """Everything but a whole text message: rare, so clear rather than fast."""
+        if self._received_close is not None:
+            return  # nothing counts after a close frame (RFC 6455, 5.5.1)
         kind = frame.msg_type
         deflated = frame.rsv1 and self._deflate is not None and kind in (_TEXT, _BINARY)
         if frame.rsv2 or frame.rsv3 or (frame.rsv1 and not deflated):
@@ -366,8 +369,20 @@ class PicowsLink(WSListener):
         reason = frame.get_close_reason() or ""
         self._received_close = (code or 1005, reason)
         if not self._closing:
-            self.close(code or 1000, reason)  # a browser's CloseEvent shows what comes back
+            if code:
+                self.close(code, reason)  # a browser's CloseEvent shows what comes back
+            else:
+                self._close_without_code(transport)
         self._hang_up(transport)
+
+    def _close_without_code(self, transport: WSTransport) -> None:
+        """Answer an empty close frame with an empty one, which picows cannot send and so does not know of."""
+        self._put(b"", _CLOSE_FRAME)
+        self._flush()
+        self._closing = True
+        self._close_timer = self._turn._loop.call_later(CLOSE_TIMEOUT, transport.disconnect, False)
+        # Keeps frames that follow off the fast path.
+        self._assembly = Assembly(text=False, limit=0, deflate=None)
 
     def _hang_up(self, transport: WSTransport) -> None:
         """After both close frames the server closes the socket first (RFC 6455, 7.1.1)."""

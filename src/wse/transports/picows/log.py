@@ -1,4 +1,4 @@
-"""Where picows logs to."""
+"""The logger for picows."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 
 class QuietLogger(logging.LoggerAdapter[logging.Logger]):
-    """picows logs a peer's faults as errors; here they are events of the application, and reported as such."""
+    """Logs at DEBUG: picows logs a peer's faults as errors, and WSE reports them to the application as events."""
 
     def error(self, msg: object, *args: object, **kwargs: Any) -> None:
         self.debug(msg, *args, **kwargs)

@@ -1,4 +1,4 @@
-"""Listening on a port: WebSockets, and a few plain GETs."""
+"""The built-in listener: WebSockets, and a few plain GETs."""
 
 from __future__ import annotations
 
@@ -7,34 +7,33 @@ import socket
 from collections.abc import Mapping
 from functools import partial
 from http import HTTPStatus
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
+import aiofastnet
 import picows
 from multidict import CIMultiDict
-from picows import WSUpgradeResponse, WSUpgradeResponseWithListener
+from picows.picows import WSProtocol  # type: ignore[attr-defined]  # its stubs leave it out
 
-from wse.transports.picows.link import PicowsLink, Turn
+from wse.transports.picows.http import HttpError, HttpHead, answer
+from wse.transports.picows.link import CLOSE_TIMEOUT, PicowsLink, Turn
 from wse.transports.picows.log import logger
-from wse.transports.request import CompactHeaders, HttpRequest, offered_subprotocols
+from wse.transports.request import HttpRequest, tokens
 
 if TYPE_CHECKING:
     import ssl
-
-    from picows import WSUpgradeRequest
 
     from wse.core.ports.protocol import Protocol
     from wse.core.ports.transport import Acceptor, Receiver, StaticResource
     from wse.transports.deflate import Compression
 
+MAX_HEAD = 16 * 1024
+"""Bytes that the head of a request may have."""
 
 _NO_HEADERS: CIMultiDict[str] = CIMultiDict()
 
 _RECEIVE_BUFFER = 64 * 1024
-"""Bytes that the kernel takes in for one connection. All that is there is read at once and handled in one turn of the
-event loop: with the kernel's own choice, of many MiB, whoever sends without end keeps everybody waiting for seconds."""
-
-_OF_THE_HANDSHAKE = frozenset(("connection", "upgrade", "sec-websocket-key", "sec-websocket-version"))
-"""Headers that have done their work, and are not kept for the connection's life."""
+"""Bytes that the kernel buffers for one connection. All of them are read at once and handled in one turn of the event
+loop: with the kernel's default of many MiB, a client that sends without end would delay all others for seconds."""
 
 
 async def listen(
@@ -48,104 +47,284 @@ async def listen(
     handshake_timeout: float | None,
     files: Mapping[str, StaticResource],
     compression: Compression | None,
-) -> asyncio.Server:
-    """Accept WebSockets on a port; a plain GET gets a file, or an answer at `/healthz` and `/readyz`.
+) -> Listener:
+    """Accept WebSockets on a port; a plain GET is answered with a file, or at `/healthz` and `/readyz`.
 
     Args:
         acceptor: The server.
         host: The interface; `None` for all.
         port: 0 takes a free one.
-        reuse_port: Other processes may listen on the port, too, and the system spreads connections (SO_REUSEPORT).
+        reuse_port: Other processes may also listen on the port, and the system spreads connections (SO_REUSEPORT).
         path: The only path that opens a WebSocket, or `None` for every path; others get HTTP 404.
         ssl: For `wss:`.
         handshake_timeout: Seconds that a client has for its HTTP request.
-        files: What a plain GET gets, by path.
-        compression: Agreed on with clients that can compress; `None` for no compression.
+        files: Files for plain GETs, by path.
+        compression: Agreed on with clients that support it; `None` for no compression.
 
     Raises:
-        OSError: The port cannot be had.
+        OSError: The port is not available.
     """
-    turn = Turn(asyncio.get_running_loop())
-
-    def open_link(protocol: Protocol | None, link: PicowsLink) -> Receiver:
-        transport = link._transport
-        items = transport.request.headers.items()
-        headers = CompactHeaders(item for item in items if item[0].lower() not in _OF_THE_HANDSHAKE)
-        remote_addr = acceptor.admission.address(link.remote_addr, transport.request.headers)
-        # picows keeps both for the connection's life, and has no more use for them.
-        request = transport.request
-        request.method, request.version = b"GET", b"HTTP/1.1"  # all that it accepts; these are constants
-        request.headers = transport.response.headers = _NO_HEADERS
-        return acceptor.open(link, HttpRequest(request.path.decode("utf-8", "replace"), headers, remote_addr), protocol)
-
-    def plain_response(request: WSUpgradeRequest, target: str) -> WSUpgradeResponse:
-        """The answer to a GET that asks for no WebSocket."""
-        if target == "/healthz":
-            return _text(b"ok\n")
-        if target == "/readyz":
-            return _text(b"ready\n") if acceptor.ready else _error(HTTPStatus.SERVICE_UNAVAILABLE)
-        file = files.get(target)
-        if file is not None:
-            if file.is_fresh(request.headers.get("If-None-Match", "")):
-                return _response(HTTPStatus.NOT_MODIFIED, file.headers)
-            return _response(HTTPStatus.OK, file.headers, file.body)
-        if path is None or target == path:
-            return _error(HTTPStatus.UPGRADE_REQUIRED, {"Upgrade": "websocket"})
-        return _error(HTTPStatus.NOT_FOUND)
-
-    def on_request(request: WSUpgradeRequest) -> WSUpgradeResponseWithListener:
-        target = request.path.decode("ascii", "replace").partition("?")[0]
-        headers = request.headers
-        if headers.get("Upgrade", "").lower() != "websocket":
-            return WSUpgradeResponseWithListener(plain_response(request, target), None)
-        if path is not None and target != path:
-            return WSUpgradeResponseWithListener(_error(HTTPStatus.NOT_FOUND), None)
-        refusal = acceptor.admission.refusal(headers)
-        if refusal is not None:
-            return WSUpgradeResponseWithListener(_error(refusal.status, refusal.headers), None)
-        # Firefox sends "keep-alive, Upgrade", which RFC 6455 allows (4.2.1) and picows does not.
-        if "upgrade" in (token.strip().lower() for token in headers.get("Connection", "").split(",")):
-            headers["Connection"] = "Upgrade"
-        protocol = acceptor.select(offered_subprotocols(headers.getall("Sec-WebSocket-Protocol", [])))
-        answer = {} if protocol is None else {"Sec-WebSocket-Protocol": protocol.name}
-        deflate = None
-        if compression is not None:
-            accepted = compression.accept(",".join(headers.getall("Sec-WebSocket-Extensions", [])))
-            if accepted is not None:
-                answer["Sec-WebSocket-Extensions"], deflate = accepted
-        link = PicowsLink(turn, acceptor.limits, partial(open_link, protocol), deflate)
-        return WSUpgradeResponseWithListener(WSUpgradeResponse.create_101_response(answer), link)
-
-    server = await picows.ws_create_server(
-        on_request,
+    listener = Listener(acceptor, path, handshake_timeout, files, compression)
+    loop = asyncio.get_running_loop()
+    listener.server = server = await aiofastnet.create_server(
+        loop if ssl is None else cast("asyncio.AbstractEventLoop", _TlsLoop(loop)),
+        partial(HttpConnection, listener),
         host,
         port,
         ssl=ssl,
+        ssl_handshake_timeout=None if ssl is None else handshake_timeout,
         reuse_port=reuse_port or None,
         backlog=1024,
-        logger_name=logger,
-        websocket_handshake_timeout=handshake_timeout,
-        enable_auto_pong=False,  # a pong must not overtake the answers that wait to be written
-        max_frame_size=acceptor.limits.max_frame_size,
-        read_buffer_init_size=2048,
     )
     for listening in server.sockets:
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _RECEIVE_BUFFER)  # its connections inherit it
-    return server
+    return listener
 
 
-def _text(body: bytes) -> WSUpgradeResponse:
-    return _response(HTTPStatus.OK, {"Content-Type": "text/plain; charset=utf-8"}, body)
+class Listener:
+    """An open port.
+
+    Attributes:
+        connections: The TCP connections that are not WebSockets: their request has not come, or is being answered.
+    """
+
+    server: asyncio.Server
+
+    def __init__(
+        self,
+        acceptor: Acceptor,
+        path: str | None,
+        handshake_timeout: float | None,
+        files: Mapping[str, StaticResource],
+        compression: Compression | None,
+    ) -> None:
+        self.acceptor = acceptor
+        self.handshake_timeout = handshake_timeout
+        self.connections: set[HttpConnection] = set()
+        self.loop = asyncio.get_running_loop()
+        self._emptied: asyncio.Future[None] | None = None  # while the end of the last one is awaited
+        self._turn = Turn(self.loop)
+        self._path = path
+        self._files = files
+        self._compression = compression
+
+    @property
+    def port(self) -> int | None:
+        """The port, while it is open."""
+        sockets = self.server.sockets
+        return sockets[0].getsockname()[1] if sockets else None
+
+    def close(self) -> None:
+        """Close the port; connections stay open."""
+        self.server.close()
+
+    async def wait_closed(self) -> None:
+        """Return when all connections have closed: those without a request are cut, answers have `CLOSE_TIMEOUT`."""
+        for connection in tuple(self.connections):
+            if not connection.answered:
+                connection.abort()
+        if self.connections:
+            self._emptied = self.loop.create_future()
+            await asyncio.wait((self._emptied,), timeout=CLOSE_TIMEOUT)
+        abort_clients = getattr(self.server, "abort_clients", None)  # asyncio's own has it from Python 3.13 on
+        if abort_clients is not None:  # pragma: no branch - aiofastnet's has it
+            abort_clients()  # connections in the TLS handshake are known to nobody else
+        await self.server.wait_closed()
+
+    def forget(self, connection: HttpConnection) -> None:
+        """The connection has become a WebSocket, or has ended."""
+        self.connections.discard(connection)
+        if not self.connections and self._emptied is not None and not self._emptied.done():
+            self._emptied.set_result(None)
+
+    # A request.
+
+    def respond(self, head: HttpHead) -> bytes:
+        """The answer to a request that does not ask for a WebSocket.
+
+        Raises:
+            HttpError: There is nothing to send.
+        """
+        if head.method not in ("GET", "HEAD"):
+            raise HttpError(HTTPStatus.METHOD_NOT_ALLOWED, {"Allow": "GET, HEAD"})
+        reply = partial(answer, head_only=head.method == "HEAD")
+        text = {"Content-Type": "text/plain; charset=utf-8"}
+        if head.path == "/healthz":
+            return reply(HTTPStatus.OK, text, b"ok\n")
+        if head.path == "/readyz":
+            if not self.acceptor.ready:
+                raise HttpError(HTTPStatus.SERVICE_UNAVAILABLE)
+            return reply(HTTPStatus.OK, text, b"ready\n")
+        file = self._files.get(head.path)
+        if file is not None:
+            headers = {**file.headers, **self.acceptor.admission.cross_origin(head.headers)}
+            if file.is_fresh(head.headers.get("If-None-Match", "")):
+                return reply(HTTPStatus.NOT_MODIFIED, headers)
+            return reply(HTTPStatus.OK, headers, file.body)
+        if self._path is None or head.path == self._path:
+            raise HttpError(HTTPStatus.UPGRADE_REQUIRED, {"Upgrade": "websocket"})
+        raise HttpError(HTTPStatus.NOT_FOUND)
+
+    def upgrade(self, head: HttpHead) -> tuple[WSProtocol, bytes]:
+        """The protocol of a WebSocket that is to be opened, and the head that picows is to read instead of the
+        client's.
+
+        Raises:
+            HttpError: The WebSocket is refused.
+        """
+        acceptor = self.acceptor
+        if self._path is not None and head.path != self._path:
+            raise HttpError(HTTPStatus.NOT_FOUND)
+        refusal = acceptor.admission.refusal(head.headers)
+        if refusal is not None:
+            raise HttpError(refusal.status, refusal.headers)
+        key = head.websocket_key()
+        protocol = acceptor.select(tokens(head.headers.getall("Sec-WebSocket-Protocol", [])))
+        headers = {} if protocol is None else {"Sec-WebSocket-Protocol": protocol.name}
+        deflate = None
+        if self._compression is not None:
+            accepted = self._compression.accept(",".join(head.headers.getall("Sec-WebSocket-Extensions", [])))
+            if accepted is not None:
+                headers["Sec-WebSocket-Extensions"], deflate = accepted
+        link = PicowsLink(self._turn, acceptor.limits, partial(self._open, head, protocol), deflate)
+        response = picows.WSUpgradeResponse.create_101_response(headers)
+        websocket = WSProtocol(
+            None,  # host and path are a client's
+            None,
+            False,  # not a client
+            lambda _: picows.WSUpgradeResponseWithListener(response, link),
+            logger,
+            True,  # disconnect after an exception in the listener
+            None,  # the request has been read
+            False,  # no pings of its own
+            0,
+            0,
+            picows.WSAutoPingStrategy.PING_WHEN_IDLE,
+            False,  # no pongs of its own: one must not overtake answers that are still queued
+            acceptor.limits.max_frame_size,
+            None,
+            2048,  # the read buffer at first
+        )
+        normalised = (
+            "GET / HTTP/1.1\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Version: 13\r\n"
+            f"Sec-WebSocket-Key: {key}\r\n\r\n"
+        )
+        return websocket, normalised.encode()
+
+    def _open(self, head: HttpHead, protocol: Protocol | None, link: PicowsLink) -> Receiver:
+        transport = link._transport
+        remote_addr = self.acceptor.admission.address(link.remote_addr, head.headers)
+        # picows keeps both for the connection's life, and does not use them again.
+        request = transport.request
+        request.method, request.path, request.version = b"GET", b"/", b"HTTP/1.1"  # constants, shared by all
+        request.headers = transport.response.headers = _NO_HEADERS
+        return self.acceptor.open(link, HttpRequest(head.target, head.kept_headers(), remote_addr), protocol)
 
 
-def _error(status: HTTPStatus, headers: Mapping[str, str] | None = None) -> WSUpgradeResponse:
-    return _response(status, headers or {}, f"{status} {status.phrase}\n".encode())
+class HttpConnection(asyncio.Protocol):
+    """The protocol of a TCP connection until its request has come: then the WebSocket takes over, or the request is
+    answered and the connection closed.
+
+    Attributes:
+        answered: Whether the request has been answered.
+    """
+
+    __slots__ = ("_begun", "_listener", "_received", "_timer", "_transport", "answered")
+
+    def __init__(self, listener: Listener) -> None:
+        self._listener = listener
+        self._received = bytearray()
+        self._begun = False
+        self.answered = False
+        self._transport: asyncio.Transport
+        self._timer: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast("asyncio.Transport", transport)
+        self._listener.connections.add(self)
+        timeout = self._listener.handshake_timeout
+        if timeout is not None:
+            self._timer = self._listener.loop.call_later(timeout, self.abort)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._end()
+        if not self.answered:
+            logger.debug("a connection ended without a request: %r", exc)
+
+    def data_received(self, data: bytes) -> None:
+        if self.answered:
+            return
+        received = self._received
+        received += data
+        if not self._begun and received.startswith(b"\r\n"):
+            del received[:2]  # RFC 9112, 2.2: an empty line before the request
+        self._begun = self._begun or len(received) > 1
+        end = received.find(b"\r\n\r\n")
+        if (len(received) if end < 0 else end) > MAX_HEAD:
+            self._answer(answer(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, {}, head_only=False))
+        elif end >= 0 or received.startswith(b"\r\n"):
+            self._handle(bytes(received[: max(end, 0)]), bytes(received[end + 4 :]))
+
+    def abort(self) -> None:
+        """Close the socket at once."""
+        self._transport.abort()
+
+    def _handle(self, raw: bytes, rest: bytes) -> None:
+        head_only = False
+        try:
+            head = HttpHead(raw)
+            head_only = head.method == "HEAD"
+            if not head.wants_websocket:
+                self._answer(self._listener.respond(head))
+                return
+            websocket, normalised = self._listener.upgrade(head)
+        except HttpError as exc:
+            self._answer(answer(exc.status, exc.headers, head_only=head_only))
+            return
+        self._end()
+        self._transport.set_protocol(websocket)
+        websocket.connection_made(self._transport)
+        feed(websocket, normalised + rest)
+
+    def _answer(self, data: bytes) -> None:
+        self.answered = True
+        self._received.clear()
+        self._transport.write(data)
+        self._transport.close()
+
+    def _end(self) -> None:
+        self._listener.forget(self)
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
 
 
-def _response(status: HTTPStatus, headers: Mapping[str, str], body: bytes | None = None) -> WSUpgradeResponse:
-    response = WSUpgradeResponse()
-    response.version = b"HTTP/1.1"
-    response.status = status
-    response.headers = CIMultiDict(headers)
-    response.body = body
-    return response
+class _TlsLoop:
+    """The event loop as aiofastnet's TLS sees it.
+
+    aiofastnet reports a peer that hangs up in the TLS handshake to the loop's exception handler, as if it were a fault
+    of the program: a port scanner would fill the log with tracebacks.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._loop, name)
+
+    def call_exception_handler(self, context: dict[str, Any]) -> None:
+        if context.get("message") == "SSL handshake failed":
+            logger.debug("a TLS handshake failed: %r", context.get("exception"))
+        else:
+            self._loop.call_exception_handler(context)
+
+
+def feed(protocol: asyncio.BufferedProtocol, data: bytes) -> None:
+    """Hand bytes to a protocol that provides its own buffer."""
+    view = memoryview(data)
+    while view:
+        with memoryview(protocol.get_buffer(len(view))) as buffer:
+            size = min(len(buffer), len(view))
+            buffer[:size] = view[:size]
+        protocol.buffer_updated(size)
+        view = view[size:]

@@ -1,0 +1,58 @@
+"""Checks of what goes into the HTTP request that opens the WebSocket.
+
+A line feed in a URL or a header would begin a header of its own, so it is refused before anything is sent.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from urllib.parse import urlsplit
+
+_TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # RFC 9110, 5.6.2
+_VALUE = re.compile(r"[^\x00-\x08\x0a-\x1f\x7f]*")  # RFC 9110, 5.5
+_URL = re.compile(r"[^\x00-\x20\x7f]*")
+
+
+def checked_url(url: str) -> str:
+    """The URL, if a WebSocket can be opened to it.
+
+    Raises:
+        ValueError: It cannot.
+    """
+    parts = urlsplit(url)
+    if parts.scheme not in ("ws", "wss") or not parts.hostname or parts.fragment:
+        raise ValueError(f"a WebSocket URL is ws://host or wss://host, not {url!r}")
+    if not _URL.fullmatch(url):
+        raise ValueError(f"a WebSocket URL has neither spaces nor control characters: {url!r}")
+    try:
+        parts.port  # noqa: B018 - raises for what is not a port
+    except ValueError as exc:
+        raise ValueError(f"a WebSocket URL with a wrong port: {url!r}") from exc
+    return url
+
+
+def checked_headers(headers: Mapping[str, str] | None) -> dict[str, str]:
+    """The headers, if HTTP can carry them.
+
+    Raises:
+        ValueError: It cannot. The message does not show the value, which may be secret.
+    """
+    headers = dict(headers or {})
+    for name, value in headers.items():
+        if not _TOKEN.fullmatch(name):
+            raise ValueError(f"{name!r} cannot be the name of a header")
+        if not _VALUE.fullmatch(value):
+            raise ValueError(f"the header {name} has a control character in its value")
+    return headers
+
+
+def checked_subprotocol(name: str) -> str:
+    """The name of a message protocol, if it can be a subprotocol.
+
+    Raises:
+        ValueError: It cannot.
+    """
+    if not _TOKEN.fullmatch(name):
+        raise ValueError(f"{name!r} cannot be the name of a WebSocket subprotocol")
+    return name
