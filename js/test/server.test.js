@@ -60,7 +60,7 @@ describe('connecting', () => {
   test('a refusal', async () => {
     const error = await failure(make({ re: true }).connect('refuse'))
     assert.equal(error.code, WSE_ERROR.NOT_AUTHORIZED)
-    assert.deepEqual(error.details, { code: 1000, reason: WSE_REASON.NOT_AUTHORIZED })
+    assert.deepEqual(error.details, { code: 1000, reason: null, retry: false })
   })
 
   test('a challenge', async () => {
@@ -141,7 +141,7 @@ for (const [name, options] of [
       assert.ok(error instanceof WseError)
       assert.equal(error.code, WSE_ERROR.RP_EXECUTION_FAILED)
       assert.deepEqual(error.details, { origin: { name: 'ValueError', message: 'no good' }, rp: 'fail', rpc: 'fail', payload: 1 })
-      assert.equal(error.message, 'ValueError: no good')
+      assert.equal(error.message, 'no good')
     })
 
     test('a call that raises an error of the application', async () => {
@@ -273,6 +273,29 @@ describe('losing the connection', () => {
   })
 })
 
+describe('tokens that expire', () => {
+  test('a fresh one is asked for before the end, and after it the client comes back with another', async () => {
+    const client = make({ url: servers.tokens, re: true })
+    const renewed = []
+    client.channel.on('renewed', (token) => renewed.push(token))
+    let token = 0
+    assert.equal(await client.connect(async () => ({ token: ++token })), 1)
+    assert.deepEqual(await client.when.closed.wait(5), [1012, WSE_REASON.SESSION_EXPIRED])
+    assert.deepEqual(renewed, [2, 3])
+    assert.equal(await client.waitReady(5), 4)
+    await client.close()
+  })
+
+  test('a refusal says why, and whether a later attempt may succeed', async () => {
+    const { code, details } = await failure(make({ url: servers.tokens, re: true }).connect({ token: -1 }))
+    assert.deepEqual([code, details], [WSE_ERROR.NOT_AUTHORIZED, { code: 1000, reason: 'banned', retry: false }])
+    const client = make({ url: servers.tokens, re: true })
+    let token = -4
+    assert.equal(await client.connect(() => ({ token: ++token < -1 ? token : 9 })), 9)
+    assert.deepEqual(client.errors.map(({ details }) => details.reason), ['busy', 'busy'])
+  })
+})
+
 describe('SCRAM', () => {
   for (const [name, password] of [
     ['ada', 'lovelace'],
@@ -292,7 +315,7 @@ describe('SCRAM', () => {
   test('a wrong password, an unknown user and a name that is none do not', async () => {
     for (const scram of [new Scram('ada', 'x'), new Scram('bob', 'lovelace'), new Scram('ada', ''), new Scram('😀', 'x')]) {
       const error = await failure(make({ url: servers.scram }).connect(scram))
-      assert.deepEqual([error.code, error.details], [WSE_ERROR.NOT_AUTHORIZED, { code: 1000, reason: WSE_REASON.NOT_AUTHORIZED }])
+      assert.deepEqual([error.code, error.details], [WSE_ERROR.NOT_AUTHORIZED, { code: 1000, reason: null, retry: false }])
     }
   })
 
