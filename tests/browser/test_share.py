@@ -58,8 +58,9 @@ class Tabs:
 
 
 @asynccontextmanager
-async def three_tabs(browser, tmp_path, has_workers):
-    (tmp_path / "page.html").write_text("<!doctype html><meta charset=utf-8>")
+async def three_tabs(browser, tmp_path, has_workers, policy=""):
+    policy = f'<meta http-equiv="Content-Security-Policy" content="{policy}">'
+    (tmp_path / "page.html").write_text("<!doctype html><meta charset=utf-8>" + policy)
     async with make_server(files={"/page": tmp_path / "page.html"}, serve_client=True, conns_per_user=1) as server:
         server.identify(lambda auth: auth.accept(auth.identity, f"hello {auth.identity}"))
 
@@ -178,6 +179,14 @@ async def test_tabs_that_log_in_with_a_password_share_too(browser, tmp_path):
             for page in context.pages:
                 assert await page.evaluate("client.status") == "READY"
             assert len(server.clients["ada"].conns) == 1
+
+
+async def test_a_policy_without_workers_is_no_obstacle(browser, tmp_path):
+    async with three_tabs(browser, tmp_path, True, policy="worker-src 'none'") as (tabs, *pages):
+        tabs.server.send("ada", "chat", "hi")
+        for page in pages:
+            await until(page, "heard.length === 1")
+        assert len(tabs.connected) == 1
 
 
 async def test_another_user_has_a_connection_of_her_own(browser, tmp_path):
