@@ -253,7 +253,7 @@ describe('losing the connection', () => {
         super.send(data)
       }
     }
-    const client = await ready({ url: `ws://127.0.0.1:${proxy.address().port}`, WebSocket: Counting, heartbeat: { interval: 0.05, timeout: 0.5 } })
+    const client = await ready({ url: `ws://127.0.0.1:${proxy.address().port}`, WebSocket: Counting, heartbeat: { interval: 0.05, timeout: 2 } })
     assert.deepEqual(await client.when.closed.wait(20), [1006, ''])
     assert.equal(pings, 5)
     assert.equal(client.gaveUp, await client.waitClosed())
