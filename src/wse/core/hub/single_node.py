@@ -51,8 +51,9 @@ class SingleNode:
         payload: Any,
         not_conn: str | None,
         not_user: ClientId | None,
+        key: Hashable = None,
     ) -> None:
-        send_to_all(self._endpoint, conns, type, payload)
+        send_to_all(self._endpoint, conns, type, payload, key)
 
     def drop(self, cid: ClientId, reason: str, code: int) -> None: ...
 
