@@ -33,7 +33,7 @@ class Messaging:
             exclude: A connection, or a user by its `cid` or identity, that does not receive it.
 
         Raises:
-            WseError: As `WseConnection.send`.
+            WseError: `NOT_STARTED`: the server has not been started, or has been closed; as `WseConnection.send`.
         """
         self._hub.broadcast(type, payload, exclude)
 
@@ -47,7 +47,7 @@ class Messaging:
             exclude: A connection that does not receive it, such as the sender's.
 
         Raises:
-            WseError: As `WseConnection.send`.
+            WseError: `NOT_STARTED`: the server has not been started, or has been closed; as `WseConnection.send`.
         """
         self._hub.send(cid, type, payload, exclude)
 
@@ -60,6 +60,7 @@ class Messaging:
             code: A close code that an endpoint may send (RFC 6455, 7.4).
 
         Raises:
+            WseError: `NOT_STARTED`.
             ValueError: A code or reason that a close frame cannot carry.
         """
         self._hub.drop_client(cid, reason, code)
@@ -110,8 +111,8 @@ class Messaging:
             timeout: Seconds to wait for an answer; `None` means the server's `timeout`, 0 for ever.
 
         Raises:
-            WseError: `CONNECTION_MISSING`, if the user is not connected; with `"first"`, the error of the last device
-                if all have failed; with `"any"`, as `WseConnection.call`.
+            WseError: `NOT_STARTED`; `CONNECTION_MISSING`, if the user is not connected; with `"first"`, the error of
+                the last device if all have failed; with `"any"`, as `WseConnection.call`.
             ValueError: The mode is not one of these.
         """
         return await self._hub.call(cid, name, payload, mode, timeout)
