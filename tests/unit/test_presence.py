@@ -498,7 +498,7 @@ def test_a_node_that_slept_is_not_deaf():
 def test_a_register_that_does_not_answer_makes_a_node_unhealthy():
     nodes = Nodes(1)
 
-    async def fail(ttl):
+    async def fail(ttl, **options):
         raise WseError(ErrorCode.BROKER_UNAVAILABLE)
 
     nodes[0].broker.renew = fail
