@@ -693,7 +693,10 @@ class Session:
 
     def takes(self, data: str | bytes) -> bool:
         """Whether the peer takes a message of that size."""
-        return len(data.encode() if isinstance(data, str) else data) <= self._max_out
+        size = len(data)
+        if isinstance(data, str) and size <= self._max_out < 4 * size:
+            size = len(data.encode())
+        return size <= self._max_out
 
     def check_size(self, data: str | bytes, details: dict[str, Any]) -> None:
         """Reject a message that the peer does not take.
