@@ -585,10 +585,10 @@ class Session:
             self._write_answer(data, name, payload, stamp)
 
     def _write_answer(self, data: Any, name: MessageType, payload: Any, stamp: Any) -> None:
-        if not self.takes(data):
-            self._procedure_failed(self._too_large(data, {"rp": name}), name, payload, stamp)
-        else:
+        if self.takes(data):
             self._write(data)
+        else:
+            self._answer_error(self.skip(data, {"rp": name}), name, payload, stamp)
 
     def _procedure_failed(self, exc: BaseException, name: MessageType, payload: Any, stamp: Any) -> None:
         self._answer_error(exc, name, payload, stamp)
@@ -597,22 +597,23 @@ class Session:
         self.endpoint.report(WseError(ErrorCode.RP_EXECUTION_FAILED, details, message), self, exc)
 
     def _answer_error(self, exc: BaseException, name: MessageType, payload: Any, stamp: Any) -> None:
-        data: Any = None
+        response_error = self.protocol.internal_types.response_error
         trouble: Exception | None = None
         for make in (self._whole_error, self._encodable_error, self._bare_error):
             try:
-                data = self._encode((self.protocol.internal_types.response_error, make(exc, name, payload), stamp))
-                if make != self._bare_error:
-                    self.check_size(data, {"rp": name})
-                break
-            except Exception as cause:
+                data = self._encode((response_error, make(exc, name, payload), stamp))
+            except Exception as cause:  # the last time: the protocol cannot send back what it has received
                 trouble = trouble or cause
+                continue
+            if make == self._bare_error or self.takes(data):
+                self._write(data)
+                break
+            if make == self._whole_error:
+                self.skip(data, {"rp": name})
         if trouble is not None:
             details = {"rp": name, **self.context()}
             problem = "the error of a call cannot be sent as it is"
             self.endpoint.report(WseError(ErrorCode.MSG_PROCESSING_ERROR, details, problem), self, trouble)
-        if data is not None:  # else the protocol cannot send back what it has received
-            self._write(data)
 
     def _whole_error(self, exc: BaseException, name: MessageType, payload: Any) -> dict[str, Any]:
         echoed = payload if self._is_small(payload) else None
@@ -707,11 +708,12 @@ class Session:
         if not self.takes(data):
             raise self._too_large(data, details)
 
-    def skip(self, type: MessageType, data: str | bytes) -> None:
-        """Drop a message to many receivers that this one does not take, and report the first."""
+    def skip(self, data: str | bytes, details: dict[str, Any]) -> WseError:
+        """Count a message that is not sent because the peer does not take it; the first time, report it."""
         self._counters.dropped["too-large"] += 1
-        error = self._too_large(data, {"type": type})
+        error = self._too_large(data, details)
         self._report_once("too-large", ErrorCode.LIMIT_EXCEEDED, error.details, None, 0)
+        return error
 
     def _too_large(self, data: str | bytes, details: dict[str, Any]) -> WseError:
         whole = {"limit": "message_size", "allowed": self._max_out, "size": len(data), **details}
