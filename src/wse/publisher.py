@@ -56,6 +56,7 @@ class Publisher:
             report=lambda error, session: None,  # what goes wrong is raised
         )
         self._origin = secrets.token_hex(8)
+        self._loss = _Loss()
 
     async def open(self) -> None:
         """Connect to the broker.
@@ -63,19 +64,25 @@ class Publisher:
         Raises:
             WseError: `BROKER_UNAVAILABLE`.
         """
-        await self._broker.open(self._origin, _NoListener())
+        await self._broker.open(self._origin, self._loss)
 
     async def close(self) -> None:
         """Send what is still to be sent, and disconnect."""
         await self._broker.close()
 
     async def flush(self) -> None:
-        """Return when the broker has taken everything that was sent before.
+        """Return when the broker has taken everything that was sent since the last flush.
 
         Raises:
-            WseError: `BROKER_UNAVAILABLE`; whether it has is then unknown.
+            WseError: `BROKER_UNAVAILABLE`: it may not have, because the connection was lost or the engine does not
+                answer. The next flush is about what is sent from then on.
         """
-        await self._broker.flush()
+        self._loss.check()
+        try:
+            await self._broker.flush()
+        finally:
+            self._loss.is_due = False
+        self._loss.check()
 
     async def __aenter__(self) -> Self:
         await self.open()
@@ -133,20 +140,39 @@ class Publisher:
     def _publish(self, topic: str, data: bytes) -> None:
         if not self._broker.connected:
             raise WseError(ErrorCode.BROKER_UNAVAILABLE)
+        self._loss.is_due = True
         self._broker.publish(topic, data)
 
 
-class _NoListener:
-    """The `wse.core.ports.broker.BrokerListener` of a publisher, which subscribes to nothing.
+class _Loss:
+    """The `wse.core.ports.broker.BrokerListener` of a publisher: notes that messages may be lost.
 
-    It need not note that the connection was lost: `publish` asks the broker each time.
+    Attributes:
+        is_due: Whether messages were sent since the last flush.
+        cause: Why they may not have arrived; None while all is well.
     """
+
+    def __init__(self) -> None:
+        self.is_due = False
+        self.cause: BaseException | None = None
 
     def received(self, topic: str, data: bytes) -> None: ...
 
-    def connection_lost(self, cause: Exception | None, unsent: list[tuple[str, bytes]]) -> None: ...
+    def connection_lost(self, cause: Exception | None, unsent: list[tuple[str, bytes]]) -> None:
+        if self.is_due:
+            self.cause = cause or ConnectionError("the connection to the broker was lost")
 
     def connection_restored(self) -> None: ...
+
+    def check(self) -> None:
+        """Raise what has happened since the last check.
+
+        Raises:
+            WseError: `BROKER_UNAVAILABLE`.
+        """
+        cause, self.cause = self.cause, None
+        if cause is not None:
+            raise WseError(ErrorCode.BROKER_UNAVAILABLE, {}, "messages may be lost since the last flush") from cause
 
 
 class PublisherRoom:

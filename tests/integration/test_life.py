@@ -4,6 +4,7 @@ import ast
 import asyncio
 import contextlib
 import os
+import queue
 import signal
 import subprocess
 import sys
@@ -15,6 +16,7 @@ import pytest
 from support.net import (
     CLOSE,
     TEXT,
+    TIMEOUT,
     ClientLog,
     Log,
     RawSocket,
@@ -28,6 +30,7 @@ from support.net import (
 )
 from support.programs import free_port
 from wse import Backoff, ClientStatus, ErrorCode, Limits, WseClient, WseError, WseServer
+from wse.testing import connect
 
 AT_ONCE = Backoff(base=0)
 
@@ -102,9 +105,31 @@ async def test_starting_without_an_identify_handler_is_an_error():
         assert list(server.clients) == ["anonymous"]
 
 
-async def test_starting_without_a_port_is_an_error():
+def test_running_without_a_port_is_an_error():
     with pytest.raises(ValueError, match="port"):
-        await WseServer(accept_all).start()
+        WseServer(accept_all).run()
+
+
+async def test_a_server_without_a_port_starts_without_a_listener():
+    server = make_server(port=None)
+    await server.start()
+    assert server.port is None
+    assert server.ready
+    assert server.stats().uptime > 0
+    with pytest.raises(RuntimeError, match="has been started"):
+        await server.start()
+    async with connect(server, "ann") as client:
+        heard = asyncio.get_running_loop().create_future()
+        client.channel.on("news", heard.set_result)
+        server.send("ann", "news", 1)
+        assert await soon(heard) == 1
+    serving = asyncio.ensure_future(server.serve_forever())
+    await asyncio.sleep(0)
+    await server.close()
+    await soon(serving)
+    assert not server.ready
+    async with server:
+        assert server.ready
 
 
 async def test_close_tells_clients_and_frees_the_port_and_may_be_repeated():
@@ -535,6 +560,7 @@ async def test_text_after_a_close_does_not_stall_the_end_of_a_server():
     assert server.clients == {}
 
 
+<<<<<<< HEAD
 # Event loops that end.
 
 
@@ -606,3 +632,109 @@ async def test_a_server_on_a_free_port_keeps_it_when_it_starts_again():
         assert server.port == port
     async with make_server(port=port), server:
         assert server.port not in (0, port)
+=======
+# A server that ends, and its listeners.
+
+
+@pytest.fixture
+def listeners():
+    """A server whose async listeners need a moment, and what they did."""
+    server = make_server()
+    log, gate = Log(), asyncio.Event()
+
+    async def listen(name):
+        try:
+            await gate.wait()
+        except asyncio.CancelledError:
+            log.add(f"{name} cancelled")
+            raise
+        log.add(name)
+
+    @server.when.disconnected
+    async def disconnected(conn, code, reason):
+        log.add("begun")
+        await listen("disconnected")
+
+    @server.when.left
+    async def left(identity, code, reason):
+        await listen("left")
+
+    return server, log, gate
+
+
+async def test_async_listeners_of_the_last_clients_finish_within_the_grace(listeners):
+    server, log, gate = listeners
+    await server.start()
+    async with WseClient(server.url):
+        closing = asyncio.ensure_future(server.close(grace=TIMEOUT))
+        await log.until("begun")
+        gate.set()
+        await soon(closing)
+        assert sorted(log.names) == ["begun", "disconnected", "left"]
+
+
+async def test_async_listeners_that_outlast_the_grace_are_cancelled(listeners):
+    server, log, _ = listeners
+    await server.start()
+    async with WseClient(server.url):
+        await soon(server.close(grace=0.05))
+        assert sorted(log.names) == ["begun", "disconnected cancelled", "left cancelled"]
+
+
+async def test_the_lifespan_of_a_web_application_gives_listeners_a_grace(listeners):
+    server, log, gate = listeners
+    events = asyncio.Queue()
+    done = asyncio.Queue()
+    lifespan = asyncio.ensure_future(server.asgi({"type": "lifespan"}, events.get, done.put))
+    events.put_nowait({"type": "lifespan.startup"})
+    assert await soon(done.get()) == {"type": "lifespan.startup.complete"}
+    async with connect(server, "ann"):
+        events.put_nowait({"type": "lifespan.shutdown"})
+        await log.until("begun")
+        gate.set()
+        assert await soon(done.get()) == {"type": "lifespan.shutdown.complete"}
+    await lifespan
+    assert sorted(log.names) == ["begun", "disconnected", "left"]
+
+
+# A server beside another program.
+
+
+@pytest.mark.parametrize("is_main", [True, False])
+def test_run_works_in_a_thread_and_returns_when_a_handler_closes_the_server(is_main):
+    server = make_server()
+    urls = queue.SimpleQueue()
+
+    @server.register("end")
+    async def end(conn, payload):
+        await server.close()
+
+    async def use():
+        async with WseClient(await asyncio.to_thread(urls.get), identity="ann") as client:
+            with pytest.raises(WseError):
+                await client.call("end")
+
+    start = server.start
+
+    async def starting():
+        await start()
+        urls.put(server.url)
+
+    server.start = starting
+    run, client = server.run, lambda: asyncio.run(use())
+    other = threading.Thread(target=client if is_main else run)
+    other.start()
+    (run if is_main else client)()
+    other.join(TIMEOUT)
+    assert not other.is_alive()
+    assert not server.ready
+
+
+async def test_a_loop_without_signal_handlers_serves_without_them(monkeypatch):
+    def add_signal_handler(*_):
+        raise NotImplementedError  # as on Windows
+
+    monkeypatch.setattr(asyncio.get_running_loop(), "add_signal_handler", add_signal_handler, raising=False)
+    with make_server()._lifecycle.stopped_by(signal.SIGINT) as stop:
+        assert not stop.is_set()
+>>>>>>> w-http

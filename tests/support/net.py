@@ -31,8 +31,8 @@ from wse.transports.request import HttpRequest
 JSON = "wse-default-json"
 OFFERS = {"auth": {}, "limits": {"message_size": 1024 * 1024}}
 """The extensions that every client offers."""
-TIMEOUT = 5.0
-"""Seconds until a test that waits for something gives up; nothing waits that long when all is well."""
+TIMEOUT = 20.0
+"""Seconds until a test that waits for something gives up. Nothing waits that long, even on a machine that is busy."""
 
 
 async def soon(awaitable):

@@ -10,7 +10,7 @@ import asyncio
 import re
 import typing
 from abc import ABC, abstractmethod
-from contextlib import AsyncExitStack, contextmanager, suppress
+from contextlib import AsyncExitStack, suppress
 from typing import TYPE_CHECKING, Generic, TypeVar
 from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 
@@ -18,9 +18,9 @@ from wse.backoff import Backoff
 from wse.errors import ErrorCode, WseError
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterator
+    from collections.abc import Awaitable, Callable
 
-    from wse.core.ports.broker import BrokerListener, Device
+    from wse.core.ports.broker import BrokerListener
 
 ANSWER = 3.0
 """Seconds that an engine has for an answer, or to take a new connection."""
@@ -41,10 +41,6 @@ CANCELLED = 1.0
 BUFFER = 64 * 1024 * 1024
 """Bytes that may wait for the engine to take them."""
 
-
-UNANSWERED = 10_000
-"""Devices that are remembered because their leaving was not answered. While the engine is away a step fails at once, so
-these are what was under way when it went."""
 
 PREFIX = "wse"
 """What the names in an engine start with, unless the URL has a `prefix`."""
@@ -131,7 +127,6 @@ class ReconnectingBroker(ABC, Generic[C]):
         self._connection: C | None = None  # from when it takes subscriptions
         self._ready = False  # all subscriptions are in force on it
         self._steps = asyncio.Semaphore(AT_ONCE)
-        self._unanswered: dict[str, None] = {}  # connection ids of those whose leaving may have been made
         self._cause: Exception = ConnectionError("the broker is not open")
 
     @abstractmethod
@@ -145,7 +140,6 @@ class ReconnectingBroker(ABC, Generic[C]):
     async def open(self, node: str, listener: BrokerListener) -> None:
         self._node, self._listener = node, listener
         self._steps = asyncio.Semaphore(AT_ONCE)  # of this event loop
-        self._unanswered.clear()
         try:
             connection = await self._establish()
         except Exception as exc:
@@ -198,42 +192,30 @@ class ReconnectingBroker(ABC, Generic[C]):
 
     # The connection.
 
-    async def ask(self, step: Callable[[C], Awaitable[T]], within: float = ANSWER) -> T:
+    async def ask(self, step: Callable[[C], Awaitable[T]], within: float = ANSWER, *, urgent: bool = False) -> T:
         """The result of a step that the engine makes, within so many seconds from when it is asked.
+
+        Args:
+            step: What is asked of the connection.
+            within: Seconds.
+            urgent: Do not wait for other steps that are under way.
 
         Raises:
             WseError: `BROKER_UNAVAILABLE`, caused by whatever the engine or its library raised.
         """
+        if urgent:
+            return await self._ask(step, within)
         async with self._steps:
-            if not self._ready:
-                raise WseError(ErrorCode.BROKER_UNAVAILABLE) from self._cause
-            assert self._connection is not None
-            try:
-                return await answer(self._connection, step(self._connection), within)
-            except Exception as exc:
-                raise WseError(ErrorCode.BROKER_UNAVAILABLE) from exc
+            return await self._ask(step, within)
 
-    @contextmanager
-    def _remember(self, device: Device) -> Iterator[Callable[[], None]]:
-        """A step of `leave`. When it fails after it has called what this gives, its answer is what is missing.
-
-        A step is a repeat only then. Two that are under way at the same time are not told the same.
-        """
-        is_asked = False
-
-        def asked() -> None:
-            nonlocal is_asked
-            is_asked = True
-
+    async def _ask(self, step: Callable[[C], Awaitable[T]], within: float) -> T:
+        if not self._ready:
+            raise WseError(ErrorCode.BROKER_UNAVAILABLE) from self._cause
+        assert self._connection is not None
         try:
-            yield asked
-        except BaseException:
-            if is_asked:
-                self._unanswered[device.conn_id] = None
-                if len(self._unanswered) > UNANSWERED:
-                    del self._unanswered[next(iter(self._unanswered))]
-            raise
-        self._unanswered.pop(device.conn_id, None)
+            return await answer(self._connection, step(self._connection), within)
+        except Exception as exc:
+            raise WseError(ErrorCode.BROKER_UNAVAILABLE) from exc
 
     async def _establish(self) -> C:
         """Connect, and bring all subscriptions into force."""

@@ -33,6 +33,10 @@ if TYPE_CHECKING:
 H = TypeVar("H", bound="Callable[[Any], Any]")
 
 
+LISTENERS_GRACE = 1.0
+"""Seconds that async listeners, those of `closed` among them, have to end when the block of `async with` is left."""
+
+
 class WseClient:
     """A WSE client.
 
@@ -281,6 +285,7 @@ class WseClient:
 
     async def __aexit__(self, *exc_info: object) -> None:
         await self.close()
+        await self._scheduler.settle((), LISTENERS_GRACE)
         await self._scheduler.cancel_all()
 
     def __repr__(self) -> str:

@@ -37,7 +37,7 @@ class Messaging:
                 cluster a string or an integer.
 
         Raises:
-            WseError: As `WseConnection.send`.
+            WseError: `NOT_STARTED`: the server has not been started, or has been closed; as `WseConnection.send`.
         """
         self._hub.broadcast(type, payload, exclude, key)
 
@@ -61,7 +61,7 @@ class Messaging:
                 cluster a string or an integer.
 
         Raises:
-            WseError: As `WseConnection.send`.
+            WseError: `NOT_STARTED`: the server has not been started, or has been closed; as `WseConnection.send`.
         """
         self._hub.send(cid, type, payload, exclude, key)
 
@@ -74,6 +74,7 @@ class Messaging:
             code: A close code that an endpoint may send (RFC 6455, 7.4).
 
         Raises:
+            WseError: `NOT_STARTED`.
             ValueError: A code or reason that a close frame cannot carry.
         """
         self._hub.drop_client(cid, reason, code)
@@ -124,8 +125,8 @@ class Messaging:
             timeout: Seconds to wait for an answer; `None` means the server's `timeout`, 0 for ever.
 
         Raises:
-            WseError: `CONNECTION_MISSING`, if the user is not connected; with `"first"`, the error of the last device
-                if all have failed; with `"any"`, as `WseConnection.call`.
+            WseError: `NOT_STARTED`; `CONNECTION_MISSING`, if the user is not connected; with `"first"`, the error of
+                the last device if all have failed; with `"any"`, as `WseConnection.call`.
             ValueError: The mode is not one of these.
         """
         return await self._hub.call(cid, name, payload, mode, timeout)

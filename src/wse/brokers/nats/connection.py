@@ -20,7 +20,7 @@ except ImportError as exc:  # pragma: no cover - the tests have the extra
     raise ImportError("wse.brokers.nats needs the nats-py library: pip install wse[nats]") from exc
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Sequence
+    from collections.abc import AsyncIterator, Callable, Collection
 
     from nats.aio.subscription import Subscription
 
@@ -78,9 +78,10 @@ class NatsConnection:
     def __init__(self, prefix: str, received: Callable[[str, bytes], None]) -> None:
         self._loop = asyncio.get_running_loop()
         self.broken: asyncio.Future[Exception] = self._loop.create_future()
-        self.announced = ""  # the epoch that is known to be known to those who reap
+        self.register = ""  # the identity of the register, once the lease has been renewed on this connection
         self._prefix = prefix
         self._bucket = f"KV_{prefix}"
+        self._hints = f"KV_{prefix}-hints"
         self._client = SecureClient()
         self._stream = self._client.jetstream(timeout=ANSWER)
         self._received = received
@@ -128,7 +129,8 @@ class NatsConnection:
             self._break(OverflowError(f"more than {BUFFER} bytes wait for the engine"))
 
     def take_unsent(self) -> list[tuple[str, bytes]]:
-        unsent = [(subject[self._start :], data) for subject, data in self._queue]
+        own = f"{self._prefix}."
+        unsent = [(subject[self._start :], data) for subject, data in self._queue if subject.startswith(own)]
         self._queue.clear()
         return unsent
 
@@ -209,7 +211,8 @@ class NatsConnection:
             await self._see_to_an_answer()
         while queue and not self.broken.done():
             subject, data = queue.popleft()
-            self._size -= len(data)
+            if not subject.startswith("$KV."):
+                self._size -= len(data)
             await client.publish(subject, data)
         for flush in flushes:
             if not flush.done():
@@ -228,25 +231,45 @@ class NatsConnection:
     # The bucket.
 
     async def prepare(self, replicas: int) -> None:
-        """See to it that the bucket is there."""
-        config = api.StreamConfig(
-            name=self._bucket,
-            subjects=[self._key(">")],
-            max_msgs_per_subject=1,
-            storage=api.StorageType.MEMORY,
-            num_replicas=replicas,
-            discard=api.DiscardPolicy.NEW,
-            allow_msg_ttl=True,
-            allow_rollup_hdrs=True,
-            # Any replica could answer then, and say what was true a moment before.
-            allow_direct=False,
-        )
-        try:
-            await self._stream.add_stream(config)
-        except BadRequestError as exc:
-            if exc.err_code != OTHER_CONFIGURATION:
-                raise
-            await self._stream.update_stream(config)
+        """See to it that the buckets are there."""
+        for name, subjects in ((self._bucket, self._key(">")), (self._hints, self._hint_key(">"))):
+            config = api.StreamConfig(
+                name=name,
+                subjects=[subjects],
+                max_msgs_per_subject=1,
+                storage=api.StorageType.MEMORY,
+                num_replicas=replicas,
+                discard=api.DiscardPolicy.NEW,
+                allow_msg_ttl=True,
+                allow_rollup_hdrs=True,
+                # Any replica could answer then, and say what was true a moment before.
+                allow_direct=False,
+            )
+            try:
+                await self._stream.add_stream(config)
+            except BadRequestError as exc:
+                if exc.err_code != OTHER_CONFIGURATION:
+                    raise
+                await self._stream.update_stream(config)
+
+    # Hints: what each node holds of each user.
+
+    def hint(self, node: str, user: str, conn_ids: Collection[str]) -> None:
+        """Note the connections that a node holds of a user, without waiting for an answer."""
+        self._queue.append((self._hint_key(f"{node}.{user}"), " ".join(conn_ids).encode()))
+        self._queued.set()
+
+    async def hints(self, node: str) -> AsyncIterator[tuple[str, list[str]]]:
+        """Users of whom a node holds connections, and which."""
+        start = len(node) + 1
+        async for key, _, value in self._scan(self._hints, self._hint_key(f"{node}.*"), len(self._hint_key(""))):
+            if value:
+                yield key[start:], value.decode().split()
+
+    def _hint_key(self, key: str) -> str:
+        return f"$KV.{self._prefix}-hints.{key}"
+
+    # The register.
 
     async def get(self, key: str) -> tuple[int, bytes]:
         """A key's revision and value; 0 and nothing if there is none."""
@@ -295,22 +318,22 @@ class NatsConnection:
         start = len(self._key(""))
         return [subject[start:] for subject in state.get("subjects") or ()], state["messages"]
 
-    async def scan(self, which: str) -> AsyncIterator[tuple[str, int, bytes]]:
-        """Keys, `*` stands for any part, with their revisions and values.
+    async def _scan(self, bucket: str, subjects: str, start: int) -> AsyncIterator[tuple[str, int, bytes]]:
+        """Keys of a bucket, `*` stands for any part, with their revisions and values.
 
         What comes, goes or changes meanwhile may be missing.
         """
         async with self._register():
             config = api.ConsumerConfig(
-                filter_subject=self._key(which),
+                filter_subject=subjects,
                 deliver_policy=api.DeliverPolicy.LAST_PER_SUBJECT,
                 ack_policy=api.AckPolicy.NONE,
                 inactive_threshold=2 * PAGE_WAIT,
             )
-            consumer = await self._stream.add_consumer(self._bucket, config)
-            next_page = f"$JS.API.CONSUMER.MSG.NEXT.{self._bucket}.{consumer.name}"
+            consumer = await self._stream.add_consumer(bucket, config)
+            next_page = f"$JS.API.CONSUMER.MSG.NEXT.{bucket}.{consumer.name}"
             question = json.dumps({"batch": PAGE, "expires": int(PAGE_WAIT * 1e9)}).encode()
-            start, pending = len(self._key("")), consumer.num_pending or 0
+            pending = consumer.num_pending or 0
             while pending:
                 page: list[Msg] = []
 
@@ -324,27 +347,6 @@ class NatsConnection:
                 for message in page:
                     yield message.subject[start:], message.metadata.sequence.stream, message.data
                 pending = page[-1].metadata.num_pending if page else 0
-
-    async def delete_each(self, revisions: Sequence[int], deleted: Callable[[int], None]) -> None:
-        """Take the keys of these revisions away, as `delete` does, and tell of each that is done.
-
-        The others have later revisions. When this fails, some may be gone that it has not told of.
-        """
-        answers = 0
-
-        def heard(message: Msg) -> bool:
-            nonlocal answers
-            answers += 1
-            answer = json.loads(message.data) if message.data else {"error": {"code": 503}}
-            if "error" not in answer:
-                deleted(revisions[int(message.subject.rpartition(".")[2])])
-            elif answer["error"].get("err_code") not in GONE:
-                _checked(answer)
-            return answers == len(revisions)
-
-        delete = f"$JS.API.STREAM.MSG.DELETE.{self._bucket}"
-        async with self._register():
-            await self._converse([(delete, json.dumps({"seq": revision}).encode()) for revision in revisions], heard)
 
     async def _converse(self, questions: list[tuple[str, bytes]], heard: Callable[[Msg], bool]) -> None:
         """Ask all of these at once, and hear answers until `heard` says that this was the last.

@@ -2,12 +2,12 @@
 
     topic       subscribers                              messages
     all         every node                               Message, Hello
-    u.<user>    nodes that hold a device of the user     Message, Drop, Enter, Check, Confirm
+    u.<user>    nodes that hold a device of the user     Message, Drop, Enter, Displaced, Check
     r.<room>    nodes that hold a member of the room     Message
-    n.<node>    that node                                Displaced, Reaped, Canary, Call, Cancel, Query, Answer
+    n.<node>    that node                                Canary, Call, Cancel, Query, Answer
 
 A message crosses as its sender has packed it, once for each message protocol of the sender. The rest are plain values
-in MessagePack. Brokers take messages up to some size, so a list of names crosses in parts: several `Reaped`, or several
+in MessagePack. Brokers take messages up to some size, so a list of names crosses in parts: several
 `Answer`s of one stamp.
 """
 
@@ -70,17 +70,7 @@ class Displaced(ClusterMessage, tag=3):
 
 
 class Check(ClusterMessage, tag=11):
-    """Devices of the user may have been displaced without a word: see whether they are still in the register."""
-
-
-class Confirm(ClusterMessage, tag=12):
-    """`joined` has fired for the user: who was told to be first, when the register was lost, was not."""
-
-
-class Reaped(ClusterMessage, tag=8):
-    """The node was taken for dead, and `left` has fired for these users of it; there may be more of these."""
-
-    users: list[str]
+    """Devices of the user may have been displaced without notice: see whether they are still in the register."""
 
 
 class Hello(ClusterMessage, tag=9):
@@ -131,7 +121,7 @@ encode = msgspec.msgpack.Encoder(enc_hook=str).encode
 """Makes bytes of what is said. Values that MessagePack does not have, in the details of errors, become strings."""
 
 decode = msgspec.msgpack.Decoder(
-    Message | Drop | Enter | Displaced | Check | Confirm | Reaped | Hello | Canary | Call | Cancel | Query | Answer
+    Message | Drop | Enter | Displaced | Check | Hello | Canary | Call | Cancel | Query | Answer
 ).decode
 """Raises a `msgspec.MsgspecError` for bytes that no node says."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections import Counter
 from collections.abc import Collection, Hashable, Iterator
@@ -41,6 +42,8 @@ if TYPE_CHECKING:
     from wse.core.session.endpoint import Endpoint
 
 
+logger = logging.getLogger("wse")
+
 CLOSES_PER_SECOND = 1000
 """Connections closed in a second when a server ends: as many as another server can let in at that time."""
 
@@ -76,6 +79,8 @@ class Hub:
             raise ValueError(f"auth_timeout is in seconds, or 0 for none, not {auth_timeout}")
         self.endpoint = endpoint
         self.server = server
+        self.started = True  # unless a server says otherwise
+        self._has_displaced = False  # a device by another, since one per user is allowed
         self.auth = AuthExtension(endpoint.scheduler, clock)
         endpoint.extensions.add(self.auth)
         endpoint.extensions.add(LimitsExtension())
@@ -221,6 +226,13 @@ class Hub:
         is_last_here = not identity._devices
         if is_last_here:
             del self.identities[identity.cid]
+        if reason == CloseReason.CLIENTS_CONCURRENCY and self.conns_per_user == 1 and not self._has_displaced:
+            self._has_displaced = True
+            logger.warning(
+                "a second connection of user %r has closed the first: a user may have one, unless the server allows "
+                "more: WseServer(conns_per_user=…); this is logged once",
+                identity.cid,
+            )
         self.disconnected._emit(conn, code, reason)
         self.network.leave(conn, identity, code, reason, is_last_here)
 
@@ -312,6 +324,7 @@ class Hub:
         """Send to every valid connection."""
         self.send_to(EVERYONE, None, self.connections.values(), type, payload, exclude, key)
 
+<<<<<<< HEAD
     def send(
         self, cid: ClientId, type: MessageType, payload: Any, exclude: Exclude = None, key: Hashable = None
     ) -> None:
@@ -322,6 +335,20 @@ class Hub:
             self.send_to(USER, cid, conns, type, payload, exclude, key)
         elif self.network.reaches_others:
             self.send_to(USER, cid, (), type, payload, exclude, key)
+=======
+    def send(self, cid: ClientId, type: MessageType, payload: Any, exclude: Exclude = None) -> None:
+        """Send to a user's valid connections; nothing happens if there are none.
+
+        Raises:
+            WseError: `NOT_STARTED`; as `WseConnection.send`.
+        """
+        identity = self.identities.get(cid)
+        if identity is not None:
+            conns = [conn for conn in identity._devices if conn._session.valid]
+            self.send_to(USER, cid, conns, type, payload, exclude)
+        elif self.network.reaches_others or not self.started:
+            self.send_to(USER, cid, (), type, payload, exclude)
+>>>>>>> w-http
 
     def send_to(
         self,
@@ -333,17 +360,29 @@ class Hub:
         exclude: Exclude = None,
         key: Hashable = None,
     ) -> None:
-        """Send to valid connections of this node, and to those of that name on other nodes."""
+        """Send to valid connections of this node, and to those of that name on other nodes.
+
+        Raises:
+            WseError: `NOT_STARTED`; as `WseConnection.send`.
+        """
         conn_id: str | None = None
         cid: ClientId | None = None
         if exclude is not None:
             conn_id, cid = excluded(exclude)
             conns = without(conns, conn_id, cid)
+<<<<<<< HEAD
         self.network.send(kind, name, conns, type, payload, conn_id, cid, key)
+=======
+        self.network.send(kind, name, conns, type, payload, conn_id, cid)
+        if not self.started:  # then nobody was reached, and the message was found to be in order
+            raise WseError(ErrorCode.NOT_STARTED)
+>>>>>>> w-http
 
     def drop_client(self, cid: ClientId, reason: str, code: int) -> None:
         """Disconnect all devices of a user; nothing happens if there are none."""
         check_close(code, reason)
+        if not self.started:
+            raise WseError(ErrorCode.NOT_STARTED)
         self.network.drop(cid, reason, code)
         self.drop_here(cid, reason, code)
 
@@ -359,6 +398,8 @@ class Hub:
         """Call a procedure on a user's devices; see `WseServer.call`."""
         if mode not in ("first", "all", "any"):
             raise ValueError(f'mode must be "first", "all" or "any", not {mode!r}')
+        if not self.started:
+            raise WseError(ErrorCode.NOT_STARTED)
         callees = await self.network.callees(cid)
         scheduler = self.endpoint.scheduler
         try:
