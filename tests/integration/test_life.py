@@ -560,7 +560,6 @@ async def test_text_after_a_close_does_not_stall_the_end_of_a_server():
     assert server.clients == {}
 
 
-<<<<<<< HEAD
 # Event loops that end.
 
 
@@ -632,7 +631,8 @@ async def test_a_server_on_a_free_port_keeps_it_when_it_starts_again():
         assert server.port == port
     async with make_server(port=port), server:
         assert server.port not in (0, port)
-=======
+
+
 # A server that ends, and its listeners.
 
 
@@ -737,4 +737,3 @@ async def test_a_loop_without_signal_handlers_serves_without_them(monkeypatch):
     monkeypatch.setattr(asyncio.get_running_loop(), "add_signal_handler", add_signal_handler, raising=False)
     with make_server()._lifecycle.stopped_by(signal.SIGINT) as stop:
         assert not stop.is_set()
->>>>>>> w-http

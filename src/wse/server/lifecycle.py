@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import signal
-<<<<<<< HEAD
-=======
 import threading
->>>>>>> w-http
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -126,12 +123,9 @@ class Lifecycle:
         self._closing: asyncio.Future[None] | None = None  # set by the start; done when the server has closed
         self._started_at: float | None = None
         self._starting = False
-<<<<<<< HEAD
         self._last_port = 0
-=======
         self._begun = False  # by `start`, which may come once
         hub.started = False
->>>>>>> w-http
         if options.port is not None:
             acceptor.admission.unready.add(NOT_STARTED)
 
@@ -162,11 +156,7 @@ class Lifecycle:
 
     async def start(self) -> None:
         """See `WseServer.start`."""
-<<<<<<< HEAD
         self._leave_ended_loop()
-        options = self.options
-=======
->>>>>>> w-http
         if self._hub.identify is None:
             raise WseError(ErrorCode.IDENTIFY_HANDLER_MISSING)
         if self._starting or self._listener is not None or self.is_begun:
@@ -174,21 +164,18 @@ class Lifecycle:
         self._starting = True
         try:
             await self.attach()
-<<<<<<< HEAD
-            try:
-                # Once it has taken a free port, clients know it by that one.
-                self._listener = await self._listen(options.port or self._last_port)
-            except OSError:
-                if options.port or not self._last_port:
-                    raise
-                self._listener = await self._listen(0)
-            if not options.port:
-                self._last_port = self._listener.port or 0
-=======
             self._begun = True
-            if self.options.port is not None:
-                self._listener = await self._listen(self.options, self.options.port)
->>>>>>> w-http
+            port = self.options.port
+            if port is not None:
+                try:
+                    # Once it has taken a free port, clients know it by that one.
+                    self._listener = await self._listen(self.options, port or self._last_port)
+                except OSError:
+                    if port or not self._last_port:
+                        raise
+                    self._listener = await self._listen(self.options, 0)
+                if not port:
+                    self._last_port = self._listener.port or 0
             if self._closing is None:
                 raise RuntimeError("the server was closed while it started")
         except BaseException:
@@ -197,12 +184,7 @@ class Lifecycle:
         finally:
             self._starting = False
 
-<<<<<<< HEAD
-    async def _listen(self, port: int) -> picows.Listener:
-        options = self.options
-=======
     async def _listen(self, options: ListenerOptions, port: int) -> picows.Listener:
->>>>>>> w-http
         return await picows.listen(
             self._acceptor,
             host=options.host,
@@ -215,14 +197,11 @@ class Lifecycle:
             compression=options.compression,
         )
 
-<<<<<<< HEAD
-=======
     @property
     def _is_here(self) -> bool:
         """Whether it has been started in the current event loop."""
         return self._closing is not None and self._closing.get_loop() is asyncio.get_running_loop()
 
->>>>>>> w-http
     async def attach(self) -> None:
         """Begin to serve in the current event loop, unless the server does so already: it is being started, or a web
         application has a connection for it.
@@ -232,12 +211,8 @@ class Lifecycle:
         """
         if self._hub.identify is None:
             raise WseError(ErrorCode.IDENTIFY_HANDLER_MISSING)
-<<<<<<< HEAD
         self._leave_ended_loop()
-        if self._closing is None or self._closing.get_loop() is not asyncio.get_running_loop():
-=======
         if not self._is_here:
->>>>>>> w-http
             loop = self._scheduler.bind()
             self._closing = loop.create_future()
             self._started_at = self._scheduler.time()
@@ -285,7 +260,6 @@ class Lifecycle:
         self._begun = False
         self._started_at = None
 
-<<<<<<< HEAD
     def _leave_ended_loop(self) -> None:
         """Forget what belongs to an event loop that has been closed before the server was: none of it runs again."""
         if self._closing is None or not self._closing.get_loop().is_closed():
@@ -303,13 +277,12 @@ class Lifecycle:
             self._watchdog.stop()
         self._closing = None
         self._started_at = None
-=======
+
     async def _settle(self, tasks: Iterable[asyncio.Task[Any]], grace: float) -> float:
         """Wait for these tasks and those of the scheduler; returns the rest of the grace."""
         end = self._scheduler.time() + grace
         await self._scheduler.settle(tasks, grace)
         return max(0.0, end - self._scheduler.time())
->>>>>>> w-http
 
     @contextmanager
     def stopped_by(self, *signals: signal.Signals) -> Iterator[asyncio.Event]:

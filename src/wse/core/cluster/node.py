@@ -91,12 +91,8 @@ class ClusterNode:
         self.inbox = Inbox(
             self.bus, hub, self.delivery, self.rpc, self.presence, self.liveness, restore_within=settings.lease_ttl
         )
-<<<<<<< HEAD
         self.rpc.queries |= {"members": self._members_here, "here": self._here}
-=======
-        self.rpc.queries |= {"reaped": self.presence.reaped, "members": self._members_here, "here": self._here}
         self._pausing: asyncio.Future[None] | None = None  # between two attempts to reach the broker at the start
->>>>>>> w-http
         self._opening: list[asyncio.Future[None]] | None = None  # callers that wait for the one that opens it
 
     @property

@@ -324,19 +324,9 @@ class Hub:
         """Send to every valid connection."""
         self.send_to(EVERYONE, None, self.connections.values(), type, payload, exclude, key)
 
-<<<<<<< HEAD
     def send(
         self, cid: ClientId, type: MessageType, payload: Any, exclude: Exclude = None, key: Hashable = None
     ) -> None:
-        """Send to a user's valid connections; nothing happens if there are none."""
-        identity = self.identities.get(cid)
-        if identity is not None:
-            conns = [conn for conn in identity._devices if conn._session.valid]
-            self.send_to(USER, cid, conns, type, payload, exclude, key)
-        elif self.network.reaches_others:
-            self.send_to(USER, cid, (), type, payload, exclude, key)
-=======
-    def send(self, cid: ClientId, type: MessageType, payload: Any, exclude: Exclude = None) -> None:
         """Send to a user's valid connections; nothing happens if there are none.
 
         Raises:
@@ -345,10 +335,9 @@ class Hub:
         identity = self.identities.get(cid)
         if identity is not None:
             conns = [conn for conn in identity._devices if conn._session.valid]
-            self.send_to(USER, cid, conns, type, payload, exclude)
+            self.send_to(USER, cid, conns, type, payload, exclude, key)
         elif self.network.reaches_others or not self.started:
-            self.send_to(USER, cid, (), type, payload, exclude)
->>>>>>> w-http
+            self.send_to(USER, cid, (), type, payload, exclude, key)
 
     def send_to(
         self,
@@ -370,13 +359,9 @@ class Hub:
         if exclude is not None:
             conn_id, cid = excluded(exclude)
             conns = without(conns, conn_id, cid)
-<<<<<<< HEAD
         self.network.send(kind, name, conns, type, payload, conn_id, cid, key)
-=======
-        self.network.send(kind, name, conns, type, payload, conn_id, cid)
         if not self.started:  # then nobody was reached, and the message was found to be in order
             raise WseError(ErrorCode.NOT_STARTED)
->>>>>>> w-http
 
     def drop_client(self, cid: ClientId, reason: str, code: int) -> None:
         """Disconnect all devices of a user; nothing happens if there are none."""

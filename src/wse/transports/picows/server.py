@@ -16,11 +16,8 @@ from multidict import CIMultiDict
 from wse.transports.picows.http import HttpError, HttpHead, answer
 from wse.transports.picows.link import CLOSE_TIMEOUT, PicowsLink, Turn
 from wse.transports.picows.log import logger
-<<<<<<< HEAD
-from wse.transports.picows.tcp import bound_unsent
-=======
 from wse.transports.picows.protocol import feed, websocket_protocol
->>>>>>> w-http
+from wse.transports.picows.tcp import bound_unsent
 from wse.transports.request import HttpRequest, tokens
 
 if TYPE_CHECKING:
