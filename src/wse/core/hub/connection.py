@@ -203,7 +203,8 @@ class WseConnection:
 
         Raises:
             WseError: `PROTOCOL_VIOLATION` for a type that is WSE's own; `MSG_PROCESSING_ERROR` for a payload that
-                cannot be encoded.
+                cannot be encoded; `LIMIT_EXCEEDED` for a message that is larger than the device has said it takes. A
+                message to many devices skips such a device, which is reported on `error` once.
         """
         self._session.send(type, payload, key)
 
@@ -217,7 +218,8 @@ class WseConnection:
 
         Raises:
             WseError: The error of the procedure, or `RP_NOT_REGISTERED`, `RP_TIMEOUT`, `RP_DISCONNECT`,
-                `RP_SEND_FAILED` (WIRE.md section 4).
+                `RP_SEND_FAILED`, `CLIENT_NOT_READY` (WIRE.md section 4); `LIMIT_EXCEEDED`, when too many calls wait,
+                or the call is larger than the device takes.
         """
         return await self._session.call(name, payload, timeout)
 

@@ -63,7 +63,7 @@ def _write(endpoint: Endpoint, conns: Collection[WseConnection], type: MessageTy
         others = [conn._session for conn in conns]
     for session in others:
         if not session.takes(packed.data):
-            session.skip(type, packed.data)
+            session.skip(packed.data, {"type": type})
         elif session._writable:
             session.link.write_shared(packed)
         else:
