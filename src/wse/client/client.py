@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any, Self, TypeVar, overload
 
@@ -158,19 +158,14 @@ class WseClient:
 
     # Messages and calls.
 
-    def send(self, type: MessageType, payload: Any = None, *, key: Hashable = None) -> None:
+    def send(self, type: MessageType, payload: Any = None) -> None:
         """Send a message to the server.
-
-        Args:
-            type: The message's type.
-            payload: The message's content.
-            key: With `Overflow.LATEST` for this type, the newest message of each key waits for a slow server.
 
         Raises:
             WseError: `CLIENT_NOT_READY`; `PROTOCOL_VIOLATION` for a type that is WSE's own; `MSG_PROCESSING_ERROR`
                 for a payload that cannot be encoded.
         """
-        self._connections.ready_session().send(type, payload, key)
+        self._connections.ready_session().send(type, payload)
 
     async def call(self, name: MessageType, payload: Any = None, *, timeout: float | None = None) -> Any:
         """Call a procedure of the server and return its result.

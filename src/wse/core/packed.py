@@ -7,8 +7,6 @@ from typing import TYPE_CHECKING, Any
 from wse.errors import ErrorCode, WseError
 
 if TYPE_CHECKING:
-    from collections.abc import Hashable
-
     from wse.core.ports.protocol import Protocol
     from wse.types import MessageType
 
@@ -19,19 +17,17 @@ class Packed:
     Args:
         data: The payload of the WebSocket message: `str` for a text message, `bytes` for a binary one.
         utf8: Whether `data` is a text message as UTF-8.
-        key: Of messages with the same key, `Overflow.LATEST` keeps the newest; None for those without one.
 
     Attributes:
         frame: The unmasked RFC 6455 frame that carries it, once a transport has built it; a server sends the same
             frame to every receiver.
     """
 
-    __slots__ = ("_deflated", "data", "frame", "key", "utf8")
+    __slots__ = ("_deflated", "data", "frame", "utf8")
 
-    def __init__(self, data: str | bytes, utf8: bool, key: Hashable = None) -> None:
+    def __init__(self, data: str | bytes, utf8: bool) -> None:
         self.data = data
         self.utf8 = utf8
-        self.key = key
         self.frame: bytes | None = None
         self._deflated: dict[object, bytes] | None = None
 
@@ -52,7 +48,7 @@ class Packed:
         return self.data
 
 
-def encode(protocol: Protocol, type: MessageType, payload: Any, key: Hashable = None) -> Packed:
+def encode(protocol: Protocol, type: MessageType, payload: Any) -> Packed:
     """Encode a message without a stamp.
 
     Raises:
@@ -60,7 +56,7 @@ def encode(protocol: Protocol, type: MessageType, payload: Any, key: Hashable = 
     """
     codec = protocol.codec
     try:
-        return Packed(codec.encode((type, payload, None)), codec.utf8, key)
+        return Packed(codec.encode((type, payload, None)), codec.utf8)
     except Exception as exc:
         raise unencodable(type, exc) from exc
 

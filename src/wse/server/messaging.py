@@ -12,7 +12,7 @@ from wse.errors import CloseReason
 from wse.types import ClientId, MessageType, RoomName
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Hashable
+    from collections.abc import AsyncIterator
 
     from wse.core.hub.calls import Mode
     from wse.core.hub.connection import Exclude
@@ -24,32 +24,20 @@ class Messaging:
 
     _hub: Hub
 
-    def broadcast(
-        self, type: MessageType, payload: Any = None, *, exclude: Exclude = None, key: Hashable = None
-    ) -> None:
+    def broadcast(self, type: MessageType, payload: Any = None, *, exclude: Exclude = None) -> None:
         """Send a message to every connection; it is encoded once.
 
         Args:
             type: The message's type.
             payload: The message's content.
             exclude: A connection, or a user by its `cid` or identity, that does not receive it.
-            key: With `Overflow.LATEST` for this type, the newest message of each key waits for a slow device; in a
-                cluster a string or an integer.
 
         Raises:
             WseError: `NOT_STARTED`: the server has not been started, or has been closed; as `WseConnection.send`.
         """
-        self._hub.broadcast(type, payload, exclude, key)
+        self._hub.broadcast(type, payload, exclude)
 
-    def send(
-        self,
-        cid: ClientId,
-        type: MessageType,
-        payload: Any = None,
-        *,
-        exclude: Exclude = None,
-        key: Hashable = None,
-    ) -> None:
+    def send(self, cid: ClientId, type: MessageType, payload: Any = None, *, exclude: Exclude = None) -> None:
         """Send a message to all devices of a user; nothing happens if the user is not connected.
 
         Args:
@@ -57,13 +45,11 @@ class Messaging:
             type: The message's type.
             payload: The message's content.
             exclude: A connection that does not receive it, such as the sender's.
-            key: With `Overflow.LATEST` for this type, the newest message of each key waits for a slow device; in a
-                cluster a string or an integer.
 
         Raises:
             WseError: `NOT_STARTED`: the server has not been started, or has been closed; as `WseConnection.send`.
         """
-        self._hub.send(cid, type, payload, exclude, key)
+        self._hub.send(cid, type, payload, exclude)
 
     def drop_client(self, cid: ClientId, reason: str = CloseReason.BY_SERVER, code: int = 1000) -> None:
         """Disconnect all devices of a user; `left` fires once. Nothing happens if the user is not connected.

@@ -11,7 +11,7 @@ from wse.core.packed import Packed, encode
 from wse.errors import ErrorCode, WseError
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Hashable, Iterable
+    from collections.abc import Collection, Iterable
 
     from wse.core.cluster.bus import Bus
     from wse.core.hub.connection import WseConnection
@@ -43,7 +43,6 @@ class Delivery:
         payload: Any,
         not_conn: str | None,
         not_user: ClientId | None,
-        key: Hashable = None,
     ) -> None:
         """Send a message to connections of this node, and to those of other nodes that want the topic.
 
@@ -54,7 +53,6 @@ class Delivery:
             payload: What it carries.
             not_conn: A connection that does not get it elsewhere.
             not_user: A user who does not get it elsewhere.
-            key: For `Overflow.LATEST`; a string or an integer.
 
         Raises:
             WseError: As `WseConnection.send`, if a connection of this node cannot get it, or none anywhere.
@@ -65,12 +63,12 @@ class Delivery:
         failure: WseError | None = None
         for protocol in self._endpoint.protocols:
             try:
-                packed[protocol] = encode(protocol, type, payload, key)
+                packed[protocol] = encode(protocol, type, payload)
             except WseError as exc:  # one protocol may carry what another one cannot
                 failure = exc
         if failure is not None and not (packed and all(conn._session.protocol in packed for conn in conns)):
             raise failure
-        data = envelope.message(self._bus.node, type, packed, not_conn, not_user, key)
+        data = envelope.message(self._bus.node, type, packed, not_conn, not_user)
         deliver(self._endpoint, conns, type, packed)
         self._bus.publish_packed(topic, data)
 
@@ -106,10 +104,10 @@ class Delivery:
         """The message as it came, or, for a protocol that its sender does not have, packed anew."""
         form = message.forms.get(protocol.name)
         if form is not None:
-            return Packed(form[1], form[0], message.key)
+            return Packed(form[1], form[0])
         for name, (_, data) in message.forms.items():
             reader = self._readers.get(name)
             if reader is not None:
                 type_, payload, _ = reader.unpack(data)
-                return encode(protocol, type_, payload, message.key)
+                return encode(protocol, type_, payload)
         raise ValueError(f"it is packed in protocols that this node does not have: {', '.join(message.forms)}")

@@ -46,7 +46,6 @@ class Message(ClusterMessage, tag=0):
     """By the names of message protocols: whether the bytes are text as UTF-8, and what the protocol has packed."""
     not_conn: str | None = None
     not_user: str | None = None
-    key: Any = None
 
 
 class Drop(ClusterMessage, tag=1):
@@ -135,7 +134,6 @@ def message(
     packed: Mapping[Protocol, Packed],
     not_conn: str | None = None,
     not_user: Hashable | None = None,
-    key: Hashable = None,
 ) -> bytes:
     """A message to other nodes.
 
@@ -143,8 +141,7 @@ def message(
         TypeError: Who is excluded has a `cid` that cannot cross.
     """
     forms = {protocol.name: (one.utf8, one.data) for protocol, one in packed.items()}
-    user = None if not_user is None else encode_name(not_user)
-    return encode(Message(origin, type, forms, not_conn, user, key))
+    return encode(Message(origin, type, forms, not_conn, None if not_user is None else encode_name(not_user)))
 
 
 PART = 256 * 1024

@@ -236,9 +236,8 @@ class ClusterNode:
         payload: Any,
         not_conn: str | None,
         not_user: ClientId | None,
-        key: Hashable = None,
     ) -> None:
-        self.delivery.send(topic(kind, name), conns, type, payload, not_conn, not_user, key)
+        self.delivery.send(topic(kind, name), conns, type, payload, not_conn, not_user)
 
     def drop(self, cid: ClientId, reason: str, code: int) -> None:
         self.bus.publish(topic(USER, cid), envelope.Drop(self.node, str(reason), code))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 import typing
-from collections.abc import Hashable, Mapping
+from collections.abc import Mapping
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, overload
 
@@ -45,9 +45,7 @@ class SessionOwner(typing.Protocol):
 class Users(typing.Protocol):
     """A server, as its users see it."""
 
-    def send(
-        self, cid: ClientId, type: MessageType, payload: Any, exclude: Exclude = None, key: Hashable = None
-    ) -> None:
+    def send(self, cid: ClientId, type: MessageType, payload: Any, exclude: Exclude = None) -> None:
         """Send to a user's valid connections."""
 
     def drop_client(self, cid: ClientId, reason: str, code: int) -> None:
@@ -193,20 +191,15 @@ class WseConnection:
         """Bytes that wait for the device to take them."""
         return self._session.queued
 
-    def send(self, type: MessageType, payload: Any = None, *, key: Hashable = None) -> None:
+    def send(self, type: MessageType, payload: Any = None) -> None:
         """Send a message to this device. On a connection that has ended nothing happens.
-
-        Args:
-            type: The message's type.
-            payload: The message's content.
-            key: With `Overflow.LATEST` for this type, the newest message of each key waits for a slow device.
 
         Raises:
             WseError: `PROTOCOL_VIOLATION` for a type that is WSE's own; `MSG_PROCESSING_ERROR` for a payload that
                 cannot be encoded; `LIMIT_EXCEEDED` for a message that is larger than the device has said it takes. A
                 message to many devices skips such a device, which is reported on `error` once.
         """
-        self._session.send(type, payload, key)
+        self._session.send(type, payload)
 
     async def call(self, name: MessageType, payload: Any = None, *, timeout: float | None = None) -> Any:
         """Call a procedure of this device and return its result.
@@ -278,13 +271,13 @@ class WseIdentity:
         """The user's connections by `conn_id`, the oldest first; read-only."""
         return MappingProxyType({conn.conn_id: conn for conn in self._devices})
 
-    def send(self, type: MessageType, payload: Any = None, *, exclude: Exclude = None, key: Hashable = None) -> None:
-        """Send a message to all devices of the user, except an excluded connection; `key` is as for a connection.
+    def send(self, type: MessageType, payload: Any = None, *, exclude: Exclude = None) -> None:
+        """Send a message to all devices of the user, except an excluded connection.
 
         Raises:
             WseError: As `WseConnection.send`.
         """
-        self._users.send(self.cid, type, payload, exclude, key)
+        self._users.send(self.cid, type, payload, exclude)
 
     def drop(self, reason: str = CloseReason.BY_SERVER, code: int = 1000) -> None:
         """Disconnect all devices of the user; `left` fires once.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Hashable, Mapping
+from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Any
 
 from wse.core.hub.connection import WseConnection, WseIdentity
@@ -17,9 +17,7 @@ if TYPE_CHECKING:
     from wse.core.session.endpoint import Endpoint
 
 
-def send_to_all(
-    endpoint: Endpoint, conns: Collection[WseConnection], type: MessageType, payload: Any, key: Hashable = None
-) -> None:
+def send_to_all(endpoint: Endpoint, conns: Collection[WseConnection], type: MessageType, payload: Any) -> None:
     """Send one message to many valid connections, encoded once for each message protocol that they speak.
 
     Raises:
@@ -28,10 +26,10 @@ def send_to_all(
     endpoint.check_type(type)
     protocols = endpoint.protocols
     if len(protocols) == 1:
-        _write(endpoint, conns, type, encode(protocols[0], type, payload, key))
+        _write(endpoint, conns, type, encode(protocols[0], type, payload))
     else:
         spoken = {conn._session.protocol for conn in conns} or protocols[:1]
-        deliver(endpoint, conns, type, {protocol: encode(protocol, type, payload, key) for protocol in spoken})
+        deliver(endpoint, conns, type, {protocol: encode(protocol, type, payload) for protocol in spoken})
 
 
 def deliver(

@@ -320,13 +320,11 @@ class Hub:
 
     # Messages.
 
-    def broadcast(self, type: MessageType, payload: Any, exclude: Exclude = None, key: Hashable = None) -> None:
+    def broadcast(self, type: MessageType, payload: Any, exclude: Exclude = None) -> None:
         """Send to every valid connection."""
-        self.send_to(EVERYONE, None, self.connections.values(), type, payload, exclude, key)
+        self.send_to(EVERYONE, None, self.connections.values(), type, payload, exclude)
 
-    def send(
-        self, cid: ClientId, type: MessageType, payload: Any, exclude: Exclude = None, key: Hashable = None
-    ) -> None:
+    def send(self, cid: ClientId, type: MessageType, payload: Any, exclude: Exclude = None) -> None:
         """Send to a user's valid connections; nothing happens if there are none.
 
         Raises:
@@ -335,9 +333,9 @@ class Hub:
         identity = self.identities.get(cid)
         if identity is not None:
             conns = [conn for conn in identity._devices if conn._session.valid]
-            self.send_to(USER, cid, conns, type, payload, exclude, key)
+            self.send_to(USER, cid, conns, type, payload, exclude)
         elif self.network.reaches_others or not self.started:
-            self.send_to(USER, cid, (), type, payload, exclude, key)
+            self.send_to(USER, cid, (), type, payload, exclude)
 
     def send_to(
         self,
@@ -347,7 +345,6 @@ class Hub:
         type: MessageType,
         payload: Any,
         exclude: Exclude = None,
-        key: Hashable = None,
     ) -> None:
         """Send to valid connections of this node, and to those of that name on other nodes.
 
@@ -359,7 +356,7 @@ class Hub:
         if exclude is not None:
             conn_id, cid = excluded(exclude)
             conns = without(conns, conn_id, cid)
-        self.network.send(kind, name, conns, type, payload, conn_id, cid, key)
+        self.network.send(kind, name, conns, type, payload, conn_id, cid)
         if not self.started:  # then nobody was reached, and the message was found to be in order
             raise WseError(ErrorCode.NOT_STARTED)
 

@@ -77,7 +77,6 @@ class Network(typing.Protocol):
         payload: Any,
         not_conn: str | None,
         not_user: ClientId | None,
-        key: Hashable = None,
     ) -> None:
         """Send to these connections, and on other nodes to all of that kind and name except the excluded.
 

@@ -34,7 +34,6 @@ class Host(typing.Protocol):
         type: MessageType,
         payload: Any,
         exclude: Exclude = None,
-        key: Hashable = None,
     ) -> None:
         """Send to valid connections of this node, and to those of that name on other nodes."""
 
@@ -93,19 +92,18 @@ class Room:
         if isinstance(member, WseIdentity):
             self._rooms.enter_elsewhere(self.name, member.cid, enter=False)
 
-    def send(self, type: MessageType, payload: Any = None, *, exclude: Exclude = None, key: Hashable = None) -> None:
+    def send(self, type: MessageType, payload: Any = None, *, exclude: Exclude = None) -> None:
         """Send a message to every connection in the room, on all nodes of the cluster.
 
         Args:
             type: The message's type.
             payload: The payload of the message.
             exclude: A connection, or a user by its `cid` or identity, that does not get it.
-            key: With `Overflow.LATEST` for this type, the newest message of each key waits for a slow device.
 
         Raises:
             WseError: As `WseConnection.send`.
         """
-        self._rooms.send(self.name, type, payload, exclude, key)
+        self._rooms.send(self.name, type, payload, exclude)
 
     async def members(self) -> frozenset[Any]:
         """The users with a connection in the room.
@@ -180,8 +178,8 @@ class Rooms:
         for name in self._rooms_of.pop(conn.conn_id, ()):
             self._take_out(name, conn)
 
-    def send(self, name: RoomName, type: MessageType, payload: Any, exclude: Exclude, key: Hashable = None) -> None:
-        self._hub.send_to(ROOM, name, self.local(name), type, payload, exclude, key)
+    def send(self, name: RoomName, type: MessageType, payload: Any, exclude: Exclude) -> None:
+        self._hub.send_to(ROOM, name, self.local(name), type, payload, exclude)
 
     def enter_elsewhere(self, name: RoomName, cid: ClientId, *, enter: bool) -> None:
         """Add or remove a user on the other nodes as well."""

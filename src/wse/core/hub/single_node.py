@@ -51,9 +51,8 @@ class SingleNode:
         payload: Any,
         not_conn: str | None,
         not_user: ClientId | None,
-        key: Hashable = None,
     ) -> None:
-        send_to_all(self._endpoint, conns, type, payload, key)
+        send_to_all(self._endpoint, conns, type, payload)
 
     def drop(self, cid: ClientId, reason: str, code: int) -> None: ...
 

@@ -10,8 +10,6 @@ from wse.core.limits import Overflow
 from wse.types import MessageType
 
 if TYPE_CHECKING:
-    from collections.abc import Hashable
-
     from wse.core.packed import Packed
 
 
@@ -25,14 +23,13 @@ class Outbox:
         size: Bytes that wait, or characters where a protocol makes text.
     """
 
-    __slots__ = ("_by_slot", "_last", "_policies", "_waiting", "size")
+    __slots__ = ("_by_type", "_last", "_policies", "_waiting", "size")
 
     def __init__(self, policies: Mapping[MessageType, Overflow]) -> None:
         self._policies = policies
         # By number, in order; with the size, since a transport may turn what is packed into text, which is shorter.
-        self._waiting: OrderedDict[int, tuple[Hashable, Packed, int]] = OrderedDict()
-        # The numbers of those that may give way, in order, by type, or by type and key.
-        self._by_slot: dict[Hashable, deque[int]] = {}
+        self._waiting: OrderedDict[int, tuple[MessageType, Packed, int]] = OrderedDict()
+        self._by_type: dict[MessageType, deque[int]] = {}  # the numbers of those that may give way, in order
         self._last = 0
         self.size = 0
 
@@ -44,7 +41,7 @@ class Outbox:
 
         Args:
             type: Its type; `None` for what is no plain message, and never gives way.
-            packed: The message; of those with a key, `LATEST` keeps the newest of each key.
+            packed: The message.
             room: Bytes that the outbox may hold.
 
         Returns:
@@ -53,10 +50,9 @@ class Outbox:
         """
         policy = Overflow.CLOSE if type is None else self._policies.get(type, Overflow.CLOSE)
         size = len(packed.data)
-        slot: Hashable = type if packed.key is None or policy is not Overflow.LATEST else (type, packed.key)
         dropped = 0
         if policy is Overflow.LATEST or policy is Overflow.DROP_OLDEST:
-            numbers = self._by_slot.setdefault(slot, deque())
+            numbers = self._by_type.setdefault(type, deque())
             while numbers and (policy is Overflow.LATEST or self.size + size > room):
                 self.size -= self._waiting.pop(numbers.popleft())[2]
                 dropped += 1
@@ -65,25 +61,23 @@ class Outbox:
         if self.size + size > room:
             return policy, dropped + 1
         self._last += 1
-        self._waiting[self._last] = slot, packed, size
+        self._waiting[self._last] = type, packed, size
         self.size += size
         return policy, dropped
 
     def take(self) -> Packed:
         """Take the oldest message out; there must be one."""
-        number, (slot, packed, size) = self._waiting.popitem(last=False)
+        number, (kind, packed, size) = self._waiting.popitem(last=False)
         self.size -= size
-        numbers = self._by_slot.get(slot)
+        numbers = self._by_type.get(kind)
         if numbers and numbers[0] == number:
             numbers.popleft()
-            if not numbers:
-                del self._by_slot[slot]  # there may be any number of keys
         return packed
 
     def clear(self) -> int:
         """Forget all; returns how many there were."""
         count = len(self._waiting)
         self._waiting.clear()
-        self._by_slot.clear()
+        self._by_type.clear()
         self.size = 0
         return count

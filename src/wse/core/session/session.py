@@ -25,7 +25,7 @@ from wse.types import MessageType, ReadyState
 
 if TYPE_CHECKING:
     import asyncio
-    from collections.abc import Callable, Coroutine, Hashable
+    from collections.abc import Callable, Coroutine
 
     from wse.core.ports.protocol import Protocol
     from wse.core.ports.transport import Link, Pinger, PingingLink
@@ -279,8 +279,8 @@ class Session:
         """Whether the welcome has been exchanged and the connection has not ended."""
         return self._phase is None
 
-    def send(self, type: MessageType, payload: Any = None, key: Hashable = None) -> None:
-        """Send a plain message, or nothing if the connection is not valid; `key` is for `Overflow.LATEST`.
+    def send(self, type: MessageType, payload: Any = None) -> None:
+        """Send a plain message, or nothing if the connection is not valid.
 
         Raises:
             WseError: `PROTOCOL_VIOLATION` for a type that is WSE's own; `MSG_PROCESSING_ERROR` for a payload that
@@ -296,11 +296,7 @@ class Session:
             self.check_size(data, {"type": type})
         if self._phase is None:
             self._counters.messages_out += 1
-            if self._writable:
-                self._write(data, type)
-            else:
-                self._counters.bytes_out += len(data)
-                self.hold(type, Packed(data, self._utf8, key))
+            self._write(data, type)
 
     async def call(self, name: MessageType, payload: Any, timeout: float | None) -> Any:
         """Call a procedure of the peer and return its result.
