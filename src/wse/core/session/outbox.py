@@ -36,7 +36,7 @@ class Outbox:
     def __len__(self) -> int:
         return len(self._waiting)
 
-    def put(self, type: MessageType | None, packed: Packed, room: int, key: Hashable = None) -> tuple[Overflow, int]:
+    def put(self, type: MessageType | None, packed: Packed, room: int) -> tuple[Overflow, int]:
         """Add a message.
 
         Args:

@@ -9,11 +9,10 @@ from picows import WSListener, WSMsgType
 from wse.core.closing import may_travel
 from wse.transports.picows.assembly import Assembly, ViolationError
 from wse.transports.picows.frames import RSV1, SHORT_TEXT, server_frame
-from wse.transports.picows.tcp import bound_unsent, bytes_taken, seconds_since_last_byte
+from wse.transports.picows.tcp import seconds_since_last_byte
 
 if TYPE_CHECKING:
     import asyncio
-    import socket
     from collections.abc import Callable
 
     from picows import WSFrame, WSTransport
@@ -26,9 +25,6 @@ if TYPE_CHECKING:
 
 CLOSE_TIMEOUT = 5.0
 """Seconds that the peer has for its part of the closing handshake, before the socket is cut."""
-
-SLOW_CLOSE_TIMEOUT = 15.0
-"""The same for a peer that goes on taking what was sent before."""
 
 # Attributes of a Cython enum are slow to reach, and these are compared with for every frame.
 _TEXT = WSMsgType.TEXT
@@ -79,7 +75,6 @@ class PicowsLink(WSListener):
         "_assembly",
         "_close_timer",
         "_closing",
-        "_cut_at",
         "_deflate",
         "_late_pong",
         "_limit",
@@ -89,7 +84,6 @@ class PicowsLink(WSListener):
         "_queued",
         "_received_close",
         "_session",
-        "_taken",
         "_transport",
         "_turn",
         "_underlying",
@@ -113,12 +107,10 @@ class PicowsLink(WSListener):
         self._closing = False
         self._received_close: tuple[int, str] | None = None
         self._close_timer: Timer | None = None
-        self._cut_at = 0.0
         self._assembly: Assembly | None = None  # the message that has begun and not ended
         self._deflate: Deflate | None = deflate
         self._paused = False  # the peer takes no more
         self._late_pong: bytes | None = None  # the answer to its last ping, meanwhile
-        self._taken = 0  # bytes that the peer had taken when it was looked at last
         self.heard = True
 
     # Link: what the session calls.
@@ -203,7 +195,7 @@ class PicowsLink(WSListener):
         self._closing = True
         transport = self._transport
         transport.send_close(code, reason.encode())  # type: ignore[arg-type]  # any integer will do
-        self._wait_for_close()
+        self._close_timer = self._turn._loop.call_later(CLOSE_TIMEOUT, transport.disconnect, False)
 
     def abort(self) -> None:
         self._closing = True
@@ -213,22 +205,9 @@ class PicowsLink(WSListener):
         if not self._closing:
             self._flush()
             self._transport.send_ping()
-            self._has_taken_more()
 
     def silence(self) -> float:
-        if self._has_taken_more():
-            return 0.0  # the ping waits behind messages that a slow receiver is still taking
-        return seconds_since_last_byte(self._socket)
-
-    @property
-    def _socket(self) -> socket.socket | None:
-        sock: socket.socket | None = self._transport.underlying_transport.get_extra_info("socket")
-        return sock
-
-    def _has_taken_more(self) -> bool:
-        """Whether the peer has taken bytes since this was asked before."""
-        before, self._taken = self._taken, bytes_taken(self._socket)
-        return self._taken > before
+        return seconds_since_last_byte(self._transport.underlying_transport.get_extra_info("socket"))
 
     @property
     def buffered(self) -> int:
@@ -250,8 +229,6 @@ class PicowsLink(WSListener):
         # bound to this transport, or each connection would have a bound method of its own.
         kind = type(underlying)
         self._write = getattr(kind, "write_nocheck", kind.write)
-        if transport.is_client_side:  # a server's listening socket hands it on
-            bound_unsent(self._socket)
         assert self._open is not None  # picows calls this once
         self._session = self._open(self)
         self._open = None
@@ -403,24 +380,9 @@ class PicowsLink(WSListener):
         self._put(b"", _CLOSE_FRAME)
         self._flush()
         self._closing = True
-        self._wait_for_close()
+        self._close_timer = self._turn._loop.call_later(CLOSE_TIMEOUT, transport.disconnect, False)
         # Keeps frames that follow off the fast path.
         self._assembly = Assembly(text=False, limit=0, deflate=None)
-
-    def _wait_for_close(self) -> None:
-        """Cut the socket when the peer does not do its part in time."""
-        self._has_taken_more()
-        self._cut_at = self._turn._loop.time() + SLOW_CLOSE_TIMEOUT
-        self._close_timer = self._turn._loop.call_later(CLOSE_TIMEOUT, self._cut)
-
-    def _cut(self) -> None:
-        transport = self._transport
-        left = self._cut_at - self._turn._loop.time()
-        is_slow = transport.underlying_transport.get_write_buffer_size() and not transport.is_client_side
-        if is_slow and left > 0 and self._has_taken_more():
-            self._close_timer = self._turn._loop.call_later(min(CLOSE_TIMEOUT, left), self._cut)
-        else:
-            transport.disconnect(False)
 
     def _hang_up(self, transport: WSTransport) -> None:
         """After both close frames the server closes the socket first (RFC 6455, 7.1.1)."""

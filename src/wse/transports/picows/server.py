@@ -17,7 +17,6 @@ from wse.transports.picows.http import HttpError, HttpHead, answer
 from wse.transports.picows.link import CLOSE_TIMEOUT, PicowsLink, Turn
 from wse.transports.picows.log import logger
 from wse.transports.picows.protocol import feed, websocket_protocol
-from wse.transports.picows.tcp import bound_unsent
 from wse.transports.request import HttpRequest, tokens
 
 if TYPE_CHECKING:
@@ -81,7 +80,6 @@ async def listen(
     )
     for listening in server.sockets:
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _RECEIVE_BUFFER)  # its connections inherit it
-        bound_unsent(listening)
     return listener
 
 
