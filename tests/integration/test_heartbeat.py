@@ -1,4 +1,4 @@
-"""The heartbeat over real sockets: half-open ones are found, slow ones are spared, and the way is timed."""
+"""The heartbeat over real sockets: dead connections are found, slow ones are spared, and round trips are timed."""
 
 import asyncio
 import math

@@ -1,4 +1,4 @@
-"""What waits for a slow receiver, and what gives way."""
+"""The queue of a slow receiver, and its overflow policies."""
 
 from __future__ import annotations
 

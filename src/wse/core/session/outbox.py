@@ -1,4 +1,4 @@
-"""What waits for a receiver that does not take it: bounded, and by message type with a choice of what gives way."""
+"""The queue of a slow receiver. It is bounded, and each message type has a policy for when it is full."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ if TYPE_CHECKING:
 
 
 class Outbox:
-    """Messages in order, for one connection.
+    """The messages that wait for one connection, in order.
 
     Args:
-        policies: What gives way, by message type; for all others it is `Overflow.CLOSE`.
+        policies: The policy of each message type; all others have `Overflow.CLOSE`.
 
     Attributes:
-        size: Bytes that wait, or characters where a protocol makes text.
+        size: Bytes that wait, or characters where the protocol packs text.
     """
 
     __slots__ = ("_by_type", "_last", "_policies", "_waiting", "size")
 
     def __init__(self, policies: Mapping[MessageType, Overflow]) -> None:
         self._policies = policies
-        # By number, in order; with the size, since a transport may turn what is packed into text, which is shorter.
+        # By number, in order. The size is kept, since a transport may turn packed bytes into text, which is shorter.
         self._waiting: OrderedDict[int, tuple[MessageType, Packed, int]] = OrderedDict()
         self._by_type: dict[MessageType, deque[int]] = {}  # the numbers of those that may give way, in order
         self._last = 0
@@ -40,13 +40,13 @@ class Outbox:
         """Add a message.
 
         Args:
-            type: Its type; `None` for what is no plain message, and never gives way.
+            type: Its type; `None` for a call, an answer or a message of WSE's own, which never gives way.
             packed: The message.
-            room: Bytes that the outbox may hold.
+            room: Bytes that may wait in the outbox.
 
         Returns:
-            The choice for its type, and how many messages have given way, this one perhaps among them. With `CLOSE` and
-            one, the connection must be closed.
+            The policy of its type, and how many messages were dropped, which may include this one. When one was
+            dropped and the policy is `CLOSE`, the caller must close the connection.
         """
         policy = Overflow.CLOSE if type is None else self._policies.get(type, Overflow.CLOSE)
         size = len(packed.data)
@@ -75,7 +75,7 @@ class Outbox:
         return packed
 
     def clear(self) -> int:
-        """Forget all; returns how many there were."""
+        """Drop all messages; returns how many there were."""
         count = len(self._waiting)
         self._waiting.clear()
         self._by_type.clear()
