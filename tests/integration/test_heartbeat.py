@@ -21,7 +21,7 @@ from support.net import (
 )
 from wse import ClientStatus, Heartbeat, WseClient
 from wse.core.session.keepalive import Keepalive
-from wse.transports.picows.tcp import seconds_since_last_byte
+from wse.transports.tcp import seconds_since_last_byte
 
 QUICK = Heartbeat(interval=0.1, timeout=0.1)
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from wse.errors import CloseReason
 from wse.tasks import start_task
+from wse.transports.tcp import HIGH_WATER, Uptake, bound_transport
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -27,22 +28,28 @@ if TYPE_CHECKING:
 CLOSE_TIMEOUT = 5.0
 """Seconds that the peer has for its part of the closing handshake before the connection is cut."""
 
+CLOSE_LIMIT = 60.0
+"""The same while the peer still takes messages from before the close."""
+
 SHUTDOWN_TIMEOUT = 0.5
 """The same when the server ends: then aiohttp reads nothing more, and granian reports nothing."""
 
 SERVICE_RESTART = 1012
 """The close code of a server that ends."""
 
-HIGH_WATER = 64 * 1024
-"""Characters or bytes that may wait here; above it the session holds messages back."""
-
 
 class AwaitedLink(ABC):
-    """One WebSocket of a framework. `run` lasts as long as it, in the task that the framework has started for it."""
+    """One WebSocket of a framework. `run` lasts as long as it, in the task that the framework has started for it.
+
+    Args:
+        limit: Bytes that a message may have.
+        remote_addr: The address of the peer.
+        transport: The framework's transport, where it can be reached: what waits in it is bounded.
+    """
 
     pings = False  # web servers have their own heartbeat
 
-    def __init__(self, limit: int, remote_addr: str) -> None:
+    def __init__(self, limit: int, remote_addr: str, transport: asyncio.WriteTransport | None = None) -> None:
         self.remote_addr = remote_addr
         self.session: Receiver
         self._limit = limit
@@ -58,6 +65,12 @@ class AwaitedLink(ABC):
         self._interrupted = False  # the task is about to be cancelled by us
         self._aborted = False
         self._close_timer: Timer | None = None
+        self._close_deadline = 0.0
+        self._left = 0  # of _size, when the timer was set
+        self._transport = transport
+        self._uptake: Uptake | None = None  # since the close
+        if transport is not None:
+            bound_transport(transport)
 
     # Defined by the adapter of each framework.
 
@@ -110,7 +123,10 @@ class AwaitedLink(ABC):
         if self._closing:
             return
         self._close = code, reason
-        self._stop_writing(SHUTDOWN_TIMEOUT if code == SERVICE_RESTART else CLOSE_TIMEOUT)
+        if code == SERVICE_RESTART:
+            self._stop_writing(SHUTDOWN_TIMEOUT, SHUTDOWN_TIMEOUT)
+        else:
+            self._stop_writing(CLOSE_TIMEOUT, CLOSE_LIMIT)
         if not self._busy:
             self._wake()
 
@@ -187,10 +203,27 @@ class AwaitedLink(ABC):
             async with asyncio.timeout(SHUTDOWN_TIMEOUT):
                 await self._flush()
 
-    def _stop_writing(self, timeout: float) -> None:
-        """Take no more messages; the connection must end within that time."""
+    def _stop_writing(self, timeout: float, limit: float) -> None:
+        """Take no more messages; the connection must end within `timeout`, or `limit` while the peer takes messages."""
         self._closing = True
-        self._close_timer = self._loop.call_later(timeout, self.abort)
+        self._close_deadline = self._loop.time() + limit
+        if self._transport is not None:
+            self._uptake = Uptake(self._transport)
+        self._await_close(timeout)
+
+    def _await_close(self, timeout: float) -> None:
+        self._left = self._size
+        in_time = min(timeout, self._close_deadline - self._loop.time())
+        self._close_timer = self._loop.call_later(in_time, self._close_overdue, timeout)
+
+    def _close_overdue(self, timeout: float) -> None:
+        now = self._loop.time()
+        # Where the transport is out of reach, a message that the web server has taken is all that shows.
+        took = self._size < self._left or (self._uptake is not None and not self._uptake.pause(now))
+        if took and now < self._close_deadline:
+            self._await_close(timeout)
+        else:
+            self.abort()
 
     def _interrupt(self) -> None:
         """Make the connection's task stop receiving, and close or end."""
@@ -228,7 +261,7 @@ class AwaitedLink(ABC):
             self._size = 0
             self._close = None
             if not self._closing:
-                self._stop_writing(CLOSE_TIMEOUT)
+                self._stop_writing(CLOSE_TIMEOUT, CLOSE_TIMEOUT)
             return
         finally:
             self._busy = False

@@ -9,7 +9,7 @@ from picows import WSListener, WSMsgType
 from wse.core.closing import may_travel
 from wse.transports.picows.assembly import Assembly, ViolationError
 from wse.transports.picows.frames import RSV1, SHORT_TEXT, server_frame
-from wse.transports.picows.tcp import seconds_since_last_byte
+from wse.transports.tcp import HIGH_WATER, Uptake, seconds_since_last_byte
 
 if TYPE_CHECKING:
     import asyncio
@@ -23,8 +23,15 @@ if TYPE_CHECKING:
     from wse.core.ports.transport import Receiver
     from wse.transports.deflate import Deflate
 
+SERVICE_RESTART = 1012
+"""The close code of a server that ends."""
+
 CLOSE_TIMEOUT = 5.0
 """Seconds that the peer has for its part of the closing handshake before the socket is cut."""
+
+CLOSE_LIMIT = 60.0
+"""The same while the peer still takes messages from before the close, unless the server ends; enough for 1 MiB at
+18 kB/s."""
 
 # Attributes of a Cython enum are slow to reach, and every frame is compared with these.
 _TEXT = WSMsgType.TEXT
@@ -40,7 +47,7 @@ _MAX_JOINED = 256
 """Frames of one turn that are joined for one write. More are written before the turn ends, so that a full socket is
 noticed in time."""
 
-_MAX_JOINED_BYTES = 256 * 1024
+_MAX_JOINED_BYTES = HIGH_WATER
 """The same in bytes, as if all frames of the turn were as large as the last. Adding up would slow every message."""
 
 
@@ -70,8 +77,11 @@ class PicowsLink(WSListener):
 
     pings = True
 
+    _close_limit = CLOSE_LIMIT
+
     __slots__ = (
         "_assembly",
+        "_close_deadline",
         "_close_timer",
         "_closing",
         "_deflate",
@@ -86,6 +96,7 @@ class PicowsLink(WSListener):
         "_transport",
         "_turn",
         "_underlying",
+        "_uptake",
         "_write",
         "heard",
     )
@@ -106,6 +117,8 @@ class PicowsLink(WSListener):
         self._closing = False
         self._received_close: tuple[int, str] | None = None
         self._close_timer: Timer | None = None
+        self._close_deadline = 0.0
+        self._uptake: Uptake | None = None  # since the last ping or the close
         self._assembly: Assembly | None = None  # the message that has begun and not ended
         self._deflate: Deflate | None = deflate
         self._paused = False  # the peer takes no more
@@ -194,7 +207,10 @@ class PicowsLink(WSListener):
         self._closing = True
         transport = self._transport
         transport.send_close(code, reason.encode())  # type: ignore[arg-type]  # any integer will do
-        self._close_timer = self._turn._loop.call_later(CLOSE_TIMEOUT, transport.disconnect, False)
+        limit = CLOSE_TIMEOUT if code == SERVICE_RESTART else self._close_limit
+        self._close_deadline = self._turn._loop.time() + limit
+        self._uptake = Uptake(self._underlying)
+        self._await_close()
 
     def abort(self) -> None:
         self._closing = True
@@ -203,10 +219,13 @@ class PicowsLink(WSListener):
     def ping(self) -> None:
         if not self._closing:
             self._flush()
+            self._uptake = Uptake(self._underlying)
             self._transport.send_ping()
 
     def silence(self) -> float:
-        return seconds_since_last_byte(self._transport.underlying_transport.get_extra_info("socket"))
+        received = seconds_since_last_byte(self._underlying.get_extra_info("socket"))
+        # A pong comes only when the peer has taken all bytes before the ping.
+        return received if self._uptake is None else min(received, self._uptake.pause(self._turn._loop.time()))
 
     @property
     def buffered(self) -> int:
@@ -224,6 +243,7 @@ class PicowsLink(WSListener):
         self._transport = transport
         underlying = transport.underlying_transport
         self._underlying = underlying
+        underlying.set_write_buffer_limits(high=HIGH_WATER)
         # The method that picows itself uses where its own transports are in use: it does not check thread and type
         # again. It is not bound to this transport, or each connection would have a bound method of its own.
         kind = type(underlying)
@@ -368,6 +388,20 @@ class PicowsLink(WSListener):
         if not self._closing:
             self.close(code or 1000, reason)  # a browser's CloseEvent shows the code and reason of the answer
         self._hang_up(transport)
+
+    def _await_close(self) -> None:
+        """Cut the socket if the peer does not close it in time."""
+        loop = self._turn._loop
+        in_time = min(CLOSE_TIMEOUT, self._close_deadline - loop.time())
+        self._close_timer = loop.call_later(in_time, self._close_overdue)
+
+    def _close_overdue(self) -> None:
+        assert self._uptake is not None  # made by `close`
+        now = self._turn._loop.time()
+        if now < self._close_deadline and not self._uptake.pause(now):
+            self._await_close()
+        else:
+            self._transport.disconnect(False)
 
     def _hang_up(self, transport: WSTransport) -> None:
         """Close the socket if this is the server, which does so first after both close frames (RFC 6455, 7.1.1)."""
