@@ -168,8 +168,11 @@ def test_a_session_that_began_without_a_time_may_get_one():
     side = ServerSide()
     peer = side.join()
     peer.conn.extend(None)
-    peer.conn.extend(side.scheduler.now)
-    assert peer.closed_with == EXPIRED
+    for passed in (0, -1, -1000):
+        peer = side.join("ben")
+        peer.conn.extend(side.scheduler.now + passed)
+        side.scheduler.advance(0)
+        assert peer.closed_with == EXPIRED
 
 
 UTC = dt.UTC
