@@ -21,7 +21,7 @@ from wse.errors import CloseReason, ErrorCode, WseError
 from wse.protocols.json import WseJSON
 from wse.scheduler import AsyncioScheduler
 from wse.transports import picows
-from wse.types import ClientStatus, F, MessageType
+from wse.types import ClientStatus, F, MessageKey, MessageType
 
 if TYPE_CHECKING:
     import ssl
@@ -158,14 +158,19 @@ class WseClient:
 
     # Messages and calls.
 
-    def send(self, type: MessageType, payload: Any = None) -> None:
+    def send(self, type: MessageType, payload: Any = None, *, key: MessageKey | None = None) -> None:
         """Send a message to the server.
+
+        Args:
+            type: The message's type.
+            payload: The message's content.
+            key: Its subject: for a slow server `Overflow.LATEST` keeps the newest message of each key.
 
         Raises:
             WseError: `CLIENT_NOT_READY`; `PROTOCOL_VIOLATION` for a type that is WSE's own; `MSG_PROCESSING_ERROR`
                 for a payload that cannot be encoded.
         """
-        self._connections.ready_session().send(type, payload)
+        self._connections.ready_session().send(type, payload, key)
 
     async def call(self, name: MessageType, payload: Any = None, *, timeout: float | None = None) -> Any:
         """Call a procedure of the server and return its result.

@@ -8,7 +8,7 @@ from wse.errors import ErrorCode, WseError
 
 if TYPE_CHECKING:
     from wse.core.ports.protocol import Protocol
-    from wse.types import MessageType
+    from wse.types import MessageKey, MessageType
 
 
 class Packed:
@@ -17,17 +17,19 @@ class Packed:
     Args:
         data: The payload of the WebSocket message: `str` for a text message, `bytes` for a binary one.
         utf8: Whether `data` is a text message as UTF-8.
+        key: Its key, for receivers that are slow.
 
     Attributes:
         frame: The unmasked RFC 6455 frame that carries it, once a transport has built it; a server sends the same
             frame to every receiver.
     """
 
-    __slots__ = ("_deflated", "data", "frame", "utf8")
+    __slots__ = ("_deflated", "data", "frame", "key", "utf8")
 
-    def __init__(self, data: str | bytes, utf8: bool) -> None:
+    def __init__(self, data: str | bytes, utf8: bool, key: MessageKey | None = None) -> None:
         self.data = data
         self.utf8 = utf8
+        self.key = key
         self.frame: bytes | None = None
         self._deflated: dict[object, bytes] | None = None
 
@@ -48,17 +50,30 @@ class Packed:
         return self.data
 
 
-def encode(protocol: Protocol, type: MessageType, payload: Any) -> Packed:
+def encode(protocol: Protocol, type: MessageType, payload: Any, key: MessageKey | None = None) -> Packed:
     """Encode a message without a stamp.
 
     Raises:
         WseError: `MSG_PROCESSING_ERROR`, with the encoder's exception as its cause.
+        TypeError: The key is neither a string nor an integer.
     """
+    if key is not None:
+        check_key(key)
     codec = protocol.codec
     try:
-        return Packed(codec.encode((type, payload, None)), codec.utf8)
+        return Packed(codec.encode((type, payload, None)), codec.utf8, key)
     except Exception as exc:
         raise unencodable(type, exc) from exc
+
+
+def check_key(key: object) -> None:
+    """Reject a key that could not be compared, or could not cross to other nodes.
+
+    Raises:
+        TypeError: It is neither a string nor an integer.
+    """
+    if not isinstance(key, (str, int)):
+        raise TypeError(f"a message's key must be a string or an integer, not {key!r}")
 
 
 def unencodable(type: MessageType, exc: Exception) -> WseError:

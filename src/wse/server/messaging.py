@@ -9,7 +9,7 @@ from wse.core.cluster.node import ClusterNode
 from wse.core.hub.network import DeviceInfo
 from wse.core.hub.rooms import Room
 from wse.errors import CloseReason
-from wse.types import ClientId, MessageType, RoomName
+from wse.types import ClientId, MessageKey, MessageType, RoomName
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -24,20 +24,31 @@ class Messaging:
 
     _hub: Hub
 
-    def broadcast(self, type: MessageType, payload: Any = None, *, exclude: Exclude = None) -> None:
+    def broadcast(
+        self, type: MessageType, payload: Any = None, *, exclude: Exclude = None, key: MessageKey | None = None
+    ) -> None:
         """Send a message to every connection; it is encoded once.
 
         Args:
             type: The message's type.
             payload: The message's content.
             exclude: A connection, or a user by its `cid` or identity, that does not receive it.
+            key: As for `WseConnection.send`.
 
         Raises:
             WseError: `NOT_STARTED`: the server has not been started, or has been closed; as `WseConnection.send`.
         """
-        self._hub.broadcast(type, payload, exclude)
+        self._hub.broadcast(type, payload, exclude, key)
 
-    def send(self, cid: ClientId, type: MessageType, payload: Any = None, *, exclude: Exclude = None) -> None:
+    def send(
+        self,
+        cid: ClientId,
+        type: MessageType,
+        payload: Any = None,
+        *,
+        exclude: Exclude = None,
+        key: MessageKey | None = None,
+    ) -> None:
         """Send a message to all devices of a user; nothing happens if the user is not connected.
 
         Args:
@@ -45,11 +56,12 @@ class Messaging:
             type: The message's type.
             payload: The message's content.
             exclude: A connection that does not receive it, such as the sender's.
+            key: As for `WseConnection.send`.
 
         Raises:
             WseError: `NOT_STARTED`: the server has not been started, or has been closed; as `WseConnection.send`.
         """
-        self._hub.send(cid, type, payload, exclude)
+        self._hub.send(cid, type, payload, exclude, key)
 
     def drop_client(self, cid: ClientId, reason: str = CloseReason.BY_SERVER, code: int = 1000) -> None:
         """Disconnect all devices of a user; `left` fires once. Nothing happens if the user is not connected.

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from wse.core.hub.connection import WseConnection
     from wse.core.hub.hub import Hub
     from wse.core.ports.protocol import Protocol
-    from wse.types import ClientId, MessageType
+    from wse.types import ClientId, MessageKey, MessageType
 
 
 class Delivery:
@@ -43,6 +43,7 @@ class Delivery:
         payload: Any,
         not_conn: str | None,
         not_user: ClientId | None,
+        key: MessageKey | None = None,
     ) -> None:
         """Send a message to connections of this node, and to those of other nodes that want the topic.
 
@@ -53,6 +54,7 @@ class Delivery:
             payload: What it carries.
             not_conn: A connection that does not get it elsewhere.
             not_user: A user who does not get it elsewhere.
+            key: Its key, for receivers that are slow.
 
         Raises:
             WseError: As `WseConnection.send`, if a connection of this node cannot get it, or none anywhere.
@@ -63,12 +65,12 @@ class Delivery:
         failure: WseError | None = None
         for protocol in self._endpoint.protocols:
             try:
-                packed[protocol] = encode(protocol, type, payload)
+                packed[protocol] = encode(protocol, type, payload, key)
             except WseError as exc:  # one protocol may carry what another one cannot
                 failure = exc
         if failure is not None and not (packed and all(conn._session.protocol in packed for conn in conns)):
             raise failure
-        data = envelope.message(self._bus.node, type, packed, not_conn, not_user)
+        data = envelope.message(self._bus.node, type, packed, not_conn, not_user, key)
         deliver(self._endpoint, conns, type, packed)
         self._bus.publish_packed(topic, data)
 
@@ -104,10 +106,10 @@ class Delivery:
         """The message as it came, or, for a protocol that its sender does not have, packed anew."""
         form = message.forms.get(protocol.name)
         if form is not None:
-            return Packed(form[1], form[0])
+            return Packed(form[1], form[0], message.key)
         for name, (_, data) in message.forms.items():
             reader = self._readers.get(name)
             if reader is not None:
                 type_, payload, _ = reader.unpack(data)
-                return encode(protocol, type_, payload)
+                return encode(protocol, type_, payload, message.key)
         raise ValueError(f"it is packed in protocols that this node does not have: {', '.join(message.forms)}")

@@ -13,7 +13,7 @@ from wse.core.hub.auth import unix_time
 from wse.core.limits import TokenBucket
 from wse.core.session.session import Session
 from wse.errors import CloseReason
-from wse.types import ClientId, MessageType, ReadyState
+from wse.types import ClientId, MessageKey, MessageType, ReadyState
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -45,7 +45,9 @@ class SessionOwner(typing.Protocol):
 class Users(typing.Protocol):
     """A server, as its users see it."""
 
-    def send(self, cid: ClientId, type: MessageType, payload: Any, exclude: Exclude = None) -> None:
+    def send(
+        self, cid: ClientId, type: MessageType, payload: Any, exclude: Exclude = None, key: MessageKey | None = None
+    ) -> None:
         """Send to a user's valid connections."""
 
     def drop_client(self, cid: ClientId, reason: str, code: int) -> None:
@@ -191,15 +193,22 @@ class WseConnection:
         """Bytes that wait for the device to take them."""
         return self._session.queued
 
-    def send(self, type: MessageType, payload: Any = None) -> None:
+    def send(self, type: MessageType, payload: Any = None, *, key: MessageKey | None = None) -> None:
         """Send a message to this device. On a connection that has ended nothing happens.
+
+        Args:
+            type: The message's type.
+            payload: The message's content.
+            key: Its subject, such as the symbol of a price: for a slow receiver `Overflow.LATEST` keeps the newest
+                message of each key.
 
         Raises:
             WseError: `PROTOCOL_VIOLATION` for a type that is WSE's own; `MSG_PROCESSING_ERROR` for a payload that
                 cannot be encoded; `LIMIT_EXCEEDED` for a message that is larger than the device has said it takes. A
                 message to many devices skips such a device, which is reported on `error` once.
+            TypeError: The key is neither a string nor an integer.
         """
-        self._session.send(type, payload)
+        self._session.send(type, payload, key)
 
     async def call(self, name: MessageType, payload: Any = None, *, timeout: float | None = None) -> Any:
         """Call a procedure of this device and return its result.
@@ -271,13 +280,15 @@ class WseIdentity:
         """The user's connections by `conn_id`, the oldest first; read-only."""
         return MappingProxyType({conn.conn_id: conn for conn in self._devices})
 
-    def send(self, type: MessageType, payload: Any = None, *, exclude: Exclude = None) -> None:
+    def send(
+        self, type: MessageType, payload: Any = None, *, exclude: Exclude = None, key: MessageKey | None = None
+    ) -> None:
         """Send a message to all devices of the user, except an excluded connection.
 
         Raises:
             WseError: As `WseConnection.send`.
         """
-        self._users.send(self.cid, type, payload, exclude)
+        self._users.send(self.cid, type, payload, exclude, key)
 
     def drop(self, reason: str = CloseReason.BY_SERVER, code: int = 1000) -> None:
         """Disconnect all devices of the user; `left` fires once.

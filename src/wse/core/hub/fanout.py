@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from wse.core.hub.connection import WseConnection, WseIdentity
 from wse.core.packed import encode
 from wse.core.session.session import EASY_SIZE
-from wse.types import ClientId, MessageType
+from wse.types import ClientId, MessageKey, MessageType
 
 if TYPE_CHECKING:
     from wse.core.hub.connection import Exclude, ServerSession
@@ -17,7 +17,13 @@ if TYPE_CHECKING:
     from wse.core.session.endpoint import Endpoint
 
 
-def send_to_all(endpoint: Endpoint, conns: Collection[WseConnection], type: MessageType, payload: Any) -> None:
+def send_to_all(
+    endpoint: Endpoint,
+    conns: Collection[WseConnection],
+    type: MessageType,
+    payload: Any,
+    key: MessageKey | None = None,
+) -> None:
     """Send one message to many valid connections, encoded once for each message protocol that they speak.
 
     Raises:
@@ -26,10 +32,10 @@ def send_to_all(endpoint: Endpoint, conns: Collection[WseConnection], type: Mess
     endpoint.check_type(type)
     protocols = endpoint.protocols
     if len(protocols) == 1:
-        _write(endpoint, conns, type, encode(protocols[0], type, payload))
+        _write(endpoint, conns, type, encode(protocols[0], type, payload, key))
     else:
         spoken = {conn._session.protocol for conn in conns} or protocols[:1]
-        deliver(endpoint, conns, type, {protocol: encode(protocol, type, payload) for protocol in spoken})
+        deliver(endpoint, conns, type, {protocol: encode(protocol, type, payload, key) for protocol in spoken})
 
 
 def deliver(

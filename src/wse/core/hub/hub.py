@@ -28,7 +28,7 @@ from wse.core.session.rpc import NotAskedError
 from wse.core.session.signals import Signal
 from wse.core.stats import Stats
 from wse.errors import CloseReason, ErrorCode, WseError
-from wse.types import ClientId, MessageType
+from wse.types import ClientId, MessageKey, MessageType
 
 if TYPE_CHECKING:
     import asyncio
@@ -322,11 +322,15 @@ class Hub:
 
     # Messages.
 
-    def broadcast(self, type: MessageType, payload: Any, exclude: Exclude = None) -> None:
+    def broadcast(
+        self, type: MessageType, payload: Any, exclude: Exclude = None, key: MessageKey | None = None
+    ) -> None:
         """Send to every valid connection."""
-        self.send_to(EVERYONE, None, self.connections.values(), type, payload, exclude)
+        self.send_to(EVERYONE, None, self.connections.values(), type, payload, exclude, key)
 
-    def send(self, cid: ClientId, type: MessageType, payload: Any, exclude: Exclude = None) -> None:
+    def send(
+        self, cid: ClientId, type: MessageType, payload: Any, exclude: Exclude = None, key: MessageKey | None = None
+    ) -> None:
         """Send to a user's valid connections; nothing happens if there are none.
 
         Raises:
@@ -335,9 +339,9 @@ class Hub:
         identity = self.identities.get(cid)
         if identity is not None:
             conns = [conn for conn in identity._devices if conn._session.valid]
-            self.send_to(USER, cid, conns, type, payload, exclude)
+            self.send_to(USER, cid, conns, type, payload, exclude, key)
         elif self.network.reaches_others or not self.started:
-            self.send_to(USER, cid, (), type, payload, exclude)
+            self.send_to(USER, cid, (), type, payload, exclude, key)
 
     def send_to(
         self,
@@ -347,6 +351,7 @@ class Hub:
         type: MessageType,
         payload: Any,
         exclude: Exclude = None,
+        key: MessageKey | None = None,
     ) -> None:
         """Send to valid connections of this node, and to those of that name on other nodes.
 
@@ -358,7 +363,7 @@ class Hub:
         if exclude is not None:
             conn_id, cid = excluded(exclude)
             conns = without(conns, conn_id, cid)
-        self.network.send(kind, name, conns, type, payload, conn_id, cid)
+        self.network.send(kind, name, conns, type, payload, conn_id, cid, key)
         if not self.started:  # then nobody was reached, and the message was found to be in order
             raise WseError(ErrorCode.NOT_STARTED)
 
