@@ -21,7 +21,7 @@ from wse.core.session.endpoint import Endpoint
 from wse.errors import CloseReason, ErrorCode, WseError
 from wse.protocols.choice import as_protocols
 from wse.scheduler import AsyncioScheduler
-from wse.types import ClientId, MessageType, RoomName
+from wse.types import ClientId, MessageKey, MessageType, RoomName
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -95,7 +95,7 @@ class Publisher:
         finally:
             await self.close()
 
-    def send(self, cid: ClientId, type: MessageType, payload: Any = None) -> None:
+    def send(self, cid: ClientId, type: MessageType, payload: Any = None, *, key: MessageKey | None = None) -> None:
         """Send a message to all devices of a user; nothing happens if the user is not connected.
 
         Raises:
@@ -103,15 +103,22 @@ class Publisher:
                 `WseConnection.send`. `LIMIT_EXCEEDED`: it is larger than the broker takes.
             TypeError, ValueError: The `cid` is neither a string nor an integer, or too long to be a user's.
         """
-        self._send(topic(USER, cid), type, payload, None)
+        self._send(topic(USER, cid), type, payload, None, key)
 
-    def broadcast(self, type: MessageType, payload: Any = None, *, exclude: ClientId | None = None) -> None:
+    def broadcast(
+        self,
+        type: MessageType,
+        payload: Any = None,
+        *,
+        exclude: ClientId | None = None,
+        key: MessageKey | None = None,
+    ) -> None:
         """Send a message to every connection, but for those of a user who is excluded.
 
         Raises:
             WseError: As `send`.
         """
-        self._send(ALL, type, payload, exclude)
+        self._send(ALL, type, payload, exclude, key)
 
     def room(self, name: RoomName) -> PublisherRoom:
         """A room, to send to."""
@@ -132,10 +139,12 @@ class Publisher:
         check_close(code, reason)
         self._publish(topic(USER, cid), encode_message(Drop(self._origin, str(reason), code)))
 
-    def _send(self, topic: str, type: MessageType, payload: Any, exclude: ClientId | None) -> None:
+    def _send(
+        self, topic: str, type: MessageType, payload: Any, exclude: ClientId | None, key: MessageKey | None
+    ) -> None:
         self._endpoint.check_type(type)
-        packed = {protocol: encode(protocol, type, payload) for protocol in self._endpoint.protocols}
-        self._publish(topic, pack_message(self._origin, type, packed, None, exclude))
+        packed = {protocol: encode(protocol, type, payload, key) for protocol in self._endpoint.protocols}
+        self._publish(topic, pack_message(self._origin, type, packed, None, exclude, key))
 
     def _publish(self, topic: str, data: bytes) -> None:
         if not self._broker.connected:
@@ -182,13 +191,20 @@ class PublisherRoom:
         self._publisher = publisher
         self.name = name
 
-    def send(self, type: MessageType, payload: Any = None, *, exclude: ClientId | None = None) -> None:
+    def send(
+        self,
+        type: MessageType,
+        payload: Any = None,
+        *,
+        exclude: ClientId | None = None,
+        key: MessageKey | None = None,
+    ) -> None:
         """Send a message to every connection in the room, but for those of a user who is excluded.
 
         Raises:
             WseError: As `Publisher.send`.
         """
-        self._publisher._send(topic(ROOM, self.name), type, payload, exclude)
+        self._publisher._send(topic(ROOM, self.name), type, payload, exclude, key)
 
 
 class BlockingPublisher:
@@ -213,13 +229,20 @@ class BlockingPublisher:
         self._locks: dict[int, threading.Lock] = {}
         self._threads: dict[int, PublisherThread] = {}
 
-    def send(self, cid: ClientId, type: MessageType, payload: Any = None) -> None:
+    def send(self, cid: ClientId, type: MessageType, payload: Any = None, *, key: MessageKey | None = None) -> None:
         """As `Publisher.send`."""
-        self._do(lambda publisher: publisher.send(cid, type, payload))
+        self._do(lambda publisher: publisher.send(cid, type, payload, key=key))
 
-    def broadcast(self, type: MessageType, payload: Any = None, *, exclude: ClientId | None = None) -> None:
+    def broadcast(
+        self,
+        type: MessageType,
+        payload: Any = None,
+        *,
+        exclude: ClientId | None = None,
+        key: MessageKey | None = None,
+    ) -> None:
         """As `Publisher.broadcast`."""
-        self._do(lambda publisher: publisher.broadcast(type, payload, exclude=exclude))
+        self._do(lambda publisher: publisher.broadcast(type, payload, exclude=exclude, key=key))
 
     def room(self, name: RoomName) -> BlockingRoom:
         """A room, to send to."""
@@ -321,6 +344,13 @@ class BlockingRoom:
         self._publisher = publisher
         self.name = name
 
-    def send(self, type: MessageType, payload: Any = None, *, exclude: ClientId | None = None) -> None:
+    def send(
+        self,
+        type: MessageType,
+        payload: Any = None,
+        *,
+        exclude: ClientId | None = None,
+        key: MessageKey | None = None,
+    ) -> None:
         """As `PublisherRoom.send`."""
-        self._publisher._do(lambda publisher: publisher.room(self.name).send(type, payload, exclude=exclude))
+        self._publisher._do(lambda publisher: publisher.room(self.name).send(type, payload, exclude=exclude, key=key))

@@ -9,10 +9,10 @@ from wse.core.cluster.node import ClusterNode
 from wse.core.hub.network import DeviceInfo
 from wse.core.hub.rooms import Room
 from wse.errors import CloseReason
-from wse.types import ClientId, MessageType, RoomName
+from wse.types import ClientId, MessageKey, MessageType, RoomName
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Hashable
+    from collections.abc import AsyncIterator
 
     from wse.core.hub.calls import Mode
     from wse.core.hub.connection import Exclude
@@ -25,7 +25,7 @@ class Messaging:
     _hub: Hub
 
     def broadcast(
-        self, type: MessageType, payload: Any = None, *, exclude: Exclude = None, key: Hashable = None
+        self, type: MessageType, payload: Any = None, *, exclude: Exclude = None, key: MessageKey | None = None
     ) -> None:
         """Send a message to every connection; it is encoded once.
 
@@ -33,8 +33,7 @@ class Messaging:
             type: The message's type.
             payload: The message's content.
             exclude: A connection, or a user by its `cid` or identity, that does not receive it.
-            key: With `Overflow.LATEST` for this type, the newest message of each key waits for a slow device; in a
-                cluster a string or an integer.
+            key: As for `WseConnection.send`.
 
         Raises:
             WseError: `NOT_STARTED`: the server has not been started, or has been closed; as `WseConnection.send`.
@@ -48,7 +47,7 @@ class Messaging:
         payload: Any = None,
         *,
         exclude: Exclude = None,
-        key: Hashable = None,
+        key: MessageKey | None = None,
     ) -> None:
         """Send a message to all devices of a user; nothing happens if the user is not connected.
 
@@ -57,8 +56,7 @@ class Messaging:
             type: The message's type.
             payload: The message's content.
             exclude: A connection that does not receive it, such as the sender's.
-            key: With `Overflow.LATEST` for this type, the newest message of each key waits for a slow device; in a
-                cluster a string or an integer.
+            key: As for `WseConnection.send`.
 
         Raises:
             WseError: `NOT_STARTED`: the server has not been started, or has been closed; as `WseConnection.send`.

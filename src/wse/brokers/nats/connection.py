@@ -36,6 +36,9 @@ NO_KEY = 10037
 OTHER_CONFIGURATION = 10058
 GONE = (*WRONG_REVISION, NO_KEY)
 
+EXPIRES = {"Nats-TTL": "1s"}
+"""The header of a message that the server takes away after a second."""
+
 PAGE = 1000
 """Keys that the server sends at once."""
 
@@ -213,7 +216,8 @@ class NatsConnection:
             subject, data = queue.popleft()
             if not subject.startswith("$KV."):
                 self._size -= len(data)
-            await client.publish(subject, data)
+            headers = None if data or not subject.startswith("$KV.") else EXPIRES
+            await client.publish(subject, data, headers=headers)
         for flush in flushes:
             if not flush.done():
                 flush.set_result(None)
@@ -256,15 +260,30 @@ class NatsConnection:
 
     def hint(self, node: str, user: str, conn_ids: Collection[str]) -> None:
         """Note the connections that a node holds of a user, without waiting for an answer."""
+        # The server takes a hint that says nothing away by itself.
         self._queue.append((self._hint_key(f"{node}.{user}"), " ".join(conn_ids).encode()))
         self._queued.set()
 
     async def hints(self, node: str) -> AsyncIterator[tuple[str, list[str]]]:
-        """Users of whom a node holds connections, and which."""
-        start = len(node) + 1
-        async for key, _, value in self._scan(self._hints, self._hint_key(f"{node}.*"), len(self._hint_key(""))):
+        """Users of whom a node holds connections, and which.
+
+        None is missing that was hinted at before: a server that is busy may send less than there is.
+        """
+        prefix = self._hint_key(f"{node}.")
+        scanned = {subject: value async for subject, value in self._scan(self._hints, f"{prefix}*")}
+        offset = 0
+        while True:
+            subjects, _ = await self._subjects(self._hints, f"{prefix}*", offset)
+            for subject in subjects:
+                if subject not in scanned:
+                    with suppress(NotFoundError):
+                        scanned[subject] = (await self._stream.get_msg(self._hints, subject=subject)).data or b""
+            offset += len(subjects)
+            if not subjects:
+                break
+        for subject, value in scanned.items():
             if value:
-                yield key[start:], value.decode().split()
+                yield subject[len(prefix) :], value.decode().split()
 
     def _hint_key(self, key: str) -> str:
         return f"$KV.{self._prefix}-hints.{key}"
@@ -310,16 +329,20 @@ class NatsConnection:
 
         From the offset on, as many as the server gives at once, which is 100,000; none behind the last.
         """
-        question = json.dumps({"subjects_filter": self._key(which), "offset": offset}).encode()
+        subjects, count = await self._subjects(self._bucket, self._key(which), offset)
+        start = len(self._key(""))
+        return [subject[start:] for subject in subjects], count
+
+    async def _subjects(self, bucket: str, which: str, offset: int) -> tuple[list[str], int]:
+        question = json.dumps({"subjects_filter": which, "offset": offset}).encode()
         async with self._register():
             # The library's own request for this does not know of the offset.
-            reply = await self._client.request(f"$JS.API.STREAM.INFO.{self._bucket}", question, timeout=ANSWER)
+            reply = await self._client.request(f"$JS.API.STREAM.INFO.{bucket}", question, timeout=ANSWER)
             state = _checked(json.loads(reply.data))["state"]
-        start = len(self._key(""))
-        return [subject[start:] for subject in state.get("subjects") or ()], state["messages"]
+        return [*(state.get("subjects") or ())], state["messages"]
 
-    async def _scan(self, bucket: str, subjects: str, start: int) -> AsyncIterator[tuple[str, int, bytes]]:
-        """Keys of a bucket, `*` stands for any part, with their revisions and values.
+    async def _scan(self, bucket: str, subjects: str) -> AsyncIterator[tuple[str, bytes]]:
+        """Subjects of a bucket, `*` stands for any part, with their values.
 
         What comes, goes or changes meanwhile may be missing.
         """
@@ -345,7 +368,7 @@ class NatsConnection:
 
                 await self._converse([(next_page, question)], heard)
                 for message in page:
-                    yield message.subject[start:], message.metadata.sequence.stream, message.data
+                    yield message.subject, message.data
                 pending = page[-1].metadata.num_pending if page else 0
 
     async def _converse(self, questions: list[tuple[str, bytes]], heard: Callable[[Msg], bool]) -> None:

@@ -11,13 +11,13 @@ from wse.core.packed import Packed, encode
 from wse.errors import ErrorCode, WseError
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Hashable, Iterable
+    from collections.abc import Collection, Iterable
 
     from wse.core.cluster.bus import Bus
     from wse.core.hub.connection import WseConnection
     from wse.core.hub.hub import Hub
     from wse.core.ports.protocol import Protocol
-    from wse.types import ClientId, MessageType
+    from wse.types import ClientId, MessageKey, MessageType
 
 
 class Delivery:
@@ -43,7 +43,7 @@ class Delivery:
         payload: Any,
         not_conn: str | None,
         not_user: ClientId | None,
-        key: Hashable = None,
+        key: MessageKey | None = None,
     ) -> None:
         """Send a message to connections of this node, and to those of other nodes that want the topic.
 
@@ -54,7 +54,7 @@ class Delivery:
             payload: What it carries.
             not_conn: A connection that does not get it elsewhere.
             not_user: A user who does not get it elsewhere.
-            key: For `Overflow.LATEST`; a string or an integer.
+            key: Its key, for receivers that are slow.
 
         Raises:
             WseError: As `WseConnection.send`, if a connection of this node cannot get it, or none anywhere.

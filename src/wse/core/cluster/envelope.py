@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from wse.core.packed import Packed
     from wse.core.ports.protocol import Protocol
-    from wse.types import MessageType
+    from wse.types import MessageKey, MessageType
 
 ALL = "all"
 USER = "u."
@@ -46,7 +46,7 @@ class Message(ClusterMessage, tag=0):
     """By the names of message protocols: whether the bytes are text as UTF-8, and what the protocol has packed."""
     not_conn: str | None = None
     not_user: str | None = None
-    key: Any = None
+    key: str | int | None = None
 
 
 class Drop(ClusterMessage, tag=1):
@@ -135,7 +135,7 @@ def message(
     packed: Mapping[Protocol, Packed],
     not_conn: str | None = None,
     not_user: Hashable | None = None,
-    key: Hashable = None,
+    key: MessageKey | None = None,
 ) -> bytes:
     """A message to other nodes.
 
@@ -143,8 +143,7 @@ def message(
         TypeError: Who is excluded has a `cid` that cannot cross.
     """
     forms = {protocol.name: (one.utf8, one.data) for protocol, one in packed.items()}
-    user = None if not_user is None else encode_name(not_user)
-    return encode(Message(origin, type, forms, not_conn, user, key))
+    return encode(Message(origin, type, forms, not_conn, None if not_user is None else encode_name(not_user), key))
 
 
 PART = 256 * 1024

@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from wse.core.packed import Packed
     from wse.core.ports.broker import Broker
     from wse.core.ports.protocol import Protocol
-    from wse.types import ClientId, MessageType, RoomName
+    from wse.types import ClientId, MessageKey, MessageType, RoomName
 
 
 logger = logging.getLogger("wse")
@@ -236,7 +236,7 @@ class ClusterNode:
         payload: Any,
         not_conn: str | None,
         not_user: ClientId | None,
-        key: Hashable = None,
+        key: MessageKey | None,
     ) -> None:
         self.delivery.send(topic(kind, name), conns, type, payload, not_conn, not_user, key)
 

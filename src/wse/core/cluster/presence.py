@@ -90,16 +90,18 @@ class Registration:
         conn: The connection.
         state: See the table of the module.
         generation: The user's generation as last heard; 0 if unknown.
+        restored: The generation that the register is to restore, because it may have lost it; 0 for none.
         end: When the connection has ended: the user, and the code and reason of the close.
     """
 
-    __slots__ = ("conn", "device", "end", "generation", "state")
+    __slots__ = ("conn", "device", "end", "generation", "restored", "state")
 
     def __init__(self, device: Device, conn: WseConnection) -> None:
         self.device = device
         self.conn = conn
         self.state = State.JOINING
         self.generation = 0
+        self.restored = 0
         self.end: tuple[WseIdentity, int, str] | None = None
 
 
@@ -122,6 +124,7 @@ class Presence:
         # By user and generation: transitions that this node has heard of and not fired, with the user as it was.
         self._claims: dict[tuple[str, int], tuple[Transition, WseIdentity | None]] = {}
         self._fired: dict[str, tuple[tuple[int, ...], float]] = {}  # by user, generations fired here, and when
+        self._lost_at = -FIRED_TTL  # when the register was found to have lost what it held
         self._lease = 0  # counts the leases: an answer of an earlier one need not hold under the present one
         self.register = ""
         self.is_disturbed = False
@@ -219,9 +222,7 @@ class Presence:
         assert registration.end is not None
         identity, code, reason = registration.end
         lease = self._lease
-        step = await self._broker.leave(
-            registration.device, generation=registration.generation, code=code, reason=reason
-        )
+        step = await self._broker.leave(registration.device, generation=registration.restored, code=code, reason=reason)
         if lease == self._lease:  # else it leaves once more
             self._forget(registration)
             await self._fire(step.transitions, identity)
@@ -353,14 +354,15 @@ class Presence:
         if lease.state == "kept":
             return
         self._lease += 1
+        self._lost_at = self._scheduler.time() if lease.state == "new" else -FIRED_TTL
         self.is_disturbed = True
         for registration in self._registrations.values():
             device = registration.device
             if device.place > 0 and (is_other or lease.state == "reaped"):
                 # The places of those that have come since begin anew.
                 registration.device = replace(device, place=device.place - EARLIER)
-            if lease.state == "reaped":
-                registration.generation = 0  # others have fired `left` since, perhaps long ago
+            # Of a node that was reaped others have fired `left` since; a register that was lost has to be told.
+            registration.restored = 0 if lease.state == "reaped" else registration.generation
             if registration.state is State.INSIDE:
                 self._enter(registration, State.OUTSIDE)
 
@@ -409,7 +411,8 @@ class Presence:
     async def _take_out(self, device: Device) -> None:
         """Take out a device that this node does not hold."""
         if device.conn_id not in self._registrations:
-            generations = self._fired_generations(device.user)
+            was_lost = self._scheduler.time() - self._lost_at < FIRED_TTL  # an engine may have gone back in time
+            generations = self._fired_generations(device.user) if was_lost else ()
             step = await self._broker.leave(device, generation=generations[-1] if generations else 0)
             await self._fire(step.transitions)
 
@@ -419,12 +422,12 @@ class Presence:
         joined = await self._broker.join(
             registration.device,
             self._hub.conns_per_user,
-            generation=registration.generation,
+            generation=registration.restored,
             fresh=is_new,
         )
         if lease != self._lease:
             return
-        registration.device, registration.generation = joined.device, joined.generation
+        registration.device, registration.generation, registration.restored = joined.device, joined.generation, 0
         if registration.state is State.OUTSIDE:
             self._enter(registration, State.INSIDE)
         self._displace(joined.displaced)

@@ -28,7 +28,7 @@ from wse.core.session.rpc import NotAskedError
 from wse.core.session.signals import Signal
 from wse.core.stats import Stats
 from wse.errors import CloseReason, ErrorCode, WseError
-from wse.types import ClientId, MessageType
+from wse.types import ClientId, MessageKey, MessageType
 
 if TYPE_CHECKING:
     import asyncio
@@ -320,12 +320,14 @@ class Hub:
 
     # Messages.
 
-    def broadcast(self, type: MessageType, payload: Any, exclude: Exclude = None, key: Hashable = None) -> None:
+    def broadcast(
+        self, type: MessageType, payload: Any, exclude: Exclude = None, key: MessageKey | None = None
+    ) -> None:
         """Send to every valid connection."""
         self.send_to(EVERYONE, None, self.connections.values(), type, payload, exclude, key)
 
     def send(
-        self, cid: ClientId, type: MessageType, payload: Any, exclude: Exclude = None, key: Hashable = None
+        self, cid: ClientId, type: MessageType, payload: Any, exclude: Exclude = None, key: MessageKey | None = None
     ) -> None:
         """Send to a user's valid connections; nothing happens if there are none.
 
@@ -347,7 +349,7 @@ class Hub:
         type: MessageType,
         payload: Any,
         exclude: Exclude = None,
-        key: Hashable = None,
+        key: MessageKey | None = None,
     ) -> None:
         """Send to valid connections of this node, and to those of that name on other nodes.
 

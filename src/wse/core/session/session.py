@@ -13,7 +13,7 @@ from types import CoroutineType
 from typing import TYPE_CHECKING, Any, Final
 
 from wse.core.limits import Overflow, nests_deeper
-from wse.core.packed import Packed, encode, unencodable
+from wse.core.packed import Packed, check_key, encode, unencodable
 from wse.core.session.error_answers import encode_error
 from wse.core.session.extensions import NOTHING
 from wse.core.session.handlers import Handlers
@@ -21,11 +21,11 @@ from wse.core.session.outbox import Outbox
 from wse.core.session.rpc import NotAskedError, PendingCalls, error_from_wire
 from wse.core.session.signals import HANDLER_ERRORS, handler_of, settle
 from wse.errors import CloseReason, ErrorCode, WseError
-from wse.types import MessageType, ReadyState
+from wse.types import MessageKey, MessageType, ReadyState
 
 if TYPE_CHECKING:
     import asyncio
-    from collections.abc import Callable, Coroutine, Hashable
+    from collections.abc import Callable, Coroutine
 
     from wse.core.ports.protocol import Protocol
     from wse.core.ports.transport import Link, Pinger, PingingLink
@@ -279,15 +279,18 @@ class Session:
         """Whether the welcome has been exchanged and the connection has not ended."""
         return self._phase is None
 
-    def send(self, type: MessageType, payload: Any = None, key: Hashable = None) -> None:
-        """Send a plain message, or nothing if the connection is not valid; `key` is for `Overflow.LATEST`.
+    def send(self, type: MessageType, payload: Any = None, key: MessageKey | None = None) -> None:
+        """Send a plain message, or nothing if the connection is not valid.
 
         Raises:
             WseError: `PROTOCOL_VIOLATION` for a type that is WSE's own; `MSG_PROCESSING_ERROR` for a payload that
                 cannot be encoded, with the encoder's exception as its cause; `LIMIT_EXCEEDED` for a message that is
                 larger than the peer takes.
+            TypeError: The key is neither a string nor an integer.
         """
         self.endpoint.check_type(type)
+        if key is not None:
+            check_key(key)
         try:
             data = self._encode((type, payload, None))
         except Exception as exc:
@@ -296,11 +299,7 @@ class Session:
             self.check_size(data, {"type": type})
         if self._phase is None:
             self._counters.messages_out += 1
-            if self._writable:
-                self._write(data, type)
-            else:
-                self._counters.bytes_out += len(data)
-                self.hold(type, Packed(data, self._utf8, key))
+            self._write(data, type, key)
 
     async def call(self, name: MessageType, payload: Any, timeout: float | None) -> Any:
         """Call a procedure of the peer and return its result.
@@ -627,10 +626,10 @@ class Session:
         if dropped:
             self._overflow(policy, dropped, outbox)
 
-    def _write(self, data: Any, type: MessageType | None = None) -> None:
+    def _write(self, data: Any, type: MessageType | None = None, key: MessageKey | None = None) -> None:
         self._counters.bytes_out += len(data)
         if not self._writable:
-            self.hold(type, Packed(data, self._utf8))
+            self.hold(type, Packed(data, self._utf8, key))
         elif self._utf8:
             self.link.write_utf8(data)
         else:

@@ -13,8 +13,9 @@ import picows
 from wse.errors import ErrorCode, WseError
 from wse.transports.picows.frames import RSV1, masked_frame
 from wse.transports.picows.handshake import Address, ClientHandshake, HandshakeError
-from wse.transports.picows.link import PicowsLink, Turn, payload_of
+from wse.transports.picows.link import CLOSE_TIMEOUT, PicowsLink, Turn, payload_of
 from wse.transports.picows.protocol import websocket_protocol
+from wse.transports.tcp import bound_unsent
 
 if TYPE_CHECKING:
     import ssl
@@ -100,6 +101,12 @@ class PicowsClientLink(PicowsLink):
     """A link at a client, which masks what it sends (RFC 6455, 5.3)."""
 
     __slots__ = ()
+
+    _close_limit = CLOSE_TIMEOUT  # `close` of a client promises to end by then
+
+    def on_ws_connected(self, transport: picows.WSTransport) -> None:
+        bound_unsent(transport.underlying_transport.get_extra_info("socket"))
+        super().on_ws_connected(transport)
 
     def on_ws_disconnected(self, transport: picows.WSTransport) -> None:
         super().on_ws_disconnected(transport)

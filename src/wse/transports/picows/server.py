@@ -17,8 +17,8 @@ from wse.transports.picows.http import HttpError, HttpHead, answer
 from wse.transports.picows.link import CLOSE_TIMEOUT, PicowsLink, Turn
 from wse.transports.picows.log import logger
 from wse.transports.picows.protocol import feed, websocket_protocol
-from wse.transports.picows.tcp import bound_unsent
 from wse.transports.request import HttpRequest, tokens
+from wse.transports.tcp import bound_unsent
 
 if TYPE_CHECKING:
     import ssl
@@ -80,7 +80,7 @@ async def listen(
         backlog=1024,
     )
     for listening in server.sockets:
-        listening.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _RECEIVE_BUFFER)  # its connections inherit it
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _RECEIVE_BUFFER)  # its connections inherit both
         bound_unsent(listening)
     return listener
 
