@@ -1,4 +1,4 @@
-"""What every broker does, whatever its engine: the guarantees of `wse.core.ports.broker.Broker`."""
+"""The guarantees of `wse.core.ports.broker.Broker`, tested with every broker."""
 
 from __future__ import annotations
 
@@ -498,7 +498,7 @@ async def test_the_device_of_a_node_that_slept_woke_and_died_is_reaped(cluster):
     assert await other.broker.reap() == [Gone(early, last=True)]
     for _ in range(2):
         assert await other.broker.reap() == []
-    await node.broker.join(late, 10)  # it has not noticed yet, and now never will
+    await node.broker.join(late, 10)  # it has not noticed yet, and now it never will
     assert await other.broker.reap() == [Gone(late, last=True)]
     assert await other.broker.online() == 0
 
@@ -541,7 +541,7 @@ async def test_a_node_that_resigns_leaves_its_devices_to_be_reaped(cluster):
 
 
 async def reap_all(node):
-    """One reap may leave other nodes their share, though they are busy, or have a lease and yet are gone."""
+    """Reap until all is done: one reap may leave a share to other nodes, even if these are busy or dead."""
     gone = []
     while reaped := await node.broker.reap():
         gone += reaped
@@ -597,7 +597,7 @@ async def test_who_leaves_while_another_device_is_reaped_is_the_last_or_the_othe
     assert sorted(last) == sorted(users)
 
 
-# An engine that fails.
+# Engines that fail.
 
 
 async def test_open_fails_when_the_engine_is_away(cluster):

@@ -1,10 +1,10 @@
-"""How a test knows that a node has gone on for a while: it tells each time that it has renewed its lease."""
+"""Lets a test wait until a node has run for a while: the node reports each renewal of its lease."""
 
 from __future__ import annotations
 
 
 def when_renewed(server, tell):
-    """Call `tell` each time. The node looks for dead nodes, and settles what it owes the register, right after that."""
+    """Call `tell` at each renewal. Right after it the node looks for dead nodes, and settles its devices."""
     broker = server.cluster.broker
     renew = broker.renew
 

@@ -1,4 +1,4 @@
-"""Leases, brokers that fail, and nodes that sleep or die: `joined` and `left` fire once for what really happened."""
+"""Leases, brokers that fail, and nodes that sleep or die: `joined` and `left` fire once for each real change."""
 
 import asyncio
 
@@ -15,7 +15,7 @@ JOINED, LEFT = ("joined", "ann"), ("left", "ann")
 
 
 def held_up(broker, name):
-    """Make a step of the register wait; returns the future that lets it go on."""
+    """Make a step of the register wait; returns the future that lets it continue."""
     step, loop = getattr(broker, name), broker._side.scheduler
     gate = asyncio.Future(loop=loop)
 
@@ -30,13 +30,13 @@ def held_up(broker, name):
 
 
 def begin(node, cid="ann"):
-    """A client that has said hi."""
+    """A client that has sent hi."""
     peer = node.open()
     peer.say("~wse:hi", {"identity": cid})
     return peer
 
 
-# Dead nodes.
+# Nodes that die.
 
 
 def test_a_dead_node_s_devices_are_taken_out_within_ten_seconds_and_users_leave_once():
@@ -112,7 +112,7 @@ def test_a_node_that_could_not_ask_whether_it_was_taken_for_dead_asks_again():
     nodes.join(two)
     nodes.advance(8)
     nodes.sleep(two)
-    two.broker.deaf = True  # so that it is not told, either
+    two.broker.deaf = True  # so that it misses the message as well
     nodes.advance(10)
     two.broker.deaf = False
     ask, failures = two.broker.nodes, []
@@ -152,7 +152,7 @@ def test_a_device_that_ended_while_its_node_was_taken_for_dead_does_not_leave_ag
     nodes.sleep(two)
     nodes.advance(10)
     two.awake = True
-    peer.session.closed(1001, "")  # heard before the node knows how long it has slept
+    peer.session.closed(1001, "")  # received before the node knows how long it has slept
     nodes.wake(two)
     nodes.advance(10)
     assert nodes.presence().count(LEFT) == 1
@@ -174,7 +174,7 @@ def test_a_node_that_is_taken_for_dead_just_as_it_wakes_hears_of_it():
     one.broker.reap = reap_slowly
     nodes.sleep(two)
     nodes.advance(10)
-    assert one.do(one.server.online()) == 0  # it has reaped, but does not know it yet
+    assert one.do(one.server.online()) == 0  # it has reaped, but has no answer yet
     nodes.wake(two)
     nodes.advance(1)
     assert nodes.presence() == [JOINED]
@@ -197,7 +197,7 @@ def test_users_who_left_with_a_node_that_slept_are_told_in_parts(monkeypatch, as
 
     def check(topic, data):
         said.append(envelope.decode(data))
-        told = envelope.Answer if asks else envelope.Reaped  # either way alone is enough
+        told = envelope.Answer if asks else envelope.Reaped  # one of the two ways is enough
         if len(data) <= 120 and isinstance(said[-1], told | envelope.Canary):
             publish(topic, data)
 
@@ -296,7 +296,7 @@ def test_who_left_while_the_register_was_lost_leaves_once():
     assert nodes.log("left") == []
     nodes.engine.resume()
     nodes.advance(1)
-    assert nodes.log("left") == []  # nobody can know yet
+    assert nodes.log("left") == []  # no node can know yet
     nodes.advance(10)
     assert sorted(entry[1] for entry in nodes.log("left")) == ["ann", "bob"]
     assert one.leftovers == two.leftovers == []
@@ -320,7 +320,7 @@ def test_a_user_s_second_device_is_news_when_the_first_was_taken_for_dead():
     nodes.sleep(two)
     nodes.advance(10)
     two.awake = True
-    peer = begin(two)  # the first thing that the node hears when it wakes
+    peer = begin(two)  # the first message that the node receives when it wakes
     nodes.wake(two)
     nodes.advance(2)
     assert peer.session.valid
@@ -543,7 +543,7 @@ def test_a_message_that_the_broker_does_not_take_is_reported_and_delivered_here(
     assert one.error.__cause__.code == ErrorCode.LIMIT_EXCEEDED
 
 
-# A deaf subscription.
+# A subscription that does not deliver.
 
 
 def test_a_deaf_subscription_shows_within_five_seconds_and_so_does_its_end():
@@ -597,11 +597,11 @@ def test_a_register_that_does_not_answer_makes_a_node_unhealthy():
     assert not nodes[0].cluster.healthy
 
 
-# An engine that comes back empty, to one node later than to another.
+# An engine that comes back empty, for one node later than for another.
 
 
 def restart(nodes, late):
-    """The engine forgets everything; one node hears of its return later."""
+    """The engine forgets everything; one node notices its return later."""
     nodes.advance(10)
     late.awake = False
     nodes.engine.pause()
@@ -879,7 +879,7 @@ def test_a_leave_whose_answer_was_lost_is_made_good():
     assert one.leftovers == []
 
 
-# In between.
+# Between the two.
 
 
 def test_a_device_that_goes_before_its_welcome_was_there_for_a_moment():
@@ -1051,7 +1051,7 @@ def test_being_displaced_twice_or_unknown_is_harmless():
     assert one.errors == []
 
 
-# Coming and going of nodes.
+# Nodes that start and close.
 
 
 def test_a_node_that_closes_takes_its_devices_along_and_leaves_nothing():
@@ -1117,7 +1117,7 @@ def test_a_node_that_closes_does_not_wait_for_ever_for_a_broker_that_does_not_an
 
 
 async def closed(_):
-    """A broker that is closed at once."""
+    """A broker that can be closed at once."""
 
 
 def test_a_node_that_closes_while_the_broker_is_away_gives_up_at_once():
@@ -1219,7 +1219,7 @@ async def test_many_things_are_done_some_at_a_time_until_one_fails():
     assert len(done) < 40 + 150
 
 
-# Steps that cross.
+# Steps that overlap.
 
 
 def test_a_lease_that_runs_out_again_while_devices_are_registered_is_no_harm():
@@ -1230,7 +1230,7 @@ def test_a_lease_that_runs_out_again_while_devices_are_registered_is_no_harm():
         nodes.join(one, cid)
     join = held_up(one.broker, "join")
     nodes.engine.forget()
-    nodes.advance(6)  # some wait for their answer, and others for these
+    nodes.advance(6)  # some wait for their answers, and the rest wait for these
     ask = held_up(one.broker, "nodes")
     nodes.engine.forget()
     nodes.advance(2)
@@ -1391,7 +1391,7 @@ def test_a_connection_that_is_lost_again_while_it_waits_keeps_what_was_kept():
         nodes.engine.resume()
         nodes.run()
         nodes.engine.pause()
-        nodes.engine.resume()  # before anybody has noticed
+        nodes.engine.resume()  # before any node has noticed
         nodes.advance(1)
         nodes.engine.pause()
         nodes.advance(2)
@@ -1410,8 +1410,8 @@ def test_a_connection_that_is_lost_as_the_wait_ends_keeps_what_was_kept():
     nodes.run()
     one.server.send("ann", "say", 1)
     nodes.engine.resume()
-    one.scheduler.run()  # it asks
-    two.scheduler.run()  # and is answered
+    one.scheduler.run()  # it sends the query
+    two.scheduler.run()  # and gets the answer
     nodes.engine.reachable = False
     nodes.run()
     assert len(one.cluster.bus._backlog) == 1

@@ -1,4 +1,4 @@
-"""The rule by which devices get their place, for the brokers that apply it in Python."""
+"""The rule that places a new device among its user's, for the brokers that apply it in Python."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ if TYPE_CHECKING:
     from wse.core.ports.broker import Device
 
 TICK = 1e-6
-"""Seconds that a fresh device is newer than the newest before it, at least: a double holds the time that exactly."""
+"""Seconds by which a fresh device is at least newer than all others of its user: the precision of a time as double."""
 
 
 def by_age(devices: Iterable[Device]) -> list[Device]:
-    """The oldest first."""
+    """Sort devices, the oldest first."""
     return sorted(devices, key=lambda device: (device.since, device.conn_id))
 
 
 def admit(present: Mapping[Device, bool], device: Device, limit: int, fresh: bool) -> Joined:
-    """What `Broker.join` answers when a user has these devices, the oldest first; with each, whether it was `first`."""
+    """The result of `Broker.join` for a user who has the devices `present`, each with whether it was the first."""
     for other, first in present.items():
         if other.conn_id == device.conn_id:
             return Joined(other, first, again=True)

@@ -1,22 +1,22 @@
 """The broker on NATS: core publish and subscribe, and the register in JetStream.
 
-The server is NATS 2.11.10 or later but 2.12.0: older ones let no key run out while others are written.
+The server must be NATS 2.11.10 or later, except 2.12.0: in others, keys do not expire while other keys are written.
 
     nats://[[user]:password@]host[:port][,host[:port]...][?prefix=app&replicas=3]       tls:// never without TLS
 
-The register is a bucket as the key/value tools know it, in memory, on `replicas` servers, changed by compare-and-set:
+The register is a bucket, readable by key/value tools, in the memory of `replicas` servers, changed by compare-and-set:
 
-    user.<user>               a line "connection-id node epoch since first" for each device; whether it was the user's
-                              first when it joined
-    node.lease.<node>.<epoch> for as long as the lease is in force: the server takes it away
-    node.known.<node>.<epoch> until the node has been reaped
+    user.<user>               a line "connection-id node epoch since first" for each device; `first` is whether it was
+                              the user's first device when it joined
+    node.lease.<node>.<epoch> exists while the lease is in force: the server removes it
+    node.known.<node>.<epoch> exists until the node has been reaped
 
-An epoch is an unbroken series of renewals. A node that has let its lease run out begins the next one, and its devices
-belong to that from when it has joined them anew, so nobody who reaps the old one can take out what is alive.
+An epoch is an unbroken series of renewals. A node whose lease has run out begins the next epoch, and its devices belong
+to that one as soon as the node has joined them anew. So reaping the old epoch cannot remove living devices.
 
-Every topic is a subject, so that the servers send a node what it asks for and nothing else. nats-py gives each
-subscription a task and a queue, 4.7 KiB; here all share one inbox, which is called from its parser, and a topic costs
-0.6 KiB (`bench/brokers.py`; see `Inbox`).
+Every topic is a subject, so the servers send a node the messages that it has subscribed to and nothing else. nats-py
+gives each subscription a task and a queue, 4.7 KiB. Here all share one inbox, which is called from nats-py's parser,
+and a topic costs 0.6 KiB (`bench/brokers.py`; see `Inbox`).
 """
 
 from __future__ import annotations
@@ -42,14 +42,14 @@ if TYPE_CHECKING:
     from wse.core.ports.broker import BrokerListener
 
 ATTEMPTS = 40
-"""How often a step is tried that others come in between of."""
+"""How often a step is tried when other nodes change the same user meanwhile."""
 
 AT_ONCE = 100
-"""Users that a dead node's devices are taken from at the same time."""
+"""Users whose dead devices are removed at the same time."""
 
 
 class Mark(NamedTuple):
-    """What a device's record says beside the device: its node's epoch, and whether it was the first when it joined."""
+    """The rest of a device's record: its node's epoch, and whether it was its user's first device when it joined."""
 
     epoch: str
     first: bool
@@ -59,7 +59,7 @@ Records = dict[Device, Mark]
 """A user's devices, the oldest first."""
 
 Entry = tuple[int, Records]
-"""What a user's key had, and its revision then; empty where that is not known."""
+"""The revision of a user's key, and the records in it; zero and empty where they are unknown."""
 
 T = TypeVar("T")
 
@@ -68,9 +68,10 @@ class NatsBroker(ReconnectingBroker[NatsConnection]):
     """A `wse.core.ports.broker.Broker` on NATS servers with JetStream.
 
     Args:
-        url: Where the servers are. Its `prefix`, `wse` by default, starts the names of all subjects and buckets, so
-            that several applications can share them; `replicas`, 1 by default, is how many servers keep the register.
-        options: For `nats.connect`, beside what the URL says: `tls`, `user_credentials`, `nkeys_seed`.
+        url: The addresses of the servers. Its `prefix`, by default `wse`, starts the names of all subjects and buckets,
+            so that several applications can share the servers; `replicas`, by default 1, is the number of servers that
+            keep the register.
+        options: Further options for `nats.connect`, such as `tls`, `user_credentials` and `nkeys_seed`.
 
     A lease lasts whole seconds here, so `renew` rounds up.
     """
@@ -91,7 +92,7 @@ class NatsBroker(ReconnectingBroker[NatsConnection]):
         self._options = options
         self._epoch = ""
         self._lease = 0  # the revision of the lease, as far as is known
-        self._lease_ends = 0.0  # by the clock of the event loop, and not later than by the server's
+        self._lease_ends = 0.0  # by the clock of the event loop; never later than by the server's
 
     def publish(self, topic: str, data: bytes) -> None:
         connection = self._connection
@@ -128,12 +129,12 @@ class NatsBroker(ReconnectingBroker[NatsConnection]):
         if not self._is_known():
             await self.ask(self._announce)
         joined = await self._change(device.user, step, likely_none=True)
-        if not self._is_known():  # we slept meanwhile
+        if not self._is_known():  # this process has slept meanwhile
             await self.ask(self._announce)
         return joined
 
     async def leave(self, device: Device) -> bool:
-        # A key that is deleted leaves no trace, so what an earlier attempt has done is concluded from who came since.
+        # A deleted key leaves no trace, so the outcome of an earlier attempt is concluded from the devices since then.
         repeated = device.conn_id in self._unanswered
         with self._remember(device) as asked:
 
@@ -142,7 +143,7 @@ class NatsBroker(ReconnectingBroker[NatsConnection]):
                 after = {other: mark for other, mark in records.items() if other.conn_id != device.conn_id}
                 if len(after) == len(records):
                     return repeated and (not after or any(mark.first for mark in after.values())), after
-                if after:  # others had come, so an earlier attempt was not made
+                if after:  # other devices had come, so the earlier attempt was not made
                     repeated = False
                     self._unanswered.pop(device.conn_id, None)
                 else:
@@ -171,9 +172,9 @@ class NatsBroker(ReconnectingBroker[NatsConnection]):
         return keys
 
     async def _change(self, user: str, step: Callable[[Records], tuple[T, Records]], *, likely_none: bool = False) -> T:
-        """Make a step, which is a function of the user's devices, from what nobody else has changed meanwhile.
+        """Make a step, which is a function of the user's devices, if no other node changes them meanwhile.
 
-        Most users who join have no device, and need not be asked for: a step that adds one can start from there.
+        Most users who join have no device. With `likely_none` the step first assumes so, which saves a question.
         """
         return await self.ask(lambda connection: self._compare_and_set(connection, user, step, likely_none))
 
@@ -198,7 +199,7 @@ class NatsBroker(ReconnectingBroker[NatsConnection]):
             else:
                 return result
             revision, value = await connection.get(key)
-        raise OutdatedError(f"others changed the same user {ATTEMPTS} times meanwhile")
+        raise OutdatedError(f"other nodes changed the same user {ATTEMPTS} times meanwhile")
 
     # Leases.
 
@@ -206,10 +207,10 @@ class NatsBroker(ReconnectingBroker[NatsConnection]):
         return await self.ask(lambda connection: self._renew(connection, math.ceil(ttl)))
 
     def _is_known(self) -> bool:
-        """Whether who reaps surely knows this epoch: it has been announced to this register, and its lease is in force.
+        """Whether every node that reaps surely knows this epoch: this register has it, and its lease is in force.
 
-        Without one, others may have taken its devices out, and then have forgotten it: whoever joins a device all the
-        same, because it has just woken up, say, announces it anew.
+        After the lease has run out, other nodes may have removed the epoch with its devices. A node that joins a device
+        then, for example because it has just woken up, must announce the epoch anew.
         """
         connection = self._connection
         is_announced = connection is None or connection.announced == self._epoch
@@ -226,11 +227,11 @@ class NatsBroker(ReconnectingBroker[NatsConnection]):
                 lease = f"node.lease.{self._node}.{self._epoch}"
                 self._lease = await connection.put(lease, b"", self._lease, ttl)
             except OutdatedError:
-                pass  # it has run out, or is lost, or an answer is
+                pass  # the lease has run out or is lost, or the answer to the last renewal was lost
             else:
                 self._lease_ends = lease_ends
                 return True
-        # The lease comes first, or who reaps between the two would find a node that is to be forgotten.
+        # The lease comes first, or another node that reaps between the two steps would find an epoch without a lease.
         epoch = token_hex(8)
         lease_of_epoch = await connection.put(f"node.lease.{self._node}.{epoch}", b"", ttl=ttl)
         await connection.put(f"node.known.{self._node}.{epoch}", b"")
@@ -247,7 +248,7 @@ class NatsBroker(ReconnectingBroker[NatsConnection]):
         return frozenset(leases.values())
 
     async def _epochs(self) -> tuple[dict[str, str], dict[str, str]]:
-        """The nodes of the epochs whose lease is in force, and of all that were not reaped; of one moment."""
+        """The nodes by epoch, of one moment: of epochs whose lease is in force, and of all that were not reaped."""
         kinds: dict[str, dict[str, str]] = {"lease": {}, "known": {}}
         keys, _ = await self.ask(lambda connection: connection.keys("node.*.*.*"))
         for key in keys:
@@ -262,11 +263,11 @@ class NatsBroker(ReconnectingBroker[NatsConnection]):
             return []
         found = await self._users_of(dead)
         if not found:
-            # Only now: a node that did not know that it was dead could have gone on with its epoch.
+            # Not before: a node that did not know that it was considered dead could have gone on with its epoch.
             for epoch in dead:
                 await self._purge(f"node.known.*.{epoch}")
             return []
-        # All survivors reap now, so each begins with a share of its own, and then sees to whoever is left.
+        # All survivors reap now, so each begins with a share of its own, and then takes the users that are left.
         survivors = sorted(set(leases.values()))
         share = {user: entry for user, entry in found.items() if self._is_mine(user, survivors)}
         gone: list[Gone] = []
@@ -275,21 +276,21 @@ class NatsBroker(ReconnectingBroker[NatsConnection]):
         except WseError:
             if not gone:
                 raise
-            # Nobody else is told of these; the others are left for the next time.
+            # Only this node knows of the removed devices; the others wait for the next time.
         return gone
 
     def _is_mine(self, user: str, survivors: list[str]) -> bool:
         return not survivors or survivors[crc32(user.encode()) % len(survivors)] == self._node
 
     async def _take_out(self, found: dict[str, Entry], dead: Container[str], gone: list[Gone]) -> None:
-        """Take devices of dead epochs out, and put them into `gone`, one by one."""
+        """Remove devices of dead epochs, and add each to `gone`."""
 
         def step(records: Records) -> tuple[list[Gone], Records]:
             after = {device: mark for device, mark in records.items() if mark.epoch not in dead}
             reaped = [device for device in records if device not in after]
             return [Gone(device, not after and device is reaped[-1]) for device in reaped], after
 
-        # Most users have no other device. Their entries are simply deleted, many at a time.
+        # Most users have no other device. Their keys are simply deleted, many at a time.
         last = {
             revision: (user, records)
             for user, (revision, records) in found.items()
@@ -315,7 +316,7 @@ class NatsBroker(ReconnectingBroker[NatsConnection]):
         await self.ask(lambda connection: connection.purge(keys))
 
     async def _users_of(self, epochs: Container[str]) -> dict[str, Entry]:
-        """The users who may have devices of these epochs, with what is known of them; this reads the whole register."""
+        """The users who may have devices of these epochs, with their entries; this reads the whole register."""
         found: dict[str, Entry] = {}
         seen: set[str] = set()
 
@@ -328,7 +329,7 @@ class NatsBroker(ReconnectingBroker[NatsConnection]):
                     found[user] = revision, records
 
         await self.ask(scan, within=SUBSCRIBED)
-        # Who came or changed meanwhile may not be in it.
+        # The scan may lack users who came or changed meanwhile.
         offset = 0
         while page := await self._user_keys(offset):
             found |= {key.removeprefix("user."): (0, {}) for key in page if key not in seen}
@@ -337,7 +338,7 @@ class NatsBroker(ReconnectingBroker[NatsConnection]):
 
 
 def batches(items: list[T], size: int) -> Iterator[list[T]]:
-    """All of them, so many at a time."""
+    """Split a list into lists of at most `size` items."""
     return (items[start : start + size] for start in range(0, len(items), size))
 
 

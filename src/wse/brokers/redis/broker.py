@@ -2,18 +2,18 @@
 
     redis://[[user]:password@]host[:port][/db][?prefix=app]       rediss:// with TLS, as redis-py reads it
 
-What the register is made of, under the prefix:
+The keys of the register, after the prefix:
 
-    u:<user>     hash     connection id to "node since first"; whether it was the user's first when it joined
+    u:<user>     hash     connection id to "node since first"; `first` is whether the device was its user's first
     users        set      users with a device
-    n:<node>     set      "user conn_id" of the node's devices: a dead node costs what it had, not what there is
+    n:<node>     set      "user conn_id" of the node's devices, so that reaping a node costs only what it had
     leases       zset     node to the end of its lease, in milliseconds by the engine's clock; 0 when it has resigned
-    epochs       hash     node to a word for the unbroken series of its renewals, by which it knows a new one
-    l:<conn_id>  string   the device has left and was its user's last: for `leave` that is repeated, for a minute
+    epochs       hash     node to a random word for the unbroken series of its renewals, which shows it a new series
+    l:<conn_id>  string   the device has left and was its user's last: for a repeated `leave`, kept for a minute
 
-The engine is one primary, or an address that leads to the primary of the day (Sentinel with a proxy, or a managed
-service). Redis Cluster is not supported: a step of the register touches the keys of a user, of all users and of nodes
-together, which a cluster would have to keep in one slot, so on one of its machines, anyway.
+The engine is one primary, or an address that leads to the current primary (Sentinel with a proxy, or a managed
+service). Redis Cluster is not supported: a step of the register changes keys of a user, of all users and of nodes
+together, and a cluster would have to keep all of these in one slot and so on one machine.
 """
 
 from __future__ import annotations
@@ -39,23 +39,23 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
 MESSAGE_SIZE = 8 * 1024 * 1024
-"""Bytes of the largest message. Engines cut subscribers that owe them more than 32 MiB, or 8 MiB for a minute
+"""Bytes of the largest message. Engines disconnect subscribers for which more than 32 MiB wait, or 8 MiB for a minute
 (`client-output-buffer-limit pubsub`)."""
 
 REMEMBERED = 60
-"""Seconds for which the engine remembers who was a user's last device."""
+"""Seconds for which the engine remembers that a device was its user's last."""
 
 REAPED = 500
-"""Devices taken out in one step, so that others are not kept waiting for a node that had very many."""
+"""Devices removed in one step, so that other clients need not wait for a node that had very many."""
 
 
 class RedisBroker(ReconnectingBroker[RedisConnection]):
     """A `wse.core.ports.broker.Broker` on one Redis or Valkey.
 
     Args:
-        url: Where the engine is. Its `prefix`, `wse` by default, starts the names of all keys and channels, so that
-            several applications can share an engine.
-        options: For redis-py's connections, beside what the URL says: certificates, a `credential_provider`.
+        url: The address of the engine. Its `prefix`, by default `wse`, starts the names of all keys and channels, so
+            that several applications can share an engine.
+        options: Further options for redis-py's connections, such as certificates and a `credential_provider`.
     """
 
     def __init__(self, url: str, **options: Any) -> None:
@@ -63,8 +63,8 @@ class RedisBroker(ReconnectingBroker[RedisConnection]):
         url, ours = take(url)
         self._prefix = ours["prefix"] + ":"
         self._epoch = b""
-        # RESP2, where a connection with subscriptions answers in the order of what was sent, as any other does. The
-        # keeper is who retries, and who knows how long an answer may take.
+        # RESP2, where a connection with subscriptions answers in the order of the commands, as any other does.
+        # `ReconnectingBroker` retries, and limits the time of an answer.
         self._pool = ConnectionPool.from_url(
             url,
             protocol=2,
@@ -83,7 +83,7 @@ class RedisBroker(ReconnectingBroker[RedisConnection]):
         commands, messages = make(), make()
         try:
             await commands.connect()
-            # A replica would let us in, and then refuse all that changes the register.
+            # A replica accepts connections, and then refuses every change of the register.
             await commands.send_command("DEL", self._prefix + "nothing")
             await commands.read_response()
             await messages.connect()
@@ -125,7 +125,7 @@ class RedisBroker(ReconnectingBroker[RedisConnection]):
 
     async def users(self) -> AsyncIterator[str]:
         cursor = b"0"
-        seen: set[bytes] = set()  # an engine that resizes its table tells some users again
+        seen: set[bytes] = set()  # an engine that resizes its table returns some users again
         while True:
             cursor, users = await self._command("SSCAN", self._prefix + "users", cursor, "COUNT", 1000)
             for user in set(users) - seen:
@@ -156,7 +156,7 @@ class RedisBroker(ReconnectingBroker[RedisConnection]):
             except WseError:
                 if not gone:
                     raise
-                return gone  # nobody else is told of these; the others are left for the next time
+                return gone  # only this node knows of the removed devices; the others wait for the next time
             gone += [Gone(_device(user.decode(), *fields), bool(last)) for last, user, *fields in reaped]
             if not more:
                 return gone

@@ -1,6 +1,7 @@
-"""The steps of the register on Redis and Valkey. What the keys are: see `wse.brokers.redis`.
+"""The steps of the register on Redis and Valkey; `wse.brokers.redis.broker` describes the keys.
 
-Every script takes the prefix of all keys, then its own arguments. None declares its keys, as only Redis Cluster wants.
+Every script takes the prefix of all keys, then its own arguments. None declares its keys, which only Redis Cluster
+needs.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ class Script:
 
     Attributes:
         text: Its source.
-        sha: The name under which the engine keeps it once it has seen it.
+        sha: The name under which the engine caches it.
     """
 
     text: str
@@ -38,7 +39,7 @@ local function read(value)
   return string.match(value, '^(%S+) (%S+) ?(%S*)$')
 end
 """
-"""`forget` takes a device out, and tells whether it was the user's last; `read` gives the words of a value."""
+"""`forget` removes a device and returns whether it was the user's last; `read` splits a value into its words."""
 
 _NOW = """
 local time = redis.call('TIME')
@@ -71,7 +72,7 @@ end
 redis.call('HSET', devices, id, node .. ' ' .. since .. ' ' .. first)
 redis.call('SADD', prefix .. 'users', user)
 redis.call('SADD', prefix .. 'n:' .. node, user .. ' ' .. id)
--- A node without a lease is there to be reaped.
+-- Without a lease, a node must at least be found by REAP.
 redis.call('ZADD', prefix .. 'leases', 'NX', 0, node)
 
 table.insert(present, {id, node, since})
@@ -88,7 +89,7 @@ end
 return reply
 """
 )
-"""user, connection id, node, since, limit, fresh (0 or 1); replies since, first, again, and who was displaced."""
+"""user, connection id, node, since, limit, fresh (0 or 1); replies since, first, again, and the displaced devices."""
 
 LEAVE = Script(
     _FORGET
@@ -103,7 +104,7 @@ if last == 1 then redis.call('SET', was_last, '', 'EX', remembered) end
 return last
 """
 )
-"""user, connection id, repeated (0 or 1), seconds to remember who was last; replies whether it was the user's last."""
+"""user, connection id, repeated (0 or 1), seconds to remember that it was the last; replies whether it was the last."""
 
 RENEW = Script(
     _NOW
@@ -164,4 +165,4 @@ end
 return reply
 """
 )
-"""How many devices at most; replies whether there may be more, and of each device whether it was its user's last."""
+"""The largest number of devices; replies whether there may be more, and for each device whether it was the last."""

@@ -1,12 +1,12 @@
-"""What the register told this node while other nodes may not have registered their devices with it.
+"""Holds `joined` and `left` back while other nodes may not have registered their devices yet.
 
-An engine that has forgotten everything comes back to one node earlier than to another. To the first, users of the
-others seem to be first and last, though they have been there all the time. So `joined` and `left` are debts until every
-node has had the time to come back, and are then fired if they hold:
+An engine that has forgotten everything comes back to one node earlier than to another. The first node then sees users
+join and leave who have been connected to other nodes all the time. So the events are deferred until every node has had
+the time to come back, and are then fired if they still hold:
 
-* Whoever was told to be first was not, if a device is registered that had come earlier, or if its node vouches for it:
-  it may be displaced before anybody looks.
-* Whoever was told to be last was not, if a device is registered that had come before the end.
+* A device was not its user's first if a device is registered that had come earlier, or if the node of such a device
+  confirms it, because the device may be displaced before anybody looks.
+* A device was not its user's last if a device is registered that had come before the end.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ if TYPE_CHECKING:
     from wse.core.ports.broker import Device
 
 End = tuple["WseIdentity", int, str]
-"""Who has left, and the code and reason of the close."""
+"""The user that has left, and the code and reason of the close."""
 
 
 class DeferredEvents:
-    """Whether the register of this node's cluster can be believed, and what it told while it could not."""
+    """Knows whether the register can be trusted, and keeps the events that it caused while it could not."""
 
     def __init__(self, bus: Bus, hub: Hub, clock: Callable[[], float]) -> None:
         self._bus = bus
@@ -36,60 +36,63 @@ class DeferredEvents:
         self._clock = clock
         self._uncertain = False  # the connection was lost, and the lease has not been renewed since
         self._recovering = False  # the lease was lost with it, and other nodes may still have to register their devices
-        self._joined: dict[str, tuple[float, WseIdentity]] = {}  # by user, who was told so, and when it had come
-        self._left: dict[str, tuple[float, End]] = {}  # by user, who was told so, and when it had gone
+        self._joined: dict[str, tuple[float, WseIdentity]] = {}  # by user, when its device had come
+        self._left: dict[str, tuple[float, End]] = {}  # by user, when its device had gone
 
     def connection_lost(self) -> None:
-        """The register may forget everything until it is reached again."""
+        """The broker is away: the register may forget everything before it is reached again."""
         self._uncertain = True
 
     def lease_kept(self) -> None:
-        """It has our lease, so it has not."""
+        """The register has kept this node's lease, so it has not forgotten anything."""
         self._uncertain = False
 
     def lease_lost(self) -> None:
-        """It has, or we have slept: then the others have not lost theirs, and the connection was there."""
+        """The register has forgotten this node's lease.
+
+        If the connection was there all the time, this node has slept, and the other nodes still have their leases.
+        """
         self._recovering |= self._uncertain
         self._uncertain = False
 
     def calm(self) -> None:
-        """Every node that lives has had the time to register its devices."""
+        """Every living node has had the time to register its devices."""
         self._recovering = False
 
     def covers(self, user: str) -> bool:
-        """Whether nobody can say of the user who is first and last."""
+        """Whether the register cannot be trusted about the user's first and last device."""
         return self._uncertain or self._recovering or user in self._joined
 
     def defer_joined(self, device: Device, identity: WseIdentity) -> None:
-        """This is the user's first device, as far as is known."""
+        """Defer `joined`: this is the user's first device, as far as is known."""
         known = self._joined.get(device.user)
         if known is None:
-            self._bus.want(USER + device.user)  # the device may go before another node vouches
+            self._bus.want(USER + device.user)  # the device may go before another node confirms
         elif known[0] < device.since:
-            self._left.pop(device.user, None)  # who was there before has come and gone unheard
+            self._left.pop(device.user, None)  # the earlier device has come and gone unannounced
         self._joined[device.user] = device.since, identity
 
     def defer_left(self, user: str, end: End) -> None:
-        """It has told that the user has no more devices."""
+        """Defer `left`: the register says that the user has no more devices."""
         self._left[user] = self._clock(), end
 
     def confirm(self, user: str) -> None:
-        """`joined` has fired here for the user: who else was told to be first was not."""
+        """Tell the other nodes that the user is known here, so that they do not fire `joined`."""
         self._bus.publish(USER + user, Confirm(self._bus.node))
         self.confirmed(user)
 
     def confirmed(self, user: str) -> None:
-        """`joined` has fired somewhere for the user."""
+        """A node has confirmed that the user is known: forget its `joined`."""
         if self._joined.pop(user, None) is not None:
             self._bus.unwant(USER + user)
 
     @property
     def users(self) -> set[str]:
-        """Those of whom it told something."""
+        """The users with deferred events."""
         return {*self._joined, *self._left}
 
     async def resolve(self, user: str) -> None:
-        """Fire what holds, once that can be told, and forget what does not.
+        """Fire the user's events that hold, once that is certain, and forget the others.
 
         Raises:
             WseError: `BROKER_UNAVAILABLE`.
@@ -119,7 +122,7 @@ class DeferredEvents:
         self._hub.left._emit(*end)
 
     def reset(self) -> None:
-        """We have left the cluster."""
+        """Forget everything: this node has left the cluster."""
         self._uncertain = self._recovering = False
         self._joined.clear()
         self._left.clear()

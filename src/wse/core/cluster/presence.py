@@ -1,16 +1,16 @@
-"""One node's part of the register: its devices join, leave, and are registered again when that was lost.
+"""The presence of one node's devices in the cluster: they join the register, leave it, and are registered again.
 
-`connected` and `disconnected` are what the node itself sees, and fire at once. `joined` and `left` are what the
-register says: of all nodes, the one that is told `first` fires `joined`, and the one that is told `last` fires `left`.
+`connected` and `disconnected` concern one node and fire at once. `joined` and `left` concern the cluster: of all nodes,
+the one whose device the register calls `first` fires `joined`, and the one whose device it calls `last` fires `left`.
 While the register cannot be reached devices still come and go; the register follows when it is back, and so do `joined`
 and `left`.
 
 A node whose lease had run out registers all its devices anew, for one of two reasons:
 
-* It was out of reach, and others have taken its devices out. They have fired `left` for users without another device,
-  and tell the node for whom; so `joined` fires anew for just these.
-* The register was lost, by an engine that was started anew and keeps nothing. Nobody has fired `left`, so `joined`
-  fires for nobody who had been registered before.
+* The node was out of reach, and other nodes have removed its devices. They have fired `left` for users without another
+  device, and tell the node for which users, so `joined` fires anew for just these.
+* The register was lost, because the engine was restarted and keeps nothing. No node has fired `left`, so `joined`
+  fires for no user that had been registered before.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ WIDTH = 32
 """Devices that are registered at a time, when many are."""
 
 REMEMBERED = 16
-"""Dead nodes whose users we can still name, should the node turn out to have slept."""
+"""Dead nodes whose users this node remembers, in case the node turns out to have slept."""
 
 NO_LIMIT = 1 << 30
 
@@ -69,13 +69,13 @@ class Registration:
         self.conn = conn
         self.known = False  # it is in the register
         self.announced = False  # it has been, so somebody has fired `joined`
-        self.displaced = False  # the register has put another in its place
+        self.displaced = False  # the register has put a newer device in its place
         self.waits = False  # it has ended, and was registered again only to leave
         self.end: tuple[WseIdentity, int, str] | None = None  # the connection has ended, and `left` may be due
 
 
 class Presence:
-    """This node's devices, and what it knows of those of dead nodes."""
+    """This node's devices, and the users of dead nodes that it has removed."""
 
     def __init__(self, bus: Bus, hub: Hub, rpc: NodeRpc, clock: Callable[[], float]) -> None:
         self._bus = bus
@@ -90,13 +90,13 @@ class Presence:
         self._unsettled: set[Registration] = (
             set()
         )  # not in the register, or still there though the connection has ended
-        self._reaped: dict[str, set[str]] = {}  # by dead node, the users for whom we have fired `left`
-        self._left: set[str] = set()  # users of ours for whom others have, while we slept
+        self._reaped: dict[str, set[str]] = {}  # by dead node, the users for which this node has fired `left`
+        self._left: set[str] = set()  # users of this node for which others have fired `left` while it slept
         self._pending_joined: set[str] = set()  # users whose `joined` waits until `settle`
-        self._silent: set[str] = set()  # those for whom we thought nobody had fired `left`
-        self._lease = 0  # counts the leases: what the register says under one need not hold under the next
+        self._silent: set[str] = set()  # users for which no node seems to have fired `left`
+        self._lease = 0  # counts the leases: an answer of the register under one need not hold under the next
         self._asking = False
-        self.must_ask = False  # whether others took us for dead: we could not
+        self.must_ask = False  # the question whether other nodes considered this one dead has failed
         self._settling = False
         self._emptied: asyncio.Future[None] | None = None
 
@@ -106,7 +106,7 @@ class Presence:
         """Register a connection, then welcome it.
 
         Raises:
-            TypeError, ValueError: The `cid` cannot be a user's in a cluster.
+            TypeError, ValueError: A user of a cluster cannot have this `cid`.
         """
         if not self._bus.is_open:
             session.close(1012, CloseReason.BY_SERVER)
@@ -121,7 +121,7 @@ class Presence:
         self._registrations[conn.conn_id] = registration
         session.enter(JOINING)
         others = self._joining.setdefault(user, [])
-        # Whether the subscription may not be in force yet: one of these may have made it a moment ago.
+        # The subscription may not be in force yet if another device of the user is joining: it may just have been made.
         is_new = self._bus.want(USER + user) or bool(others)
         others.append(registration)
         self._scheduler.spawn(self._join(registration, cid, welcome, is_new))
@@ -138,11 +138,11 @@ class Presence:
             if not registration.known:
                 self._unsettled.add(registration)
             if subscribed:
-                await self._broker.flush()  # what is sent after the welcome must arrive
+                await self._broker.flush()  # messages that are sent after the welcome must arrive
         except WseError:
             self._unsettled.add(registration)  # the broker is away: the device is registered when it is back
         joining = self._joining.get(registration.device.user, [])
-        if registration in joining:  # else we have left the cluster meanwhile
+        if registration in joining:  # else this node has left the cluster meanwhile
             joining.remove(registration)
             if not joining:
                 del self._joining[registration.device.user]
@@ -151,13 +151,13 @@ class Presence:
         is_first = joined is not None and joined.first
         forgotten = [other for other in others if other.end is None and not other.displaced]
         if is_first and forgotten:
-            # The register was lost, or we were reaped: `settle` will know whether this is news.
+            # The register was lost, or this node was reaped: `settle` finds out whether `joined` is to fire.
             self._pending_joined.add(registration.device.user)
             self._unsettled.update(forgotten)
             is_first = False
         is_deferred = is_first and self.deferred.covers(registration.device.user)
         if session.ended or registration.displaced:
-            # It was in the register for a moment, so its user was there for a moment.
+            # The device was in the register for a moment, so its user was present for a moment.
             identity = WseIdentity(self._hub, cid, conn.meta)
             if is_deferred:
                 self.deferred.defer_joined(registration.device, identity)
@@ -182,15 +182,15 @@ class Presence:
             registration.conn._session.close(code, reason)
 
     def _others(self, cid: ClientId) -> list[Registration]:
-        """The user's devices here that are in the register, as far as we know."""
+        """The user's devices on this node that are in the register, as far as is known."""
         identity = self._hub.identities.get(cid)
         registrations = [] if identity is None else [self._registrations[conn_id] for conn_id in identity.conns]
         return [registration for registration in registrations if registration.announced]
 
     def leave(self, conn: WseConnection, identity: WseIdentity, code: int, reason: str) -> None:
-        """The connection has ended."""
+        """Take a device out of the register: its connection has ended."""
         registration = self._registrations.get(conn.conn_id)
-        if registration is None:  # we have left the cluster already
+        if registration is None:  # this node has left the cluster already
             return
         self._bus.unwant(USER + registration.device.user)
         if registration.displaced:
@@ -217,17 +217,17 @@ class Presence:
         self._forget(registration)
 
     def displaced(self, conn_id: str) -> None:
-        """Another node says that the register has put a newer device in the place of this one."""
+        """Close a device: the register has put a newer one in its place."""
         registration = self._registrations.get(conn_id)
         if registration is not None and not registration.displaced:
             registration.displaced = True
             if registration.end is not None:
                 self._forget(registration)
-            elif registration.conn.client is not None:  # else it waits for its welcome, and `_join` will see
+            elif registration.conn.client is not None:  # else it waits for its welcome, and `_join` closes it
                 registration.conn.drop(CloseReason.CLIENTS_CONCURRENCY)
 
     def check(self, user: str) -> None:
-        """See whether the user's devices are still in the register: they may have been displaced without a word."""
+        """See whether the user's devices are still in the register: they may have been displaced unnoticed."""
         identity = self._hub.identities.get(decode_name(user))
         if identity is not None:
             self._unsettled.update(self._registrations[conn_id] for conn_id in identity.conns)
@@ -245,14 +245,14 @@ class Presence:
         if not self._registrations:
             self._done()
 
-    # The register comes back, and may have forgotten us.
+    # The register comes back, and may have forgotten this node.
 
     def check_all(self) -> None:
-        """What the register holds of us may not be what we hold: messages about it may have been lost."""
+        """See whether all devices are still in the register: messages about them may have been lost."""
         self._unsettled.update(self._registrations.values())
 
     async def lost(self) -> None:
-        """Our lease had run out: the register has forgotten our devices, or will have.
+        """Prepare to register all devices anew: the lease had run out, so they are or will be out of the register.
 
         Raises:
             WseError: `BROKER_UNAVAILABLE`.
@@ -280,11 +280,11 @@ class Presence:
                 self._forget(registration)
 
     async def settle(self, calm: bool) -> None:
-        """Register what is not registered, and take out what has ended.
+        """Register devices that are not registered, and take out those that have ended.
 
         Args:
-            calm: Whether every node that lives has had the time to register its devices, should the register have been
-                lost; before, nobody can tell whether a device was its user's last.
+            calm: Whether every living node has had the time to register its devices, in case the register was lost.
+                Before, it is unknown whether a device was its user's last.
 
         Raises:
             WseError: `BROKER_UNAVAILABLE`.
@@ -300,7 +300,7 @@ class Presence:
                 return
             if registration.end is not None:
                 if registration.announced and not registration.known:
-                    # All nodes do so and wait, so that one of them is told of the last.
+                    # All nodes do so and wait, so that exactly one of them takes out the user's last device.
                     joined = await self._broker.join(registration.device, NO_LIMIT, fresh=False)
                     registration.known = registration.waits = True
                     if not joined.first and not joined.again:
@@ -327,15 +327,15 @@ class Presence:
         was_announced = registration.announced
         joined = await self._broker.join(registration.device, self._hub.conns_per_user, fresh=False)
         user = registration.device.user
-        if lease != self._lease:  # so it must be joined once more
+        if lease != self._lease:  # the device must join once more
             if joined.first:
                 self._pending_joined.add(user)
             return
         registration.device = joined.device
         registration.known = registration.announced = True
         self._unsettled.discard(registration)
-        is_answer_to_first_join = joined.again and not was_announced  # which was made, but its answer was lost
-        is_told_first = joined.first and not (joined.again and was_announced)  # and had not been told so before
+        is_answer_to_first_join = joined.again and not was_announced  # the answer to an earlier join was lost
+        is_told_first = joined.first and not (joined.again and was_announced)  # for the first time
         is_first = is_told_first or user in self._pending_joined
         has_left = user in self._left
         is_news = user not in here or has_left
@@ -354,7 +354,7 @@ class Presence:
         self._displace(joined)
         if was_announced and not joined.first and not joined.again:
             self.deferred.confirm(user)
-        if is_answer_to_first_join:  # and so was who had to go
+        if is_answer_to_first_join:  # the names of the displaced devices were lost with it
             self._bus.publish(USER + user, Check(self._bus.node))
             self.check(user)
         if registration.end is not None:  # it ended meanwhile
@@ -364,7 +364,7 @@ class Presence:
     # Dead nodes.
 
     async def reap(self) -> None:
-        """Take out the devices of dead nodes.
+        """Remove the devices of dead nodes from the register.
 
         Raises:
             WseError: `BROKER_UNAVAILABLE`.
@@ -381,10 +381,10 @@ class Presence:
             if len(self._reaped) > REMEMBERED:
                 del self._reaped[next(iter(self._reaped))]
             for part in in_parts(users):
-                self._bus.send_to(node, Reaped(self._bus.node, part))  # it may be awake again already
+                self._bus.send_to(node, Reaped(self._bus.node, part))  # the node may be awake again already
 
     def reaped_by_another(self, users: Iterable[str]) -> None:
-        """Another node took us for dead, and has fired `left` for these users."""
+        """Note that another node considered this one dead, and has fired `left` for these users."""
         for user in users:
             identity = self._hub.identities.get(decode_name(user)) if user in self._silent else None
             if identity is None:
@@ -394,14 +394,14 @@ class Presence:
                 self._hub.joined._emit(identity, identity.meta)
 
     def reaped(self, node: str) -> list[str] | None:
-        """The users of a node for whom we have fired `left` when we took it for dead; None if we have not."""
+        """The users of a dead node for which this node has fired `left`; None if it has not removed that node."""
         users = self._reaped.get(node)
         return None if users is None else list(users)
 
     # The end.
 
     async def close(self, timeout: float) -> None:
-        """All connections have ended: wait until the register knows, but no longer than `timeout` seconds."""
+        """Wait until all devices are out of the register, but no longer than `timeout` seconds."""
         if not self._registrations and not self.deferred.users:
             return
         self._emptied = self._scheduler.create_future()
@@ -422,7 +422,7 @@ class Presence:
             self._done()
 
     def reset(self) -> None:
-        """We have left the cluster: what could not be told to the register, others will find out."""
+        """Forget everything: this node has left the cluster, and others remove the devices that are left."""
         for forgotten in (
             self._registrations,
             self._joining,
@@ -442,10 +442,10 @@ class Presence:
 
 
 async def each(scheduler: Scheduler, items: Iterable[Any], do: Callable[[Any], Awaitable[None]]) -> None:
-    """Do it with all of them, some at a time; the first error ends it.
+    """Call `do` with every item, `WIDTH` of them at a time, and stop at the first error.
 
     Raises:
-        WseError: The first that `do` raised.
+        WseError: The first error that `do` raised.
     """
     iterator = iter(items)
     done = scheduler.create_future()

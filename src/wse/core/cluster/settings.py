@@ -10,20 +10,20 @@ class ClusterSettings:
     """The times and bounds of a cluster; the same for all its nodes.
 
     Args:
-        lease_ttl: Seconds after which a node that does not renew its lease is dead. Other nodes begin to take its
-            devices out at most `renew_interval` seconds later; on NATS, whose leases end at whole seconds, one second
-            more.
+        lease_ttl: Seconds after which a node that does not renew its lease is dead. Other nodes begin to remove its
+            devices at most `renew_interval` seconds later. On NATS, whose leases end at whole seconds, this takes one
+            second more.
         renew_interval: Seconds between two renewals of the lease, and between two searches for dead nodes.
         canary_interval: Seconds between two messages that a node sends itself through the broker.
-        canary_misses: How many of these may fail to come back before the node reports that the broker is deaf.
+        canary_misses: How many of these may fail to come back before the node reports that the broker does not deliver.
         query_timeout: Seconds that other nodes have to answer a query, such as for the members of a room.
         backlog: How many messages to other nodes are kept while the broker cannot be reached.
         backlog_bytes: How many bytes the backlog may hold.
-        close_timeout: Seconds that a node takes at most to leave the cluster when it closes. Cutting the connection to
-            an engine that hangs takes up to one second more.
+        close_timeout: The longest time, in seconds, that a node takes to leave the cluster when it closes. Cutting the
+            connection to an engine that hangs takes up to one second more.
 
     Raises:
-        ValueError: A time or bound out of its range.
+        ValueError: A time or bound is out of its range.
     """
 
     lease_ttl: float = 5.0
