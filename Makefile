@@ -5,6 +5,9 @@ BIN := $(VENV)/bin
 RUN_STAMP := $(VENV)/.run-stamp
 STAMP := $(VENV)/.setup-stamp
 
+# Tests start many processes. Without bytecode each of them would compile everything anew.
+unexport PYTHONDONTWRITEBYTECODE
+
 # The JavaScript client is tested where Node.js is; without it, that part is skipped, and said to be.
 NPM := $(shell command -v npm 2>/dev/null)
 JS_STAMP := js/node_modules/.setup-stamp

@@ -32,7 +32,8 @@ DATA = b"x" * 200
 class Listener:
     """Counts the messages that it receives."""
 
-    def __init__(self) -> None:
+    def __init__(self, url: str) -> None:
+        self.url = url
         self.count = 0
         self.awaited = 0
         self.done = asyncio.Event()
@@ -96,14 +97,21 @@ async def subscribe(broker, listener, count: int) -> dict:
 
 async def register(broker, listener, count: int) -> dict:
     await broker.renew(60)
+    await broker.registered()
     figures = {}
-    devices = [Device(f"user-{n}", f"c{n}", "node", 1000.0) for n in range(count)]
+    devices = [Device(f"user-{n}", f"c{n}", "node") for n in range(count)]
+
+    async def fire(step) -> None:
+        transitions = (await step).transitions
+        if transitions:
+            broker.fired(await broker.claim(transitions))
+
     for name, steps in (
         ("one after the other", 500),
         ("all at once", count),
     ):
         some = devices[:steps]
-        for step, make in (("join", lambda d: broker.join(d, 10)), ("leave", broker.leave)):
+        for step, make in (("join", lambda d: fire(broker.join(d, 10))), ("leave", lambda d: fire(broker.leave(d)))):
             start, cpu = time.perf_counter(), time.process_time()
             if steps == count:
                 await asyncio.gather(*[make(device) for device in some])
@@ -112,7 +120,7 @@ async def register(broker, listener, count: int) -> dict:
                     await make(device)
             figures[f"{step}, {name}"] = (time.perf_counter() - start) / steps
             figures[f"{step}, {name}, cpu"] = (time.process_time() - cpu) / steps
-    await asyncio.gather(*[broker.join(device, 10) for device in devices])
+    await asyncio.gather(*[fire(broker.join(device, 10)) for device in devices])
     start = time.perf_counter()
     await broker.online()
     figures["online"] = time.perf_counter() - start
@@ -123,11 +131,18 @@ async def register(broker, listener, count: int) -> dict:
     start = time.perf_counter()
     await broker.reap()
     figures["reap of nobody"] = time.perf_counter() - start
+    reaper = from_url(listener.url)
+    await reaper.open("reaper", Listener(listener.url))
+    await reaper.renew(60)
     await broker.resign()
     start = time.perf_counter()
-    gone = await broker.reap()
-    assert len(gone) == count, f"{len(gone)} of {count}"
+    gone = []
+    while len(gone) < count:
+        reaped = await reaper.reap()
+        reaper.fired(await reaper.claim(reaped))
+        gone += reaped
     figures["reap"] = (time.perf_counter() - start) / count
+    await reaper.close()
     return figures
 
 
@@ -135,7 +150,7 @@ ROLES = {role.__name__: role for role in (publish, send, receive, subscribe, reg
 
 
 async def play(role: str, url: str, count: int) -> None:
-    broker, listener = from_url(url), Listener()
+    broker, listener = from_url(url), Listener(url)
     await broker.open("node", listener)
     figures = await ROLES[role](broker, listener, count)
     await broker.close()

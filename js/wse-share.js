@@ -193,10 +193,18 @@ const serveWorker = () => {
   }
 }
 
-const workerLine = (key, receive) => {
-  const { port } = new SharedWorker(new URL('./wse-share.js', import.meta.url), { type: 'module', name: 'wse' })
-  port.onmessage = ({ data }) => receive(data)
-  return { post: (message) => port.postMessage({ key, ...message }), end: () => {} }
+let hasWorkers = Boolean(globalThis.SharedWorker)
+const hasChannels = Boolean(globalThis.BroadcastChannel && globalThis.navigator?.locks && globalThis.document)
+
+const workerLine = (key, receive, changed) => {
+  const worker = new SharedWorker(new URL('./wse-share.js', import.meta.url), { type: 'module', name: 'wse' })
+  // A Content-Security-Policy may forbid it, which is not known before.
+  worker.onerror = () => {
+    hasWorkers = false
+    changed()
+  }
+  worker.port.onmessage = ({ data }) => receive(data)
+  return { post: (message) => worker.port.postMessage({ key, ...message }), end: () => {} }
 }
 
 /** In a tab that holds the lock of the key: the hub of all tabs that are on the channel. */
@@ -215,7 +223,7 @@ const lead = (key) => {
 
 const candidates = new Set()
 
-const channelLine = (key, receive, moved) => {
+const channelLine = (key, receive, changed) => {
   if (!candidates.has(key)) {
     candidates.add(key)
     // Held as long as the page lives.
@@ -224,7 +232,7 @@ const channelLine = (key, receive, moved) => {
   const id = crypto.randomUUID()
   const channel = new BroadcastChannel(key)
   channel.onmessage = ({ data: { to, message, leads } }) => {
-    if (leads) moved()
+    if (leads) changed()
     else if (to === id) receive(message)
   }
   return {
@@ -253,17 +261,19 @@ class VirtualSocket {
   onopen = (/** @type {any} */ event) => void event
   onmessage = this.onopen
   onclose = this.onopen
-  #line
   #url
   #protocol
+  #key
+  #makeLine
+  #line
   #leave = () => this.close(1001)
 
-  constructor(url, protocol, key, makeLine) {
+  constructor(url, protocol, user) {
     this.#url = String(url)
     this.#protocol = protocol
-    this.#line = makeLine(`wse:${key}:${this.#url}`, (message) => this.#receive(message), () => this.#moved())
-    addEventListener('pagehide', this.#leave)
+    this.#key = `wse:${user}:${this.#url}`
     this.#open()
+    addEventListener('pagehide', this.#leave)
   }
 
   send(data) {
@@ -281,15 +291,23 @@ class VirtualSocket {
     if (!this.joined) this.#line.post({ welcome: [payload] })
   }
 
-  async #open() {
-    const lock = await pageLock()
-    if (this.readyState === 0) this.#line.post({ open: [this.#url, this.#protocol], lock })
+  #open() {
+    const makeLine = hasWorkers ? workerLine : channelLine
+    if (makeLine !== this.#makeLine) {
+      this.#makeLine = makeLine
+      this.#line = makeLine(this.#key, (message) => this.#receive(message), () => this.#changed())
+    }
+    const line = this.#line
+    void pageLock().then((lock) => {
+      if (this.readyState === 0 && line === this.#line) line.post({ open: [this.#url, this.#protocol], lock })
+    })
   }
 
-  /** Another tab leads, whose hub does not know us: a client reconnects at once after 4000. */
-  #moved() {
-    if (this.readyState === 0) this.#open()
-    else this.#gone(4000, 'wse.moved')
+  /** The hub is another one, which does not know us: a client reconnects at once after 4000. */
+  #changed() {
+    if (this.readyState === 1) this.#gone(4000, 'wse.moved')
+    else if (this.readyState === 0 && (hasWorkers || hasChannels)) this.#open()
+    else this.#gone(1006, '')
   }
 
   #receive({ joined, data, close }) {
@@ -320,25 +338,22 @@ const userOf = ({ share, identity }) => {
   return JSON.stringify(identity?.scram ? /n=[^,]*/.exec(identity.scram) : identity)
 }
 
-const hasChannel = globalThis.BroadcastChannel && globalThis.navigator?.locks && globalThis.document
-
 /** Called with `new`, like the class WebSocket. */
 function Shared(url, protocol, user) {
   const address = new URL(url, globalThis.location?.href)
   address.protocol = address.protocol.replace('http', 'ws')
   if (protocol === JSON_PROTOCOL) {
-    const key = userOf(user)
     try {
-      if (globalThis.SharedWorker) return new VirtualSocket(address, protocol, key, workerLine)
+      if (hasWorkers) return new VirtualSocket(address, protocol, userOf(user))
     } catch {
-      // This page may not have it, or the module is from another origin.
+      hasWorkers = false // The module is from another origin.
     }
-    if (hasChannel) return new VirtualSocket(address, protocol, key, channelLine)
+    if (hasChannels) return new VirtualSocket(address, protocol, userOf(user))
   }
   return new WebSocket(address, protocol)
 }
 
 /** Takes the place of the WebSocket class; undefined where tabs cannot share. */
-export const SharedSocket = globalThis.SharedWorker || hasChannel ? Shared : undefined
+export const SharedSocket = hasWorkers || hasChannels ? Shared : undefined
 
 if (isWorker) serveWorker()

@@ -31,6 +31,7 @@ export const WSE_ERROR: {
   readonly INVALID_PAYLOAD: 'wse.invalid-payload'
   readonly RP_IS_A_STREAM: 'wse.rp.is-a-stream'
   readonly RP_NOT_A_STREAM: 'wse.rp.not-a-stream'
+  readonly NOT_STARTED: 'wse.server.not-started'
   readonly HANDLER_BLOCKED: 'wse.server.handler-blocked'
   readonly HANDLER_CANCELLED: 'wse.server.handler-cancelled'
   readonly BROKER_UNAVAILABLE: 'wse.server.broker-unavailable'

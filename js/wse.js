@@ -27,6 +27,7 @@ export const WSE_ERROR = Object.freeze({
   INVALID_PAYLOAD: 'wse.invalid-payload',
   RP_IS_A_STREAM: 'wse.rp.is-a-stream',
   RP_NOT_A_STREAM: 'wse.rp.not-a-stream',
+  NOT_STARTED: 'wse.server.not-started',
   HANDLER_BLOCKED: 'wse.server.handler-blocked',
   HANDLER_CANCELLED: 'wse.server.handler-cancelled',
   BROKER_UNAVAILABLE: 'wse.server.broker-unavailable',

@@ -16,7 +16,7 @@ from wse import Handshake, WseConnection, WseServer
 USERS_BY_SESSION: dict[str, str] = {}
 VISITORS = count(1)
 
-chat = WseServer(conns_per_user=3)
+chat = WseServer(conns_per_user=3)  # a phone, a laptop and a second tab; by default a new device closes the old one
 status = WseServer()
 
 
@@ -53,6 +53,10 @@ async def online(request: web.Request) -> web.Response:
     return web.json_response(sorted(map(str, chat.clients)))
 
 
+async def startup(app: web.Application) -> None:
+    await asyncio.gather(chat.start(), status.start())
+
+
 async def shutdown(app: web.Application) -> None:
     await asyncio.gather(chat.close(), status.close())
 
@@ -63,6 +67,7 @@ def make_app(argv: list[str] | None = None) -> web.Application:
     app.router.add_get("/online", online)
     app.router.add_get("/ws/chat", chat.aiohttp)
     app.router.add_get("/ws/status", status.aiohttp)
+    app.on_startup.append(startup)
     app.on_shutdown.append(shutdown)
     return app
 

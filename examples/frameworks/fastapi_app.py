@@ -18,7 +18,7 @@ from wse import Handshake, WseConnection, WseServer
 
 ADMINISTRATORS = {"ada"}
 
-chat = WseServer(conns_per_user=3)
+chat = WseServer(conns_per_user=3)  # a phone, a laptop and a second tab; by default a new device closes the old one
 admin = WseServer()
 
 
@@ -55,8 +55,10 @@ def announce(conn: WseConnection, payload: str) -> int:
 
 @asynccontextmanager
 async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+    # FastAPI keeps the lifespan to itself.
+    await asyncio.gather(chat.start(), admin.start())
     yield
-    await asyncio.gather(chat.close(), admin.close())  # FastAPI keeps the lifespan to itself
+    await asyncio.gather(chat.close(), admin.close())
 
 
 app = FastAPI(lifespan=lifespan)

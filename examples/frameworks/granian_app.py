@@ -13,6 +13,7 @@ from wse.transports.asgi import Receive, Scope, Send
 
 USERS_BY_KEY = {"k-4711": "ada", "k-0815": "grace"}
 
+# A phone, a laptop and a second tab; by default a new device closes the old one.
 server = WseServer(path="/ws", conns_per_user=3)
 
 

@@ -14,7 +14,7 @@ from litestar.types import Receive, Scope, Send
 
 from wse import Handshake, WseConnection, WseServer
 
-server = WseServer(conns_per_user=3)
+server = WseServer(conns_per_user=3)  # a phone, a laptop and a second tab; by default a new device closes the old one
 
 
 @server.identify
@@ -52,5 +52,5 @@ async def online() -> list[str]:
 app = Litestar(
     [ws, login, online],
     middleware=[ServerSideSessionConfig().middleware],
-    on_shutdown=[server.close],  # Litestar keeps the lifespan to itself
+    lifespan=[lambda _: server],  # Litestar keeps the lifespan to itself
 )

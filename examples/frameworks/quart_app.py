@@ -24,6 +24,7 @@ from wse import Handshake, WseConnection, WseServer
 app = Quart(__name__)
 app.secret_key = "an example's secret"
 
+# A phone, a laptop and a second tab; by default a new device closes the old one.
 server = WseServer(path="/ws", conns_per_user=3)
 serializer = SecureCookieSessionInterface().get_signing_serializer(app)
 
@@ -61,6 +62,7 @@ async def online() -> ResponseReturnValue:
     return jsonify(sorted(map(str, server.clients)))
 
 
+app.before_serving(server.start)
 app.after_serving(server.close)
 
 quart_asgi = app.asgi_app

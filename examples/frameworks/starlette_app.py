@@ -27,7 +27,7 @@ class TokenBackend(AuthenticationBackend):
         return None if user is None else (AuthCredentials(["authenticated"]), SimpleUser(user))
 
 
-server = WseServer(conns_per_user=3)
+server = WseServer(conns_per_user=3)  # a phone, a laptop and a second tab; by default a new device closes the old one
 
 
 @server.identify
@@ -51,8 +51,8 @@ async def me(request: Request) -> JSONResponse:
 
 @asynccontextmanager
 async def lifespan(app: Starlette) -> AsyncIterator[None]:
-    yield
-    await server.close()  # Starlette keeps the lifespan to itself
+    async with server:  # Starlette keeps the lifespan to itself
+        yield
 
 
 app = Starlette(

@@ -41,6 +41,7 @@ class ErrorCode(StrEnum):
     # Beyond the original: limits, handlers that misbehave, clusters. Other implementations pass them on as strings.
     LIMIT_EXCEEDED = "wse.limit-exceeded"
     SLOW_RECEIVER = "wse.slow-receiver"
+    NOT_STARTED = "wse.server.not-started"
     HANDLER_BLOCKED = "wse.server.handler-blocked"
     HANDLER_CANCELLED = "wse.server.handler-cancelled"
     BROKER_UNAVAILABLE = "wse.server.broker-unavailable"
@@ -100,6 +101,7 @@ _MESSAGES: dict[str, str] = {
     ErrorCode.MSG_PROCESSING_ERROR: "a message could not be processed",
     ErrorCode.LIMIT_EXCEEDED: "a limit was exceeded",
     ErrorCode.SLOW_RECEIVER: "the peer takes messages more slowly than they are sent",
+    ErrorCode.NOT_STARTED: "the server has not been started, or has been closed",
     ErrorCode.HANDLER_BLOCKED: "a handler blocked the event loop",
     ErrorCode.HANDLER_CANCELLED: "a handler outlived its connection and was cancelled",
     ErrorCode.BROKER_UNAVAILABLE: "the broker cannot be reached",

@@ -21,7 +21,7 @@ from wse.core.session.endpoint import Endpoint
 from wse.errors import CloseReason, ErrorCode, WseError
 from wse.protocols.choice import as_protocols
 from wse.scheduler import AsyncioScheduler
-from wse.types import ClientId, MessageType, RoomName
+from wse.types import ClientId, MessageKey, MessageType, RoomName
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -56,6 +56,7 @@ class Publisher:
             report=lambda error, session: None,  # errors are raised
         )
         self._origin = secrets.token_hex(8)
+        self._loss = _Loss()
 
     async def open(self) -> None:
         """Connect to the broker.
@@ -63,19 +64,25 @@ class Publisher:
         Raises:
             WseError: `BROKER_UNAVAILABLE`.
         """
-        await self._broker.open(self._origin, _NoListener())
+        await self._broker.open(self._origin, self._loss)
 
     async def close(self) -> None:
         """Send the messages that still wait, and disconnect."""
         await self._broker.close()
 
     async def flush(self) -> None:
-        """Return when the broker has taken all messages that were sent before.
+        """Return when the broker has taken everything that was sent since the last flush.
 
         Raises:
-            WseError: `BROKER_UNAVAILABLE`; whether the broker has taken them is then unknown.
+            WseError: `BROKER_UNAVAILABLE`: it may not have, because the connection was lost or the engine does not
+                answer. The next flush is about what is sent from then on.
         """
-        await self._broker.flush()
+        self._loss.check()
+        try:
+            await self._broker.flush()
+        finally:
+            self._loss.is_due = False
+        self._loss.check()
 
     async def __aenter__(self) -> Self:
         await self.open()
@@ -88,7 +95,7 @@ class Publisher:
         finally:
             await self.close()
 
-    def send(self, cid: ClientId, type: MessageType, payload: Any = None) -> None:
+    def send(self, cid: ClientId, type: MessageType, payload: Any = None, *, key: MessageKey | None = None) -> None:
         """Send a message to all devices of a user; nothing happens if the user is not connected.
 
         Raises:
@@ -96,15 +103,22 @@ class Publisher:
                 `WseConnection.send`. `LIMIT_EXCEEDED`: it is larger than the broker takes.
             TypeError, ValueError: The `cid` is neither a string nor an integer, or too long.
         """
-        self._send(topic(USER, cid), type, payload, None)
+        self._send(topic(USER, cid), type, payload, None, key)
 
-    def broadcast(self, type: MessageType, payload: Any = None, *, exclude: ClientId | None = None) -> None:
+    def broadcast(
+        self,
+        type: MessageType,
+        payload: Any = None,
+        *,
+        exclude: ClientId | None = None,
+        key: MessageKey | None = None,
+    ) -> None:
         """Send a message to every connection, except those of an excluded user.
 
         Raises:
             WseError: As `send`.
         """
-        self._send(ALL, type, payload, exclude)
+        self._send(ALL, type, payload, exclude, key)
 
     def room(self, name: RoomName) -> PublisherRoom:
         """A room, to send to."""
@@ -125,28 +139,49 @@ class Publisher:
         check_close(code, reason)
         self._publish(topic(USER, cid), encode_message(Drop(self._origin, str(reason), code)))
 
-    def _send(self, topic: str, type: MessageType, payload: Any, exclude: ClientId | None) -> None:
+    def _send(
+        self, topic: str, type: MessageType, payload: Any, exclude: ClientId | None, key: MessageKey | None
+    ) -> None:
         self._endpoint.check_type(type)
-        packed = {protocol: encode(protocol, type, payload) for protocol in self._endpoint.protocols}
-        self._publish(topic, pack_message(self._origin, type, packed, None, exclude))
+        packed = {protocol: encode(protocol, type, payload, key) for protocol in self._endpoint.protocols}
+        self._publish(topic, pack_message(self._origin, type, packed, None, exclude, key))
 
     def _publish(self, topic: str, data: bytes) -> None:
         if not self._broker.connected:
             raise WseError(ErrorCode.BROKER_UNAVAILABLE)
+        self._loss.is_due = True
         self._broker.publish(topic, data)
 
 
-class _NoListener:
-    """The `wse.core.ports.broker.BrokerListener` of a publisher, which subscribes to nothing.
+class _Loss:
+    """The `wse.core.ports.broker.BrokerListener` of a publisher: notes that messages may be lost.
 
-    It ignores a lost connection, because `_publish` asks the broker each time.
+    Attributes:
+        is_due: Whether messages were sent since the last flush.
+        cause: Why they may not have arrived; None while all is well.
     """
+
+    def __init__(self) -> None:
+        self.is_due = False
+        self.cause: BaseException | None = None
 
     def received(self, topic: str, data: bytes) -> None: ...
 
-    def connection_lost(self, cause: Exception | None, unsent: list[tuple[str, bytes]]) -> None: ...
+    def connection_lost(self, cause: Exception | None, unsent: list[tuple[str, bytes]]) -> None:
+        if self.is_due:
+            self.cause = cause or ConnectionError("the connection to the broker was lost")
 
     def connection_restored(self) -> None: ...
+
+    def check(self) -> None:
+        """Raise what has happened since the last check.
+
+        Raises:
+            WseError: `BROKER_UNAVAILABLE`.
+        """
+        cause, self.cause = self.cause, None
+        if cause is not None:
+            raise WseError(ErrorCode.BROKER_UNAVAILABLE, {}, "messages may be lost since the last flush") from cause
 
 
 class PublisherRoom:
@@ -156,13 +191,20 @@ class PublisherRoom:
         self._publisher = publisher
         self.name = name
 
-    def send(self, type: MessageType, payload: Any = None, *, exclude: ClientId | None = None) -> None:
+    def send(
+        self,
+        type: MessageType,
+        payload: Any = None,
+        *,
+        exclude: ClientId | None = None,
+        key: MessageKey | None = None,
+    ) -> None:
         """Send a message to every connection in the room, except those of an excluded user.
 
         Raises:
             WseError: As `Publisher.send`.
         """
-        self._publisher._send(topic(ROOM, self.name), type, payload, exclude)
+        self._publisher._send(topic(ROOM, self.name), type, payload, exclude, key)
 
 
 class BlockingPublisher:
@@ -187,13 +229,20 @@ class BlockingPublisher:
         self._locks: dict[int, threading.Lock] = {}
         self._threads: dict[int, PublisherThread] = {}
 
-    def send(self, cid: ClientId, type: MessageType, payload: Any = None) -> None:
+    def send(self, cid: ClientId, type: MessageType, payload: Any = None, *, key: MessageKey | None = None) -> None:
         """As `Publisher.send`."""
-        self._do(lambda publisher: publisher.send(cid, type, payload))
+        self._do(lambda publisher: publisher.send(cid, type, payload, key=key))
 
-    def broadcast(self, type: MessageType, payload: Any = None, *, exclude: ClientId | None = None) -> None:
+    def broadcast(
+        self,
+        type: MessageType,
+        payload: Any = None,
+        *,
+        exclude: ClientId | None = None,
+        key: MessageKey | None = None,
+    ) -> None:
         """As `Publisher.broadcast`."""
-        self._do(lambda publisher: publisher.broadcast(type, payload, exclude=exclude))
+        self._do(lambda publisher: publisher.broadcast(type, payload, exclude=exclude, key=key))
 
     def room(self, name: RoomName) -> BlockingRoom:
         """A room, to send to."""
@@ -296,6 +345,13 @@ class BlockingRoom:
         self._publisher = publisher
         self.name = name
 
-    def send(self, type: MessageType, payload: Any = None, *, exclude: ClientId | None = None) -> None:
+    def send(
+        self,
+        type: MessageType,
+        payload: Any = None,
+        *,
+        exclude: ClientId | None = None,
+        key: MessageKey | None = None,
+    ) -> None:
         """As `PublisherRoom.send`."""
-        self._publisher._do(lambda publisher: publisher.room(self.name).send(type, payload, exclude=exclude))
+        self._publisher._do(lambda publisher: publisher.room(self.name).send(type, payload, exclude=exclude, key=key))

@@ -9,6 +9,10 @@ from typing import Any, TypeAlias, TypeVar
 MessageType: TypeAlias = Hashable
 """The type of a message or the name of a procedure: a string, or another value with a custom protocol."""
 
+MessageKey: TypeAlias = str | int
+"""The subject of a message: while messages wait for a slow receiver, a newer one of the same type and key may take the
+place of an older one (`Overflow.LATEST`)."""
+
 ClientId: TypeAlias = Hashable
 """A user's id (`cid`), chosen by the application in `Handshake.accept`."""
 

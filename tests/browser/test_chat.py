@@ -12,7 +12,10 @@ import pytest_asyncio
 from browser.chat_page import PASSWORD, new_name
 from browser.needs import expect
 
-pytestmark = pytest.mark.asyncio(loop_scope="module")
+pytestmark = [
+    pytest.mark.asyncio(loop_scope="module"),
+    pytest.mark.xdist_group("chat"),  # in one process: each would start a browser of its own
+]
 
 
 @pytest_asyncio.fixture(loop_scope="module")

@@ -10,6 +10,7 @@ import pytest
 import browser.needs  # noqa: F401 - skips this module where there is no browser
 from support.net import make_server
 from wse import WseError
+from wse.auth import ScramKeys, ScramServer
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -26,6 +27,17 @@ CONNECT = """async ({ name, identity, procedures }) => {
     for (const procedure of procedures) client.register(procedure, (payload) => `${name} did ${procedure} ${payload}`)
     return client.connect(identity, { name })
 }"""
+
+LOG_IN = """async () => {
+    const { Scram, WseClient } = await import('/wse.js')
+    window.client = new WseClient({ url: location.origin.replace('http', 'ws') + '/', share: true })
+    return client.connect(new Scram('ada', 'lovelace'))
+}"""
+
+
+class Users:
+    async def get(self, username):
+        return ScramKeys.from_password("lovelace", iterations=4096) if username == "ada" else None
 
 
 class Tabs:
@@ -46,8 +58,9 @@ class Tabs:
 
 
 @asynccontextmanager
-async def three_tabs(browser, tmp_path, has_workers):
-    (tmp_path / "page.html").write_text("<!doctype html><meta charset=utf-8>")
+async def three_tabs(browser, tmp_path, has_workers, policy=""):
+    policy = f'<meta http-equiv="Content-Security-Policy" content="{policy}">'
+    (tmp_path / "page.html").write_text("<!doctype html><meta charset=utf-8>" + policy)
     async with make_server(files={"/page": tmp_path / "page.html"}, serve_client=True, conns_per_user=1) as server:
         server.identify(lambda auth: auth.accept(auth.identity, f"hello {auth.identity}"))
 
@@ -146,6 +159,34 @@ async def test_without_shared_workers_another_tab_leads_when_the_leader_closes(b
         for page in (second, third):
             await until(page, "heard.at(-1) === 'again'")
         assert await third.evaluate("client.call('twice', 1)") == [1, 1]
+
+
+async def test_tabs_that_log_in_with_a_password_share_too(browser, tmp_path):
+    (tmp_path / "page.html").write_text("<!doctype html><meta charset=utf-8>")
+    async with make_server(files={"/page": tmp_path / "page.html"}, serve_client=True) as server:
+        scram = ScramServer(Users(), iterations=4096)
+        server.use_challenge(scram.challenge)
+
+        @server.identify
+        def identify(auth):
+            scram.accept(auth, scram.verify(auth), "hello")
+
+        async with await browser.new_context() as context:
+            for _ in range(2):
+                page = await context.new_page()
+                await page.goto(f"http://127.0.0.1:{server.port}/page")
+                assert await page.evaluate(LOG_IN) == "hello"
+            for page in context.pages:
+                assert await page.evaluate("client.status") == "READY"
+            assert len(server.clients["ada"].conns) == 1
+
+
+async def test_a_policy_without_workers_is_no_obstacle(browser, tmp_path):
+    async with three_tabs(browser, tmp_path, True, policy="worker-src 'none'") as (tabs, *pages):
+        tabs.server.send("ada", "chat", "hi")
+        for page in pages:
+            await until(page, "heard.length === 1")
+        assert len(tabs.connected) == 1
 
 
 async def test_another_user_has_a_connection_of_her_own(browser, tmp_path):

@@ -44,7 +44,7 @@ import wse
 import wse.auth
 from docs import api
 from support.pages import Block, blocks_of
-from support.programs import ROOT, Program, free_port, program
+from support.programs import ROOT, Program, free_port, program, unmeasured
 from wse import ClientStatus, CloseReason, ErrorCode, ReadyState, WseClient, WseServer
 
 TOP_PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "docs/llms.txt"]
@@ -195,7 +195,7 @@ class Page:
 
 
 def run(args: list[str], cwd: Path) -> str:
-    result = subprocess.run(args, cwd=cwd, capture_output=True, text=True, timeout=60, check=False)
+    result = subprocess.run(args, cwd=cwd, env=unmeasured(), capture_output=True, text=True, timeout=60, check=False)
     assert (result.returncode, result.stderr) == (0, ""), result.stdout + result.stderr
     return result.stdout
 

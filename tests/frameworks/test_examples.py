@@ -214,3 +214,22 @@ async def test_no_websocket_opens_under_another_path(name):
         assert caught.value.code == ErrorCode.WS_CLIENT_ERROR
         assert "404" in str(caught.value)
         await app.stop()
+
+
+async def test_a_session_that_django_has_ended_does_not_get_in():
+    example = next(example for example in ALL if example.name == "django_app")
+    async with running(example) as app:
+        async with app.client():
+            pass
+        ended = dict(app.headers)
+        async with app.http.get(f"{app.url}/login?user=ada") as response:
+            app.headers["Cookie"] = f"sessionid={response.cookies['sessionid'].value}"
+        async with app.http.get(f"{app.url}/password?new=analytical", headers=app.headers) as response:
+            assert await response.json() == {"user": "ada"}
+            app.headers["Cookie"] = f"sessionid={response.cookies['sessionid'].value}"
+        async with app.client():
+            pass  # the session that changed the password stays
+        with pytest.raises(WseError) as caught:
+            await soon(app.client(headers=ended).connect())
+        assert caught.value.code == ErrorCode.NOT_AUTHORIZED
+        await app.stop()

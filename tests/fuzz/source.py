@@ -42,7 +42,8 @@ class Source:
         """A message: nearly well-formed, or one that fits a state."""
         match self.byte() % 6:
             case 0:
-                return "~wse:hi", {"identity": self.pick(stories.CIDS), "meta": self.pick([{}, None, 1])}, None
+                hi = {"identity": self.pick(stories.CIDS), "meta": self.pick([{}, None, 1])}
+                return "~wse:hi", {**hi, "ext": self.pick([None, *stories.OFFERS])}, None
             case 1:
                 return self.pick(["~wse:response", "~wse:response-err"]), self.error(), self.pick([1, 2, 3])
             case 2:

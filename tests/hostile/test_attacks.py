@@ -56,7 +56,7 @@ pytestmark = [
 
 @asynccontextmanager
 async def attack(name, port):
-    with program(str(HERE / "attacker.py"), name, str(port), measured=False) as attacker:
+    with program(str(HERE / "attacker.py"), name, str(port)) as attacker:
         await asyncio.to_thread(attacker.read_until, "attacking")
         yield
         assert attacker.process.poll() is None, attacker.stop()
@@ -124,7 +124,7 @@ class Honest:
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def honest():
     """One server and its clients for all attacks: what one leaves behind, the next would add to."""
-    with program(str(HERE / "server.py"), measured=False) as server:
+    with program(str(HERE / "server.py")) as server:
         await asyncio.to_thread(server.read_until, "\n")
         honest = Honest(server)
         async with AsyncExitStack() as stack:

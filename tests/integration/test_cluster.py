@@ -13,7 +13,7 @@ from support.brokers import CLUSTERS, run_cluster
 from support.cluster import WAIT, cluster_of, until
 from support.net import RawSocket
 from wse import BlockingPublisher, ErrorCode, Limits, Publisher, WseError
-from wse.core.cluster.envelope import NODE, encode_name
+from wse.core.cluster.envelope import NODE
 
 USERS = ["ann", "b.o b", 7]
 THREADS = 4
@@ -215,14 +215,10 @@ async def test_an_error_whose_details_cannot_cross_comes_without_them(start, eng
 async def test_names_that_are_too_many_for_one_message_cross_in_several(start):
     nodes = await start(3)
     one, two, three = nodes
-    users = [frozenset(f"{number:0100}" for number in range(100_000)), frozenset(["ann"])]
+    users = [frozenset(f"{number:0100}" for number in range(20_000)), frozenset(["ann"])]  # 2 MB
     for server, here in zip((two, three), users, strict=True):
         server._hub.rooms.local_users = lambda room, here=here: here
     assert await inside(one.room("tea").members()) == users[0] | users[1]
-    dead = [encode_name(cid) for cid in users[0]]
-    two._hub.network.presence._reaped[one.cluster.node] = set(dead)
-    (told,) = [told for told in await inside(one._hub.network.rpc.query("reaped", one.cluster.node)) if told]
-    assert set(told) == set(dead)
     assert nodes.codes() == set()
 
 
@@ -254,7 +250,9 @@ async def test_users_who_come_and_go_join_and_leave_as_often(start):
     await inside(asyncio.gather(*[visit(number) for number in range(2)]))
     await until(lambda: all(not server.clients for server in nodes))
     await until(lambda: not any(server._hub.network.presence._registrations for server in nodes))
-    assert await inside(nodes[0].online()) == 0
+    async with asyncio.timeout(WAIT):
+        while await nodes[0].online():
+            await asyncio.sleep(0.01)
     assert nodes.fired("joined", "ann") == nodes.fired("left", "ann") >= 1
 
 

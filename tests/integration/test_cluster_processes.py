@@ -16,6 +16,7 @@ import pytest
 from support.brokers import ENGINES, run_cluster
 from support.cluster import WAIT, Device, until
 from support.net import Log
+from support.programs import unmeasured
 from wse import ClusterSettings, ErrorCode, WseClient, WseError
 
 TESTS = Path(__file__).parents[1]
@@ -42,7 +43,7 @@ class Node(Log):
         self.process = await asyncio.create_subprocess_exec(
             *(sys.executable, "-W", "error", "-m", "support.cluster_node", url, json.dumps(options)),
             stdout=asyncio.subprocess.PIPE,
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
+            env={**unmeasured(), "PYTHONPATH": os.pathsep.join(paths)},
         )
         self._reader = asyncio.ensure_future(self._read())
 

@@ -1,4 +1,4 @@
-"""RFC 6455 over a real socket: what the listener makes of frames, legal and not."""
+"""RFC 6455 over a real socket: how the listener handles legal and illegal frames."""
 
 import asyncio
 import json
@@ -26,14 +26,14 @@ from wse import ErrorCode, Limits
 
 @pytest.fixture
 async def scene(listen):
-    """A server with an echo procedure, and what it tells."""
+    """A server with an echo procedure, and a log of its events."""
 
     class Scene:
         server = make_server()
         log = ServerLog(server)
 
         async def check(self):
-            """Others are served as ever."""
+            """Other clients are still served."""
             other = await self.place.connect("other")
             assert await other.call("echo", "still") == "still"
 
@@ -44,7 +44,7 @@ async def scene(listen):
 
 
 async def assert_violated(scene, socket, code):
-    """The connection is closed with that code, reported, and nobody else is hurt."""
+    """The connection is closed with that code and reported, and other clients are not affected."""
     assert (await socket.closed())[0] == code
     socket.send(frame(CLOSE, close_payload(code)))
     await socket.eof()
@@ -178,7 +178,7 @@ async def test_fragments_that_are_together_too_large_are_1009(listen):
         socket.send(frame(TEXT, b"x" * 600, fin=False), frame(CONTINUATION, b"x" * 401, fin=False))
         code, _ = await socket.closed()
         assert code == 1009
-        # What the peer goes on sending is thrown away.
+        # Everything that the peer sends afterwards is dropped.
         socket.send(frame(CONTINUATION, b"x" * 600, fin=False), frame(CONTINUATION, b"x"), text("chat"))
         socket.send(frame(CLOSE, close_payload(1009)))
         await socket.eof()
@@ -200,7 +200,7 @@ async def test_one_frame_that_is_too_large_is_1009_before_it_has_arrived(listen)
     assert error.details["close"][0] == 1009
 
 
-# What RFC 6455 forbids.
+# Violations of RFC 6455.
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""The heartbeat over real sockets: half-open ones are found, slow ones are spared, and the way is timed."""
+"""The heartbeat over real sockets: dead connections are found, slow ones are spared, and round trips are timed."""
 
 import asyncio
 import math
@@ -21,7 +21,7 @@ from support.net import (
 )
 from wse import ClientStatus, Heartbeat, WseClient
 from wse.core.session.keepalive import Keepalive
-from wse.transports.picows.tcp import seconds_since_last_byte
+from wse.transports.tcp import seconds_since_last_byte
 
 QUICK = Heartbeat(interval=0.1, timeout=0.1)
 

@@ -208,6 +208,23 @@ async def test_every_frame_has_a_mask_of_its_own(raw_server):
     await soon(client.close())
 
 
+async def test_an_empty_close_frame_is_answered_by_an_empty_one(raw_server):
+    answer = asyncio.get_running_loop().create_future()
+
+    async def handle(reader, writer):
+        await upgrade(reader, writer, WELCOME, from_server(CLOSE))
+        await read_frame(reader)
+        answer.set_result(await read_frame(reader))
+
+    client = WseClient(await raw_server(handle))
+    log = ClientLog(client)
+    await soon(client.connect())
+    opcode, payload, _ = await soon(answer)
+    assert (opcode, payload) == (CLOSE, b"")
+    assert await log.until("closed") == ("closed", 1005, "")
+    await soon(client.close())
+
+
 async def test_binary_messages_are_masked_too(raw_server):
     protocol = WseMsgpack()
     heard = asyncio.get_running_loop().create_future()

@@ -1,9 +1,12 @@
 """The life of a server on a real port: starting, closing, restarting, and what its clients see of it."""
 
+import ast
 import asyncio
 import contextlib
 import os
+import queue
 import signal
+import subprocess
 import sys
 import textwrap
 import threading
@@ -13,6 +16,7 @@ import pytest
 from support.net import (
     CLOSE,
     TEXT,
+    TIMEOUT,
     ClientLog,
     Log,
     RawSocket,
@@ -26,6 +30,7 @@ from support.net import (
 )
 from support.programs import free_port
 from wse import Backoff, ClientStatus, ErrorCode, Limits, WseClient, WseError, WseServer
+from wse.testing import connect
 
 AT_ONCE = Backoff(base=0)
 
@@ -100,9 +105,31 @@ async def test_starting_without_an_identify_handler_is_an_error():
         assert list(server.clients) == ["anonymous"]
 
 
-async def test_starting_without_a_port_is_an_error():
+def test_running_without_a_port_is_an_error():
     with pytest.raises(ValueError, match="port"):
-        await WseServer(accept_all).start()
+        WseServer(accept_all).run()
+
+
+async def test_a_server_without_a_port_starts_without_a_listener():
+    server = make_server(port=None)
+    await server.start()
+    assert server.port is None
+    assert server.ready
+    assert server.stats().uptime > 0
+    with pytest.raises(RuntimeError, match="has been started"):
+        await server.start()
+    async with connect(server, "ann") as client:
+        heard = asyncio.get_running_loop().create_future()
+        client.channel.on("news", heard.set_result)
+        server.send("ann", "news", 1)
+        assert await soon(heard) == 1
+    serving = asyncio.ensure_future(server.serve_forever())
+    await asyncio.sleep(0)
+    await server.close()
+    await soon(serving)
+    assert not server.ready
+    async with server:
+        assert server.ready
 
 
 async def test_close_tells_clients_and_frees_the_port_and_may_be_repeated():
@@ -531,3 +558,182 @@ async def test_text_after_a_close_does_not_stall_the_end_of_a_server():
         await socket.closed()
         await socket.eof()
     assert server.clients == {}
+
+
+# Event loops that end.
+
+
+LEFT_OPEN = """
+import asyncio
+
+from wse import WseClient, WseServer
+
+log = []
+server = WseServer(lambda auth: auth.accept("ann"), port=0)
+server.when.left(lambda identity, code, reason: log.append(("left", code)))
+client = WseClient("ws://127.0.0.1:1")
+client.when.closed(lambda code, reason: log.append(("closed", code)))
+
+
+async def leave_open():
+    await server.start()
+    await client.jump(server.url)
+
+
+async def go_on():
+    url = client.url
+    await client.close()
+    await server.close()
+    await server.start()
+    assert server.url == url
+    async with asyncio.timeout(5):
+        await client.connect()
+        await client.close()
+        await server.close()
+
+
+async def start_again():
+    await server.start()
+    async with asyncio.timeout(5):
+        await client.connect()
+        await client.close()
+        await server.close()
+
+
+asyncio.run(leave_open())
+asyncio.run(go_on())
+print(log)
+log.clear()
+asyncio.run(leave_open())
+asyncio.run(start_again())
+print(log)
+"""
+
+
+def test_what_was_left_open_in_an_event_loop_that_has_ended_can_be_closed_and_used_in_the_next():
+    # In a process of its own: such sockets are closed by the garbage collection, with warnings.
+    result = subprocess.run([sys.executable, "-c", LEFT_OPEN], capture_output=True, text=True, timeout=60, check=False)
+    assert result.returncode == 0, result.stderr
+    lost, ended = {("closed", 1006), ("left", 1006)}, {("closed", 1000), ("left", 1000)}
+    lines = result.stdout.splitlines()
+    assert len(lines) == 2
+    for log in map(ast.literal_eval, lines):
+        assert len(log) == 4
+        assert set(log[:2]) == lost
+        assert set(log[2:]) == ended
+
+
+async def test_a_server_on_a_free_port_keeps_it_when_it_starts_again():
+    server = make_server()
+    async with server:
+        port = server.port
+    async with server:
+        assert server.port == port
+    async with make_server(port=port), server:
+        assert server.port not in (0, port)
+
+
+# A server that ends, and its listeners.
+
+
+@pytest.fixture
+def listeners():
+    """A server whose async listeners need a moment, and what they did."""
+    server = make_server()
+    log, gate = Log(), asyncio.Event()
+
+    async def listen(name):
+        try:
+            await gate.wait()
+        except asyncio.CancelledError:
+            log.add(f"{name} cancelled")
+            raise
+        log.add(name)
+
+    @server.when.disconnected
+    async def disconnected(conn, code, reason):
+        log.add("begun")
+        await listen("disconnected")
+
+    @server.when.left
+    async def left(identity, code, reason):
+        await listen("left")
+
+    return server, log, gate
+
+
+async def test_async_listeners_of_the_last_clients_finish_within_the_grace(listeners):
+    server, log, gate = listeners
+    await server.start()
+    async with WseClient(server.url):
+        closing = asyncio.ensure_future(server.close(grace=TIMEOUT))
+        await log.until("begun")
+        gate.set()
+        await soon(closing)
+        assert sorted(log.names) == ["begun", "disconnected", "left"]
+
+
+async def test_async_listeners_that_outlast_the_grace_are_cancelled(listeners):
+    server, log, _ = listeners
+    await server.start()
+    async with WseClient(server.url):
+        await soon(server.close(grace=0.05))
+        assert sorted(log.names) == ["begun", "disconnected cancelled", "left cancelled"]
+
+
+async def test_the_lifespan_of_a_web_application_gives_listeners_a_grace(listeners):
+    server, log, gate = listeners
+    events = asyncio.Queue()
+    done = asyncio.Queue()
+    lifespan = asyncio.ensure_future(server.asgi({"type": "lifespan"}, events.get, done.put))
+    events.put_nowait({"type": "lifespan.startup"})
+    assert await soon(done.get()) == {"type": "lifespan.startup.complete"}
+    async with connect(server, "ann"):
+        events.put_nowait({"type": "lifespan.shutdown"})
+        await log.until("begun")
+        gate.set()
+        assert await soon(done.get()) == {"type": "lifespan.shutdown.complete"}
+    await lifespan
+    assert sorted(log.names) == ["begun", "disconnected", "left"]
+
+
+# A server beside another program.
+
+
+@pytest.mark.parametrize("is_main", [True, False])
+def test_run_works_in_a_thread_and_returns_when_a_handler_closes_the_server(is_main):
+    server = make_server()
+    urls = queue.SimpleQueue()
+
+    @server.register("end")
+    async def end(conn, payload):
+        await server.close()
+
+    async def use():
+        async with WseClient(await asyncio.to_thread(urls.get), identity="ann") as client:
+            with pytest.raises(WseError):
+                await client.call("end")
+
+    start = server.start
+
+    async def starting():
+        await start()
+        urls.put(server.url)
+
+    server.start = starting
+    run, client = server.run, lambda: asyncio.run(use())
+    other = threading.Thread(target=client if is_main else run)
+    other.start()
+    (run if is_main else client)()
+    other.join(TIMEOUT)
+    assert not other.is_alive()
+    assert not server.ready
+
+
+async def test_a_loop_without_signal_handlers_serves_without_them(monkeypatch):
+    def add_signal_handler(*_):
+        raise NotImplementedError  # as on Windows
+
+    monkeypatch.setattr(asyncio.get_running_loop(), "add_signal_handler", add_signal_handler, raising=False)
+    with make_server()._lifecycle.stopped_by(signal.SIGINT) as stop:
+        assert not stop.is_set()

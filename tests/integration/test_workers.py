@@ -87,7 +87,7 @@ def supervised(
         command = [sys.executable, "-m", "wse", "serve", "app:server", "--port", str(port)]
     options = {"settled": settled, "patience": patience, "killed_after": killed_after, "restarts": restarts}
     text = SUPERVISE.format(command=command, workers=workers, **options)
-    with program("-c", text, cwd=folder, **program_options) as running:
+    with program("-c", text, cwd=folder, measured=True, **program_options) as running:
         yield running, f"ws://127.0.0.1:{port}"
 
 
@@ -322,7 +322,9 @@ async def test_one_process_serves_until_it_is_told_to_end(folder):
     port = free_port()
     for extra in ([], ["--uvloop"]):
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-            with program("-m", "wse", "serve", "app:server", "--port", str(port), *extra, cwd=folder) as running:
+            with program(
+                "-m", "wse", "serve", "app:server", "--port", str(port), *extra, cwd=folder, measured=True
+            ) as running:
                 await until(running, f"listening on ws://127.0.0.1:{port}")
                 async with WseClient(f"ws://127.0.0.1:{port}", identity="ann") as client:
                     log = Log()
@@ -334,7 +336,9 @@ async def test_one_process_serves_until_it_is_told_to_end(folder):
 
 async def test_running_handlers_have_the_grace_until_a_second_signal(folder):
     port = free_port()
-    with program("-m", "wse", "serve", "app:server", "--port", str(port), "--grace", "60", cwd=folder) as running:
+    with program(
+        "-m", "wse", "serve", "app:server", "--port", str(port), "--grace", "60", cwd=folder, measured=True
+    ) as running:
         await until(running, f"listening on ws://127.0.0.1:{port}")
         async with WseClient(f"ws://127.0.0.1:{port}", identity="ann") as client:
             log = ClientLog(client)
@@ -354,7 +358,7 @@ async def test_running_handlers_have_the_grace_until_a_second_signal(folder):
 async def test_load_balancers_are_told_for_as_long_as_asked(folder):
     port = free_port()
     options = ["--port", str(port), "--notice", "60"]
-    with program("-m", "wse", "serve", "app:server", *options, cwd=folder) as running:
+    with program("-m", "wse", "serve", "app:server", *options, cwd=folder, measured=True) as running:
         await until(running, f"listening on ws://127.0.0.1:{port}")
         async with WseClient(f"ws://127.0.0.1:{port}", identity="ann") as client:
             running.process.send_signal(signal.SIGTERM)
@@ -369,7 +373,7 @@ async def test_load_balancers_are_told_for_as_long_as_asked(folder):
 async def test_signals_that_come_while_modules_are_imported_are_taken_as_later(folder, workers):
     (folder / "slow.py").write_text("import time; print('importing', flush=True); time.sleep(60)")
     options = ["--port", str(free_port()), "--workers", str(workers), "--broker", "nats://127.0.0.1:1"]
-    with program("-m", "wse", "serve", "slow:server", *options, cwd=folder) as running:
+    with program("-m", "wse", "serve", "slow:server", *options, cwd=folder, measured=True) as running:
         await until(running, "importing")
         if workers > 1:
             running.process.send_signal(signal.SIGHUP)
@@ -378,7 +382,7 @@ async def test_signals_that_come_while_modules_are_imported_are_taken_as_later(f
 
 async def test_a_broker_that_is_not_there_is_one_line_that_says_why(folder):
     options = ["--port", str(free_port()), "--broker", "redis://:secret@127.0.0.1:1"]
-    with program("-m", "wse", "serve", "app:server", *options, cwd=folder) as running:
+    with program("-m", "wse", "serve", "app:server", *options, cwd=folder, measured=True) as running:
         assert await asyncio.to_thread(running.stop) == 1
         assert running.output.startswith("Error: the server cannot start: wse.server.broker-unavailable")
         assert "127.0.0.1:1" in running.output
@@ -398,7 +402,7 @@ async def test_workers_that_share_a_broker_are_one(folder, stack, tmp_path, engi
     broker = stack.enter_context(engine(tmp_path)).url()
     port = free_port()
     options = ["--factory", "--host", "127.0.0.1", "--port", str(port), "--workers", "2", "--broker", broker]
-    with program("-m", "wse", "serve", "app:make", *options, cwd=folder) as running:
+    with program("-m", "wse", "serve", "app:make", *options, cwd=folder, measured=True) as running:
         await until(running, "2 workers are ready")
         assert len(children(running.process.pid)) == 2
         async with AsyncExitStack() as users:
@@ -413,7 +417,7 @@ async def test_workers_that_share_a_broker_are_one(folder, stack, tmp_path, engi
             async with asyncio.timeout(10):
                 while len(heard) < len(clients):
                     await asyncio.sleep(0.001)
-        with program("-m", "wse", "serve", "app:make", *options, cwd=folder) as second:
+        with program("-m", "wse", "serve", "app:make", *options, cwd=folder, measured=True) as second:
             assert await asyncio.to_thread(second.stop) == 1
             assert second.output == f"Error: port {port} of 127.0.0.1 is not available: Address already in use\n"
         assert await end(running) == 0
@@ -437,7 +441,7 @@ async def test_a_second_signal_kills_at_once(folder):
 async def test_a_taken_port_is_one_line_and_status_1(folder):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        with program("-m", "wse", "serve", "app:server", "--port", str(port), cwd=folder) as running:
+        with program("-m", "wse", "serve", "app:server", "--port", str(port), cwd=folder, measured=True) as running:
             assert await asyncio.to_thread(running.stop) == 1
             assert running.output.startswith("Error: the server cannot start: ")
             assert "address already in use" in running.output
@@ -445,7 +449,7 @@ async def test_a_taken_port_is_one_line_and_status_1(folder):
 
 
 async def test_a_server_that_lacks_something_is_one_line_and_status_1(folder):
-    with program("-m", "wse", "serve", "app:no_identify", cwd=folder) as running:
+    with program("-m", "wse", "serve", "app:no_identify", cwd=folder, measured=True) as running:
         assert await asyncio.to_thread(running.stop) == 1
         assert running.output == (
             "Error: the server cannot start: wse.server.auth.identify-handler-missing: "

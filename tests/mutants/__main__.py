@@ -4,9 +4,9 @@ python -m mutants src/wse/core/cluster/liveness.py                            al
 python -m mutants src/wse/core/cluster/liveness.py tests/unit/test_cluster.py only these tests
 python -m mutants --least 90 src/wse/core/cluster/liveness.py                 fails if fewer per cent are noticed
 
-mutmut makes the changes and runs, for each, the tests that reach the changed function. Three kinds of change are added to
-its own, because state machines need them: a statement is left out, a condition is inverted, and an operand of `and` or
-`or` is dropped. Texts are not changed.
+mutmut makes the changes and runs, for each, the tests that reach the changed function. Three kinds of change are added
+to its own, because state machines need them: a statement is left out, a condition is inverted, and an operand of `and`
+or `or` is dropped. Texts are not changed.
 Decorated functions (properties) and the bodies of classes are not changed either: mutmut cannot.
 """
 
@@ -98,6 +98,7 @@ def prepare(module, tests):
         "also_copy": beside,
         "pytest_add_cli_args": ["-p", "no:cacheprovider", *ignored],
         "pytest_add_cli_args_test_selection": tests,
+        "timeout_multiplier": 5,  # of the time that the tests take; a loop without end takes all of it
         "use_git_change_detection": False,
         "track_dependencies": False,
     }

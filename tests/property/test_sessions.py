@@ -22,7 +22,9 @@ types = st.sampled_from(stories.TYPES)
 stamps = st.sampled_from(stories.STAMPS)
 errors = st.fixed_dictionaries({}, optional={"code": values, "details": values, "message": values})
 identities = st.sampled_from(stories.CIDS)
-his = st.fixed_dictionaries({"identity": identities}, optional={"meta": st.just({}) | values})
+his = st.fixed_dictionaries(
+    {"identity": identities}, optional={"meta": st.just({}) | values, "ext": st.sampled_from(stories.OFFERS) | values}
+)
 messages = st.one_of(
     st.tuples(types, values, stamps),
     st.tuples(st.just("~wse:hi"), his, st.none()),

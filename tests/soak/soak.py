@@ -262,7 +262,7 @@ async def soak(seconds, clients=CLIENTS):
     files = raise_file_limit()
     if files < clients + 200:
         raise OSError(f"{clients:,} clients need {clients + 200:,} open files, and the limit here is {files:,}")
-    with program(str(Path(__file__).parent / "server.py"), measured=False) as server:
+    with program(str(Path(__file__).parent / "server.py")) as server:
         port = int((await asyncio.to_thread(server.read_until, "\n")).split()[1])
         run = Soak(port, clients)
         await run.run(seconds)

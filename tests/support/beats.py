@@ -4,13 +4,13 @@ from __future__ import annotations
 
 
 def when_renewed(server, tell):
-    """Call `tell` at each renewal. Right after it the node looks for dead nodes, and settles its devices."""
+    """Call `tell` each time. The node settles its devices and looks for dead nodes right after that."""
     broker = server.cluster.broker
     renew = broker.renew
 
-    async def renew_and_tell(ttl):
-        is_kept = await renew(ttl)
+    async def renew_and_tell(ttl, **options):
+        lease = await renew(ttl, **options)
         tell()
-        return is_kept
+        return lease
 
     broker.renew = renew_and_tell

@@ -6,7 +6,9 @@ import asyncio
 import secrets
 from contextlib import AsyncExitStack, contextmanager
 
+import nats
 import pytest
+import redis.asyncio
 
 from support.net import Log
 from wse import ErrorCode, WseError
@@ -54,8 +56,8 @@ class Node(Log):
     def connection_restored(self):
         self.add("restored")
 
-    def device(self, user, conn_id, since=1000.0):
-        return Device(user, conn_id, self.name, since)
+    def device(self, user, conn_id):
+        return Device(user, conn_id, self.name)
 
     async def open(self):
         await self.broker.open(self.name, self)
@@ -96,6 +98,10 @@ class BrokerCluster:
     def start(self):
         raise NotImplementedError
 
+    async def forget(self, *nodes):
+        """The engine loses the register, and nothing else happens."""
+        raise NotImplementedError
+
     def lose_answers(self, node):
         """While this context is open, the engine makes the node's steps, but their answers are lost."""
         raise NotImplementedError
@@ -110,6 +116,7 @@ class BrokerCluster:
         node = self.closed_node()
         await node.open()
         await node.broker.renew(WAIT)
+        await node.broker.registered()
         await node.subscribe(*topics)
         return node
 
@@ -139,6 +146,9 @@ class MemoryClusterOfBrokers(BrokerCluster):
         self._cluster.answers = False
         yield
         self._cluster.answers = True
+
+    async def forget(self, *nodes):
+        self._cluster.forget()
 
     def stop(self):
         self._cluster.pause()
@@ -191,10 +201,26 @@ class NatsCluster(EngineCluster):
     message_size = 1024 * 1024
     changes = ("put", "delete")
 
+    async def forget(self, *nodes):
+        client = await nats.connect(self.engine.url())
+        for name in f"KV_{self.prefix}", f"KV_{self.prefix}-hints":
+            await client.jetstream().delete_stream(name)
+        await client.close()
+        for node in nodes:
+            try:
+                await node.broker.renew(WAIT)
+            except WseError:  # so it has found out
+                await node.until("restored")
+
 
 class RedisCluster(EngineCluster):
     message_size = 8 * 1024 * 1024
-    changes = ("run",)
+    changes = ("run", "run_apart")
+
+    async def forget(self, *nodes):
+        async with redis.asyncio.Redis(port=self.engine.port) as client:
+            keys = await client.keys(f"{self.prefix}:*")
+            await client.delete(*keys)
 
 
 CLUSTERS = {"memory": MemoryClusterOfBrokers, "nats": NatsCluster, "redis": RedisCluster}

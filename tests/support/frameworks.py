@@ -22,7 +22,7 @@ from support.programs import free_port
 
 
 @asynccontextmanager
-async def uvicorn_asgi(app, ws):
+async def uvicorn_asgi(app, ws, root_path=""):
     """uvicorn, with one of its WebSocket implementations.
 
     Started by its own `startup`. Its main loop and `shutdown`, which only poll and sleep, are left out.
@@ -31,6 +31,7 @@ async def uvicorn_asgi(app, ws):
         app,
         port=0,
         ws=ws,
+        root_path=root_path,
         log_config=None,
         lifespan="off",
         access_log=False,

@@ -46,7 +46,7 @@ class Node(ServerSide):
         self.awake = True
         self.broker = NodeBroker(engine, self)
         self.cluster = self.hub.network = ClusterNode(
-            self.hub, self.broker, settings, clock=lambda: clock.now, readers=(WseJSON(), WseMsgpack())
+            self.hub, self.broker, settings, readers=(WseJSON(), WseMsgpack())
         )
         self.server = Messaging()
         self.server._hub = self.hub
@@ -69,8 +69,7 @@ class Node(ServerSide):
         """The counts that must be zero when no client is connected."""
         presence, rpc = self.cluster.presence, self.cluster.rpc
         return [
-            *presence._registrations, *presence._joining, *presence._unsettled,
-            *presence._left, *presence._pending_joined, *presence._silent, *presence.deferred.users,
+            *presence._registrations, *presence._joining,
             *rpc._asked, *rpc._pending._waiting, *self.cluster.bus._interest, *self.cluster.bus._backlog,
         ]  # fmt: skip
 

@@ -32,13 +32,18 @@ def free_port() -> int:
     raise OSError("no free port found")
 
 
-class Program:
-    """A Python program that keeps running; its output, errors included, is read as it comes."""
+def unmeasured() -> dict[str, str]:
+    """The environment of a process whose coverage is not measured: it starts and runs in half the time."""
+    return {name: value for name, value in os.environ.items() if name != "COVERAGE_PROCESS_CONFIG"}
 
-    def __init__(self, *args: str, cwd: Path = ROOT, measured: bool = True, own_group: bool = False) -> None:
-        environment = dict(os.environ)
-        if not measured:  # for programs whose speed matters: coverage makes them many times slower
-            environment.pop("COVERAGE_PROCESS_CONFIG", None)
+
+class Program:
+    """A Python program that keeps running; its output, errors included, is read as it comes.
+
+    Its coverage is `measured` where it runs code that the processes of the tests do not run.
+    """
+
+    def __init__(self, *args: str, cwd: Path = ROOT, measured: bool = False, own_group: bool = False) -> None:
         # A shell that runs the tests in the background ignores Ctrl-C, and children inherit this.
         previous = signal.signal(signal.SIGINT, signal.default_int_handler)
         try:
@@ -48,7 +53,7 @@ class Program:
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
                 cwd=cwd,
-                env=environment,
+                env=None if measured else unmeasured(),
                 process_group=0 if own_group else None,
             )
         finally:

@@ -22,11 +22,19 @@ NO_LINGER = Limits(handler_linger=None)
 """Handlers end when a story lets them, and no timer waits for them."""
 
 INTERNAL = ["~wse:hi", "~wse:challenge", "~wse:welcome", "~wse:call", "~wse:response", "~wse:response-err", "~wse:ext"]
+INTERNAL += ["~wse:auth", "~wse:refused", "~wse:ask"]
 PROCEDURES = ["echo", "late", "fails", "fails-late", "broken", "odd", "leave", "calls-back"]
 TYPES = [*INTERNAL, *PROCEDURES, "chat", "leave-chat", "other", None, "", 0, 7, ["a"], {"a": 1}]
 STAMPS = [None, None, 0, "", False, 1, 2, 3, "s", 1.0, True, [1], {"a": 1}]
 SCALARS = [None, True, False, 0, 1, "", "a", 1.5, b"\x00", float("nan")]
 KEYS = ["a", "identity", "meta"]
+OFFERS = [
+    {},
+    {"auth": {}},
+    {"auth": None, "limits": {"message_size": 1 << 20}},
+    {"limits": {"message_size": "a"}},
+    "auth",
+]
 CIDS = ["ann", "bob", 1, None, "", ["ann"], {"a": 1}]
 HOSTILE = ['["chat"]', '["\\ud800",1,1]', "[]", "{}", '["echo",1,1,2,3]', "[" * 5000, b"\x91" * 5000]
 DECISIONS = [

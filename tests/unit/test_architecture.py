@@ -34,8 +34,8 @@ ALLOWED = {
     "core/cluster/": GROUND | {"core.session", "core.hub", "core.cluster"},
     # Adapters: each knows ports, values, and its own parts.
     "protocols/": GROUND | {"protocols"},
-    "transports/": GROUND | {"transports.awaited", "transports.request"},
-    "transports/picows/": GROUND | {"transports.deflate", "transports.picows", "transports.request"},
+    "transports/": GROUND | {"transports.awaited", "transports.request", "transports.tcp"},
+    "transports/picows/": GROUND | {"transports.deflate", "transports.picows", "transports.request", "transports.tcp"},
     "brokers/": GROUND | {"brokers.placement"},
     "brokers/__init__.py": GROUND | {"brokers"},  # finds the one for a URL
     "brokers/nats/": GROUND | {"brokers.nats", "brokers.placement", "brokers.reconnecting"},

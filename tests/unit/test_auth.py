@@ -39,9 +39,9 @@ def types_of(peer):
 @pytest.mark.parametrize(
     ("args", "told"),
     [
-        ((), {"reason": None, "retry": False}),
         (("expired",), {"reason": "expired", "retry": False}),
         (("try again", True), {"reason": "try again", "retry": True}),
+        ((None, True), {"reason": None, "retry": True}),
     ],
 )
 def test_a_client_that_offers_auth_is_told_why_it_is_refused(args, told):
@@ -59,14 +59,17 @@ def test_any_other_client_is_only_closed(ext):
     assert peer.closed_with == REFUSED
 
 
-def test_every_way_to_refuse_is_told():
+def test_a_refusal_without_a_reason_is_only_the_close():
     def fail(auth):
         raise ValueError("no")
 
-    for identify in (fail, lambda auth: auth.accept(None), lambda auth: auth.accept(0)):
+    for identify in (fail, lambda auth: auth.refuse(), lambda auth: auth.accept(None), lambda auth: auth.accept(0)):
         peer = come(ServerSide(identify))
-        assert peer.heard == [("~wse:refused", {"reason": None, "retry": False}, None)]
+        assert peer.heard == []
         assert peer.closed_with == REFUSED
+
+
+def test_a_challenge_generator_may_tell_why_it_refuses():
     side = ServerSide(generator=lambda auth: auth.refuse("no quest for you"))
     assert come(side).heard == [("~wse:refused", {"reason": "no quest for you", "retry": False}, None)]
 
@@ -74,7 +77,7 @@ def test_every_way_to_refuse_is_told():
 def test_a_reason_that_cannot_be_encoded_still_refuses():
     side = ServerSide(lambda auth: auth.refuse(object()))
     peer = come(side)
-    assert peer.heard == [("~wse:refused", {"reason": None, "retry": False}, None)]
+    assert peer.heard == []
     assert peer.closed_with == REFUSED
     assert side.error.code == ErrorCode.MSG_PROCESSING_ERROR
 
@@ -165,8 +168,11 @@ def test_a_session_that_began_without_a_time_may_get_one():
     side = ServerSide()
     peer = side.join()
     peer.conn.extend(None)
-    peer.conn.extend(side.scheduler.now)
-    assert peer.closed_with == EXPIRED
+    for passed in (0, -1, -1000):
+        peer = side.join("ben")
+        peer.conn.extend(side.scheduler.now + passed)
+        side.scheduler.advance(0)
+        assert peer.closed_with == EXPIRED
 
 
 UTC = dt.UTC
@@ -340,8 +346,7 @@ def test_a_handler_may_refuse_at_once(details):
     side = asking(handler=refuse)
     peer = asked(side)
     peer.say("~wse:auth", "ben's")
-    told = {"reason": details.get("reason"), "retry": details.get("retry", False)}
-    assert peer.heard == [("~wse:refused", told, None)]
+    assert peer.heard == ([("~wse:refused", details, None)] if details else [])
     assert peer.closed_with == REFUSED
     assert side.errors == []
     assert side.scheduler.timers == []

@@ -1,4 +1,4 @@
-"""wse.transports.awaited, asgi and aiohttp, where a framework misbehaves or ends: what no real one does on demand."""
+"""wse.transports.awaited, asgi and aiohttp when a framework misbehaves or ends, which no real one does on demand."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def short_timeouts(monkeypatch):
 
 
 class Session:
-    """It logs what a link tells it, and does what a test asks for when a message comes."""
+    """It logs the calls of a link, and runs a test's function for each message."""
 
     def __init__(self, link):
         self.link = link
@@ -48,7 +48,7 @@ class Session:
 
 
 class Link(AwaitedLink):
-    """A framework's side, played by the test."""
+    """The side of a framework, played by the test."""
 
     def __init__(self, limit=100):
         super().__init__(limit, "10.0.0.1")
@@ -468,7 +468,7 @@ async def test_a_cancellation_from_outside_is_not_mistaken_for_our_own():
 
 
 class Web:
-    """An ASGI server that does what the test says."""
+    """An ASGI server that the test directs."""
 
     def __init__(self, app, *, kind="websocket", **scope):
         self.incoming = asyncio.Queue()

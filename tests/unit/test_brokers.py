@@ -13,7 +13,7 @@ from wse.brokers import from_url, reconnecting
 from wse.brokers.memory import MemoryBroker, MemoryCluster
 from wse.brokers.nats.broker import NatsBroker
 from wse.brokers.redis.broker import RedisBroker
-from wse.core.ports.broker import Gone, Joined
+from wse.core.ports.broker import Transition
 
 
 @pytest.mark.parametrize(
@@ -78,29 +78,53 @@ async def open_nodes(cluster, *names):
 async def test_leases_run_by_the_clock_of_the_cluster():
     clock = Clock()
     one, two = await open_nodes(MemoryCluster(clock), "one", "two")
-    device = one.device("ann", "c1")
-    assert await one.broker.renew(10) is False
-    assert await two.broker.renew(20) is False
-    await one.broker.join(device, 1)
+    for node, ttl in (one, 10), (two, 20):
+        assert (await node.broker.renew(ttl)).state == "new"
+        await node.broker.registered()
+    joined = await one.broker.join(one.device("ann", "c1"), 1)
+    one.broker.fired(await one.broker.claim(joined.transitions))
     clock.now += 9.9
     assert await two.broker.nodes() == {"one", "two"}
     clock.now += 0.1
     assert await two.broker.nodes() == {"two"}
-    assert await two.broker.reap() == [Gone(device, last=True)]
-    assert await one.broker.renew(10) is False
+    assert await two.broker.reap() == [Transition("ann", 2)]
+    assert (await one.broker.renew(10)).state == "reaped"
 
 
 async def test_a_cluster_that_forgets_has_no_devices_and_no_leases():
     cluster = MemoryCluster()
     (node,) = await open_nodes(cluster, "one")
-    device = node.device("ann", "c1")
-    await node.broker.renew(10)
-    await node.broker.join(device, 1)
+    register = (await node.broker.renew(10)).register
+    device = (await node.broker.join(node.device("ann", "c1"), 1)).device
     cluster.forget()
     assert await node.broker.devices("ann") == []
     assert await node.broker.nodes() == frozenset()
-    assert await node.broker.renew(10) is False
-    assert await node.broker.join(device, 1, fresh=False) == Joined(device, first=True)
+    lease = await node.broker.renew(10, register=register)
+    assert (lease.state, lease.is_recovering) == ("new", True)
+    joined = await node.broker.join(device, 1, generation=1, fresh=False)
+    assert (joined.device, joined.transitions) == (device, ())
+
+
+async def test_the_numbers_of_a_user_and_a_reaped_node_are_forgotten_after_ten_minutes():
+    clock = Clock()
+    cluster = MemoryCluster(clock)
+    one, two = await open_nodes(cluster, "one", "two")
+    for node in one, two:
+        await node.broker.renew(10)
+        await node.broker.registered()
+    for user in "ann", "bob":
+        joined = await one.broker.join(one.device(user, f"c-{user}"), 1)
+        left = await one.broker.leave(joined.device)
+        one.broker.fired(await one.broker.claim([*joined.transitions, *left.transitions]))
+        clock.now += 400
+    await two.broker.renew(1000)
+    assert (await two.broker.join(two.device("ann", "c1"), 1)).generation == 1
+    assert (await two.broker.join(two.device("bob", "c2"), 1)).generation == 3
+    await two.broker.reap()
+    clock.now += 601
+    await two.broker.renew(1000)
+    await two.broker.reap()
+    assert (await one.broker.renew(10)).state == "new"
 
 
 async def test_a_broker_without_a_cluster_is_alone():

@@ -859,7 +859,7 @@ async def test_a_protocol_that_cannot_encode_the_question_asks_none(far):
 
 
 @pytest.mark.parametrize("handler", [None, 7, "respond"])
-def test_a_challenge_handler_that_is_no_function_is_an_error_of_both_kinds(handler):
+def test_a_challenge_handler_that_is_not_a_function_is_an_error_of_both_kinds(handler):
     client = WseClient("ws://localhost")
     with pytest.raises(WseError) as caught:
         client.challenge(handler)

@@ -32,7 +32,7 @@ def test_a_header_with_a_control_character_is_rejected_and_its_value_is_not_show
 
 
 @pytest.mark.parametrize("name", ["", "X Name", "X:Name", "Näme"])
-def test_what_is_no_name_of_a_header_is_rejected(name):
+def test_an_invalid_header_name_is_rejected(name):
     with pytest.raises(ValueError, match="name of a header"):
         WseClient("ws://localhost", headers={name: "value"})
 

@@ -7,8 +7,9 @@ import msgspec
 import pytest
 
 from support.nodes import Nodes, heard
-from wse import ErrorCode, WseError, WseJSON, WseMsgpack
+from wse import ErrorCode, WseError, WseJSON, WseMsgpack, WseServer
 from wse.core.cluster import envelope
+from wse.core.cluster.cluster import Cluster
 from wse.core.cluster.envelope import decode_name, encode_name
 from wse.core.cluster.settings import ClusterSettings
 
@@ -134,10 +135,10 @@ def test_a_node_is_subscribed_to_who_it_holds_and_to_nobody_else():
 def test_a_user_is_dropped_on_all_nodes_and_leaves_once():
     nodes = Nodes(3, conns_per_user=3)
     peers = [nodes.join(node) for node in nodes]
-    nodes[1].server.drop_client("ann", "enough")
+    nodes[1].server.drop_client("ann", "enough", 4001)
     nodes.run()
-    assert [peer.closed_with for peer in peers] == [(1000, "enough")] * 3
-    assert nodes.log("left") == [("left", "ann", 1000, "enough")]
+    assert [peer.closed_with for peer in peers] == [(4001, "enough")] * 3
+    assert nodes.log("left") == [("left", "ann", 4001, "enough")]
     assert len(nodes.log("disconnected")) == 3
     assert [node.leftovers for node in nodes] == [[], [], []]
 
@@ -273,6 +274,13 @@ def test_joined_and_left_fire_once_per_user():
         nodes.run()
     assert nodes.log("left") == [("left", "ann", 1001, "away")]
     assert [node.leftovers for node in nodes] == [[], [], []]
+
+
+def test_devices_are_told_with_their_user_and_node():
+    nodes = Nodes(2)
+    peer = nodes.join(nodes[0])
+    (device,) = nodes[1].do(nodes[1].cluster.devices("ann"))
+    assert (device.cid, device.conn_id, device.node) == ("ann", peer.conn.conn_id, nodes[0].cluster.node)
 
 
 def test_users_and_their_number_are_those_of_the_whole_cluster():
@@ -866,6 +874,51 @@ def test_a_question_of_a_newer_version_is_not_answered():
     nodes.advance(1)
     assert task.result() == []
     assert nodes[1].errors == []
+
+
+# Opening and closing.
+
+
+def test_nodes_that_run_already_are_peers_of_one_that_starts():
+    one, two = Nodes(2)
+    assert (one.cluster.bus.peers, two.cluster.bus.peers) == (frozenset(), {one.cluster.node})
+
+
+def test_a_node_that_cannot_resign_its_lease_reports_why_and_closes():
+    (one,) = Nodes(1)
+    cause = WseError(ErrorCode.BROKER_UNAVAILABLE)
+
+    async def fail():
+        raise cause
+
+    one.broker.resign = fail
+    one.do(one.cluster.close())
+    assert one.error.code == ErrorCode.BROKER_UNAVAILABLE
+    assert "could not resign" in str(one.error)
+    assert one.error.__cause__ is cause
+
+
+# What the application sees.
+
+
+def test_the_cluster_of_a_server_shows_its_node():
+    nodes = Nodes(1, ClusterSettings(backlog=0))
+    (one,) = nodes
+    cluster = Cluster(one.cluster)
+    assert (cluster.node, cluster.broker, cluster.settings) == (one.cluster.node, one.broker, one.cluster.settings)
+    assert repr(cluster) == f"<Cluster node {cluster.node}>"
+    assert (cluster.healthy, cluster.lost) == (True, 0)
+    nodes.engine.pause()
+    one.server.send("ann", "say")
+    assert (cluster.healthy, cluster.lost) == (False, 1)
+    one.do(one.cluster.close())
+    assert not cluster.healthy
+
+
+def test_a_cluster_without_a_started_node_says_so():
+    server = WseServer(broker="memory:")
+    assert (server.cluster.node, server.cluster.healthy) == ("", False)
+    assert repr(server.cluster) == "<Cluster node not started>"
 
 
 # Settings.

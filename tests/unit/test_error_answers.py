@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from support.core import ClientSide, ServerSide
-from wse.core.session.rpc import ECHOED, ExposeErrors, encodable, error_from_wire
+from wse.core.session.error_answers import ECHOED, encodable
+from wse.core.session.rpc import ExposeErrors, error_from_wire
 from wse.errors import ErrorCode, WseError
 from wse.protocols.json import WseJSON
 from wse.protocols.msgpack import WseMsgpack

@@ -14,7 +14,7 @@ from urllib.request import urlopen
 import pytest
 
 import wse
-from support.programs import ROOT, free_port, program
+from support.programs import ROOT, free_port, program, unmeasured
 from wse.auth import Scram, ScramKeys
 
 EXAMPLES = ROOT / "examples"
@@ -73,6 +73,7 @@ def run(script: Path, *args: str, stdin: str = "") -> subprocess.CompletedProces
         timeout=60,
         check=False,
         cwd=ROOT,
+        env=unmeasured(),
     )
 
 
@@ -131,6 +132,7 @@ def test_demo_serves_on_until_ctrl_c(tmp_path: Path) -> None:
             timeout=60,
             check=False,
             cwd=ROOT,
+            env=unmeasured(),
         )
         assert joined.returncode == 0
         assert "* signed in as ada; online: ada, grace\n" in joined.stdout

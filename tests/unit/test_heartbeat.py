@@ -1,4 +1,4 @@
-"""Silent peers are pinged, and given up."""
+"""Silent peers are pinged, and given up after a while."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def test_times_out_of_range_are_refused(times):
 
 def test_a_silent_peer_is_pinged_after_the_interval_and_given_up_after_the_timeout(side):
     peer = side.join()
-    side.scheduler.advance(5)  # the first look, which takes note of the hi
+    side.scheduler.advance(5)  # the first check, which notices the hi
     side.scheduler.advance(17)
     assert peer.link.pings_sent == 0
     side.scheduler.advance(5)

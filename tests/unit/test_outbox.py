@@ -1,4 +1,4 @@
-"""What waits for a slow receiver, and what gives way."""
+"""The queue of a slow receiver, and its overflow policies."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def test_without_a_choice_what_does_not_fit_is_not_kept():
 
 
 def put_all(outbox, *messages, room=10):
-    return [outbox.put(kind, Packed(data, False), room) for kind, data in messages]
+    return [outbox.put(kind, Packed(data, False, *key), room) for kind, data, *key in messages]
 
 
 def test_the_newest_is_dropped():
@@ -72,6 +72,43 @@ def test_only_the_latest_waits_and_in_its_own_place():
     assert put_all(outbox, ("latest", "c")) == [(Overflow.LATEST, 1)]
     assert put_all(outbox, ("chat", "d"), ("latest", "e"))[1] == (Overflow.LATEST, 1)
     assert rest_of(outbox) == ["b", "d", "e"]
+
+
+def test_the_latest_of_each_key_waits_in_the_place_of_the_older_one():
+    outbox = Outbox(POLICIES)
+    put_all(outbox, ("latest", "a1", "a"), ("latest", "b1", "b"), ("chat", "c"))
+    assert put_all(outbox, ("latest", "a2", "a"), ("latest", "b22", "b")) == [(Overflow.LATEST, 1)] * 2
+    assert put_all(outbox, ("latest", "n", None), ("latest", "1", 1)) == [(Overflow.LATEST, 0)] * 2
+    assert rest_of(outbox) == ["a2", "b22", "c", "n", "1"]
+    assert outbox.size == 0
+
+
+def test_a_key_that_changes_all_the_time_gets_its_turn():
+    outbox = Outbox(POLICIES)
+    taken = []
+    for n in range(200):
+        put_all(
+            outbox, ("latest", f"hot {n}", "hot"), *(("latest", f"{n}", key) for key in range(n, n + 2)), room=10_000
+        )
+        taken.append(outbox.take().data)
+    assert sum(data.startswith("hot") for data in taken) > 1
+
+
+def test_a_key_matters_for_no_other_policy():
+    outbox = Outbox(POLICIES)
+    assert put_all(outbox, ("oldest", "a", "k"), ("newest", "b", "k"), ("chat", "c", "k"), ("chat", "d", "k")) == [
+        (Overflow.DROP_OLDEST, 0), (Overflow.DROP_NEWEST, 0), (Overflow.CLOSE, 0), (Overflow.CLOSE, 0)
+    ]  # fmt: skip
+    assert rest_of(outbox) == ["a", "b", "c", "d"]
+
+
+def test_the_oldest_keys_give_way_when_the_latest_of_all_are_too_many():
+    outbox = Outbox(POLICIES)
+    put_all(outbox, ("latest", "aaaa", "a"), ("latest", "bbbb", "b"))
+    assert put_all(outbox, ("latest", "cccc", "c")) == [(Overflow.LATEST, 1)]
+    assert put_all(outbox, ("latest", "b" * 9, "b")) == [(Overflow.LATEST, 2)]  # it no longer fits in its place
+    assert rest_of(outbox) == ["b" * 9]
+    assert put_all(outbox, ("latest", "b", "b")) == [(Overflow.LATEST, 0)]
 
 
 def test_what_has_left_does_not_give_way():
@@ -118,6 +155,32 @@ def test_it_is_bounded_in_order_and_loses_only_what_it_says(steps, room):
     assert taken == sorted(taken)
     assert len(taken) + dropped == given_in
     assert outbox.size == 0
+
+
+KEYED = st.one_of(
+    st.tuples(st.sampled_from(["latest", "oldest", "chat"]), st.integers(0, 3), st.integers(1, 12)), st.just("take")
+)
+
+
+@given(st.lists(KEYED, max_size=80), st.integers(5, 40))
+def test_with_keys_the_newest_of_each_is_never_followed_by_an_older_one(steps, room):
+    outbox = Outbox(POLICIES)
+    given_in, taken, dropped = 0, [], 0
+    for step in [*steps, *["take"] * len(steps)]:
+        if step == "take":
+            if outbox:
+                taken.append(outbox.take().data.split())
+            continue
+        kind, key, size = step
+        given_in += 1
+        dropped += outbox.put(kind, Packed(f"{kind} {key} {given_in:03} {'x' * size}", False, key), room)[1]
+        assert outbox.size <= room
+    assert len(taken) + dropped == given_in
+    assert outbox.size == 0
+    assert not outbox._latest
+    for subject in {(kind, key) for kind, key, *_ in taken}:
+        numbers = [number for kind, key, number, *_ in taken if (kind, key) == subject]
+        assert numbers == sorted(numbers)
 
 
 # At a session.

@@ -92,9 +92,9 @@ def test_a_result_that_is_too_large_is_an_error_answer(side, is_async):
         assert wire["details"]["rp"] == "echo"
     assert all(size_of(data) <= MAX for data in peer.link.sent)
     assert peer.closed_with is None
-    failed = [error for error, _ in side.errors if error.code == ErrorCode.RP_EXECUTION_FAILED]
-    assert [error.__cause__.code for error in failed] == [ErrorCode.LIMIT_EXCEEDED] * (len(failed))
-    assert failed
+    assert side.error.code == ErrorCode.LIMIT_EXCEEDED
+    assert side.error.details.items() >= {"rp": "echo", "cid": "ann"}.items()
+    assert side.endpoint.counters.dropped["too-large"] == 2
 
 
 def test_an_error_answer_is_cut_to_what_the_client_takes(side):
@@ -103,9 +103,24 @@ def test_an_error_answer_is_cut_to_what_the_client_takes(side):
 
     side.endpoint.procedures.register("fail", fail)
     peer = come(side)
+    bare = ("~wse:response-err", {"code": "app.big", "details": {"rp": "fail", "rpc": "fail"}}, 1)
     peer.say("fail", None, 1)
-    assert peer.heard == [("~wse:response-err", {"code": "app.big", "details": {"rp": "fail", "rpc": "fail"}}, 1)]
-    assert [error.code for error, _ in side.errors] == [ErrorCode.MSG_PROCESSING_ERROR, ErrorCode.RP_EXECUTION_FAILED]
+    peer.say("fail", None, 1)
+    assert peer.heard == [bare, bare]
+    codes = [error.code for error, _ in side.errors]
+    assert codes == [ErrorCode.LIMIT_EXCEEDED, ErrorCode.RP_EXECUTION_FAILED, ErrorCode.RP_EXECUTION_FAILED]
+
+
+def test_a_client_that_takes_next_to_nothing_does_not_flood_the_reports(side):
+    side.endpoint.procedures.register("echo", lambda conn, payload: payload)
+    peer = side.open()
+    peer.say("~wse:hi", {"identity": "ann", "ext": {"limits": {"message_size": 60}}})
+    peer.heard  # noqa: B018 - reads
+    for _ in range(5):
+        peer.say("echo", "x" * 100, 1)
+        peer.say("absent", None, 2)
+    assert [message[1]["code"] for message in peer.heard] == [ErrorCode.LIMIT_EXCEEDED, ErrorCode.RP_NOT_REGISTERED] * 5
+    assert side.error.code == ErrorCode.LIMIT_EXCEEDED
 
 
 def test_a_message_to_one_device_that_is_too_large_raises(side):

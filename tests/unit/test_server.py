@@ -320,3 +320,65 @@ async def test_a_server_that_has_started_joins_no_cluster_any_more():
             server.use_broker("memory:")
     server.use_broker("memory:")
     assert server.cluster is not None
+
+
+ACTIONS = {
+    "broadcast": lambda server: server.broadcast("news"),
+    "send": lambda server: server.send("ann", "news"),
+    "drop_client": lambda server: server.drop_client("ann"),
+    "a room's send": lambda server: server.room("tea").send("news"),
+    "call": lambda server: server.call("ann", "age"),
+}
+
+
+@pytest.mark.parametrize("action", ACTIONS.values(), ids=ACTIONS)
+@pytest.mark.parametrize("broker", [None, "memory:"])
+async def test_before_its_start_and_after_its_end_a_server_sends_nothing_and_says_so(action, broker):
+    server = WseServer(accept_all, broker=broker)
+
+    async def act():
+        result = action(server)
+        if result is not None:
+            await result
+
+    for _ in range(2):
+        with pytest.raises(WseError) as caught:
+            await act()
+        assert caught.value.code == ErrorCode.NOT_STARTED == "wse.server.not-started"
+        async with server:
+            with contextlib.suppress(WseError):
+                await act()
+                caught = None
+            assert caught is None or action is ACTIONS["call"]  # nobody is there to be called
+
+
+async def test_the_first_connection_starts_a_server_inside_a_web_application():
+    server = make_server(port=None)
+    async with in_memory(server) as place:
+        await place.connect()
+        server.broadcast("news")
+    await server.close()
+
+
+async def test_listeners_of_the_last_clients_may_still_send():
+    server = make_server()
+    sent = []
+
+    @server.when.disconnected
+    async def disconnected(conn, code, reason):
+        await asyncio.sleep(0)
+        server.broadcast("left", conn.cid)
+        sent.append(conn.cid)
+
+    async with in_memory(server) as place:
+        await place.connect()
+        await server.close(grace=5)
+    assert sent == ["ann"]
+
+
+@pytest.mark.parametrize(("allowed", "warned"), [(1, 1), (2, 0)])
+async def test_a_second_device_where_one_is_allowed_is_warned_of_once(caplog, allowed, warned):
+    async with in_memory(make_server(conns_per_user=allowed)) as place:
+        for _ in range(4):
+            await place.connect("ann")
+    assert caplog.text.count("WseServer(conns_per_user=") == warned

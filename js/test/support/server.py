@@ -7,6 +7,7 @@ input ends. The first argument, if any, is the port of the plain server.
 import asyncio
 import json
 import sys
+import time
 from typing import Any
 
 from wse import Handshake, WseError, WseJSON, WseMsgpack, WseServer
@@ -110,6 +111,26 @@ def impostor() -> WseServer:
     return server
 
 
+def tokens() -> WseServer:
+    server = WseServer(port=0)
+
+    @server.identify
+    def identify(auth: Handshake) -> None:
+        token = auth.identity["token"]
+        if token < 0:
+            auth.refuse("banned" if token == -1 else "busy", retry=token != -1)
+        else:
+            auth.accept("ada", token, expires=time.time() + 0.4)
+
+    @server.reauthenticate
+    def reauthenticate(conn: Any, identity: Any) -> float | None:
+        conn.send("renewed", identity["token"])
+        return time.time() + 0.4 if identity["token"] < 3 else None
+
+    server.when.error(lambda err, conn: None)
+    return server
+
+
 async def main() -> None:
     port = int(sys.argv[1]) if len(sys.argv) > 1 else 0
     servers = {
@@ -118,6 +139,7 @@ async def main() -> None:
         "challenged": challenged(),
         "scram": scram(),
         "impostor": impostor(),
+        "tokens": tokens(),
     }
     for server in servers.values():
         await server.start()

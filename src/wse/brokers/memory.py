@@ -11,18 +11,44 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from typing import TYPE_CHECKING, TypeVar
+from dataclasses import dataclass
+from secrets import token_hex
+from typing import TYPE_CHECKING, Literal, TypeVar
 
-from wse.brokers.placement import admit, by_age
-from wse.core.ports.broker import Gone
+from wse.brokers.placement import UserRecord, by_place
+from wse.core.ports.broker import Lease
 from wse.errors import ErrorCode, WseError
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import AsyncIterator, Callable, Collection, Iterable, Iterator
 
-    from wse.core.ports.broker import BrokerListener, Device, Joined
+    from wse.core.ports.broker import BrokerListener, Device, Joined, Step, Transition
 
 T = TypeVar("T")
+
+
+REMEMBERED = 600.0
+"""Seconds for which the numbers of a user without devices, and a node that was reaped, are remembered."""
+
+PAGE = 500
+"""Devices in a page of `mine`."""
+
+
+@dataclass(slots=True)
+class LeaseRecord:
+    """A node's lease, as the register has it.
+
+    Attributes:
+        epoch: The unbroken series of renewals that it belongs to. Steps of another epoch are refused.
+        until: When it runs out.
+        state: What the node is told until it has registered its devices.
+        is_reaped: Whether others have taken the node's devices out.
+    """
+
+    epoch: str
+    until: float
+    state: Literal["kept", "reaped", "new"] = "new"
+    is_reaped: bool = False
 
 
 class MemoryCluster:
@@ -36,9 +62,7 @@ class MemoryCluster:
         self._clock = clock
         self._brokers: dict[MemoryBroker, None] = {}
         self._under_way: deque[tuple[str, bytes]] = deque()
-        self._users: dict[str, dict[Device, bool]] = {}  # by device, whether it was the first when it joined
-        self._by_node: dict[str, dict[str, Device]] = {}
-        self._leases: dict[str, float] = {}
+        self.forget()
         self.topics: dict[str, dict[MemoryBroker, None]] = {}
         self.reachable = True
         self.answers = True
@@ -63,9 +87,11 @@ class MemoryCluster:
 
     def forget(self) -> None:
         """Lose the register and all leases, like an engine that was restarted."""
-        self._users.clear()
-        self._by_node.clear()
-        self._leases.clear()
+        self._identity = token_hex(8)
+        self._users: dict[str, UserRecord] = {}
+        self._gone: dict[str, float] = {}  # users without devices, and until when their numbers are remembered
+        self._leases: dict[str, LeaseRecord] = {}
+        self._awaited: dict[str, float] = {}  # nodes that have not registered after a loss, and until when they may
 
     def attach(self, broker: MemoryBroker) -> None:
         self._brokers[broker] = None
@@ -88,59 +114,126 @@ class MemoryCluster:
 
     # The register.
 
-    def join(self, device: Device, limit: int, fresh: bool) -> Joined:
-        joined = admit(self._users.get(device.user, {}), device, limit, fresh)
-        device = joined.device
-        self._users.setdefault(device.user, {})[device] = joined.first
-        self._by_node.setdefault(device.node, {})[device.conn_id] = device
-        for other in joined.displaced:
-            self.leave(other)
+    def join(self, device: Device, limit: int, generation: int, fresh: bool) -> Joined:
+        record = self._record(device.user)
+        dead = self._leases.keys() - self.nodes() if len(record.devices) >= limit else ()
+        joined = record.join(device, limit, generation, fresh=fresh, recovering=self.is_recovering, dead=dead)
+        self._keep(record)
         return joined
 
-    def leave(self, device: Device) -> bool:
-        devices = self._users.get(device.user, {})
-        registered = next((other for other in devices if other.conn_id == device.conn_id), None)
-        if registered is None:
-            return False
-        del devices[registered]
-        of_node = self._by_node[registered.node]
-        del of_node[registered.conn_id]
-        if not of_node:
-            del self._by_node[registered.node]
-        if devices:
-            return False
-        del self._users[device.user]
-        return True
+    def leave(self, device: Device, generation: int, code: int, reason: str) -> Step:
+        record = self._record(device.user)
+        step = record.leave(device, generation, code, reason, recovering=self.is_recovering)
+        self._keep(record)
+        return step
+
+    def settle(self, node: str, undecided: Transition) -> Step:
+        record = self._record(undecided.user)
+        step = record.settle(node, undecided, recovering=self.is_recovering)
+        self._keep(record)
+        return step
+
+    def reap(self, node: str) -> list[Transition]:
+        dead = self._leases.keys() - self.nodes()
+        transitions: list[Transition] = []
+        for name in dead:
+            lease = self._leases[name]
+            if lease.is_reaped and lease.until + REMEMBERED < self._clock():
+                del self._leases[name]
+            lease.is_reaped = True
+        for record in list(self._users.values()):
+            transitions += record.reap(dead, node, recovering=self.is_recovering)
+            self._keep(record)
+        return transitions
+
+    def claim(self, node: str, transitions: Iterable[Transition]) -> list[Transition]:
+        claimed: list[Transition] = []
+        for transition in transitions:
+            record = self._users.get(transition.user)
+            if record is not None:
+                claimed += record.claim(node, [transition])
+        return claimed
+
+    def fired(self, node: str, transitions: Iterable[Transition]) -> None:
+        for transition in transitions:
+            record = self._users.get(transition.user)
+            if record is not None:
+                record.fired(node, [transition])
+                self._keep(record)
+
+    def pending(self, node: str) -> list[Transition]:
+        return [transition for record in self._users.values() for transition in record.of_node(node)]
+
+    def mine(self, node: str) -> Iterator[list[Device]]:
+        devices = [d for record in self._users.values() for d in record.devices.values() if d.node == node]
+        return (devices[start : start + PAGE] for start in range(0, len(devices), PAGE))
 
     def devices(self, user: str) -> list[Device]:
-        return by_age(self._users.get(user, {}))
+        record = self._users.get(user)
+        return [] if record is None else by_place(record.devices.values())
 
     def users(self) -> list[str]:
-        return list(self._users)
+        return [user for user, record in self._users.items() if record.devices]
 
-    @property
-    def online(self) -> int:
-        return len(self._users)
+    def _record(self, user: str) -> UserRecord:
+        now = self._clock()
+        for gone in list(self._gone):
+            if self._gone[gone] > now:
+                break
+            del self._gone[gone], self._users[gone]
+        return self._users.setdefault(user, UserRecord(user))
+
+    def _keep(self, record: UserRecord) -> None:
+        """Remember the numbers of a user without devices for a while."""
+        self._gone.pop(record.user, None)
+        if record.is_empty:
+            self._gone[record.user] = self._clock() + REMEMBERED
 
     # Leases.
 
-    def renew(self, node: str, ttl: float) -> bool:
-        in_force = node in self.nodes()
-        self._leases[node] = self._clock() + ttl
-        return in_force
+    @property
+    def is_recovering(self) -> bool:
+        now = self._clock()
+        return any(until > now for until in self._awaited.values())
+
+    def renew(self, node: str, epoch: str, fresh: str, ttl: float, known: str, peers: Collection[str]) -> str:
+        """Renew a lease; the epoch that is in force from now on, which is the fresh one unless the old one was kept."""
+        now = self._clock()
+        lease = self._leases.get(node)
+        if lease is None:
+            lease = self._leases[node] = LeaseRecord(fresh, now)
+        elif lease.is_reaped:
+            lease.state, lease.is_reaped, lease.epoch = "reaped", False, fresh
+        elif lease.epoch != epoch:
+            lease.epoch = fresh
+        lease.until = now + ttl
+        if known and known != self._identity and lease.state != "kept":
+            for name in (node, *peers):
+                other = self._leases.get(name)
+                if other is None or other.state != "kept":
+                    self._awaited.setdefault(name, now + ttl)
+        return lease.epoch
+
+    def lease(self, node: str) -> Lease:
+        has_pending = any(record.of_node(node) for record in self._users.values() if record.pending)
+        return Lease(self._identity, self._leases[node].state, self.is_recovering, has_pending)
+
+    def registered(self, node: str) -> None:
+        self._leases[node].state = "kept"
+        self._awaited.pop(node, None)
+
+    def is_in_force(self, node: str, epoch: str) -> bool:
+        lease = self._leases.get(node)
+        return lease is not None and lease.epoch == epoch and not lease.is_reaped
 
     def resign(self, node: str) -> None:
-        self._leases.pop(node, None)
+        lease = self._leases.get(node)
+        if lease is not None:
+            lease.until = self._clock()
 
     def nodes(self) -> frozenset[str]:
         now = self._clock()
-        return frozenset(node for node, until in self._leases.items() if until > now)
-
-    def reap(self) -> list[Gone]:
-        alive = self.nodes()
-        self._leases = {node: until for node, until in self._leases.items() if node in alive}
-        dead = [device for node, devices in self._by_node.items() if node not in alive for device in devices.values()]
-        return [Gone(device, self.leave(device)) for device in dead]
+        return frozenset(node for node, lease in self._leases.items() if lease.until > now)
 
 
 class MemoryBroker:
@@ -155,8 +248,7 @@ class MemoryBroker:
         self._loop: asyncio.AbstractEventLoop | None = None  # of the node, while the broker is open
         self._listener: BrokerListener
         self._node = ""
-        self._last: dict[str, bool] = {}  # by connection id, the answers of `leave` that were lost
-        self._is_new = False  # the lease is new, and the answer that says so was lost
+        self._epoch = ""
 
     @property
     def connected(self) -> bool:
@@ -183,6 +275,7 @@ class MemoryBroker:
             self._listener.received(topic, data)
 
     def lose(self) -> None:
+        self._epoch = ""
         self._tell_soon(self._listener.connection_lost, ConnectionError("the cluster is paused"), [])
 
     def restore(self) -> None:
@@ -216,23 +309,40 @@ class MemoryBroker:
 
     # The register.
 
-    async def join(self, device: Device, limit: int, *, fresh: bool = True) -> Joined:
-        joined = self._reach().join(device, limit, fresh)
-        self._last.pop(device.conn_id, None)
-        return self._answer(joined)
+    async def join(self, device: Device, limit: int, *, generation: int = 0, fresh: bool = True) -> Joined:
+        return self._answer(self._step().join(device, limit, generation, fresh))
 
-    async def leave(self, device: Device) -> bool:
-        is_last = self._reach().leave(device) or self._last.get(device.conn_id, False)
-        self._last[device.conn_id] = is_last
-        self._answer(None)
-        del self._last[device.conn_id]
-        return is_last
+    async def leave(self, device: Device, *, generation: int = 0, code: int = 1006, reason: str = "") -> Step:
+        return self._answer(self._step().leave(device, generation, code, reason))
+
+    async def settle(self, undecided: Transition) -> Step:
+        return self._answer(self._step().settle(self._node, undecided))
+
+    async def reap(self) -> list[Transition]:
+        cluster = self._step()
+        if self._node not in cluster.nodes():
+            raise WseError(ErrorCode.BROKER_UNAVAILABLE) from ConnectionError("the node's lease has run out")
+        return self._answer(cluster.reap(self._node))
+
+    async def pending(self) -> list[Transition]:
+        return sorted(self._step().pending(self._node), key=lambda transition: transition.generation)
+
+    async def claim(self, transitions: Iterable[Transition]) -> list[Transition]:
+        return self._answer(self._step().claim(self._node, transitions))
+
+    def fired(self, transitions: Iterable[Transition]) -> None:
+        if self.connected and self.cluster.answers:
+            self.cluster.fired(self._node, transitions)
+
+    async def mine(self) -> AsyncIterator[list[Device]]:
+        for page in self._step().mine(self._node):
+            yield page
 
     async def devices(self, user: str) -> list[Device]:
         return self._reach().devices(user)
 
     async def online(self) -> int:
-        return self._reach().online
+        return len(self._reach().users())
 
     async def users(self) -> AsyncIterator[str]:
         for user in self._reach().users():
@@ -240,12 +350,15 @@ class MemoryBroker:
 
     # Leases.
 
-    async def renew(self, ttl: float) -> bool:
-        is_kept = self._reach().renew(self._node, ttl) and not self._is_new
-        self._is_new = not is_kept
-        self._answer(None)
-        self._is_new = False
-        return is_kept
+    async def renew(self, ttl: float, *, register: str = "", peers: Collection[str] = ()) -> Lease:
+        cluster = self._reach()
+        epoch = cluster.renew(self._node, self._epoch, token_hex(8), ttl, register, peers)
+        lease = self._answer(cluster.lease(self._node))
+        self._epoch = epoch
+        return lease
+
+    async def registered(self) -> None:
+        self._step().registered(self._node)
 
     async def resign(self) -> None:
         self._reach().resign(self._node)
@@ -253,8 +366,12 @@ class MemoryBroker:
     async def nodes(self) -> frozenset[str]:
         return self._reach().nodes()
 
-    async def reap(self) -> list[Gone]:
-        return self._answer(self._reach().reap())
+    def _step(self) -> MemoryCluster:
+        """The cluster, if this node's lease lets it change the register."""
+        cluster = self._reach()
+        if not cluster.is_in_force(self._node, self._epoch):
+            raise WseError(ErrorCode.BROKER_UNAVAILABLE) from ConnectionError("the node's lease is not in force")
+        return cluster
 
     def _answer(self, answer: T) -> T:
         if not self.cluster.answers:

@@ -10,7 +10,7 @@ import asyncio
 import re
 import typing
 from abc import ABC, abstractmethod
-from contextlib import AsyncExitStack, contextmanager, suppress
+from contextlib import AsyncExitStack, suppress
 from typing import TYPE_CHECKING, Generic, TypeVar
 from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 
@@ -18,9 +18,9 @@ from wse.backoff import Backoff
 from wse.errors import ErrorCode, WseError
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterator
+    from collections.abc import Awaitable, Callable
 
-    from wse.core.ports.broker import BrokerListener, Device
+    from wse.core.ports.broker import BrokerListener
 
 ANSWER = 3.0
 """Seconds that an engine has to answer, or to accept a new connection."""
@@ -42,12 +42,8 @@ BUFFER = 64 * 1024 * 1024
 """Bytes that may wait for the engine to take them."""
 
 
-UNANSWERED = 10_000
-"""Devices that are remembered because their `leave` was not answered. While the engine is away a step fails at once, so
-these are the steps that were in progress when it went away."""
-
 PREFIX = "wse"
-"""The start of all names in an engine, unless the URL has a `prefix`."""
+"""What the names in an engine start with, unless the URL has a `prefix`."""
 
 
 def take(url: str, **defaults: str) -> tuple[str, dict[str, str]]:
@@ -131,7 +127,6 @@ class ReconnectingBroker(ABC, Generic[C]):
         self._connection: C | None = None  # from the moment that it takes subscriptions
         self._ready = False  # all subscriptions are in force on it
         self._steps = asyncio.Semaphore(AT_ONCE)
-        self._unanswered: dict[str, None] = {}  # connection ids of devices that may or may not have left
         self._cause: Exception = ConnectionError("the broker is not open")
 
     @abstractmethod
@@ -145,7 +140,6 @@ class ReconnectingBroker(ABC, Generic[C]):
     async def open(self, node: str, listener: BrokerListener) -> None:
         self._node, self._listener = node, listener
         self._steps = asyncio.Semaphore(AT_ONCE)  # of this event loop
-        self._unanswered.clear()
         try:
             connection = await self._establish()
         except Exception as exc:
@@ -198,43 +192,30 @@ class ReconnectingBroker(ABC, Generic[C]):
 
     # The connection.
 
-    async def ask(self, step: Callable[[C], Awaitable[T]], within: float = ANSWER) -> T:
-        """Make a step on the engine and return its result, within so many seconds from its start.
+    async def ask(self, step: Callable[[C], Awaitable[T]], within: float = ANSWER, *, urgent: bool = False) -> T:
+        """The result of a step that the engine makes, within so many seconds from when it is asked.
+
+        Args:
+            step: What is asked of the connection.
+            within: Seconds.
+            urgent: Do not wait for other steps that are under way.
 
         Raises:
-            WseError: `BROKER_UNAVAILABLE`, with the error of the engine or its library as the cause.
+            WseError: `BROKER_UNAVAILABLE`, caused by whatever the engine or its library raised.
         """
+        if urgent:
+            return await self._ask(step, within)
         async with self._steps:
-            if not self._ready:
-                raise WseError(ErrorCode.BROKER_UNAVAILABLE) from self._cause
-            assert self._connection is not None
-            try:
-                return await answer(self._connection, step(self._connection), within)
-            except Exception as exc:
-                raise WseError(ErrorCode.BROKER_UNAVAILABLE) from exc
+            return await self._ask(step, within)
 
-    @contextmanager
-    def _remember(self, device: Device) -> Iterator[Callable[[], None]]:
-        """The context of one `leave`, which calls the yielded function just before it changes the register.
-
-        If it fails after that, the change may have been made: the device is remembered, and the next `leave` of it is a
-        repeat. Of two that are in progress at the same time, neither is a repeat.
-        """
-        is_asked = False
-
-        def asked() -> None:
-            nonlocal is_asked
-            is_asked = True
-
+    async def _ask(self, step: Callable[[C], Awaitable[T]], within: float) -> T:
+        if not self._ready:
+            raise WseError(ErrorCode.BROKER_UNAVAILABLE) from self._cause
+        assert self._connection is not None
         try:
-            yield asked
-        except BaseException:
-            if is_asked:
-                self._unanswered[device.conn_id] = None
-                if len(self._unanswered) > UNANSWERED:
-                    del self._unanswered[next(iter(self._unanswered))]
-            raise
-        self._unanswered.pop(device.conn_id, None)
+            return await answer(self._connection, step(self._connection), within)
+        except Exception as exc:
+            raise WseError(ErrorCode.BROKER_UNAVAILABLE) from exc
 
     async def _establish(self) -> C:
         """Connect, and bring all subscriptions into force."""

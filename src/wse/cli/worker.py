@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Self
 
 from wse.errors import WseError
+from wse.server.lifecycle import check_port, started
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -80,7 +81,9 @@ async def serve(server: WseServer, *, grace: float, notice: float = 0.0, slot: W
     with server._lifecycle.stopped_by(*signals) as stop, watched(slot, stop):
         try:
             try:
-                await server.start()
+                check_port(server)
+                if not await started(server, stop):
+                    return
             except (OSError, ValueError, WseError) as exc:
                 why = f"{exc} ({exc.__cause__})" if exc.__cause__ else f"{exc}"
                 raise StartError(f"the server cannot start: {why}") from exc

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any, Self, TypeVar, overload
 
@@ -21,7 +21,7 @@ from wse.errors import CloseReason, ErrorCode, WseError
 from wse.protocols.json import WseJSON
 from wse.scheduler import AsyncioScheduler
 from wse.transports import picows
-from wse.types import ClientStatus, F, MessageType
+from wse.types import ClientStatus, F, MessageKey, MessageType
 
 if TYPE_CHECKING:
     import ssl
@@ -31,6 +31,10 @@ if TYPE_CHECKING:
     from wse.transports.deflate import Compression
 
 H = TypeVar("H", bound="Callable[[Any], Any]")
+
+
+LISTENERS_GRACE = 1.0
+"""Seconds that async listeners, those of `closed` among them, have to end when the block of `async with` is left."""
 
 
 class WseClient:
@@ -154,13 +158,13 @@ class WseClient:
 
     # Messages and calls.
 
-    def send(self, type: MessageType, payload: Any = None, *, key: Hashable = None) -> None:
+    def send(self, type: MessageType, payload: Any = None, *, key: MessageKey | None = None) -> None:
         """Send a message to the server.
 
         Args:
             type: The message's type.
             payload: The message's content.
-            key: With `Overflow.LATEST` for this type, the newest message of each key waits for a slow server.
+            key: Its subject: for a slow server `Overflow.LATEST` keeps the newest message of each key.
 
         Raises:
             WseError: `CLIENT_NOT_READY`; `PROTOCOL_VIOLATION` for a type that is WSE's own; `MSG_PROCESSING_ERROR`
@@ -281,6 +285,7 @@ class WseClient:
 
     async def __aexit__(self, *exc_info: object) -> None:
         await self.close()
+        await self._scheduler.settle((), LISTENERS_GRACE)
         await self._scheduler.cancel_all()
 
     def __repr__(self) -> str:

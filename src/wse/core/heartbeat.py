@@ -15,7 +15,7 @@ class Heartbeat:
         timeout: Seconds after that ping without any byte from the peer, after which the connection counts as lost.
 
     Raises:
-        ValueError: A time that is negative, or a `timeout` of 0.
+        ValueError: A time is negative, or `timeout` is 0.
     """
 
     interval: float = 20.0

@@ -26,8 +26,7 @@ class Overflow(StrEnum):
     """Drop waiting messages of this type, the oldest first, until the new one fits."""
 
     LATEST = "latest"
-    """Keep only the newest of this type, or the newest of each key (`send(..., key=)`): as soon as one waits, the next
-    takes its place."""
+    """Keep only the newest of this type: as soon as one waits, the next takes its place."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

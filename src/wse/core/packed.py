@@ -7,10 +7,8 @@ from typing import TYPE_CHECKING, Any
 from wse.errors import ErrorCode, WseError
 
 if TYPE_CHECKING:
-    from collections.abc import Hashable
-
     from wse.core.ports.protocol import Protocol
-    from wse.types import MessageType
+    from wse.types import MessageKey, MessageType
 
 
 class Packed:
@@ -19,7 +17,7 @@ class Packed:
     Args:
         data: The payload of the WebSocket message: `str` for a text message, `bytes` for a binary one.
         utf8: Whether `data` is a text message as UTF-8.
-        key: Of messages with the same key, `Overflow.LATEST` keeps the newest; None for those without one.
+        key: Its key, for receivers that are slow.
 
     Attributes:
         frame: The unmasked RFC 6455 frame that carries it, once a transport has built it; a server sends the same
@@ -28,7 +26,7 @@ class Packed:
 
     __slots__ = ("_deflated", "data", "frame", "key", "utf8")
 
-    def __init__(self, data: str | bytes, utf8: bool, key: Hashable = None) -> None:
+    def __init__(self, data: str | bytes, utf8: bool, key: MessageKey | None = None) -> None:
         self.data = data
         self.utf8 = utf8
         self.key = key
@@ -52,17 +50,30 @@ class Packed:
         return self.data
 
 
-def encode(protocol: Protocol, type: MessageType, payload: Any, key: Hashable = None) -> Packed:
+def encode(protocol: Protocol, type: MessageType, payload: Any, key: MessageKey | None = None) -> Packed:
     """Encode a message without a stamp.
 
     Raises:
         WseError: `MSG_PROCESSING_ERROR`, with the encoder's exception as its cause.
+        TypeError: The key is neither a string nor an integer.
     """
+    if key is not None:
+        check_key(key)
     codec = protocol.codec
     try:
         return Packed(codec.encode((type, payload, None)), codec.utf8, key)
     except Exception as exc:
         raise unencodable(type, exc) from exc
+
+
+def check_key(key: object) -> None:
+    """Reject a key that could not be compared, or could not cross to other nodes.
+
+    Raises:
+        TypeError: It is neither a string nor an integer.
+    """
+    if not isinstance(key, (str, int)):
+        raise TypeError(f"a message's key must be a string or an integer, not {key!r}")
 
 
 def unencodable(type: MessageType, exc: Exception) -> WseError:

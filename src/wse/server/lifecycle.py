@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import signal
-from contextlib import contextmanager
+import threading
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from wse.errors import CloseReason, ErrorCode, WseError
 from wse.transports import picows
 
 if TYPE_CHECKING:
     import ssl
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping
 
     from wse.core.hub.hub import Hub
     from wse.scheduler import AsyncioScheduler
@@ -27,18 +28,50 @@ if TYPE_CHECKING:
 NOT_STARTED = "not started"
 """The reason why a server with a port is not ready before its start, and any server after its end."""
 
+LIFESPAN_GRACE = 10.0
+"""Seconds that running handlers have when the lifespan of a web application closes the server; as for `run`."""
+
 commanded: ContextVar[bool] = ContextVar("commanded", default=False)
 """Whether the `wse` command is importing a module to find its server. The command itself runs that server."""
 
 
 async def serve_until_signal(server: WseServer, grace: float, notice: float) -> None:
     """Start a server, and close it on SIGINT or SIGTERM; see `WseServer.run`."""
+    check_port(server)
     with server._lifecycle.stopped_by(signal.SIGINT, signal.SIGTERM) as stop:
         try:
-            await server.start()
-            await stop.wait()
+            if await started(server, stop):
+                server._lifecycle.add_closed_callback(stop.set)
+                await stop.wait()
         finally:
             await server.close(grace, notice=notice)
+
+
+async def started(server: WseServer, stop: asyncio.Event) -> bool:
+    """Start a server, unless it is to stop before: a start may wait for the broker.
+
+    Raises:
+        WseError, RuntimeError, OSError: As `WseServer.start`.
+    """
+    starting, stopping = asyncio.ensure_future(server.start()), asyncio.ensure_future(stop.wait())
+    try:
+        await asyncio.wait((starting, stopping), return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        stopping.cancel()
+        starting.cancel()
+    with suppress(asyncio.CancelledError):
+        await starting
+    return not starting.cancelled()
+
+
+def check_port(server: WseServer) -> None:
+    """Check that a server that a process is to run has a port.
+
+    Raises:
+        ValueError: It has none.
+    """
+    if server.port is None:
+        raise ValueError("a server that listens needs a port: WseServer(port=4200), or port=0 for a free one")
 
 
 @dataclass(slots=True)
@@ -90,6 +123,9 @@ class Lifecycle:
         self._closing: asyncio.Future[None] | None = None  # set by the start; done when the server has closed
         self._started_at: float | None = None
         self._starting = False
+        self._last_port = 0
+        self._begun = False  # by `start`, which may come once
+        hub.started = False
         if options.port is not None:
             acceptor.admission.unready.add(NOT_STARTED)
 
@@ -97,6 +133,11 @@ class Lifecycle:
     def is_listening(self) -> bool:
         """Whether it has a port of its own open."""
         return self._listener is not None
+
+    @property
+    def is_begun(self) -> bool:
+        """Whether `start` has been called, in this event loop, and the server not been closed."""
+        return self._begun and self._is_here
 
     @property
     def is_started(self) -> bool:
@@ -115,27 +156,26 @@ class Lifecycle:
 
     async def start(self) -> None:
         """See `WseServer.start`."""
-        options = self.options
+        self._leave_ended_loop()
         if self._hub.identify is None:
             raise WseError(ErrorCode.IDENTIFY_HANDLER_MISSING)
-        if options.port is None:
-            raise ValueError("a server that listens needs a port: WseServer(port=4200), or port=0 for a free one")
-        if self._listener is not None or self._starting:
+        if self._starting or self._listener is not None or self.is_begun:
             raise RuntimeError("the server has been started")
         self._starting = True
         try:
             await self.attach()
-            self._listener = await picows.listen(
-                self._acceptor,
-                host=options.host,
-                port=options.port,
-                reuse_port=options.reuse_port,
-                path=options.path,
-                ssl=options.ssl,
-                handshake_timeout=self._hub.auth_timeout or None,
-                files=options.files,
-                compression=options.compression,
-            )
+            self._begun = True
+            port = self.options.port
+            if port is not None:
+                try:
+                    # Once it has taken a free port, clients know it by that one.
+                    self._listener = await self._listen(self.options, port or self._last_port)
+                except OSError:
+                    if port or not self._last_port:
+                        raise
+                    self._listener = await self._listen(self.options, 0)
+                if not port:
+                    self._last_port = self._listener.port or 0
             if self._closing is None:
                 raise RuntimeError("the server was closed while it started")
         except BaseException:
@@ -144,23 +184,49 @@ class Lifecycle:
         finally:
             self._starting = False
 
+    async def _listen(self, options: ListenerOptions, port: int) -> picows.Listener:
+        return await picows.listen(
+            self._acceptor,
+            host=options.host,
+            port=port,
+            reuse_port=options.reuse_port,
+            path=options.path,
+            ssl=options.ssl,
+            handshake_timeout=self._hub.auth_timeout or None,
+            files=options.files,
+            compression=options.compression,
+        )
+
+    @property
+    def _is_here(self) -> bool:
+        """Whether it has been started in the current event loop."""
+        return self._closing is not None and self._closing.get_loop() is asyncio.get_running_loop()
+
     async def attach(self) -> None:
-        """Begin to serve in the current event loop, unless the server does so already: the listener is about to open,
-        or a web application has a connection for it.
+        """Begin to serve in the current event loop, unless the server does so already: it is being started, or a web
+        application has a connection for it.
 
         Raises:
             WseError: `IDENTIFY_HANDLER_MISSING`; `BROKER_UNAVAILABLE`.
         """
         if self._hub.identify is None:
             raise WseError(ErrorCode.IDENTIFY_HANDLER_MISSING)
-        if self._closing is None or self._closing.get_loop() is not asyncio.get_running_loop():
+        self._leave_ended_loop()
+        if not self._is_here:
             loop = self._scheduler.bind()
             self._closing = loop.create_future()
             self._started_at = self._scheduler.time()
+            self._begun = False
             if self._watchdog is not None:
                 self._watchdog.start(loop)
             self._acceptor.admission.unready.discard(NOT_STARTED)
         await self._hub.network.open()
+        self._hub.started = self._closing is not None  # it may have been closed meanwhile
+
+    def add_closed_callback(self, callback: Callable[[], object]) -> None:
+        """Call a function when the server, which must have been started, has been closed."""
+        assert self._closing is not None
+        self._closing.add_done_callback(lambda _: callback())
 
     async def wait_closed(self) -> None:
         """Return when the server, which must have been started, has been closed."""
@@ -169,6 +235,7 @@ class Lifecycle:
 
     async def close(self, grace: float = 0.0, *, notice: float = 0.0) -> None:
         """See `WseServer.close`."""
+        self._leave_ended_loop()
         self._acceptor.admission.unready.add(NOT_STARTED)
         if self._closing is not None:  # otherwise it has never been ready
             await self._scheduler.pause(notice)
@@ -176,9 +243,12 @@ class Lifecycle:
         if listener is not None:
             listener.close()
         self._hub.refuse(1012, CloseReason.BY_SERVER)
-        await self._scheduler.settle(self._hub.tasks, grace)
+        grace = await self._settle(self._hub.tasks, grace)
         await self._hub.close(1012, CloseReason.BY_SERVER)
+        grace = await self._settle((), grace)  # listeners of the last clients' `disconnected` and `left`
         await self._hub.network.close()
+        await self._settle((), grace)  # in a cluster, `left` may fire only now
+        self._hub.started = False
         await self._scheduler.cancel_all()
         if listener is not None:
             await listener.wait_closed()
@@ -187,11 +257,39 @@ class Lifecycle:
         if self._closing is not None and not self._closing.done():
             self._closing.set_result(None)
         self._closing = None
+        self._begun = False
         self._started_at = None
+
+    def _leave_ended_loop(self) -> None:
+        """Forget what belongs to an event loop that has been closed before the server was: none of it runs again."""
+        if self._closing is None or not self._closing.get_loop().is_closed():
+            return
+        self._scheduler.bind()
+        listener, self._listener = self._listener, None
+        if listener is not None:
+            listener.close()
+        for session in tuple(self._hub.sessions):
+            with suppress(RuntimeError):  # the socket's own event loop is closed
+                session.link.abort()
+            session.closed(1006, "")
+        self._hub.stop_keepalive()
+        if self._watchdog is not None:
+            self._watchdog.stop()
+        self._closing = None
+        self._started_at = None
+
+    async def _settle(self, tasks: Iterable[asyncio.Task[Any]], grace: float) -> float:
+        """Wait for these tasks and those of the scheduler; returns the rest of the grace."""
+        end = self._scheduler.time() + grace
+        await self._scheduler.settle(tasks, grace)
+        return max(0.0, end - self._scheduler.time())
 
     @contextmanager
     def stopped_by(self, *signals: signal.Signals) -> Iterator[asyncio.Event]:
-        """An event that any of these signals sets; after a second signal, `close` no longer waits for handlers."""
+        """An event that any of these signals sets; after a second signal, `close` no longer waits for handlers.
+
+        In another thread than the main one there are no signals to listen to, nor on an event loop of Windows.
+        """
         loop = asyncio.get_running_loop()
         stop = asyncio.Event()
 
@@ -200,10 +298,14 @@ class Lifecycle:
                 self._scheduler.hurry()
             stop.set()
 
-        for number in signals:
-            loop.add_signal_handler(number, stop_or_hurry)
+        heard = []
+        if threading.current_thread() is threading.main_thread():
+            with suppress(NotImplementedError):
+                for number in signals:
+                    loop.add_signal_handler(number, stop_or_hurry)
+                    heard.append(number)
         try:
             yield stop
         finally:
-            for number in signals:
+            for number in heard:
                 loop.remove_signal_handler(number)

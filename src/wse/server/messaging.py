@@ -9,10 +9,10 @@ from wse.core.cluster.node import ClusterNode
 from wse.core.hub.network import DeviceInfo
 from wse.core.hub.rooms import Room
 from wse.errors import CloseReason
-from wse.types import ClientId, MessageType, RoomName
+from wse.types import ClientId, MessageKey, MessageType, RoomName
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Hashable
+    from collections.abc import AsyncIterator
 
     from wse.core.hub.calls import Mode
     from wse.core.hub.connection import Exclude
@@ -25,7 +25,7 @@ class Messaging:
     _hub: Hub
 
     def broadcast(
-        self, type: MessageType, payload: Any = None, *, exclude: Exclude = None, key: Hashable = None
+        self, type: MessageType, payload: Any = None, *, exclude: Exclude = None, key: MessageKey | None = None
     ) -> None:
         """Send a message to every connection; it is encoded once.
 
@@ -33,11 +33,10 @@ class Messaging:
             type: The message's type.
             payload: The message's content.
             exclude: A connection, or a user by its `cid` or identity, that does not receive it.
-            key: With `Overflow.LATEST` for this type, the newest message of each key waits for a slow device; in a
-                cluster a string or an integer.
+            key: As for `WseConnection.send`.
 
         Raises:
-            WseError: As `WseConnection.send`.
+            WseError: `NOT_STARTED`: the server has not been started, or has been closed; as `WseConnection.send`.
         """
         self._hub.broadcast(type, payload, exclude, key)
 
@@ -48,7 +47,7 @@ class Messaging:
         payload: Any = None,
         *,
         exclude: Exclude = None,
-        key: Hashable = None,
+        key: MessageKey | None = None,
     ) -> None:
         """Send a message to all devices of a user; nothing happens if the user is not connected.
 
@@ -57,11 +56,10 @@ class Messaging:
             type: The message's type.
             payload: The message's content.
             exclude: A connection that does not receive it, such as the sender's.
-            key: With `Overflow.LATEST` for this type, the newest message of each key waits for a slow device; in a
-                cluster a string or an integer.
+            key: As for `WseConnection.send`.
 
         Raises:
-            WseError: As `WseConnection.send`.
+            WseError: `NOT_STARTED`: the server has not been started, or has been closed; as `WseConnection.send`.
         """
         self._hub.send(cid, type, payload, exclude, key)
 
@@ -74,6 +72,7 @@ class Messaging:
             code: A close code that an endpoint may send (RFC 6455, 7.4).
 
         Raises:
+            WseError: `NOT_STARTED`.
             ValueError: A code or reason that a close frame cannot carry.
         """
         self._hub.drop_client(cid, reason, code)
@@ -124,8 +123,8 @@ class Messaging:
             timeout: Seconds to wait for an answer; `None` means the server's `timeout`, 0 for ever.
 
         Raises:
-            WseError: `CONNECTION_MISSING`, if the user is not connected; with `"first"`, the error of the last device
-                if all have failed; with `"any"`, as `WseConnection.call`.
+            WseError: `NOT_STARTED`; `CONNECTION_MISSING`, if the user is not connected; with `"first"`, the error of
+                the last device if all have failed; with `"any"`, as `WseConnection.call`.
             ValueError: The mode is not one of these.
         """
         return await self._hub.call(cid, name, payload, mode, timeout)

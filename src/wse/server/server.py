@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Iterable, Mapping
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Self, TypeVar, overload
@@ -30,7 +30,7 @@ from wse.protocols.msgpack import WseMsgpack
 from wse.scheduler import AsyncioScheduler
 from wse.server.acceptor import ServerAcceptor
 from wse.server.files import StaticFile, js_client_path
-from wse.server.lifecycle import Lifecycle, ListenerOptions, commanded, serve_until_signal
+from wse.server.lifecycle import LIFESPAN_GRACE, Lifecycle, ListenerOptions, commanded, serve_until_signal
 from wse.server.messaging import Messaging
 from wse.server.watchdog import Watchdog
 from wse.transports.asgi import AsgiApp
@@ -83,7 +83,7 @@ class WseServer(Messaging):
         identify: The identify handler, `fn(auth)`: it looks at a `Handshake` and calls `auth.accept` or
             `auth.refuse`. Also settable later, as the decorator `@server.identify`.
         host: The interface to listen on; `None` for all.
-        port: The port to listen on; 0 takes a free one.
+        port: The port to listen on; 0 takes a free one, and the same again at the next start if it is free.
         path: The only path that opens a WebSocket; others get HTTP 404. `None` accepts every path.
         ssl: For `wss:`, an `ssl.SSLContext` with the server's certificate.
         conns_per_user: How many devices of one user may be connected; one more disconnects the oldest.
@@ -331,9 +331,7 @@ class WseServer(Messaging):
 
     def _join_cluster(self, broker: str | Broker, settings: ClusterSettings | None) -> None:
         readers = (WseJSON(), WseMsgpack())
-        self._hub.network = ClusterNode(
-            self._hub, as_broker(broker), settings or ClusterSettings(), clock=time.time, readers=readers
-        )
+        self._hub.network = ClusterNode(self._hub, as_broker(broker), settings or ClusterSettings(), readers=readers)
 
     @property
     def host(self) -> str | None:
@@ -362,23 +360,26 @@ class WseServer(Messaging):
         return self._acceptor.ready
 
     async def start(self) -> None:
-        """Begin to listen.
+        """Start the server: join the cluster, begin to listen if there is a port, and become ready.
+
+        A server without a port lives inside a web application, whose lifespan awaits this. In a cluster a process that
+        has not started receives no messages from the others, and cannot send any.
 
         Raises:
-            WseError: `IDENTIFY_HANDLER_MISSING`; `BROKER_UNAVAILABLE`.
-            ValueError: No port was given.
+            WseError: `IDENTIFY_HANDLER_MISSING`; `BROKER_UNAVAILABLE`, at once or after `wait_for_broker` seconds of
+                `ClusterSettings`.
             RuntimeError: The server has already been started, or was closed during the start.
             OSError: The port is not available.
         """
         await self._lifecycle.start()
 
     async def serve_forever(self) -> None:
-        """Start the server if it is not listening yet, and return when it has been closed.
+        """Start the server if it has not been started, and return when it has been closed.
 
         Raises:
-            WseError, ValueError, OSError: As `start`.
+            WseError, OSError: As `start`.
         """
-        if not self._lifecycle.is_listening:
+        if not self._lifecycle.is_begun:
             await self.start()
         await self._lifecycle.wait_closed()
 
@@ -399,14 +400,17 @@ class WseServer(Messaging):
         await self._lifecycle.close(grace, notice=notice)
 
     def run(self, *, grace: float = 10.0, notice: float = 0.0) -> None:
-        """Serve in a new event loop until SIGINT or SIGTERM, then close. Blocks.
+        """Serve in a new event loop until SIGINT or SIGTERM, or until the server is closed. Blocks.
+
+        In another thread than the main one Python delivers no signals, so a handler has to await `close`.
 
         Args:
             grace: As for `close`. A second signal ends it at once.
             notice: As for `close`.
 
         Raises:
-            WseError, ValueError, OSError: As `start`.
+            WseError, OSError: As `start`.
+            ValueError: The server has no port.
             RuntimeError: The `wse` command is importing the module; it runs the server itself.
         """
         if commanded.get():
@@ -426,16 +430,17 @@ class WseServer(Messaging):
     def asgi(self) -> AsgiApp:
         """The server as an ASGI 3 application, for `websocket` and `lifespan` scopes.
 
-        The application's lifespan starts and stops it. Where a framework does not pass the lifespan on, the first
-        connection starts the server, and the application's own shutdown should await `close`.
+        The application's lifespan starts and stops it. Where a framework does not pass the lifespan on, the
+        application's own should await `start` and `close`; otherwise the first connection starts the server.
         """
-        return AsgiApp(self._acceptor, self._lifecycle.options.path, self._lifecycle.attach, self.close)
+        close = partial(self.close, LIFESPAN_GRACE)
+        return AsgiApp(self._acceptor, self._lifecycle.options.path, self._lifecycle.attach, close)
 
     @cached_property
     def aiohttp(self) -> Callable[[Any], Awaitable[Any]]:
         """The server as a handler for an aiohttp application: `app.router.add_get("/ws", server.aiohttp)`.
 
-        The application's `on_shutdown` should await `close`.
+        The application's `on_startup` should await `start`, and its `on_shutdown` `close`.
 
         Raises:
             ImportError: aiohttp is not installed.

@@ -5,8 +5,9 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING
 
-from wse.transports.awaited import CLOSE_TIMEOUT, AwaitedLink
+from wse.transports.awaited import CLOSE_LIMIT, AwaitedLink
 from wse.transports.request import CompactHeaders, HttpRequest, decode_header, tokens
+from wse.transports.tcp import HIGH_WATER
 
 try:
     from aiohttp import WSMessage, WSMsgType, web
@@ -25,7 +26,7 @@ class AiohttpLink(AwaitedLink):
     """One WebSocket of aiohttp."""
 
     def __init__(self, limit: int, websocket: web.WebSocketResponse, request: web.Request) -> None:
-        super().__init__(limit, request.remote or "")
+        super().__init__(limit, request.remote or "", request.transport)
         self._websocket = websocket
         self._request = request
 
@@ -86,10 +87,11 @@ def handler(
         websocket = web.WebSocketResponse(
             protocols=() if protocol is None else (protocol.name,),
             max_msg_size=limit + 1,  # aiohttp allows less than that
-            timeout=CLOSE_TIMEOUT,
+            timeout=CLOSE_LIMIT,  # the link ends it earlier, unless the peer is taking messages
             autoclose=False,
             heartbeat=acceptor.heartbeat.interval or None,  # and half of it for the pong
             compress=False,
+            writer_limit=HIGH_WATER,
         )
         await websocket.prepare(request)
         link = AiohttpLink(limit, websocket, request)

@@ -33,7 +33,9 @@ class AsgiLink(AwaitedLink):
     """One WebSocket of an ASGI server."""
 
     def __init__(self, limit: int, receive: Receive, send: Send, remote_addr: str) -> None:
-        super().__init__(limit, remote_addr)
+        # ASGI has no name for the transport; the callables of uvicorn are methods of its owner.
+        transport = getattr(getattr(receive, "__self__", None), "transport", None)
+        super().__init__(limit, remote_addr, transport if hasattr(transport, "set_write_buffer_limits") else None)
         self._asgi_receive = receive
         self._asgi_send = send
 

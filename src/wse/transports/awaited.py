@@ -1,9 +1,9 @@
 """Links of frameworks whose `send` must be awaited, for the ASGI and aiohttp transports.
 
-A session writes synchronously. What it writes waits here in order, and leaves by one coroutine at a time: the
-connection's own task after each message that it has handled, or a task that is started once for all that was written
-in a turn of the event loop. The close is always sent by the connection's own task, which gives up receiving for it:
-granian's close waits for ever while a receive does, and aiohttp's then does not wait for the peer.
+A session writes synchronously. Its messages wait here in order, and one coroutine at a time sends them: the
+connection's own task after each message that it has handled, or a task that is started once for all messages of a turn
+of the event loop. The close is always sent by the connection's own task, which stops receiving for it. Otherwise
+granian's close would wait for ever, and aiohttp's would not wait for the peer.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from wse.errors import CloseReason
 from wse.tasks import start_task
+from wse.transports.tcp import HIGH_WATER, Uptake, bound_transport
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -25,65 +26,77 @@ if TYPE_CHECKING:
     from wse.core.ports.transport import Receiver
 
 CLOSE_TIMEOUT = 5.0
-"""Seconds that the peer has for its part of the closing handshake, before the connection is cut."""
+"""Seconds that the peer has for its part of the closing handshake before the connection is cut."""
+
+CLOSE_LIMIT = 60.0
+"""The same while the peer still takes messages from before the close."""
 
 SHUTDOWN_TIMEOUT = 0.5
-"""The same when the server ends: aiohttp reads nothing then, and granian tells nothing."""
+"""The same when the server ends: then aiohttp reads nothing more, and granian reports nothing."""
 
 SERVICE_RESTART = 1012
-"""The code that a server closes with when it ends."""
-
-HIGH_WATER = 64 * 1024
-"""Characters or bytes that wait to be sent, above which a session is told to hold back."""
+"""The close code of a server that ends."""
 
 
 class AwaitedLink(ABC):
-    """One WebSocket of a framework; `run` is its whole life, in the task that the framework gave it."""
+    """One WebSocket of a framework. `run` lasts as long as it, in the task that the framework has started for it.
 
-    pings = False  # web servers do that themselves
+    Args:
+        limit: Bytes that a message may have.
+        remote_addr: The address of the peer.
+        transport: The framework's transport, where it can be reached: what waits in it is bounded.
+    """
 
-    def __init__(self, limit: int, remote_addr: str) -> None:
+    pings = False  # web servers have their own heartbeat
+
+    def __init__(self, limit: int, remote_addr: str, transport: asyncio.WriteTransport | None = None) -> None:
         self.remote_addr = remote_addr
         self.session: Receiver
         self._limit = limit
         self._loop = asyncio.get_running_loop()
         self._task: asyncio.Task[Any] | None = None  # while it runs
         self._out: deque[str | bytes] = deque()
-        self._size = 0  # of what waits in _out
-        self._close: tuple[int, str] | None = None  # waits to be sent after that
+        self._size = 0  # of all that is in _out
+        self._close: tuple[int, str] | None = None  # to be sent after _out
         self._busy = False  # a coroutine is sending, or is about to
         self._sender: asyncio.Task[None] | None = None  # when that is not the connection's own task
         self._held_back = False
         self._closing = False  # nothing more is written
-        self._interrupted = False  # a cancellation of ours is on its way to the task
+        self._interrupted = False  # the task is about to be cancelled by us
         self._aborted = False
         self._close_timer: Timer | None = None
+        self._close_deadline = 0.0
+        self._left = 0  # of _size, when the timer was set
+        self._transport = transport
+        self._uptake: Uptake | None = None  # since the close
+        if transport is not None:
+            bound_transport(transport)
 
-    # What a framework's adapter adds.
+    # Defined by the adapter of each framework.
 
     @abstractmethod
     def _receive(self) -> Awaitable[Any]:
-        """The framework's next event. What it raises ends the connection."""
+        """Return the framework's next event; an exception ends the connection."""
 
     @abstractmethod
     def _read(self, event: Any) -> str | bytes | tuple[int, str]:
-        """The message that an event brings, or the code and reason of the close that ends them."""
+        """Return the message in an event, or the code and reason of the peer's close."""
 
     @abstractmethod
     def _send(self, message: str | bytes) -> Awaitable[object]:
-        """Send a message: `str` as text, `bytes` as binary. What it raises ends the connection."""
+        """Send a message, `str` as text, `bytes` as binary; an exception ends the connection."""
 
     @abstractmethod
     def _send_close(self, code: int, reason: str) -> Awaitable[object]:
-        """Begin the closing handshake; nothing is being received meanwhile. What it raises ends the connection."""
+        """Begin the closing handshake. Nothing is being received meanwhile; an exception ends the connection."""
 
     async def _finish(self, code: int, reason: str) -> None:  # noqa: B027 - not every framework needs it
-        """The peer has closed so, or 1006 without a close frame."""
+        """Called when the peer has closed, with its code and reason, or 1006 without a close frame."""
 
     def _cut(self) -> None:  # noqa: B027 - not every framework can
         """Close the socket at once, where a framework can do that before `run` has returned."""
 
-    # Link: what the session calls.
+    # Link: called by the session.
 
     @property
     def buffered(self) -> int:
@@ -110,7 +123,10 @@ class AwaitedLink(ABC):
         if self._closing:
             return
         self._close = code, reason
-        self._stop_writing(SHUTDOWN_TIMEOUT if code == SERVICE_RESTART else CLOSE_TIMEOUT)
+        if code == SERVICE_RESTART:
+            self._stop_writing(SHUTDOWN_TIMEOUT, SHUTDOWN_TIMEOUT)
+        else:
+            self._stop_writing(CLOSE_TIMEOUT, CLOSE_LIMIT)
         if not self._busy:
             self._wake()
 
@@ -128,7 +144,7 @@ class AwaitedLink(ABC):
         task = asyncio.current_task()
         assert task is not None  # a coroutine of asyncio
         cancelled_before = task.cancelling()
-        self._busy = True  # what the session writes while it is opened leaves before a message is awaited
+        self._busy = True  # messages of a session that is being opened leave before one is awaited
         self.session = open(self)
         self._task = task
         close = None
@@ -139,7 +155,7 @@ class AwaitedLink(ABC):
                     close = await self._exchange()
                     await self._finish(*close)
                     if self._interrupted:
-                        await asyncio.sleep(0)  # our own cancellation is none of the framework's business
+                        await asyncio.sleep(0)  # the framework must not see our own cancellation
                 except asyncio.CancelledError:
                     if not self._interrupted or task.uncancel() > cancelled_before:
                         await self._say_farewell()
@@ -156,7 +172,7 @@ class AwaitedLink(ABC):
             self.session.closed(*(close or (1006, "")))
 
     async def _exchange(self) -> tuple[int, str]:
-        """Hand messages to the session, and send what it writes; returns the close of the peer."""
+        """Hand messages to the session and send its messages; returns the close of the peer."""
         receive, read, session, out = self._receive, self._read, self.session, self._out
         limit = self._limit
         surely_small = limit // 4  # characters of four bytes each at most
@@ -167,7 +183,7 @@ class AwaitedLink(ABC):
             if len(received) > surely_small and _size(received) > limit:
                 session.violated(1009, f"a message is larger than {limit} bytes")
             elif self._busy:
-                session.receive(received)  # another coroutine is sending, and takes what this one writes
+                session.receive(received)  # the coroutine that is sending also sends the answers
             else:
                 self._busy = True
                 session.receive(received)
@@ -187,19 +203,36 @@ class AwaitedLink(ABC):
             async with asyncio.timeout(SHUTDOWN_TIMEOUT):
                 await self._flush()
 
-    def _stop_writing(self, timeout: float) -> None:
-        """No message follows, and the connection is to end."""
+    def _stop_writing(self, timeout: float, limit: float) -> None:
+        """Take no more messages; the connection must end within `timeout`, or `limit` while the peer takes messages."""
         self._closing = True
-        self._close_timer = self._loop.call_later(timeout, self.abort)
+        self._close_deadline = self._loop.time() + limit
+        if self._transport is not None:
+            self._uptake = Uptake(self._transport)
+        self._await_close(timeout)
+
+    def _await_close(self, timeout: float) -> None:
+        self._left = self._size
+        in_time = min(timeout, self._close_deadline - self._loop.time())
+        self._close_timer = self._loop.call_later(in_time, self._close_overdue, timeout)
+
+    def _close_overdue(self, timeout: float) -> None:
+        now = self._loop.time()
+        # Where the transport is out of reach, a message that the web server has taken is all that shows.
+        took = self._size < self._left or (self._uptake is not None and not self._uptake.pause(now))
+        if took and now < self._close_deadline:
+            self._await_close(timeout)
+        else:
+            self.abort()
 
     def _interrupt(self) -> None:
-        """Make the connection's task see to the close, or to its end, instead of receiving."""
+        """Make the connection's task stop receiving, and close or end."""
         if self._task is not None and not self._interrupted:
             self._interrupted = True
             self._task.cancel()
 
     def _wake(self) -> None:
-        """See to it that what waits is sent."""
+        """Start sending at the end of this turn of the event loop."""
         self._busy = True
         self._loop.call_soon(self._start_sender)
 
@@ -208,7 +241,7 @@ class AwaitedLink(ABC):
             self._sender = start_task(self._flush(), self._loop)
 
     async def _flush(self) -> None:
-        """Send all that waits, and what comes while it does; only one coroutine at a time is here."""
+        """Send all that waits, and all that is added meanwhile; only one coroutine at a time runs this."""
         out = self._out
         try:
             while out:
@@ -222,13 +255,13 @@ class AwaitedLink(ABC):
                     await self._send_close(*close)
                 else:
                     self._interrupt()
-        except Exception:  # every server has its own for a peer that has gone
-            # Why it has gone is still to be received, and so may be messages that it sent before.
+        except Exception:  # every server has its own for a peer that is gone
+            # The close of the peer is still to be received, and so may be messages that it sent before.
             out.clear()
             self._size = 0
             self._close = None
             if not self._closing:
-                self._stop_writing(CLOSE_TIMEOUT)
+                self._stop_writing(CLOSE_TIMEOUT, CLOSE_TIMEOUT)
             return
         finally:
             self._busy = False

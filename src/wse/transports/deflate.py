@@ -1,8 +1,8 @@
-"""permessage-deflate (RFC 7692): what is agreed on in the opening handshake, and the compression itself.
+"""permessage-deflate (RFC 7692): the agreement in the opening handshake, and the compression itself.
 
-Without context takeover, the default, every message is compressed by itself. That costs some of the ratio, and saves
-the two windows that every connection would hold (some 300 KiB with zlib's defaults); it also lets a broadcast be
-compressed once for all receivers with the same parameters.
+Without context takeover, the default, every message is compressed by itself. Messages get a little larger, but no
+connection holds the two windows of some 300 KiB (with zlib's defaults), and a broadcast is compressed once for all
+receivers with the same parameters.
 """
 
 from __future__ import annotations
@@ -10,24 +10,25 @@ from __future__ import annotations
 import zlib
 from dataclasses import dataclass
 
-_TAIL = b"\x00\x00\xff\xff"  # every flush ends with it, and it does not travel (RFC 7692, 7.2.1)
+_TAIL = b"\x00\x00\xff\xff"  # the end of every flush, which is not sent (RFC 7692, 7.2.1)
 _MIN_BITS = 9  # zlib cannot deflate with a window of 8 bits
 _MAX_BITS = 15
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Compression:
-    """Compress messages with permessage-deflate (RFC 7692), if the peer can.
+    """Compress messages with permessage-deflate (RFC 7692), if the peer supports it.
 
     Args:
-        threshold: Bytes that a message has at least to be compressed; 126 is the least that makes sense.
+        threshold: The size in bytes from which a message is compressed; at least 126.
         level: From 1, fast, to 9, small.
-        window_bits: The base-two logarithm of the window, from 9 to 15: what a message in the making costs in memory.
-        context_takeover: Keep the window from message to message. Better for many similar messages; costs memory on
-            every connection, and every broadcast is compressed for every connection anew.
+        window_bits: The base-two logarithm of the window's size, 9 to 15. A larger one compresses better, and needs
+            more memory while it does.
+        context_takeover: Keep the window from message to message. It is better for many similar messages, but needs
+            memory for every connection, and a broadcast is compressed once for every receiver.
 
     Raises:
-        ValueError: An argument out of its range.
+        ValueError: An argument is out of its range.
     """
 
     threshold: int = 1024
@@ -44,12 +45,12 @@ class Compression:
             raise ValueError(f"window_bits must be from {_MIN_BITS} to {_MAX_BITS}, not {self.window_bits}")
 
     def offer(self) -> str:
-        """What a client asks for: the value of `Sec-WebSocket-Extensions` (RFC 7692, 7.1)."""
+        """Return the offer of a client: the value of `Sec-WebSocket-Extensions` (RFC 7692, 7.1)."""
         takeover = "" if self.context_takeover else "; server_no_context_takeover; client_no_context_takeover"
         return f"permessage-deflate{takeover}; client_max_window_bits"
 
     def accept(self, offers: str) -> tuple[str, Deflate] | None:
-        """What a server answers to the offers of a client, and what it then does; `None` for nothing acceptable."""
+        """Return a server's answer to the offers of a client, and its compression; `None` if it can accept none."""
         for offer in _parse(offers):
             if (answer := self._accept_one(offer)) is not None:
                 return answer
@@ -72,10 +73,10 @@ class Compression:
         return answer, Deflate(self, bits, takeover=ours, peer_takeover=theirs)
 
     def accepted(self, answer: str) -> Deflate:
-        """What a client does after the server's answer to its offer.
+        """Return the compression of a client whose offer was answered.
 
         Raises:
-            ValueError: The answer is not one to the offer, and the connection must fail (RFC 7692, 7.1).
+            ValueError: The answer does not fit the offer, and the connection must fail (RFC 7692, 7.1).
         """
         answers = _parse(answer)
         agreed = answers[0] if len(answers) == 1 else None
@@ -93,11 +94,11 @@ class TooLargeError(Exception):
 
 
 class Deflate:
-    """The compression that one connection has agreed on.
+    """The compression of one connection.
 
     Attributes:
-        threshold: Bytes that a message has at least to be compressed.
-        shared: What connections must have in common to send the same compressed message; `None` with takeover.
+        threshold: The size in bytes from which a message is compressed.
+        shared: A key: connections with the same one can send the same compressed message; `None` with takeover.
     """
 
     __slots__ = ("_bits", "_deflater", "_inflater", "_level", "_takeover", "shared", "threshold")
@@ -112,27 +113,27 @@ class Deflate:
         self._inflater = zlib.decompressobj(-_MAX_BITS) if peer_takeover else None
 
     def deflate(self, payload: bytes) -> bytes | None:
-        """The compressed message (RFC 7692, 7.2.1); `None` if it would be no smaller."""
+        """Compress a message (RFC 7692, 7.2.1); returns `None` if it would not be smaller."""
         deflater = self._deflater or self._new_deflater()
         data = (deflater.compress(payload) + deflater.flush(zlib.Z_SYNC_FLUSH)).removesuffix(_TAIL)
         return data if self._takeover or len(data) < len(payload) else None
 
     def inflate(self, data: bytes, limit: int) -> bytes:
-        """The message (RFC 7692, 7.2.2); never more than one byte above the limit is made.
+        """Inflate a message (RFC 7692, 7.2.2), to at most one byte above the limit.
 
         Raises:
             TooLargeError: It has more than `limit` bytes.
-            zlib.error: It was not compressed by deflate, or goes on after a final block.
+            zlib.error: It was not compressed with deflate, or continues after a final block.
         """
         inflater = self._inflater or zlib.decompressobj(-_MAX_BITS)
         message = inflater.decompress(data + _TAIL, limit + 1)
         if len(message) > limit:
             raise TooLargeError
         if inflater.eof and inflater.unused_data not in (_TAIL, b"\x00" + _TAIL):
-            # Legal (7.2.1) and not supported: a message of thousands of final blocks would keep us busy for nothing.
+            # Legal (7.2.1) but not supported: a message of thousands of final blocks would cost much time for nothing.
             raise zlib.error("a final block is not the last")
         if inflater.eof and self._inflater is not None:
-            self._inflater = zlib.decompressobj(-_MAX_BITS)  # a final block ends the window, too (7.2.3.4)
+            self._inflater = zlib.decompressobj(-_MAX_BITS)  # a final block also ends the window (7.2.3.4)
         return message
 
     def _new_deflater(self) -> zlib._Compress:
@@ -144,7 +145,7 @@ _BITS = ("server_max_window_bits", "client_max_window_bits")
 
 
 def _parse(extensions: str) -> list[dict[str, str] | None]:
-    """The parameters of each extension in the header; `None` for one that is not permessage-deflate, or malformed."""
+    """Return the parameters of each extension in the header; `None` for one that is malformed or has another name."""
     return [_parse_one(part) for part in extensions.split(",")]
 
 

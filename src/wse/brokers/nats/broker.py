@@ -1,22 +1,25 @@
 """The broker on NATS: core publish and subscribe, and the register in JetStream.
 
-The server must be NATS 2.11.10 or later, except 2.12.0: in others, keys do not expire while other keys are written.
+The server is NATS 2.11.10 or later but 2.12.0: older ones let no key run out while others are written.
 
     nats://[[user]:password@]host[:port][,host[:port]...][?prefix=app&replicas=3]       tls:// never without TLS
 
-The register is a bucket, readable by key/value tools, in the memory of `replicas` servers, changed by compare-and-set:
+The register is a bucket as the key/value tools know it, in memory, on `replicas` servers, changed by compare-and-set:
 
-    user.<user>               a line "connection-id node epoch since first" for each device; `first` is whether it was
-                              the user's first device when it joined
-    node.lease.<node>.<epoch> exists while the lease is in force: the server removes it
-    node.known.<node>.<epoch> exists until the node has been reaped
+    user.<user>         the user's record: numbers, devices, and the transitions that nodes have still to fire
+    node.lease.<node>   for as long as the lease is in force: the server takes it away
+    node.known.<node>   until the node has been reaped: the state of its lease
+    node.reaped.<node>  for ten minutes after that
+    meta.register       the identity of the register
+    meta.await.<node>   while the register recovers, for as long as the node is waited for
 
-An epoch is an unbroken series of renewals. A node whose lease has run out begins the next epoch, and its devices belong
-to that one as soon as the node has joined them anew. So reaping the old epoch cannot remove living devices.
+A second bucket has hints, `<node>.<user>`, with the connections that the node holds of the user: what a node holds is
+found without reading the whole register. Hints are sent without waiting for an answer. They may lag behind, and
+reconciliation repairs them.
 
-Every topic is a subject, so the servers send a node the messages that it has subscribed to and nothing else. nats-py
-gives each subscription a task and a queue, 4.7 KiB. Here all share one inbox, which is called from nats-py's parser,
-and a topic costs 0.6 KiB (`bench/brokers.py`; see `Inbox`).
+Every topic is a subject, so that the servers send a node what it asks for and nothing else. nats-py gives each
+subscription a task and a queue, 4.7 KiB; here all share one inbox, which is called from its parser, and a topic costs
+0.6 KiB (`bench/brokers.py`; see `Inbox`).
 """
 
 from __future__ import annotations
@@ -26,41 +29,39 @@ import math
 import random
 from functools import partial
 from secrets import token_hex
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
-from urllib.parse import unquote, urlsplit
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from urllib.parse import quote, unquote, urlsplit
 from zlib import crc32
 
 from wse.brokers.nats.connection import NatsConnection, OutdatedError
-from wse.brokers.placement import admit, by_age
-from wse.brokers.reconnecting import SUBSCRIBED, ReconnectingBroker, take
-from wse.core.ports.broker import Device, Gone, Joined
+from wse.brokers.placement import UserRecord, by_place
+from wse.brokers.reconnecting import ReconnectingBroker, take
+from wse.core.ports.broker import Device, Joined, Lease, Step, Transition
 from wse.errors import ErrorCode, WseError
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Container, Iterator
+    from collections.abc import AsyncIterator, Callable, Collection, Iterable, Iterator
 
     from wse.core.ports.broker import BrokerListener
 
 ATTEMPTS = 40
-"""How often a step is tried when other nodes change the same user meanwhile."""
+"""How often a step is tried when others change the same user at the same time."""
 
-AT_ONCE = 100
-"""Users whose dead devices are removed at the same time."""
+WIDTH = 100
+"""Users that a dead node's devices are taken from at the same time."""
 
+REMEMBERED = 600
+"""Seconds for which it is remembered that a node was reaped."""
 
-class Mark(NamedTuple):
-    """The rest of a device's record: its node's epoch, and whether it was its user's first device when it joined."""
+OUTBOX = "-"
+"""Stands in a hint for a connection when the node holds none, and its outbox may hold transitions of the user."""
 
-    epoch: str
-    first: bool
+SCAN = 60.0
+"""Seconds that reading all hints of a node may take."""
 
+_STATES: dict[str, Literal["kept", "reaped", "new"]] = {"kept": "kept", "reaped": "reaped", "new": "new"}
 
-Records = dict[Device, Mark]
-"""A user's devices, the oldest first."""
-
-Entry = tuple[int, Records]
-"""The revision of a user's key, and the records in it; zero and empty where they are unknown."""
-
+S = TypeVar("S", bound=Step)
 T = TypeVar("T")
 
 
@@ -90,9 +91,13 @@ class NatsBroker(ReconnectingBroker[NatsConnection]):
             options |= {"token": unquote(name)}
         self._servers = [f"{parts.scheme}://{host}" for host in hosts.split(",")]
         self._options = options
-        self._epoch = ""
         self._lease = 0  # the revision of the lease, as far as is known
         self._lease_ends = 0.0  # by the clock of the event loop; never later than by the server's
+        self._state = "new"
+        self._recovering = False
+        self._held: dict[str, set[str]] = {}  # by user, the connections that this node has registered
+        self._outbox: dict[str, None] = {}  # users whose record may have transitions for this node
+        self._tasks: set[asyncio.Task[None]] = set()
 
     def publish(self, topic: str, data: bytes) -> None:
         connection = self._connection
@@ -101,7 +106,9 @@ class NatsBroker(ReconnectingBroker[NatsConnection]):
         super().publish(topic, data)
 
     async def open(self, node: str, listener: BrokerListener) -> None:
-        self._epoch, self._lease, self._lease_ends = token_hex(8), 0, 0.0
+        self._lease, self._lease_ends, self._state = 0, 0.0, "new"
+        self._held.clear()
+        self._outbox.clear()
         await super().open(node, listener)
 
     async def _connect(self) -> NatsConnection:
@@ -116,81 +123,153 @@ class NatsBroker(ReconnectingBroker[NatsConnection]):
 
     # The register.
 
-    async def join(self, device: Device, limit: int, *, fresh: bool = True) -> Joined:
-        def step(records: Records) -> tuple[Joined, Records]:
-            present = {other: mark.first for other, mark in records.items()}
-            joined = admit(present, device, limit, fresh)
-            after = {**records, joined.device: Mark(self._epoch, joined.first)}
-            for other in joined.displaced:
-                del after[other]
-            return joined, after
+    async def join(self, device: Device, limit: int, *, generation: int = 0, fresh: bool = True) -> Joined:
+        living = await self.nodes() if limit < 2 or device.user in self._held else None
 
-        self._unanswered.pop(device.conn_id, None)
-        if not self._is_known():
-            await self.ask(self._announce)
-        joined = await self._change(device.user, step, likely_none=True)
-        if not self._is_known():  # this process has slept meanwhile
-            await self.ask(self._announce)
+        def step(record: UserRecord) -> Joined:
+            others = {other.node for other in record.devices.values()}
+            dead = others - living if living is not None else ()
+            if not record.devices and not record.generation and not generation and not self._recovering:
+                record.generation = new_generation()
+            return record.join(device, limit, generation, fresh=fresh, recovering=self._recovering, dead=dead)
+
+        self._hint(device.user, device.conn_id, held=True)
+        joined = await self._step(device.user, step, likely_none=True)
+        for other in joined.displaced:
+            if other.node == self._node:
+                self._hint(other.user, other.conn_id, held=False)
+            elif self._connection is not None:
+                self._connection.hint(other.node, other.user, ())  # that node finds out, and renews it
         return joined
 
-    async def leave(self, device: Device) -> bool:
-        # A deleted key leaves no trace, so the outcome of an earlier attempt is concluded from the devices since then.
-        repeated = device.conn_id in self._unanswered
-        with self._remember(device) as asked:
+    async def leave(self, device: Device, *, generation: int = 0, code: int = 1006, reason: str = "") -> Step:
+        def step(record: UserRecord) -> Step:
+            return record.leave(device, generation, code, reason, recovering=self._recovering)
 
-            def step(records: Records) -> tuple[bool, Records]:
-                nonlocal repeated
-                after = {other: mark for other, mark in records.items() if other.conn_id != device.conn_id}
-                if len(after) == len(records):
-                    return repeated and (not after or any(mark.first for mark in after.values())), after
-                if after:  # other devices had come, so the earlier attempt was not made
-                    repeated = False
-                    self._unanswered.pop(device.conn_id, None)
-                else:
-                    asked()
-                return not after, after
+        result = await self._step(device.user, step)
+        self._hint(device.user, device.conn_id, held=False)
+        return result
 
-            return await self._change(device.user, step)
+    async def settle(self, undecided: Transition) -> Step:
+        def step(record: UserRecord) -> Step:
+            return record.settle(self._node, undecided, recovering=self._recovering)
+
+        return await self._step(undecided.user, step)
+
+    async def pending(self) -> list[Transition]:
+        found: list[Transition] = []
+        for user in list(self._outbox):
+            transitions = (await self._record(user)).of_node(self._node)
+            found += transitions
+            if not transitions:
+                self._emptied(user)
+        return sorted(found, key=lambda transition: transition.generation)
+
+    async def claim(self, transitions: Iterable[Transition]) -> list[Transition]:
+        self._check_lease()
+        claimed: list[Transition] = []
+
+        async def claim(user: str, of_user: list[Transition]) -> None:
+            def step(record: UserRecord) -> tuple[list[Transition], bool]:
+                return record.claim(self._node, of_user), bool(record.of_node(self._node))
+
+            mine, is_rest = await self._change(user, step)
+            claimed.extend(mine)
+            if not is_rest:
+                self._emptied(user)
+
+        by_user = _by_user(transitions)
+        results = await asyncio.gather(*[claim(*item) for item in by_user.items()], return_exceptions=True)
+        for result in results:
+            if isinstance(result, BaseException):
+                raise result
+        return claimed
+
+    def fired(self, transitions: Iterable[Transition]) -> None:
+        # A record with devices keeps its claims until it is written the next time; without, it is to be deleted.
+        by_user = _by_user(transition for transition in transitions if not transition.is_joined)
+        if by_user and self._ready:
+            task = asyncio.get_running_loop().create_task(self._take_out(by_user))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+
+    async def _take_out(self, by_user: dict[str, list[Transition]]) -> None:
+        """Take claims of fired transitions out of records, so that those without devices are deleted."""
+        for user, fired in by_user.items():
+            try:
+                await self._change(user, partial(UserRecord.fired, node=self._node, transitions=fired))
+            except WseError:
+                return  # the record keeps that it was claimed
+
+    async def mine(self) -> AsyncIterator[list[Device]]:
+        self._check_lease()
+        for user, conn_ids in await self._hints(self._node):
+            yield [Device(user, conn_id, self._node) for conn_id in conn_ids if conn_id != OUTBOX]
+
+    async def _hints(self, node: str) -> list[tuple[str, list[str]]]:
+        async def scan(connection: NatsConnection) -> list[tuple[str, list[str]]]:
+            return [hint async for hint in connection.hints(node)]
+
+        return await self.ask(scan, within=SCAN)
 
     async def devices(self, user: str) -> list[Device]:
+        return by_place((await self._record(user)).devices.values())
+
+    async def _record(self, user: str) -> UserRecord:
         _, value = await self.ask(lambda connection: connection.get(f"user.{user}"))
-        return list(_read(user, value))
+        return _read(user, value)
 
     async def online(self) -> int:
-        others, count = await self.ask(lambda connection: connection.keys("node.*.*.*"))
-        return count - len(others)
+        others, count = await self.ask(lambda connection: connection.keys("node.*.*"))
+        meta, _ = await self.ask(lambda connection: connection.keys("meta.>"))
+        return count - len(others) - len(meta)
 
     async def users(self) -> AsyncIterator[str]:
         offset = 0
-        while page := await self._user_keys(offset):
-            for key in page:
+        while True:
+            keys, _ = await self.ask(partial(NatsConnection.keys, which="user.*", offset=offset))
+            if not keys:
+                return
+            for key in keys:
                 yield key.removeprefix("user.")
-            offset += len(page)
+            offset += len(keys)
 
-    async def _user_keys(self, offset: int) -> list[str]:
-        keys, _ = await self.ask(lambda connection: connection.keys("user.*", offset))
-        return keys
+    async def _step(self, user: str, step: Callable[[UserRecord], S], *, likely_none: bool = False) -> S:
+        """A step of this node's lease that may cause transitions."""
+        self._check_lease()
+        was_empty = user not in self._outbox
+        self._outbox[user] = None  # also if the answer is lost
+        result = await self._change(user, step, likely_none=likely_none)
+        if was_empty and not result.transitions and not self._recovering:
+            self._emptied(user)
+        return result
 
-    async def _change(self, user: str, step: Callable[[Records], tuple[T, Records]], *, likely_none: bool = False) -> T:
-        """Make a step, which is a function of the user's devices, if no other node changes them meanwhile.
+    def _emptied(self, user: str) -> None:
+        """The user's record has no transitions for this node."""
+        if self._outbox.pop(user, self) is None and user not in self._held and self._connection is not None:
+            self._connection.hint(self._node, user, ())
 
-        Most users who join have no device. With `likely_none` the step first assumes so, which saves a question.
+    async def _change(self, user: str, step: Callable[[UserRecord], T], *, likely_none: bool = False) -> T:
+        """Make a step, which changes the user's record, from what nobody else has changed meanwhile.
+
+        Most users who join have no record, and need not be asked for: a step that adds one can start from there.
         """
         return await self.ask(lambda connection: self._compare_and_set(connection, user, step, likely_none))
 
     async def _compare_and_set(
-        self, connection: NatsConnection, user: str, step: Callable[[Records], tuple[T, Records]], likely_none: bool
+        self, connection: NatsConnection, user: str, step: Callable[[UserRecord], T], likely_none: bool
     ) -> T:
         key = f"user.{user}"
         revision, value = (0, b"") if likely_none else await connection.get(key)
         for attempt in range(ATTEMPTS):
-            before = _read(user, value)
-            result, after = step(before)
-            if after == before:
+            record = _read(user, value)
+            result = step(record)
+            after = _write(record)
+            if after == value:
                 return result
             try:
                 if after:
-                    await connection.put(key, _write(after), revision)
+                    await connection.put(key, after, revision)
                 else:
                     await connection.delete(revision)
             except OutdatedError:
@@ -201,140 +280,167 @@ class NatsBroker(ReconnectingBroker[NatsConnection]):
             revision, value = await connection.get(key)
         raise OutdatedError(f"other nodes changed the same user {ATTEMPTS} times meanwhile")
 
+    def _hint(self, user: str, conn_id: str, *, held: bool) -> None:
+        """Note which connections of the user this node holds."""
+        held_now = self._held.setdefault(user, set())
+        if held:
+            held_now.add(conn_id)
+        else:
+            held_now.discard(conn_id)
+        if not held_now:
+            del self._held[user]
+        if self._connection is not None:
+            # A node that reaps this one must find its outbox as well.
+            self._connection.hint(self._node, user, held_now or [OUTBOX] * (user in self._outbox))
+
     # Leases.
 
-    async def renew(self, ttl: float) -> bool:
-        return await self.ask(lambda connection: self._renew(connection, math.ceil(ttl)))
-
-    def _is_known(self) -> bool:
-        """Whether every node that reaps surely knows this epoch: this register has it, and its lease is in force.
-
-        After the lease has run out, other nodes may have removed the epoch with its devices. A node that joins a device
-        then, for example because it has just woken up, must announce the epoch anew.
-        """
+    def _check_lease(self) -> None:
+        """Refuse a step without a lease in force: others may have reaped this node, and then forgotten it."""
         connection = self._connection
-        is_announced = connection is None or connection.announced == self._epoch
-        return is_announced and asyncio.get_running_loop().time() < self._lease_ends
+        if connection is not None and (
+            not connection.register or asyncio.get_running_loop().time() >= self._lease_ends
+        ):
+            raise WseError(ErrorCode.BROKER_UNAVAILABLE) from ConnectionError("the node's lease is not in force")
 
-    async def _announce(self, connection: NatsConnection) -> None:
-        await connection.put(f"node.known.{self._node}.{self._epoch}", b"")
-        connection.announced = self._epoch
+    async def renew(self, ttl: float, *, register: str = "", peers: Collection[str] = ()) -> Lease:
+        return await self.ask(lambda connection: self._renew(connection, math.ceil(ttl), register, peers), urgent=True)
 
-    async def _renew(self, connection: NatsConnection, ttl: int) -> bool:
+    async def _renew(self, connection: NatsConnection, ttl: int, register: str, peers: Collection[str]) -> Lease:
         lease_ends = asyncio.get_running_loop().time() + ttl
+        identity = connection.register or await self._identify(connection)
+        lease, known = f"node.lease.{self._node}", f"node.known.{self._node}"
+        is_kept = False
         if self._lease:
             try:
-                lease = f"node.lease.{self._node}.{self._epoch}"
                 self._lease = await connection.put(lease, b"", self._lease, ttl)
+                is_kept = self._state == "kept"
             except OutdatedError:
                 pass  # the lease has run out or is lost, or the answer to the last renewal was lost
-            else:
-                self._lease_ends = lease_ends
-                return True
-        # The lease comes first, or another node that reaps between the two steps would find an epoch without a lease.
-        epoch = token_hex(8)
-        lease_of_epoch = await connection.put(f"node.lease.{self._node}.{epoch}", b"", ttl=ttl)
-        await connection.put(f"node.known.{self._node}.{epoch}", b"")
-        self._epoch = connection.announced = epoch
-        self._lease, self._lease_ends = lease_of_epoch, lease_ends
-        return False
+        if not is_kept:
+            if connection.register:  # the register may have been lost, and the connection not
+                identity = await self._identify(connection)
+            # The lease comes first, or a node that reaps between the two would find one that is to be forgotten.
+            self._lease = await connection.put(lease, b"", ttl=ttl)
+            _, state = await connection.get(known)
+            if state in (b"", b"reaping"):
+                _, marker = await connection.get(f"node.reaped.{self._node}")
+                state = b"reaped" if marker or state else b"new"
+                await connection.put(known, state)
+            self._state = state.decode()
+        self._lease_ends = lease_ends
+        if register and register != identity and self._state != "kept":
+            for node in (self._node, *peers):
+                if (await connection.get(f"node.known.{node}"))[1] != b"kept":
+                    try:
+                        await connection.put(f"meta.await.{node}", b"", 0, ttl)
+                    except OutdatedError:
+                        continue  # another node waits for it already
+        awaited, _ = await connection.keys("meta.await.*")
+        self._recovering = bool(awaited)
+        connection.register = identity
+        return Lease(identity, _STATES[self._state], self._recovering, bool(self._outbox))
+
+    async def _identify(self, connection: NatsConnection) -> str:
+        """The identity of the register; the first node that asks makes it."""
+        try:
+            identity = token_hex(8)
+            await connection.put("meta.register", identity.encode(), 0)
+        except OutdatedError:
+            identity = (await connection.get("meta.register"))[1].decode()
+        return identity
+
+    async def registered(self) -> None:
+        self._check_lease()
+        await self._put(f"node.known.{self._node}", b"kept")
+        self._state = "kept"
+        await self._purge(f"node.reaped.{self._node}")
+        await self._purge(f"meta.await.{self._node}")
 
     async def resign(self) -> None:
         self._lease, self._lease_ends = 0, 0.0
-        await self._purge(f"node.lease.{self._node}.*")
+        await self._purge(f"node.lease.{self._node}")
 
     async def nodes(self) -> frozenset[str]:
-        leases, _ = await self._epochs()
-        return frozenset(leases.values())
+        return frozenset((await self._nodes())["lease"])
 
-    async def _epochs(self) -> tuple[dict[str, str], dict[str, str]]:
-        """The nodes by epoch, of one moment: of epochs whose lease is in force, and of all that were not reaped."""
-        kinds: dict[str, dict[str, str]] = {"lease": {}, "known": {}}
-        keys, _ = await self.ask(lambda connection: connection.keys("node.*.*.*"))
+    async def _nodes(self) -> dict[str, set[str]]:
+        """The nodes by what there is of them, of one moment."""
+        kinds: dict[str, set[str]] = {"lease": set(), "known": set(), "reaped": set()}
+        keys, _ = await self.ask(lambda connection: connection.keys("node.*.*"))
         for key in keys:
-            _, kind, node, epoch = key.split(".")
-            kinds[kind][epoch] = node
-        return kinds["lease"], kinds["known"]
+            _, kind, node = key.split(".")
+            kinds[kind].add(node)
+        return kinds
 
-    async def reap(self) -> list[Gone]:
-        leases, known = await self._epochs()
-        dead = known.keys() - leases.keys()
-        if not dead:
-            return []
-        found = await self._users_of(dead)
-        if not found:
-            # Not before: a node that did not know that it was considered dead could have gone on with its epoch.
-            for epoch in dead:
-                await self._purge(f"node.known.*.{epoch}")
-            return []
-        # All survivors reap now, so each begins with a share of its own, and then takes the users that are left.
-        survivors = sorted(set(leases.values()))
-        share = {user: entry for user, entry in found.items() if self._is_mine(user, survivors)}
-        gone: list[Gone] = []
-        try:
-            await self._take_out(share or found, dead, gone)
-        except WseError:
-            if not gone:
-                raise
-            # Only this node knows of the removed devices; the others wait for the next time.
-        return gone
+    # Dead nodes.
+
+    async def reap(self) -> list[Transition]:
+        self._check_lease()
+        kinds = await self._nodes()
+        dead = kinds["known"] - kinds["lease"] - {self._node}
+        reaped: list[Transition] = []
+        for node in dead:
+            await self._put(f"node.known.{node}", b"reaping")
+            users = [user for user, _ in await self._hints(node)]
+            if not users:
+                # Only now: until then another node goes on if this one dies.
+                await self._put(f"node.reaped.{node}", b"1", REMEMBERED)
+                await self._purge(f"node.known.{node}")
+                continue
+            # All survivors reap now, so each begins with a share of its own, and then sees to the rest.
+            survivors = sorted(kinds["lease"])
+            share = [user for user in users if self._is_mine(user, survivors)]
+            try:
+                await self._take_over(node, share or users, reaped)
+            except WseError:
+                if not reaped:
+                    raise
+                break  # the rest is left for the next time
+        return reaped
 
     def _is_mine(self, user: str, survivors: list[str]) -> bool:
         return not survivors or survivors[crc32(user.encode()) % len(survivors)] == self._node
 
-    async def _take_out(self, found: dict[str, Entry], dead: Container[str], gone: list[Gone]) -> None:
-        """Remove devices of dead epochs, and add each to `gone`."""
+    async def _take_over(self, dead: str, users: list[str], reaped: list[Transition]) -> None:
+        """Take a dead node's devices and outbox over, and put what this node must fire into `reaped`."""
 
-        def step(records: Records) -> tuple[list[Gone], Records]:
-            after = {device: mark for device, mark in records.items() if mark.epoch not in dead}
-            reaped = [device for device in records if device not in after]
-            return [Gone(device, not after and device is reaped[-1]) for device in reaped], after
+        async def take(user: str) -> None:
+            self._outbox[user] = None
 
-        # Most users have no other device. Their keys are simply deleted, many at a time.
-        last = {
-            revision: (user, records)
-            for user, (revision, records) in found.items()
-            if records and all(mark.epoch in dead for mark in records.values())
-        }
+            def step(record: UserRecord) -> tuple[Transition, ...]:
+                return record.reap((dead,), self._node, recovering=self._recovering)
 
-        def deleted(revision: int) -> None:
-            user, records = last[revision]
-            gone.extend(step(records)[0])
-            del found[user]
+            reaped.extend(await self._change(user, step))
+            if self._connection is not None:
+                self._connection.hint(dead, user, ())
 
-        for revisions in batches(list(last), AT_ONCE):
-            await self.ask(partial(NatsConnection.delete_each, revisions=revisions, deleted=deleted))
-        for users in batches(list(found), AT_ONCE):
-            changes = [self._change(user, step) for user in users]
-            results = await asyncio.gather(*changes, return_exceptions=True)
-            gone += [device for result in results if isinstance(result, list) for device in result]
+        for some in batches(users, WIDTH):
+            if dead in await self.nodes():
+                return  # it only slept
+            results = await asyncio.gather(*map(take, some), return_exceptions=True)
             for result in results:
                 if isinstance(result, BaseException):
                     raise result
+        await self.flush()  # the hints are gone
+
+    async def _put(self, key: str, value: bytes, ttl: int | None = None) -> None:
+        await self.ask(lambda connection: connection.put(key, value, ttl=ttl))
 
     async def _purge(self, keys: str) -> None:
         await self.ask(lambda connection: connection.purge(keys))
 
-    async def _users_of(self, epochs: Container[str]) -> dict[str, Entry]:
-        """The users who may have devices of these epochs, with their entries; this reads the whole register."""
-        found: dict[str, Entry] = {}
-        seen: set[str] = set()
 
-        async def scan(connection: NatsConnection) -> None:
-            async for key, revision, value in connection.scan("user.*"):
-                seen.add(key)
-                user = key.removeprefix("user.")
-                records = _read(user, value)
-                if any(mark.epoch in epochs for mark in records.values()):
-                    found[user] = revision, records
+def new_generation() -> int:
+    """The generation of a new record: even, and not one of the earlier records of the user, which left no trace."""
+    return 2 * random.getrandbits(30)
 
-        await self.ask(scan, within=SUBSCRIBED)
-        # The scan may lack users who came or changed meanwhile.
-        offset = 0
-        while page := await self._user_keys(offset):
-            found |= {key.removeprefix("user."): (0, {}) for key in page if key not in seen}
-            offset += len(page)
-        return found
+
+def _by_user(transitions: Iterable[Transition]) -> dict[str, list[Transition]]:
+    by_user: dict[str, list[Transition]] = {}
+    for transition in transitions:
+        by_user.setdefault(transition.user, []).append(transition)
+    return by_user
 
 
 def batches(items: list[T], size: int) -> Iterator[list[T]]:
@@ -342,14 +448,28 @@ def batches(items: list[T], size: int) -> Iterator[list[T]]:
     return (items[start : start + size] for start in range(0, len(items), size))
 
 
-def _read(user: str, value: bytes) -> Records:
-    records = {}
+def _read(user: str, value: bytes) -> UserRecord:
+    record = UserRecord(user)
     for line in value.decode().splitlines():
-        conn_id, node, epoch, since, first = line.split()
-        records[Device(user, conn_id, node, float(since))] = Mark(epoch, first == "1")
-    return {device: records[device] for device in by_age(records)}
+        kind, *fields = line.split(" ")
+        if kind == "n":
+            record.generation, record.last_place = int(fields[0]), int(fields[1])
+        elif kind == "d":
+            conn_id, node, place, away = fields
+            record.devices[conn_id] = Device(user, conn_id, node, int(place), away == "1")
+        else:
+            node, generation, code, *reason = fields
+            transition = Transition(user, int(generation), int(code), unquote(" ".join(reason)))
+            (record.pending if kind == "t" else record.claimed).append((node, transition))
+    return record
 
 
-def _write(records: Records) -> bytes:
-    lines = [f"{d.conn_id} {d.node} {mark.epoch} {d.since!r} {mark.first:d}\n" for d, mark in records.items()]
-    return "".join(lines).encode()
+def _write(record: UserRecord) -> bytes:
+    """The record as bytes; empty when nothing of it is needed."""
+    if record.is_empty:
+        return b""
+    lines = [f"n {record.generation} {record.last_place}"]
+    lines += [f"d {d.conn_id} {d.node} {d.place} {d.away:d}" for d in record.devices.values()]
+    for kind, transitions in ("t", record.pending), ("c", record.claimed):
+        lines += [f"{kind} {node} {t.generation} {t.code} {quote(t.reason)}" for node, t in transitions]
+    return "\n".join(lines).encode()

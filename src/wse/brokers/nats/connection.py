@@ -20,7 +20,7 @@ except ImportError as exc:  # pragma: no cover - the tests have the extra
     raise ImportError("wse.brokers.nats needs the nats-py library: pip install wse[nats]") from exc
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Sequence
+    from collections.abc import AsyncIterator, Callable, Collection
 
     from nats.aio.subscription import Subscription
 
@@ -35,6 +35,9 @@ WRONG_REVISION = (10071, 10164, 10043)  # the last one when the key is to be del
 NO_KEY = 10037
 OTHER_CONFIGURATION = 10058
 GONE = (*WRONG_REVISION, NO_KEY)
+
+EXPIRES = {"Nats-TTL": "1s"}
+"""The header of a message that the server takes away after a second."""
 
 PAGE = 1000
 """Keys that the server sends at once."""
@@ -78,9 +81,10 @@ class NatsConnection:
     def __init__(self, prefix: str, received: Callable[[str, bytes], None]) -> None:
         self._loop = asyncio.get_running_loop()
         self.broken: asyncio.Future[Exception] = self._loop.create_future()
-        self.announced = ""  # the epoch that the register has for sure
+        self.register = ""  # the identity of the register, once the lease has been renewed on this connection
         self._prefix = prefix
         self._bucket = f"KV_{prefix}"
+        self._hints = f"KV_{prefix}-hints"
         self._client = SecureClient()
         self._stream = self._client.jetstream(timeout=ANSWER)
         self._received = received
@@ -128,7 +132,8 @@ class NatsConnection:
             self._break(OverflowError(f"more than {BUFFER} bytes wait for the engine"))
 
     def take_unsent(self) -> list[tuple[str, bytes]]:
-        unsent = [(subject[self._start :], data) for subject, data in self._queue]
+        own = f"{self._prefix}."
+        unsent = [(subject[self._start :], data) for subject, data in self._queue if subject.startswith(own)]
         self._queue.clear()
         return unsent
 
@@ -212,8 +217,10 @@ class NatsConnection:
             await self._see_to_an_answer()
         while queue and not self.broken.done():
             subject, data = queue.popleft()
-            self._size -= len(data)
-            await client.publish(subject, data)
+            if not subject.startswith("$KV."):
+                self._size -= len(data)
+            headers = None if data or not subject.startswith("$KV.") else EXPIRES
+            await client.publish(subject, data, headers=headers)
         for flush in flushes:
             if not flush.done():
                 flush.set_result(None)
@@ -231,25 +238,60 @@ class NatsConnection:
     # The bucket.
 
     async def prepare(self, replicas: int) -> None:
-        """Make the bucket, or adapt it if it has another configuration."""
-        config = api.StreamConfig(
-            name=self._bucket,
-            subjects=[self._key(">")],
-            max_msgs_per_subject=1,
-            storage=api.StorageType.MEMORY,
-            num_replicas=replicas,
-            discard=api.DiscardPolicy.NEW,
-            allow_msg_ttl=True,
-            allow_rollup_hdrs=True,
-            # With direct access any replica answers, perhaps with a value that is out of date.
-            allow_direct=False,
-        )
-        try:
-            await self._stream.add_stream(config)
-        except BadRequestError as exc:
-            if exc.err_code != OTHER_CONFIGURATION:
-                raise
-            await self._stream.update_stream(config)
+        """See to it that the buckets are there."""
+        for name, subjects in ((self._bucket, self._key(">")), (self._hints, self._hint_key(">"))):
+            config = api.StreamConfig(
+                name=name,
+                subjects=[subjects],
+                max_msgs_per_subject=1,
+                storage=api.StorageType.MEMORY,
+                num_replicas=replicas,
+                discard=api.DiscardPolicy.NEW,
+                allow_msg_ttl=True,
+                allow_rollup_hdrs=True,
+                # With direct access any replica answers, perhaps with a value that is out of date.
+                allow_direct=False,
+            )
+            try:
+                await self._stream.add_stream(config)
+            except BadRequestError as exc:
+                if exc.err_code != OTHER_CONFIGURATION:
+                    raise
+                await self._stream.update_stream(config)
+
+    # Hints: what each node holds of each user.
+
+    def hint(self, node: str, user: str, conn_ids: Collection[str]) -> None:
+        """Note the connections that a node holds of a user, without waiting for an answer."""
+        # The server takes a hint that says nothing away by itself.
+        self._queue.append((self._hint_key(f"{node}.{user}"), " ".join(conn_ids).encode()))
+        self._queued.set()
+
+    async def hints(self, node: str) -> AsyncIterator[tuple[str, list[str]]]:
+        """Users of whom a node holds connections, and which.
+
+        None is missing that was hinted at before: a server that is busy may send less than there is.
+        """
+        prefix = self._hint_key(f"{node}.")
+        scanned = {subject: value async for subject, value in self._scan(self._hints, f"{prefix}*")}
+        offset = 0
+        while True:
+            subjects, _ = await self._subjects(self._hints, f"{prefix}*", offset)
+            for subject in subjects:
+                if subject not in scanned:
+                    with suppress(NotFoundError):
+                        scanned[subject] = (await self._stream.get_msg(self._hints, subject=subject)).data or b""
+            offset += len(subjects)
+            if not subjects:
+                break
+        for subject, value in scanned.items():
+            if value:
+                yield subject[len(prefix) :], value.decode().split()
+
+    def _hint_key(self, key: str) -> str:
+        return f"$KV.{self._prefix}-hints.{key}"
+
+    # The register.
 
     async def get(self, key: str) -> tuple[int, bytes]:
         """A key's revision and value; 0 and an empty value if there is no such key."""
@@ -290,30 +332,34 @@ class NatsConnection:
 
         The keys begin at the offset and are as many as the server returns at once, which is 100,000.
         """
-        question = json.dumps({"subjects_filter": self._key(which), "offset": offset}).encode()
+        subjects, count = await self._subjects(self._bucket, self._key(which), offset)
+        start = len(self._key(""))
+        return [subject[start:] for subject in subjects], count
+
+    async def _subjects(self, bucket: str, which: str, offset: int) -> tuple[list[str], int]:
+        question = json.dumps({"subjects_filter": which, "offset": offset}).encode()
         async with self._register():
             # The library's own method for this request has no offset.
-            reply = await self._client.request(f"$JS.API.STREAM.INFO.{self._bucket}", question, timeout=ANSWER)
+            reply = await self._client.request(f"$JS.API.STREAM.INFO.{bucket}", question, timeout=ANSWER)
             state = _checked(json.loads(reply.data))["state"]
-        start = len(self._key(""))
-        return [subject[start:] for subject in state.get("subjects") or ()], state["messages"]
+        return [*(state.get("subjects") or ())], state["messages"]
 
-    async def scan(self, which: str) -> AsyncIterator[tuple[str, int, bytes]]:
-        """Keys with their revisions and values; `*` in `which` stands for any part.
+    async def _scan(self, bucket: str, subjects: str) -> AsyncIterator[tuple[str, bytes]]:
+        """Subjects of a bucket, `*` stands for any part, with their values.
 
-        Keys that are added, removed or changed meanwhile may be missing.
+        What comes, goes or changes meanwhile may be missing.
         """
         async with self._register():
             config = api.ConsumerConfig(
-                filter_subject=self._key(which),
+                filter_subject=subjects,
                 deliver_policy=api.DeliverPolicy.LAST_PER_SUBJECT,
                 ack_policy=api.AckPolicy.NONE,
                 inactive_threshold=2 * PAGE_WAIT,
             )
-            consumer = await self._stream.add_consumer(self._bucket, config)
-            next_page = f"$JS.API.CONSUMER.MSG.NEXT.{self._bucket}.{consumer.name}"
+            consumer = await self._stream.add_consumer(bucket, config)
+            next_page = f"$JS.API.CONSUMER.MSG.NEXT.{bucket}.{consumer.name}"
             question = json.dumps({"batch": PAGE, "expires": int(PAGE_WAIT * 1e9)}).encode()
-            start, pending = len(self._key("")), consumer.num_pending or 0
+            pending = consumer.num_pending or 0
             while pending:
                 page: list[Msg] = []
 
@@ -325,29 +371,8 @@ class NatsConnection:
 
                 await self._converse([(next_page, question)], heard)
                 for message in page:
-                    yield message.subject[start:], message.metadata.sequence.stream, message.data
+                    yield message.subject, message.data
                 pending = page[-1].metadata.num_pending if page else 0
-
-    async def delete_each(self, revisions: Sequence[int], deleted: Callable[[int], None]) -> None:
-        """Delete the keys with these revisions, as `delete` does, and call `deleted` for each that was deleted.
-
-        The others have later revisions. If this fails, some may have been deleted without a call of `deleted`.
-        """
-        answers = 0
-
-        def heard(message: Msg) -> bool:
-            nonlocal answers
-            answers += 1
-            answer = json.loads(message.data) if message.data else {"error": {"code": 503}}
-            if "error" not in answer:
-                deleted(revisions[int(message.subject.rpartition(".")[2])])
-            elif answer["error"].get("err_code") not in GONE:
-                _checked(answer)
-            return answers == len(revisions)
-
-        delete = f"$JS.API.STREAM.MSG.DELETE.{self._bucket}"
-        async with self._register():
-            await self._converse([(delete, json.dumps({"seq": revision}).encode()) for revision in revisions], heard)
 
     async def _converse(self, questions: list[tuple[str, bytes]], heard: Callable[[Msg], bool]) -> None:
         """Send all requests at once, and pass each answer to `heard` until it returns True.

@@ -2,18 +2,23 @@
 
     redis://[[user]:password@]host[:port][/db][?prefix=app]       rediss:// with TLS, as redis-py reads it
 
-The keys of the register, after the prefix:
+What the register is made of, under the prefix:
 
-    u:<user>     hash     connection id to "node since first"; `first` is whether the device was its user's first
-    users        set      users with a device
-    n:<node>     set      "user conn_id" of the node's devices, so that reaping a node costs only what it had
-    leases       zset     node to the end of its lease, in milliseconds by the engine's clock; 0 when it has resigned
-    epochs       hash     node to a random word for the unbroken series of its renewals, which shows it a new series
-    l:<conn_id>  string   the device has left and was its user's last: for a repeated `leave`, kept for a minute
+    register   string  a random word, made with the register: an engine that has lost it has another one
+    u:<user>   hash    connection id to "node place away"; "#g" the generation, "#p" the place of the newest device.
+                       Without a device it is kept for ten minutes, for the numbers
+    users      set     users with a device
+    o:<node>   hash    the node's outbox: "user generation" to "code reason"
+    c:<node>   hash    what it has claimed of that and not yet reported as fired, likewise; for ten minutes
+    n:<node>   set     "user conn_id" of the node's devices: a dead node costs what it had, not what there is
+    leases     zset    node to the end of its lease, in milliseconds by the engine's clock; 0 when it has resigned
+    nodes      hash    node to "epoch state": steps of another epoch are refused
+    reaped     zset    dead node to when it is forgotten
+    awaited    zset    while the register recovers: node to how long it is waited for
 
-The engine is one primary, or an address that leads to the current primary (Sentinel with a proxy, or a managed
-service). Redis Cluster is not supported: a step of the register changes keys of a user, of all users and of nodes
-together, and a cluster would have to keep all of these in one slot and so on one machine.
+The engine is one primary, or an address that leads to the primary of the day (Sentinel with a proxy, or a managed
+service). Redis Cluster is not supported: a step of the register touches the keys of a user, of all users and of nodes
+together, which a cluster would have to keep in one slot, so on one of its machines, anyway.
 """
 
 from __future__ import annotations
@@ -21,11 +26,11 @@ from __future__ import annotations
 from secrets import token_hex
 from typing import TYPE_CHECKING, Any
 
-from wse.brokers.placement import by_age
+from wse.brokers.placement import by_place
 from wse.brokers.reconnecting import ReconnectingBroker, take
 from wse.brokers.redis.connection import RedisConnection
-from wse.brokers.redis.scripts import JOIN, LEAVE, NODES, REAP, RENEW, RESIGN, Script
-from wse.core.ports.broker import Device, Gone, Joined
+from wse.brokers.redis.scripts import CLAIM, JOIN, LEAVE, NODES, REAP, REGISTERED, RENEW, RESIGN, SETTLE, Script
+from wse.core.ports.broker import Device, Joined, Lease, Step, Transition
 from wse.errors import ErrorCode, WseError
 
 try:
@@ -36,17 +41,14 @@ except ImportError as exc:  # pragma: no cover - the tests have the extra
     raise ImportError("wse.brokers.redis needs the redis library with hiredis: pip install wse[redis]") from exc
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Collection, Iterable
 
 MESSAGE_SIZE = 8 * 1024 * 1024
-"""Bytes of the largest message. Engines disconnect subscribers for which more than 32 MiB wait, or 8 MiB for a minute
+"""Bytes of the largest message. Engines cut subscribers that owe them more than 32 MiB, or 8 MiB for a minute
 (`client-output-buffer-limit pubsub`)."""
 
-REMEMBERED = 60
-"""Seconds for which the engine remembers that a device was its user's last."""
-
 REAPED = 500
-"""Devices removed in one step, so that other clients need not wait for a node that had very many."""
+"""Devices taken out in one step, so that others are not kept waiting for a node that had very many."""
 
 
 class RedisBroker(ReconnectingBroker[RedisConnection]):
@@ -62,7 +64,7 @@ class RedisBroker(ReconnectingBroker[RedisConnection]):
         super().__init__()
         url, ours = take(url)
         self._prefix = ours["prefix"] + ":"
-        self._epoch = b""
+        self._epoch = ""
         # RESP2, where a connection with subscriptions answers in the order of the commands, as any other does.
         # `ReconnectingBroker` retries, and limits the time of an answer.
         self._pool = ConnectionPool.from_url(
@@ -79,94 +81,142 @@ class RedisBroker(ReconnectingBroker[RedisConnection]):
         super().publish(topic, data)
 
     async def _connect(self) -> RedisConnection:
+        self._epoch = ""  # what an earlier connection has sent, and the engine not yet done, is refused from now on
         make: Any = self._pool.make_connection  # it is not typed
-        commands, messages = make(), make()
+        commands, messages, leases = connections = make(), make(), make()
         try:
             await commands.connect()
             # A replica accepts connections, and then refuses every change of the register.
             await commands.send_command("DEL", self._prefix + "nothing")
             await commands.read_response()
             await messages.connect()
+            await leases.connect()
         except BaseException:
-            await commands.disconnect(nowait=True)
-            await messages.disconnect(nowait=True)
+            for connection in connections:
+                await connection.disconnect(nowait=True)
             raise
-        return RedisConnection(commands, messages, self._prefix, self.received)
+        return RedisConnection(commands, messages, leases, self._prefix, self.received)
 
     # The register.
 
-    async def join(self, device: Device, limit: int, *, fresh: bool = True) -> Joined:
-        self._unanswered.pop(device.conn_id, None)
-        since, first, again, *displaced = await self._run(
-            JOIN, device.user, device.conn_id, device.node, repr(device.since), limit, int(fresh)
+    async def join(self, device: Device, limit: int, *, generation: int = 0, fresh: bool = True) -> Joined:
+        reply = await self._step(JOIN, device.user, device.conn_id, device.place, limit, generation, int(fresh))
+        after, transitions, place, displaced = reply
+        return Joined(
+            after,
+            _transitions(transitions),
+            Device(device.user, device.conn_id, device.node, int(place)),
+            tuple(_device(device.user, *fields) for fields in displaced),
         )
-        of_user = [_device(device.user, *fields) for fields in displaced]
-        registered = Device(device.user, device.conn_id, device.node, float(since))
-        return Joined(registered, bool(first), tuple(of_user), bool(again))
 
-    async def leave(self, device: Device) -> bool:
-        repeated = int(device.conn_id in self._unanswered)
-        with self._remember(device) as asked:
+    async def leave(self, device: Device, *, generation: int = 0, code: int = 1006, reason: str = "") -> Step:
+        after, transitions = await self._step(LEAVE, device.user, device.conn_id, generation, code, reason)
+        return Step(after, _transitions(transitions))
 
-            async def step(connection: RedisConnection) -> Any:
-                asked()
-                return await connection.run(LEAVE, self._prefix, device.user, device.conn_id, repeated, REMEMBERED)
+    async def settle(self, undecided: Transition) -> Step:
+        after, transitions = await self._step(SETTLE, undecided.user, undecided.code, undecided.reason)
+        return Step(after, _transitions(transitions))
 
-            return bool(await self.ask(step))
+    async def reap(self) -> list[Transition]:
+        reaped: list[Transition] = []
+        while True:
+            try:
+                more, transitions = await self._step(REAP, REAPED)
+            except WseError:
+                if not reaped:
+                    raise
+                return reaped  # the rest is left for the next time
+            reaped += _transitions(transitions)
+            if not more:
+                return reaped
+
+    async def pending(self) -> list[Transition]:
+        fields: list[bytes] = await self._command("HGETALL", f"{self._prefix}o:{self._node}")
+        entries = zip(fields[::2], fields[1::2], strict=True)
+        found = [_transition(*key.split(b" "), *value.split(b" ", 1)) for key, value in entries]
+        return sorted(found, key=lambda transition: transition.generation)
+
+    async def claim(self, transitions: Iterable[Transition]) -> list[Transition]:
+        by_entry = {_entry(transition): transition for transition in transitions}
+        return [by_entry[entry.decode()] for entry in await self._step(CLAIM, *by_entry)]
+
+    def fired(self, transitions: Iterable[Transition]) -> None:
+        entries = [_entry(transition) for transition in transitions]
+        if entries and self._connection is not None:
+            self._connection.send("HDEL", f"{self._prefix}c:{self._node}", *entries)
+
+    async def mine(self) -> AsyncIterator[list[Device]]:
+        async for page in self._scan("n:" + self._node):
+            names = [entry.decode().split() for entry in page]
+            yield [Device(user, conn_id, self._node) for user, conn_id in names]
 
     async def devices(self, user: str) -> list[Device]:
         fields: list[bytes] = await self._command("HGETALL", f"{self._prefix}u:{user}")
         values = zip(fields[::2], fields[1::2], strict=True)
-        return by_age(_device(user, conn_id, *value.split()[:2]) for conn_id, value in values)
+        return by_place(_device(user, key, *value.split()) for key, value in values if not key.startswith(b"#"))
 
     async def online(self) -> int:
         count: int = await self._command("SCARD", self._prefix + "users")
         return count
 
     async def users(self) -> AsyncIterator[str]:
-        cursor = b"0"
-        seen: set[bytes] = set()  # an engine that resizes its table returns some users again
-        while True:
-            cursor, users = await self._command("SSCAN", self._prefix + "users", cursor, "COUNT", 1000)
-            for user in set(users) - seen:
+        seen: set[bytes] = set()  # an engine that resizes its table repeats some users
+        async for page in self._scan("users"):
+            for user in set(page) - seen:
                 seen.add(user)
                 yield user.decode()
+
+    async def _scan(self, key: str) -> AsyncIterator[list[bytes]]:
+        cursor = b"0"
+        while True:
+            cursor, page = await self._command("SSCAN", self._prefix + key, cursor, "COUNT", 1000)
+            yield page
             if cursor == b"0":
                 return
 
     # Leases.
 
-    async def renew(self, ttl: float) -> bool:
-        epoch: bytes = await self._run(RENEW, self._node, int(ttl * 1000), token_hex(8))
-        is_kept = epoch == self._epoch
-        self._epoch = epoch
-        return is_kept
+    async def renew(self, ttl: float, *, register: str = "", peers: Collection[str] = ()) -> Lease:
+        args: tuple[str | int, ...] = (token_hex(8), int(ttl * 1000), register, token_hex(8), *peers)
+        reply = await self.ask(
+            lambda connection: connection.run_apart(RENEW, self._prefix, self._node, self._epoch, *args), urgent=True
+        )
+        identity, epoch, state, recovering, pending = reply
+        self._epoch = epoch.decode()
+        return Lease(identity.decode(), state.decode(), bool(recovering), bool(pending))
+
+    async def registered(self) -> None:
+        await self._step(REGISTERED)
 
     async def resign(self) -> None:
-        await self._run(RESIGN, self._node)
+        await self._run(RESIGN)
 
     async def nodes(self) -> frozenset[str]:
         return frozenset(node.decode() for node in await self._run(NODES))
 
-    async def reap(self) -> list[Gone]:
-        gone: list[Gone] = []
-        while True:
-            try:
-                more, *reaped = await self._run(REAP, REAPED)
-            except WseError:
-                if not gone:
-                    raise
-                return gone  # only this node knows of the removed devices; the others wait for the next time
-            gone += [Gone(_device(user.decode(), *fields), bool(last)) for last, user, *fields in reaped]
-            if not more:
-                return gone
+    async def _step(self, script: Script, *args: Any) -> Any:
+        if not self._epoch and self._ready:
+            raise WseError(ErrorCode.BROKER_UNAVAILABLE) from ConnectionError("the node has no lease yet")
+        return await self._run(script, *args)
 
     async def _run(self, script: Script, *args: Any) -> Any:
-        return await self.ask(lambda connection: connection.run(script, self._prefix, *args))
+        return await self.ask(lambda connection: connection.run(script, self._prefix, self._node, self._epoch, *args))
 
     async def _command(self, *args: Any) -> Any:
         return await self.ask(lambda connection: connection.command(*args))
 
 
-def _device(user: str, conn_id: bytes, node: bytes, since: bytes) -> Device:
-    return Device(user, conn_id.decode(), node.decode(), float(since))
+def _device(user: str, conn_id: bytes, node: bytes, place: bytes, away: bytes) -> Device:
+    return Device(user, conn_id.decode(), node.decode(), int(place), away == b"1")
+
+
+def _entry(transition: Transition) -> str:
+    return f"{transition.user} {transition.generation}"
+
+
+def _transitions(replies: list[list[Any]]) -> tuple[Transition, ...]:
+    return tuple(_transition(*reply) for reply in replies)
+
+
+def _transition(user: bytes, generation: bytes | int, code: bytes, reason: bytes) -> Transition:
+    return Transition(user.decode(), int(generation), int(code), reason.decode())

@@ -31,7 +31,7 @@ BATCH_SIZE = 1024 * 1024
 
 
 class RedisConnection:
-    """Two connections: one for commands, one that receives messages.
+    """Three connections: one for commands, one that receives messages, one for leases, which wait for nothing else.
 
     Commands wait for the next turn of the event loop, or for the answers to the commands before, and then leave in one
     write.
@@ -41,6 +41,7 @@ class RedisConnection:
         self,
         commands: AbstractConnection,
         messages: AbstractConnection,
+        leases: AbstractConnection,
         prefix: str,
         received: Callable[[str, bytes], None],
     ) -> None:
@@ -48,6 +49,8 @@ class RedisConnection:
         self.broken: asyncio.Future[Exception] = self._loop.create_future()
         self._commands = commands
         self._messages = messages
+        self._leases = leases
+        self._lease_lock = asyncio.Lock()
         self._prefix = prefix
         self._received = received
         self._queue: deque[tuple[tuple[Any, ...], asyncio.Future[Any] | None]] = deque()  # None for messages only
@@ -69,7 +72,7 @@ class RedisConnection:
 
     def take_unsent(self) -> list[tuple[str, bytes]]:
         start = len(self._prefix)
-        unsent = [(args[1][start:], args[2]) for args, answer in self._queue if answer is None]
+        unsent = [(args[1][start:], args[2]) for args, _ in self._queue if args[0] == "PUBLISH"]
         self._queue.clear()
         return unsent
 
@@ -93,6 +96,28 @@ class RedisConnection:
         self._queued.set()
         return await answer
 
+    def send(self, *args: str | bytes | int) -> None:
+        """Send a command whose answer is of no interest."""
+        self._queue.append((args, None))
+        self._queued.set()
+
+    async def run_apart(self, script: Script, *args: str | int) -> Any:
+        """Run a script that does not wait for other commands."""
+        async with self._lease_lock:
+            for command in (("EVALSHA", script.sha, 0, *args), ("EVAL", script.text, 0, *args)):
+                try:
+                    await self._leases.send_packed_command([pack(command)], check_health=False)
+                    return await self._leases.read_response()
+                except NoScriptError:
+                    continue
+                except ReadOnlyError as exc:  # a primary no more
+                    self._break(exc)
+                    raise
+                except asyncio.CancelledError:  # the answer to come would be taken for that of the next command
+                    self._break(ConnectionError("a renewal was not answered in time"))
+                    raise
+        raise AssertionError("the engine has just been given the script")
+
     async def run(self, script: Script, *args: str | int) -> Any:
         try:
             return await self.command("EVALSHA", script.sha, 0, *args)
@@ -105,6 +130,7 @@ class RedisConnection:
             task.cancel()
         await self._commands.disconnect(nowait=True)
         await self._messages.disconnect(nowait=True)
+        await self._leases.disconnect(nowait=True)
         await asyncio.wait(self._tasks)
 
     def _break(self, cause: Exception) -> None:
@@ -127,7 +153,7 @@ class RedisConnection:
                 if self._size > BATCH_SIZE:
                     count = min(count, len(queue) * BATCH_SIZE // self._size + 1)
                 batch = [queue.popleft() for _ in range(count)]
-                self._size -= sum([len(args[2]) for args, answer in batch if answer is None])
+                self._size -= sum([len(args[2]) for args, _ in batch if args[0] == "PUBLISH"])
                 packed = b"".join([pack(args) for args, _ in batch])
                 await connection.send_packed_command(packed, check_health=False)
                 for _, answer in batch:

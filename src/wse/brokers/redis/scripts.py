@@ -1,7 +1,7 @@
-"""The steps of the register on Redis and Valkey; `wse.brokers.redis.broker` describes the keys.
+"""The steps of the register on Redis and Valkey, as Lua scripts. `wse.brokers.redis.broker` lists the keys.
 
-Every script takes the prefix of all keys, then its own arguments. None declares its keys, which only Redis Cluster
-needs.
+The rules are those of `wse.brokers.placement`. Every script takes the prefix of all keys, the node and the epoch of its
+lease, then its own arguments. None declares its keys, which only Redis Cluster needs.
 """
 
 from __future__ import annotations
@@ -26,143 +26,264 @@ class Script:
         object.__setattr__(self, "sha", sha1(self.text.encode(), usedforsecurity=False).hexdigest())
 
 
-_FORGET = """
-local function forget(prefix, user, id, node)
-  local devices = prefix .. 'u:' .. user
-  redis.call('HDEL', devices, id)
-  redis.call('SREM', prefix .. 'n:' .. node, user .. ' ' .. id)
-  if redis.call('EXISTS', devices) == 1 then return 0 end
-  redis.call('SREM', prefix .. 'users', user)
-  return 1
-end
-local function read(value)
-  return string.match(value, '^(%S+) (%S+) ?(%S*)$')
-end
-"""
-"""`forget` removes a device and returns whether it was the user's last; `read` splits a value into its words."""
-
-_NOW = """
+_HEAD = """
+local prefix, node, epoch = ARGV[1], ARGV[2], ARGV[3]
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
+local leases, nodes, awaited = prefix .. 'leases', prefix .. 'nodes', prefix .. 'awaited'
+local function is_recovering()
+  return redis.call('ZCOUNT', awaited, '(' .. now, '+inf') > 0
+end
 """
+
+_STEP = (
+    _HEAD
+    + """
+local record = redis.call('HGET', nodes, node)
+if not record or string.match(record, '^(%S+)') ~= epoch then
+  return redis.error_reply('FENCED the lease of the node is not in force')
+end
+
+local out = {}
+local function read(value)
+  return string.match(value, '^(%S+) (%S+) (%S+)$')
+end
+-- The generation of a user and the place of the newest device, the former raised to what a node remembers.
+local function numbers(key, known)
+  local found = redis.call('HMGET', key, '#g', '#p')
+  local generation, place = tonumber(found[1] or 0), tonumber(found[2] or 0)
+  if not found[1] or generation < tonumber(known) then
+    generation = math.max(generation, tonumber(known))
+    redis.call('HSET', key, '#g', generation, '#p', string.format('%d', place))
+  end
+  return generation, place
+end
+local function forget(key, user, id, holder)
+  redis.call('HDEL', key, id)
+  redis.call('SREM', prefix .. 'n:' .. holder, user .. ' ' .. id)
+end
+-- The rule: what is announced follows what is there, by a transition in the outbox of this node.
+local function decide(key, user, generation, code, reason)
+  local present = redis.call('HLEN', key) > 2
+  if present then
+    redis.call('SADD', prefix .. 'users', user)
+    redis.call('PERSIST', key)
+  else
+    redis.call('SREM', prefix .. 'users', user)
+    redis.call('PEXPIRE', key, 600000)
+  end
+  if present == (generation % 2 == 1) then return generation end
+  local outbox = prefix .. 'o:' .. node
+  if is_recovering() then
+    redis.call('HSET', outbox, user .. ' 0', code .. ' ' .. reason)
+    return generation
+  end
+  generation = generation + 1
+  redis.call('HSET', key, '#g', generation)
+  redis.call('HSET', outbox, user .. ' ' .. generation, code .. ' ' .. reason)
+  table.insert(out, {user, generation, code, reason})
+  return generation
+end
+"""
+)
+"""What every step begins with: it is refused if the lease is not in force."""
 
 JOIN = Script(
-    _FORGET
+    _STEP
     + """
-local prefix, user, id, node, since, limit, fresh = unpack(ARGV)
-local devices = prefix .. 'u:' .. user
-local registered = redis.call('HGET', devices, id)
-if registered then
-  local _, there_since, was_first = read(registered)
-  return {there_since, tonumber(was_first), 1}
+local user, id, place, limit, known, fresh = unpack(ARGV, 4)
+local key = prefix .. 'u:' .. user
+local generation, last = numbers(key, known)
+local displaced = {}
+local registered = redis.call('HGET', key, id)
+local holder
+if registered then holder, place = read(registered) end
+if not registered then
+  if fresh == '1' then place = string.format('%d', last + 1) end
+  if tonumber(place) > last then redis.call('HSET', key, '#p', place) end
+  redis.call('HSET', key, id, node .. ' ' .. place .. ' 0')
+  redis.call('SADD', prefix .. 'n:' .. node, user .. ' ' .. id)
+  local excess = redis.call('HLEN', key) - 2 - tonumber(limit)
+  if excess > 0 then
+    local devices, fields = {}, redis.call('HGETALL', key)
+    for i = 1, #fields, 2 do
+      if string.sub(fields[i], 1, 1) ~= '#' then
+        local at, its_place, away = read(fields[i + 1])
+        local lives = tonumber(redis.call('ZSCORE', leases, at) or 0) > now
+        table.insert(devices, {fields[i], at, its_place, away, lives and 1 or 0})
+      end
+    end
+    table.sort(devices, function(one, other)
+      if one[5] ~= other[5] then return one[5] < other[5] end
+      if one[4] ~= other[4] then return one[4] > other[4] end
+      if one[3] ~= other[3] then return tonumber(one[3]) < tonumber(other[3]) end
+      return one[1] < other[1]
+    end)
+    for i = 1, excess do
+      forget(key, user, devices[i][1], devices[i][2])
+      table.insert(displaced, {devices[i][1], devices[i][2], devices[i][3], devices[i][4]})
+    end
+  end
+elseif holder ~= node then
+  redis.call('HSET', key, id, node .. ' ' .. place .. ' 0')
+  redis.call('SREM', prefix .. 'n:' .. holder, user .. ' ' .. id)
+  redis.call('SADD', prefix .. 'n:' .. node, user .. ' ' .. id)
 end
-
-local present, newest = {}, nil
-local fields = redis.call('HGETALL', devices)
-for i = 1, #fields, 2 do
-  local other_node, other_since = read(fields[i + 1])
-  table.insert(present, {fields[i], other_node, other_since})
-  newest = math.max(newest or 0, tonumber(other_since))
-end
-local first = #present == 0 and 1 or 0
-if fresh == '1' and newest and tonumber(since) < newest + 1e-6 then
-  since = string.format('%.17g', newest + 1e-6)
-end
-
-redis.call('HSET', devices, id, node .. ' ' .. since .. ' ' .. first)
-redis.call('SADD', prefix .. 'users', user)
-redis.call('SADD', prefix .. 'n:' .. node, user .. ' ' .. id)
--- Without a lease, a node must at least be found by REAP.
-redis.call('ZADD', prefix .. 'leases', 'NX', 0, node)
-
-table.insert(present, {id, node, since})
-table.sort(present, function(one, other)
-  local a, b = tonumber(one[3]), tonumber(other[3])
-  if a == b then return one[1] < other[1] end
-  return a < b
-end)
-local reply = {since, first, 0}
-for i = 1, #present - tonumber(limit) do
-  forget(prefix, user, present[i][1], present[i][2])
-  table.insert(reply, present[i])
-end
-return reply
+return {decide(key, user, generation, '1006', ''), out, place, displaced}
 """
 )
-"""user, connection id, node, since, limit, fresh (0 or 1); replies since, first, again, and the displaced devices."""
+"""user, connection id, place, limit, known generation, fresh (0 or 1); replies generation, transitions, place and
+the displaced devices."""
 
 LEAVE = Script(
-    _FORGET
+    _STEP
     + """
-local prefix, user, id, repeated, remembered = unpack(ARGV)
-local was_last = prefix .. 'l:' .. id
-local registered = redis.call('HGET', prefix .. 'u:' .. user, id)
-if not registered then return repeated == '1' and redis.call('EXISTS', was_last) or 0 end
-local node = read(registered)
-local last = forget(prefix, user, id, node)
-if last == 1 then redis.call('SET', was_last, '', 'EX', remembered) end
-return last
+local user, id, known, code, reason = unpack(ARGV, 4)
+local key = prefix .. 'u:' .. user
+local generation = numbers(key, known)
+local registered = redis.call('HGET', key, id)
+if registered and read(registered) == node then forget(key, user, id, node) end
+return {decide(key, user, generation, code, reason), out}
 """
 )
-"""user, connection id, repeated (0 or 1), seconds to remember that it was the last; replies whether it was the last."""
+"""user, connection id, known generation, code, reason; replies generation and transitions."""
+
+CLAIM = Script(
+    _STEP
+    + """
+local outbox, claims = prefix .. 'o:' .. node, prefix .. 'c:' .. node
+for i = 4, #ARGV do
+  local entry = redis.call('HGET', outbox, ARGV[i])
+  if entry then
+    redis.call('HDEL', outbox, ARGV[i])
+    redis.call('HSET', claims, ARGV[i], entry)
+    table.insert(out, ARGV[i])
+  elseif redis.call('HEXISTS', claims, ARGV[i]) == 1 then
+    table.insert(out, ARGV[i])
+  end
+end
+redis.call('PEXPIRE', claims, 600000)
+return out
+"""
+)
+"""Entries of the outbox; replies those that are the node's to fire."""
+
+SETTLE = Script(
+    _STEP
+    + """
+local user, code, reason = unpack(ARGV, 4)
+local key = prefix .. 'u:' .. user
+redis.call('HDEL', prefix .. 'o:' .. node, user .. ' 0')
+return {decide(key, user, numbers(key, 0), code, reason), out}
+"""
+)
+"""user, code, reason; replies generation and transitions."""
+
+REAP = Script(
+    _STEP
+    + """
+if tonumber(redis.call('ZSCORE', leases, node) or 0) <= now then
+  return redis.error_reply('FENCED the lease of the node has run out')
+end
+local left = tonumber(ARGV[4])
+local outbox = prefix .. 'o:' .. node
+for _, dead in ipairs(redis.call('ZRANGEBYSCORE', leases, '-inf', now)) do
+  -- From now on its own steps are refused.
+  redis.call('HSET', nodes, dead, '- reaped')
+  local its_outbox = prefix .. 'o:' .. dead
+  while left > 0 and redis.call('EXISTS', its_outbox) == 1 do
+    local entries = redis.call('HSCAN', its_outbox, 0, 'COUNT', left)[2]
+    for i = 1, #entries, 2 do
+      redis.call('HSET', outbox, entries[i], entries[i + 1])
+      redis.call('HDEL', its_outbox, entries[i])
+      local user, generation = string.match(entries[i], '^(%S+) (%d+)$')
+      local code, reason = string.match(entries[i + 1], '^(%d+) (.*)$')
+      if generation ~= '0' then table.insert(out, {user, tonumber(generation), code, reason}) end
+      left = left - 1
+    end
+  end
+  if left > 0 then
+    local taken = redis.call('SPOP', prefix .. 'n:' .. dead, left)
+    for _, device in ipairs(taken) do
+      local user, id = string.match(device, '^(%S+) (%S+)$')
+      local key = prefix .. 'u:' .. user
+      local registered = redis.call('HGET', key, id)
+      if registered and read(registered) == dead then
+        redis.call('HDEL', key, id)
+        decide(key, user, numbers(key, 0), '1006', '')
+      end
+    end
+    left = left - #taken
+  end
+  if left <= 0 then return {1, out} end
+  redis.call('ZREM', leases, dead)
+  redis.call('ZADD', prefix .. 'reaped', now + 600000, dead)
+end
+return {0, out}
+"""
+)
+"""How many devices and transitions at most, about; replies whether there may be more, and transitions."""
 
 RENEW = Script(
-    _NOW
+    _HEAD
     + """
-local prefix, node, ttl, epoch = unpack(ARGV)
-local leases, epochs = prefix .. 'leases', prefix .. 'epochs'
-local till = redis.call('ZSCORE', leases, node)
+local fresh, ttl, known, identity = unpack(ARGV, 4, 7)
+local register = redis.call('GET', prefix .. 'register')
+if not register then
+  register = identity
+  redis.call('SET', prefix .. 'register', register)
+end
+local record = redis.call('HGET', nodes, node)
+local current, state = fresh, 'new'
+if record then
+  current, state = string.match(record, '^(%S+) (%S+)$')
+  if current ~= epoch or current == '-' then current = fresh end
+end
+redis.call('HSET', nodes, node, current .. ' ' .. state)
 redis.call('ZADD', leases, now + tonumber(ttl), node)
-local known = till and tonumber(till) > now and redis.call('HGET', epochs, node)
-if known then return known end
-redis.call('HSET', epochs, node, epoch)
-return epoch
+redis.call('ZREM', prefix .. 'reaped', node)
+if known ~= '' and known ~= register and state ~= 'kept' then
+  local names = {node, unpack(ARGV, 8)}
+  for _, name in ipairs(names) do
+    local other = redis.call('HGET', nodes, name)
+    if not other or not string.match(other, ' kept$') then
+      redis.call('ZADD', awaited, 'NX', now + tonumber(ttl), name)
+    end
+  end
+end
+for _, gone in ipairs(redis.call('ZRANGEBYSCORE', prefix .. 'reaped', '-inf', now, 'LIMIT', 0, 10)) do
+  redis.call('HDEL', nodes, gone)
+  redis.call('ZREM', prefix .. 'reaped', gone)
+end
+return {register, current, state, is_recovering() and 1 or 0, redis.call('EXISTS', prefix .. 'o:' .. node)}
 """
 )
-"""node, milliseconds, a new epoch; replies the epoch of the lease, which is the new one unless it was in force."""
+"""A new epoch, milliseconds, the register that the node knew, an identity for a new one, and the peers that the node
+knew; replies the register's identity, the epoch of the lease, its state, whether the register is recovering, and
+whether the outbox holds anything."""
+
+REGISTERED = Script(
+    _STEP
+    + """
+redis.call('HSET', nodes, node, epoch .. ' kept')
+redis.call('ZREM', awaited, node)
+return 1
+"""
+)
+"""Nothing."""
 
 RESIGN = Script(
-    """
-local prefix, node = unpack(ARGV)
-return redis.call('ZADD', prefix .. 'leases', 'XX', 0, node)
+    _HEAD
+    + """
+return redis.call('ZADD', leases, 'XX', 0, node)
 """
 )
-"""node."""
+"""Nothing."""
 
 NODES = Script(
-    _NOW
+    _HEAD
     + """
-return redis.call('ZRANGEBYSCORE', ARGV[1] .. 'leases', '(' .. now, '+inf')
+return redis.call('ZRANGEBYSCORE', leases, '(' .. now, '+inf')
 """
 )
 """Replies the nodes whose lease is in force."""
-
-REAP = Script(
-    _FORGET
-    + _NOW
-    + """
-local prefix, left = ARGV[1], tonumber(ARGV[2])
-local leases = prefix .. 'leases'
-local reply = {0}
-for _, node in ipairs(redis.call('ZRANGEBYSCORE', leases, '-inf', now)) do
-  local taken = redis.call('SPOP', prefix .. 'n:' .. node, left)
-  for _, device in ipairs(taken) do
-    local user, id = read(device)
-    local registered = redis.call('HGET', prefix .. 'u:' .. user, id)
-    if registered then
-      local _, since = read(registered)
-      table.insert(reply, {forget(prefix, user, id, node), user, id, node, since})
-    end
-  end
-  left = left - #taken
-  if left == 0 then
-    reply[1] = 1
-    return reply
-  end
-  redis.call('ZREM', leases, node)
-  redis.call('HDEL', prefix .. 'epochs', node)
-end
-return reply
-"""
-)
-"""The largest number of devices; replies whether there may be more, and for each device whether it was the last."""

@@ -11,13 +11,13 @@ from wse.core.packed import Packed, encode
 from wse.errors import ErrorCode, WseError
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Hashable, Iterable
+    from collections.abc import Collection, Iterable
 
     from wse.core.cluster.bus import Bus
     from wse.core.hub.connection import WseConnection
     from wse.core.hub.hub import Hub
     from wse.core.ports.protocol import Protocol
-    from wse.types import ClientId, MessageType
+    from wse.types import ClientId, MessageKey, MessageType
 
 
 class Delivery:
@@ -43,23 +43,22 @@ class Delivery:
         payload: Any,
         not_conn: str | None,
         not_user: ClientId | None,
-        key: Hashable = None,
+        key: MessageKey | None = None,
     ) -> None:
-        """Send a message to connections of this node, and to other nodes that have subscribed to the topic.
+        """Send a message to connections of this node, and to those of other nodes that want the topic.
 
         Args:
-            topic: The topic.
-            conns: The receivers on this node.
+            topic: Who wants it.
+            conns: Who gets it here.
             type: The message's type.
-            payload: The message's payload.
-            not_conn: A connection of another node that does not receive it.
-            not_user: A user whose connections to other nodes do not receive it.
-            key: For `Overflow.LATEST`; a string or an integer.
+            payload: What it carries.
+            not_conn: A connection that does not get it elsewhere.
+            not_user: A user who does not get it elsewhere.
+            key: Its key, for receivers that are slow.
 
         Raises:
-            WseError: As `WseConnection.send`, if a connection of this node cannot receive it, or if no protocol can
-                carry it.
-            TypeError, ValueError: The excluded user's `cid` cannot be a user's in a cluster.
+            WseError: As `WseConnection.send`, if a connection of this node cannot get it, or none anywhere.
+            TypeError, ValueError: Who is excluded has a `cid` that cannot be a user's in a cluster.
         """
         self._endpoint.check_type(type)
         packed: dict[Protocol, Packed] = {}

@@ -2,13 +2,13 @@
 
     topic       subscribers                              messages
     all         every node                               Message, Hello
-    u.<user>    nodes that hold a device of the user     Message, Drop, Enter, Check, Confirm
+    u.<user>    nodes that hold a device of the user     Message, Drop, Enter, Displaced, Check
     r.<room>    nodes that hold a member of the room     Message
-    n.<node>    that node                                Displaced, Reaped, Canary, Call, Cancel, Query, Answer
+    n.<node>    that node                                Canary, Call, Cancel, Query, Answer
 
-A `Message` carries the bytes that its sender has packed, once for each of the sender's message protocols. The others
-are plain values in MessagePack. Brokers limit the size of a message, so a list of names is sent in parts: several
-`Reaped`, or several `Answer`s with one stamp.
+A message crosses as its sender has packed it, once for each message protocol of the sender. The rest are plain values
+in MessagePack. Brokers take messages up to some size, so a list of names crosses in parts: several
+`Answer`s of one stamp.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from wse.core.packed import Packed
     from wse.core.ports.protocol import Protocol
-    from wse.types import MessageType
+    from wse.types import MessageKey, MessageType
 
 ALL = "all"
 USER = "u."
@@ -46,7 +46,7 @@ class Message(ClusterMessage, tag=0):
     """By the names of message protocols: whether the bytes are text in UTF-8, and the packed bytes."""
     not_conn: str | None = None
     not_user: str | None = None
-    key: Any = None
+    key: str | int | None = None
 
 
 class Drop(ClusterMessage, tag=1):
@@ -70,17 +70,7 @@ class Displaced(ClusterMessage, tag=3):
 
 
 class Check(ClusterMessage, tag=11):
-    """Devices of the user may have been displaced unnoticed: see whether they are still in the register."""
-
-
-class Confirm(ClusterMessage, tag=12):
-    """The user is known to the origin: no device that joined since the register was lost is the user's first."""
-
-
-class Reaped(ClusterMessage, tag=8):
-    """The node was considered dead, and `left` has fired for these users of it; further parts may follow."""
-
-    users: list[str]
+    """Devices of the user may have been displaced without notice: see whether they are still in the register."""
 
 
 class Hello(ClusterMessage, tag=9):
@@ -131,7 +121,7 @@ encode = msgspec.msgpack.Encoder(enc_hook=str).encode
 """Encodes a message. Values that MessagePack does not have, in the details of errors, become strings."""
 
 decode = msgspec.msgpack.Decoder(
-    Message | Drop | Enter | Displaced | Check | Confirm | Reaped | Hello | Canary | Call | Cancel | Query | Answer
+    Message | Drop | Enter | Displaced | Check | Hello | Canary | Call | Cancel | Query | Answer
 ).decode
 """Decodes a message; raises a `msgspec.MsgspecError` for bytes that are not one."""
 
@@ -145,7 +135,7 @@ def message(
     packed: Mapping[Protocol, Packed],
     not_conn: str | None = None,
     not_user: Hashable | None = None,
-    key: Hashable = None,
+    key: MessageKey | None = None,
 ) -> bytes:
     """Encode a message to other nodes.
 
@@ -153,8 +143,7 @@ def message(
         TypeError, ValueError: As `encode_name`, for the excluded user.
     """
     forms = {protocol.name: (one.utf8, one.data) for protocol, one in packed.items()}
-    user = None if not_user is None else encode_name(not_user)
-    return encode(Message(origin, type, forms, not_conn, user, key))
+    return encode(Message(origin, type, forms, not_conn, None if not_user is None else encode_name(not_user), key))
 
 
 PART = 256 * 1024

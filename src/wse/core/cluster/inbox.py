@@ -70,13 +70,12 @@ class Inbox:
 
     def connection_lost(self, cause: Exception | None, unsent: list[tuple[str, bytes]]) -> None:
         self._liveness.connection_lost()
-        self._presence.deferred.connection_lost()
         self._bus.take_back(unsent)
         self._endpoint.report(WseError(ErrorCode.BROKER_UNAVAILABLE), None, cause)
 
     def connection_restored(self) -> None:
         self._bus.hold()
-        self._presence.check_all()
+        self._presence.is_disturbed = True
         self._liveness.renew()
         if not self._restoring:
             self._restoring = True
@@ -106,12 +105,8 @@ class Inbox:
                 self._presence.displaced(message.conn_id)
             case envelope.Check():
                 self._presence.check(topic.removeprefix(USER))
-            case envelope.Confirm():
-                self._presence.deferred.confirmed(topic.removeprefix(USER))
             case envelope.Hello():
                 self._bus.peers |= {message.origin}
-            case envelope.Reaped():
-                self._presence.reaped_by_another(message.users)
             case envelope.Canary():
                 self._liveness.canary_returned()
             case envelope.Call():

@@ -14,8 +14,16 @@ if TYPE_CHECKING:
     from wse.core.cluster.node_rpc import NodeRpc
     from wse.core.cluster.presence import Presence
     from wse.core.cluster.settings import ClusterSettings
+    from wse.core.ports.broker import Lease
     from wse.core.ports.scheduling import Timer
     from wse.core.session.endpoint import Endpoint
+
+
+RECONCILE_INTERVAL = 30.0
+"""Seconds between two reconciliations when nothing has disturbed the cluster."""
+
+
+REFUSED = "the engine is reached, and does not renew the node's lease"
 
 
 class Liveness:
@@ -36,7 +44,9 @@ class Liveness:
         self._renewed = 0.0  # when the lease was renewed last
         self._renewed_since: float | None = None  # since when it has been without a gap
         self._renewing = False
-        self._reaping = False
+        self._failing = False
+        self._maintaining = False
+        self._reconcile_at = 0.0
 
     def start(self) -> None:
         """Start: the node has just taken its lease."""
@@ -74,7 +84,7 @@ class Liveness:
         self._misses = 0
         if self._deaf:
             self._deaf = False
-            self._presence.check_all()
+            self._presence.is_disturbed = True
 
     # The lease.
 
@@ -91,43 +101,47 @@ class Liveness:
     async def _renew(self) -> None:
         broker, presence = self._bus.broker, self._presence
         try:
-            is_kept = await broker.renew(self._settings.lease_ttl)
+            lease = await broker.renew(self._settings.lease_ttl, register=presence.register, peers=self._bus.peers)
             self._mark_renewed()
-            if is_kept and not presence.must_ask:
-                presence.deferred.lease_kept()
-            else:
-                await presence.lost()
-            # After an outage of the engine every lease may have run out, so all nodes need the time to renew theirs.
-            is_calm = (
-                self._renewed_since is not None and self._renewed - self._renewed_since >= self._settings.lease_ttl
-            )
-            self._scheduler.spawn(self._settle(is_calm))  # with many devices it may take longer than a lease
-            if is_calm:
-                nodes = await broker.nodes()
-                self._bus.peers = nodes - {self._bus.node}
-                self._rpc.alive(nodes)
-                if not self._reaping:
-                    self._reaping = True
-                    self._scheduler.spawn(self._reap())  # likewise: this node's lease must not run out meanwhile
+            presence.renewed(lease)
+            if not self._maintaining:
+                self._maintaining = True
+                self._scheduler.spawn(self._maintain(lease))  # it may take longer than the lease lasts
             self._bus.catch_up()
-        except WseError:
-            self._renewed_since = None  # `connection_lost` reports it, and the next renewal tries again
+            self._failing = False
+        except WseError as exc:
+            self._renewed_since = None  # the next renewal tries again
+            if self._bus.broker.connected and not self._failing:  # else the loss of the connection is reported
+                self._failing = True
+                self._endpoint.report(WseError(ErrorCode.BROKER_UNAVAILABLE, {}, REFUSED), None, exc.__cause__)
         finally:
             self._renewing = False
 
-    async def _reap(self) -> None:
+    async def _maintain(self, lease: Lease) -> None:
+        """Bring the register and this node into agreement, and see to dead nodes."""
+        broker, presence = self._bus.broker, self._presence
+        now = self._scheduler.time()
         try:
-            await self._presence.reap()
+            if presence.is_disturbed or now >= self._reconcile_at:
+                await presence.reconcile()
+                self._reconcile_at = now + RECONCILE_INTERVAL
+            else:
+                await presence.settle()
+            if lease.state != "kept":
+                await broker.registered()
+            if lease.has_pending:
+                await presence.fire_pending(recovering=lease.is_recovering)
+            # After the engine was away every lease has run out: all nodes must have had the time to renew theirs.
+            since = self._renewed_since
+            if since is not None and self._renewed - since >= self._settings.lease_ttl:
+                nodes = await broker.nodes()
+                self._bus.peers = nodes - {self._bus.node}
+                self._rpc.alive(nodes)
+                await presence.reap()
         except WseError:
             return  # the next renewal tries again
         finally:
-            self._reaping = False
-
-    async def _settle(self, is_calm: bool) -> None:
-        try:
-            await self._presence.settle(is_calm)
-        except WseError:
-            return  # the next renewal tries again
+            self._maintaining = False
 
     def _mark_renewed(self) -> None:
         now = self._scheduler.time()

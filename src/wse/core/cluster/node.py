@@ -15,9 +15,12 @@ when they come back. It subscribes to the users and rooms that it holds, and to 
 
 from __future__ import annotations
 
+import itertools
+import logging
 import secrets
 from typing import TYPE_CHECKING, Any
 
+from wse.backoff import Backoff
 from wse.core.cluster import envelope
 from wse.core.cluster.bus import Bus
 from wse.core.cluster.delivery import Delivery
@@ -31,7 +34,7 @@ from wse.errors import ErrorCode, WseError
 
 if TYPE_CHECKING:
     import asyncio
-    from collections.abc import AsyncIterator, Callable, Collection, Hashable, Iterable
+    from collections.abc import AsyncIterator, Collection, Hashable, Iterable
 
     from wse.core.cluster.settings import ClusterSettings
     from wse.core.hub.calls import Callee
@@ -40,8 +43,13 @@ if TYPE_CHECKING:
     from wse.core.packed import Packed
     from wse.core.ports.broker import Broker
     from wse.core.ports.protocol import Protocol
-    from wse.types import ClientId, MessageType, RoomName
+    from wse.types import ClientId, MessageKey, MessageType, RoomName
 
+
+logger = logging.getLogger("wse")
+
+RETRY = Backoff(base=0.25, cap=5.0)
+"""The waits between two attempts to reach the broker at the start."""
 
 LEAVING = 0.6
 """The part of `close_timeout` in which the devices leave. Other nodes remove the devices that are left."""
@@ -57,7 +65,6 @@ class ClusterNode:
         hub: The connections of this node.
         broker: The connection to the other nodes.
         settings: Times and bounds.
-        clock: Seconds since the epoch.
         readers: Message protocols to read what nodes of other protocols have packed.
     """
 
@@ -69,7 +76,6 @@ class ClusterNode:
         broker: Broker,
         settings: ClusterSettings,
         *,
-        clock: Callable[[], float],
         readers: Iterable[Protocol],
     ) -> None:
         self.hub = hub
@@ -80,12 +86,13 @@ class ClusterNode:
         self.bus = Bus(broker, hub.endpoint, backlog=settings.backlog, backlog_bytes=settings.backlog_bytes)
         self.delivery = Delivery(self.bus, hub, readers)
         self.rpc = NodeRpc(self.bus, hub, settings.query_timeout)
-        self.presence = Presence(self.bus, hub, self.rpc, clock)
+        self.presence = Presence(self.bus, hub)
         self.liveness = Liveness(self.bus, hub.endpoint, settings, self.presence, self.rpc)
         self.inbox = Inbox(
             self.bus, hub, self.delivery, self.rpc, self.presence, self.liveness, restore_within=settings.lease_ttl
         )
-        self.rpc.queries |= {"reaped": self.presence.reaped, "members": self._members_here, "here": self._here}
+        self.rpc.queries |= {"members": self._members_here, "here": self._here}
+        self._pausing: asyncio.Future[None] | None = None  # between two attempts to reach the broker at the start
         self._opening: list[asyncio.Future[None]] | None = None  # callers that wait for the one that opens it
 
     @property
@@ -108,12 +115,38 @@ class ClusterNode:
         if not self.bus.is_open:
             self._opening = []
             try:
-                await self._open()
+                await self._open_in_time()
             finally:
                 others, self._opening = self._opening, None
                 for opened in others:
                     if not opened.done():  # its caller was cancelled
                         opened.set_result(None)
+
+    async def _open_in_time(self) -> None:
+        """Try again while the broker cannot be reached, for `wait_for_broker` seconds."""
+        end = self._scheduler.time() + self.settings.wait_for_broker
+        for attempt in itertools.count():
+            try:
+                await self._open()
+            except WseError as exc:
+                rest = end - self._scheduler.time()
+                if exc.code != ErrorCode.BROKER_UNAVAILABLE or rest <= 0:
+                    raise
+                if not attempt:
+                    logger.warning("the broker cannot be reached (%s); trying again", exc.__cause__)
+            else:
+                return
+            self._pausing = self._scheduler.create_future()
+            timer = self._scheduler.call_later(min(rest, RETRY.delay(attempt)), self._try_again)
+            try:
+                await self._pausing
+            finally:
+                timer.cancel()
+                self._pausing = None
+
+    def _try_again(self) -> None:
+        if self._pausing is not None and not self._pausing.done():
+            self._pausing.set_result(None)
 
     async def _open(self) -> None:
         bus = self.bus
@@ -122,7 +155,9 @@ class ClusterNode:
         try:
             for topic in (ALL, NODE + bus.node):
                 self.broker.subscribe(topic)
-            await self.broker.renew(self.settings.lease_ttl)
+            self.presence.renewed(await self.broker.renew(self.settings.lease_ttl))
+            await self.broker.registered()  # a node that starts has no devices
+            self.presence.is_disturbed = False
             bus.peers = await self.broker.nodes() - {bus.node}
             self.broker.publish(ALL, envelope.encode(envelope.Hello(bus.node)))
             await self.broker.flush()
@@ -135,6 +170,8 @@ class ClusterNode:
 
     async def close(self) -> None:
         """Leave the cluster, after all connections have ended; does nothing if the node is not open."""
+        if self._pausing is not None and not self._pausing.done():
+            self._pausing.set_exception(WseError(ErrorCode.BROKER_UNAVAILABLE, {}, "the server was closed meanwhile"))
         if not self.bus.is_open:
             return
         self.liveness.stop()
@@ -199,7 +236,7 @@ class ClusterNode:
         payload: Any,
         not_conn: str | None,
         not_user: ClientId | None,
-        key: Hashable = None,
+        key: MessageKey | None,
     ) -> None:
         self.delivery.send(topic(kind, name), conns, type, payload, not_conn, not_user, key)
 

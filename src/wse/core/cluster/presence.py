@@ -1,48 +1,71 @@
-"""The presence of one node's devices in the cluster: they join the register, leave it, and are registered again.
+"""This node's devices in the cluster's register, and the `joined` and `left` events that the node fires.
 
-`connected` and `disconnected` concern one node and fire at once. `joined` and `left` concern the cluster: of all nodes,
-the one whose device the register calls `first` fires `joined`, and the one whose device it calls `last` fires `left`.
-While the register cannot be reached devices still come and go; the register follows when it is back, and so do `joined`
-and `left`.
+`connected` and `disconnected` are what the node itself sees, and fire at once. `joined` and `left` are decided by the
+register (see `wse.core.ports.broker`): each step answers with the transitions that this node must fire.
 
-A node whose lease had run out registers all its devices anew, for one of two reasons:
+A device of this node is in one of these states:
 
-* The node was out of reach, and other nodes have removed its devices. They have fired `left` for users without another
-  device, and tell the node for which users, so `joined` fires anew for just these.
-* The register was lost, because the engine was restarted and keeps nothing. No node has fired `left`, so `joined`
-  fires for no user that had been registered before.
+    state       event                                   next        action
+    JOINING     the register has it                     INSIDE      fire, close displaced devices, welcome
+    JOINING     no answer: the broker is away           OUTSIDE     welcome
+    INSIDE      the lease was lost, or it is missing    OUTSIDE
+    OUTSIDE     reconciled: joined again                INSIDE      fire, close displaced devices
+    any         displaced by a newer device             DISPLACED   close the connection
+    any         the connection has ended                LEAVING     leave
+    LEAVING     the register has taken it out           gone        fire
+    DISPLACED   the connection has ended                gone
+
+A step whose answer is lost leaves the device where it was. Reconciliation repairs the rest, whatever caused it: it
+compares what the register holds under this node's name with what the node holds itself, both ways. It runs after
+every disturbance, and now and then without one.
 """
 
 from __future__ import annotations
 
+from contextlib import suppress
+from dataclasses import replace
+from enum import Enum, auto
 from typing import TYPE_CHECKING, Any
 
-from wse.core.cluster.deferred import DeferredEvents
-from wse.core.cluster.envelope import USER, Check, Displaced, Reaped, decode_name, encode_name, in_parts
+from wse.core.cluster.envelope import USER, Check, Displaced, decode_name, encode_name
 from wse.core.hub.connection import WseIdentity
 from wse.core.ports.broker import Device
 from wse.errors import CloseReason, WseError
 
 if TYPE_CHECKING:
     import asyncio
-    from collections.abc import Awaitable, Callable, Iterable
+    from collections.abc import Awaitable, Callable, Collection, Iterable
 
     from wse.core.cluster.bus import Bus
-    from wse.core.cluster.node_rpc import NodeRpc
     from wse.core.hub.connection import ServerSession, WseConnection
     from wse.core.hub.hub import Hub
     from wse.core.packed import Packed
-    from wse.core.ports.broker import Joined
+    from wse.core.ports.broker import Joined, Lease, Transition
     from wse.core.ports.scheduling import Scheduler
     from wse.types import ClientId
 
 WIDTH = 32
-"""Devices that are registered at a time, when many are."""
+"""Steps that are under way at a time, when there are many."""
 
-REMEMBERED = 16
-"""Dead nodes whose users this node remembers, in case the node turns out to have slept."""
+EARLIER = 1 << 40
+"""How far a device is placed before all others that was registered before the register was lost."""
 
-NO_LIMIT = 1 << 30
+FIRED_TTL = 60.0
+"""Seconds for which the node remembers what it has fired: the outbox may bring it again, until `fired` has arrived."""
+
+
+MAX_FIRED = 8
+"""How many of a user's transitions are remembered."""
+
+
+class State(Enum):
+    """Where a device of this node is; see the table above."""
+
+    JOINING = auto()
+    OUTSIDE = auto()
+    INSIDE = auto()
+    DISPLACED = auto()
+    LEAVING = auto()
 
 
 class _Joining:
@@ -56,51 +79,58 @@ class _Joining:
     def stop(self) -> None: ...
 
 
-JOINING = _Joining()
+JOINING_PHASE = _Joining()
 
 
 class Registration:
-    """A device of this node, from its acceptance until the register has forgotten it."""
+    """A device of this node, from its acceptance until the register has taken it out.
 
-    __slots__ = ("announced", "conn", "device", "displaced", "end", "known", "waits")
+    Attributes:
+        device: The device as it is registered, or is to be.
+        conn: The connection.
+        state: See the table of the module.
+        generation: The user's generation as last heard; 0 if unknown.
+        restored: The generation that the register is to restore, because it may have lost it; 0 for none.
+        end: When the connection has ended: the user, and the code and reason of the close.
+    """
+
+    __slots__ = ("conn", "device", "end", "generation", "restored", "state")
 
     def __init__(self, device: Device, conn: WseConnection) -> None:
         self.device = device
         self.conn = conn
-        self.known = False  # it is in the register
-        self.announced = False  # it has been, so somebody has fired `joined`
-        self.displaced = False  # the register has put a newer device in its place
-        self.waits = False  # it has ended, and was registered again only to leave
-        self.end: tuple[WseIdentity, int, str] | None = None  # the connection has ended, and `left` may be due
+        self.state = State.JOINING
+        self.generation = 0
+        self.restored = 0
+        self.end: tuple[WseIdentity, int, str] | None = None
 
 
 class Presence:
-    """This node's devices, and the users of dead nodes that it has removed."""
+    """This node's devices in the register.
 
-    def __init__(self, bus: Bus, hub: Hub, rpc: NodeRpc, clock: Callable[[], float]) -> None:
+    Args:
+        bus: The way to the other nodes, and the broker.
+        hub: The connections of this node.
+    """
+
+    def __init__(self, bus: Bus, hub: Hub) -> None:
         self._bus = bus
         self._hub = hub
-        self._rpc = rpc
-        self._clock = clock
         self._broker = bus.broker
         self._scheduler = hub.endpoint.scheduler
-        self.deferred = DeferredEvents(bus, hub, clock)
         self._registrations: dict[str, Registration] = {}
         self._joining: dict[str, list[Registration]] = {}  # by user, those between acceptance and welcome
-        self._unsettled: set[Registration] = (
-            set()
-        )  # not in the register, or still there though the connection has ended
-        self._reaped: dict[str, set[str]] = {}  # by dead node, the users for which this node has fired `left`
-        self._left: set[str] = set()  # users of this node for which others have fired `left` while it slept
-        self._pending_joined: set[str] = set()  # users whose `joined` waits until `settle`
-        self._silent: set[str] = set()  # users for which no node seems to have fired `left`
-        self._lease = 0  # counts the leases: an answer of the register under one need not hold under the next
-        self._asking = False
-        self.must_ask = False  # the question whether other nodes considered this one dead has failed
-        self._settling = False
+        self._unsettled: set[Registration] = set()  # those that are OUTSIDE or LEAVING
+        # By user and generation: transitions that this node has heard of and not fired, with the user as it was.
+        self._claims: dict[tuple[str, int], tuple[Transition, WseIdentity | None]] = {}
+        self._fired: dict[str, tuple[tuple[int, ...], float]] = {}  # by user, generations fired here, and when
+        self._lost_at = -FIRED_TTL  # when the register was found to have lost what it held
+        self._lease = 0  # counts the leases: an answer of an earlier one need not hold under the present one
+        self.register = ""
+        self.is_disturbed = False
         self._emptied: asyncio.Future[None] | None = None
 
-    # A connection comes and goes.
+    # A connection comes.
 
     def admit(self, session: ServerSession, cid: ClientId, welcome: Packed) -> None:
         """Register a connection, then welcome it.
@@ -117,53 +147,46 @@ class Presence:
             session.close(1000, CloseReason.NOT_AUTHORIZED)
             raise
         conn = session.conn
-        registration = Registration(Device(user, conn.conn_id, self._bus.node, self._clock()), conn)
+        registration = Registration(Device(user, conn.conn_id, self._bus.node), conn)
         self._registrations[conn.conn_id] = registration
-        session.enter(JOINING)
+        session.enter(JOINING_PHASE)
         others = self._joining.setdefault(user, [])
-        # The subscription may not be in force yet if another device of the user is joining: it may just have been made.
+        # Whether the subscription may not be in force yet: another device may have asked for it a moment ago.
         is_new = self._bus.want(USER + user) or bool(others)
         others.append(registration)
         self._scheduler.spawn(self._join(registration, cid, welcome, is_new))
 
-    async def _join(self, registration: Registration, cid: ClientId, welcome: Packed, subscribed: bool) -> None:
+    async def _join(self, registration: Registration, cid: ClientId, welcome: Packed, subscribing: bool) -> None:
         joined: Joined | None = None
-        others = self._others(cid)
+        claimed: list[Transition] = []
         lease = self._lease
         try:
             joined = await self._broker.join(registration.device, self._hub.conns_per_user)
-            registration.device = joined.device
-            registration.announced = True
-            registration.known = lease == self._lease
-            if not registration.known:
-                self._unsettled.add(registration)
-            if subscribed:
+            if subscribing:
                 await self._broker.flush()  # messages that are sent after the welcome must arrive
+            if lease == self._lease:
+                claimed = await self._claim(joined.transitions)
         except WseError:
-            self._unsettled.add(registration)  # the broker is away: the device is registered when it is back
+            pass  # reconciliation registers it, or claims its transition, when the broker is back
         joining = self._joining.get(registration.device.user, [])
-        if registration in joining:  # else this node has left the cluster meanwhile
+        if registration in joining:  # else the node has left the cluster meanwhile
             joining.remove(registration)
             if not joining:
                 del self._joining[registration.device.user]
         conn = registration.conn
         session = conn._session
-        is_first = joined is not None and joined.first
-        forgotten = [other for other in others if other.end is None and not other.displaced]
-        if is_first and forgotten:
-            # The register was lost, or this node was reaped: `settle` finds out whether `joined` is to fire.
-            self._pending_joined.add(registration.device.user)
-            self._unsettled.update(forgotten)
-            is_first = False
-        is_deferred = is_first and self.deferred.covers(registration.device.user)
-        if session.ended or registration.displaced:
-            # The device was in the register for a moment, so its user was present for a moment.
+        was_displaced = registration.state is State.DISPLACED
+        is_inside = joined is not None and lease == self._lease
+        if joined is not None and is_inside:  # what an earlier lease was told says nothing about this one
+            registration.device, registration.generation = joined.device, joined.generation
+        if not was_displaced:
+            self._enter(registration, State.INSIDE if is_inside else State.OUTSIDE)
+        if session.ended or was_displaced:
+            # The user was in the register for a moment, and so present for a moment.
             identity = WseIdentity(self._hub, cid, conn.meta)
-            if is_deferred:
-                self.deferred.defer_joined(registration.device, identity)
-            elif is_first:
-                self._hub.joined._emit(identity, conn.meta)
-            self._displace(joined)
+            self._displace(() if joined is None else joined.displaced)
+            self._emit(claimed, identity)
+            self._broker.fired(claimed)
             session.close(1000, CloseReason.CLIENTS_CONCURRENCY)
             self.leave(conn, identity, 1006, "")
             return
@@ -171,197 +194,142 @@ class Presence:
         if joined is None:
             self._hub.push_out(conn)
         else:
-            self._displace(joined)
-        if is_deferred and conn.client is not None:
-            self.deferred.defer_joined(registration.device, conn.client)
-        self._hub.welcome(session, welcome, is_first and not is_deferred)
+            self._displace(joined.displaced)
+        self._hub.welcome(session, welcome, is_first=bool(claimed))
+        self._broker.fired(claimed)
 
     def drop_joining(self, cid: ClientId, reason: str, code: int) -> None:
         """Close the user's devices that have no welcome yet."""
         for registration in tuple(self._joining.get(encode_name(cid), ())):
             registration.conn._session.close(code, reason)
 
-    def _others(self, cid: ClientId) -> list[Registration]:
-        """The user's devices on this node that are in the register, as far as is known."""
-        identity = self._hub.identities.get(cid)
-        registrations = [] if identity is None else [self._registrations[conn_id] for conn_id in identity.conns]
-        return [registration for registration in registrations if registration.announced]
+    # A connection goes.
 
     def leave(self, conn: WseConnection, identity: WseIdentity, code: int, reason: str) -> None:
-        """Take a device out of the register: its connection has ended."""
+        """The connection has ended."""
         registration = self._registrations.get(conn.conn_id)
-        if registration is None:  # this node has left the cluster already
+        if registration is None:  # the node has left the cluster already
             return
         self._bus.unwant(USER + registration.device.user)
-        if registration.displaced:
+        if registration.state is State.DISPLACED:
             self._forget(registration)
             return
         registration.end = identity, code, reason
-        self._unsettled.add(registration)
-        if registration.known:
-            self._scheduler.spawn(self._leave_or_wait(registration))
-
-    async def _leave_or_wait(self, registration: Registration) -> None:
-        try:
-            await self._leave(registration)
-        except WseError:
-            return  # `settle` tries again
+        self._enter(registration, State.LEAVING)
+        self._scheduler.spawn(self._try(self._leave(registration)))
 
     async def _leave(self, registration: Registration) -> None:
         assert registration.end is not None
-        is_last = await self._broker.leave(registration.device)
-        if is_last and self.deferred.covers(registration.device.user):
-            self.deferred.defer_left(registration.device.user, registration.end)
-        elif is_last:
-            self._hub.left._emit(*registration.end)
-        self._forget(registration)
+        identity, code, reason = registration.end
+        lease = self._lease
+        step = await self._broker.leave(registration.device, generation=registration.restored, code=code, reason=reason)
+        if lease == self._lease:  # else it leaves once more
+            self._forget(registration)
+            await self._fire(step.transitions, identity)
 
     def displaced(self, conn_id: str) -> None:
-        """Close a device: the register has put a newer one in its place."""
+        """The register has taken this device out, for a newer one."""
         registration = self._registrations.get(conn_id)
-        if registration is not None and not registration.displaced:
-            registration.displaced = True
-            if registration.end is not None:
-                self._forget(registration)
-            elif registration.conn.client is not None:  # else it waits for its welcome, and `_join` closes it
-                registration.conn.drop(CloseReason.CLIENTS_CONCURRENCY)
+        if registration is None or registration.state is State.DISPLACED:
+            return
+        was = registration.state
+        self._enter(registration, State.DISPLACED)
+        if was is State.LEAVING:
+            self._forget(registration)
+        elif was is not State.JOINING:  # else it waits for its welcome, and `_join` will see
+            registration.conn.drop(CloseReason.CLIENTS_CONCURRENCY)
 
     def check(self, user: str) -> None:
-        """See whether the user's devices are still in the register: they may have been displaced unnoticed."""
-        identity = self._hub.identities.get(decode_name(user))
-        if identity is not None:
-            self._unsettled.update(self._registrations[conn_id] for conn_id in identity.conns)
+        """Devices of the user may have been displaced without notice: register them again, or find out."""
+        for registration in self._registrations.values():
+            if registration.device.user == user and registration.state is State.INSIDE:
+                self._enter(registration, State.OUTSIDE)
 
-    def _displace(self, joined: Joined | None) -> None:
-        for device in () if joined is None else joined.displaced:
+    def _displace(self, devices: Iterable[Device]) -> None:
+        for device in devices:
             if device.node == self._bus.node:
                 self.displaced(device.conn_id)
-            else:
-                self._bus.send_to(device.node, Displaced(self._bus.node, device.conn_id))
+            else:  # to the user's topic, since what is sent to one node is not kept while the broker is away
+                self._bus.publish(USER + device.user, Displaced(self._bus.node, device.conn_id))
+
+    def _enter(self, registration: Registration, state: State) -> None:
+        registration.state = state
+        if state is State.OUTSIDE or state is State.LEAVING:
+            self._unsettled.add(registration)
+        else:
+            self._unsettled.discard(registration)
 
     def _forget(self, registration: Registration) -> None:
-        self._registrations.pop(registration.device.conn_id, None)
         self._unsettled.discard(registration)
-        if not self._registrations:
+        if self._registrations.pop(registration.device.conn_id, None) is not None and not self._registrations:
             self._done()
 
-    # The register comes back, and may have forgotten this node.
+    # Events.
 
-    def check_all(self) -> None:
-        """See whether all devices are still in the register: messages about them may have been lost."""
-        self._unsettled.update(self._registrations.values())
+    async def _fire(self, transitions: Iterable[Transition], identity: WseIdentity | None = None) -> None:
+        """Claim transitions, and fire those that are this node's to fire.
 
-    async def lost(self) -> None:
-        """Prepare to register all devices anew: the lease had run out, so they are or will be out of the register.
+        Raises:
+            WseError: `BROKER_UNAVAILABLE`: it is not known whose they are. `settle` claims them again.
+        """
+        if transitions:
+            claimed = await self._claim(transitions, identity)
+            self._emit(claimed, identity)
+            self._broker.fired(claimed)
+
+    async def _claim(self, transitions: Iterable[Transition], identity: WseIdentity | None = None) -> list[Transition]:
+        """Claim transitions; those that are this node's to fire, and that nobody but the caller fires."""
+        wanted = [one for one in transitions if one.generation not in self._fired_generations(one.user)]
+        for transition in wanted:
+            self._claims[transition.user, transition.generation] = transition, identity
+        claimed = await self._broker.claim(wanted) if wanted else []
+        # Another caller may have claimed and fired the same meanwhile.
+        mine = [one for one in claimed if self._claims.pop((one.user, one.generation), None) is not None]
+        for transition in wanted:
+            self._claims.pop((transition.user, transition.generation), None)
+        for transition in mine:
+            self._note_fired(transition)
+        return mine
+
+    def _emit(self, transitions: Iterable[Transition], identity: WseIdentity | None) -> None:
+        for transition in transitions:
+            cid = decode_name(transition.user)
+            user = identity or self._hub.identities.get(cid) or WseIdentity(self._hub, cid, {})
+            if transition.is_joined:
+                self._hub.joined._emit(user, user.meta)
+            else:
+                self._hub.left._emit(user, transition.code, transition.reason)
+
+    def _note_fired(self, transition: Transition) -> None:
+        now = self._scheduler.time()
+        generations = self._fired_generations(transition.user)
+        self._fired.pop(transition.user, None)
+        self._fired[transition.user] = (*generations[-MAX_FIRED:], transition.generation), now
+        oldest = next(iter(self._fired))
+        if self._fired[oldest][1] + FIRED_TTL < now:  # one for each that is added keeps the memory bounded by the rate
+            del self._fired[oldest]
+
+    def _fired_generations(self, user: str) -> tuple[int, ...]:
+        """The generations of the user that were fired here lately, the last one last."""
+        generations, at = self._fired.get(user, ((), 0.0))
+        return generations if at + FIRED_TTL >= self._scheduler.time() else ()
+
+    async def fire_pending(self, *, recovering: bool) -> None:
+        """Fire what the outbox holds: transitions whose answer was lost, and those of users that were undecided.
 
         Raises:
             WseError: `BROKER_UNAVAILABLE`.
         """
-        self._lease += 1
-        self.deferred.lease_lost()
-        for registration in self._registrations.values():
-            registration.known = False
-        self.check_all()
-        self._asking = self.must_ask = True
-        try:
-            answers = await self._rpc.query("reaped", self._bus.node)
-            self.must_ask = False
-        finally:
-            self._asking = False
-        told = [users for users in answers if users is not None]
-        for users in told:
-            self.reaped_by_another(users)
-        if told:
-            for registration in [
-                registration
-                for registration in self._registrations.values()
-                if registration.end is not None and registration.announced
-            ]:
-                self._forget(registration)
-
-    async def settle(self, calm: bool) -> None:
-        """Register devices that are not registered, and take out those that have ended.
-
-        Args:
-            calm: Whether every living node has had the time to register its devices, in case the register was lost.
-                Before, it is unknown whether a device was its user's last.
-
-        Raises:
-            WseError: `BROKER_UNAVAILABLE`.
-        """
-        if self._settling:
-            return
-        here = {registration.device.user for registration in self._registrations.values() if registration.announced}
-        if calm:
-            self.deferred.calm()
-
-        async def settle(registration: Registration) -> None:
-            if self._asking:  # the lease has run out meanwhile
-                return
-            if registration.end is not None:
-                if registration.announced and not registration.known:
-                    # All nodes do so and wait, so that exactly one of them takes out the user's last device.
-                    joined = await self._broker.join(registration.device, NO_LIMIT, fresh=False)
-                    registration.known = registration.waits = True
-                    if not joined.first and not joined.again:
-                        self.deferred.confirm(registration.device.user)
-                if calm or not registration.waits:
-                    await self._leave(registration)
-            elif registration.conn.client is not None:
-                await self._join_again(registration, here)
-
-        self._settling = True
-        try:
-            await each(self._scheduler, self.deferred.users, self.deferred.resolve)
-            await each(self._scheduler, tuple(self._unsettled), settle)
-        finally:
-            self._settling = False
-        if not self._unsettled:
-            self._left.clear()
-            self._pending_joined.clear()
-        if calm:
-            self._silent.clear()
-
-    async def _join_again(self, registration: Registration, here: set[str]) -> None:
-        lease = self._lease
-        was_announced = registration.announced
-        joined = await self._broker.join(registration.device, self._hub.conns_per_user, fresh=False)
-        user = registration.device.user
-        if lease != self._lease:  # the device must join once more
-            if joined.first:
-                self._pending_joined.add(user)
-            return
-        registration.device = joined.device
-        registration.known = registration.announced = True
-        self._unsettled.discard(registration)
-        is_answer_to_first_join = joined.again and not was_announced  # the answer to an earlier join was lost
-        is_told_first = joined.first and not (joined.again and was_announced)  # for the first time
-        is_first = is_told_first or user in self._pending_joined
-        has_left = user in self._left
-        is_news = user not in here or has_left
-        self._pending_joined.discard(user)
-        self._left.discard(user)
-        identity = registration.conn.client
-        is_uncertain = self.deferred.covers(user) and not has_left
-        if is_uncertain and is_news and not was_announced and identity is not None:
-            self.deferred.defer_joined(
-                registration.device, identity
-            )  # a device that came later may have been registered earlier
-        elif is_first and is_news and identity is not None:
-            self._hub.joined._emit(identity, identity.meta)
-        elif is_first:
-            self._silent.add(user)
-        self._displace(joined)
-        if was_announced and not joined.first and not joined.again:
-            self.deferred.confirm(user)
-        if is_answer_to_first_join:  # the names of the displaced devices were lost with it
-            self._bus.publish(USER + user, Check(self._bus.node))
-            self.check(user)
-        if registration.end is not None:  # it ended meanwhile
-            self._unsettled.add(registration)
-            await self._leave(registration)
-
-    # Dead nodes.
+        # Answers that are still on their way bring theirs themselves, and with the user's connection.
+        asked = {one.device.user for one in self._registrations.values() if one.state in (State.JOINING, State.LEAVING)}
+        for transition in await self._broker.pending():
+            if transition.user in asked:
+                continue
+            if transition.generation:
+                await self._fire([transition])
+            elif not recovering:
+                step = await self._broker.settle(transition)
+                await self._fire(step.transitions)
 
     async def reap(self) -> None:
         """Remove the devices of dead nodes from the register.
@@ -369,40 +337,110 @@ class Presence:
         Raises:
             WseError: `BROKER_UNAVAILABLE`.
         """
-        by_node: dict[str, list[str]] = {}
-        for gone in await self._broker.reap():
-            device = gone.device
-            users = by_node.setdefault(device.node, [])
-            if gone.last:
-                users.append(device.user)
-                self._hub.left._emit(WseIdentity(self._hub, decode_name(device.user), {}), 1006, "")
-        for node, users in by_node.items():
-            self._reaped.setdefault(node, set()).update(users)
-            if len(self._reaped) > REMEMBERED:
-                del self._reaped[next(iter(self._reaped))]
-            for part in in_parts(users):
-                self._bus.send_to(node, Reaped(self._bus.node, part))  # the node may be awake again already
+        await self._fire(await self._broker.reap())
 
-    def reaped_by_another(self, users: Iterable[str]) -> None:
-        """Note that another node considered this one dead, and has fired `left` for these users."""
-        for user in users:
-            identity = self._hub.identities.get(decode_name(user)) if user in self._silent else None
-            if identity is None:
-                self._left.add(user)
-            else:
-                self._silent.discard(user)
-                self._hub.joined._emit(identity, identity.meta)
+    # The register comes back, and may not hold what it held.
 
-    def reaped(self, node: str) -> list[str] | None:
-        """The users of a dead node for which this node has fired `left`; None if it has not removed that node."""
-        users = self._reaped.get(node)
-        return None if users is None else list(users)
+    def renewed(self, lease: Lease) -> None:
+        """The lease has been renewed, or is a new one."""
+        is_other = lease.register != self.register and self.register != ""
+        self.register = lease.register
+        if is_other:
+            self._fired.clear()
+            # Nobody has reaped this node in the old register, so nobody else fires these.
+            for transition, identity in self._claims.values():
+                self._emit([transition], identity)
+            self._claims.clear()
+        if lease.state == "kept":
+            return
+        self._lease += 1
+        self._lost_at = self._scheduler.time() if lease.state == "new" else -FIRED_TTL
+        self.is_disturbed = True
+        for registration in self._registrations.values():
+            device = registration.device
+            if device.place > 0 and (is_other or lease.state == "reaped"):
+                # The places of those that have come since begin anew.
+                registration.device = replace(device, place=device.place - EARLIER)
+            # Of a node that was reaped others have fired `left` since; a register that was lost has to be told.
+            registration.restored = 0 if lease.state == "reaped" else registration.generation
+            if registration.state is State.INSIDE:
+                self._enter(registration, State.OUTSIDE)
+
+    async def reconcile(self) -> None:
+        """Compare what the register holds of this node with what the node holds itself, and repair both.
+
+        Raises:
+            WseError: `BROKER_UNAVAILABLE`.
+        """
+        self.is_disturbed = False
+        try:
+            missing = {one for one in self._registrations.values() if one.state is State.INSIDE}
+            ghosts: list[Device] = []
+            async for page in self._broker.mine():
+                for device in page:
+                    registration = self._registrations.get(device.conn_id)
+                    if registration is None:
+                        ghosts.append(device)
+                    else:
+                        missing.discard(registration)
+            for registration in missing:
+                if registration.state is State.INSIDE:
+                    self._enter(registration, State.OUTSIDE)
+            await each(self._scheduler, ghosts, self._take_out)
+            await self.settle()
+        except BaseException:
+            self.is_disturbed = True
+            raise
+
+    async def settle(self) -> None:
+        """Register what is outside, and take out what has ended.
+
+        Raises:
+            WseError: `BROKER_UNAVAILABLE`.
+        """
+        for transition, identity in tuple(self._claims.values()):
+            await self._fire([transition], identity)
+        await each(self._scheduler, tuple(self._unsettled), self._settle)
+
+    async def _settle(self, registration: Registration) -> None:
+        if registration.state is State.OUTSIDE:
+            await self._join_again(registration)
+        if registration.state is State.LEAVING and registration.device.conn_id in self._registrations:
+            await self._leave(registration)
+
+    async def _take_out(self, device: Device) -> None:
+        """Take out a device that this node does not hold."""
+        if device.conn_id not in self._registrations:
+            was_lost = self._scheduler.time() - self._lost_at < FIRED_TTL  # an engine may have gone back in time
+            generations = self._fired_generations(device.user) if was_lost else ()
+            step = await self._broker.leave(device, generation=generations[-1] if generations else 0)
+            await self._fire(step.transitions)
+
+    async def _join_again(self, registration: Registration) -> None:
+        lease = self._lease
+        is_new = not registration.device.place
+        joined = await self._broker.join(
+            registration.device,
+            self._hub.conns_per_user,
+            generation=registration.restored,
+            fresh=is_new,
+        )
+        if lease != self._lease:
+            return
+        registration.device, registration.generation, registration.restored = joined.device, joined.generation, 0
+        if registration.state is State.OUTSIDE:
+            self._enter(registration, State.INSIDE)
+        self._displace(joined.displaced)
+        await self._fire(joined.transitions)
+        if is_new:  # an earlier attempt may have displaced devices, and its answer was lost
+            self._bus.publish(USER + registration.device.user, Check(self._bus.node))
+            self.check(registration.device.user)
 
     # The end.
 
     async def close(self, timeout: float) -> None:
         """Wait until all devices are out of the register, but no longer than `timeout` seconds."""
-        if not self._registrations and not self.deferred.users:
+        if not self._registrations:
             return
         self._emptied = self._scheduler.create_future()
         timer = self._scheduler.call_later(timeout, self._done)
@@ -414,39 +452,38 @@ class Presence:
             self._emptied = None
 
     async def _settle_last(self) -> None:
-        try:
-            await self.settle(calm=True)
-        except WseError:
-            self._done()
-        if not self._registrations:
+        await self._try(self.settle())
+        if self._unsettled:  # the broker is away; other nodes reap what is left
             self._done()
 
     def reset(self) -> None:
-        """Forget everything: this node has left the cluster, and others remove the devices that are left."""
-        for forgotten in (
-            self._registrations,
-            self._joining,
-            self._unsettled,
-            self._reaped,
-            self._left,
-            self._pending_joined,
-            self._silent,
-        ):
-            forgotten.clear()
-        self.must_ask = False
-        self.deferred.reset()
+        """The node has left the cluster. Other nodes reap what the register still holds of it."""
+        self._registrations.clear()
+        self._joining.clear()
+        self._unsettled.clear()
+        self._claims.clear()
+        self._fired.clear()
+        self.register = ""
+        self.is_disturbed = False
 
     def _done(self) -> None:
         if self._emptied is not None and not self._emptied.done():
             self._emptied.set_result(None)
 
+    async def _try(self, step: Awaitable[None]) -> None:
+        """Make a step; if the broker is away, `settle` repeats it."""
+        with suppress(WseError):
+            await step
 
-async def each(scheduler: Scheduler, items: Iterable[Any], do: Callable[[Any], Awaitable[None]]) -> None:
+
+async def each(scheduler: Scheduler, items: Collection[Any], do: Callable[[Any], Awaitable[None]]) -> None:
     """Call `do` with every item, `WIDTH` of them at a time, and stop at the first error.
 
     Raises:
         WseError: The first error that `do` raised.
     """
+    if not items:
+        return
     iterator = iter(items)
     done = scheduler.create_future()
     running = WIDTH

@@ -21,6 +21,8 @@ class ClusterSettings:
         backlog_bytes: How many bytes the backlog may hold.
         close_timeout: The longest time, in seconds, that a node takes to leave the cluster when it closes. Cutting the
             connection to an engine that hangs takes up to one second more.
+        wait_for_broker: Seconds for which a start tries again if the broker cannot be reached; 0 makes it an error at
+            once, and `math.inf` waits for ever.
 
     Raises:
         ValueError: A time or bound is out of its range.
@@ -34,6 +36,7 @@ class ClusterSettings:
     backlog: int = 10_000
     backlog_bytes: int = 16 * 1024 * 1024
     close_timeout: float = 5.0
+    wait_for_broker: float = 0.0
 
     def __post_init__(self) -> None:
         if not 0 < self.renew_interval < self.lease_ttl:
@@ -42,5 +45,7 @@ class ClusterSettings:
             )
         if min(self.canary_interval, self.query_timeout, self.close_timeout) <= 0 or self.canary_misses < 1:
             raise ValueError("the times of a cluster must be above 0 seconds, and canary_misses at least 1")
+        if not self.wait_for_broker >= 0:
+            raise ValueError(f"wait_for_broker is in seconds, or 0 for no waiting, not {self.wait_for_broker}")
         if min(self.backlog, self.backlog_bytes) < 0:
             raise ValueError("backlog and backlog_bytes must not be negative")

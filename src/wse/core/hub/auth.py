@@ -49,13 +49,14 @@ def unix_time(t: datetime | float) -> float:
 
 
 def refuse(session: Session, reason: str | None, retry: bool) -> None:
-    """Close a connection with `wse.not-authorized`, and tell the reason to a client that offered `auth`.
+    """Close a connection with `wse.not-authorized`, after the reason and `retry` for a client that offered `auth`.
 
     Raises:
         WseError: `MSG_PROCESSING_ERROR`, when the reason cannot be encoded.
     """
     types = session.protocol.extensions
-    if types is not None and AuthExtension.name in session.agreement.names:
+    tells = reason is not None or retry
+    if tells and types is not None and AuthExtension.name in session.agreement.names:
         session.write(types.refused, {"reason": reason, "retry": retry})
     session.close(1000, CloseReason.NOT_AUTHORIZED)
 
@@ -99,7 +100,7 @@ class Expiry:
         self.is_asked = False
         if at is not None:
             self._ask_at = at - min(ASK_BEFORE, (at - self._clock()) / 2)
-            self._look()
+            self._wait(self._clock())
 
     def stop(self) -> None:
         """Forget the end, because the session has ended."""
@@ -116,8 +117,12 @@ class Expiry:
         if self._ask_at is not None and now >= self._ask_at:
             self._ask_at = None
             self.is_asked = self._ask(self._session)
+        self._wait(now)
+
+    def _wait(self, now: float) -> None:
         due = self.at if self._ask_at is None else self._ask_at
-        self._timer = self._scheduler.call_later(min(due - now, CHECK_EVERY), self._look)
+        assert due is not None  # as above
+        self._timer = self._scheduler.call_later(max(0.0, min(due - now, CHECK_EVERY)), self._look)
 
 
 class AuthExtension(Extension):

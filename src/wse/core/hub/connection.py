@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 import typing
-from collections.abc import Hashable, Mapping
+from collections.abc import Mapping
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, overload
 
@@ -13,7 +13,7 @@ from wse.core.hub.auth import unix_time
 from wse.core.limits import TokenBucket
 from wse.core.session.session import Session
 from wse.errors import CloseReason
-from wse.types import ClientId, MessageType, ReadyState
+from wse.types import ClientId, MessageKey, MessageType, ReadyState
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -46,7 +46,7 @@ class Users(typing.Protocol):
     """A server, as its users see it."""
 
     def send(
-        self, cid: ClientId, type: MessageType, payload: Any, exclude: Exclude = None, key: Hashable = None
+        self, cid: ClientId, type: MessageType, payload: Any, exclude: Exclude = None, key: MessageKey | None = None
     ) -> None:
         """Send to a user's valid connections."""
 
@@ -193,17 +193,20 @@ class WseConnection:
         """Bytes that wait for the device to take them."""
         return self._session.queued
 
-    def send(self, type: MessageType, payload: Any = None, *, key: Hashable = None) -> None:
+    def send(self, type: MessageType, payload: Any = None, *, key: MessageKey | None = None) -> None:
         """Send a message to this device. On a connection that has ended nothing happens.
 
         Args:
             type: The message's type.
             payload: The message's content.
-            key: With `Overflow.LATEST` for this type, the newest message of each key waits for a slow device.
+            key: Its subject, such as the symbol of a price: for a slow receiver `Overflow.LATEST` keeps the newest
+                message of each key.
 
         Raises:
             WseError: `PROTOCOL_VIOLATION` for a type that is WSE's own; `MSG_PROCESSING_ERROR` for a payload that
-                cannot be encoded.
+                cannot be encoded; `LIMIT_EXCEEDED` for a message that is larger than the device has said it takes. A
+                message to many devices skips such a device, which is reported on `error` once.
+            TypeError: The key is neither a string nor an integer.
         """
         self._session.send(type, payload, key)
 
@@ -217,7 +220,8 @@ class WseConnection:
 
         Raises:
             WseError: The error of the procedure, or `RP_NOT_REGISTERED`, `RP_TIMEOUT`, `RP_DISCONNECT`,
-                `RP_SEND_FAILED` (WIRE.md section 4).
+                `RP_SEND_FAILED`, `CLIENT_NOT_READY` (WIRE.md section 4); `LIMIT_EXCEEDED`, when too many calls wait,
+                or the call is larger than the device takes.
         """
         return await self._session.call(name, payload, timeout)
 
@@ -276,8 +280,10 @@ class WseIdentity:
         """The user's connections by `conn_id`, the oldest first; read-only."""
         return MappingProxyType({conn.conn_id: conn for conn in self._devices})
 
-    def send(self, type: MessageType, payload: Any = None, *, exclude: Exclude = None, key: Hashable = None) -> None:
-        """Send a message to all devices of the user, except an excluded connection; `key` is as for a connection.
+    def send(
+        self, type: MessageType, payload: Any = None, *, exclude: Exclude = None, key: MessageKey | None = None
+    ) -> None:
+        """Send a message to all devices of the user, except an excluded connection.
 
         Raises:
             WseError: As `WseConnection.send`.

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Hashable, Mapping
+from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Any
 
 from wse.core.hub.connection import WseConnection, WseIdentity
 from wse.core.packed import encode
 from wse.core.session.session import EASY_SIZE
-from wse.types import ClientId, MessageType
+from wse.types import ClientId, MessageKey, MessageType
 
 if TYPE_CHECKING:
     from wse.core.hub.connection import Exclude, ServerSession
@@ -18,7 +18,11 @@ if TYPE_CHECKING:
 
 
 def send_to_all(
-    endpoint: Endpoint, conns: Collection[WseConnection], type: MessageType, payload: Any, key: Hashable = None
+    endpoint: Endpoint,
+    conns: Collection[WseConnection],
+    type: MessageType,
+    payload: Any,
+    key: MessageKey | None = None,
 ) -> None:
     """Send one message to many valid connections, encoded once for each message protocol that they speak.
 
@@ -63,7 +67,7 @@ def _write(endpoint: Endpoint, conns: Collection[WseConnection], type: MessageTy
         others = [conn._session for conn in conns]
     for session in others:
         if not session.takes(packed.data):
-            session.skip(type, packed.data)
+            session.skip(packed.data, {"type": type})
         elif session._writable:
             session.link.write_shared(packed)
         else:

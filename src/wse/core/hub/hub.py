@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections import Counter
 from collections.abc import Collection, Hashable, Iterator
@@ -27,7 +28,7 @@ from wse.core.session.rpc import NotAskedError
 from wse.core.session.signals import Signal
 from wse.core.stats import Stats
 from wse.errors import CloseReason, ErrorCode, WseError
-from wse.types import ClientId, MessageType
+from wse.types import ClientId, MessageKey, MessageType
 
 if TYPE_CHECKING:
     import asyncio
@@ -40,6 +41,8 @@ if TYPE_CHECKING:
     from wse.core.ports.transport import Link, Request
     from wse.core.session.endpoint import Endpoint
 
+
+logger = logging.getLogger("wse")
 
 CLOSES_PER_SECOND = 1000
 """Connections closed in a second when a server ends: as many as another server can let in at that time."""
@@ -76,6 +79,8 @@ class Hub:
             raise ValueError(f"auth_timeout is in seconds, or 0 for none, not {auth_timeout}")
         self.endpoint = endpoint
         self.server = server
+        self.started = True  # unless a server says otherwise
+        self._has_displaced = False  # a device by another, since one per user is allowed
         self.auth = AuthExtension(endpoint.scheduler, clock)
         endpoint.extensions.add(self.auth)
         endpoint.extensions.add(LimitsExtension())
@@ -221,6 +226,13 @@ class Hub:
         is_last_here = not identity._devices
         if is_last_here:
             del self.identities[identity.cid]
+        if reason == CloseReason.CLIENTS_CONCURRENCY and self.conns_per_user == 1 and not self._has_displaced:
+            self._has_displaced = True
+            logger.warning(
+                "a second connection of user %r has closed the first: a user may have one, unless the server allows "
+                "more: WseServer(conns_per_user=…); this is logged once",
+                identity.cid,
+            )
         self.disconnected._emit(conn, code, reason)
         self.network.leave(conn, identity, code, reason, is_last_here)
 
@@ -260,6 +272,10 @@ class Hub:
             if not self._closers:  # else another `close` still waits
                 self._closing = None
                 self._keepalive.stop()
+
+    def stop_keepalive(self) -> None:
+        """Look for silent peers no longer, until a connection opens."""
+        self._keepalive.stop()
 
     def _close_some(self, sessions: Iterator[ServerSession], count: int) -> None:
         if self._closing is None:
@@ -304,19 +320,25 @@ class Hub:
 
     # Messages.
 
-    def broadcast(self, type: MessageType, payload: Any, exclude: Exclude = None, key: Hashable = None) -> None:
+    def broadcast(
+        self, type: MessageType, payload: Any, exclude: Exclude = None, key: MessageKey | None = None
+    ) -> None:
         """Send to every valid connection."""
         self.send_to(EVERYONE, None, self.connections.values(), type, payload, exclude, key)
 
     def send(
-        self, cid: ClientId, type: MessageType, payload: Any, exclude: Exclude = None, key: Hashable = None
+        self, cid: ClientId, type: MessageType, payload: Any, exclude: Exclude = None, key: MessageKey | None = None
     ) -> None:
-        """Send to a user's valid connections; nothing happens if there are none."""
+        """Send to a user's valid connections; nothing happens if there are none.
+
+        Raises:
+            WseError: `NOT_STARTED`; as `WseConnection.send`.
+        """
         identity = self.identities.get(cid)
         if identity is not None:
             conns = [conn for conn in identity._devices if conn._session.valid]
             self.send_to(USER, cid, conns, type, payload, exclude, key)
-        elif self.network.reaches_others:
+        elif self.network.reaches_others or not self.started:
             self.send_to(USER, cid, (), type, payload, exclude, key)
 
     def send_to(
@@ -327,19 +349,27 @@ class Hub:
         type: MessageType,
         payload: Any,
         exclude: Exclude = None,
-        key: Hashable = None,
+        key: MessageKey | None = None,
     ) -> None:
-        """Send to valid connections of this node, and to those of that name on other nodes."""
+        """Send to valid connections of this node, and to those of that name on other nodes.
+
+        Raises:
+            WseError: `NOT_STARTED`; as `WseConnection.send`.
+        """
         conn_id: str | None = None
         cid: ClientId | None = None
         if exclude is not None:
             conn_id, cid = excluded(exclude)
             conns = without(conns, conn_id, cid)
         self.network.send(kind, name, conns, type, payload, conn_id, cid, key)
+        if not self.started:  # then nobody was reached, and the message was found to be in order
+            raise WseError(ErrorCode.NOT_STARTED)
 
     def drop_client(self, cid: ClientId, reason: str, code: int) -> None:
         """Disconnect all devices of a user; nothing happens if there are none."""
         check_close(code, reason)
+        if not self.started:
+            raise WseError(ErrorCode.NOT_STARTED)
         self.network.drop(cid, reason, code)
         self.drop_here(cid, reason, code)
 
@@ -355,6 +385,8 @@ class Hub:
         """Call a procedure on a user's devices; see `WseServer.call`."""
         if mode not in ("first", "all", "any"):
             raise ValueError(f'mode must be "first", "all" or "any", not {mode!r}')
+        if not self.started:
+            raise WseError(ErrorCode.NOT_STARTED)
         callees = await self.network.callees(cid)
         scheduler = self.endpoint.scheduler
         try:

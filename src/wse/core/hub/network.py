@@ -6,7 +6,7 @@ import typing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from wse.types import ClientId, MessageType, RoomName
+from wse.types import ClientId, MessageKey, MessageType, RoomName
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Collection, Hashable
@@ -77,7 +77,7 @@ class Network(typing.Protocol):
         payload: Any,
         not_conn: str | None,
         not_user: ClientId | None,
-        key: Hashable = None,
+        key: MessageKey | None,
     ) -> None:
         """Send to these connections, and on other nodes to all of that kind and name except the excluded.
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from wse.core.hub.connection import WseConnection, WseIdentity
 from wse.core.hub.network import ROOM
-from wse.types import ClientId, MessageType, RoomName
+from wse.types import ClientId, MessageKey, MessageType, RoomName
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Hashable
@@ -34,7 +34,7 @@ class Host(typing.Protocol):
         type: MessageType,
         payload: Any,
         exclude: Exclude = None,
-        key: Hashable = None,
+        key: MessageKey | None = None,
     ) -> None:
         """Send to valid connections of this node, and to those of that name on other nodes."""
 
@@ -93,14 +93,16 @@ class Room:
         if isinstance(member, WseIdentity):
             self._rooms.enter_elsewhere(self.name, member.cid, enter=False)
 
-    def send(self, type: MessageType, payload: Any = None, *, exclude: Exclude = None, key: Hashable = None) -> None:
+    def send(
+        self, type: MessageType, payload: Any = None, *, exclude: Exclude = None, key: MessageKey | None = None
+    ) -> None:
         """Send a message to every connection in the room, on all nodes of the cluster.
 
         Args:
             type: The message's type.
             payload: The payload of the message.
             exclude: A connection, or a user by its `cid` or identity, that does not get it.
-            key: With `Overflow.LATEST` for this type, the newest message of each key waits for a slow device.
+            key: As for `WseConnection.send`.
 
         Raises:
             WseError: As `WseConnection.send`.
@@ -180,7 +182,9 @@ class Rooms:
         for name in self._rooms_of.pop(conn.conn_id, ()):
             self._take_out(name, conn)
 
-    def send(self, name: RoomName, type: MessageType, payload: Any, exclude: Exclude, key: Hashable = None) -> None:
+    def send(
+        self, name: RoomName, type: MessageType, payload: Any, exclude: Exclude, key: MessageKey | None = None
+    ) -> None:
         self._hub.send_to(ROOM, name, self.local(name), type, payload, exclude, key)
 
     def enter_elsewhere(self, name: RoomName, cid: ClientId, *, enter: bool) -> None:

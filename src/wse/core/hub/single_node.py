@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from wse.core.hub.connection import ServerSession, WseConnection, WseIdentity
     from wse.core.hub.hub import Hub
     from wse.core.packed import Packed
-    from wse.types import ClientId, MessageType, RoomName
+    from wse.types import ClientId, MessageKey, MessageType, RoomName
 
 
 class SingleNode:
@@ -51,7 +51,7 @@ class SingleNode:
         payload: Any,
         not_conn: str | None,
         not_user: ClientId | None,
-        key: Hashable = None,
+        key: MessageKey | None,
     ) -> None:
         send_to_all(self._endpoint, conns, type, payload, key)
 

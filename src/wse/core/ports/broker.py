@@ -1,19 +1,27 @@
-"""The interface between the nodes of a cluster and their broker, with the guarantees that each side gives.
+"""The interface to brokers: messages between the nodes of one cluster, and the register of connected devices.
 
-A broker carries bytes between nodes and keeps the register of who is connected where. It knows nothing of sockets,
-messages or protocols, and `wse.core.cluster` is its only caller. Users, connections, nodes and topics are named
-to a broker by strings of `A-Z a-z 0-9 _ - =`, which every engine takes as a part of its own names; topics may also
-have single dots between such strings.
+A broker carries bytes between nodes and keeps the register of all devices. It knows nothing of sockets, messages or
+protocols: `wse.core.cluster` does, and is the only caller. Users, connections, nodes and topics are named to a broker
+by strings of `A-Z a-z 0-9 _ - =`, which every engine takes as a part of its own names; topics may have single dots
+between such strings.
 
-    publish, subscribe     bytes to topics, at most once
-    join, leave, devices   the register: each of these is one atomic step for the whole cluster
-    renew, reap, nodes     leases: a node that does not renew its lease is dead, and others take its devices out
+    publish, subscribe            bytes to topics, at most once
+    join, leave, settle, reap     steps of the register: each is atomic for the whole cluster
+    pending, claim, fired         the register's outbox: `joined` and `left` events that are still to be fired
+    renew, registered, nodes      leases: a node that does not renew its lease is dead, and others reap its devices
+
+The register holds for each user the devices, and a generation number. The number is odd while the cluster has announced
+the user as present, and even while it has not. Every step ends with the same rule: if the user has devices and the
+generation is even, or none and it is odd, the generation rises by one, and that transition is written into the outbox
+of the node that must fire it. All of this is one atomic step. A node claims a transition before it fires it, and only
+one node can: if it dies first, the node that reaps it inherits the transition. So each transition is fired by exactly
+one node, and transitions of a user alternate. See `docs/explanation/cluster.md`.
 """
 
 from __future__ import annotations
 
 import typing
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Collection, Iterable
 from dataclasses import dataclass
 
 
@@ -22,48 +30,89 @@ class Device:
     """One connection as the whole cluster knows it.
 
     Attributes:
-        user: The user that it belongs to.
-        conn_id: Its id, unique in the cluster.
+        user: The user's name.
+        conn_id: The connection's id, unique in the cluster.
         node: The node that holds the connection.
-        since: When it joined, in seconds since the epoch. It orders the devices of one user: `join` sees to it that
-            a fresh device is the newest, whatever the clocks of the nodes say.
+        place: Its position in the order of the user's devices, which the register assigns; no clock has a part in it.
+        away: Whether its connection is broken and may be resumed.
     """
 
     user: str
     conn_id: str
     node: str
-    since: float
+    place: int = 0
+    away: bool = False
 
 
 @dataclass(frozen=True, slots=True)
-class Joined:
+class Transition:
+    """A user has become present or absent; one entry of the register's outbox.
+
+    Attributes:
+        user: The user's name.
+        generation: The user's generation since then: odd if `joined` is to be fired, even if `left` is. 0 if the
+            register could not decide it, because it was recovering from a loss: `settle` must be called after that.
+        code: The close code of the last device, for `left`.
+        reason: The reason of that close.
+    """
+
+    user: str
+    generation: int
+    code: int = 1006
+    reason: str = ""
+
+    @property
+    def is_joined(self) -> bool:
+        """Whether `joined` is to be fired, and not `left`."""
+        return self.generation % 2 == 1
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """The result of a step of the register.
+
+    Attributes:
+        generation: The user's generation after it.
+        transitions: What this node must claim, fire, and then report as `fired`.
+    """
+
+    generation: int
+    transitions: tuple[Transition, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Joined(Step):
     """The result of `join`.
 
     Attributes:
-        device: The device as it is registered; its `since` may be later than the one given.
-        first: Whether the user had no device before.
-        displaced: Devices that had to go, the oldest first, and that the register has forgotten. The new one is among
-            them when it is not fresh and `limit` newer ones are there.
-        again: Whether it was registered already; `first` is then as it was answered before, and `displaced` is empty.
+        device: The device as it is registered.
+        displaced: Devices that had to go because there were more than `limit`, and that the register has taken out.
+            The new one may be among them when it is not fresh.
     """
 
-    device: Device
-    first: bool
+    device: Device = Device("", "", "")
     displaced: tuple[Device, ...] = ()
-    again: bool = False
 
 
 @dataclass(frozen=True, slots=True)
-class Gone:
-    """A device of a dead node.
+class Lease:
+    """The result of `renew`.
 
     Attributes:
-        device: The device, which the register has forgotten.
-        last: Whether it was the user's last.
+        register: The identity of the register, a random word that is made with it. An engine that has lost the register
+            has another one.
+        state: `"kept"`: the register holds what this node has registered. `"reaped"`: the lease had run out, and others
+            have taken the node's devices out. `"new"`: the register does not know the node: it has just started, or
+            the engine has lost the register or its latest changes. The last two are repeated until `registered`.
+        is_recovering: The register was lost, and nodes that were part of the cluster have not registered their devices
+            again: transitions are held.
+        has_pending: Whether the node's outbox holds transitions.
     """
 
-    device: Device
-    last: bool
+    register: str
+    state: typing.Literal["kept", "reaped", "new"] = "kept"
+    is_recovering: bool = False
+    has_pending: bool = False
 
 
 class BrokerListener(typing.Protocol):
@@ -89,33 +138,22 @@ class BrokerListener(typing.Protocol):
 
 
 class Broker(typing.Protocol):
-    """The connection of one node to the others.
+    """One node's way to the others.
 
     Guarantees:
 
     * Messages that one node publishes on one topic arrive in that order, each at most once. Messages that are under way
       when the connection to the engine breaks may be lost; those that have not left by then are given back.
-    * A step of the register is atomic for the whole cluster: of several nodes that join devices of one user at the same
-      moment, exactly one is told `first`, and no device is displaced twice; of several that `leave` or `reap`, exactly
-      one is told of the last device.
-    * `publish`, `subscribe` and `unsubscribe` never block and never raise for what the engine or the network does. What
-      is published in one turn of the event loop may leave in one write. An engine that takes less than is published,
-      for so long that the broker's buffer is full, counts as one that cannot be reached.
+    * A step of the register is atomic for the whole cluster, and idempotent: a step that is repeated, because its
+      answer was lost, changes nothing. The transitions that it has caused stand in the outbox (`pending`).
+    * A step of a lease that is no longer in force does nothing and fails: a request of a connection that has ended, or
+      of a node that was reaped, cannot change the register later.
+    * `publish`, `subscribe`, `unsubscribe` and `fired` never block and never raise for what the engine or the network
+      does. What is published in one turn of the event loop may leave in one write. An engine that takes less than is
+      published, for so long that the broker's buffer is full, counts as one that cannot be reached.
     * The asynchronous methods raise a `WseError` with `ErrorCode.BROKER_UNAVAILABLE`, and the engine's own exception as
       its cause, when the engine cannot be reached or does not answer within a few seconds. Whether the step was made
-      is then unknown, and all of them may safely be repeated and then tell the same again: `join` whether the device
-      was the first, `leave` whether it was the last, `renew` that the lease is a new one. A step that was answered
-      names nobody when it is made again: a device that has left, was displaced or was reaped is nobody's last.
-
-    Facts that are lost with an answer:
-
-    * The devices that a `join` has displaced, or a `reap` has taken out: the register has forgotten them.
-    * The earlier answer, after the register itself was lost: a device that is joined anew counts as new.
-    * Whether a device was the last, when `leave` is repeated later than a minute after, or by a broker that was opened
-      since. On NATS, where a device that leaves leaves no trace, the repeat concludes it from the devices that are
-      there. The answer "last" is wrong if the device was reaped or displaced before the step could be made,
-      and the device that displaced it has left; "not last" is wrong if others came and the first of them has left.
-    * Whether a step whose answer is missing will yet be made: an engine that hung makes it when it goes on.
+      is then unknown. The node compares what the register holds of it (`mine`) with what it holds itself, and repairs.
     """
 
     @property
@@ -133,14 +171,14 @@ class Broker(typing.Protocol):
     async def close(self, within: float = 3.0) -> None:
         """Send what is still to be sent, for so many seconds at most, and disconnect, which takes one more at most.
 
-        Nothing is received after that. Harmless when not open.
+        Nothing is received any more. Harmless when not open.
         """
 
     # Messages.
 
     def publish(self, topic: str, data: bytes) -> None:
         """Send to every node that has subscribed to the topic, this one included. Nothing happens while the engine is
-        not reached: a caller that must not lose the message asks `connected` first.
+        not reached: who must not lose the message asks `connected` first.
 
         Raises:
             WseError: `LIMIT_EXCEEDED`, with `size` and `limit` in bytes: the engine takes no message that large.
@@ -148,68 +186,111 @@ class Broker(typing.Protocol):
         """
 
     def subscribe(self, topic: str) -> None:
-        """Receive from the topic, beginning soon. A second subscription to the same topic changes nothing."""
+        """Receive what is published on the topic from soon on. A topic is subscribed to once, however often asked."""
 
     def unsubscribe(self, topic: str) -> None:
-        """Stop receiving from the topic; harmless when it is not subscribed to."""
+        """Receive no more of the topic; harmless when it is not subscribed to."""
 
     async def flush(self) -> None:
         """Return when the engine has taken all that was published and subscribed to before."""
 
-    # The register.
+    # The register. Each step needs a lease in force.
 
-    async def join(self, device: Device, limit: int, *, fresh: bool = True) -> Joined:
-        """Add a device to its user's, and take out the oldest above `limit`.
+    async def join(self, device: Device, limit: int, *, generation: int = 0, fresh: bool = True) -> Joined:
+        """Add a device to its user's, and take out those above `limit`: first devices of dead nodes, then devices that
+        are away, then the oldest.
 
-        A fresh device is made the newest of the user's: its `since` is moved up behind theirs where need be. One that
-        is not fresh, registered anew after the register was lost or the lease had run out, keeps its place.
+        Args:
+            device: The device; its `place` counts only if it is not fresh.
+            limit: How many devices the user may have.
+            generation: The user's generation as this node last heard it; 0 if it has not. The register's own is never
+                lowered, and raised to this one.
+            fresh: Whether the device is new, and so the newest of the user's. One that is registered again keeps its
+                place; in a register that was made anew, it is older than any fresh one.
 
-        A device that is registered stays as it is; see `Joined.again`.
+        A device that is registered already stays as it is, and displaces nobody.
         """
         ...
 
-    async def leave(self, device: Device) -> bool:
-        """Take a device out; whether it was registered and the user's last.
+    async def leave(self, device: Device, *, generation: int = 0, code: int = 1006, reason: str = "") -> Step:
+        """Take a device out, if it is registered by this node.
 
-        The repeat of a `leave` that was not answered tells what that would have told.
+        Args:
+            device: The device.
+            generation: As for `join`.
+            code: Of the close, for the transition that this may cause.
+            reason: The same.
+        """
+        ...
+
+    async def settle(self, undecided: Transition) -> Step:
+        """Decide a transition that the outbox holds with generation 0: apply the rule, and take the entry out."""
+        ...
+
+    async def reap(self) -> list[Transition]:
+        """Take out the devices of nodes without a lease, take over their outboxes, and forget these nodes.
+
+        Returns:
+            Transitions that this node must fire. Each is given to exactly one of the nodes that reap at the same time.
+        """
+        ...
+
+    async def pending(self) -> list[Transition]:
+        """The node's outbox: transitions that it must claim and fire, in order of their generations."""
+        ...
+
+    async def claim(self, transitions: Iterable[Transition]) -> list[Transition]:
+        """Take transitions out of the node's outbox, to fire them.
+
+        Returns:
+            Those that are the node's to fire: from its outbox, or claimed by it before and not yet reported as `fired`,
+            since that answer may have been lost. The others belong to the node that has reaped this one.
+        """
+        ...
+
+    def fired(self, transitions: Iterable[Transition]) -> None:
+        """Forget that transitions were claimed, because they have been fired. Nothing depends on it but memory."""
+
+    def mine(self) -> AsyncIterator[list[Device]]:
+        """All devices that the register holds of this node, in pages and in no order.
+
+        Devices that come or go meanwhile may be missing or there.
         """
         ...
 
     async def devices(self, user: str) -> list[Device]:
-        """The user's devices anywhere, the oldest first."""
+        """The user's devices on all nodes, the oldest first."""
         ...
 
     async def online(self) -> int:
-        """How many users have a device anywhere."""
+        """How many users have a device on any node."""
         ...
 
     def users(self) -> AsyncIterator[str]:
-        """All users with a device anywhere, in no order; users who come or go meanwhile may be missing or there."""
+        """All users with a device on any node, in no order; users who come or go meanwhile may be missing or there."""
         ...
 
     # Leases.
 
-    async def renew(self, ttl: float) -> bool:
-        """Keep this node's lease for `ttl` seconds from now, by the engine's clock.
+    async def renew(self, ttl: float, *, register: str = "", peers: Collection[str] = ()) -> Lease:
+        """Keep this node's lease for `ttl` seconds from now, by the engine's clock; take one if there is none.
 
-        Returns:
-            Whether the lease was still in force. If not (a new node; the register was lost; the node slept past its
-            lease and may have been reaped) it is a new one, and the node must join all its devices anew. That is
-            repeated until an answer has arrived; on NATS it is also said when the answer of the last renewal was lost.
+        Every new connection to the engine begins with this. Renewals do not wait for steps that are under way.
+
+        Args:
+            ttl: Seconds.
+            register: The identity of the register that the node knew last; empty if it knew none.
+            peers: Other nodes of the cluster that the node knew. If the register is another one now, it recovers until
+                each of these has called `registered`, or has not come for `ttl` seconds.
         """
         ...
+
+    async def registered(self) -> None:
+        """Say that the register now holds all devices of this node."""
 
     async def resign(self) -> None:
         """Give the lease up: the node has left with all its devices."""
 
     async def nodes(self) -> frozenset[str]:
         """The nodes whose lease is in force."""
-        ...
-
-    async def reap(self) -> list[Gone]:
-        """Take out the devices of nodes without a lease, and forget these nodes.
-
-        Each device is told to exactly one of the nodes that reap at the same time. One of these may leave the others
-        their share, and takes what is left of that when it reaps again.
-        """
         ...

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from wse.core.ports.transport import Pinger
     from wse.core.session.session import Session
 
-_LOOKS = 4
+_CHECKS = 4
 """How often connections are checked within the shorter of the two times."""
 
 
@@ -24,7 +24,7 @@ class Keepalive:
 
     Args:
         scheduler: Time and timers.
-        heartbeat: When to ping, and when to give up.
+        heartbeat: When to ping a peer, and when to give it up.
         sessions: All sessions whose socket is open.
     """
 
@@ -34,13 +34,13 @@ class Keepalive:
         self._scheduler = scheduler
         self._heartbeat = heartbeat
         self._sessions = sessions
-        self._period = min(heartbeat.interval, heartbeat.timeout) / _LOOKS
+        self._period = min(heartbeat.interval, heartbeat.timeout) / _CHECKS
         self._timer: Timer | None = None
 
     def start(self) -> None:
         """Begin to check the connections, and go on while there is one; harmless if that has begun."""
         if self._timer is None and self._period:
-            self._timer = self._scheduler.call_later(self._period, self._look)
+            self._timer = self._scheduler.call_later(self._period, self._check_all)
 
     def stop(self) -> None:
         """Stop checking."""
@@ -48,7 +48,7 @@ class Keepalive:
             self._timer.cancel()
             self._timer = None
 
-    def _look(self) -> None:
+    def _check_all(self) -> None:
         self._timer = None
         now = self._scheduler.time()
         beating = False
@@ -56,11 +56,11 @@ class Keepalive:
             pinger = session.pinger
             if pinger is not None:
                 beating = True
-                self._look_at(session, pinger, now)
+                self._check(session, pinger, now)
         if beating:
             self.start()
 
-    def _look_at(self, session: Session, pinger: Pinger, now: float) -> None:
+    def _check(self, session: Session, pinger: Pinger, now: float) -> None:
         if pinger.heard:
             pinger.heard = False
             session.silent_since = now

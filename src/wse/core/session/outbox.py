@@ -1,89 +1,110 @@
-"""What waits for a receiver that does not take it: bounded, and by message type with a choice of what gives way."""
+"""The queue of a slow receiver. It is bounded, and each message type has a policy for when it is full."""
 
 from __future__ import annotations
 
-from collections import OrderedDict, deque
+from collections import OrderedDict
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from wse.core.limits import Overflow
-from wse.types import MessageType
+from wse.types import MessageKey, MessageType
 
 if TYPE_CHECKING:
-    from collections.abc import Hashable
-
     from wse.core.packed import Packed
 
 
+class _Waiting(NamedTuple):
+    """A message that waits. Its size is kept, since a transport may turn packed bytes into text, which is shorter."""
+
+    type: MessageType | None
+    packed: Packed
+    size: int
+
+
 class Outbox:
-    """Messages in order, for one connection.
+    """The messages that wait for one connection, in order.
 
     Args:
-        policies: What gives way, by message type; for all others it is `Overflow.CLOSE`.
+        policies: The policy of each message type; all others have `Overflow.CLOSE`.
 
     Attributes:
-        size: Bytes that wait, or characters where a protocol makes text.
+        size: Bytes that wait, or characters where the protocol packs text.
     """
 
-    __slots__ = ("_by_slot", "_last", "_policies", "_waiting", "size")
+    __slots__ = ("_droppable", "_last", "_latest", "_policies", "_waiting", "size")
 
     def __init__(self, policies: Mapping[MessageType, Overflow]) -> None:
         self._policies = policies
-        # By number, in order; with the size, since a transport may turn what is packed into text, which is shorter.
-        self._waiting: OrderedDict[int, tuple[Hashable, Packed, int]] = OrderedDict()
-        # The numbers of those that may give way, in order, by type, or by type and key.
-        self._by_slot: dict[Hashable, deque[int]] = {}
+        self._waiting: OrderedDict[int, _Waiting] = OrderedDict()  # by number, in order
+        self._droppable: dict[MessageType, OrderedDict[int, None]] = {}  # numbers of those that may give way
+        self._latest: dict[tuple[MessageType, MessageKey | None], int] = {}  # the number of the one that waits
         self._last = 0
         self.size = 0
 
     def __len__(self) -> int:
         return len(self._waiting)
 
-    def put(self, type: MessageType | None, packed: Packed, room: int, key: Hashable = None) -> tuple[Overflow, int]:
+    def put(self, type: MessageType | None, packed: Packed, room: int) -> tuple[Overflow, int]:
         """Add a message.
 
         Args:
-            type: Its type; `None` for what is no plain message, and never gives way.
-            packed: The message; of those with a key, `LATEST` keeps the newest of each key.
-            room: Bytes that the outbox may hold.
+            type: Its type; `None` for a call, an answer or a message of WSE's own, which never gives way.
+            packed: The message.
+            room: Bytes that may wait in the outbox.
 
         Returns:
-            The choice for its type, and how many messages have given way, this one perhaps among them. With `CLOSE` and
-            one, the connection must be closed.
+            The policy of its type, and how many messages were dropped, which may include this one. When one was
+            dropped and the policy is `CLOSE`, the caller must close the connection.
         """
         policy = Overflow.CLOSE if type is None else self._policies.get(type, Overflow.CLOSE)
         size = len(packed.data)
-        slot: Hashable = type if packed.key is None or policy is not Overflow.LATEST else (type, packed.key)
         dropped = 0
+        if policy is Overflow.LATEST:
+            older = self._latest.get((type, packed.key))
+            if older is not None:
+                dropped = 1
+                freed = self._waiting[older].size
+                if packed.key is not None and self.size - freed + size <= room:
+                    # In the place of the older one: at the end, a key that changes often would never get its turn.
+                    self._waiting[older] = _Waiting(type, packed, size)
+                    self.size += size - freed
+                    return policy, dropped
+                self._remove(older)
         if policy is Overflow.LATEST or policy is Overflow.DROP_OLDEST:
-            numbers = self._by_slot.setdefault(slot, deque())
-            while numbers and (policy is Overflow.LATEST or self.size + size > room):
-                self.size -= self._waiting.pop(numbers.popleft())[2]
+            droppable = self._droppable.get(type)
+            while droppable and self.size + size > room:
+                self._remove(next(iter(droppable)))
                 dropped += 1
-            if self.size + size <= room:
-                numbers.append(self._last + 1)
         if self.size + size > room:
             return policy, dropped + 1
-        self._last += 1
-        self._waiting[self._last] = slot, packed, size
+        self._last = number = self._last + 1
+        self._waiting[number] = _Waiting(type, packed, size)
         self.size += size
+        if policy is Overflow.LATEST or policy is Overflow.DROP_OLDEST:
+            self._droppable.setdefault(type, OrderedDict())[number] = None
+            if policy is Overflow.LATEST:
+                self._latest[type, packed.key] = number
         return policy, dropped
 
     def take(self) -> Packed:
         """Take the oldest message out; there must be one."""
-        number, (slot, packed, size) = self._waiting.popitem(last=False)
+        return self._remove(next(iter(self._waiting)))
+
+    def _remove(self, number: int) -> Packed:
+        type_, packed, size = self._waiting.pop(number)
         self.size -= size
-        numbers = self._by_slot.get(slot)
-        if numbers and numbers[0] == number:
-            numbers.popleft()
-            if not numbers:
-                del self._by_slot[slot]  # there may be any number of keys
+        droppable = self._droppable.get(type_)
+        if droppable is not None and number in droppable:
+            del droppable[number]
+            if self._latest.get((type_, packed.key)) == number:
+                del self._latest[type_, packed.key]
         return packed
 
     def clear(self) -> int:
-        """Forget all; returns how many there were."""
+        """Drop all messages; returns how many there were."""
         count = len(self._waiting)
         self._waiting.clear()
-        self._by_slot.clear()
+        self._droppable.clear()
+        self._latest.clear()
         self.size = 0
         return count

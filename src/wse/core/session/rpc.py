@@ -185,10 +185,6 @@ class ExposeErrors(StrEnum):
     """The same, and the exceptions that led to it."""
 
 
-ECHOED = 1024
-"""Bytes, packed, up to which the payload of a call goes back with its error (WIRE.md section 4)."""
-
-
 def error_to_wire(
     exc: BaseException, name: MessageType, payload: Any, *, expose: ExposeErrors, debug: bool
 ) -> dict[str, Any]:
@@ -257,27 +253,3 @@ def error_from_wire(payload: Any) -> WseError:
 def _is_origins(message: str, origin: Any) -> bool:
     """Whether the message only repeats that of the origin, from which `WseError` makes a better one."""
     return isinstance(origin, dict) and origin.get("message") == message
-
-
-_DEEPEST = 20
-"""The depth to which the details of an error are searched for values that cannot be encoded."""
-
-_LOST: Any = object()
-
-
-def encodable(value: Any, can_encode: Callable[[Any], bool]) -> Any:
-    """The value without the parts that cannot be encoded: entries of a dict are left out, in a list they are `None`."""
-    kept = _encodable(value, can_encode, _DEEPEST)
-    return None if kept is _LOST else kept
-
-
-def _encodable(value: Any, can_encode: Callable[[Any], bool], depth: int) -> Any:
-    if can_encode(value):
-        return value
-    if isinstance(value, dict) and depth:
-        kept = {key: _encodable(item, can_encode, depth - 1) for key, item in value.items() if can_encode({key: None})}
-        return {key: item for key, item in kept.items() if item is not _LOST}
-    if isinstance(value, list | tuple) and depth:
-        items = [_encodable(item, can_encode, depth - 1) for item in value]
-        return [None if item is _LOST else item for item in items]
-    return _LOST

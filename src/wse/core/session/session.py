@@ -13,26 +13,19 @@ from types import CoroutineType
 from typing import TYPE_CHECKING, Any, Final
 
 from wse.core.limits import Overflow, nests_deeper
-from wse.core.packed import Packed, encode, unencodable
+from wse.core.packed import Packed, check_key, encode, unencodable
+from wse.core.session.error_answers import encode_error
 from wse.core.session.extensions import NOTHING
 from wse.core.session.handlers import Handlers
 from wse.core.session.outbox import Outbox
-from wse.core.session.rpc import (
-    ECHOED,
-    ExposeErrors,
-    NotAskedError,
-    PendingCalls,
-    encodable,
-    error_from_wire,
-    error_to_wire,
-)
+from wse.core.session.rpc import NotAskedError, PendingCalls, error_from_wire
 from wse.core.session.signals import HANDLER_ERRORS, handler_of, settle
 from wse.errors import CloseReason, ErrorCode, WseError
-from wse.types import MessageType, ReadyState
+from wse.types import MessageKey, MessageType, ReadyState
 
 if TYPE_CHECKING:
     import asyncio
-    from collections.abc import Callable, Coroutine, Hashable
+    from collections.abc import Callable, Coroutine
 
     from wse.core.ports.protocol import Protocol
     from wse.core.ports.transport import Link, Pinger, PingingLink
@@ -286,15 +279,18 @@ class Session:
         """Whether the welcome has been exchanged and the connection has not ended."""
         return self._phase is None
 
-    def send(self, type: MessageType, payload: Any = None, key: Hashable = None) -> None:
-        """Send a plain message, or nothing if the connection is not valid; `key` is for `Overflow.LATEST`.
+    def send(self, type: MessageType, payload: Any = None, key: MessageKey | None = None) -> None:
+        """Send a plain message, or nothing if the connection is not valid.
 
         Raises:
             WseError: `PROTOCOL_VIOLATION` for a type that is WSE's own; `MSG_PROCESSING_ERROR` for a payload that
                 cannot be encoded, with the encoder's exception as its cause; `LIMIT_EXCEEDED` for a message that is
                 larger than the peer takes.
+            TypeError: The key is neither a string nor an integer.
         """
         self.endpoint.check_type(type)
+        if key is not None:
+            check_key(key)
         try:
             data = self._encode((type, payload, None))
         except Exception as exc:
@@ -303,11 +299,7 @@ class Session:
             self.check_size(data, {"type": type})
         if self._phase is None:
             self._counters.messages_out += 1
-            if self._writable:
-                self._write(data, type)
-            else:
-                self._counters.bytes_out += len(data)
-                self.hold(type, Packed(data, self._utf8, key))
+            self._write(data, type, key)
 
     async def call(self, name: MessageType, payload: Any, timeout: float | None) -> Any:
         """Call a procedure of the peer and return its result.
@@ -585,10 +577,10 @@ class Session:
             self._write_answer(data, name, payload, stamp)
 
     def _write_answer(self, data: Any, name: MessageType, payload: Any, stamp: Any) -> None:
-        if not self.takes(data):
-            self._procedure_failed(self._too_large(data, {"rp": name}), name, payload, stamp)
-        else:
+        if self.takes(data):
             self._write(data)
+        else:
+            self._answer_error(self.skip(data, {"rp": name}), name, payload, stamp)
 
     def _procedure_failed(self, exc: BaseException, name: MessageType, payload: Any, stamp: Any) -> None:
         self._answer_error(exc, name, payload, stamp)
@@ -597,51 +589,24 @@ class Session:
         self.endpoint.report(WseError(ErrorCode.RP_EXECUTION_FAILED, details, message), self, exc)
 
     def _answer_error(self, exc: BaseException, name: MessageType, payload: Any, stamp: Any) -> None:
-        data: Any = None
-        trouble: Exception | None = None
-        for make in (self._whole_error, self._encodable_error, self._bare_error):
-            try:
-                data = self._encode((self.protocol.internal_types.response_error, make(exc, name, payload), stamp))
-                if make != self._bare_error:
-                    self.check_size(data, {"rp": name})
-                break
-            except Exception as cause:
-                trouble = trouble or cause
-        if trouble is not None:
+        endpoint = self.endpoint
+        answer = encode_error(
+            exc,
+            (name, payload, stamp),
+            encode=self._encode,
+            response_error=self.protocol.internal_types.response_error,
+            takes=self.takes,
+            expose=endpoint.expose,
+            debug=endpoint.debug,
+        )
+        if answer.cause is not None:
             details = {"rp": name, **self.context()}
             problem = "the error of a call cannot be sent as it is"
-            self.endpoint.report(WseError(ErrorCode.MSG_PROCESSING_ERROR, details, problem), self, trouble)
-        if data is not None:  # else the protocol cannot send back what it has received
-            self._write(data)
-
-    def _whole_error(self, exc: BaseException, name: MessageType, payload: Any) -> dict[str, Any]:
-        echoed = payload if self._is_small(payload) else None
-        return error_to_wire(exc, name, echoed, expose=self.endpoint.expose, debug=self.endpoint.debug)
-
-    def _encodable_error(self, exc: BaseException, name: MessageType, payload: Any) -> Any:
-        return encodable(self._whole_error(exc, name, payload), self._can_encode)
-
-    def _bare_error(self, exc: BaseException, name: MessageType, payload: Any) -> dict[str, Any]:
-        code = exc.code if isinstance(exc, WseError) else ErrorCode.RP_EXECUTION_FAILED
-        return {"code": str(code), "details": {"rp": name, "rpc": name}}
-
-    def _is_small(self, payload: Any) -> bool:
-        """Whether a payload may go back to its sender."""
-        if payload is None or self.endpoint.expose is ExposeErrors.NONE:
-            return False
-        try:
-            envelope = len(self._encode((self._response, 0, None))) - 1
-            size = len(self._encode((self._response, payload, None))) - envelope
-        except Exception:
-            return False
-        return size <= min(ECHOED, self._max_out / 4)  # a small part of what the peer takes
-
-    def _can_encode(self, value: Any) -> bool:
-        try:
-            self._encode((self._response, value, None))
-        except Exception:
-            return False
-        return True
+            endpoint.report(WseError(ErrorCode.MSG_PROCESSING_ERROR, details, problem), self, answer.cause)
+        if answer.too_large is not None:
+            self.skip(answer.too_large, {"rp": name})
+        if answer.data is not None:
+            self._write(answer.data)
 
     # Writing.
 
@@ -661,10 +626,10 @@ class Session:
         if dropped:
             self._overflow(policy, dropped, outbox)
 
-    def _write(self, data: Any, type: MessageType | None = None) -> None:
+    def _write(self, data: Any, type: MessageType | None = None, key: MessageKey | None = None) -> None:
         self._counters.bytes_out += len(data)
         if not self._writable:
-            self.hold(type, Packed(data, self._utf8))
+            self.hold(type, Packed(data, self._utf8, key))
         elif self._utf8:
             self.link.write_utf8(data)
         else:
@@ -693,7 +658,10 @@ class Session:
 
     def takes(self, data: str | bytes) -> bool:
         """Whether the peer takes a message of that size."""
-        return len(data.encode() if isinstance(data, str) else data) <= self._max_out
+        size = len(data)
+        if isinstance(data, str) and size <= self._max_out < 4 * size:
+            size = len(data.encode())
+        return size <= self._max_out
 
     def check_size(self, data: str | bytes, details: dict[str, Any]) -> None:
         """Reject a message that the peer does not take.
@@ -704,11 +672,12 @@ class Session:
         if not self.takes(data):
             raise self._too_large(data, details)
 
-    def skip(self, type: MessageType, data: str | bytes) -> None:
-        """Drop a message to many receivers that this one does not take, and report the first."""
+    def skip(self, data: str | bytes, details: dict[str, Any]) -> WseError:
+        """Count a message that is not sent because the peer does not take it; the first time, report it."""
         self._counters.dropped["too-large"] += 1
-        error = self._too_large(data, {"type": type})
+        error = self._too_large(data, details)
         self._report_once("too-large", ErrorCode.LIMIT_EXCEEDED, error.details, None, 0)
+        return error
 
     def _too_large(self, data: str | bytes, details: dict[str, Any]) -> WseError:
         whole = {"limit": "message_size", "allowed": self._max_out, "size": len(data), **details}

@@ -1,8 +1,8 @@
 """WebSockets on picows, for server and client: the default transport.
 
-picows parses and builds frames. Left to us are messages (reassembly, UTF-8, what RFC 6455 forbids beyond a single
-frame), the closing handshake, and writing little: one write to a socket costs about the same whatever its size, so
-the answers to all frames of one read leave together, and so does what is sent in one turn of the event loop.
+picows parses and builds frames. The rest is done here: messages (reassembly, UTF-8, the rules of RFC 6455 that span
+several frames), the closing handshake, and few writes. One write to a socket costs about the same whatever its size. So
+the answers to all frames of one read leave together, and so do all messages of one turn of the event loop.
 """
 
 from wse.transports.picows.client import connect

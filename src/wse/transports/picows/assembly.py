@@ -1,4 +1,4 @@
-"""A message that comes in several frames, or compressed (RFC 6455, 5.4; RFC 7692)."""
+"""Puts together messages that come in several frames, or compressed (RFC 6455, 5.4; RFC 7692)."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ if TYPE_CHECKING:
 
 
 class ViolationError(Exception):
-    """What the peer sent is against the rules.
+    """The peer has broken a rule of RFC 6455, or a limit.
 
     Attributes:
-        code: The close code for it (RFC 6455, 7.4.1).
+        code: The close code to answer with (RFC 6455, 7.4.1).
     """
 
     def __init__(self, code: int, problem: str) -> None:
@@ -25,12 +25,12 @@ class ViolationError(Exception):
 
 
 class Assembly:
-    """One message in the making.
+    """A message whose last frame has not come.
 
     Args:
-        text: Whether it is a text message; it is checked part by part, so that a fault shows at once.
-        limit: Bytes that it may have, before and after inflation.
-        deflate: What inflates it, if it is compressed.
+        text: Whether it is a text message. Its UTF-8 is checked part by part, so that a fault is found at once.
+        limit: The size in bytes that it may have, both before and after it is inflated.
+        deflate: The compression of the connection, if the message is compressed.
     """
 
     __slots__ = ("_decoder", "_deflate", "_limit", "_received", "_text")
@@ -40,22 +40,23 @@ class Assembly:
         self._limit = limit
         self._deflate = deflate
         self._decoder = codecs.getincrementaldecoder("utf-8")() if text and deflate is None else None
-        # Bytes in one piece: a list of parts would make a message of tiny parts many times as large, and one of empty
-        # parts grow without end.
+        # One piece: a list of parts would need many times the memory for tiny parts, and would grow without end for
+        # empty ones.
         self._received = bytearray()
 
     def add(self, part: bytes, *, last: bool) -> str | bytes | None:
         """Add a frame's payload; returns the message when it was the last.
 
         Raises:
-            ViolationError: 1009, it is above the limit; 1007, a text is not UTF-8; 1002, it cannot be inflated.
+            ViolationError: 1009 for a message above the limit, 1007 for a text that is not UTF-8, 1002 for one that
+                cannot be inflated.
         """
         if len(self._received) + len(part) > self._limit:
             raise self._too_large()
         self._received += part
         try:
             if self._decoder is not None:
-                self._decoder.decode(part, last)  # only to find what is not UTF-8
+                self._decoder.decode(part, last)  # only to check it
             if not last:
                 return None
             if self._deflate is None:

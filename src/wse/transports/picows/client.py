@@ -9,16 +9,18 @@ from typing import TYPE_CHECKING
 
 import aiofastnet
 import picows
-from picows.picows import WSProtocol  # type: ignore[attr-defined]  # its stubs leave it out
 
 from wse.errors import ErrorCode, WseError
 from wse.transports.picows.frames import RSV1, masked_frame
 from wse.transports.picows.handshake import Address, ClientHandshake, HandshakeError
-from wse.transports.picows.link import PicowsLink, Turn, payload_of
-from wse.transports.picows.log import logger
+from wse.transports.picows.link import CLOSE_TIMEOUT, PicowsLink, Turn, payload_of
+from wse.transports.picows.protocol import websocket_protocol
+from wse.transports.tcp import bound_unsent
 
 if TYPE_CHECKING:
     import ssl
+
+    from picows.picows import WSProtocol  # type: ignore[attr-defined]  # its stubs leave it out
 
     from wse.core.limits import Limits
     from wse.core.packed import Packed
@@ -63,22 +65,12 @@ async def connect(
         wanted["Sec-WebSocket-Extensions"] = compression.offer()
 
     def make_websocket(make_listener: Callable[[object, object], picows.WSListener]) -> WSProtocol:
-        return WSProtocol(
-            address.authority,
-            address.resource,
-            True,  # a client
+        return websocket_protocol(
             make_listener,
-            logger,
-            True,  # disconnect after an exception in the listener
-            None,  # the attempt as a whole has a deadline
-            False,  # no pings of its own
-            0,
-            0,
-            picows.WSAutoPingStrategy.PING_WHEN_IDLE,
-            False,  # no pongs of its own: one must not overtake the answers that wait to be written
             limits.max_frame_size,
-            wanted,
-            2048,  # the read buffer at first
+            authority=address.authority,
+            resource=address.resource,
+            headers=wanted,
         )
 
     def make_listener(extensions: str) -> PicowsClientLink:
@@ -109,6 +101,12 @@ class PicowsClientLink(PicowsLink):
     """A link at a client, which masks what it sends (RFC 6455, 5.3)."""
 
     __slots__ = ()
+
+    _close_limit = CLOSE_TIMEOUT  # `close` of a client promises to end by then
+
+    def on_ws_connected(self, transport: picows.WSTransport) -> None:
+        bound_unsent(transport.underlying_transport.get_extra_info("socket"))
+        super().on_ws_connected(transport)
 
     def on_ws_disconnected(self, transport: picows.WSTransport) -> None:
         super().on_ws_disconnected(transport)

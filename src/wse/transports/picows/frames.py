@@ -1,4 +1,4 @@
-"""What RFC 6455 puts around a message, where picows does not do it for us."""
+"""Builds the frames that picows does not build for us (RFC 6455, 5.2)."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ RSV1 = 0x40
 """Marks a compressed message (RFC 7692, 6)."""
 
 SHORT_TEXT = [bytes((0x81, size)) for size in range(126)]
-"""The heads of unmasked frames with a whole text message of 0 to 125 bytes."""
+"""The heads of unmasked frames that carry a whole text message, for 0 to 125 bytes."""
 
 _masks: list[bytes] = []
-"""Masking keys from the system's entropy (RFC 6455, 10.3), fetched by the thousand: each fetch is a system call."""
+"""Masking keys from the system's entropy (RFC 6455, 10.3), a thousand per system call."""
 
 
 def server_frame(payload: bytes, first: int) -> bytes:
-    """An unmasked frame with the whole message (RFC 6455, 5.2)."""
+    """Build an unmasked frame with the whole message (RFC 6455, 5.2)."""
     return _head(first, len(payload), 0) + payload
 
 
 def masked_frame(payload: bytes, first: int) -> bytes:
-    """A masked frame with the whole message (RFC 6455, 5.3)."""
+    """Build a masked frame with the whole message (RFC 6455, 5.3)."""
     size = len(payload)
     if not _masks:
         random = os.urandom(4096)

@@ -16,6 +16,8 @@ from urllib.parse import quote, urlsplit
 
 from multidict import CIMultiDict
 
+from wse.transports.picows.protocol import feed
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -27,7 +29,7 @@ MAX_HEAD: Final = 16 * 1024
 
 _GUID: Final = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
 _STATUS_LINE = re.compile(r"HTTP/1\.1 ([1-5]\d\d)(?: [^\x00-\x08\x0a-\x1f\x7f]*)?")  # RFC 9112, 4
-_HEADER_LINE = re.compile(r"([!#$%&'*+.^_`|~0-9A-Za-z-]+):[ \t]*([^\x00-\x08\x0a-\x1f\x7f]*?)[ \t]*")  # RFC 9110, 5.5
+_HEADER_LINE = re.compile(r"([!#$%&'*+.^_`|~0-9A-Za-z-]+):([^\x00-\x08\x0a-\x1f\x7f]*)")  # RFC 9110, 5.5
 _URL_DELIMITERS = "%:/?#[]@!$&'()*+,;="
 
 
@@ -97,7 +99,7 @@ class Answer:
             header = _HEADER_LINE.fullmatch(line)
             if header is None:
                 raise HandshakeError(f"the server's answer has a malformed header: {line[:100]!r}", self.status)
-            self.headers.add(header[1], header[2])
+            self.headers.add(header[1], header[2].strip(" \t"))
 
     def check(self, key: str, protocol: str) -> None:
         """Check that the answer opens the WebSocket that was asked for, except for its extensions.
@@ -214,14 +216,3 @@ class ClientHandshake(asyncio.Protocol):
         self.opened.set_exception(exc)
         assert self._transport is not None
         self._transport.abort()
-
-
-def feed(protocol: asyncio.BufferedProtocol, data: bytes) -> None:
-    """Hand bytes to a protocol that provides its own buffer."""
-    view = memoryview(data)
-    while view:
-        with memoryview(protocol.get_buffer(len(view))) as buffer:
-            size = min(len(buffer), len(view))
-            buffer[:size] = view[:size]
-        protocol.buffer_updated(size)
-        view = view[size:]

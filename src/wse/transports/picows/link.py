@@ -1,4 +1,4 @@
-"""One WebSocket of picows: frames in, messages to the session; messages out, few writes."""
+"""One WebSocket of picows: turns its frames into messages for the session, and writes messages in few calls."""
 
 from __future__ import annotations
 
@@ -9,11 +9,10 @@ from picows import WSListener, WSMsgType
 from wse.core.closing import may_travel
 from wse.transports.picows.assembly import Assembly, ViolationError
 from wse.transports.picows.frames import RSV1, SHORT_TEXT, server_frame
-from wse.transports.picows.tcp import bound_unsent, bytes_taken, seconds_since_last_byte
+from wse.transports.tcp import HIGH_WATER, Uptake, seconds_since_last_byte
 
 if TYPE_CHECKING:
     import asyncio
-    import socket
     from collections.abc import Callable
 
     from picows import WSFrame, WSTransport
@@ -24,13 +23,17 @@ if TYPE_CHECKING:
     from wse.core.ports.transport import Receiver
     from wse.transports.deflate import Deflate
 
+SERVICE_RESTART = 1012
+"""The close code of a server that ends."""
+
 CLOSE_TIMEOUT = 5.0
-"""Seconds that the peer has for its part of the closing handshake, before the socket is cut."""
+"""Seconds that the peer has for its part of the closing handshake before the socket is cut."""
 
-SLOW_CLOSE_TIMEOUT = 15.0
-"""The same for a peer that goes on taking what was sent before."""
+CLOSE_LIMIT = 60.0
+"""The same while the peer still takes messages from before the close, unless the server ends; enough for 1 MiB at
+18 kB/s."""
 
-# Attributes of a Cython enum are slow to reach, and these are compared with for every frame.
+# Attributes of a Cython enum are slow to reach, and every frame is compared with these.
 _TEXT = WSMsgType.TEXT
 _BINARY = WSMsgType.BINARY
 _CONTINUATION = WSMsgType.CONTINUATION
@@ -41,16 +44,16 @@ _CLOSE_FRAME = 0x88
 _PONG_FRAME = 0x8A
 """The first bytes of a close frame and of a pong (RFC 6455, 5.2)."""
 
-_MOST_JOINED = 256
-"""Frames that are joined for one write. More in one turn are written at once, so that the socket can tell in time that
-it takes no more."""
+_MAX_JOINED = 256
+"""Frames of one turn that are joined for one write. More are written before the turn ends, so that a full socket is
+noticed in time."""
 
-_MOST_JOINED_BYTES = 256 * 1024
-"""The same in bytes, as if all frames of the turn were as large as the last: adding up would cost every message."""
+_MAX_JOINED_BYTES = HIGH_WATER
+"""The same in bytes, as if all frames of the turn were as large as the last. Adding up would slow every message."""
 
 
 class Turn:
-    """The links that have something to write before the event loop looks for input again."""
+    """The links that are flushed at the end of this turn of the event loop, before it looks for input again."""
 
     __slots__ = ("_links", "_loop")
 
@@ -71,15 +74,17 @@ class Turn:
 
 
 class PicowsLink(WSListener):
-    """One WebSocket: a `PingingLink` for the session, a listener for picows."""
+    """One WebSocket: it is the session's `PingingLink`, and the listener of picows."""
 
     pings = True
 
+    _close_limit = CLOSE_LIMIT
+
     __slots__ = (
         "_assembly",
+        "_close_deadline",
         "_close_timer",
         "_closing",
-        "_cut_at",
         "_deflate",
         "_late_pong",
         "_limit",
@@ -89,10 +94,10 @@ class PicowsLink(WSListener):
         "_queued",
         "_received_close",
         "_session",
-        "_taken",
         "_transport",
         "_turn",
         "_underlying",
+        "_uptake",
         "_write",
         "heard",
     )
@@ -113,15 +118,15 @@ class PicowsLink(WSListener):
         self._closing = False
         self._received_close: tuple[int, str] | None = None
         self._close_timer: Timer | None = None
-        self._cut_at = 0.0
+        self._close_deadline = 0.0
+        self._uptake: Uptake | None = None  # since the last ping or the close
         self._assembly: Assembly | None = None  # the message that has begun and not ended
         self._deflate: Deflate | None = deflate
         self._paused = False  # the peer takes no more
         self._late_pong: bytes | None = None  # the answer to its last ping, meanwhile
-        self._taken = 0  # bytes that the peer had taken when it was looked at last
         self.heard = True
 
-    # Link: what the session calls.
+    # Link: called by the session.
 
     def write(self, data: str | bytes) -> None:
         if isinstance(data, str):
@@ -134,13 +139,13 @@ class PicowsLink(WSListener):
         if size > 125 or self._closing:
             self._send(data, 0x81)
             return
-        # The same for short messages, and in one function: most answers go this way.
+        # The same for short messages, in one function: most answers are short.
         out = self._out
         out.append(SHORT_TEXT[size] + data)
         if not self._queued:
             self._queued = True
             self._turn.add(self)
-        elif len(out) > _MOST_JOINED:
+        elif len(out) > _MAX_JOINED:
             self._flush()
 
     def write_shared(self, packed: Packed) -> None:
@@ -154,7 +159,7 @@ class PicowsLink(WSListener):
         if not self._queued:
             self._queued = True
             self._turn.add(self)
-        elif len(out) > _MOST_JOINED or len(out) * len(frame) > _MOST_JOINED_BYTES:
+        elif len(out) > _MAX_JOINED or len(out) * len(frame) > _MAX_JOINED_BYTES:
             self._flush()
 
     def _send(self, payload: bytes, first: int) -> None:
@@ -178,12 +183,12 @@ class PicowsLink(WSListener):
         if not self._queued:
             self._queued = True
             self._turn.add(self)
-        elif len(out) > _MOST_JOINED or len(out) * len(frame) > _MOST_JOINED_BYTES:
+        elif len(out) > _MAX_JOINED or len(out) * len(frame) > _MAX_JOINED_BYTES:
             self._flush()
 
     def _deflated_frame(self, packed: Packed, deflate: Deflate) -> bytes | None:
-        """The compressed frame, from another connection with the same parameters if it has made it; `None` for
-        what is not worth compressing."""
+        """The compressed frame, which another connection with the same parameters may have made; `None` for a
+        message that is not worth compressing."""
         if len(packed.data) < deflate.threshold:
             return packed.frame
         key = deflate.shared
@@ -203,7 +208,7 @@ class PicowsLink(WSListener):
         self._closing = True
         transport = self._transport
         transport.send_close(code, reason.encode())  # type: ignore[arg-type]  # any integer will do
-        self._wait_for_close()
+        self._wait_for_close(CLOSE_TIMEOUT if code == SERVICE_RESTART else self._close_limit)
 
     def abort(self) -> None:
         self._closing = True
@@ -212,23 +217,13 @@ class PicowsLink(WSListener):
     def ping(self) -> None:
         if not self._closing:
             self._flush()
+            self._uptake = Uptake(self._underlying)
             self._transport.send_ping()
-            self._has_taken_more()
 
     def silence(self) -> float:
-        if self._has_taken_more():
-            return 0.0  # the ping waits behind messages that a slow receiver is still taking
-        return seconds_since_last_byte(self._socket)
-
-    @property
-    def _socket(self) -> socket.socket | None:
-        sock: socket.socket | None = self._transport.underlying_transport.get_extra_info("socket")
-        return sock
-
-    def _has_taken_more(self) -> bool:
-        """Whether the peer has taken bytes since this was asked before."""
-        before, self._taken = self._taken, bytes_taken(self._socket)
-        return self._taken > before
+        received = seconds_since_last_byte(self._underlying.get_extra_info("socket"))
+        # A pong comes only when the peer has taken all bytes before the ping.
+        return received if self._uptake is None else min(received, self._uptake.pause(self._turn._loop.time()))
 
     @property
     def buffered(self) -> int:
@@ -240,18 +235,17 @@ class PicowsLink(WSListener):
         peer = self._transport.underlying_transport.get_extra_info("peername")
         return str(peer[0]) if isinstance(peer, tuple) else ""
 
-    # WSListener: what picows calls.
+    # WSListener: called by picows.
 
     def on_ws_connected(self, transport: WSTransport) -> None:
         self._transport = transport
         underlying = transport.underlying_transport
         self._underlying = underlying
-        # The one that picows itself uses, where its own transports are in use: no second look at thread and type. Not
-        # bound to this transport, or each connection would have a bound method of its own.
+        underlying.set_write_buffer_limits(high=HIGH_WATER)
+        # The method that picows itself uses where its own transports are in use: it does not check thread and type
+        # again. It is not bound to this transport, or each connection would have a bound method of its own.
         kind = type(underlying)
         self._write = getattr(kind, "write_nocheck", kind.write)
-        if transport.is_client_side:  # a server's listening socket hands it on
-            bound_unsent(self._socket)
         assert self._open is not None  # picows calls this once
         self._session = self._open(self)
         self._open = None
@@ -261,9 +255,9 @@ class PicowsLink(WSListener):
         closed = transport.is_close_frame_sent
         if closed:
             if self._received_close is not None:
-                return  # nothing counts after a close frame (RFC 6455, 5.5.1)
+                return  # frames after a close frame are ignored (RFC 6455, 5.5.1)
             if frame.payload_size > self._limit:
-                self._ended_by_picows()  # for this frame, which is delivered all the same
+                self._ended_by_picows()  # because of this frame, which it delivers all the same
                 return
         was_queued = self._queued
         self._queued = True
@@ -289,7 +283,7 @@ class PicowsLink(WSListener):
                 self._flush()
             self._queued = was_queued
         elif not was_queued:
-            # picows may never tell that this was the last one: it swallows an invalid frame that follows.
+            # picows may never mark a frame as the last one: it swallows an invalid frame that follows.
             if self._out:
                 self._turn.add(self)
             else:
@@ -319,7 +313,7 @@ class PicowsLink(WSListener):
             self._answer_ping(pong)
         self._session.writable(True)
 
-    # Inside.
+    # Internals.
 
     def end_turn(self) -> None:
         self._queued = False
@@ -329,13 +323,13 @@ class PicowsLink(WSListener):
     def _flush(self) -> None:
         out = self._out
         if out:
-            # The write goes around picows, so its guard is ours: it may have closed for a violation.
+            # This write bypasses picows, so its check is made here: it may have closed because of a violation.
             if not self._transport.is_close_frame_sent:
                 self._write(self._underlying, out[0] if len(out) == 1 else b"".join(out))
             out.clear()
 
     def _on_other_frame(self, transport: WSTransport, frame: WSFrame) -> None:
-        """Everything but a whole text message: rare, so clear rather than fast."""
+        """Handle a frame that is not a whole text message. They are rare, so this is clear rather than fast."""
         if self._received_close is not None:
             return  # nothing counts after a close frame (RFC 6455, 5.5.1)
         kind = frame.msg_type
@@ -363,8 +357,8 @@ class PicowsLink(WSListener):
             self._on_part(self._assembly, frame)
 
     def _answer_ping(self, payload: bytes) -> None:
-        """Behind the answers that wait to be written, and with them; to a peer that takes nothing only the last of its
-        pings is answered, once it does (RFC 6455, 5.5.3)."""
+        """Send a pong after the answers that wait, in the same write. A peer that takes nothing gets the pong of its
+        last ping only, once it takes more (RFC 6455, 5.5.3)."""
         if self._paused:
             self._late_pong = payload
         elif not self._closing:
@@ -385,10 +379,10 @@ class PicowsLink(WSListener):
     def _on_close(self, transport: WSTransport, frame: WSFrame) -> None:
         code = frame.get_close_code().value
         if frame.payload_size and not may_travel(code):
-            self._violated(1002, f"{code} is no close code")
-            self._hang_up(transport)  # this was the peer's last frame, whatever its code
+            self._violated(1002, f"{code} is not a close code")
+            self._hang_up(transport)  # the peer sends nothing after it, whatever its code
             return
-        self._ended_by_picows()  # the peer's answer to that close may be faster than the socket's end
+        self._ended_by_picows()  # the peer's answer to the close of picows may come before the end of the socket
         reason = frame.get_close_reason() or ""
         self._received_close = (code or 1005, reason)
         if not self._closing:
@@ -403,32 +397,36 @@ class PicowsLink(WSListener):
         self._put(b"", _CLOSE_FRAME)
         self._flush()
         self._closing = True
-        self._wait_for_close()
+        self._wait_for_close(CLOSE_TIMEOUT)
         # Keeps frames that follow off the fast path.
         self._assembly = Assembly(text=False, limit=0, deflate=None)
 
-    def _wait_for_close(self) -> None:
-        """Cut the socket when the peer does not do its part in time."""
-        self._has_taken_more()
-        self._cut_at = self._turn._loop.time() + SLOW_CLOSE_TIMEOUT
-        self._close_timer = self._turn._loop.call_later(CLOSE_TIMEOUT, self._cut)
+    def _wait_for_close(self, limit: float) -> None:
+        self._close_deadline = self._turn._loop.time() + limit
+        self._uptake = Uptake(self._underlying)
+        self._await_close()
 
-    def _cut(self) -> None:
-        transport = self._transport
-        left = self._cut_at - self._turn._loop.time()
-        is_slow = transport.underlying_transport.get_write_buffer_size() and not transport.is_client_side
-        if is_slow and left > 0 and self._has_taken_more():
-            self._close_timer = self._turn._loop.call_later(min(CLOSE_TIMEOUT, left), self._cut)
+    def _await_close(self) -> None:
+        """Cut the socket if the peer does not close it in time."""
+        loop = self._turn._loop
+        in_time = min(CLOSE_TIMEOUT, self._close_deadline - loop.time())
+        self._close_timer = loop.call_later(in_time, self._close_overdue)
+
+    def _close_overdue(self) -> None:
+        assert self._uptake is not None  # made by `close`
+        now = self._turn._loop.time()
+        if now < self._close_deadline and not self._uptake.pause(now):
+            self._await_close()
         else:
-            transport.disconnect(False)
+            self._transport.disconnect(False)
 
     def _hang_up(self, transport: WSTransport) -> None:
-        """After both close frames the server closes the socket first (RFC 6455, 7.1.1)."""
+        """Close the socket if this is the server, which does so first after both close frames (RFC 6455, 7.1.1)."""
         if not transport.is_client_side:
             transport.disconnect()
 
     def _ended_by_picows(self) -> None:
-        """Report what picows has closed the connection for, if it has: a peer that broke RFC 6455 or the limit."""
+        """If picows has closed the connection, report why: a violation of RFC 6455 or of the frame limit."""
         handshake = self._transport.close_handshake
         if not self._closing and handshake is not None and handshake.sent is not None:
             self._closing = True
@@ -436,7 +434,7 @@ class PicowsLink(WSListener):
 
     def _violated(self, code: int, problem: str) -> None:
         self._session.violated(code, problem)
-        # A session that has ended does not close the link, and a peer that goes on breaking rules is not waited for.
+        # A session that has ended does not close the link, and a peer that keeps breaking rules gets no more time.
         self.close(code, problem)
 
 

@@ -12,16 +12,18 @@ from typing import TYPE_CHECKING, Any, cast
 import aiofastnet
 import picows
 from multidict import CIMultiDict
-from picows.picows import WSProtocol  # type: ignore[attr-defined]  # its stubs leave it out
 
 from wse.transports.picows.http import HttpError, HttpHead, answer
 from wse.transports.picows.link import CLOSE_TIMEOUT, PicowsLink, Turn
 from wse.transports.picows.log import logger
-from wse.transports.picows.tcp import bound_unsent
+from wse.transports.picows.protocol import feed, websocket_protocol
 from wse.transports.request import HttpRequest, tokens
+from wse.transports.tcp import bound_unsent
 
 if TYPE_CHECKING:
     import ssl
+
+    from picows.picows import WSProtocol  # type: ignore[attr-defined]  # its stubs leave it out
 
     from wse.core.ports.protocol import Protocol
     from wse.core.ports.transport import Acceptor, Receiver, StaticResource
@@ -78,7 +80,7 @@ async def listen(
         backlog=1024,
     )
     for listening in server.sockets:
-        listening.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _RECEIVE_BUFFER)  # its connections inherit it
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _RECEIVE_BUFFER)  # its connections inherit both
         bound_unsent(listening)
     return listener
 
@@ -190,22 +192,8 @@ class Listener:
                 headers["Sec-WebSocket-Extensions"], deflate = accepted
         link = PicowsLink(self._turn, acceptor.limits, partial(self._open, head, protocol), deflate)
         response = picows.WSUpgradeResponse.create_101_response(headers)
-        websocket = WSProtocol(
-            None,  # host and path are a client's
-            None,
-            False,  # not a client
-            lambda _: picows.WSUpgradeResponseWithListener(response, link),
-            logger,
-            True,  # disconnect after an exception in the listener
-            None,  # the request has been read
-            False,  # no pings of its own
-            0,
-            0,
-            picows.WSAutoPingStrategy.PING_WHEN_IDLE,
-            False,  # no pongs of its own: one must not overtake answers that are still queued
-            acceptor.limits.max_frame_size,
-            None,
-            2048,  # the read buffer at first
+        websocket = websocket_protocol(
+            lambda _: picows.WSUpgradeResponseWithListener(response, link), acceptor.limits.max_frame_size
         )
         normalised = (
             "GET / HTTP/1.1\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Version: 13\r\n"
@@ -319,14 +307,3 @@ class _TlsLoop:
             logger.debug("a TLS handshake failed: %r", context.get("exception"))
         else:
             self._loop.call_exception_handler(context)
-
-
-def feed(protocol: asyncio.BufferedProtocol, data: bytes) -> None:
-    """Hand bytes to a protocol that provides its own buffer."""
-    view = memoryview(data)
-    while view:
-        with memoryview(protocol.get_buffer(len(view))) as buffer:
-            size = min(len(buffer), len(view))
-            buffer[:size] = view[:size]
-        protocol.buffer_updated(size)
-        view = view[size:]

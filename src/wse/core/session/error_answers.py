@@ -1,0 +1,117 @@
+"""The answers to calls that have failed: complete, but for what must not travel or cannot (WIRE.md section 4)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from wse.core.session.rpc import ExposeErrors, error_to_wire
+from wse.errors import ErrorCode, WseError
+from wse.types import MessageType
+
+ECHOED = 1024
+"""Bytes, packed, up to which the payload of a call goes back with its error (WIRE.md section 4)."""
+
+Encode = Callable[[tuple[Any, Any, Any]], Any]
+
+
+class ErrorAnswer(NamedTuple):
+    """An encoded error answer.
+
+    Attributes:
+        data: The message; `None` if not even the code can be encoded.
+        cause: The reason why the answer has less than the error, if something could not be encoded.
+        too_large: The complete message, if the peer does not take that many bytes.
+    """
+
+    data: Any
+    cause: Exception | None = None
+    too_large: Any = None
+
+
+def encode_error(
+    exc: BaseException,
+    call: tuple[MessageType, Any, Any],
+    *,
+    encode: Encode,
+    response_error: MessageType,
+    takes: Callable[[Any], bool],
+    expose: ExposeErrors,
+    debug: bool,
+) -> ErrorAnswer:
+    """Encode the answer to a call that has failed.
+
+    Args:
+        exc: The exception.
+        call: Name, payload and stamp of the call.
+        encode: Encodes a message.
+        response_error: The type of the answer.
+        takes: Whether the peer takes an encoded message of that size.
+        expose: How much the caller learns.
+        debug: Whether the caller gets stack traces.
+    """
+    name, payload, stamp = call
+    cause: Exception | None = None
+    data: Any = None
+    wire: Any = None
+    try:
+        echoed = payload if expose is not ExposeErrors.NONE and _is_small(payload, encode, takes) else None
+        wire = error_to_wire(exc, name, echoed, expose=expose, debug=debug)
+        data = encode((response_error, wire, stamp))
+    except Exception as error:
+        cause = error
+        if wire is not None:  # else the exception cannot even tell its text
+            wire = encodable(wire, lambda value: _can_encode((response_error, value, stamp), encode))
+            data = encode((response_error, wire, stamp)) if wire is not None else None
+    if data is not None and takes(data):
+        return ErrorAnswer(data, cause)
+    code = exc.code if isinstance(exc, WseError) else ErrorCode.RP_EXECUTION_FAILED
+    try:
+        bare = encode((response_error, {"code": str(code), "details": {"rp": name, "rpc": name}}, stamp))
+    except Exception as error:  # a protocol that cannot send back what it has received
+        return ErrorAnswer(None, cause or error, data)
+    return ErrorAnswer(bare, cause, data)
+
+
+def _is_small(payload: Any, encode: Encode, takes: Callable[[Any], bool]) -> bool:
+    """Whether a payload may go back to its sender: it is small, and a small part of what the sender takes."""
+    if payload is None:
+        return False
+    try:
+        data = encode((None, payload, None))
+        size = len(data) - len(encode((None, 0, None))) + 1
+    except Exception:
+        return False
+    return size <= ECHOED and takes(data * 4)
+
+
+_DEEPEST = 20
+"""The depth to which the details of an error are searched for values that cannot be encoded."""
+
+_LOST: Any = object()
+
+
+def encodable(value: Any, can_encode: Callable[[Any], bool]) -> Any:
+    """The value without the parts that cannot be encoded: entries of a dict are left out, in a list they are `None`."""
+    kept = _encodable(value, can_encode, _DEEPEST)
+    return None if kept is _LOST else kept
+
+
+def _encodable(value: Any, can_encode: Callable[[Any], bool], depth: int) -> Any:
+    if can_encode(value):
+        return value
+    if isinstance(value, dict) and depth:
+        kept = {key: _encodable(item, can_encode, depth - 1) for key, item in value.items() if can_encode({key: None})}
+        return {key: item for key, item in kept.items() if item is not _LOST}
+    if isinstance(value, list | tuple) and depth:
+        items = [_encodable(item, can_encode, depth - 1) for item in value]
+        return [None if item is _LOST else item for item in items]
+    return _LOST
+
+
+def _can_encode(message: tuple[Any, Any, Any], encode: Encode) -> bool:
+    try:
+        encode(message)
+    except Exception:
+        return False
+    return True
