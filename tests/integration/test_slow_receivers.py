@@ -159,17 +159,17 @@ async def test_a_receiver_of_20_kilobytes_a_second_gets_messages_a_few_seconds_l
         async with SlowReader.user(url, 20_000, kind) as reader:
             producing = asyncio.ensure_future(produce(await log.conn(kind), kind))
             heard = []
-            end = time.monotonic() + 6
+            end = time.monotonic() + 7
             while time.monotonic() < end:
                 _, (at, key, _), _ = await reader.message()
                 heard.append((time.monotonic() - at, key))
             assert producing.cancel()
-            return zip(*heard[-20:], strict=True)
+            return zip(*heard[-15:], strict=True)
 
     async with TRANSPORTS[transport](server) as place:
         results = await asyncio.gather(*(lags(place.url, kind) for kind in ("drained", *policies)))
     for late, keys in results:
-        # 16 KiB in the kernel, as many in the transport, about as many at the receiver. Without bounds it is 6 s.
+        # 16 KiB in the kernel, as many in the transport, about as many at the receiver. Without bounds it is 7 s.
         assert max(late) < 4.5
         assert set(keys) == set(range(5))
 

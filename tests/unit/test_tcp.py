@@ -3,7 +3,7 @@
 import math
 import socket
 
-from wse.transports.tcp import HIGH_WATER, Uptake, bound_transport, bound_unsent
+from wse.transports.tcp import FAST_HIGH_WATER, HIGH_WATER, UNSENT, Pace, Uptake, bound_unsent
 
 
 class FakeTransport:
@@ -12,16 +12,12 @@ class FakeTransport:
     def __init__(self, sock=None):
         self.sock = sock
         self.waiting = 0
-        self.high = None
 
     def get_extra_info(self, name):
         return self.sock
 
     def get_write_buffer_size(self):
         return self.waiting
-
-    def set_write_buffer_limits(self, high=None, low=None):
-        self.high = high
 
 
 def test_without_the_kernels_word_a_buffer_that_shrinks_shows_that_the_peer_takes_something():
@@ -59,11 +55,23 @@ def test_what_the_kernel_cannot_send_yet_is_bounded():
         accepted, _ = server.accept()
         with accepted:
             # The connections of a listening socket inherit it.
-            assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT) == HIGH_WATER
-        transport = FakeTransport(client)
-        bound_transport(transport)
-        assert transport.high == HIGH_WATER
-        assert client.getsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT) == HIGH_WATER
+            assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT) == UNSENT
+
+
+def test_a_receiver_that_often_takes_more_at_once_gets_a_larger_buffer_until_it_is_slow():
+    pace = Pace()
+    assert pace.high_water == HIGH_WATER
+
+    def pause(seconds):
+        pace.paused(100.0)
+        return pace.resumed(100.0 + seconds)
+
+    assert [pause(0.001) for _ in range(15)] == [False] * 15
+    assert not pause(0.2)
+    assert [pause(0.001) for _ in range(17)] == [False] * 15 + [True, False]
+    assert pace.high_water == FAST_HIGH_WATER
+    assert pause(0.2)
+    assert pace.high_water == HIGH_WATER
 
 
 def test_sockets_that_are_not_tcp_have_no_such_bound():

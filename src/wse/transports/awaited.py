@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from wse.errors import CloseReason
 from wse.tasks import start_task
-from wse.transports.tcp import HIGH_WATER, Uptake, bound_transport
+from wse.transports.tcp import HIGH_WATER, Pace, Uptake, bound_unsent
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -69,8 +69,10 @@ class AwaitedLink(ABC):
         self._left = 0  # of _size, when the timer was set
         self._transport = transport
         self._uptake: Uptake | None = None  # since the close
+        self._pace = Pace()
         if transport is not None:
-            bound_transport(transport)
+            transport.set_write_buffer_limits(high=HIGH_WATER)
+            bound_unsent(transport.get_extra_info("socket"))
 
     # Defined by the adapter of each framework.
 
@@ -107,8 +109,9 @@ class AwaitedLink(ABC):
             return
         self._out.append(data)
         self._size += len(data)
-        if self._size > HIGH_WATER and not self._held_back:
+        if self._size > self._pace.high_water and not self._held_back:
             self._held_back = True
+            self._pace.paused(self._loop.time())
             self.session.writable(False)
         if not self._busy:
             self._wake()
@@ -267,6 +270,8 @@ class AwaitedLink(ABC):
             self._busy = False
         if self._held_back:
             self._held_back = False
+            if self._pace.resumed(self._loop.time()) and self._transport is not None:
+                self._transport.set_write_buffer_limits(high=self._pace.high_water)
             self.session.writable(True)
 
 

@@ -12,11 +12,23 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import asyncio
 
-HIGH_WATER = 16 * 1024
-"""Bytes for one peer that may wait in the kernel, and as many in the transport, before the session holds messages back.
+UNSENT = 16 * 1024
+"""Bytes that the kernel may hold for one peer and cannot send yet.
 
 Bytes there can no longer give way to newer messages, and at 20 kB/s they take a second. Bytes that have been sent but
 not acknowledged do not count, so a fast connection loses nothing."""
+
+HIGH_WATER = 16 * 1024
+"""Bytes that may wait in a transport before the session holds messages back, as old as those when they arrive."""
+
+FAST_HIGH_WATER = 64 * 1024
+"""The same for a receiver that has shown to be fast: a burst costs less when it is not held back."""
+
+_FAST = 0.05
+"""Seconds within which a fast receiver takes more."""
+
+_TIMES_FAST = 16
+"""How often it has to do so in a row: the kernel of a slow one also takes the first bytes at once."""
 
 _NOTSENT_LOWAT: int | None = getattr(socket, "TCP_NOTSENT_LOWAT", None)  # not on Windows
 
@@ -28,19 +40,39 @@ _SENT = struct.Struct("@120xQ16xI")
 
 
 def bound_unsent(sock: socket.socket | None) -> None:
-    """Let the kernel take only `HIGH_WATER` bytes that it cannot send yet, where it supports that.
+    """Let the kernel take only `UNSENT` bytes that it cannot send yet, where it supports that.
 
     The connections of a listening socket inherit the bound.
     """
     if sock is not None and _NOTSENT_LOWAT is not None:
         with suppress(OSError):  # not TCP
-            sock.setsockopt(socket.IPPROTO_TCP, _NOTSENT_LOWAT, HIGH_WATER)
+            sock.setsockopt(socket.IPPROTO_TCP, _NOTSENT_LOWAT, UNSENT)
 
 
-def bound_transport(transport: asyncio.WriteTransport) -> None:
-    """Bound what waits in a transport, and behind it in the kernel."""
-    transport.set_write_buffer_limits(high=HIGH_WATER)
-    bound_unsent(transport.get_extra_info("socket"))
+class Pace:
+    """Finds the high-water mark of a transport from how fast the receiver takes more.
+
+    Attributes:
+        high_water: The mark.
+    """
+
+    __slots__ = ("_paused_at", "_times_fast", "high_water")
+
+    def __init__(self) -> None:
+        self.high_water = HIGH_WATER
+        self._paused_at = 0.0
+        self._times_fast = 0
+
+    def paused(self, now: float) -> None:
+        """Note that the mark has been exceeded."""
+        self._paused_at = now
+
+    def resumed(self, now: float) -> bool:
+        """Note that the receiver takes more; returns whether the mark has changed."""
+        self._times_fast = self._times_fast + 1 if now - self._paused_at < _FAST else 0
+        before = self.high_water
+        self.high_water = FAST_HIGH_WATER if self._times_fast >= _TIMES_FAST else HIGH_WATER
+        return self.high_water != before
 
 
 def seconds_since_last_byte(sock: socket.socket | None) -> float:

@@ -9,7 +9,7 @@ from picows import WSListener, WSMsgType
 from wse.core.closing import may_travel
 from wse.transports.picows.assembly import Assembly, ViolationError
 from wse.transports.picows.frames import RSV1, SHORT_TEXT, server_frame
-from wse.transports.tcp import HIGH_WATER, Uptake, seconds_since_last_byte
+from wse.transports.tcp import HIGH_WATER, Pace, Uptake, seconds_since_last_byte
 
 if TYPE_CHECKING:
     import asyncio
@@ -48,9 +48,6 @@ _MAX_JOINED = 256
 """Frames of one turn that are joined for one write. More are written before the turn ends, so that a full socket is
 noticed in time."""
 
-_MAX_JOINED_BYTES = HIGH_WATER
-"""The same in bytes, as if all frames of the turn were as large as the last. Adding up would slow every message."""
-
 
 class Turn:
     """The links that are flushed at the end of this turn of the event loop, before it looks for input again."""
@@ -86,10 +83,12 @@ class PicowsLink(WSListener):
         "_close_timer",
         "_closing",
         "_deflate",
+        "_high_water",
         "_late_pong",
         "_limit",
         "_open",
         "_out",
+        "_pace",
         "_paused",
         "_queued",
         "_received_close",
@@ -122,6 +121,10 @@ class PicowsLink(WSListener):
         self._uptake: Uptake | None = None  # since the last ping or the close
         self._assembly: Assembly | None = None  # the message that has begun and not ended
         self._deflate: Deflate | None = deflate
+        # Bytes that the transport holds before it pauses us, and that are joined for one write, as if all frames of the
+        # turn were as large as the last: adding up would slow every message.
+        self._high_water = HIGH_WATER
+        self._pace: Pace | None = None  # since it was paused first
         self._paused = False  # the peer takes no more
         self._late_pong: bytes | None = None  # the answer to its last ping, meanwhile
         self.heard = True
@@ -159,7 +162,7 @@ class PicowsLink(WSListener):
         if not self._queued:
             self._queued = True
             self._turn.add(self)
-        elif len(out) > _MAX_JOINED or len(out) * len(frame) > _MAX_JOINED_BYTES:
+        elif len(out) > _MAX_JOINED or len(out) * len(frame) > self._high_water:
             self._flush()
 
     def _send(self, payload: bytes, first: int) -> None:
@@ -183,7 +186,7 @@ class PicowsLink(WSListener):
         if not self._queued:
             self._queued = True
             self._turn.add(self)
-        elif len(out) > _MAX_JOINED or len(out) * len(frame) > _MAX_JOINED_BYTES:
+        elif len(out) > _MAX_JOINED or len(out) * len(frame) > self._high_water:
             self._flush()
 
     def _deflated_frame(self, packed: Packed, deflate: Deflate) -> bytes | None:
@@ -304,10 +307,17 @@ class PicowsLink(WSListener):
 
     def pause_writing(self) -> None:
         self._paused = True
+        if self._pace is None:
+            self._pace = Pace()
+        self._pace.paused(self._turn._loop.time())
         self._session.writable(False)
 
     def resume_writing(self) -> None:
         self._paused = False
+        pace = self._pace
+        if pace is not None and pace.resumed(self._turn._loop.time()):
+            self._high_water = pace.high_water
+            self._underlying.set_write_buffer_limits(high=pace.high_water)
         pong, self._late_pong = self._late_pong, None
         if pong is not None:
             self._answer_ping(pong)
