@@ -43,7 +43,7 @@ const STATUS = {
 }
 const showStatus = (status) => {
   const ready = status === WSE_STATUS.READY
-  const isLate = ready && [...pending.values()].some(({ since }) => since && Date.now() - since > PATIENCE)
+  const isLate = ready && [...pending.values()].some(({ isLate }) => isLate)
   $('status').textContent = isLate ? 'Waiting for an answer…' : STATUS[status]
   document.body.dataset.status = isLate ? 'WAITING' : status
   for (const id of ['send', 'make-report']) $(id).disabled = !ready
@@ -330,14 +330,16 @@ const arrange = (item) => {
 /** Send a message, again if need be: the server keeps one `ref` once. */
 const deliver = async (message) => {
   const { ref, to, text, item } = message
-  const late = setTimeout(() => mark(message, 'No answer from the server yet…'), PATIENCE)
-  message.since = Date.now()
+  const late = setTimeout(() => {
+    message.isLate = true
+    mark(message, 'No answer from the server yet…')
+  }, PATIENCE)
   mark(message, 'Sending…')
   try {
     showMessage(await (to ? client.call('tell', { to, text, ref }) : client.call('say', { text, ref })))
   } catch (error) {
     if (!pending.has(ref)) return // it has arrived all the same, or the user has logged out
-    message.since = 0
+    message.isLate = false
     if (error.code?.startsWith('chat.')) {
       // The server does not take it: it goes back to where it was written.
       pending.delete(ref)
