@@ -1,4 +1,4 @@
-"""What WSE costs inside a web application: server CPU per call on uvicorn, beside a bare ASGI echo of the same frames.
+"""Measures WSE inside a web application: server CPU per call on uvicorn, compared with a bare ASGI echo.
 
     python bench/asgi_overhead.py [--rounds 5] [--calls 40000] [--ws websockets-sansio]
 
@@ -36,7 +36,7 @@ wse = server.asgi
 
 
 async def bare(scope: Any, receive: Any, send: Any) -> None:
-    """As little as an ASGI application can do to answer the same calls."""
+    """The least that an ASGI application can do to answer the same calls."""
     await receive()
     await send({"type": "websocket.accept", "subprotocol": scope["subprotocols"][0]})
     await receive()

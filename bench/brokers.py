@@ -1,7 +1,7 @@
 """Measures the brokers with their engines: `python bench/brokers.py [--quick]`.
 
 The engines are the binaries of the test dependencies, started on free ports of 127.0.0.1 and ended with the program.
-Every figure is of a process that does nothing else; CPU time is what the process itself used, and the engine likewise.
+Every figure is measured in a process that does nothing else. CPU times are those of the process, or of the engine.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ DATA = b"x" * 200
 
 
 class Listener:
-    """Counts what it hears."""
+    """Counts the messages that it receives."""
 
     def __init__(self, url: str) -> None:
         self.url = url
@@ -65,7 +65,7 @@ async def publish(broker, listener, count: int) -> dict:
 
 
 async def send(broker, listener, count: int) -> dict:
-    """The other side of `receive`."""
+    """Publish the messages that `receive` counts."""
     for _ in range(count // BATCH):
         for _ in range(BATCH):
             broker.publish("talk", DATA)

@@ -1,7 +1,7 @@
 """Calls of one client, against the C server: usage: client_calls.py wse|websockets PORT WINDOW SECONDS WARMUP [uvloop]
 
 Prints one line of JSON, as load/load.c does; `cpu_us` is the CPU time of this process for one call. Every answer is
-compared with what was sent.
+compared with the value that was sent.
 """
 
 from __future__ import annotations

@@ -1,12 +1,12 @@
-"""Measures several nodes, beside one alone, and beside peers: `python bench/cluster.py`, or `make bench-cluster`.
+"""Measures several nodes, one node alone, and peers: `python bench/cluster.py`, or `make bench-cluster`.
 
     python bench/cluster.py                 everything, about twelve minutes; the tables go to stdout
     python bench/cluster.py --quick         a smoke run of some seconds: do not quote its figures
-    python bench/cluster.py --update-docs   and put the tables into docs/how-to/scale.md
-    python bench/cluster.py --from bench/cluster.json --update-docs    the same of an earlier run
+    python bench/cluster.py --update-docs   also puts the tables into docs/how-to/scale.md
+    python bench/cluster.py --from bench/cluster.json --update-docs    the same with the results of an earlier run
 
 The peers and engines are installed below bench/.env and nowhere else. Everything listens on 127.0.0.1 and ends with the
-program. What is measured, and how, is told in docs/how-to/scale.md.
+program. docs/how-to/scale.md describes what is measured, and how.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from harness.program import Results, Session, parser, results_of, status
 FULL = Settings(rounds=5, idle_rounds=1, seconds=1.0, warmup=0.25, settle=2.0)
 QUICK = Settings(rounds=1, idle_rounds=1, seconds=0.15, warmup=0.05, settle=0.1)
 OTHERS = ("rates", "spread", "engines")
-"""What is measured beside the workloads."""
+"""The measurements other than the workloads."""
 
 USERS, QUICK_USERS = 50_000, 60
 MESSAGES, QUICK_MESSAGES = 500_000, 5000
@@ -45,7 +45,7 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def measure(args: argparse.Namespace, env: Environment) -> Results:
-    """Measure, and put everything that is to be known into one dict."""
+    """Measure, and return all results in one dict."""
     session = Session(args, env, FULL, QUICK)
     raise_file_limit()
     works = [work for work in WORKLOADS if work.name in args.workloads]

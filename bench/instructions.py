@@ -1,7 +1,7 @@
-"""Instructions of the core path for each operation, counted by callgrind: they rise with a regression, not with noise.
+"""Counts instructions of the core path for each operation with callgrind, as these do not vary with the machine's load.
 
-    python bench/instructions.py             compares with bench/instructions.json; status 1 when a count rose by 5 %
-    python bench/instructions.py --record    writes what it counts there
+    python bench/instructions.py             compares with bench/instructions.json; status 1 if a count rose by 5 %
+    python bench/instructions.py --record    writes the counts there
 
 Counts hold for one build of the interpreter and its libraries, so the file has a record for each; without one for the
 interpreter that runs this, or without valgrind, the program says so and succeeds. A count is the difference of two run
@@ -33,7 +33,7 @@ HERE = Path(__file__).resolve().parent
 BASELINE = HERE / "instructions.json"
 ALLOWED = 0.05
 
-# What is counted. Each function prepares one kind of work and returns `run(times)`.
+# The operations. Each function prepares one and returns `run(times)`.
 
 PAYLOAD = '{"a":5,"b":3,"n":7}'
 CALL = f'["echo",{PAYLOAD},"17"]'
@@ -46,7 +46,7 @@ HELLO = '["~wse:hi",{"identity":"secret","meta":{}},null]'
 
 
 class CountingLink:
-    """A link to nowhere."""
+    """A link that discards everything."""
 
     buffered = 0
     pings = False
@@ -77,7 +77,7 @@ def new_server() -> Any:
 
 
 def new_session(server: Any) -> tuple[Any, CountingLink]:
-    """A session past its welcome, on a link to nowhere."""
+    """A welcomed session, on a link that discards everything."""
     from wse.transports.request import HttpRequest
 
     link = CountingLink()
@@ -136,7 +136,7 @@ def async_call() -> Callable[[int], Any]:
 
 
 def own_call() -> Callable[[int], None]:
-    """A call that we make, and its answer."""
+    """An outgoing call, and its answer."""
     session, _ = new_session(new_server())
     payload = {"a": 5, "b": 3, "n": 7}
 
@@ -166,7 +166,7 @@ def broadcast() -> Callable[[int], None]:
 
 
 class NoSocket:
-    """What picows asks of a socket before it reads from it."""
+    """The methods of a socket that picows calls before it reads."""
 
     def fileno(self) -> int:
         return -1
@@ -178,7 +178,7 @@ class NoSocket:
 
 
 class NoTransport:
-    """A transport to nowhere, for picows."""
+    """A transport for picows that discards everything."""
 
     def __init__(self) -> None:
         self.written = 0
@@ -207,7 +207,7 @@ class NoTransport:
 
 
 async def protocols(server: Any) -> Callable[[], Any]:
-    """Makes the protocol of each connection of a server that listens, but not to a socket."""
+    """Makes the protocol of each connection for a server that listens without a socket."""
     import aiofastnet
 
     made: list[Callable[[], Any]] = []
@@ -233,13 +233,13 @@ def masked(text: str) -> bytes:
 
 
 def feed(protocol: Any, data: bytes) -> None:
-    """What came from the socket in one read."""
+    """Deliver bytes as from one read of the socket."""
     protocol.get_buffer(-1)[: len(data)] = data
     protocol.buffer_updated(len(data))
 
 
 def opened(new_protocol: Callable[[], Any]) -> tuple[Any, NoTransport]:
-    """A connection of picows past its welcome."""
+    """A welcomed connection of picows."""
     transport = NoTransport()
     http = new_protocol()
     http.connection_made(transport)
@@ -250,7 +250,7 @@ def opened(new_protocol: Callable[[], Any]) -> tuple[Any, NoTransport]:
 
 
 async def frame() -> Callable[[int], None]:
-    """A call through picows, one in a read, from the frame's bytes to the answer's."""
+    """A call through picows, one in a read, from the frame's bytes to the answer's bytes."""
     protocol, transport = opened(await protocols(new_server()))
     data = masked(CALL)
 
@@ -264,7 +264,7 @@ async def frame() -> Callable[[int], None]:
 
 
 async def frames() -> Callable[[int], None]:
-    """The same, with 32 in a read: for each of them."""
+    """The same with 32 in a read; the count is for each call."""
     protocol, transport = opened(await protocols(new_server()))
     data = masked(CALL) * 32
 
@@ -330,7 +330,7 @@ LONG = 3  # the longer run, in lengths of the shorter one
 
 async def work() -> None:
     """Every operation: a warm-up, a short and a long run, each between two marks."""
-    # callgrind writes and resets its counts whenever this function of the C library is called; nobody else calls it.
+    # callgrind writes and resets its counts at each call of this C function, which has no other callers.
     mark = os.getppid
     for prepare, times in OPERATIONS.values():
         run = prepare()
@@ -350,7 +350,7 @@ def counts_of(dumps: list[int]) -> dict[str, int]:
     """Instructions for each operation.
 
     Args:
-        dumps: What was counted before each mark.
+        dumps: The counts before each mark.
     """
     assert len(dumps) == 4 * len(OPERATIONS), f"callgrind wrote {len(dumps)} parts"
     counts = {}
@@ -382,13 +382,13 @@ def count(valgrind: str) -> dict[str, int]:
 
 
 def total(file: Path) -> int:
-    """The instructions of one of callgrind's files."""
+    """The instructions in one of callgrind's files."""
     lines = (line for line in file.read_text().splitlines() if line.startswith("totals:"))
     return int(next(lines).split()[1])
 
 
 def build() -> dict[str, str]:
-    """What the counts hold for."""
+    """The build of Python and its libraries for which the counts hold."""
     made = f"{sysconfig.get_config_var('CONFIG_ARGS')} {platform.python_compiler()} {sys.version}"
     return {
         "python": f"{platform.python_implementation()} {platform.python_version()}",
@@ -400,7 +400,7 @@ def build() -> dict[str, str]:
 
 
 def find(records: list[dict[str, Any]], which: dict[str, str]) -> dict[str, int] | None:
-    """The counts that were recorded for a build."""
+    """The recorded counts of a build."""
     return next((record["counts"] for record in records if record["build"] == which), None)
 
 
@@ -412,7 +412,7 @@ def put(records: list[dict[str, Any]], which: dict[str, str], counts: dict[str, 
 
 
 def compare(counts: dict[str, int], recorded: dict[str, int]) -> tuple[list[str], bool]:
-    """A line for each operation, and whether one rose by more than is allowed."""
+    """A line for each operation, and whether a count rose by more than is allowed."""
     lines, failed = [], False
     for name, now in counts.items():
         was = recorded.get(name)

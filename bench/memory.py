@@ -1,11 +1,11 @@
-"""What an idle connection keeps, by the place that allocated it.
+"""Measures the memory of an idle connection, by the place that allocated it.
 
     python bench/memory.py [CONNECTIONS]
 
-A server in this process, with tracemalloc on, takes connections from load/load.c. The figures are what Python's own
-allocators hold for each connection, grouped by the file that asked. What these cannot see is not in them: the kernel's
-buffers, and gaps between blocks. Resident memory is what bench/run.py measures. What compiled code allocates counts
-for the line of Python that called it: picows stands at `aiofastnet`, `picows/api.py` and `asyncio/events.py`.
+A server in this process, with tracemalloc on, accepts connections from load/load.c. The figures are the memory of
+Python's own allocators for each connection, grouped by file. They do not contain the kernel's buffers and the gaps
+between blocks; bench/run.py measures resident memory. Memory that compiled code allocates counts for the line of Python
+that called it: picows appears as `aiofastnet`, `picows/api.py` and `asyncio/events.py`.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""How many connections fail while the workers of `wse serve` are replaced: `python bench/rolling.py`.
+"""Counts connections that fail while the workers of `wse serve` are replaced: `python bench/rolling.py`.
 
-Clients on this machine open connections as fast as they can, ask for the upgrade, and let go. Meanwhile three workers
-are replaced three times.
+Clients on this machine open connections as fast as they can, request the upgrade, and disconnect. Meanwhile three
+workers are replaced three times.
 """
 
 from __future__ import annotations

@@ -1,12 +1,12 @@
-"""Measures WSE beside its peers: `python bench/run.py`, or `make bench`.
+"""Measures WSE and its peers: `python bench/run.py`, or `make bench`.
 
     python bench/run.py                  everything, about ten minutes; the table goes to stdout
     python bench/run.py --quick          a smoke run of less than a minute: do not quote its figures
-    python bench/run.py --update-docs    and put table and plot into docs/explanation/speed.md
-    python bench/run.py --from bench/results.json --update-docs    the same of an earlier run
+    python bench/run.py --update-docs    also puts table and plot into docs/explanation/speed.md
+    python bench/run.py --from bench/results.json --update-docs    the same with the results of an earlier run
 
 The peers are installed below bench/.env and nowhere else. All servers listen on 127.0.0.1 and end with the program.
-What is measured, and how, is told in docs/explanation/speed.md.
+docs/explanation/speed.md describes what is measured, and how.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def works(args: argparse.Namespace, possible: int, notes: list[str]) -> list[Workload]:
-    """The workloads, made smaller for a quick run or where the limit on open files asks for it."""
+    """The workloads, reduced for a quick run or to the limit on open files."""
     result = []
     for work in WORKLOADS:
         if work.name not in args.workloads:
@@ -59,7 +59,7 @@ def works(args: argparse.Namespace, possible: int, notes: list[str]) -> list[Wor
 
 
 def measure(args: argparse.Namespace, env: Environment) -> Results:
-    """Measure, and put everything that is to be known into one dict."""
+    """Measure, and return all results in one dict."""
     session = Session(args, env, FULL, QUICK)
     if args.seconds:
         session.settings = replace(session.settings, seconds=args.seconds)

@@ -10,7 +10,7 @@ from harness.report import circumstances, number, replaced, table
 
 
 def across(results: dict[str, Any]) -> str:
-    """One table a workload, one row a kind."""
+    """One table for each workload, with one row for each kind of cluster."""
     parts = []
     head = ["servers", "nodes' CPU", "engine's CPU", "a CPU second", "a second", "p50", "p99"]
     for work in WORKLOADS:
@@ -34,7 +34,7 @@ def across(results: dict[str, Any]) -> str:
 
 
 def rates(results: dict[str, Any]) -> str:
-    """What a message costs, and how long it takes, the more there are: as a difference to the same on one server."""
+    """Cost and latency of a message at rising rates, also as a difference to one server."""
     rows = []
     for kind in KINDS:
         for rate, figures in results.get("rates", {}).get(kind.name, {}).items():
@@ -83,7 +83,7 @@ def spread(results: dict[str, Any]) -> str:
 
 
 def engines(results: dict[str, Any]) -> str:
-    """What engines do for a message to every node."""
+    """The engines' CPU for a message to every node."""
     costs = results.get("engines")
     if not costs:
         return ""

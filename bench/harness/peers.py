@@ -1,4 +1,4 @@
-"""What is measured: servers, clients and workloads."""
+"""The servers, clients and workloads that are measured."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ class Peer:
         name: Its short name, for `--peers`.
         title: Its name in tables.
         kind: `floor`, `ours`, `python` or `node`.
-        dialect: What load/load.c speaks to it.
+        dialect: The protocol that load/load.c uses.
         command: The program in servers/ and its further arguments.
-        needs: Python modules without which it cannot run, or packages of Node.
-        note: What to know when comparing.
+        needs: The Python modules or Node packages that it requires.
+        note: A remark for the comparison.
     """
 
     name: str
@@ -98,7 +98,7 @@ class Workload:
 
     Attributes:
         mode: `call`, `fanout` and `idle` load a server, `client` runs a client.
-        connections: How many.
+        connections: The number of connections.
         window: Calls or broadcasts in flight; for `idle`, how many of the connections are timed.
     """
 

@@ -1,4 +1,4 @@
-"""What bench/run.py and bench/cluster.py have in common: their options, and what there is to know about a run."""
+"""The common part of bench/run.py and bench/cluster.py: their options, and the facts about a run."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Results = dict[str, Any]
 
 
 class Titled(Protocol):
-    """What has a name in tables."""
+    """Something with a name in tables."""
 
     @property
     def title(self) -> str: ...
@@ -31,7 +31,7 @@ T = TypeVar("T", bound=Titled)
 
 
 def parser(doc: str, page: Path, **choices: list[str]) -> argparse.ArgumentParser:
-    """The options of both; `choices` are those that take some of these names, all by default."""
+    """The options of both programs; each of `choices` takes some of the given names, by default all."""
     result = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     result.add_argument("--quick", action="store_true", help="a smoke run: do not quote its figures")
     for option, names in choices.items():
@@ -51,7 +51,7 @@ def parser(doc: str, page: Path, **choices: list[str]) -> argparse.ArgumentParse
 
 
 def some_of(option: str, names: list[str]) -> Callable[[str], list[str]]:
-    """Reads names with commas between them; refuses those that are not known."""
+    """Reads names separated by commas, and rejects unknown ones."""
 
     def read(text: str) -> list[str]:
         chosen = text.split(",")
@@ -64,11 +64,11 @@ def some_of(option: str, names: list[str]) -> Callable[[str], list[str]]:
 
 
 class Session:
-    """One run of a program, from its settings to what is to be known about it.
+    """One run of a program, from its settings to its results.
 
     Attributes:
-        settings: How much is measured.
-        notes: What a reader has to know to make sense of the figures.
+        settings: The extent of the run.
+        notes: Remarks that a reader needs to interpret the figures.
     """
 
     def __init__(self, args: argparse.Namespace, env: Environment, full: Settings, quick: Settings) -> None:
@@ -84,13 +84,13 @@ class Session:
         self._began = time.monotonic()
 
     def runnable(self, items: Iterable[T], missing: Callable[[T], str]) -> list[T]:
-        """Those for which nothing is missing; of others it is noted."""
+        """The ones whose requirements are met; a note is made of the others."""
         found = {item: missing(item) for item in items}
         self.notes += [f"{item.title} was skipped, {why}" for item, why in found.items() if why]
         return [item for item, why in found.items() if not why]
 
     def results(self, problems: dict[str, str], **figures: Any) -> Results:
-        """Everything that is to be known, with these figures."""
+        """All facts about the run, with these figures."""
         script = Path(sys.argv[0]).name
         return {
             "when": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
@@ -107,12 +107,12 @@ class Session:
 def results_of(
     args: argparse.Namespace, measure: Callable[[argparse.Namespace, Environment], Results], keep: Path
 ) -> Results:
-    """Measure, or read what was measured earlier; what the documentation gets is kept, too.
+    """Measure, or read earlier results; results for the documentation are also written to a file.
 
     Raises:
         SystemExit: Nothing can be measured.
     """
-    # So that `finally` stops the servers, too, when somebody stops us.
+    # SIGTERM must run the `finally` clauses, which stop the servers.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     if args.earlier:
         results: Results = json.loads(args.earlier.read_text())
@@ -130,5 +130,5 @@ def results_of(
 
 
 def status(results: Results) -> int:
-    """What the program ends with: 1 if something could not be measured."""
+    """The exit status: 1 if a measurement has failed."""
     return int(any(" failed: " in note for note in results["notes"]))

@@ -10,12 +10,12 @@ from harness.peers import CLIENTS, FLOOR, PEERS, WORKLOADS
 
 MARKS = {name: (f"<!-- {name}:begin -->", f"<!-- {name}:end -->") for name in ("bench", "instructions", "cluster")}
 COLOURS = {"floor": "#8a8f98", "ours": "#2563eb", "python": "#d08700", "node": "#2f9e5b"}
-RATIOS = ("call-1", "fanout-1")  # one socket write a message, for everybody: elsewhere the floor does less work
+RATIOS = ("call-1", "fanout-1")  # each message is one write for all peers; in other workloads the floor does less
 LEGEND = {"floor": "C floor", "ours": "wse", "python": "Python", "node": "Node"}
 
 
 def number(value: float) -> str:
-    """Three digits that count."""
+    """A figure with three significant digits."""
     if value >= 100:
         return f"{value:,.0f}"
     return f"{value:.1f}" if value >= 10 else f"{value:.2f}"
@@ -97,7 +97,7 @@ def details(results: dict[str, Any]) -> str:
 
 
 def title_of(work: Any, results: dict[str, Any]) -> str:
-    """The workload's title, with the counts of this run where they are lower."""
+    """The workload's title, with the counts of this run if they are lower."""
     counts = results["settings"]["connections"].get(work.name)
     if counts and counts != [work.connections, work.window] and work.mode == "idle":
         return f"Connect and authenticate {counts[1]:,}, then hold {counts[0]:,} idle"
@@ -108,7 +108,7 @@ def title_of(work: Any, results: dict[str, Any]) -> str:
 
 
 def circumstances(results: dict[str, Any], exceptions: str) -> str:
-    """Machine, versions, and what was not as it should be; `exceptions` are figures of other rounds."""
+    """Machine, versions and remarks; `exceptions` are figures with another number of rounds."""
     machine, settings = results["machine"], results["settings"]
     versions = ", ".join(f"{name} {version}" for name, version in results["versions"].items())
     measured = (
@@ -131,7 +131,7 @@ def markdown(results: dict[str, Any]) -> str:
 
 
 def svg(results: dict[str, Any]) -> str:
-    """One panel a workload, a bar for each peer."""
+    """A plot with one panel for each workload and one bar for each peer."""
     panels: list[tuple[str, list[tuple[str, str, float]], str]] = []
 
     def panel(title: str, work: str, figure: str, unit: str) -> None:
@@ -187,7 +187,7 @@ def svg(results: dict[str, Any]) -> str:
 
 
 def instructions(records: list[dict[str, Any]]) -> str:
-    """The recorded instruction counts, one column a build of the interpreter."""
+    """The recorded instruction counts, with one column for each build of the interpreter."""
     head = ["operation", *(record["build"]["python"] for record in records)]
     rows = [[name, *(f"{record['counts'].get(name, 0):,}" for record in records)] for name in records[0]["counts"]]
     libraries = records[0]["build"]
@@ -195,7 +195,7 @@ def instructions(records: list[dict[str, Any]]) -> str:
 
 
 def replaced(text: str, name: str, content: str) -> str:
-    """A page with what stands between two of its marks replaced.
+    """A page with the text between two of its marks replaced.
 
     Raises:
         ValueError: The page has no such marks.

@@ -1,4 +1,4 @@
-"""Ours: the public API only. usage: wse_server.py PORT [uvloop] [BROKER]"""
+"""WSE, with its public API only. usage: wse_server.py PORT [uvloop] [BROKER]"""
 
 import asyncio
 import sys
@@ -28,7 +28,7 @@ async def main(port, broker):
 
 
 def watch(server):
-    """What bench/cluster.py asks a node for."""
+    """The procedures with which bench/cluster.py asks a node for its state."""
     left = []
 
     @server.register("left")

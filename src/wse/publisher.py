@@ -1,4 +1,4 @@
-"""Sending to the users of a cluster from outside of it: from scripts, workers and other services, without a server."""
+"""Publishers send to the users of a cluster from outside: from scripts, workers and other services."""
 
 from __future__ import annotations
 
@@ -35,13 +35,13 @@ T = TypeVar("T")
 class Publisher:
     """Sends to users, rooms and everyone, without a server: `async with Publisher("nats://...") as publisher`.
 
-    Methods only hand over to the broker, in order; `flush`, and leaving the context, wait until it has taken all. What
-    they send reaches the devices that are connected at that time, as from `WseServer.send`.
+    Methods only hand messages to the broker, in order; `flush`, and leaving the context, wait until the broker has
+    taken all of them. A message reaches the devices that are connected at that time, as from `WseServer.send`.
 
     Args:
         broker: The URL of the cluster's broker, or a broker.
-        protocol: The message protocol, or several, that the servers speak; JSON by default. Messages are packed once
-            for each, and a server that speaks another packs them anew.
+        protocol: The message protocol of the servers, or several; by default JSON. Messages are packed once for each,
+            and a server that speaks another protocol packs them anew.
     """
 
     def __init__(self, broker: str | Broker, *, protocol: Protocol | Iterable[Protocol] | None = None) -> None:
@@ -53,7 +53,7 @@ class Publisher:
             timeout=0,
             limits=Limits(),
             debug=False,
-            report=lambda error, session: None,  # what goes wrong is raised
+            report=lambda error, session: None,  # errors are raised
         )
         self._origin = secrets.token_hex(8)
         self._loss = _Loss()
@@ -67,7 +67,7 @@ class Publisher:
         await self._broker.open(self._origin, self._loss)
 
     async def close(self) -> None:
-        """Send what is still to be sent, and disconnect."""
+        """Send the messages that still wait, and disconnect."""
         await self._broker.close()
 
     async def flush(self) -> None:
@@ -99,9 +99,9 @@ class Publisher:
         """Send a message to all devices of a user; nothing happens if the user is not connected.
 
         Raises:
-            WseError: `BROKER_UNAVAILABLE`: it was not sent. `PROTOCOL_VIOLATION`, `MSG_PROCESSING_ERROR`: as
+            WseError: `BROKER_UNAVAILABLE`: the message was not sent. `PROTOCOL_VIOLATION`, `MSG_PROCESSING_ERROR`: as
                 `WseConnection.send`. `LIMIT_EXCEEDED`: it is larger than the broker takes.
-            TypeError, ValueError: The `cid` is neither a string nor an integer, or too long to be a user's.
+            TypeError, ValueError: The `cid` is neither a string nor an integer, or too long.
         """
         self._send(topic(USER, cid), type, payload, None, key)
 
@@ -113,7 +113,7 @@ class Publisher:
         exclude: ClientId | None = None,
         key: MessageKey | None = None,
     ) -> None:
-        """Send a message to every connection, but for those of a user who is excluded.
+        """Send a message to every connection, except those of an excluded user.
 
         Raises:
             WseError: As `send`.
@@ -199,7 +199,7 @@ class PublisherRoom:
         exclude: ClientId | None = None,
         key: MessageKey | None = None,
     ) -> None:
-        """Send a message to every connection in the room, but for those of a user who is excluded.
+        """Send a message to every connection in the room, except those of an excluded user.
 
         Raises:
             WseError: As `Publisher.send`.
@@ -210,10 +210,10 @@ class PublisherRoom:
 class BlockingPublisher:
     """A `Publisher` for code without asyncio, such as Celery tasks and Django views.
 
-    Its methods return when the broker has taken the message. It connects with the first one, in a thread of its own,
-    and anew in a process that was forked since. Calls of several threads that wait for it to connect fail together if
-    it cannot; the next one tries again. One object may serve any number of threads, for as long as the process lives;
-    `close`, or leaving it as a context, ends it.
+    Its methods return when the broker has taken the message. It connects at the first call, in a thread of its own, and
+    again after a fork. If it cannot connect, all calls that wait for the connection fail, and the next call tries
+    again. One object may serve any number of threads for as long as the process lives; `close`, or leaving the context,
+    ends it.
 
     Args:
         broker: The URL of the cluster's broker.
@@ -223,9 +223,9 @@ class BlockingPublisher:
     def __init__(self, broker: str, *, protocol: Protocol | Iterable[Protocol] | None = None) -> None:
         self._url = broker
         self._protocols = as_protocols(protocol)
-        as_broker(broker)  # for its imports: a process that is forked while a thread makes them could never make them
-        # By process. One that was forked has a lock of its own, as the other's may have been locked by a thread that is
-        # not there; and it keeps the other's event loop, as to close it would disturb the selector that they share.
+        as_broker(broker)  # for its imports: after a fork during an import, the import lock would be held for ever
+        # By process. A forked process has a lock of its own, as the parent's may be held by a thread that the child
+        # does not have. It keeps the parent's event loop, because closing that would disturb the shared selector.
         self._locks: dict[int, threading.Lock] = {}
         self._threads: dict[int, PublisherThread] = {}
 
@@ -253,8 +253,9 @@ class BlockingPublisher:
         self._do(lambda publisher: publisher.drop_client(cid, reason, code))
 
     def close(self) -> None:
-        """Disconnect, once the calls of other threads have ended; harmless when it is not connected, and it connects
-        again with the next message.
+        """Disconnect after the calls of other threads have ended; the next call connects again.
+
+        Does nothing if it is not connected.
         """
         with self._lock:
             thread = self._threads.pop(os.getpid(), None)
@@ -278,7 +279,7 @@ class BlockingPublisher:
 
     @property
     def _lock(self) -> threading.Lock:
-        """Of this process; nobody who holds it waits for anything else."""
+        """The lock of this process; its holder never waits for anything else."""
         return self._locks.setdefault(os.getpid(), threading.Lock())
 
     def _forget(self, thread: PublisherThread) -> None:
@@ -290,17 +291,17 @@ class BlockingPublisher:
 class PublisherThread:
     """A thread with an event loop, and a publisher that it opens at once.
 
-    It ends when it is closed, or when the publisher cannot be opened. Before, all calls end that were made until then.
+    It ends when it is closed, or when the publisher cannot be opened. All calls that were made before end first.
 
     Args:
-        publisher: What nobody else uses.
-        ends: Called in the thread, before it ends; no calls may be made from then on.
+        publisher: The publisher, for this thread's use only.
+        ends: Called in the thread before it ends; no calls may be made from then on.
     """
 
     def __init__(self, publisher: Publisher, ends: Callable[[PublisherThread], None]) -> None:
         self._publisher = publisher
         self._ends = ends
-        self._calls: set[Future[None]] = set()  # under way
+        self._calls: set[Future[None]] = set()  # in progress
         self._closed: Future[None] = Future()
         self._loop = asyncio.new_event_loop()
         self._opening = self._loop.create_task(publisher.open())
@@ -308,7 +309,7 @@ class PublisherThread:
         self._thread.start()
 
     def call(self, step: Callable[[Publisher], None]) -> Future[None]:
-        """Make a step once the publisher is open; the result comes when the broker has taken what it sent."""
+        """Make a step once the publisher is open; the future is done when the broker has taken the step's messages."""
         call = asyncio.run_coroutine_threadsafe(self._make(step), self._loop)
         self._calls.add(call)
         call.add_done_callback(self._calls.discard)
@@ -329,7 +330,7 @@ class PublisherThread:
             self._loop.run_until_complete(self._open_until_closed())
 
     async def _open_until_closed(self) -> None:
-        with suppress(Exception, asyncio.CancelledError):  # every call raises it
+        with suppress(Exception, asyncio.CancelledError):  # every call raises the error
             await self._opening
             await asyncio.wrap_future(self._closed)
         self._ends(self)

@@ -1,4 +1,4 @@
-"""What every broker does, whatever its engine: the guarantees of `wse.core.ports.broker.Broker`."""
+"""The guarantees of `wse.core.ports.broker.Broker`, tested with every broker."""
 
 from __future__ import annotations
 
@@ -730,7 +730,7 @@ async def test_a_register_that_a_new_node_makes_needs_no_recovery(cluster):
     assert transitions(await node.broker.join(node.device("ann", "c1"), 10)) == [1]
 
 
-# An engine that fails.
+# Engines that fail.
 
 
 async def test_open_fails_when_the_engine_is_away(cluster):

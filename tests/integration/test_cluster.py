@@ -1,4 +1,4 @@
-"""Three servers on every broker: the same semantics on all of them."""
+"""Three servers on every broker: all of them have the same semantics."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from wse.core.cluster.envelope import NODE
 
 USERS = ["ann", "b.o b", 7]
 THREADS = 4
-"""Of code that sends without asyncio; `asyncio.to_thread` has at least five."""
+"""The number of threads that send without asyncio; `asyncio.to_thread` has at least five."""
 
 
 @pytest.fixture(params=CLUSTERS)
@@ -28,7 +28,7 @@ async def engine(request):
 
 @pytest.fixture
 async def start(engine):
-    """`await start(count, **options)`: servers on one broker."""
+    """`await start(count, **options)` starts servers on one broker."""
     async with AsyncExitStack() as stack:
 
         async def start(count=3, **options):
@@ -88,7 +88,7 @@ async def test_a_room_tells_who_enters_and_leaves_it_on_the_node_that_holds_the_
             await inside(server.cluster.broker.flush())
 
     async def holds(*numbers):
-        """It is these who hear what any node sends to the room."""
+        """Check that exactly these clients receive what any node sends to the room."""
         devices = [phone, laptop, bob]
         for sender, room in enumerate(rooms):
             room.send("room", sender)
@@ -228,7 +228,7 @@ async def test_of_devices_that_come_at_the_same_moment_exactly_one_remains(start
         cid = f"user {turn}"
         devices = await asyncio.gather(
             *[nodes.device(number % 2, cid) for number in range(6)], return_exceptions=True
-        )  # one that is pushed out before its welcome cannot connect
+        )  # a device that is displaced before its welcome cannot connect
         await until(lambda cid=cid: sum(len(s.clients[cid].conns) for s in nodes if cid in s.clients) == 1)
         (device,) = await inside(nodes[0].devices(cid))
         held = [conn_id for s in nodes if cid in s.clients for conn_id in s.clients[cid].conns]
@@ -304,7 +304,7 @@ async def test_a_node_that_the_engine_no_longer_sends_to_is_not_ready(start):
     deaf, other = nodes
     assert [await readiness(server) for server in nodes] == [200, 200]
     topic = NODE + deaf.cluster.node
-    deaf.cluster.broker.unsubscribe(topic)  # so that it holds its lease, and all seems well
+    deaf.cluster.broker.unsubscribe(topic)  # so that it holds its lease, and everything seems to work
     assert (await nodes.logs[0].until("error"))[1].code == ErrorCode.BROKER_DEAF
     assert [await readiness(server) for server in nodes] == [503, 200]
     deaf.cluster.broker.subscribe(topic)

@@ -1,4 +1,4 @@
-"""Three nodes, each a process of its own, on real engines: they are killed, put to sleep, and lose their engine."""
+"""Three nodes, each a process of its own, on real engines: they are killed, stopped, and lose their engine."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ FAST = {
     "query_timeout": 5.0,
 }
 BEATS = 4
-"""How often nodes that are FAST renew their lease until a test believes that nothing follows: in about a second."""
+"""How often FAST nodes renew their lease before a test concludes that nothing more follows: for about a second."""
 
 
 class Node(Log):
-    """A process that is a node, and what it tells."""
+    """A process that is a node, and the lines that it prints."""
 
     def __init__(self):
         super().__init__()
@@ -59,7 +59,7 @@ class Node(Log):
         self.process.send_signal(number)
 
     async def beats(self, count):
-        """It has renewed its lease some more times: what it would tell a moment later, it has told."""
+        """Wait until it has renewed its lease some more times, so that it has reported all that happened before."""
         goal = len(self.all("beat")) + count
         await until(lambda: len(self.all("beat")) >= goal)
 
@@ -100,18 +100,18 @@ class Cluster(list):
         return sum(entry[: len(start)] == start for node in self for entry in node.all(name))
 
     def told(self, name):
-        """All that was told under this name, by all nodes, sorted."""
+        """All reports with this name, of all nodes, sorted."""
         return sorted(entry for node in self for entry in node.all(name))
 
     def errors(self):
         return {entry[0] for node in self for entry in node.all("error")}
 
     async def beat(self, *numbers, count=BEATS):
-        """These nodes have gone on for a while, or all of them: what one of them would tell twice, it has."""
+        """Wait until these nodes, or all of them, have run for a while, so that a second report would have come."""
         await asyncio.gather(*[self[number].beats(count) for number in numbers or range(len(self))])
 
     async def asks(self, device, name, payload, answer):
-        """The answer to the call comes to be this."""
+        """Wait until the answer to the call is this."""
         got = None
         end = time.monotonic() + WAIT
         while got != answer:
@@ -131,7 +131,7 @@ async def cluster(request):
 
 
 class Stream:
-    """While it is open, each sender sends numbered messages to the user of each receiver, by way of its node."""
+    """While it is open, each sender sends numbered messages to each receiver's user, through the sender's node."""
 
     def __init__(self, senders, receivers):
         self._senders = senders
@@ -158,17 +158,17 @@ class Stream:
         self.sent += 1
 
     def heard(self, receiver, sender):
-        """The numbers, as they came."""
+        """The numbers in the order of their arrival."""
         texts = [text for text in receiver.payloads("said") if isinstance(text, list)]
         return [number for cid, number in texts if cid == sender.cid]
 
     async def passes(self, count=10):
-        """So many more are sent."""
+        """Wait until this many more have been sent."""
         goal = self.sent + count
         await until(lambda: self.sent >= goal)
 
     async def arrives(self):
-        """All have heard one more message of each sender, and so whatever came before it; how many that were."""
+        """Wait for one more message of each sender at each receiver, and so for all before it; returns their number."""
         self._send()
         count = self.sent
         for receiver in self._receivers:
@@ -230,7 +230,7 @@ async def test_every_node_knows_who_is_online_and_with_which_devices(cluster):
 
 
 class TeaRoom:
-    """What these devices hear of a room, and what their nodes tell of it; each is named by its place in the list."""
+    """A room with the messages that devices receive and the events of their nodes, each named by its index."""
 
     def __init__(self, cluster, devices):
         self._cluster = cluster
@@ -253,7 +253,7 @@ class TeaRoom:
         await self._devices[number].client.close()
 
     async def tells(self, name, *numbers):
-        """That these have entered or exited is told now, and nothing else."""
+        """Wait for the events that these have entered or exited, and check that there are no others."""
         self._told[name] += [("tea", self._devices[number].cid, self._ids[number]) for number in numbers]
         await until(lambda: len(self._cluster.told(name)) >= len(self._told[name]))
         assert {name: self._cluster.told(name) for name in self._told} == {n: sorted(t) for n, t in self._told.items()}
@@ -261,7 +261,7 @@ class TeaRoom:
             await self._devices[number].client.call("flush")
 
     async def holds(self, *numbers):
-        """These hear what is sent to the room, by whichever node, and no others; every node knows whose they are."""
+        """Check that exactly these receive what any node sends to the room, and that every node knows their users."""
         cids = {self._devices[number].cid for number in numbers}
         for number in self._connected:
             await self._cluster.asks(self._devices[number], "members", "tea", sorted(cids))
@@ -281,7 +281,7 @@ async def test_rooms_hold_connections_of_all_processes_until_they_are_taken_out_
     phone, laptop, bob = range(3)
     room = TeaRoom(cluster, [await cluster.device(number, cid) for number, cid in enumerate(("ann", "ann", "bob"))])
     await room.watch()
-    await room.ask(phone, "enter", "user")  # and so does the laptop, at the other node
+    await room.ask(phone, "enter", "user")  # and so does the laptop, on the other node
     await room.tells("entered", phone, laptop)
     await room.holds(phone, laptop)
     await room.ask(bob, "enter", "device")
@@ -379,7 +379,7 @@ async def test_calls_reach_devices_of_all_processes_in_every_mode(cluster):
 
 
 async def test_a_killed_node_is_found_within_ten_seconds_and_its_users_leave_once(cluster):
-    await cluster.start(3, {}, conns_per_user=2)  # with the times that users have
+    await cluster.start(3, {}, conns_per_user=2)  # with the default times
     assert ClusterSettings().lease_ttl == 5.0
     ann = [await cluster.device(2, f"ann {number}") for number in range(5)]
     await cluster.device(2, "bob")
@@ -440,7 +440,7 @@ async def test_a_node_that_slept_past_its_lease_comes_back(cluster):
         await cluster.asks(device, "users", None, ["other", "replaced", "stays", "watcher"])
     await stream.arrives()
     stream.check_that_each_came_once(watcher, other)
-    for sender in (watcher, other):  # what is sent to a node that sleeps may be lost
+    for sender in (watcher, other):  # messages to a node that sleeps may be lost
         heard = stream.heard(stays, sender)
         assert heard == sorted(set(heard))
         assert {*range(before), *range(back, stream.sent)} <= set(heard)

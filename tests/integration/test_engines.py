@@ -1,4 +1,4 @@
-"""Brokers and their engines: logins, TLS, and engines that refuse, hang, forget or are replaced."""
+"""Brokers and their engines: logins, TLS, and engines that refuse, hang, forget or fail over."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ QUOTED = "s3cret%2F%20%3F"
 
 @pytest.fixture(params=["nats", "redis"])
 async def cluster(request):
-    """On a real engine."""
+    """A cluster on a real engine."""
     async for cluster in run_cluster(request.param, request):
         yield cluster
 
@@ -48,7 +48,7 @@ async def nats_cluster(request):
 
 @pytest.fixture(scope="session")
 def certificates(tmp_path_factory):
-    """A certificate for 127.0.0.1: the paths of the authority's, of the server's, and of its key."""
+    """The paths of the authority's certificate, of a certificate for 127.0.0.1, and of its key."""
     directory = tmp_path_factory.mktemp("certificates")
     authority = trustme.CA()
     server = authority.issue_cert("127.0.0.1")
@@ -59,7 +59,7 @@ def certificates(tmp_path_factory):
 
 
 async def works(broker):
-    """It connects and carries a message."""
+    """Check that the broker connects and carries a message."""
     node = Node("node", broker)
     await node.open()
     await node.subscribe("talk")
@@ -71,7 +71,7 @@ async def works(broker):
 
 
 async def refused(broker):
-    """It does not connect, and does not say the password."""
+    """Check that the broker does not connect, and that its error does not contain the password."""
     node = Node("node", broker)
     cause = await unavailable(node.open())
     assert PASSWORD not in repr(cause)
@@ -80,7 +80,7 @@ async def refused(broker):
     await broker.close()
 
 
-# Who may connect, and how.
+# Logins and TLS.
 
 
 async def test_redis_wants_its_password(tmp_path):
@@ -139,7 +139,7 @@ async def test_tls_is_never_without_tls(nats):
 
 
 async def test_the_first_nats_server_that_is_there_is_taken(nats):
-    for _ in range(4):  # nats-py shuffles them
+    for _ in range(4):  # nats-py tries them in random order
         await works(from_url(nats.url().replace("127.0.0.1", f"127.0.0.1:{free_port()},127.0.0.1")))
 
 
@@ -190,7 +190,7 @@ async def test_a_step_of_an_engine_that_hangs_fails_in_a_few_seconds_and_the_nod
 
 @asynccontextmanager
 async def an_engine_that_hangs_at_the_next_change(cluster, node):
-    """It has the step and makes it, but is frozen for as long as this context is open."""
+    """Freeze the engine when it has the step but has not made it, for as long as this context is open."""
     connection = node.broker._connection
 
     def freeze_before(change):
@@ -261,7 +261,7 @@ async def test_a_new_lease_that_a_hanging_engine_did_not_tell_of_is_told_of_late
 
 
 async def know_scripts(node):
-    """Redis knows the scripts: else it would ask for one instead of making the step."""
+    """Load the scripts: without them Redis would ask for one instead of making the step."""
     bob = node.device("bob", "b1")
     await node.broker.join(bob, 10)
     assert (await node.broker.leave(bob)).transitions
@@ -333,8 +333,8 @@ async def test_a_large_message_to_a_hanging_engine_does_not_take_others_with_it(
         await until(is_told)
     finally:
         cluster.engine.thaw()
-    await one.connected()  # and what was under way on the old connection is read
-    # Some were in the buffers of sockets and libraries.
+    await one.connected()  # and the messages in flight on the old connection are read
+    # The others were in the buffers of sockets and libraries.
     assert len(one.unsent) >= 25
 
 
@@ -343,7 +343,7 @@ async def test_a_flush_that_is_cancelled_while_the_engine_hangs_harms_nothing(cl
     cluster.engine.freeze()
     try:
         flush = asyncio.ensure_future(one.broker.flush())
-        await asyncio.sleep(0.2)  # that the question waits for its answer by then does not show
+        await asyncio.sleep(0.2)  # whether the question waits for its answer by then cannot be seen
         flush.cancel()
         await asyncio.wait((flush,))
     finally:
@@ -501,7 +501,7 @@ async def test_an_error_in_a_step_leaves_the_connection_alone(redis_cluster, val
 
 @pytest.fixture
 async def js(nats):
-    """The engine's JetStream, beside the broker."""
+    """The engine's JetStream, through a client of its own."""
     async with await nats_py.connect(f"nats://127.0.0.1:{nats.port}") as client:
         yield client.jetstream()
 
@@ -610,7 +610,7 @@ authorization { users = [
 
 @pytest.fixture
 def strict(tmp_path):
-    """A NATS server that forbids Ann a topic and a user."""
+    """A NATS server that denies Ann a topic and a user."""
     (tmp_path / "config").write_text(FORBIDDEN)
     with Nats(tmp_path, "--config", str(tmp_path / "config")) as engine:
         yield engine

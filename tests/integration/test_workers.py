@@ -1,4 +1,4 @@
-"""`wse serve` and its supervisor, as processes of their own on a real port."""
+"""`wse serve` and its supervisor, as separate processes on a real port."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def make():
 no_identify = WseServer(port=0)
 """
 
-# The supervisor by its Python interface, since several workers by the command need a broker.
+# The supervisor through its Python interface, since with the command several workers need a broker.
 SUPERVISE = """
 import asyncio, sys
 from wse import Backoff
@@ -81,7 +81,7 @@ def folder(tmp_path):
 def supervised(
     folder, workers=3, *, command=None, settled=0.0, patience=30.0, killed_after=0.2, restarts=0.05, **program_options
 ):
-    """A supervisor, and the URL of its workers."""
+    """Run a supervisor; yields it and the URL of its workers."""
     port = free_port()
     if command is None:
         command = [sys.executable, "-m", "wse", "serve", "app:server", "--port", str(port)]
@@ -100,7 +100,7 @@ async def end(running: Program, number=signal.SIGTERM):
 
 
 async def pids(url, connections=40):
-    """Who answers new connections."""
+    """The process ids of the workers that answer new connections."""
     found = set()
     for _ in range(connections):
         async with WseClient(url, identity="ann") as client:
@@ -109,7 +109,7 @@ async def pids(url, connections=40):
 
 
 def stat(pid):
-    """The state of a process and its parent; state Z when it has ended."""
+    """The state of a process, Z when it has ended, and its parent."""
     try:
         state, parent = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[:2]
     except OSError:
@@ -118,13 +118,13 @@ def stat(pid):
 
 
 def children(pid):
-    """The processes that one has started."""
+    """The child processes of a process."""
     numbers = [int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit()]
     return {number for number in numbers if stat(number)[1] == pid and stat(number)[0] != "Z"}
 
 
 async def gone(found):
-    """Return when none of these processes is there any more."""
+    """Wait until all these processes have ended."""
     async with asyncio.timeout(PATIENCE):
         while any(stat(pid)[0] != "Z" for pid in found):
             await asyncio.sleep(0.02)
@@ -157,7 +157,7 @@ async def test_ctrl_c_ends_it_as_well(folder):
             log = ClientLog(client)
             call = asyncio.ensure_future(client.call("wait", 0.05))
             await until(running, "waiting")
-            os.killpg(running.process.pid, signal.SIGINT)  # as a terminal does: to all that was started in it
+            os.killpg(running.process.pid, signal.SIGINT)  # as a terminal does: to all that it has started
             assert await call == "waited"
             assert await log.until("closed") == ("closed", 1012, "wse.by-server")
         assert await asyncio.to_thread(running.stop) == 0
@@ -179,7 +179,7 @@ async def test_a_worker_that_is_killed_is_replaced_at_once(folder):
 
 
 async def successor(running, victim):
-    """The worker that takes the place of the only one, once it is ready."""
+    """The worker that replaces the only one, once it is ready."""
     async with asyncio.timeout(PATIENCE):
         while not (found := children(running.process.pid) - {victim}):
             await asyncio.sleep(0.02)
@@ -211,7 +211,7 @@ async def test_a_place_that_waits_for_its_worker_is_taken_by_a_roll_and_not_agai
         second = min(workers)
         os.kill(second, signal.SIGKILL)
         await until(running, f"(pid {second}) ended with SIGKILL; another starts in 1 s")
-        (successor,) = await new_children(running, workers)  # after a wait that ends later than the first would have
+        (successor,) = await new_children(running, workers)  # after a wait that is longer than the first
         assert children(running.process.pid) == workers - {second} | {successor}
         assert await end(running) == 0
 
@@ -398,7 +398,7 @@ def stack():
 
 @pytest.mark.parametrize("engine", [Nats, Valkey])
 async def test_workers_that_share_a_broker_are_one(folder, stack, tmp_path, engine):
-    """By the command: users on one worker reach those on the other."""
+    """With the command: users on one worker reach those on the other."""
     broker = stack.enter_context(engine(tmp_path)).url()
     port = free_port()
     options = ["--factory", "--host", "127.0.0.1", "--port", str(port), "--workers", "2", "--broker", broker]
@@ -419,7 +419,7 @@ async def test_workers_that_share_a_broker_are_one(folder, stack, tmp_path, engi
                     await asyncio.sleep(0.001)
         with program("-m", "wse", "serve", "app:make", *options, cwd=folder, measured=True) as second:
             assert await asyncio.to_thread(second.stop) == 1
-            assert second.output == f"Error: port {port} of 127.0.0.1 cannot be had: Address already in use\n"
+            assert second.output == f"Error: port {port} of 127.0.0.1 is not available: Address already in use\n"
         assert await end(running) == 0
 
 

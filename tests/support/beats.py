@@ -1,4 +1,4 @@
-"""How a test knows that a node has gone on for a while: it tells each time that it has renewed its lease."""
+"""Lets a test wait until a node has run for a while: the node reports each renewal of its lease."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Clusters of brokers under test: nodes that log what they hear, and an engine that can fail."""
+"""Clusters of brokers under test: nodes that log the messages they receive, and an engine that can fail."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from wse.brokers.memory import MemoryBroker, MemoryCluster
 from wse.core.ports.broker import Device
 
 WAIT = 20.0
-"""Seconds until a test that waits for an engine gives up; nothing waits that long when all is well."""
+"""Seconds until a test that waits for an engine gives up; a test that passes never waits that long."""
 
 
 async def until(condition):
-    """The asynchronous condition holds. An engine does not tell when a lease runs out, so this asks."""
+    """Wait until the asynchronous condition holds. It polls, because engines do not report the end of a lease."""
     async with asyncio.timeout(WAIT):
         while not await condition():
             await asyncio.sleep(0.01)
 
 
 async def unavailable(awaitable):
-    """The step fails as it does when the engine is away; what the engine's library raised."""
+    """Check that the step fails as when the engine is away; returns the error of the engine's library."""
     with pytest.raises(WseError) as caught:
         async with asyncio.timeout(WAIT):
             await awaitable
@@ -38,13 +38,13 @@ async def unavailable(awaitable):
 
 
 class Node(Log):
-    """A node that does nothing but listen."""
+    """A node that only listens."""
 
     def __init__(self, name, broker):
         super().__init__()
         self.name = name
         self.broker = broker
-        self.unsent = []  # what it was given back
+        self.unsent = []  # the messages that it was given back
 
     def received(self, topic, data):
         self.add("received", topic, data)
@@ -75,15 +75,15 @@ class Node(Log):
 
 
 class BrokerCluster:
-    """Nodes that share one engine, whose names nobody else uses."""
+    """Nodes that share one engine, with a prefix of their own."""
 
     ttl = 0.05
-    """Seconds of the shortest lease."""
+    """The shortest lease, in seconds."""
 
     message_size: int | None = None
 
     keeps_the_register = True
-    """Over a stop of the engine."""
+    """Whether messages survive a stop of the engine."""
 
     def __init__(self, stack):
         self._stack = stack
@@ -103,7 +103,7 @@ class BrokerCluster:
         raise NotImplementedError
 
     def lose_answers(self, node):
-        """As long as this context is open, the engine makes the node's steps, but their answers are lost."""
+        """While this context is open, the engine makes the node's steps, but their answers are lost."""
         raise NotImplementedError
 
     def closed_node(self):
@@ -112,7 +112,7 @@ class BrokerCluster:
         return node
 
     async def node(self, *topics):
-        """An open one with a lease, subscribed to the topics."""
+        """A node that is open, has a lease and has subscribed to the topics."""
         node = self.closed_node()
         await node.open()
         await node.broker.renew(WAIT)
@@ -124,7 +124,7 @@ class BrokerCluster:
         return [await self.node(*topics) for _ in range(count)]
 
     async def dead_node(self, *devices):
-        """One whose lease has run out, with devices of these users and connection ids."""
+        """A node whose lease has run out, with devices of these users and connection ids."""
         node, other = await self.nodes(2)
         await asyncio.gather(*[node.broker.join(node.device(*device), 10) for device in devices])
         await node.broker.resign()
@@ -225,11 +225,11 @@ class RedisCluster(EngineCluster):
 
 CLUSTERS = {"memory": MemoryClusterOfBrokers, "nats": NatsCluster, "redis": RedisCluster}
 ENGINES = {"nats": "nats", "redis": "valkey"}
-"""The fixtures of those that need one."""
+"""The fixtures of the brokers that need an engine."""
 
 
 async def run_cluster(kind, request):
-    """A cluster on the engine that its fixture gives; all nodes are closed, and the engine runs, in the end."""
+    """A cluster on the engine of its fixture; at the end all nodes are closed, and the engine runs."""
     engines = [request.getfixturevalue(ENGINES[kind])] if kind in ENGINES else []
     async with AsyncExitStack() as stack:
         cluster = CLUSTERS[kind](stack, *engines)

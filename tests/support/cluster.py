@@ -1,4 +1,4 @@
-"""Several servers of one cluster in this process, and what their clients and their listeners have heard."""
+"""Several servers of one cluster in this process, with logs of their clients and of their events."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from wse import ClusterSettings, WseClient, WseServer
 from wse.testing import URL, MemoryConnector
 
 WAIT = 20.0
-"""Seconds until a test that waits for something gives up; nothing waits that long when all is well."""
+"""Seconds until a test that waits gives up; a test that passes never waits that long."""
 
 FAST = ClusterSettings(lease_ttl=2.0, renew_interval=0.3, canary_interval=0.2, canary_misses=5, query_timeout=5.0)
-"""A lease is no shorter, since NATS counts them in seconds and test machines are busy."""
+"""A short lease; NATS counts whole seconds, and test machines are busy."""
 
 
 async def until(condition):
-    """It holds at last."""
+    """Wait until the condition holds."""
     with suppress(TimeoutError):
         async with asyncio.timeout(WAIT):
             while not condition():
@@ -28,7 +28,7 @@ async def until(condition):
 
 
 class Device(Log):
-    """A client, and all that it has heard."""
+    """A client, and all messages that it has received."""
 
     def __init__(self, client):
         super().__init__()
@@ -41,7 +41,7 @@ class Device(Log):
 
 
 class Nodes(list):
-    """The servers, with what they tell and their clients."""
+    """The servers, their events and their clients."""
 
     def __init__(self):
         super().__init__()
@@ -59,11 +59,11 @@ class Nodes(list):
         return device
 
     def fired(self, name, *start):
-        """How often it was fired, on all nodes together."""
+        """How often an event has fired, on all nodes together."""
         return sum(entry[: len(start)] == start for log in self.logs for entry in log.all(name))
 
     async def beat(self, count=4):
-        """Every node has renewed its lease some more times, which takes a second: what comes late has come."""
+        """Wait until every node has renewed its lease some more times, so that late events have come: a second."""
         goals = [renewals + count for renewals in self.renewals]
         await until(lambda: all(now >= goal for now, goal in zip(self.renewals, goals, strict=True)))
 
@@ -76,7 +76,7 @@ class Nodes(list):
 
 @asynccontextmanager
 async def cluster_of(brokers, settings=FAST, **options):
-    """A server on each of these brokers."""
+    """Start a server on each of these brokers."""
     nodes = Nodes()
     try:
         for broker in brokers:

@@ -1,4 +1,4 @@
-"""A node of a cluster in a process of its own, which tells what happens and does what clients ask.
+"""A node of a cluster in a process of its own, which prints what happens and does what clients ask.
 
 python -m support.cluster_node BROKER-URL JSON-OF-SETTINGS
 """
@@ -34,7 +34,7 @@ when_renewed(server, lambda: tell("beat"))
 
 
 def excluded(conn, message):
-    """Who does not get it: nobody, a user, or "me", the connection that says so."""
+    """The receiver to exclude: none, a user, or "me", the connection that asks."""
     who = message.get("exclude")
     return conn if who == "me" else who
 
@@ -66,7 +66,7 @@ def member(conn, who):
 @server.register("enter")
 async def enter(conn, what):
     server.room(what["room"]).add(member(conn, what["who"]))
-    await server.cluster.broker.flush()  # from now on messages of other nodes arrive
+    await server.cluster.broker.flush()  # messages of other nodes arrive from now on
 
 
 @server.register("leave")

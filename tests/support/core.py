@@ -1,7 +1,7 @@
-"""What the core needs around it, made of plain objects: a link that records, a clock that tests move.
+"""The surroundings of the core as plain objects: a link that records, and a clock that tests move.
 
-There is no event loop here. `FakeScheduler` stands in for one as far as asyncio's futures and tasks ask for it, so
-futures, coroutines and cancellation are the real thing, and nothing happens before a test says so.
+There is no event loop here. `FakeScheduler` replaces it as far as asyncio's futures and tasks need one, so futures,
+coroutines and cancellation are real, and nothing happens before the test lets it happen.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ class FakeTimer:
 
 
 class FakeScheduler:
-    """A `wse.core.ports.scheduling.Scheduler` whose clock and turns the test moves."""
+    """A `wse.core.ports.scheduling.Scheduler` whose clock and turns the test controls."""
 
     made: ClassVar[list[FakeScheduler]] = []  # by the test that runs
 
     def __init__(self):
         self.made.append(self)
         self.now = 1000.0
-        self.unheard = []  # what asyncio would log: exceptions that nobody has retrieved
+        self.unheard = []  # errors that asyncio would log: exceptions that were never retrieved
         self.tasks = []
         self._order = itertools.count()
         self._soon = deque()
@@ -78,14 +78,14 @@ class FakeScheduler:
     def run(self):
         """Turn until nothing more happens at this instant."""
         if asyncio.current_task(self) is not None:
-            return  # it has spawned another, whose turn comes when it waits
+            return  # it has spawned another task, whose turn comes when this one waits
         while self._soon:
             timer = self._soon.popleft()
             if not timer.cancelled:
                 timer.callback(*timer.args)
 
     def advance(self, seconds):
-        """Move the clock, running what is due on the way at its own time."""
+        """Move the clock, and run each timer at its own time."""
         end = self.now + seconds
         self.run()
         while self._timers and self._timers[0][0] <= end:
@@ -99,7 +99,7 @@ class FakeScheduler:
 
     @property
     def timers(self):
-        """When each timer that is set will fire."""
+        """The times at which the active timers will fire."""
         return sorted(timer.due for _, _, timer in self._timers if not timer.cancelled)
 
     @property
@@ -108,10 +108,10 @@ class FakeScheduler:
 
     @property
     def unseen(self):
-        """The exceptions that tasks ended with and that nobody has retrieved."""
+        """The exceptions with which tasks ended and that were never retrieved."""
         return [task.exception() for task in self.tasks if task.done() and task._log_traceback]
 
-    # What asyncio's futures and tasks ask of a loop.
+    # The methods of a loop that asyncio's futures and tasks use.
 
     def get_debug(self):
         return False
@@ -121,7 +121,7 @@ class FakeScheduler:
 
 
 class FakeLink:
-    """A `wse.core.ports.transport.PingingLink` that keeps what it is given."""
+    """A `wse.core.ports.transport.PingingLink` that records what it is given."""
 
     pings = True
 
@@ -181,7 +181,7 @@ class FakeRequest:
 
 
 class Peer:
-    """The other end of a session: what it says, and what it hears."""
+    """The other end of a session: it sends messages, and keeps those that it receives."""
 
     def __init__(self, link, session):
         self.link = link
@@ -197,7 +197,7 @@ class Peer:
 
     @property
     def heard(self):
-        """The messages that came since the last look."""
+        """The messages that came since the last call."""
         new = self.link.sent[self._read :]
         self._read = len(self.link.sent)
         return [tuple(self.protocol.unpack(data)) for data in new]
@@ -213,12 +213,12 @@ class Peer:
         return self.session.conn
 
     def call(self, name, payload=None, timeout=None):
-        """Our side calls the peer; returns the task of the call."""
+        """Call the peer from the session's side; returns the task of the call."""
         return self.session.endpoint.scheduler.start(self.session.call(name, payload, timeout))
 
 
 class Side:
-    """What a server and a client have in common here: an endpoint, a scheduler, and a record of what happened."""
+    """The common part of a server and a client under test: an endpoint, a scheduler, and a log."""
 
     takes: tuple[str, ...] = ()
 
@@ -259,7 +259,7 @@ def accept_identity(auth):
 
 
 class ServerSide(Side):
-    """A hub with connections whose other ends are in the test's hands."""
+    """A hub with connections whose other ends the test controls."""
 
     takes = ("conn",)
 
@@ -294,12 +294,12 @@ class ServerSide(Side):
         self.hub.ignored(lambda conn, *message: self.log.append(("ignored", conn.cid, *message)))
 
     def open(self, name="", protocol=None):
-        """A socket opens; its client has not said anything."""
+        """A socket opens; its client has not sent anything."""
         link = FakeLink(self.log, name)
         return Peer(link, self.hub.open(link, FakeRequest(self.request_from), protocol or self.endpoint.protocols[0]))
 
     def join(self, cid="ann", name="", protocol=None):
-        """A client that has been let in, its welcome read."""
+        """A client that has been accepted and has read its welcome."""
         peer = self.open(name, protocol)
         peer.say(peer.protocol.internal_types.hi, {"identity": cid, "meta": {}})
         self.scheduler.run()
@@ -309,7 +309,7 @@ class ServerSide(Side):
 
 
 class Owner:
-    """A client, as its session sees it, that only keeps what it is told."""
+    """A client, as its session sees it, that only records its calls."""
 
     def __init__(self, log):
         self.log = log
@@ -335,7 +335,7 @@ class Owner:
 
 
 class ClientSide(Side):
-    """A client's session whose server is in the test's hands."""
+    """A client's session whose server the test plays."""
 
     def open(self, respond=None, finish=None):
         link = FakeLink(self.log)

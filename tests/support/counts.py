@@ -1,4 +1,4 @@
-"""What a process holds, by count: for programs that must not leak."""
+"""Counts the resources of a process, for programs that must not leak."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from pathlib import Path
 
 
 def raise_file_limit():
-    """As many open files as this process may have; returns how many."""
+    """Allow as many open files as this process may have; returns their number."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     return hard
 
 
 def resident(pid="self"):
-    """Bytes of memory that a process has in use."""
+    """The memory of a process in bytes."""
     pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
     return pages * resource.getpagesize()
 
 
 def held():
-    """What this process holds: file descriptors, tasks, timers that are set, and memory."""
+    """The resources of this process: file descriptors, tasks, active timers, and memory."""
     gc.collect()
     _give_back()
     loop = asyncio.get_running_loop()
@@ -38,17 +38,17 @@ def held():
 
 
 def _give_back():
-    """The C library keeps freed memory for the next who asks; what it keeps is not held by anybody."""
+    """Return freed memory to the system, which the C library would keep for later use."""
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:
         trim(0)
 
 
 def counts(server):
-    """The same with what a server says of itself."""
+    """The same, with a server's own counts."""
     return {**asdict(server.stats()), **held()}
 
 
 LEAKS = ("files", "tasks", "timers", "connections", "unauthenticated", "identities", "queued_bytes", "running_handlers",
          "pending_calls")  # fmt: skip
-"""What must be as it was, once everybody has gone."""
+"""The counts that must be as before once all clients have gone."""

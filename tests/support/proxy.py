@@ -1,4 +1,4 @@
-"""A TCP proxy that does what networks do: it cuts, stalls, resets, half-closes, delays and splits."""
+"""A TCP proxy that fails as networks do: it cuts, stalls, resets, half-closes, delays and splits."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import struct
 from contextlib import suppress
 
 _RESET = struct.pack("ii", 1, 0)
-"""SO_LINGER with no time: closing sends RST instead of FIN."""
+"""SO_LINGER with a time of zero: closing sends RST instead of FIN."""
 
 
 class _Side(asyncio.Protocol):
@@ -18,7 +18,7 @@ class _Side(asyncio.Protocol):
         self.proxy = proxy
         self.other: _Side | None = None
         self.transport: asyncio.Transport | None = None
-        self.early = []  # what came before the other side was there
+        self.early = []  # bytes that came before the other side was connected
 
     def connection_made(self, transport):
         self.transport = transport
@@ -68,7 +68,7 @@ class _Side(asyncio.Protocol):
 
 
 class _Front(_Side):
-    """The side of who connects; it opens the other."""
+    """The client's side; it opens the other."""
 
     def connection_made(self, transport):
         super().connection_made(transport)
@@ -90,12 +90,12 @@ class _Front(_Side):
 
 
 class TcpProxy:
-    """Connections to `port` go on to `to_port`; what becomes of them is told by the methods.
+    """Forwards connections from `port` to `to_port`; the methods disturb them.
 
     Attributes:
-        delay: Seconds that all bytes are late, in both directions.
-        split: Whether every byte is written alone.
-        accepts: Whether new connections are let through; otherwise they are reset.
+        delay: Seconds by which all bytes are delayed, in both directions.
+        split: Whether every byte is written separately.
+        accepts: Whether new connections are forwarded; otherwise they are reset.
     """
 
     def __init__(self, to_port):
@@ -128,7 +128,7 @@ class TcpProxy:
 
     @property
     def fronts(self):
-        """The sides of those that have connected."""
+        """The client's sides of all connections."""
         return [side for side in self.sides if isinstance(side, _Front)]
 
     def cut(self):
@@ -142,12 +142,12 @@ class TcpProxy:
             side.reset()
 
     def half_close(self, *, to_server):
-        """End one direction of all connections: the server hears no more, or the client."""
+        """End one direction of all connections: the server receives no more, or the client."""
         for front in self.fronts:
             (front.other if to_server else front).transport.write_eof()
 
     def stall(self, stalled=True):
-        """Pass on nothing any more, in silence; or go on."""
+        """Stop forwarding, without closing; or continue."""
         self.stalled = stalled
         for side in self.sides:
             if stalled:

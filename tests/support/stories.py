@@ -1,6 +1,6 @@
-"""Stories: a session with an application of every temper around it, and all that must hold after each step.
+"""Stories: a session with an application that behaves in every way, and the invariants that hold after each step.
 
-Property tests and fuzzing tell them; they differ in where the steps come from.
+Property tests and fuzzing run them; they differ in the source of the steps.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from wse.types import ReadyState
 
 JSON, MSGPACK = WseJSON(), WseMsgpack()
 NO_LINGER = Limits(handler_linger=None)
-"""Handlers end when a story says so, and no timer waits for them."""
+"""Handlers end when a story lets them, and no timer waits for them."""
 
 INTERNAL = ["~wse:hi", "~wse:challenge", "~wse:welcome", "~wse:call", "~wse:response", "~wse:response-err", "~wse:ext"]
 INTERNAL += ["~wse:auth", "~wse:refused", "~wse:ask"]
@@ -55,7 +55,7 @@ FINISH = [None, None, "pass", "raise", "refuse"]
 
 
 class Actor:
-    """What both sides' stories share: an application with procedures of every temper."""
+    """The common part of both sides' stories: an application with procedures that behave in every way."""
 
     def __init__(self, side):
         self.side = side
@@ -105,7 +105,7 @@ class Actor:
         self.tasks.append(self.side.scheduler.start(session.call("info", 1, timeout)))
 
     def settle(self):
-        """Everything that waits for the test goes on."""
+        """Let everything that waits for the test continue."""
         self.side.scheduler.run()
         while self.waiting:
             future = self.waiting.pop()
@@ -126,12 +126,12 @@ class Actor:
 
 
 def shown(value):
-    """A value as text that tells 1 from True, equal for NaN, and free of the addresses in MessagePack's extensions."""
+    """A value as text that distinguishes 1 from True, is equal for NaN, and contains no addresses of objects."""
     return re.sub(r" object at 0x[0-9a-f]+", "", repr(value))
 
 
 class Answers:
-    """Counts the calls that a peer makes and the answers it gets; WIRE.md section 4 allows one for each."""
+    """Counts the calls that a peer makes and the answers that it gets; each call may have one answer."""
 
     def __init__(self, peer):
         self.peer = peer
@@ -140,7 +140,7 @@ class Answers:
         self._read = 0
 
     def hears(self, data):
-        """The session is about to receive this."""
+        """Count a message that the session is about to receive."""
         try:
             _, _, stamp = self.peer.protocol.unpack(data)
         except Exception:
@@ -172,7 +172,7 @@ def check_link(peer):
 
 
 class ServerStory(Actor):
-    """A server, up to four connections, and a decision for everything that the application may decide."""
+    """A server, up to four connections, and a choice for everything that the application may decide."""
 
     def __init__(self, identify, generator, conns_per_user, auth_timeout):
         self.identify_mode = identify
@@ -249,7 +249,7 @@ class ServerStory(Actor):
         return None
 
     def peer(self, index):
-        """The connection of that number; the odd ones speak MessagePack."""
+        """The connection with this number; the odd ones speak MessagePack."""
         if index not in self.peers:
             self.peers[index] = self.side.open(str(index), MSGPACK if index % 2 else JSON)
             self.answers[index] = Answers(self.peers[index])

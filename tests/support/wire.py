@@ -1,4 +1,4 @@
-"""A raw WebSocket peer for either side, and scripts of what it sends and must get back."""
+"""A raw WebSocket peer for either side, and scripts of the frames that it sends and must receive."""
 
 import asyncio
 import base64
@@ -58,7 +58,7 @@ class Send:
 
 @dataclass(frozen=True)
 class Got:
-    """A frame that must come back: whole, with the shortest length, masked as its sender must."""
+    """A frame that must come back: whole, with the shortest form of its length, and masked if a client sends it."""
 
     opcode: int
     payload: bytes = b""
@@ -84,7 +84,7 @@ def echoed(opcode, payload):
 
 
 def fragments(opcode, *parts):
-    """A message in these parts."""
+    """A message in these fragments."""
     return [
         Send(CONTINUATION if number else opcode, part, fin=number == len(parts) - 1)
         for number, part in enumerate(parts)
@@ -124,13 +124,13 @@ class WirePeer:
     async def send(self, frames, *, bytewise, until_answered=False):
         data = b"".join(frame.encode(masks=self.masks) for frame in frames)
         step = 1 if bytewise else len(data)
-        with suppress(ConnectionError):  # the connection may be failed before the last byte
+        with suppress(ConnectionError):  # the connection may fail before the last byte
             for start in range(0, len(data), step):
                 self.writer.write(data[start : start + step])
                 await self.writer.drain()
                 await asyncio.sleep(0)  # lets the other end read
                 if until_answered and self.reader._buffer:
-                    return  # it fails the connection early, and what it does not read would reset it
+                    return  # it fails the connection early, and unread bytes would reset it
 
     async def _read(self, size):
         return await soon(self.reader.readexactly(size))
@@ -155,8 +155,8 @@ class WirePeer:
         return first & 0x0F, payload
 
     async def nothing_more(self):
-        """The other end's last byte has come."""
-        with suppress(ConnectionError):  # what it has not read resets the connection
+        """Wait for the last byte of the other end."""
+        with suppress(ConnectionError):  # unread bytes reset the connection
             assert await soon(self.reader.read()) == b""
 
     async def play(self, script, *, bytewise=False):
@@ -217,7 +217,7 @@ def lines(*rows):
 
 @asynccontextmanager
 async def client_of_our_server(limits, compression, extensions):
-    """A raw client; our server's transport is under test."""
+    """A raw client, for testing the server's transport."""
     server = EchoServer(limits, compression)
     listening = await server.listen()
     try:
@@ -243,7 +243,7 @@ async def client_of_our_server(limits, compression, extensions):
 
 @asynccontextmanager
 async def server_of_our_client(limits, compression, extensions):
-    """A raw server; our client's transport is under test."""
+    """A raw server, for testing the client's transport."""
     accepted = asyncio.get_running_loop().create_future()
 
     async def accept(reader, writer):

@@ -1,4 +1,4 @@
-"""Brokers by URL, and what only the one in memory can do."""
+"""Brokers by URL, the broker in memory, and the common part of those with an engine."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def test_an_unknown_url_is_refused_with_what_is_known_and_no_password(url):
 
 @pytest.mark.parametrize("url", ["nats://127.0.0.1?prefix=a.b", "redis://127.0.0.1?prefix=a:b", "redis://h?prefix=ä"])
 def test_a_prefix_that_not_every_engine_takes_is_refused(url):
-    with pytest.raises(ValueError, match="a prefix is made of letters"):
+    with pytest.raises(ValueError, match="a prefix consists of letters"):
         from_url(url)
 
 
@@ -176,7 +176,7 @@ async def test_who_is_unsubscribed_by_a_message_of_the_same_turn_hears_no_more()
 
 
 class Swallowing:
-    """A connection whose library swallows the first cancellation, as nats-py does now and then."""
+    """A connection whose library swallows the first cancellation, as nats-py sometimes does."""
 
     def __init__(self):
         self.broken = asyncio.get_running_loop().create_future()
@@ -185,7 +185,7 @@ class Swallowing:
 
     async def flush(self):
         self.flushes += 1
-        if self.flushes == 2:  # the keeper's own question
+        if self.flushes == 2:  # the broker's own check
             self.asked.set()
             with suppress(asyncio.CancelledError):
                 await asyncio.Event().wait()

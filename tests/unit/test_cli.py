@@ -1,4 +1,4 @@
-"""The `wse` command's options, and how it finds the server; tests/integration/test_workers.py runs it."""
+"""The options of the `wse` command, and how it finds the server; tests/integration/test_workers.py runs it."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def needs(something):
 
 @pytest.fixture
 def app(tmp_path, monkeypatch):
-    """A folder with modules that can be imported, and are forgotten afterwards."""
+    """A folder with importable modules, which are unloaded after the test."""
     (tmp_path / "an_app.py").write_text(MODULE)
     (tmp_path / "broken_app.py").write_text("import not_installed_anywhere")
     monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
@@ -61,7 +61,7 @@ def app(tmp_path, monkeypatch):
 
 @pytest.fixture(autouse=True)
 def _signals():
-    """The command, which has a process for itself otherwise, sets how this one takes them."""
+    """Restore the signal handlers: the command, which normally has a process of its own, sets them."""
     before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
     yield
     for number, handler in before.items():
@@ -79,7 +79,7 @@ def test_a_server_is_found_by_its_name_or_made_by_a_function(app, target):
 
 def test_a_function_can_be_insisted_on(app):
     assert load("an_app:make", factory=True).port == 4200
-    with pytest.raises(TargetError, match="an_app:server is no function"):
+    with pytest.raises(TargetError, match="an_app:server is not a function"):
         load("an_app:server", factory=True)
 
 
@@ -94,9 +94,9 @@ def test_a_function_can_be_insisted_on(app):
         ("an_app:nothing", "an_app has no nothing"),
         ("an_app:holder.nothing", "an_app has no holder.nothing"),
         ("an_app:make_later", "an_app:make_later is an async function"),
-        ("an_app:number", "an_app:number is no WseServer but of type int"),
-        ("an_app:make_nothing", "what an_app:make_nothing returns is no WseServer but of type NoneType"),
-        ("an_app:needs", "an_app:needs is no WseServer, and cannot be called without arguments"),
+        ("an_app:number", "an_app:number is not a WseServer but of type int"),
+        ("an_app:make_nothing", "the result of an_app:make_nothing is not a WseServer but of type NoneType"),
+        ("an_app:needs", "an_app:needs is not a WseServer, and cannot be called without arguments"),
     ],
 )
 def test_a_bad_target_is_one_plain_line_and_status_2(app, target, problem):
@@ -115,7 +115,7 @@ def test_a_module_that_runs_its_server_is_told_that_the_command_does(app):
     (app / "an_app.py").write_text(MODULE + "server.run()")
     with pytest.raises(RuntimeError, match="call run\\(\\) below `if __name__"):
         load("an_app:server")
-    with pytest.raises(ValueError, match="needs a port"):  # as ever, when it is not the command who imports
+    with pytest.raises(ValueError, match="needs a port"):  # as always when the module is not imported by the command
         make_server(port=None).run()
 
 
@@ -183,7 +183,7 @@ def test_a_bad_broker_is_a_plain_line():
 def test_a_port_that_is_taken_stops_several_workers_at_once(app):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        with pytest.raises(PortError, match=f"port {port} of 127.0.0.1 cannot be had: Address already in use"):
+        with pytest.raises(PortError, match=f"port {port} of 127.0.0.1 is not available: Address already in use"):
             check_port("127.0.0.1", port)
 
 
@@ -215,7 +215,7 @@ def test_a_seat_that_nobody_has_given_is_a_plain_line(app, monkeypatch):
         monkeypatch.setenv(VARIABLE, value)
         result = run("serve", "an_app:server")
         assert result.exit_code == 2
-        assert f"{VARIABLE}={value} in the environment is for the supervisor to set" in result.output
+        assert f"{VARIABLE}={value} is in the environment, but only the supervisor may set it" in result.output
 
 
 def test_a_worker_takes_its_seat_once(monkeypatch):
@@ -259,7 +259,7 @@ def test_version_is_that_of_the_package():
 
 
 def without(library, *args):
-    """Run the command where a library is not installed."""
+    """Run the command as if a library were not installed."""
     program = f"import sys; sys.modules[{library!r}] = None; sys.argv[0] = 'wse'; from wse.cli import main; main()"
     done = subprocess.run([sys.executable, "-c", program, *args], capture_output=True, text=True, check=False)
     return done.returncode, done.stderr.splitlines()[-1]

@@ -1,4 +1,4 @@
-"""A cluster on the broker in memory: what reaches whom, and that nothing happens twice."""
+"""A cluster on the broker in memory: messages, calls and events reach the right receivers, once."""
 
 import asyncio
 from enum import Enum
@@ -108,7 +108,7 @@ def test_what_one_protocol_cannot_carry_reaches_clients_of_another_all_the_same(
     nodes.run()
     assert heard(*texts, pack) == [[("say", 2**70)], [("say", 2**70)], []]
     assert two.codes == [ErrorCode.MSG_PROCESSING_ERROR]
-    with pytest.raises(WseError):  # as on a server alone: who is here cannot get it
+    with pytest.raises(WseError):  # as on a single server: a connection of this node cannot receive it
         two.server.broadcast("say", 2**70)
     nodes.run()
     assert heard(*texts, pack) == [[], [], []]
@@ -193,7 +193,7 @@ def test_names_cross_in_the_letters_of_brokers(name):
 
 
 def test_a_member_of_an_enumeration_crosses_as_what_it_is_equal_to():
-    class Room(str, Enum):  # noqa: UP042 - a StrEnum says its value by itself
+    class Room(str, Enum):  # noqa: UP042 - a StrEnum is its value already
         LOBBY = "lobby"
 
     class Number(int, Enum):
@@ -205,14 +205,14 @@ def test_a_member_of_an_enumeration_crosses_as_what_it_is_equal_to():
 
 @pytest.mark.parametrize("name", ["s" * 1000, "ä" * 400, 10**1000, 10**5000], ids=["safe", "unsafe", "number", "huge"])
 def test_names_that_brokers_would_not_take_do_not_cross(name):
-    with pytest.raises(ValueError, match=r"at most 1000 letters|Exceeds the limit"):
+    with pytest.raises(ValueError, match=r"at most 1000 characters|Exceeds the limit"):
         encode_name(name)
 
 
 def test_names_of_other_kinds_do_not_cross():
     with pytest.raises(TypeError, match="strings or integers"):
         encode_name((1, 2))
-    with pytest.raises(ValueError, match="no name"):
+    with pytest.raises(ValueError, match="not an encoded name"):
         decode_name("x1")
 
 
@@ -303,7 +303,7 @@ def test_a_device_that_goes_before_it_is_registered_was_there_for_a_moment():
     (one,) = nodes
     peer = one.open()
     peer.session.receive(peer.protocol.pack("~wse:hi", {"identity": "ann"}))
-    # FakeScheduler runs what is spawned at once, so the register is held up instead.
+    # FakeScheduler starts a spawned coroutine at once, so the register is delayed instead.
     assert nodes.presence() == [("joined", "ann")]
     peer.session.closed(1001, "")
     nodes.run()
@@ -387,7 +387,7 @@ def test_a_call_that_is_not_answered_in_time_leaves_nothing():
 
 
 def published(node):
-    """What a node says from now on, decoded."""
+    """The messages that a node publishes from now on, decoded."""
     said, publish = [], node.broker.publish
 
     def note(topic, data):
@@ -489,7 +489,7 @@ def test_a_call_outlives_the_loss_of_all_leases():
     nodes.advance(10)
     task = ask(nodes[2], timeout=0)
     nodes.run()
-    nodes.engine.forget()  # the first to renew its lease finds no other
+    nodes.engine.forget()  # the first node to renew its lease finds no other
     nodes.advance(10)
     answer(nodes, old, "here")
     assert task.result() == "here"
@@ -512,7 +512,7 @@ def test_a_node_that_closes_forgets_the_calls_of_others():
     nodes.advance(10)
     task = ask(nodes[2], "any", timeout=0)
     nodes.run()
-    nodes[1].scheduler.start(nodes[1].cluster.close())  # its device stays for longer
+    nodes[1].scheduler.start(nodes[1].cluster.close())  # its device stays longer
     nodes.advance(10)
     assert new.session.pending_calls == 0
     assert nodes[1].cluster.rpc._called == {}
@@ -541,7 +541,7 @@ def test_a_device_that_has_gone_before_the_question_comes_is_left_out(mode, resu
 
 
 def joining(nodes, node):
-    """A device that is registered, and not welcomed before the future that comes with it."""
+    """A device that is registered, but not welcomed before the returned future is done."""
     gate = asyncio.Future(loop=node.scheduler)
 
     async def wait():
@@ -679,7 +679,7 @@ def test_a_result_that_cannot_cross_fails_the_call():
 
 
 def limit(node, size):
-    """Its broker takes no more bytes in a message."""
+    """Limit the size of a message that the node's broker takes."""
     publish = node.broker.publish
 
     def check(topic, data):
@@ -785,7 +785,7 @@ def test_members_of_a_node_that_does_not_answer_are_missing():
 
 
 def tea(nodes, number, users):
-    """These users, on a node, are in the room."""
+    """Connect these users to a node, and add them to the room."""
     node = nodes[number]
     for cid in users:
         node.server.room("tea").add(nodes.join(node, cid).conn)

@@ -1,4 +1,4 @@
-"""Leases, brokers that fail, and nodes that sleep or die: `joined` and `left` fire once for what really happened."""
+"""Leases, brokers that fail, and nodes that sleep or die: `joined` and `left` fire once for each real change."""
 
 import asyncio
 
@@ -15,7 +15,7 @@ JOINED, LEFT = ("joined", "ann"), ("left", "ann")
 
 
 def held_up(broker, name):
-    """Make a step of the register wait; returns the future that lets it go on."""
+    """Make a step of the register wait; returns the future that lets it continue."""
     step, loop = getattr(broker, name), broker._side.scheduler
     gate = asyncio.Future(loop=loop)
 
@@ -30,13 +30,13 @@ def held_up(broker, name):
 
 
 def begin(node, cid="ann"):
-    """A client that has said hi."""
+    """A client that has sent hi."""
     peer = node.open()
     peer.say("~wse:hi", {"identity": cid})
     return peer
 
 
-# Dead nodes.
+# Nodes that die.
 
 
 def test_a_dead_node_s_devices_are_taken_out_within_ten_seconds_and_users_leave_once():
@@ -119,7 +119,7 @@ def test_a_device_that_ended_while_its_node_was_taken_for_dead_does_not_leave_ag
     nodes.sleep(two)
     nodes.advance(10)
     two.awake = True
-    peer.session.closed(1001, "")  # heard before the node knows how long it has slept
+    peer.session.closed(1001, "")  # received before the node knows how long it has slept
     nodes.wake(two)
     nodes.advance(10)
     assert nodes.presence().count(LEFT) == 1
@@ -141,7 +141,7 @@ def test_a_node_that_is_taken_for_dead_just_as_it_wakes_hears_of_it():
     one.broker.reap = reap_slowly
     nodes.sleep(two)
     nodes.advance(10)
-    assert one.do(one.server.online()) == 0  # it has reaped, but does not know it yet
+    assert one.do(one.server.online()) == 0  # it has reaped, but has no answer yet
     nodes.wake(two)
     nodes.advance(1)
     assert nodes.presence() == [JOINED, JOINED]  # the node that has reaped fires `left` as soon as it knows
@@ -232,7 +232,7 @@ def test_a_user_s_second_device_is_news_when_the_first_was_taken_for_dead():
     nodes.sleep(two)
     nodes.advance(10)
     two.awake = True
-    peer = begin(two)  # the first thing that the node hears when it wakes
+    peer = begin(two)  # the first message that the node receives when it wakes
     nodes.wake(two)
     nodes.advance(2)
     assert peer.session.valid
@@ -455,7 +455,7 @@ def test_a_message_that_the_broker_does_not_take_is_reported_and_delivered_here(
     assert one.error.__cause__.code == ErrorCode.LIMIT_EXCEEDED
 
 
-# A deaf subscription.
+# A subscription that does not deliver.
 
 
 def test_a_deaf_subscription_shows_within_five_seconds_and_so_does_its_end():
@@ -508,11 +508,11 @@ def test_a_register_that_does_not_answer_makes_a_node_unhealthy():
     assert not nodes[0].cluster.healthy
 
 
-# An engine that comes back empty, to one node later than to another.
+# An engine that comes back empty, for one node later than for another.
 
 
 def restart(nodes, late):
-    """The engine forgets everything; one node hears of its return later."""
+    """The engine forgets everything; one node notices its return later."""
     nodes.advance(10)
     late.awake = False
     nodes.engine.pause()
@@ -767,7 +767,7 @@ def test_a_leave_whose_answer_was_lost_is_made_good():
     assert one.leftovers == []
 
 
-# In between.
+# Between the two.
 
 
 def test_a_device_that_goes_before_its_welcome_was_there_for_a_moment():
@@ -939,7 +939,7 @@ def test_being_displaced_twice_or_unknown_is_harmless():
     assert one.errors == []
 
 
-# Coming and going of nodes.
+# Nodes that start and close.
 
 
 def test_a_node_that_closes_takes_its_devices_along_and_leaves_nothing():
@@ -1005,7 +1005,7 @@ def test_a_node_that_closes_does_not_wait_for_ever_for_a_broker_that_does_not_an
 
 
 async def closed(_):
-    """A broker that is closed at once."""
+    """A broker that can be closed at once."""
 
 
 def test_a_node_that_closes_while_the_broker_is_away_gives_up_at_once():
@@ -1107,7 +1107,7 @@ async def test_many_things_are_done_some_at_a_time_until_one_fails():
     assert len(done) < 40 + 150
 
 
-# Steps that cross.
+# Steps that overlap.
 
 
 def test_a_lease_that_runs_out_again_while_devices_are_registered_is_no_harm():
@@ -1118,7 +1118,7 @@ def test_a_lease_that_runs_out_again_while_devices_are_registered_is_no_harm():
         nodes.join(one, cid)
     join = held_up(one.broker, "join")
     nodes.engine.forget()
-    nodes.advance(6)  # some wait for their answer, and others for these
+    nodes.advance(6)  # some wait for their answers, and the rest wait for these
     ask = held_up(one.broker, "nodes")
     nodes.engine.forget()
     nodes.advance(2)
@@ -1261,7 +1261,7 @@ def test_a_connection_that_is_lost_again_while_it_waits_keeps_what_was_kept():
         nodes.engine.resume()
         nodes.run()
         nodes.engine.pause()
-        nodes.engine.resume()  # before anybody has noticed
+        nodes.engine.resume()  # before any node has noticed
         nodes.advance(1)
         nodes.engine.pause()
         nodes.advance(2)
@@ -1280,8 +1280,8 @@ def test_a_connection_that_is_lost_as_the_wait_ends_keeps_what_was_kept():
     nodes.run()
     one.server.send("ann", "say", 1)
     nodes.engine.resume()
-    one.scheduler.run()  # it asks
-    two.scheduler.run()  # and is answered
+    one.scheduler.run()  # it sends the query
+    two.scheduler.run()  # and gets the answer
     nodes.engine.reachable = False
     nodes.run()
     assert len(one.cluster.bus._backlog) == 1

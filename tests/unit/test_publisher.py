@@ -1,4 +1,4 @@
-"""Sending from outside of a cluster: what goes wrong is raised."""
+"""Publishers: they send from outside a cluster, and raise every error."""
 
 import asyncio
 import subprocess
@@ -61,7 +61,7 @@ async def test_without_the_broker_sending_fails_at_once():
             use()
         assert caught.value.code == ErrorCode.BROKER_UNAVAILABLE
     with pytest.raises(WseError) as caught:
-        await publisher.__aexit__(None)  # which waits until all has been taken
+        await publisher.__aexit__(None)  # which waits until the broker has taken all messages
     assert caught.value.code == ErrorCode.BROKER_UNAVAILABLE
     with pytest.raises(WseError) as caught:
         await soon(Publisher(MemoryBroker(engine)).open())
@@ -104,7 +104,7 @@ async def test_a_publisher_tells_nobody_of_the_connection():
 
 
 class GatedBroker(MemoryBroker):
-    """Opens, and has taken what was sent, when the test says so: it puts a future for each into `gates`."""
+    """A broker that opens and flushes when the test lets it: it puts a future for each into `gates`."""
 
     def __init__(self, gates):
         super().__init__()
@@ -125,7 +125,7 @@ class GatedBroker(MemoryBroker):
 
 @pytest.fixture
 def next_gate(monkeypatch):
-    """`next_gate()`: where the brokers of all URLs wait next."""
+    """`next_gate()` returns the next future for which a broker waits."""
     gates = SimpleQueue()
     monkeypatch.setattr("wse.brokers.from_url", lambda url: GatedBroker(gates))
     yield lambda: gates.get(timeout=WAIT)
@@ -134,7 +134,7 @@ def next_gate(monkeypatch):
 
 @pytest.fixture
 def handed_over(monkeypatch):
-    """A semaphore that counts what threads hand over to event loops."""
+    """A semaphore that counts the coroutines that threads hand to event loops."""
     count = threading.Semaphore(0)
     hand_over = asyncio.run_coroutine_threadsafe
 
@@ -148,7 +148,7 @@ def handed_over(monkeypatch):
 
 
 def in_thread(function, *args):
-    """The outcome of a call in a thread of its own, which keeps nobody from ending if it hangs."""
+    """The outcome of a call in a thread of its own, a daemon, so that a call that hangs does not block the end."""
     outcome = Future()
 
     def run():
@@ -202,7 +202,7 @@ def test_calls_that_wait_for_one_attempt_to_connect_share_its_error_and_a_later_
     attempt.set_exception(error)
     assert [call.exception(WAIT) for call in calls] == [error] * 4
     later = in_thread(publisher.send, "ann", "say")
-    next_gate().set_result(None)  # another attempt
+    next_gate().set_result(None)  # the next attempt
     next_gate().set_result(None)
     assert later.result(WAIT) is None
     publisher.close()
@@ -211,7 +211,7 @@ def test_calls_that_wait_for_one_attempt_to_connect_share_its_error_and_a_later_
 def test_calls_under_way_end_before_another_thread_has_closed(next_gate):
     publisher = BlockingPublisher("memory:")
     taken = in_thread(publisher.send, "ann", "say")
-    next_gate().set_result(None)  # it is open
+    next_gate().set_result(None)  # now it is open
     gate = next_gate()
     failed = in_thread(publisher.send, "ann", "say")
     failing_gate = next_gate()
@@ -253,7 +253,7 @@ def test_a_call_that_is_handed_over_while_another_thread_closes_ends(monkeypatch
     def hand_over_late(coroutine, loop):
         if not closed:
             closed.append(in_thread(publisher.close))
-            with suppress(TimeoutError):  # which it may not be, as long as this goes on
+            with suppress(TimeoutError):  # which must not happen before the fork is done
                 closed[0].result(0.2)
         return hand_over(coroutine, loop)
 
@@ -264,7 +264,7 @@ def test_a_call_that_is_handed_over_while_another_thread_closes_ends(monkeypatch
 
 
 def run(program, *args):
-    """What a program prints, that may end without ending its threads."""
+    """The output of a program, which may end without ending its threads."""
     command = [sys.executable, "-c", program, *args]
     result = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert result.returncode == 0, result.stderr
@@ -341,7 +341,7 @@ except WseError as error:
     assert run(program, scheme) == "wse.server.broker-unavailable []\n"
 
 
-# Servers and their broker.
+# Servers and their brokers.
 
 
 async def test_a_server_without_its_broker_does_not_start():

@@ -1,12 +1,12 @@
 """SCRAM-SHA-256 (RFC 5802, RFC 7677) in WSE's challenge-response handshake.
 
-The client proves that it knows the password, and the server that it knows the keys made of it, without either going
-over the wire. Each of SCRAM's four messages travels as `{"scram": message}`:
+The client proves that it knows the password, and the server that it knows the keys derived from it. Neither is sent.
+Each of SCRAM's four messages is sent as `{"scram": message}`:
 
     hi.identity   client-first     the username and a nonce
     challenge     server-first     salt, iteration count, nonce      (server to client)
     challenge     client-final     the client's proof                (client to server)
-    welcome       server-final     the server's proof, beside the application's own payload:
+    welcome       server-final     the server's proof, next to the application's own payload:
                                    {"scram": server-final, "welcome": payload}
 
 The cryptography is the `scramp` library's. Channel binding is not used: the gs2 header is `n,,`.
@@ -39,8 +39,8 @@ if TYPE_CHECKING:
 
 MECHANISM = "SCRAM-SHA-256"
 ITERATIONS = 600_000
-"""How often the password is hashed by default. It slows down whoever tries passwords on stolen keys; of those who log
-in only the client pays for it. RFC 7677 asks for 4096 at least."""
+"""How often the password is hashed by default. The count slows down an attacker who tries passwords on stolen keys. At
+login only the client has to hash. RFC 7677 requires at least 4096."""
 
 _SALT_BYTES = 16
 _KEY_BYTES = 32
@@ -48,12 +48,12 @@ _KEY_BYTES = 32
 
 @dataclass(frozen=True, slots=True, repr=False)
 class ScramKeys:
-    """What a server stores of a password: enough to check it, not enough to log in with (RFC 5802, section 3).
+    """The keys that a server stores for a password: enough to check it, not enough to log in (RFC 5802, section 3).
 
     Attributes:
-        salt: Random bytes, the user's own.
-        stored_key: Checks the client's proof.
-        server_key: Makes the server's proof.
+        salt: Random bytes, different for each user.
+        stored_key: For checking the client's proof.
+        server_key: For making the server's proof.
         iterations: How often the password was hashed.
     """
 
@@ -64,7 +64,7 @@ class ScramKeys:
 
     @classmethod
     def from_password(cls, password: str, *, iterations: int = ITERATIONS) -> ScramKeys:
-        """Make the keys of a password. Takes a good part of a second of CPU with the default count.
+        """Make the keys of a password. With the default count this takes a large part of a second of CPU time.
 
         Raises:
             ValueError: The password is empty or has characters that SASLprep (RFC 4013) forbids, or the count is
@@ -91,10 +91,10 @@ class ScramKeys:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> ScramKeys:
-        """The keys that `to_dict` made a dict of.
+        """Reverse `to_dict`.
 
         Raises:
-            KeyError, ValueError: It did not.
+            KeyError, ValueError: `to_dict` does not return such a dict.
         """
         salt, stored_key, server_key = (
             b64decode(data[name], validate=True) for name in ("salt", "stored_key", "server_key")
@@ -106,10 +106,10 @@ class ScramKeys:
 
 
 class UserStore(typing.Protocol):
-    """Where a server has its users' keys."""
+    """The application's storage of its users' keys."""
 
     async def get(self, username: str) -> ScramKeys | None:
-        """The keys of a user; `None` for one that does not exist. The name has gone through SASLprep (RFC 4013)."""
+        """The keys of a user; `None` if there is no such user. SASLprep (RFC 4013) has been applied to the name."""
         ...
 
 
@@ -118,7 +118,7 @@ class Scram:
 
         async with WseClient(url, identity=Scram("ada", "secret")) as client: ...
 
-    The connection fails with `NOT_AUTHORIZED` also when the server does not prove that it knows the user.
+    The connection also fails, with `NOT_AUTHORIZED`, if the server does not prove that it knows the user.
 
     Args:
         username: The user's name.
@@ -140,15 +140,15 @@ class Scram:
             raise ValueError(str(exc)) from exc
 
     def start(self) -> dict[str, str]:
-        """Client-first, with a new nonce."""
+        """Make the client-first message, with a new nonce."""
         self._exchange = self._begin()
         return {"scram": self._exchange.get_client_first()}
 
     async def respond(self, quest: Any) -> dict[str, str]:
-        """Client-final, in answer to server-first. The hashing runs in a thread.
+        """Make the client-final message, the answer to server-first. The hashing runs in a thread.
 
         Raises:
-            WseError: `INVALID_CRA_HANDLER`, when the server's message is none of SCRAM's.
+            WseError: `INVALID_CRA_HANDLER`: the server's message is not a SCRAM message.
         """
         exchange = self._exchange
         try:
@@ -161,7 +161,7 @@ class Scram:
         """Check server-final and return the application's own welcome.
 
         Raises:
-            WseError: `NOT_AUTHORIZED`, when the server has not proved that it knows the user's keys.
+            WseError: `NOT_AUTHORIZED`: the server has not proved that it knows the user's keys.
         """
         try:
             self._exchange.set_server_final(_message(welcome))
@@ -177,42 +177,42 @@ class Scram:
 class ScramServer:
     """The server's half.
 
-    The short form lets in whoever knows a user's password, under the username as `cid`:
+    The short form accepts every client that knows a user's password, with the username as `cid`:
 
         ScramServer(users).attach(server)
 
     In the long form the application decides: `server.use_challenge(scram.challenge)`, and in the identify handler
     `scram.verify(auth)`, then `scram.accept(auth, cid, welcome)`.
 
-    An unknown user is asked the same as a known one and fails at the same point, so that nobody learns from it who
-    exists. For that it needs a made-up salt that is always the same for a name.
+    An unknown user gets the same questions as a known one and fails at the same point, so attackers do not learn which
+    users exist. For that, an unknown name needs a made-up salt that is always the same for the name.
 
     Args:
-        users: Where the keys are.
-        secret: What made-up salts are derived from: at least 16 random bytes, the same on every server and after
-            every restart. By default random, which lets a patient observer tell unknown users after a restart.
-        iterations: The count that an unknown user is asked for: that of the users' keys.
+        users: The storage of the keys.
+        secret: The made-up salts are derived from it: at least 16 random bytes, the same on every server and after
+            every restart. By default it is random, so a patient attacker can recognise unknown users after a restart.
+        iterations: The count for unknown users; it should be the count of the users' keys.
 
     Raises:
-        ValueError: A secret shorter than 16 bytes.
+        ValueError: The secret is shorter than 16 bytes.
     """
 
     def __init__(self, users: UserStore, *, secret: bytes | None = None, iterations: int = ITERATIONS) -> None:
         if secret is not None and len(secret) < 16:
-            raise ValueError("the secret has at least 16 random bytes")
+            raise ValueError("the secret must have at least 16 random bytes")
         self._users = users
         self._secret = secret or secrets.token_bytes(32)
         self._iterations = iterations
-        # Until the connection is decided on; a client that goes away takes its entry along.
+        # An entry lasts until the connection is accepted or refused, or until the client goes away.
         self._exchanges: WeakKeyDictionary[Handshake, _Exchange] = WeakKeyDictionary()
 
     def attach(self, server: WseServer) -> None:
-        """Let a server accept the users, each under the name as `cid`."""
+        """Let a server accept the users, each with the name as `cid`."""
         server.use_challenge(self.challenge)
         server.identify(self._identify)
 
     async def challenge(self, auth: Handshake) -> dict[str, str] | None:
-        """The challenge generator: server-first for the user that `hi` names. A malformed `hi` is refused."""
+        """Make the challenge: server-first for the user that `hi` names. A malformed `hi` is refused."""
         try:
             client_first = _message(auth.identity)
             username = _username(client_first)
@@ -225,14 +225,14 @@ class ScramServer:
         return {"scram": exchange.server_first}
 
     def verify(self, auth: Handshake) -> str | None:
-        """The name of the user who has proved to know the password; `None` for a wrong proof or an unknown user."""
+        """Check the proof and return the user's name; `None` for a wrong proof or an unknown user."""
         exchange = self._exchanges.get(auth)
         if exchange is None or auth.challenge is None:
             return None
         return exchange.verify(auth.challenge.response)
 
     def accept(self, auth: Handshake, cid: ClientId, welcome: Any = None) -> None:
-        """Let in a user that `verify` has named, with the server's own proof beside the welcome.
+        """Accept a user that `verify` has named, with the server's own proof next to the welcome.
 
         Raises:
             RuntimeError: `verify` has not named a user for this connection.
@@ -250,7 +250,7 @@ class ScramServer:
             self.accept(auth, username)
 
     def _made_up(self, username: str) -> ScramKeys:
-        """Keys that no password has, always the same for a name."""
+        """Keys to which no password belongs, always the same for a name."""
 
         def derive(purpose: str) -> bytes:
             return hmac.digest(self._secret, f"{purpose} {username}".encode(), "sha256")
@@ -259,7 +259,7 @@ class ScramServer:
 
 
 class _Exchange:
-    """One client's way through SCRAM, at the server."""
+    """The server's state of one SCRAM exchange."""
 
     __slots__ = ("_known", "_scram", "_username", "server_final", "server_first")
 
@@ -287,7 +287,7 @@ def _message(payload: Any) -> str:
     """The SCRAM message in a payload.
 
     Raises:
-        ScramException: There is none.
+        ScramException: The payload does not contain one.
     """
     message = payload.get("scram") if isinstance(payload, dict) else None
     if not isinstance(message, str):
@@ -296,10 +296,10 @@ def _message(payload: Any) -> str:
 
 
 def _username(client_first: str) -> str:
-    """The name in client-first: `scramp` tells it only to the function that it asks for keys, which must not wait.
+    """The name in client-first. `scramp` passes it only to its function for keys, which must not be asynchronous.
 
     Raises:
-        ScramException: It is no client-first message.
+        ScramException: The message is not a client-first message.
     """
     names: list[str] = []
     server = ScramMechanism(MECHANISM).make_server(names.append)

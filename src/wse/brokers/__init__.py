@@ -1,4 +1,4 @@
-"""Brokers: what the nodes of a cluster share, behind the port `wse.core.ports.broker.Broker`."""
+"""Brokers connect the nodes of a cluster; each implements the port `wse.core.ports.broker.Broker`."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ SCHEMES = ("memory", "nats", "tls", "redis", "rediss")
 
 
 def from_url(url: str) -> Broker:
-    """The broker for a URL; it does not connect yet.
+    """Make the broker for a URL; it does not connect yet.
 
-    * `memory:` needs no engine: a server on its own.
-    * `nats://` and, with TLS, `tls://`: NATS with JetStream; `wse.brokers.nats.broker` says what the URL can hold.
-    * `redis://` and, with TLS, `rediss://`: Redis or Valkey; see `wse.brokers.redis.broker`.
+    * `memory:` needs no engine: for a server on its own.
+    * `nats://` and, with TLS, `tls://`: NATS with JetStream; `wse.brokers.nats.broker` describes the URL.
+    * `redis://` and, with TLS, `rediss://`: Redis or Valkey; `wse.brokers.redis.broker` describes the URL.
 
     Raises:
-        ValueError: There is no broker for such URLs, or this one cannot be right.
-        ImportError: The library that the broker needs is not there.
+        ValueError: There is no broker for this scheme, or the URL is not valid.
+        ImportError: The library that the broker needs is not installed.
     """
     match urlsplit(url).scheme:
         case "memory":
@@ -40,7 +40,7 @@ def from_url(url: str) -> Broker:
 
 
 def as_broker(broker: str | Broker) -> Broker:
-    """The broker itself, or that of a URL.
+    """Return the broker itself, or make the one for a URL.
 
     Raises:
         ValueError, ImportError: As `from_url`.

@@ -1,9 +1,9 @@
-"""Brokers without an engine: nodes of one process that share a cluster, and the default of a server on its own.
+"""Brokers without an engine, for the nodes of one process, and the default of a server on its own.
 
     cluster = MemoryCluster()
     one, two = MemoryBroker(cluster), MemoryBroker(cluster)
 
-All nodes of one cluster run on one event loop. A cluster can play an engine that fails: see `pause` and `forget`.
+All nodes of one cluster run on one event loop. A cluster can simulate an engine that fails: see `pause` and `forget`.
 """
 
 from __future__ import annotations
@@ -52,10 +52,10 @@ class LeaseRecord:
 
 
 class MemoryCluster:
-    """What stands for the engine: topics, the register and the leases.
+    """Takes the place of the engine: topics, the register and the leases.
 
     Args:
-        clock: Tells the seconds that leases are counted in.
+        clock: Returns the time in seconds by which leases end.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
@@ -66,12 +66,12 @@ class MemoryCluster:
         self.topics: dict[str, dict[MemoryBroker, None]] = {}
         self.reachable = True
         self.answers = True
-        """Set it to False, and steps of the register are made but their answers are lost."""
+        """Whether steps of the register are answered. While False, they are made but their answers are lost."""
 
-    # An engine that fails.
+    # Simulated failures.
 
     def pause(self) -> None:
-        """Be out of reach for all nodes, until `resume`; messages that are under way are lost."""
+        """Be out of reach for all nodes, until `resume`; messages in flight are lost."""
         if self.reachable:
             self.reachable = False
             self._under_way.clear()
@@ -79,14 +79,14 @@ class MemoryCluster:
                 broker.lose()
 
     def resume(self) -> None:
-        """Be reached again, with the register as it was."""
+        """Be in reach again, with the register as it was."""
         if not self.reachable:
             self.reachable = True
             for broker in self._brokers:
                 broker.restore()
 
     def forget(self) -> None:
-        """Lose the register and all leases, as an engine does that was started anew."""
+        """Lose the register and all leases, like an engine that was restarted."""
         self._identity = token_hex(8)
         self._users: dict[str, UserRecord] = {}
         self._gone: dict[str, float] = {}  # users without devices, and until when their numbers are remembered
@@ -240,7 +240,7 @@ class MemoryBroker:
     """A `wse.core.ports.broker.Broker` for one node of a cluster in this process.
 
     Args:
-        cluster: What it shares with other nodes; a cluster of its own by default.
+        cluster: The cluster that it shares with other nodes; by default one of its own.
     """
 
     def __init__(self, cluster: MemoryCluster | None = None) -> None:
@@ -267,10 +267,10 @@ class MemoryBroker:
         for topic in [topic for topic, brokers in self.cluster.topics.items() if self in brokers]:
             self.unsubscribe(topic)
 
-    # What the cluster tells.
+    # Called by the cluster.
 
     def deliver(self, topic: str, data: bytes) -> None:
-        # What was received just before may have led to closing or unsubscribing.
+        # The message before may have led to closing or unsubscribing.
         if self in self.cluster.topics.get(topic, ()) and self.connected:
             self._listener.received(topic, data)
 

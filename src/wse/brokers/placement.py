@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def by_place(devices: Iterable[Device]) -> list[Device]:
-    """The oldest first."""
+    """Sort devices, the oldest first."""
     return sorted(devices, key=lambda device: (device.place, device.conn_id))
 
 

@@ -1,7 +1,7 @@
-"""What brokers with an engine have in common: a connection that is kept, which is to say made anew when it breaks.
+"""The common part of brokers with an engine: they connect anew when the connection breaks.
 
-An adapter gives a `Connection`, which lives from one connect to the first failure, and the steps of the register, which
-it makes through `ReconnectingBroker.ask`.
+An adapter provides a `Connection`, which lives from one connect to the first failure, and the steps of the register,
+which it makes through `ReconnectingBroker.ask`.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ if TYPE_CHECKING:
     from wse.core.ports.broker import BrokerListener
 
 ANSWER = 3.0
-"""Seconds that an engine has for an answer, or to take a new connection."""
+"""Seconds that an engine has to answer, or to accept a new connection."""
 
 SUBSCRIBED = 60.0
-"""Seconds that an engine has to take all subscriptions of a new connection; a node can have a million."""
+"""Seconds that an engine has to accept all subscriptions of a new connection; a node can have a million."""
 
 AT_ONCE = 100
-"""Steps of the register that are under way at the same time. More wait, and their time has not begun: when a node joins
-all its devices anew, the last is not told that the engine is away because the first take so long."""
+"""Steps of the register in progress at the same time. More of them wait, and their timeout begins after the wait: when
+a node joins all its devices anew, the last must not time out because the first take so long."""
 
 PAUSE = 3.0
-"""Seconds between two questions whether the engine is still there."""
+"""Seconds between two checks of the connection."""
 
 CANCELLED = 1.0
 """Seconds after which a task that has been cancelled is cancelled again."""
@@ -47,24 +47,24 @@ PREFIX = "wse"
 
 
 def take(url: str, **defaults: str) -> tuple[str, dict[str, str]]:
-    """A URL without the parameters that are ours, and these; `prefix` is always one of them.
+    """Split a URL into the URL for the engine's library and WSE's own parameters, of which `prefix` is always one.
 
     Raises:
-        ValueError: The prefix is not made of `A-Z a-z 0-9 _ -`, which all engines take.
+        ValueError: The prefix has characters other than `A-Z a-z 0-9 _ -`, which all engines take.
     """
     parts = urlsplit(url)
     query = dict(parse_qsl(parts.query))
     ours = {name: query.pop(name, value) for name, value in {"prefix": PREFIX, **defaults}.items()}
     if not re.fullmatch(r"[\w-]+", ours["prefix"], re.ASCII):
-        raise ValueError(f"a prefix is made of letters, digits, _ and -, not {ours['prefix']!r}")
+        raise ValueError(f"a prefix consists of letters, digits, _ and -, not {ours['prefix']!r}")
     return urlunsplit(parts._replace(query=urlencode(query))), ours
 
 
 class Connection(typing.Protocol):
-    """One connection to an engine. It is never repaired: when it has failed, the next one is made."""
+    """One connection to an engine. It is never repaired: when it has failed, a new one is made."""
 
     broken: asyncio.Future[Exception]
-    """Why the connection has failed, once it has."""
+    """Done when the connection has failed; the result is the cause."""
 
     def publish(self, topic: str, data: bytes) -> None: ...
 
@@ -73,11 +73,11 @@ class Connection(typing.Protocol):
     def unsubscribe(self, topic: str) -> None: ...
 
     def take_unsent(self) -> list[tuple[str, bytes]]:
-        """What was published and not handed to the engine yet, to the end of the connection, and now never will be."""
+        """Remove and return the published messages that were not handed to the engine before the connection broke."""
         ...
 
     async def flush(self) -> None:
-        """As `Broker.flush`; raises whatever the engine's library does, and need not end when the connection fails."""
+        """As `Broker.flush`; raises the errors of the engine's library, and need not end when the connection fails."""
 
     async def close(self) -> None: ...
 
@@ -87,11 +87,11 @@ T = TypeVar("T")
 
 
 async def answer(connection: Connection, question: Awaitable[T], within: float) -> T:
-    """What a connection answers.
+    """Wait for the answer to a question.
 
     Raises:
-        TimeoutError: It has not, within so many seconds.
-        Exception: The connection has failed meanwhile; or whatever the question raises.
+        TimeoutError: No answer came within so many seconds.
+        Exception: The cause, if the connection has failed meanwhile; or the error that the question raises.
     """
     timer = asyncio.timeout(within)
 
@@ -112,10 +112,10 @@ async def answer(connection: Connection, question: Awaitable[T], within: float) 
 
 
 class ReconnectingBroker(ABC, Generic[C]):
-    """The part of a `wse.core.ports.broker.Broker` that connects, and carries messages.
+    """The part of a `wse.core.ports.broker.Broker` that connects and carries messages.
 
-    After a failure it tries again for ever, after random waits that grow up to 5 seconds, so that the nodes do not
-    all come at once.
+    After a failure it tries again for ever. The waits between attempts are random and grow up to 5 seconds, so that the
+    nodes do not all reconnect at once.
     """
 
     def __init__(self) -> None:
@@ -124,14 +124,14 @@ class ReconnectingBroker(ABC, Generic[C]):
         self._listener: BrokerListener
         self._topics: set[str] = set()
         self._keeper: asyncio.Task[None] | None = None
-        self._connection: C | None = None  # from when it takes subscriptions
+        self._connection: C | None = None  # from the moment that it takes subscriptions
         self._ready = False  # all subscriptions are in force on it
         self._steps = asyncio.Semaphore(AT_ONCE)
         self._cause: Exception = ConnectionError("the broker is not open")
 
     @abstractmethod
     async def _connect(self) -> C:
-        """A new connection, within `ANSWER` seconds; or raise what the engine's library raises."""
+        """Make a new connection within `ANSWER` seconds, or raise the error of the engine's library."""
 
     @property
     def connected(self) -> bool:
@@ -153,9 +153,9 @@ class ReconnectingBroker(ABC, Generic[C]):
         keeper, self._keeper = self._keeper, None
         while not keeper.done():
             keeper.cancel()
-            await asyncio.wait((keeper,), timeout=CANCELLED)  # an engine's library may swallow a cancellation
+            await asyncio.wait((keeper,), timeout=CANCELLED)  # the engine's library may swallow a cancellation
         if self._ready:
-            with suppress(WseError, TimeoutError):  # the engine may be away, and then nothing can be sent
+            with suppress(WseError, TimeoutError):  # if the engine is away, nothing can be sent
                 async with asyncio.timeout_at(end):
                     await self.flush()
         self._fail(ConnectionError("the broker is closed"))
@@ -186,8 +186,8 @@ class ReconnectingBroker(ABC, Generic[C]):
         await self.ask(lambda connection: connection.flush())
 
     def received(self, topic: str, data: bytes) -> None:
-        """A connection has received a message."""
-        if topic in self._topics:  # it may have been under way when the node unsubscribed
+        """Hand a message from a connection to the listener."""
+        if topic in self._topics:  # it may have been in flight when the node unsubscribed
             self._listener.received(topic, data)
 
     # The connection.
@@ -226,7 +226,7 @@ class ReconnectingBroker(ABC, Generic[C]):
             for topic in self._topics:
                 connection.subscribe(topic)
             await answer(connection, connection.flush(), SUBSCRIBED)
-            if connection.broken.done():  # pragma: no cover - before Python 3.12, this ends the flush itself
+            if connection.broken.done():  # pragma: no cover - before Python 3.12 the flush itself ends so
                 raise connection.broken.result()
             undo.pop_all()
         self._ready = True
@@ -246,7 +246,7 @@ class ReconnectingBroker(ABC, Generic[C]):
             self._listener.connection_restored()
 
     async def _watch(self, connection: C) -> Exception:
-        """Why the connection has failed, when it has."""
+        """Wait until the connection fails, and return the cause."""
         while True:
             await asyncio.wait((connection.broken,), timeout=PAUSE)
             if connection.broken.done():

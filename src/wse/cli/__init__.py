@@ -6,7 +6,7 @@ import sys
 
 
 def main() -> None:
-    """Run the command, or say what it needs."""
+    """Run the command, or exit with the name of the missing extra."""
     try:
         from wse.cli.commands import wse
     except ImportError as exc:

@@ -38,21 +38,21 @@ def version() -> None:
 
 @wse.command("serve")
 @click.argument("target", metavar="MODULE:SERVER")
-@click.option("--factory", is_flag=True, help="SERVER is a function that returns the server (found out without, too).")
-@click.option("--app-dir", default=".", show_default=True, help="Where modules are looked for first.")
+@click.option("--factory", is_flag=True, help="SERVER must be a function that returns the server.")
+@click.option("--app-dir", default=".", show_default=True, help="The folder that is searched first for modules.")
 @click.option("--host", help="The interface to listen on; '' for all.  [default: the server's own]")
 @click.option("--port", type=click.IntRange(0, 65535), help="The port to listen on.  [default: the server's own]")
 @click.option("--workers", type=click.IntRange(1), default=1, show_default=True, help="Processes that share the port.")
-@click.option("--broker", metavar="URL", help="What joins workers and nodes to a cluster: nats://... or redis://...")
+@click.option("--broker", metavar="URL", help="The broker that connects workers and nodes: nats://... or redis://...")
 @click.option("--uvloop", is_flag=True, help="Run on uvloop (pip install wse[uvloop]).")
-@click.option("--log-level", type=click.Choice(LEVELS), default="info", show_default=True, help="What is logged.")
+@click.option("--log-level", type=click.Choice(LEVELS), default="info", show_default=True, help="The lowest level.")
 @click.option(
     "--grace",
     type=click.FloatRange(0),
     default=10.0,
     show_default=True,
     metavar="SECONDS",
-    help="What running handlers have to end in, when the server closes.",
+    help="The time that running handlers have to end when the server closes.",
 )
 @click.option(
     "--notice",
@@ -60,7 +60,7 @@ def version() -> None:
     default=0.0,
     show_default=True,
     metavar="SECONDS",
-    help="How long before that /readyz answers 503, so that load balancers see it.",
+    help="The time before closing in which /readyz answers 503, so that load balancers notice.",
 )
 def serve_command(
     target: str,
@@ -77,10 +77,10 @@ def serve_command(
 ) -> None:
     """Serve a WseServer until SIGINT or SIGTERM.
 
-    With several workers, each is a process of its own and all share the port; one that dies is replaced, and SIGHUP
-    replaces all of them, one by one. They need a broker, which carries messages between them.
+    With several workers, each is a process of its own and all share the port. A worker that dies is replaced, and
+    SIGHUP replaces all of them, one by one. Workers need a broker, which carries messages between them.
     """
-    # Modules take their time to import, and until there is an event loop signals would have their usual effect.
+    # Importing modules takes time, and until there is an event loop signals would have their default effect.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     if workers > 1:
         signal.signal(signal.SIGHUP, signal.SIG_IGN)  # there is nothing to replace yet
@@ -88,7 +88,7 @@ def serve_command(
         slot = WorkerSlot.taken()
     except StartError as exc:
         raise click.UsageError(str(exc)) from exc
-    app_dir = str(Path(app_dir).resolve())  # a module may change the folder
+    app_dir = str(Path(app_dir).resolve())  # a module may change the current folder
     set_up_logging(log_level, name_of(slot, workers))
     sys.path.insert(0, app_dir)
     new_loop = uvloop_factory() if uvloop else None
@@ -125,19 +125,20 @@ def serve_command(
 
 
 def problem_of_workers(server: WseServer) -> str | None:
-    """Why this server cannot be served by several workers, and what to do; `None` if it can."""
+    """The reason why several workers cannot serve this server, and the remedy; `None` if they can."""
     if server.port is None or server.port == 0:
-        return "several workers share one port: say which, as in --port 4200"
+        return "several workers share one port, which must be given, as in --port 4200"
     if server.cluster is None or isinstance(server.cluster.broker, MemoryBroker):
         return (
-            "several workers need a broker, or users on one worker do not reach those on another: start NATS and pass "
-            "--broker nats://127.0.0.1:4222, or Valkey or Redis and --broker redis://127.0.0.1:6379; or run one worker"
+            "several workers need a broker, because without one, users on different workers cannot reach each other: "
+            "start NATS and pass --broker nats://127.0.0.1:4222, or start Valkey or Redis and pass --broker "
+            "redis://127.0.0.1:6379, or run one worker"
         )
     return None
 
 
 def use_broker(server: WseServer, url: str) -> None:
-    """Join the server to the cluster of a broker."""
+    """Make the server a node of the broker's cluster."""
     try:
         server.use_broker(url)
     except (ValueError, ImportError) as exc:
@@ -145,7 +146,7 @@ def use_broker(server: WseServer, url: str) -> None:
 
 
 def uvloop_factory() -> Callable[[], asyncio.AbstractEventLoop]:
-    """What makes uvloop's event loops."""
+    """The factory of uvloop's event loops."""
     try:
         import uvloop
     except ImportError as exc:
@@ -154,14 +155,14 @@ def uvloop_factory() -> Callable[[], asyncio.AbstractEventLoop]:
 
 
 def name_of(slot: WorkerSlot | None, workers: int) -> str:
-    """What this process is called in logs."""
+    """The name of this process in logs."""
     if slot is not None:
         return f"worker {slot.number}"
     return "server" if workers == 1 else "supervisor"
 
 
 def set_up_logging(level: str, name: str) -> None:
-    """Log to standard error, with what this process is and its pid in every line."""
+    """Log to standard error, with the name and the pid of this process in every line."""
     logging.basicConfig(
         level=level.upper(), format=f"%(asctime)s %(levelname)s {name} (pid %(process)d) %(name)s: %(message)s"
     )

@@ -1,10 +1,10 @@
-"""Several workers that serve on one port (SO_REUSEPORT), and who watches over them.
+"""The supervisor of several workers that serve on one port (SO_REUSEPORT).
 
-A worker is a process with an interpreter of its own. It gets its number and the descriptor of a socket
-(`WorkerSlot`), says when it is ready, and ends on SIGTERM or when the supervisor has gone.
+A worker is a process with an interpreter of its own. It gets its number and the descriptor of a socket (`WorkerSlot`),
+reports when it is ready, and ends at SIGTERM or when the supervisor has gone.
 
-    started -> ready -> ended                 another takes its place, after a wait that grows
-                     -> retired -> ended      rolled (SIGHUP), or the supervisor ends (SIGINT, SIGTERM)
+    started -> ready -> ended                 another worker replaces it, after a wait that grows
+                     -> retired -> ended      replaced (SIGHUP), or the supervisor ends (SIGINT, SIGTERM)
             -> ended                          at the first start: give up; later: like a ready one
 """
 
@@ -27,33 +27,32 @@ from wse.core.hub.hub import CLOSED_WITHIN
 logger = logging.getLogger("wse.supervisor")
 
 RESTARTS = Backoff(base=0.5, cap=30.0, random=lambda: 1.0)
-"""Waits before a worker's place is taken anew, when it did not live for `SETTLED`."""
+"""Waits before a worker is replaced that was not ready for `SETTLED` seconds."""
 
 SETTLED = 10.0
-"""Seconds that a worker has been ready for when its end is an accident, and not one in a row."""
+"""Seconds after which the end of a ready worker no longer counts as a failure in a row."""
 
 MOST_FAILURES = 5
-"""Starts in a row that fail, with no other worker ready, until the supervisor gives up."""
+"""Failed starts in a row, while no other worker is ready, after which the supervisor gives up."""
 
 KILLED_AFTER = CLOSED_WITHIN + 15.0
-"""Seconds beyond notice and grace until a worker that does not end is killed: until all connections have been closed,
-until those that do not answer have been cut, which takes 5, until the node has signed off, which may take 5, and 5 to
-spare."""
+"""Seconds, besides notice and grace, after which a worker that does not end is killed: the time to close all
+connections, 5 to cut those that do not answer, 5 for the node to leave the cluster, and 5 to spare."""
 
 
 class PortError(Exception):
-    """The port cannot be had."""
+    """The port is not available."""
 
 
 def check_port(host: str | None, port: int) -> None:
-    """Find out whether the port is free; with SO_REUSEPORT workers would share it with a stranger in silence.
+    """See that the port is free: with SO_REUSEPORT, workers would silently share it with another program.
 
     Raises:
-        PortError: It is not, or cannot be had.
+        PortError: The port is in use, or not available to this user.
     """
     try:
         places = socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-        # An event loop that listens on all interfaces passes over a family that the kernel lacks, too.
+        # An event loop that listens on all interfaces also skips an address family that the kernel lacks.
         for family, kind, protocol, _, address in [place for place in places if _exists(place[0])] or places:
             with socket.socket(family, kind, protocol) as probe:
                 probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -62,7 +61,7 @@ def check_port(host: str | None, port: int) -> None:
                 probe.bind(address)
                 probe.listen(1)  # Linux lets sockets share an address until one of them listens
     except OSError as exc:
-        raise PortError(f"port {port} of {host or 'all interfaces'} cannot be had: {exc.strerror}") from exc
+        raise PortError(f"port {port} of {host or 'all interfaces'} is not available: {exc.strerror}") from exc
 
 
 def _exists(family: int) -> bool:
@@ -77,9 +76,9 @@ class Worker:
     """A worker's process.
 
     Attributes:
-        number: From 1 on, of its place.
-        retired: It is to end: nobody takes its place.
-        ready_since: When it got ready, by `time.monotonic`.
+        number: The number of its place, from 1 on.
+        retired: Whether it is to end without a replacement.
+        ready_since: When it became ready, by `time.monotonic`; None before.
     """
 
     def __init__(self, number: int, process: Process, slot: socket.socket) -> None:
@@ -98,7 +97,7 @@ class Worker:
                     *command,
                     env={**os.environ, VARIABLE: f"{number}:{theirs.fileno()}"},
                     pass_fds=(theirs.fileno(),),
-                    process_group=0,  # Ctrl-C is for the supervisor, which tells the workers in good order
+                    process_group=0,  # Ctrl-C reaches only the supervisor, which then ends the workers in order
                 )
             except BaseException:
                 ours.close()
@@ -110,7 +109,7 @@ class Worker:
         return f"worker {self.number} (pid {self.process.pid})"
 
     async def ready(self, patience: float) -> bool:
-        """Whether it gets ready, in that many seconds; it is killed if it does not."""
+        """Wait until it is ready, and return whether it is; it is killed after that many seconds."""
         try:
             async with asyncio.timeout(patience):
                 if await self._says_ready():
@@ -118,12 +117,12 @@ class Worker:
                 else:
                     await self.process.wait()
         except TimeoutError:
-            logger.error("%s was not ready after %g s", self, patience)  # noqa: TRY400 - there is no more to tell
+            logger.error("%s was not ready after %g s", self, patience)  # noqa: TRY400 - a traceback adds nothing
             self.send(signal.SIGKILL)
         return self.is_ready
 
     async def _says_ready(self) -> bool:
-        """Whether it does, before it ends; what it has started may keep its slot open for longer."""
+        """Whether it reports so before it ends; its child processes may keep the socket open for longer."""
         said = asyncio.ensure_future(asyncio.get_running_loop().sock_recv(self._slot, len(READY)))
         ended = asyncio.ensure_future(self.process.wait())
         try:
@@ -139,18 +138,18 @@ class Worker:
         return self.ready_since is not None and self.process.returncode is None and not self.retired
 
     def send(self, number: signal.Signals) -> None:
-        """Send it a signal, if it is still there."""
+        """Send it a signal, if it still runs."""
         if self.process.returncode is None:
             self.process.send_signal(number)
 
     async def ended(self) -> str:
-        """How it has ended, for people."""
+        """Wait until it ends, and return its exit status as text."""
         status = await self.process.wait()
         self._slot.close()
         return f"status {status}" if status >= 0 else signal.Signals(-status).name
 
     async def end(self, patience: float, hurry: asyncio.Event) -> None:
-        """Let it close its connections, and kill it when it takes longer than `patience` seconds or we hurry."""
+        """Let it close its connections; kill it after `patience` seconds, or when `hurry` is set."""
         self.retired = True
         self.send(signal.SIGTERM)
         waits = {asyncio.ensure_future(self.ended()), asyncio.ensure_future(hurry.wait())}
@@ -167,11 +166,11 @@ class Supervisor:
     """Keeps a number of workers running.
 
     Args:
-        command: What starts a worker.
-        workers: How many.
-        grace: Seconds that the handlers of a worker have when it is told to end.
-        notice: Seconds before that, in which it only tells load balancers.
-        patience: Seconds that a worker has to get ready.
+        command: The command that starts a worker.
+        workers: The number of workers.
+        grace: Seconds that a worker's handlers have to end when the worker closes.
+        notice: Seconds before that, in which the worker only notifies load balancers.
+        patience: Seconds that a worker has to become ready.
     """
 
     def __init__(
@@ -179,11 +178,11 @@ class Supervisor:
     ) -> None:
         self._command = tuple(command)
         self._count = workers
-        self._closing = notice + grace + KILLED_AFTER  # seconds that a worker has to end in
+        self._closing = notice + grace + KILLED_AFTER  # seconds that a worker has to end
         self._patience = patience
-        self._workers: dict[int, Worker] = {}  # whose place it is
-        self._living: set[Worker] = set()  # those, and who comes or goes
-        self._failures: dict[int, int] = {}  # in a row, of a place
+        self._workers: dict[int, Worker] = {}  # by place
+        self._living: set[Worker] = set()  # all processes, those that start or end included
+        self._failures: dict[int, int] = {}  # by place, failed starts in a row
         self._tasks: set[asyncio.Task[None]] = set()
         self._stop = asyncio.Event()
         self._hurry = asyncio.Event()
@@ -191,9 +190,9 @@ class Supervisor:
         self._status = 0
 
     async def run(self) -> int:
-        """Run until SIGINT or SIGTERM, or until it is given up; returns the exit status.
+        """Run until SIGINT or SIGTERM, or until the supervisor gives up; returns the exit status.
 
-        SIGHUP replaces the workers one by one, each after its successor is ready. A second SIGINT or SIGTERM kills.
+        SIGHUP replaces the workers one by one, each after its successor is ready. A second signal kills them.
         """
         loop = asyncio.get_running_loop()
         handlers = {signal.SIGINT: self._end, signal.SIGTERM: self._end, signal.SIGHUP: self._hangup.set}
@@ -253,7 +252,7 @@ class Supervisor:
         return worker
 
     async def _watch(self, worker: Worker) -> None:
-        """Have a worker's place taken when it ends, unless it was to end."""
+        """Replace a worker when it ends, unless it was to end."""
         number = worker.number
         while True:
             how = await worker.ended()
@@ -268,10 +267,10 @@ class Supervisor:
             wait = RESTARTS.delay(failures - 1) if failures else 0.0
             logger.error("%s ended with %s; another starts in %g s", worker, how, wait)
             await asyncio.sleep(wait)
-            if worker.retired:  # rolling has taken its place
+            if worker.retired:  # `_roll` has replaced it
                 return
             successor = await self._launch(number)
-            if worker.retired:  # pragma: no cover - rolling took its place just while this one was being started
+            if worker.retired:  # pragma: no cover - `_roll` replaced it just while the successor was being started
                 await self._retire(successor)
                 return
             worker = self._workers[number] = successor
@@ -279,7 +278,7 @@ class Supervisor:
                 logger.info("%s is ready", worker)
 
     async def _roll(self) -> None:
-        """Replace the workers one by one. When a new one does not get ready the old ones go on."""
+        """Replace the workers one by one. If a new one does not become ready the old ones go on."""
         logger.info("replacing the workers one by one")
         for number in range(1, self._count + 1):
             new = await self._launch(number)

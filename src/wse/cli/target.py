@@ -1,4 +1,4 @@
-"""Finding the server that the command line names: `module:attribute`."""
+"""Finds the server that the command line names: `module:attribute`."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from wse.server.server import WseServer
 
 
 class TargetError(ValueError):
-    """The command line names no server."""
+    """The command line does not name a server."""
 
 
 def load(target: str, *, factory: bool = False) -> WseServer:
-    """The server that `module:attribute` names, or that the function of this name returns.
+    """Load the server that `module:attribute` names, or that the function of this name returns.
 
     Args:
         target: A module that can be imported, and a name in it; dots lead to attributes of attributes.
         factory: Insist on a function that returns a server.
 
     Raises:
-        TargetError: There is no such module or name, or it is no server. What else goes wrong in the module is
-            raised as it is.
+        TargetError: There is no such module or name, or it is not a server. Other errors of the module are raised
+            unchanged.
     """
     name, colon, path = target.partition(":")
     if not (name and colon and path):
@@ -34,7 +34,7 @@ def load(target: str, *, factory: bool = False) -> WseServer:
         found = importlib.import_module(name)
     except ModuleNotFoundError as exc:
         if exc.name is None or not f"{name}.".startswith(f"{exc.name}."):
-            raise  # the module is there, and lacks another
+            raise  # the module exists, and fails to import another one
         raise TargetError(f"there is no module {exc.name!r} (see --app-dir)") from exc
     finally:
         commanded.reset(importing)
@@ -45,20 +45,20 @@ def load(target: str, *, factory: bool = False) -> WseServer:
             raise TargetError(f"{name} has no {path}") from exc
     if isinstance(found, WseServer) or not callable(found):
         if factory:
-            raise TargetError(f"{target} is no function that returns a WseServer")
+            raise TargetError(f"{target} is not a function that returns a WseServer")
         return _server(found, target)
     try:
         inspect.signature(found).bind()
     except (TypeError, ValueError) as exc:
-        raise TargetError(f"{target} is no WseServer, and cannot be called without arguments to make one") from exc
+        raise TargetError(f"{target} is not a WseServer, and cannot be called without arguments to make one") from exc
     made = found()
     if inspect.iscoroutine(made):
         made.close()
-        raise TargetError(f"{target} is an async function, and the server is made before there is an event loop")
-    return _server(made, f"what {target} returns")
+        raise TargetError(f"{target} is an async function, but the server is made before there is an event loop")
+    return _server(made, f"the result of {target}")
 
 
 def _server(found: object, name: str) -> WseServer:
     if not isinstance(found, WseServer):
-        raise TargetError(f"{name} is no WseServer but of type {type(found).__name__}")
+        raise TargetError(f"{name} is not a WseServer but of type {type(found).__name__}")
     return found

@@ -1,4 +1,4 @@
-"""One process that serves: by itself, or as a worker of a supervisor."""
+"""A process that serves, by itself or as a worker of a supervisor."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ if TYPE_CHECKING:
 logger = logging.getLogger("wse.worker")
 
 VARIABLE = "WSE_WORKER"
-"""The environment variable that tells a worker its number and where its slot is."""
+"""The environment variable with a worker's number and the descriptor of its socket."""
 
 READY = b"ready"
 
 
 class StartError(Exception):
-    """The server does not start, for a reason that needs no traceback."""
+    """The server cannot start, for a reason that needs no traceback."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,9 +36,9 @@ class WorkerSlot:
     """A worker's place at its supervisor.
 
     Attributes:
-        number: From 1 on. The worker that takes a dead one's place has the same.
-        socket: Where a worker says `READY`. The supervisor says nothing: its end closes when it is gone, however that
-            came, and the worker then ends by itself.
+        number: From 1 on. The worker that replaces a dead one has the same number.
+        socket: A worker sends `READY` on it. The supervisor sends nothing: its end closes when the supervisor ends, for
+            whatever reason, and the worker then ends by itself.
     """
 
     number: int
@@ -46,10 +46,10 @@ class WorkerSlot:
 
     @classmethod
     def taken(cls) -> Self | None:
-        """This process's slot; `None` if it is nobody's worker. Processes that it starts are none, either.
+        """Take this process's slot; `None` if it is not a worker. Processes that it starts are not workers either.
 
         Raises:
-            StartError: It is somebody else who has set the variable.
+            StartError: The variable was not set by a supervisor.
         """
         value = os.environ.pop(VARIABLE, None)
         if value is None:
@@ -58,20 +58,20 @@ class WorkerSlot:
         try:
             return cls(int(number), socket.socket(fileno=int(descriptor)))
         except (ValueError, OSError) as exc:
-            raise StartError(f"{VARIABLE}={value} in the environment is for the supervisor to set") from exc
+            raise StartError(f"{VARIABLE}={value} is in the environment, but only the supervisor may set it") from exc
 
 
 async def serve(server: WseServer, *, grace: float, notice: float = 0.0, slot: WorkerSlot | None = None) -> None:
     """Serve until SIGINT or SIGTERM, or until the supervisor has gone; then close. A second signal ends the waiting.
 
     Args:
-        server: One that does not listen yet.
+        server: A server that does not listen yet.
         grace: As for `WseServer.close`.
         notice: As for `WseServer.close`.
-        slot: That of a worker. One without takes SIGHUP for a request to end, too, as from a terminal that is closed.
+        slot: The slot of a worker. A process without one also ends at SIGHUP, as when its terminal is closed.
 
     Raises:
-        StartError: The port cannot be had, or the server lacks something.
+        StartError: The port is not available, or the server lacks something.
     """
     signals = [signal.SIGINT, signal.SIGTERM]
     if slot is None:

@@ -69,9 +69,10 @@ class NatsBroker(ReconnectingBroker[NatsConnection]):
     """A `wse.core.ports.broker.Broker` on NATS servers with JetStream.
 
     Args:
-        url: Where the servers are. Its `prefix`, `wse` by default, starts the names of all subjects and buckets, so
-            that several applications can share them; `replicas`, 1 by default, is how many servers keep the register.
-        options: For `nats.connect`, beside what the URL says: `tls`, `user_credentials`, `nkeys_seed`.
+        url: The addresses of the servers. Its `prefix`, by default `wse`, starts the names of all subjects and buckets,
+            so that several applications can share the servers; `replicas`, by default 1, is the number of servers that
+            keep the register.
+        options: Further options for `nats.connect`, such as `tls`, `user_credentials` and `nkeys_seed`.
 
     A lease lasts whole seconds here, so `renew` rounds up.
     """
@@ -91,7 +92,7 @@ class NatsBroker(ReconnectingBroker[NatsConnection]):
         self._servers = [f"{parts.scheme}://{host}" for host in hosts.split(",")]
         self._options = options
         self._lease = 0  # the revision of the lease, as far as is known
-        self._lease_ends = 0.0  # by the clock of the event loop, and not later than by the server's
+        self._lease_ends = 0.0  # by the clock of the event loop; never later than by the server's
         self._state = "new"
         self._recovering = False
         self._held: dict[str, set[str]] = {}  # by user, the connections that this node has registered
@@ -277,7 +278,7 @@ class NatsBroker(ReconnectingBroker[NatsConnection]):
             else:
                 return result
             revision, value = await connection.get(key)
-        raise OutdatedError(f"others changed the same user {ATTEMPTS} times meanwhile")
+        raise OutdatedError(f"other nodes changed the same user {ATTEMPTS} times meanwhile")
 
     def _hint(self, user: str, conn_id: str, *, held: bool) -> None:
         """Note which connections of the user this node holds."""
@@ -315,7 +316,7 @@ class NatsBroker(ReconnectingBroker[NatsConnection]):
                 self._lease = await connection.put(lease, b"", self._lease, ttl)
                 is_kept = self._state == "kept"
             except OutdatedError:
-                pass  # it has run out, or is lost, or an answer is
+                pass  # the lease has run out or is lost, or the answer to the last renewal was lost
         if not is_kept:
             if connection.register:  # the register may have been lost, and the connection not
                 identity = await self._identify(connection)
@@ -443,7 +444,7 @@ def _by_user(transitions: Iterable[Transition]) -> dict[str, list[Transition]]:
 
 
 def batches(items: list[T], size: int) -> Iterator[list[T]]:
-    """All of them, so many at a time."""
+    """Split a list into lists of at most `size` items."""
     return (items[start : start + size] for start in range(0, len(items), size))
 
 

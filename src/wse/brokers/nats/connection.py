@@ -25,13 +25,13 @@ if TYPE_CHECKING:
     from nats.aio.subscription import Subscription
 
 UNHEARD = 0.5
-"""Seconds for which messages are handed to an engine that does not answer. Nobody knows what became of these."""
+"""Seconds for which messages are handed to an engine that does not answer. Whether these arrive is unknown."""
 
 CLOSED = 1.0
 """Seconds that closing may take."""
 
-# Errors of JetStream that the library does not tell apart (the server's errors.json).
-WRONG_REVISION = (10071, 10164, 10043)  # the last when it is to be deleted
+# Error codes of JetStream that nats-py does not distinguish (errors.json of the server).
+WRONG_REVISION = (10071, 10164, 10043)  # the last one when the key is to be deleted
 NO_KEY = 10037
 OTHER_CONFIGURATION = 10058
 GONE = (*WRONG_REVISION, NO_KEY)
@@ -43,28 +43,28 @@ PAGE = 1000
 """Keys that the server sends at once."""
 
 PAGE_WAIT = 1.0
-"""Seconds that it waits when some of a page have gone meanwhile."""
+"""Seconds that the server waits when some keys of a page have been removed meanwhile."""
 
 
 class OutdatedError(Exception):
-    """The key has another revision than the one that was given."""
+    """The key's revision is not the expected one."""
 
 
 class SecureClient(Client):
-    """A client that keeps the promise of `tls://`: nats-py would go on in plain text where a server offers no TLS."""
+    """A client that insists on TLS for `tls://`: nats-py would go on in plain text if the server does not offer it."""
 
     def _connect_command(self) -> bytes:
         server = self._current_server
         if server is not None and server.uri.scheme == "tls" and not self._server_info.get("tls_required"):
-            raise Error("nats: the server offers no TLS")
+            raise Error("nats: the server does not offer TLS")
         return super()._connect_command()
 
 
 class Inbox(asyncio.Future[Msg]):
-    """Where subscriptions deliver, straight from the client's parser.
+    """Receives the messages of subscriptions straight from the client's parser.
 
-    nats-py hands the messages of a subscription that has a future to this future, and then needs neither a task nor a
-    queue for it. This one is never done.
+    nats-py hands the messages of a subscription with a future to that future, and then needs neither a task nor a queue
+    for the subscription. This future is never done.
     """
 
     def __init__(self, heard: Callable[[Msg], None]) -> None:
@@ -76,7 +76,7 @@ class Inbox(asyncio.Future[Msg]):
 
 
 class NatsConnection:
-    """A client of nats-py that lasts until the first failure, and a queue before it."""
+    """A client of nats-py that lasts until the first failure, with a queue in front of it."""
 
     def __init__(self, prefix: str, received: Callable[[str, bytes], None]) -> None:
         self._loop = asyncio.get_running_loop()
@@ -88,17 +88,17 @@ class NatsConnection:
         self._client = SecureClient()
         self._stream = self._client.jetstream(timeout=ANSWER)
         self._received = received
-        self._start = len(prefix) + 1  # of a topic in its subject
+        self._start = len(prefix) + 1  # where the topic starts in a subject
         self._inbox = Inbox(self._heard)
         self._unused: asyncio.Queue[Msg] = asyncio.Queue()
         self._subscriptions: dict[str, Subscription] = {}
         self._queue: deque[tuple[str, bytes]] = deque()
         self._size = 0  # bytes in the queue
-        self._topics: dict[str, bool] = {}  # subscriptions that are to change
+        self._topics: dict[str, bool] = {}  # subscriptions to be changed
         self._queued = asyncio.Event()
         self._flushes: list[asyncio.Future[None]] = []
-        self._pong: asyncio.Future[Any] | None = None  # of the last question whether the engine is there
-        self._pinged = 0.0  # when that was asked
+        self._pong: asyncio.Future[Any] | None = None  # the answer to the last ping
+        self._pinged = 0.0  # when that ping was sent
         self._failure: Exception | None = None
         self._sender: asyncio.Task[None] | None = None
 
@@ -109,7 +109,7 @@ class NatsConnection:
                 error_cb=self._failed,
                 closed_cb=self._closed,
                 connect_timeout=int(ANSWER),
-                # The keeper is who tries again. One server is tried twice, then the next.
+                # `ReconnectingBroker` reconnects. One server is tried twice, then the next.
                 allow_reconnect=False,
                 max_reconnect_attempts=1,
                 reconnect_time_wait=0,
@@ -121,7 +121,7 @@ class NatsConnection:
 
     @property
     def message_size(self) -> int:
-        """Bytes that the server takes in one message."""
+        """Bytes of the largest message that the server takes."""
         return self._client.max_payload
 
     def publish(self, topic: str, data: bytes) -> None:
@@ -153,7 +153,10 @@ class NatsConnection:
         await asyncio.shield(await self._ping())
 
     async def _ping(self) -> asyncio.Future[Any]:
-        """Done when the server answers. Never cancel it: nats-py would break at the answer. So does its own `flush`."""
+        """Send a ping; the future is done when the server answers.
+
+        It must never be cancelled: nats-py would fail at the answer. Its own `flush` has this fault.
+        """
         pong = self._loop.create_future()
         await self._client._send_ping(pong)
         return pong
@@ -163,15 +166,15 @@ class NatsConnection:
         if self._sender is not None:
             self._sender.cancel()
             await asyncio.wait((self._sender,))
-        with suppress(Exception):  # the library passes on what the socket raised, or waits for what will not come
+        with suppress(Exception):  # nats-py raises errors of the socket, or waits for an answer that never comes
             async with asyncio.timeout(CLOSED):
                 await self._client.close()
 
-    # What fails.
+    # Failures.
 
     async def _failed(self, exc: Exception) -> None:
         self._failure = exc
-        # While the client connects, there may be a server that takes it.
+        # While the client connects, another server may accept it.
         if self._sender is not None:
             self._break(exc)
 
@@ -185,7 +188,7 @@ class NatsConnection:
     def _heard(self, message: Msg) -> None:
         self._received(message.subject[self._start :], message.data)
 
-    # What is to be sent.
+    # Sending.
 
     async def _send_until_broken(self) -> None:
         try:
@@ -207,7 +210,7 @@ class NatsConnection:
                     await subscription.unsubscribe()
             elif topic not in self._subscriptions:
                 subscription = await client.subscribe(f"{self._prefix}.{topic}", future=self._inbox)
-                # Four fifths of what a subscription would keep in memory; with a future, nothing is ever put there.
+                # The queue takes four fifths of a subscription's memory, and with a future it is never used.
                 subscription._pending_queue = self._unused
                 self._subscriptions[topic] = subscription
         if queue:
@@ -223,7 +226,7 @@ class NatsConnection:
                 flush.set_result(None)
 
     async def _see_to_an_answer(self) -> None:
-        """Wait while the engine does not answer: what it is handed now might be lost, and what waits is not."""
+        """Wait while the engine does not answer: messages that it is handed might be lost, waiting ones are not."""
         now = self._loop.time()
         if now - self._pinged < UNHEARD:
             return
@@ -246,7 +249,7 @@ class NatsConnection:
                 discard=api.DiscardPolicy.NEW,
                 allow_msg_ttl=True,
                 allow_rollup_hdrs=True,
-                # Any replica could answer then, and say what was true a moment before.
+                # With direct access any replica answers, perhaps with a value that is out of date.
                 allow_direct=False,
             )
             try:
@@ -291,7 +294,7 @@ class NatsConnection:
     # The register.
 
     async def get(self, key: str) -> tuple[int, bytes]:
-        """A key's revision and value; 0 and nothing if there is none."""
+        """A key's revision and value; 0 and an empty value if there is no such key."""
         try:
             async with self._register():
                 message = await self._stream.get_msg(self._bucket, subject=self._key(key))
@@ -303,7 +306,7 @@ class NatsConnection:
         """Set a key, for `ttl` seconds if given, and return its new revision.
 
         Raises:
-            OutdatedError: The key has not this `revision`, where 0 stands for a key that is not there.
+            OutdatedError: The key's revision is not `revision`, where 0 stands for a key that does not exist.
         """
         headers = None if revision is None else {api.Header.EXPECTED_LAST_SUBJECT_SEQUENCE.value: str(revision)}
         async with self._register():
@@ -311,23 +314,23 @@ class NatsConnection:
         return answer.seq
 
     async def delete(self, revision: int) -> None:
-        """Take the key of this revision away, without a trace.
+        """Delete the key with this revision, without a trace.
 
         Raises:
-            OutdatedError: There is a later one.
+            OutdatedError: The key has a later revision.
         """
         async with self._register():
             await self._stream.delete_msg(self._bucket, revision)
 
     async def purge(self, keys: str) -> None:
-        """Take keys away, whatever their revision; `*` stands for any part."""
+        """Delete keys, whatever their revision; `*` stands for any part."""
         async with self._register():
             await self._stream.purge_stream(self._bucket, subject=self._key(keys))
 
     async def keys(self, which: str, offset: int = 0) -> tuple[list[str], int]:
-        """Keys, `*` stands for any part, and how many there are in all, of one moment.
+        """Keys and the number of all keys, of one moment; `*` in `which` stands for any part.
 
-        From the offset on, as many as the server gives at once, which is 100,000; none behind the last.
+        The keys begin at the offset and are as many as the server returns at once, which is 100,000.
         """
         subjects, count = await self._subjects(self._bucket, self._key(which), offset)
         start = len(self._key(""))
@@ -336,7 +339,7 @@ class NatsConnection:
     async def _subjects(self, bucket: str, which: str, offset: int) -> tuple[list[str], int]:
         question = json.dumps({"subjects_filter": which, "offset": offset}).encode()
         async with self._register():
-            # The library's own request for this does not know of the offset.
+            # The library's own method for this request has no offset.
             reply = await self._client.request(f"$JS.API.STREAM.INFO.{bucket}", question, timeout=ANSWER)
             state = _checked(json.loads(reply.data))["state"]
         return [*(state.get("subjects") or ())], state["messages"]
@@ -361,7 +364,7 @@ class NatsConnection:
                 page: list[Msg] = []
 
                 def heard(message: Msg, page: list[Msg] = page) -> bool:
-                    if not message.reply:  # a status: what was pending has gone
+                    if not message.reply:  # a status: the pending keys have been removed
                         return True
                     page.append(message)
                     return len(page) == PAGE or message.metadata.num_pending == 0
@@ -372,10 +375,10 @@ class NatsConnection:
                 pending = page[-1].metadata.num_pending if page else 0
 
     async def _converse(self, questions: list[tuple[str, bytes]], heard: Callable[[Msg], bool]) -> None:
-        """Ask all of these at once, and hear answers until `heard` says that this was the last.
+        """Send all requests at once, and pass each answer to `heard` until it returns True.
 
-        The last part of the subject of each answer is the number of its question. The library's own requests take
-        three times as long, and know one answer only.
+        The last part of an answer's subject is the number of its request. The library's own requests take three times
+        as long, and allow only one answer each.
         """
         done = self._loop.create_future()
 
@@ -402,7 +405,7 @@ class NatsConnection:
 
     @asynccontextmanager
     async def _register(self) -> AsyncIterator[None]:
-        """A step of the register. Where the bucket is gone, the next connection makes it anew."""
+        """The context of a step of the register. If the bucket is gone, the next connection makes it anew."""
         try:
             yield
         except (NoStreamResponseError, APIError) as exc:

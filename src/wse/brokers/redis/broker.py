@@ -55,9 +55,9 @@ class RedisBroker(ReconnectingBroker[RedisConnection]):
     """A `wse.core.ports.broker.Broker` on one Redis or Valkey.
 
     Args:
-        url: Where the engine is. Its `prefix`, `wse` by default, starts the names of all keys and channels, so that
-            several applications can share an engine.
-        options: For redis-py's connections, beside what the URL says: certificates, a `credential_provider`.
+        url: The address of the engine. Its `prefix`, by default `wse`, starts the names of all keys and channels, so
+            that several applications can share an engine.
+        options: Further options for redis-py's connections, such as certificates and a `credential_provider`.
     """
 
     def __init__(self, url: str, **options: Any) -> None:
@@ -65,8 +65,8 @@ class RedisBroker(ReconnectingBroker[RedisConnection]):
         url, ours = take(url)
         self._prefix = ours["prefix"] + ":"
         self._epoch = ""
-        # RESP2, where a connection with subscriptions answers in the order of what was sent, as any other does. The
-        # keeper is who retries, and who knows how long an answer may take.
+        # RESP2, where a connection with subscriptions answers in the order of the commands, as any other does.
+        # `ReconnectingBroker` retries, and limits the time of an answer.
         self._pool = ConnectionPool.from_url(
             url,
             protocol=2,
@@ -86,7 +86,7 @@ class RedisBroker(ReconnectingBroker[RedisConnection]):
         commands, messages, leases = connections = make(), make(), make()
         try:
             await commands.connect()
-            # A replica would let us in, and then refuse all that changes the register.
+            # A replica accepts connections, and then refuses every change of the register.
             await commands.send_command("DEL", self._prefix + "nothing")
             await commands.read_response()
             await messages.connect()

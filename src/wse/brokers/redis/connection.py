@@ -21,20 +21,20 @@ if TYPE_CHECKING:
 
     from wse.brokers.redis.scripts import Script
 
-pack = cast("Callable[[tuple[str | bytes | int, ...]], bytes]", hiredis.pack_command)  # whose stub knows tuples of one
+pack = cast("Callable[[tuple[str | bytes | int, ...]], bytes]", hiredis.pack_command)  # its stub says tuples of one
 
 BATCH = 1000
-"""Commands that leave in one write, and topics in one command."""
+"""Commands in one write, and topics in one command."""
 
 BATCH_SIZE = 1024 * 1024
-"""Bytes that leave in one write, about. Nobody knows what became of the last write when the engine does not answer."""
+"""Bytes in one write, about. Whether the last write arrived is unknown when the engine does not answer."""
 
 
 class RedisConnection:
     """Three connections: one for commands, one that receives messages, one for leases, which wait for nothing else.
 
-    What is to be sent on either waits for the next turn of the event loop, or for the answers to what was sent before,
-    and then leaves in one write.
+    Commands wait for the next turn of the event loop, or for the answers to the commands before, and then leave in one
+    write.
     """
 
     def __init__(
@@ -53,11 +53,11 @@ class RedisConnection:
         self._lease_lock = asyncio.Lock()
         self._prefix = prefix
         self._received = received
-        self._queue: deque[tuple[tuple[Any, ...], asyncio.Future[Any] | None]] = deque()  # None with messages alone
+        self._queue: deque[tuple[tuple[Any, ...], asyncio.Future[Any] | None]] = deque()  # None for messages only
         self._size = 0  # bytes of the messages in the queue
         self._queued = asyncio.Event()
-        self._topics: dict[str, bool] = {}  # subscriptions that are to change
-        self._pings: list[asyncio.Future[Any]] = []  # that are to be sent
+        self._topics: dict[str, bool] = {}  # subscriptions to be changed
+        self._pings: list[asyncio.Future[Any]] = []  # pings to be sent
         self._changed = asyncio.Event()
         self._pongs: deque[asyncio.Future[Any]] = deque()
         steps = (self._send_commands(), self._send_changes(), self._receive())
@@ -160,7 +160,7 @@ class RedisConnection:
                     try:
                         reply = await connection.read_response()
                     except ResponseError as exc:
-                        # A message that the engine refuses, which nobody waits to hear; or a primary no more.
+                        # The engine refuses a message, for which no caller waits; or it has become a replica.
                         if answer is None or isinstance(exc, ReadOnlyError):
                             raise
                         if not answer.done():
@@ -192,7 +192,7 @@ class RedisConnection:
         read, start = self._messages.read_response, len(self._prefix)
         while True:
             reply = await read()
-            # Without a subscription a ping is answered with b"PONG", else with [b"pong", b""].
+            # The answer to a ping is b"PONG" without a subscription, and [b"pong", b""] with one.
             match reply:
                 case [b"message", channel, data]:
                     self._received(channel[start:].decode(), data)

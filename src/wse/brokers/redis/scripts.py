@@ -16,7 +16,7 @@ class Script:
 
     Attributes:
         text: Its source.
-        sha: The name under which the engine keeps it once it has seen it.
+        sha: The name under which the engine caches it.
     """
 
     text: str

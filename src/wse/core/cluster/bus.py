@@ -1,4 +1,4 @@
-"""The way to the other nodes: the topics of this one, and a backlog of messages while the broker is away."""
+"""The connection of a node to the others: its topics, and a backlog of messages while the broker is away."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ if TYPE_CHECKING:
     from wse.core.session.endpoint import Endpoint
 
 BATCH = 16 * 1024 * 1024
-"""Bytes of the backlog that are published at a time: brokers take no more than 64 MiB at once."""
+"""Bytes of the backlog that are published at a time. Brokers take no more than 64 MiB at once."""
 
 
 class Bus:
-    """What one node publishes and subscribes to.
+    """Publishes the messages of one node, and subscribes to its topics.
 
     Args:
-        broker: What carries it.
-        endpoint: Told of what cannot cross.
+        broker: Carries the messages.
+        endpoint: Receives reports of messages that cannot be sent.
         backlog: How many messages are kept while the broker cannot be reached.
-        backlog_bytes: How many bytes they may have.
+        backlog_bytes: How many bytes these messages may have.
 
     Attributes:
         node: The id of this node; a new one each time that it starts.
-        peers: The other nodes, when all was well.
+        peers: The other nodes, as of the last time that the cluster was undisturbed.
         is_open: Whether this node is part of the cluster; before and after, nothing is published.
         lost: How many messages were lost because the broker was out of reach for too long.
     """
@@ -52,7 +52,7 @@ class Bus:
     # Interest.
 
     def want(self, topic: str) -> bool:
-        """One more here wants the topic; whether it is the first."""
+        """Count one more subscriber of the topic on this node; returns whether it is the first."""
         count = self._interest.get(topic, 0)
         self._interest[topic] = count + 1
         if not count:
@@ -60,7 +60,7 @@ class Bus:
         return not count
 
     def unwant(self, topic: str) -> None:
-        """One less here wants the topic."""
+        """Count one subscriber less."""
         count = self._interest.get(topic, 0)
         if count > 1:
             self._interest[topic] = count - 1
@@ -71,11 +71,11 @@ class Bus:
     # Messages.
 
     def publish(self, topic: str, message: ClusterMessage) -> None:
-        """Publish a message to the nodes that want the topic, or keep it until the broker is reached again."""
+        """Publish a message to the nodes that have subscribed to the topic, or keep it until the broker is back."""
         self.publish_packed(topic, envelope.encode(message))
 
     def publish_packed(self, topic: str, data: bytes) -> None:
-        """As `publish`, for a message that is encoded already."""
+        """Publish a message that is already encoded; see `publish`."""
         if not self.is_open:
             return
         if not self._backlog and not self._is_held and self.broker.connected:
@@ -84,7 +84,7 @@ class Bus:
             self._keep(topic, data)
 
     def send_to(self, node: str, message: ClusterMessage) -> None:
-        """Send a message to one node, if the broker is connected: it would be of no use later."""
+        """Send a message to one node if the broker is connected. Such messages are of no use later."""
         if self.is_open and self.broker.connected:
             self._publish(NODE + node, envelope.encode(message))
 
@@ -98,15 +98,15 @@ class Bus:
     # The backlog.
 
     def hold(self) -> None:
-        """Keep what is published: the others may not hear yet."""
+        """Keep messages in the backlog: the other nodes may not receive yet."""
         self._is_held = True
 
     def release(self) -> None:
-        """Keep nothing any more; `catch_up` publishes what has been."""
+        """Stop keeping messages; `catch_up` publishes the backlog."""
         self._is_held = False
 
     def catch_up(self) -> None:
-        """Publish what was kept, or a part of it, and report what could not be."""
+        """Publish the backlog, or a part of it, and report how many messages did not fit into it."""
         if self._is_held:
             return
         published = 0
@@ -120,15 +120,15 @@ class Bus:
             self._endpoint.report(WseError(ErrorCode.BROKER_LOST_MESSAGES, {"lost": lost}))
 
     def take_back(self, unsent: list[tuple[str, bytes]]) -> None:
-        """Keep what the broker was given and has not sent, before what came later."""
+        """Put messages that the broker has not sent at the front of the backlog."""
         if unsent and self.is_open:
             newer, self._backlog, self._backlog_bytes = self._backlog, deque(), 0
             for topic, data in (*unsent, *newer):
-                if not topic.startswith(NODE):  # what one node is told is of no use to it later
+                if not topic.startswith(NODE):  # messages to one node are of no use later
                     self._keep(topic, data)
 
     def clear(self) -> None:
-        """We have left the cluster."""
+        """Forget topics and backlog: this node has left the cluster."""
         self._interest.clear()
         self._backlog.clear()
         self._backlog_bytes = 0

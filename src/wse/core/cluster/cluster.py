@@ -20,18 +20,19 @@ class Cluster:
 
     @property
     def node(self) -> str:
-        """The id of this node; a new one each time that it starts, and an empty string before."""
+        """The id of this node: a new one each time that it starts, and an empty string before."""
         return self._node.node
 
     @property
     def healthy(self) -> bool:
-        """Whether messages reach this node and leave it: the broker is connected, delivers, and holds the lease."""
+        """Whether messages reach this node and leave it: the broker is connected and delivers, and the lease holds."""
         return self._node.healthy
 
     @property
     def lost(self) -> int:
-        """How many messages to other nodes were lost because the broker was out of reach for too long. Messages that
-        were under way when the connection broke do not count: whether they arrived is unknown.
+        """How many messages to other nodes were lost because the broker was out of reach for too long.
+
+        Messages that were in flight when the connection broke do not count: whether they arrived is unknown.
         """
         return self._node.bus.lost
 

@@ -1,4 +1,4 @@
-"""Messages of applications that cross from node to node: packed at one, handed to connections at the others."""
+"""Carries messages of applications from node to node: one node packs them, the others hand them to connections."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ if TYPE_CHECKING:
 
 
 class Delivery:
-    """What this node's connections get from it and from other nodes.
+    """Sends messages to connections of this node and of others.
 
     Args:
-        bus: The way to the others.
+        bus: The connection to the other nodes.
         hub: The connections of this node.
         readers: Message protocols to read what nodes of other protocols have packed.
     """
@@ -66,7 +66,7 @@ class Delivery:
         for protocol in self._endpoint.protocols:
             try:
                 packed[protocol] = encode(protocol, type, payload, key)
-            except WseError as exc:  # one protocol may carry what another one cannot
+            except WseError as exc:  # one protocol may carry values that another one cannot
                 failure = exc
         if failure is not None and not (packed and all(conn._session.protocol in packed for conn in conns)):
             raise failure
@@ -75,7 +75,7 @@ class Delivery:
         self._bus.publish_packed(topic, data)
 
     def received(self, topic: str, message: envelope.Message) -> None:
-        """Another node has sent a message."""
+        """Hand a message of another node to its receivers here."""
         conns = self._receivers(topic)
         if message.not_conn is not None or message.not_user is not None:
             cid = None if message.not_user is None else decode_name(message.not_user)
@@ -89,7 +89,7 @@ class Delivery:
                 try:
                     forms[protocol] = self._packed(protocol, message)
                 except Exception as exc:
-                    problem = f"what another node sent does not reach clients of {protocol.name}"
+                    problem = f"a message from another node cannot be packed for clients of {protocol.name}"
                     self._endpoint.report(WseError(ErrorCode.MSG_PROCESSING_ERROR, {}, problem), None, exc)
                     conns = [conn for conn in conns if conn._session.protocol is not protocol]
             if forms:
@@ -103,7 +103,7 @@ class Delivery:
         return self._hub.rooms.local(decode_name(topic.removeprefix(ROOM)))
 
     def _packed(self, protocol: Protocol, message: envelope.Message) -> Packed:
-        """The message as it came, or, for a protocol that its sender does not have, packed anew."""
+        """The message as its sender packed it, or packed anew for a protocol that the sender does not have."""
         form = message.forms.get(protocol.name)
         if form is not None:
             return Packed(form[1], form[0], message.key)

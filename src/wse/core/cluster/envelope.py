@@ -43,7 +43,7 @@ class Message(ClusterMessage, tag=0):
 
     kind: Any
     forms: dict[str, tuple[bool, Any]]
-    """By the names of message protocols: whether the bytes are text as UTF-8, and what the protocol has packed."""
+    """By the names of message protocols: whether the bytes are text in UTF-8, and the packed bytes."""
     not_conn: str | None = None
     not_user: str | None = None
     key: str | int | None = None
@@ -78,7 +78,7 @@ class Hello(ClusterMessage, tag=9):
 
 
 class Canary(ClusterMessage, tag=4):
-    """Shows a node that it is heard."""
+    """A message that a node sends itself, to see that the broker delivers."""
 
 
 class Call(ClusterMessage, tag=5):
@@ -92,13 +92,13 @@ class Call(ClusterMessage, tag=5):
 
 
 class Cancel(ClusterMessage, tag=10):
-    """Nobody waits any more for the answer to the call that the origin has made under this stamp."""
+    """The origin no longer waits for the answer to its call with this stamp."""
 
     stamp: int
 
 
 class Query(ClusterMessage, tag=6):
-    """Ask a node for something that it alone knows: see `wse.core.queries`."""
+    """Ask a node for something that it alone knows: see `NodeRpc.queries`."""
 
     stamp: int
     what: str
@@ -106,27 +106,27 @@ class Query(ClusterMessage, tag=6):
 
 
 class Answer(ClusterMessage, tag=7):
-    """The answer to a call or a query, or a part of a list that is one."""
+    """The answer to a call or a query, or one part of it when it is a list."""
 
     stamp: int
     value: Any = None
     error: dict[str, Any] | None = None
     parts: int = 1
-    """How many answers of this stamp there are; with one of them lost, the answer never comes."""
+    """How many answers with this stamp there are. If one of them is lost, the caller gets no answer."""
     absent: bool = False
-    """Whether the call has failed because there is no such valid connection, so that nobody was asked."""
+    """Whether the call has failed because there is no such connection, so that no client was asked."""
 
 
 encode = msgspec.msgpack.Encoder(enc_hook=str).encode
-"""Makes bytes of what is said. Values that MessagePack does not have, in the details of errors, become strings."""
+"""Encodes a message. Values that MessagePack does not have, in the details of errors, become strings."""
 
 decode = msgspec.msgpack.Decoder(
     Message | Drop | Enter | Displaced | Check | Hello | Canary | Call | Cancel | Query | Answer
 ).decode
-"""Raises a `msgspec.MsgspecError` for bytes that no node says."""
+"""Decodes a message; raises a `msgspec.MsgspecError` for bytes that are not one."""
 
 plain = msgspec.msgpack.Encoder().encode
-"""Raises for values that cannot cross: a call's payload must arrive as what it is."""
+"""Encodes a message; raises for values that MessagePack does not have: a call's payload must arrive unchanged."""
 
 
 def message(
@@ -137,21 +137,21 @@ def message(
     not_user: Hashable | None = None,
     key: MessageKey | None = None,
 ) -> bytes:
-    """A message to other nodes.
+    """Encode a message to other nodes.
 
     Raises:
-        TypeError: Who is excluded has a `cid` that cannot cross.
+        TypeError, ValueError: As `encode_name`, for the excluded user.
     """
     forms = {protocol.name: (one.utf8, one.data) for protocol, one in packed.items()}
     return encode(Message(origin, type, forms, not_conn, None if not_user is None else encode_name(not_user), key))
 
 
 PART = 256 * 1024
-"""Bytes of the names that cross in one message: a quarter of what NATS takes by default."""
+"""Bytes of the names in one message: a quarter of the largest message that NATS takes by default."""
 
 
 def in_parts(names: Iterable[str]) -> list[list[str]]:
-    """Encoded names in lists of at most `PART` bytes each; there is one at least."""
+    """Split encoded names into lists of at most `PART` bytes each, at least one list."""
     parts: list[list[str]] = [[]]
     size = 0
     for name in names:
@@ -165,7 +165,7 @@ def in_parts(names: Iterable[str]) -> list[list[str]]:
 
 
 def topic(kind: str, name: Hashable = None) -> str:
-    """The topic of everyone, or of the user or room of that name.
+    """The topic of everyone, or of the user or room with that name.
 
     Raises:
         TypeError, ValueError: As `encode_name`.
@@ -174,22 +174,22 @@ def topic(kind: str, name: Hashable = None) -> str:
 
 
 MAX_NAME_LENGTH = 1000
-"""Letters that a name may have when it is encoded: NATS ends connections over subjects that are four times as long."""
+"""The largest length of an encoded name. NATS ends connections over subjects that are four times as long."""
 
 _SAFE = re.compile(r"[A-Za-z0-9_-]+").fullmatch
 
 
 def encode_name(name: Hashable) -> str:
-    """A `cid` or the name of a room, in the letters that brokers take.
+    """Encode a `cid` or the name of a room in the characters that brokers take.
 
     Raises:
-        TypeError: It is neither a string nor an integer, which are all that crosses from node to node.
-        ValueError: It is longer than `MAX_NAME_LENGTH` when it is encoded.
+        TypeError: The name is neither a string nor an integer; no other types of names exist in a cluster.
+        ValueError: The encoded name is longer than `MAX_NAME_LENGTH`.
     """
     if isinstance(name, int):
         encoded = f"i{int(name)}"
     elif isinstance(name, str):
-        name = str.__str__(name)  # the value of an enumeration's member, which it is equal to
+        name = str.__str__(name)  # a member of an enumeration equals its value
         if _SAFE(name):
             encoded = f"s{name}"
         else:
@@ -197,15 +197,15 @@ def encode_name(name: Hashable) -> str:
     else:
         raise TypeError(f"in a cluster, users and rooms are named by strings or integers, not {name!r}")
     if len(encoded) > MAX_NAME_LENGTH:
-        raise ValueError(f"in a cluster, a name has at most {MAX_NAME_LENGTH} letters, and not {len(encoded)}")
+        raise ValueError(f"in a cluster, a name has at most {MAX_NAME_LENGTH} characters, not {len(encoded)}")
     return encoded
 
 
 def decode_name(name: str) -> str | int:
-    """The reverse of `encode_name`.
+    """Reverse `encode_name`.
 
     Raises:
-        ValueError: It is none of those.
+        ValueError: `encode_name` does not return such names.
     """
     kind, rest = name[:1], name[1:]
     if kind == "s":
@@ -214,4 +214,4 @@ def decode_name(name: str) -> str | int:
         return int(rest)
     if kind == "b":
         return base64.urlsafe_b64decode(rest).decode("utf-8", "surrogatepass")
-    raise ValueError(f"{name!r} is no name of a user or a room")
+    raise ValueError(f"{name!r} is not an encoded name of a user or a room")

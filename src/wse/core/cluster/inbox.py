@@ -18,21 +18,21 @@ if TYPE_CHECKING:
     from wse.types import ClientId, RoomName
 
 PROBE_TIMEOUT = 0.25
-"""Seconds between two queries whether the other nodes are back."""
+"""Seconds between two queries that ask the other nodes whether they are back."""
 
 
 class Inbox:
-    """What the broker calls; a `wse.core.ports.broker.BrokerListener`.
+    """A node's `wse.core.ports.broker.BrokerListener`.
 
     Args:
         bus: Topics and the backlog.
         hub: The connections of this node.
-        delivery: Takes messages of the application.
-        rpc: Takes queries, calls and answers.
-        presence: Takes news of devices.
-        liveness: Takes canaries, and is told when the broker goes and returns.
-        restore_within: Seconds to wait for the other nodes after the broker has returned; one that is not back by then
-            is dead.
+        delivery: Handles messages of the application.
+        rpc: Handles queries, calls and answers.
+        presence: Handles changes of devices.
+        liveness: Handles canaries, and the loss and return of the broker.
+        restore_within: Seconds to wait for the other nodes after the broker has returned. A node that is not back by
+            then is dead.
     """
 
     def __init__(
@@ -62,7 +62,7 @@ class Inbox:
             message = envelope.decode(data)
             if message.origin != self._bus.node or isinstance(message, envelope.Canary):
                 self._dispatch(topic, message)
-        except Exception as exc:  # from another version, or from a stranger with access to the broker
+        except Exception as exc:  # another version, or another program with access to the broker, may have sent it
             error = WseError(
                 ErrorCode.MSG_PROCESSING_ERROR, {"topic": topic}, "cannot decode a message from another node"
             )
@@ -82,7 +82,7 @@ class Inbox:
             self._scheduler.spawn(self._restore())
 
     async def _restore(self) -> None:
-        """Publish the backlog once the other nodes receive again: they have lost their connections as we have ours."""
+        """Publish the backlog once the other nodes receive again, as they have lost their connections too."""
         missing = set(self._bus.peers)
         deadline = self._scheduler.time() + self._restore_within
         try:
@@ -90,7 +90,7 @@ class Inbox:
                 missing -= set(await self._rpc.query_nodes(missing, "here", "", PROBE_TIMEOUT))
         finally:
             self._restoring = False
-            self._bus.release()  # when the connection was lost again, its return will hold it anew
+            self._bus.release()  # if the connection was lost again, its return holds the backlog anew
         self._bus.catch_up()
 
     def _dispatch(self, topic: str, message: Any) -> None:

@@ -1,4 +1,4 @@
-"""A node shows the cluster that it lives, and itself that it hears."""
+"""Shows the cluster that a node lives, and the node that the broker delivers."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Liveness:
         self._presence = presence
         self._rpc = rpc
         self._timers: dict[str, Timer] = {}
-        self._misses = 0  # canaries that have not come back, and not their age: a node that slept is not deaf
+        self._misses = 0  # canaries that have not come back; their age would say nothing about a node that slept
         self._deaf = False
         self._renewed = 0.0  # when the lease was renewed last
         self._renewed_since: float | None = None  # since when it has been without a gap
@@ -49,7 +49,7 @@ class Liveness:
         self._reconcile_at = 0.0
 
     def start(self) -> None:
-        """The lease has just been taken."""
+        """Start: the node has just taken its lease."""
         self._misses = 0
         self._deaf = False
         self._renewed_since = None
@@ -64,14 +64,14 @@ class Liveness:
 
     @property
     def healthy(self) -> bool:
-        """Whether the node hears itself and holds its lease."""
+        """Whether the node's canaries come back and it holds its lease."""
         return not self._deaf and self._scheduler.time() - self._renewed < self._settings.lease_ttl
 
     # The canary.
 
     def _send_canary(self) -> None:
         if not self._bus.broker.connected:
-            self._misses = 0  # which is another trouble, and known
+            self._misses = 0  # the loss of the connection has been reported already
             return
         if self._misses >= self._settings.canary_misses and not self._deaf:
             self._deaf = True
@@ -89,7 +89,7 @@ class Liveness:
     # The lease.
 
     def renew(self) -> None:
-        """Renew the lease now, unless that is under way."""
+        """Renew the lease now, unless a renewal is in progress."""
         if self._bus.is_open and not self._renewing:
             self._renewing = True
             self._scheduler.spawn(self._renew())

@@ -1,6 +1,6 @@
-"""One node of a cluster: what its hub does reaches the other nodes, and what they send reaches its hub.
+"""One node of a cluster: it connects its hub to the hubs of the other nodes.
 
-Local delivery comes first, synchronously; then a message is published once, packed. The node drops its own messages
+A message is first delivered locally, synchronously, and then published once, packed. The node drops its own messages
 when they come back. It subscribes to the users and rooms that it holds, and to nothing else.
 
     Bus        topics, and the backlog while the broker is away
@@ -52,7 +52,7 @@ RETRY = Backoff(base=0.25, cap=5.0)
 """The waits between two attempts to reach the broker at the start."""
 
 LEAVING = 0.6
-"""The part of `close_timeout` in which the devices leave. Other nodes take out the rest of them."""
+"""The part of `close_timeout` in which the devices leave. Other nodes remove the devices that are left."""
 
 RESIGNING = 0.8
 """The part of `close_timeout` by which the lease is resigned, or left to run out. The rest is for unsent messages."""
@@ -63,7 +63,7 @@ class ClusterNode:
 
     Args:
         hub: The connections of this node.
-        broker: The way to the other nodes.
+        broker: The connection to the other nodes.
         settings: Times and bounds.
         readers: Message protocols to read what nodes of other protocols have packed.
     """
@@ -97,13 +97,13 @@ class ClusterNode:
 
     @property
     def node(self) -> str:
-        """The id of this node; a new one each time that it starts."""
+        """The id of this node: a new one each time that it starts."""
         return self.bus.node
 
     # Life cycle.
 
     async def open(self) -> None:
-        """Become a node of the cluster, unless it is one; of several concurrent callers, one does it.
+        """Join the cluster, unless the node has joined already; of several concurrent callers, one does it.
 
         Raises:
             WseError: `BROKER_UNAVAILABLE`.
@@ -169,7 +169,7 @@ class ClusterNode:
         self.liveness.start()
 
     async def close(self) -> None:
-        """Leave the cluster, when all connections have ended; harmless when it is not open."""
+        """Leave the cluster, after all connections have ended; does nothing if the node is not open."""
         if self._pausing is not None and not self._pausing.done():
             self._pausing.set_exception(WseError(ErrorCode.BROKER_UNAVAILABLE, {}, "the server was closed meanwhile"))
         if not self.bus.is_open:
@@ -186,7 +186,7 @@ class ClusterNode:
         await self.broker.close(max(0.0, start + timeout - self._scheduler.time()))
 
     async def _resign(self, within: float) -> None:
-        """Give the lease up, if the broker takes that in time."""
+        """Give the lease up, if the broker answers in time."""
         resigned = self._scheduler.create_future()
 
         def end(cause: Exception | None) -> None:
@@ -213,10 +213,10 @@ class ClusterNode:
 
     @property
     def healthy(self) -> bool:
-        """Whether messages reach this node and leave it: the broker is connected, delivers, and holds the lease."""
+        """Whether messages reach this node and leave it: the broker is connected and delivers, and the lease holds."""
         return self.bus.is_open and self.broker.connected and self.liveness.healthy
 
-    # Network: what the hub and its rooms ask.
+    # The methods of `Network`, for the hub and its rooms.
 
     def admit(self, session: ServerSession, cid: ClientId, welcome: Packed) -> None:
         self.presence.admit(session, cid, welcome)
@@ -264,10 +264,10 @@ class ClusterNode:
             yield decode_name(user)
 
     async def callees(self, cid: ClientId) -> list[Callee]:
-        """The user's devices, the oldest first; without the broker, those of this node.
+        """The user's devices, the oldest first; while the broker is away, only those of this node.
 
         Raises:
-            WseError: `BROKER_UNAVAILABLE`, when this node has none either.
+            WseError: `BROKER_UNAVAILABLE`: the broker is away, and the user has no device on this node.
         """
         here = {session.conn.conn_id: session for session in self.hub.sessions_of(cid)}
         try:
@@ -282,13 +282,13 @@ class ClusterNode:
                 callees.append(RemoteDevice(self.rpc, device.node, device.conn_id))
             elif device.conn_id in here:
                 callees.append(here.pop(device.conn_id))
-        return [*callees, *here.values()]  # an engine that has come back empty does not know of all of them yet
+        return [*callees, *here.values()]  # an engine that has come back empty does not know all of them yet
 
     async def members(self, name: RoomName) -> frozenset[ClientId]:
-        """The users in a room on other nodes, as far as these answer in time.
+        """The users in a room on the other nodes that answer in time.
 
         Raises:
-            WseError: `BROKER_UNAVAILABLE`, also when a node answers with an error.
+            WseError: `BROKER_UNAVAILABLE`: the broker is away, or a node answers with an error.
         """
         answers = await self.rpc.query("members", encode_name(name), strict=True)
         return frozenset(decode_name(user) for users in answers for user in users)

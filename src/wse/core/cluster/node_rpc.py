@@ -1,4 +1,4 @@
-"""What one node asks another: calls to the other's devices, and what only the other knows."""
+"""Requests between nodes: calls to devices of another node, and queries for what only that node knows."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from wse.types import MessageType
 
 MESSAGE_LENGTH = 1000
-"""Letters of an error's message and of its code, when its details cannot cross."""
+"""The length to which an error's message and code are cut when its details cannot be encoded."""
 
 
 class RemoteDevice:
@@ -40,16 +40,16 @@ class RemoteDevice:
 
 
 class NodeRpc:
-    """The questions of this node that wait for their answer, and its answers to others.
+    """The requests of this node that wait for their answers, and its answers to other nodes.
 
     Args:
-        bus: The way to the others.
-        hub: The devices that they may call.
-        query_timeout: Seconds that other nodes have for an answer to a query.
+        bus: The connection to the other nodes.
+        hub: The devices that other nodes may call.
+        query_timeout: Seconds that other nodes have to answer a query.
 
     Attributes:
-        queries: What other nodes may ask, by name: a function of a name that returns a plain value; a list is one of
-            encoded names, however many.
+        queries: The queries that this node answers, by name. Each is a function of a name that returns a plain value;
+            a list that it returns consists of encoded names and may have any length.
     """
 
     def __init__(self, bus: Bus, hub: Hub, query_timeout: float) -> None:
@@ -59,11 +59,11 @@ class NodeRpc:
         self._query_timeout = query_timeout
         self.queries: dict[str, Callable[[str], Any]] = {}
         self._pending = PendingCalls(self._endpoint.scheduler, self._endpoint.timeout)
-        self._asked: dict[int, tuple[str, MessageType]] = {}  # by stamp, the node whose answer is due, and to what
-        self._parts: dict[int, list[list[str]]] = {}  # by stamp, those of an answer that have come
-        # Calls of other nodes by origin and stamp, while our devices have not answered them.
+        self._asked: dict[int, tuple[str, MessageType]] = {}  # by stamp, the node whose answer is due, and the name
+        self._parts: dict[int, list[list[str]]] = {}  # by stamp, the parts of an answer that have come
+        # Calls of other nodes by origin and stamp, while devices of this node have not answered them.
         self._called: dict[tuple[str, int], tuple[ServerSession, int, asyncio.Future[Any]]] = {}
-        self._absent: set[str] = set()  # origins of such calls that had no lease when we last looked
+        self._absent: set[str] = set()  # origins of such calls that had no lease at the last look
 
     # Asking.
 
@@ -73,7 +73,7 @@ class NodeRpc:
         """Call a device of another node; see `wse.core.session.session.Session.start_call`.
 
         Raises:
-            WseError: `RP_SEND_FAILED`; `PROTOCOL_VIOLATION` for a name that is WSE's own.
+            WseError: `RP_SEND_FAILED`; `PROTOCOL_VIOLATION` for a name that WSE reserves.
         """
         self._endpoint.check_type(name)
         stamp, future = self._pending.add(name, timeout)
@@ -97,14 +97,14 @@ class NodeRpc:
     async def query_nodes(
         self, nodes: Iterable[str], what: str, about: str, timeout: float, *, strict: bool = False
     ) -> list[Any]:
-        """Ask these nodes; the answers that came within `timeout` seconds, in no order.
+        """Ask these nodes, and return the answers that come within `timeout` seconds, in no particular order.
 
         Args:
-            nodes: Who is asked.
-            what: The name of the question.
-            about: What it is about.
-            timeout: Seconds for all of them.
-            strict: Whether it fails when one answers with an error, rather than that its answer is missing.
+            nodes: The nodes to ask.
+            what: The name of the query.
+            about: Its argument.
+            timeout: Seconds for all nodes together.
+            strict: Whether to fail when a node answers with an error; otherwise its answer is left out.
 
         Raises:
             WseError: `BROKER_UNAVAILABLE`.
@@ -121,10 +121,10 @@ class NodeRpc:
                 try:
                     answers.append(await future)
                 except WseError as exc:
-                    # Without an answer the node is dying, or overloaded: what it knows is missing.
+                    # A node that does not answer is dying or overloaded, and its answer is left out.
                     if strict and exc.code not in (ErrorCode.RP_TIMEOUT, ErrorCode.RP_DISCONNECT):
                         details = {"node": node, "query": what}
-                        problem = f"a node cannot tell what it knows: {exc}"
+                        problem = f"a node cannot answer a query: {exc}"
                         raise WseError(ErrorCode.BROKER_UNAVAILABLE, details, problem) from exc
         finally:
             for _, stamp, future in asked:
@@ -134,7 +134,7 @@ class NodeRpc:
         return answers
 
     def answered(self, answer: Answer) -> None:
-        """Another node has answered."""
+        """Handle an answer of another node."""
         stamp, value = answer.stamp, answer.value
         if answer.parts > 1 and answer.error is None:
             if stamp not in self._asked:
@@ -155,43 +155,43 @@ class NodeRpc:
         self._pending.reject(stamp, error)
 
     def forget(self, stamp: int) -> None:
-        """Nobody waits for the answer any more."""
+        """Forget a request: no caller waits for its answer."""
         self._asked.pop(stamp, None)
         self._parts.pop(stamp, None)
         self._pending.discard(stamp)
 
     def cancel(self, stamp: int) -> None:
-        """Nobody waits for the answer of a device any more; where it is due, it is due no longer."""
+        """Forget a call to a device, and tell the device's node that no caller waits for the answer."""
         asked = self._asked.get(stamp)
         self.forget(stamp)
         if asked is not None:
-            # If this is lost, the other node waits for the call's own timeout.
+            # If this message is lost, the other node forgets the call after the call's own timeout.
             self._bus.send_to(asked[0], Cancel(self._bus.node, stamp))
 
     @property
     def waiting(self) -> int:
-        """How many questions of ours wait for their answer."""
+        """How many requests of this node wait for their answers."""
         return len(self._asked)
 
     def alive(self, nodes: frozenset[str]) -> None:
-        """Only these nodes live: the others will not answer, and need no answer."""
+        """Give up requests to and from all nodes but these: only these live."""
         for stamp, (node, name) in self._asked.items():
             if node not in nodes:
                 details = {"rp": name, "disconnected": [1006, ""]}
                 self._pending.reject(
                     stamp, WseError(ErrorCode.RP_DISCONNECT, details, "the node of the device is dead")
                 )
-        # An engine that has lost all leases knows those of the others only when each has renewed its own.
+        # An engine that has lost all leases knows a node's lease again only when the node has renewed it.
         absent = {origin for origin, _ in self._called} - nodes
         dead = absent & self._absent
         self._absent = absent
         for origin, stamp in [call for call in self._called if call[0] in dead]:
-            # It may only have slept, and then somebody may still wait there.
-            problem = "the node that called was taken for dead"
+            # The node may only have slept, and then a caller may still wait there.
+            problem = "the calling node was considered dead"
             self._drop(origin, stamp, WseError(ErrorCode.RP_DISCONNECT, {"disconnected": [1006, ""]}, problem))
 
     def close(self) -> None:
-        """The node ends."""
+        """Give up all requests: the node ends."""
         self._pending.close(1012, "")
         self._asked.clear()
         self._parts.clear()
@@ -202,7 +202,7 @@ class NodeRpc:
     # Answering.
 
     def called(self, call: Call) -> None:
-        """Another node calls one of our devices."""
+        """Call a device of this node for another node."""
         origin = call.origin
         conn = self._hub.connections.get(call.conn_id)
         try:
@@ -217,13 +217,13 @@ class NodeRpc:
             future.add_done_callback(partial(self._called_back, origin, call.stamp))
 
     def cancelled(self, cancel: Cancel) -> None:
-        """Another node does not wait for a device of ours any more; it may have answered already."""
+        """Give up a call of another node; the device may have answered already."""
         self._drop(cancel.origin, cancel.stamp)
 
     def queried(self, query: Query) -> None:
-        """Another node asks for what we know."""
+        """Answer a query of another node."""
         answer = self.queries.get(query.what)
-        if answer is None:  # it runs a newer version than we do
+        if answer is None:  # the other node runs a newer version
             return
         try:
             value = answer(query.about)
@@ -236,7 +236,7 @@ class NodeRpc:
                 break
 
     def _called_back(self, origin: str, stamp: int, future: asyncio.Future[Any]) -> None:
-        """A device has answered, or will not."""
+        """Send the answer of a device, or the error instead of it."""
         self._called.pop((origin, stamp), None)
         if future.cancelled():
             return
@@ -248,7 +248,7 @@ class NodeRpc:
             self._answer(origin, stamp, result)
 
     def _drop(self, origin: str, stamp: int, error: WseError | None = None) -> None:
-        """Forget another node's call as one of our own is forgotten; without an error it gets no answer."""
+        """Forget another node's call. Its caller gets the error, if one is given, and otherwise no answer."""
         called = self._called.pop((origin, stamp), None)
         if called is None:
             return
@@ -260,7 +260,7 @@ class NodeRpc:
             future.set_exception(error)
 
     def _answer(self, origin: str, stamp: int, value: Any, parts: int = 1) -> bool:
-        """Whether the answer, or this part of it, has been sent; otherwise the error has."""
+        """Send an answer, or a part of one; returns False if an error had to be sent instead."""
         try:
             self._send(origin, plain(Answer(self._bus.node, stamp, value, parts=parts)))
         except Exception as exc:
@@ -275,15 +275,15 @@ class NodeRpc:
         try:
             self._send(origin, encode(answer))
         except Exception:
-            # Its details cannot be encoded, or are too large. Who asks must not wait for the timeout because of that.
+            # Its details cannot be encoded or are too large. The caller must not wait for the timeout because of that.
             answer.error = {"code": _cut(error.code), "message": _cut(error.message), "details": {}}
             self._bus.send_to(origin, answer)
 
     def _send(self, node: str, data: bytes) -> None:
-        """Say it now or not at all: who asks does not wait for a broker that is away.
+        """Send a message now or not at all: a caller does not wait for a broker that is away.
 
         Raises:
-            WseError: `BROKER_UNAVAILABLE`; `LIMIT_EXCEEDED` for what is larger than the broker takes.
+            WseError: `BROKER_UNAVAILABLE`; `LIMIT_EXCEEDED` for a message that is larger than the broker takes.
         """
         if not self._bus.broker.connected:
             raise WseError(ErrorCode.BROKER_UNAVAILABLE)
@@ -291,5 +291,5 @@ class NodeRpc:
 
 
 def _cut(text: str) -> str:
-    """The text in a form that crosses in any case."""
+    """The text, shortened and without surrogates, so that every broker takes it."""
     return str(text)[:MESSAGE_LENGTH].encode("utf-8", "replace").decode()

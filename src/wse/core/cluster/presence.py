@@ -136,7 +136,7 @@ class Presence:
         """Register a connection, then welcome it.
 
         Raises:
-            TypeError, ValueError: The `cid` cannot be a user's in a cluster.
+            TypeError, ValueError: A user of a cluster cannot have this `cid`.
         """
         if not self._bus.is_open:
             session.close(1012, CloseReason.BY_SERVER)
@@ -163,7 +163,7 @@ class Presence:
         try:
             joined = await self._broker.join(registration.device, self._hub.conns_per_user)
             if subscribing:
-                await self._broker.flush()  # what is sent after the welcome must arrive
+                await self._broker.flush()  # messages that are sent after the welcome must arrive
             if lease == self._lease:
                 claimed = await self._claim(joined.transitions)
         except WseError:
@@ -332,7 +332,7 @@ class Presence:
                 await self._fire(step.transitions)
 
     async def reap(self) -> None:
-        """Take out the devices of dead nodes.
+        """Remove the devices of dead nodes from the register.
 
         Raises:
             WseError: `BROKER_UNAVAILABLE`.
@@ -439,7 +439,7 @@ class Presence:
     # The end.
 
     async def close(self, timeout: float) -> None:
-        """All connections have ended: wait until the register knows, but no longer than `timeout` seconds."""
+        """Wait until all devices are out of the register, but no longer than `timeout` seconds."""
         if not self._registrations:
             return
         self._emptied = self._scheduler.create_future()
@@ -477,10 +477,10 @@ class Presence:
 
 
 async def each(scheduler: Scheduler, items: Collection[Any], do: Callable[[Any], Awaitable[None]]) -> None:
-    """Do it with all of them, some at a time; the first error ends it.
+    """Call `do` with every item, `WIDTH` of them at a time, and stop at the first error.
 
     Raises:
-        WseError: The first that `do` raised.
+        WseError: The first error that `do` raised.
     """
     if not items:
         return

@@ -10,22 +10,22 @@ class ClusterSettings:
     """The times and bounds of a cluster; the same for all its nodes.
 
     Args:
-        lease_ttl: Seconds after which a node that does not renew its lease is dead. Other nodes begin to take its
-            devices out at most `renew_interval` seconds later; on NATS, whose leases end at whole seconds, one second
-            more.
+        lease_ttl: Seconds after which a node that does not renew its lease is dead. Other nodes begin to remove its
+            devices at most `renew_interval` seconds later. On NATS, whose leases end at whole seconds, this takes one
+            second more.
         renew_interval: Seconds between two renewals of the lease, and between two searches for dead nodes.
         canary_interval: Seconds between two messages that a node sends itself through the broker.
-        canary_misses: How many of these may fail to come back before the node reports that the broker is deaf.
+        canary_misses: How many of these may fail to come back before the node reports that the broker does not deliver.
         query_timeout: Seconds that other nodes have to answer a query, such as for the members of a room.
         backlog: How many messages to other nodes are kept while the broker cannot be reached.
         backlog_bytes: How many bytes the backlog may hold.
-        close_timeout: Seconds that a node takes at most to leave the cluster when it closes. Cutting the connection to
-            an engine that hangs takes up to one second more.
+        close_timeout: The longest time, in seconds, that a node takes to leave the cluster when it closes. Cutting the
+            connection to an engine that hangs takes up to one second more.
         wait_for_broker: Seconds for which a start tries again if the broker cannot be reached; 0 makes it an error at
             once, and `math.inf` waits for ever.
 
     Raises:
-        ValueError: A time or bound out of its range.
+        ValueError: A time or bound is out of its range.
     """
 
     lease_ttl: float = 5.0
