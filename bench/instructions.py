@@ -193,7 +193,7 @@ class NoTransport:
     def get_write_buffer_size(self) -> int:
         return 0
 
-    def set_write_buffer_limits(self, *_: Any, **__: Any) -> None: ...
+    def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None: ...
 
     def write(self, data: Any) -> None:
         self.written += len(data)
