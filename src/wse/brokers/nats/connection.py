@@ -8,7 +8,7 @@ from collections import deque
 from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
-from wse.brokers.reconnecting import ANSWER, BUFFER
+from wse.brokers.reconnecting import ANSWER_TIMEOUT, MAX_BUFFERED
 
 try:
     from nats.aio.client import Client
@@ -24,10 +24,10 @@ if TYPE_CHECKING:
 
     from nats.aio.subscription import Subscription
 
-UNHEARD = 0.5
+PING_INTERVAL = 0.5
 """Seconds for which messages are handed to an engine that does not answer. Whether these arrive is unknown."""
 
-CLOSED = 1.0
+CLOSE_TIMEOUT = 1.0
 """Seconds that closing may take."""
 
 # Error codes of JetStream that nats-py does not distinguish (errors.json of the server).
@@ -39,10 +39,10 @@ GONE = (*WRONG_REVISION, NO_KEY)
 EXPIRES = {"Nats-TTL": "1s"}
 """The header of a message that the server takes away after a second."""
 
-PAGE = 1000
+PAGE_SIZE = 1000
 """Keys that the server sends at once."""
 
-PAGE_WAIT = 1.0
+PAGE_TIMEOUT = 1.0
 """Seconds that the server waits when some keys of a page have been removed meanwhile."""
 
 
@@ -86,7 +86,7 @@ class NatsConnection:
         self._bucket = f"KV_{prefix}"
         self._hints = f"KV_{prefix}-hints"
         self._client = SecureClient()
-        self._stream = self._client.jetstream(timeout=ANSWER)
+        self._stream = self._client.jetstream(timeout=ANSWER_TIMEOUT)
         self._received = received
         self._start = len(prefix) + 1  # where the topic starts in a subject
         self._inbox = Inbox(self._heard)
@@ -108,7 +108,7 @@ class NatsConnection:
                 servers,
                 error_cb=self._failed,
                 closed_cb=self._closed,
-                connect_timeout=int(ANSWER),
+                connect_timeout=int(ANSWER_TIMEOUT),
                 # `ReconnectingBroker` reconnects. One server is tried twice, then the next.
                 allow_reconnect=False,
                 max_reconnect_attempts=1,
@@ -128,8 +128,8 @@ class NatsConnection:
         self._queue.append((f"{self._prefix}.{topic}", data))
         self._size += len(data)
         self._queued.set()
-        if self._size > BUFFER:
-            self._break(OverflowError(f"more than {BUFFER} bytes wait for the engine"))
+        if self._size > MAX_BUFFERED:
+            self._break(OverflowError(f"more than {MAX_BUFFERED} bytes wait for the engine"))
 
     def take_unsent(self) -> list[tuple[str, bytes]]:
         own = f"{self._prefix}."
@@ -167,7 +167,7 @@ class NatsConnection:
             self._sender.cancel()
             await asyncio.wait((self._sender,))
         with suppress(Exception):  # nats-py raises errors of the socket, or waits for an answer that never comes
-            async with asyncio.timeout(CLOSED):
+            async with asyncio.timeout(CLOSE_TIMEOUT):
                 await self._client.close()
 
     # Failures.
@@ -228,7 +228,7 @@ class NatsConnection:
     async def _see_to_an_answer(self) -> None:
         """Wait while the engine does not answer: messages that it is handed might be lost, waiting ones are not."""
         now = self._loop.time()
-        if now - self._pinged < UNHEARD:
+        if now - self._pinged < PING_INTERVAL:
             return
         if self._pong is None or self._pong.done():
             self._pong, self._pinged = await self._ping(), now
@@ -340,7 +340,7 @@ class NatsConnection:
         question = json.dumps({"subjects_filter": which, "offset": offset}).encode()
         async with self._register():
             # The library's own method for this request has no offset.
-            reply = await self._client.request(f"$JS.API.STREAM.INFO.{bucket}", question, timeout=ANSWER)
+            reply = await self._client.request(f"$JS.API.STREAM.INFO.{bucket}", question, timeout=ANSWER_TIMEOUT)
             state = _checked(json.loads(reply.data))["state"]
         return [*(state.get("subjects") or ())], state["messages"]
 
@@ -354,11 +354,11 @@ class NatsConnection:
                 filter_subject=subjects,
                 deliver_policy=api.DeliverPolicy.LAST_PER_SUBJECT,
                 ack_policy=api.AckPolicy.NONE,
-                inactive_threshold=2 * PAGE_WAIT,
+                inactive_threshold=2 * PAGE_TIMEOUT,
             )
             consumer = await self._stream.add_consumer(bucket, config)
             next_page = f"$JS.API.CONSUMER.MSG.NEXT.{bucket}.{consumer.name}"
-            question = json.dumps({"batch": PAGE, "expires": int(PAGE_WAIT * 1e9)}).encode()
+            question = json.dumps({"batch": PAGE_SIZE, "expires": int(PAGE_TIMEOUT * 1e9)}).encode()
             pending = consumer.num_pending or 0
             while pending:
                 page: list[Msg] = []
@@ -367,7 +367,7 @@ class NatsConnection:
                     if not message.reply:  # a status: the pending keys have been removed
                         return True
                     page.append(message)
-                    return len(page) == PAGE or message.metadata.num_pending == 0
+                    return len(page) == PAGE_SIZE or message.metadata.num_pending == 0
 
                 await self._converse([(next_page, question)], heard)
                 for message in page:

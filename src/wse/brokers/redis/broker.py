@@ -43,11 +43,11 @@ except ImportError as exc:  # pragma: no cover - the tests have the extra
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Collection, Iterable
 
-MESSAGE_SIZE = 8 * 1024 * 1024
-"""Bytes of the largest message. Engines cut subscribers that owe them more than 32 MiB, or 8 MiB for a minute
+MAX_MESSAGE_SIZE = 8 * 1024 * 1024
+"""Bytes of the largest message. Engines cut subscribers for which more than 32 MiB wait, or 8 MiB for a minute
 (`client-output-buffer-limit pubsub`)."""
 
-REAPED = 500
+MAX_REAPED = 500
 """Devices taken out in one step, so that others are not kept waiting for a node that had very many."""
 
 
@@ -76,8 +76,8 @@ class RedisBroker(ReconnectingBroker[RedisConnection]):
         )
 
     def publish(self, topic: str, data: bytes) -> None:
-        if len(data) > MESSAGE_SIZE:
-            raise WseError(ErrorCode.LIMIT_EXCEEDED, {"size": len(data), "limit": MESSAGE_SIZE})
+        if len(data) > MAX_MESSAGE_SIZE:
+            raise WseError(ErrorCode.LIMIT_EXCEEDED, {"size": len(data), "limit": MAX_MESSAGE_SIZE})
         super().publish(topic, data)
 
     async def _connect(self) -> RedisConnection:
@@ -121,7 +121,7 @@ class RedisBroker(ReconnectingBroker[RedisConnection]):
         reaped: list[Transition] = []
         while True:
             try:
-                more, transitions = await self._step(REAP, REAPED)
+                more, transitions = await self._step(REAP, MAX_REAPED)
             except WseError:
                 if not reaped:
                     raise
