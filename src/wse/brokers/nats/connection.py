@@ -8,10 +8,10 @@ from collections import deque
 from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
+from wse.brokers.nats.private import SecureClient, share_queue
 from wse.brokers.reconnecting import ANSWER_TIMEOUT, MAX_BUFFERED
 
 try:
-    from nats.aio.client import Client
     from nats.aio.msg import Msg
     from nats.errors import Error, NoServersError
     from nats.js import api
@@ -48,16 +48,6 @@ PAGE_TIMEOUT = 1.0
 
 class OutdatedError(Exception):
     """The key's revision is not the expected one."""
-
-
-class SecureClient(Client):
-    """A client that insists on TLS for `tls://`: nats-py would go on in plain text if the server does not offer it."""
-
-    def _connect_command(self) -> bytes:
-        server = self._current_server
-        if server is not None and server.uri.scheme == "tls" and not self._server_info.get("tls_required"):
-            raise Error("nats: the server does not offer TLS")
-        return super()._connect_command()
 
 
 class Inbox(asyncio.Future[Msg]):
@@ -153,12 +143,9 @@ class NatsConnection:
         await asyncio.shield(await self._ping())
 
     async def _ping(self) -> asyncio.Future[Any]:
-        """Send a ping; the future is done when the server answers.
-
-        It must never be cancelled: nats-py would fail at the answer. Its own `flush` has this fault.
-        """
+        """Send a ping; the future is done when the server answers. It must never be cancelled."""
         pong = self._loop.create_future()
-        await self._client._send_ping(pong)
+        await self._client.ping(pong)
         return pong
 
     async def close(self) -> None:
@@ -210,8 +197,7 @@ class NatsConnection:
                     await subscription.unsubscribe()
             elif topic not in self._subscriptions:
                 subscription = await client.subscribe(f"{self._prefix}.{topic}", future=self._inbox)
-                # The queue takes four fifths of a subscription's memory, and with a future it is never used.
-                subscription._pending_queue = self._unused
+                share_queue(subscription, self._unused)
                 self._subscriptions[topic] = subscription
         if queue:
             await self._see_to_an_answer()
