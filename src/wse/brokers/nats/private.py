@@ -1,7 +1,7 @@
 """Everything that WSE uses of nats-py without its promise: names that begin with an underscore.
 
-`pyproject.toml` caps the version of nats-py, and `tests/unit/test_nats_private.py` names each of them, so a release that
-lacks one fails a test and not a cluster.
+`pyproject.toml` caps the version of nats-py, and `tests/unit/test_nats_private.py` names each of them. A release that
+lacks one therefore fails a test and not a cluster.
 """
 
 from __future__ import annotations
