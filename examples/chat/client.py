@@ -1,7 +1,7 @@
 """A chat client for the terminal.
 
 Run:    python examples/chat/client.py --user ada --password lovelace        (--url ws://127.0.0.1:4200)
-        Without --password it asks for it. The server is `python examples/chat/demo.py`, or server.py beside it.
+        Without --password it asks for it. The server is `python examples/chat/demo.py`, or server.py next to it.
 
 Type to chat with everybody, or:
     /to USER TEXT        to all devices of one user
@@ -56,7 +56,7 @@ async def chat(options: argparse.Namespace) -> int:
         show(f"* {payload['text']}")
 
     @client.when.error
-    def failed(error: WseError) -> None: ...  # attempts that will be repeated; what a command raises is shown below
+    def failed(error: WseError) -> None: ...  # attempts that will be repeated; errors of commands are shown below
 
     try:
         welcome = await asyncio.wait_for(client.connect(), timeout=5)
@@ -85,20 +85,20 @@ async def chat(options: argparse.Namespace) -> int:
         except WseError as error:
             show(f"! {error.message or error}")
     if client.status is ClientStatus.READY:
-        # The answer comes after everything that our earlier messages have brought about: show that before leaving.
+        # The answer comes after the effects of all earlier messages, so these are shown before leaving.
         await client.call("who-is-online")
     await client.close()
     return 0
 
 
 async def run(client: WseClient, line: str) -> None:
-    """What the user has typed."""
+    """Run a line that the user has typed."""
     command, _, rest = line.partition(" ")
     name, _, text = rest.partition(" ")
     if not line:
         return
     if not line.startswith("/"):
-        client.send("say", line)
+        await client.call("say", {"text": line})  # an answer, so that nothing is lost unnoticed
     elif command == "/to" and text:
         await client.call("tell", {"to": name, "text": text})
     elif command == "/note" and text:
@@ -118,7 +118,8 @@ async def run(client: WseClient, line: str) -> None:
 
 
 def show(text: str) -> None:
-    """Print a line; what others have written must not control the terminal."""
+    """Print a line. Text that others have written must not control the terminal."""
+    text = " / ".join(text.splitlines())
     print("".join(char for char in text if char.isprintable()), flush=True)
 
 

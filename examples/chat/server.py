@@ -6,14 +6,18 @@ Then:   http://localhost:4200/ in a browser, or
 
 What a client may do:
     send "say" text                        to everybody, as "message" {"id", "at", "from", "text"}
-    call "tell" {"to", "text"}             to all devices of a user, as "direct" {"id", "at", "from", "to", "text"};
-                                           all devices of one's own get the same as "sent"
+    call "say" {"text", "ref"}             the same, with the message as the answer. A message that is sent again under
+                                           the same "ref", which the client chooses, is kept and delivered once
+    call "tell" {"to", "text", "ref"}      to all devices of a user, as "direct" {"id", "at", "from", "to", "text"};
+                                           all devices of one's own get the same as "sent"; "ref" may be absent
     call "tell-device" {"device", "text"}  to one of one's own devices, as "note" {"from", "text"}
     call "who-is-online"                   the users and how many devices each has
     call "my-devices"                      one's own devices: [{"device", "name", "info"}]
-    call "log-out-device" {"device"}       disconnects one of them
+    call "log-out-device" {"device"}       disconnects one of them, and ends its session
+    call "log-out"                         ends the session of this device
     call "history"                         the last messages
     call "report"                          a long call: sends "progress" {"done", "of"} to the caller while it lasts
+The welcome has a session key: a device comes back with the identity {"session": key} instead of a password.
 The server calls "client-info" of each device. It sends "news" {"text"} when other users come and go, "online" (as
 "who-is-online") when anybody's devices change, and "devices" when one's own do.
 """
@@ -47,7 +51,8 @@ PAGE = {
 }
 
 NAME = re.compile(r"[a-z0-9][a-z0-9._-]{1,19}")
-LOGGED_OUT = "chat.logged-out"  # why a connection is closed, beside WSE's own reasons
+LOGGED_OUT = "chat.logged-out"  # a reason for closing a connection, besides WSE's own
+SESSION_ENDED = "chat.session-ended"
 
 REPORT_STEPS = 20
 REPORT_PACE = 0.1  # seconds for each: a real archive would take that long
@@ -56,24 +61,38 @@ logger = logging.getLogger("chat")
 
 
 def make_server(port: int, store: Store, *, host: str = "127.0.0.1", log: Callable[[str], object] = print) -> WseServer:
+    # A user may have eight devices or tabs at a time; with the default of one, each would push out the one before.
     server = WseServer(host=host, port=port, conns_per_user=8, files=PAGE, serve_client=True)
 
-    # Who may come in.
+    # Authentication.
 
     scram = ScramServer(store, secret=store.secret())
+    sessions: dict[str, int] = {}  # the number of each connection's session
 
     @server.use_challenge
     async def challenge(auth: Handshake) -> Any:
-        """The quest for somebody who logs in; or the answer to somebody who signs up.
+        """Make the quest for a user who logs in, answer one who signs up, or let in a device with a session.
 
         Signing up is one question and one answer in the handshake: `hi` brings the name and the keys that the browser
-        has made of the password, the quest tells the result, and the client hangs up and logs in. So a stranger is
-        never let in, not even as a guest: whoever has a connection has proved to know a password, no procedure needs to
-        ask for more, and no broadcast reaches anybody else.
+        has made of the password, the quest has the result, and the client hangs up and logs in. So a stranger is never
+        let in, not even as a guest: every connection belongs to a user who has proved to know a password, no procedure
+        needs to check that, and no broadcast reaches anybody else.
         """
-        if isinstance(auth.identity, dict) and "signup" in auth.identity:
-            return {"signup": sign_up(auth.identity["signup"])}
+        match auth.identity:
+            case {"signup": data}:
+                return {"signup": sign_up(data)}
+            case {"session": str(key)}:
+                resume(auth, key)
+                return None
         return await scram.challenge(auth)
+
+    def resume(auth: Handshake, key: str) -> None:
+        session = store.session(key)
+        if session is None:
+            auth.refuse(SESSION_ENDED)
+        else:
+            user, sessions[auth.conn_id] = session
+            auth.accept(user, welcome(auth, user, key))
 
     def sign_up(data: Any) -> str:
         try:
@@ -92,12 +111,16 @@ def make_server(port: int, store: Store, *, host: str = "127.0.0.1", log: Callab
         if user is None:
             auth.refuse()
         else:
-            online = sorted({*server.clients, user}, key=str)
-            scram.accept(auth, user, {"user": user, "online": online, "device": auth.conn_id})
+            key, sessions[auth.conn_id] = store.open_session(user)
+            scram.accept(auth, user, welcome(auth, user, key))
 
-    # Who comes and goes.
+    def welcome(auth: Handshake, user: str, key: str) -> dict[str, Any]:
+        online = sorted({*server.clients, user}, key=str)
+        return {"user": user, "online": online, "device": auth.conn_id, "session": key}
 
-    def tell_others(user: WseIdentity, text: str) -> None:
+    # Presence.
+
+    def send_news(user: WseIdentity, text: str) -> None:
         for other in server.clients.values():
             if other is not user:
                 other.send("news", {"text": text})
@@ -107,33 +130,34 @@ def make_server(port: int, store: Store, *, host: str = "127.0.0.1", log: Callab
 
     def devices_changed(conn: WseConnection) -> None:
         server.broadcast("online", online())
-        assert conn.cid is not None  # it has been let in
+        assert conn.cid is not None  # it is authenticated
         server.send(conn.cid, "devices")
 
     @server.when.joined
     def joined(user: WseIdentity, meta: dict[str, Any]) -> None:
-        tell_others(user, f"{user.cid} has come online")
+        send_news(user, f"{user.cid} has come online")
 
     @server.when.left
     def left(user: WseIdentity, code: int, reason: str) -> None:
-        tell_others(user, f"{user.cid} has gone offline")
+        send_news(user, f"{user.cid} has gone offline")
 
     @server.when.connected
     async def ask(conn: WseConnection) -> None:
         devices_changed(conn)
         try:
             info = await conn.call("client-info", timeout=5)
-        except WseError as error:  # an old client, or one that has gone: it may chat all the same
+        except WseError as error:  # an old client, or one that has left: it may chat all the same
             info = error.code
         log(f"{name_of(conn)} says about itself: {info}")
 
     @server.when.disconnected
     def disconnected(conn: WseConnection, code: int, reason: str) -> None:
+        sessions.pop(conn.conn_id, None)
         devices_changed(conn)
 
     @server.when.error
     def failed(error: WseError, conn: WseConnection | None) -> None:
-        # A WseError behind it was raised by a procedure below and has been told to the caller: no fault of ours.
+        # A WseError as its cause was raised by a procedure below for the caller: it is not a fault of the server.
         if not isinstance(error.__cause__, WseError):
             logger.error("%s", error, exc_info=error.__cause__)
 
@@ -146,15 +170,27 @@ def make_server(port: int, store: Store, *, host: str = "127.0.0.1", log: Callab
 
     # Calls.
 
+    @server.register("say")
+    def say_and_confirm(conn: WseConnection, payload: Any) -> dict[str, Any]:
+        text, ref = text_of(payload["text"]), ref_of(payload)
+        message = store.sent(str(conn.cid), ref) if ref else None
+        if message is None:
+            message = store.add_message(str(conn.cid), device_of(conn), text, ref=ref)
+            server.broadcast("message", message)
+        return message
+
     @server.register("tell")
-    def tell(conn: WseConnection, payload: Any) -> None:
-        user, text = payload["to"], text_of(payload["text"])
-        if user not in server.clients:
-            raise WseError("chat.not-online", {"user": user}, f"{user} is not online")
-        assert conn.client is not None  # whoever calls has signed in
-        message = store.add_message(str(conn.cid), device_of(conn), text, to=user)
-        server.send(user, "direct", message)
-        conn.client.send("sent", message)
+    def tell(conn: WseConnection, payload: Any) -> dict[str, Any]:
+        user, text, ref = payload["to"], text_of(payload["text"]), ref_of(payload)
+        message = store.sent(str(conn.cid), ref) if ref else None
+        if message is None:
+            if user not in server.clients:
+                raise WseError("chat.not-online", {"user": user}, f"{user} is not online")
+            assert conn.client is not None  # every caller is authenticated
+            message = store.add_message(str(conn.cid), device_of(conn), text, to=user, ref=ref)
+            server.send(user, "direct", message)
+            conn.client.send("sent", message)
+        return message
 
     def own_device(conn: WseConnection, device_id: Any) -> WseConnection:
         assert conn.client is not None
@@ -170,7 +206,18 @@ def make_server(port: int, store: Store, *, host: str = "127.0.0.1", log: Callab
 
     @server.register("log-out-device")
     def log_out_device(conn: WseConnection, payload: Any) -> None:
-        own_device(conn, payload["device"]).drop(LOGGED_OUT)
+        device = own_device(conn, payload["device"])
+        end_session(device)
+        device.drop(LOGGED_OUT)
+
+    @server.register("log-out")
+    def log_out(conn: WseConnection, payload: Any) -> None:
+        end_session(conn)
+
+    def end_session(conn: WseConnection) -> None:
+        number = sessions.pop(conn.conn_id, None)
+        if number is not None:
+            store.end_session(number)
 
     @server.register("who-is-online")
     def who_is_online(conn: WseConnection, payload: Any) -> dict[str, int]:
@@ -180,12 +227,15 @@ def make_server(port: int, store: Store, *, host: str = "127.0.0.1", log: Callab
     async def my_devices(conn: WseConnection, payload: Any) -> list[dict[str, Any]]:
         assert conn.client is not None
         devices = list(conn.client.conns.values())
-        # Every device is asked at once; a WseError stands in the list where one could not answer.
+        # Every device is asked at once; the list has a WseError for a device that could not answer.
         infos = await conn.client.call("client-info", timeout=5)
-        return [
+        # The order is that of the sessions: a device that reconnects keeps its place.
+        order = {device.conn_id: (name_of(device), sessions.get(device.conn_id, 0)) for device in devices}
+        answers = [
             {"device": device.conn_id, "name": name_of(device), "info": None if isinstance(info, WseError) else info}
             for device, info in zip(devices, infos, strict=True)
         ]
+        return sorted(answers, key=lambda answer: order[answer["device"]])
 
     @server.register("history")
     def get_history(conn: WseConnection, payload: Any) -> list[dict[str, Any]]:
@@ -208,25 +258,33 @@ def make_server(port: int, store: Store, *, host: str = "127.0.0.1", log: Callab
 
 
 def device_of(conn: WseConnection) -> str:
-    """What the device calls itself, as far as others are to see it."""
+    """The name that the device has given itself, cut to a sensible length."""
     name = conn.meta.get("device")
     return name[:40] if isinstance(name, str) and name else "unknown"
 
 
 def name_of(conn: WseConnection) -> str:
-    """For people: the user and the device."""
+    """The user and the device, for people."""
     return f"{conn.cid}/{device_of(conn)}"
 
 
+def ref_of(payload: Any) -> str | None:
+    """The number that the client has given to a message, if it has."""
+    ref = payload.get("ref")
+    if ref is not None and not (isinstance(ref, str) and 0 < len(ref) <= 40):
+        raise WseError("chat.bad-ref", None, "a ref is a text of 1 to 40 characters")
+    return ref
+
+
 def text_of(payload: Any) -> str:
-    """What a client sends is its own affair; what others get is a text of sensible length."""
+    """Check that a message is a text of sensible length."""
     if not isinstance(payload, str) or not 0 < len(payload) <= 1000:
         raise WseError("chat.bad-text", None, "a message is a text of 1 to 1000 characters")
     return payload
 
 
 def open_store(file: Path | None) -> Store:
-    """The store in that file, or in the default one; ends the program with a line if it cannot be had."""
+    """Open the store in that file, or in the default one; ends the program with a message if that fails."""
     try:
         return Store(file or default_file())
     except (OSError, sqlite3.Error) as error:

@@ -33,6 +33,14 @@ PATIENCE = 20_000
 """Milliseconds until a test gives up on something in a page."""
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist looks at the groups
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The tests of a module run in one process: each process would start a browser of its own."""
+    for item in items:
+        if "browser" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.xdist_group(item.path.stem))
+
+
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def browser():
     """A Chromium with a fresh profile."""

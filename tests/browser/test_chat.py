@@ -12,10 +12,7 @@ import pytest_asyncio
 from browser.chat_page import PASSWORD, new_name
 from browser.needs import expect
 
-pytestmark = [
-    pytest.mark.asyncio(loop_scope="module"),
-    pytest.mark.xdist_group("chat"),  # in one process: each would start a browser of its own
-]
+pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 
 @pytest_asyncio.fixture(loop_scope="module")

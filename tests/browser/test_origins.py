@@ -7,10 +7,7 @@ import pytest
 import browser.needs  # noqa: F401 - skips this module where there is no browser
 from support.net import make_server
 
-pytestmark = [
-    pytest.mark.asyncio(loop_scope="module"),
-    pytest.mark.xdist_group("origins"),  # in one process: each would start a browser of its own
-]
+pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 OPENS = """url => new Promise(resolve => {
     const socket = new WebSocket(url, 'wse-default-json')

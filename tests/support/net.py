@@ -357,6 +357,7 @@ class MemoryPlace(Place):
 
     async def _make_peer(self, offer, target):
         server = self.server
+        await server._lifecycle.attach()
         ours, theirs = MemoryLink.pair(Limits(message_size=1 << 30), server._acceptor.limits)
         protocol = server._acceptor.select(offer)
         peer = memory_peer(ours, protocol and protocol.name)

@@ -7,8 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from support.core import ClientSide, ServerSide
-from wse import ErrorCode, Limits, Overflow, WseError
-from wse.core.packed import Packed
+from support.nodes import Nodes
+from wse import ErrorCode, Limits, Overflow, WseError, WseJSON, WseMsgpack
+from wse.core.packed import Packed, encode
 from wse.core.session.outbox import Outbox
 
 POLICIES = {
@@ -351,3 +352,62 @@ def test_a_choice_is_for_an_application_s_own_types(kind):
 def test_a_choice_that_does_not_exist_is_refused():
     with pytest.raises(ValueError, match="drop-everything"):
         ServerSide(overflow={"chat": "drop-everything"})
+
+
+# From the application to the outbox.
+
+
+EVERYWHERE = ["to the user", "to all", "to a room"]
+
+
+@pytest.mark.parametrize(
+    ("how", "sender"),
+    [
+        *((how, "this node") for how in [*EVERYWHERE, "to the identity", "to the device"]),
+        *((how, "another node") for how in EVERYWHERE),
+    ],
+)
+def test_a_key_goes_with_its_message_on_every_way(how, sender):
+    nodes = Nodes(2, overflow=POLICIES, protocols=(WseJSON(), WseMsgpack()))
+    here = nodes[0]
+    peers = [nodes.join(here, protocol=protocol) for protocol in here.endpoint.protocols[:1]]
+    peers.append(nodes.join(here, "bob", protocol=here.endpoint.protocols[1]))
+    for peer in peers:
+        here.server.room("all").add(peer.conn)
+        peer.session.writable(False)
+    nodes.run()
+    node = here if sender == "this node" else nodes[1]
+    ann = peers[0].conn
+
+    def send(payload, key):
+        if how == "to all":
+            node.server.broadcast("latest", payload, key=key)
+        elif how == "to a room":
+            node.server.room("all").send("latest", payload, key=key)
+        elif how == "to the user":
+            for cid in ("ann", "bob"):
+                node.server.send(cid, "latest", payload, key=key)
+        else:
+            for peer in peers:
+                (peer.conn if how == "to the device" else peer.conn.client).send("latest", payload, key=key)
+
+    for n in range(3):
+        send(n, "one")
+        send(n, 2)
+        send(n, None)
+    nodes.run()
+    assert ann.queued > 0
+    for peer in peers:
+        assert len(peer.session._outbox) == 3
+        peer.session.writable(True)
+        assert [payload for _, payload, _ in peer.heard] == [2, 2, 2]
+
+
+@pytest.mark.parametrize("key", [1.5, b"k", ["k"], ("a", 1)])
+def test_a_key_that_could_not_cross_is_an_error_at_once(side, key):
+    peer = side.join()
+    with pytest.raises(TypeError, match="a message's key must be a string or an integer"):
+        peer.session.send("latest", 1, key)
+    with pytest.raises(TypeError, match="a message's key must be a string or an integer"):
+        encode(peer.session.protocol, "latest", 1, key)
+    assert peer.heard == []

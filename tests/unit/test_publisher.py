@@ -8,12 +8,14 @@ from concurrent.futures import Future
 from contextlib import suppress
 from queue import SimpleQueue
 
+import msgspec
 import pytest
 
 from support.cluster import WAIT, cluster_of, until
 from support.net import accept_all, soon
 from wse import BlockingPublisher, ErrorCode, Publisher, WseError, WseJSON, WseMsgpack, WseServer
 from wse.brokers.memory import MemoryBroker, MemoryCluster
+from wse.core.cluster import envelope
 
 
 async def test_what_cannot_be_sent_is_raised():
@@ -30,6 +32,23 @@ async def test_what_cannot_be_sent_is_raised():
             publisher.room((1, 2)).send("say")
         with pytest.raises(ValueError):
             publisher.drop_client("ann", "x" * 200)
+
+
+async def test_keys_cross_with_their_messages():
+    engine = MemoryCluster()
+    async with Publisher(MemoryBroker(engine)) as publisher:
+        published = []
+        publisher._broker.publish = lambda topic, data: published.append((topic, envelope.decode(data).key))
+        publisher.send("ann", "price", 1, key="a")
+        publisher.broadcast("price", 2, key=7)
+        publisher.room("r").send("price", 3, key="c")
+        publisher.send("ann", "price", 4)
+        assert published == [("u.sann", "a"), ("all", 7), ("r.sr", "c"), ("u.sann", None)]
+
+
+def test_a_message_of_a_node_that_knows_no_keys_is_read():
+    without = msgspec.msgpack.encode([0, "node", "say", {}, None, None])
+    assert envelope.decode(without) == envelope.Message("node", "say", {})
 
 
 async def test_without_the_broker_sending_fails_at_once():

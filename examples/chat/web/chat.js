@@ -1,4 +1,4 @@
-// The chat page: what a user sees and does. What travels is described in ../server.py.
+// The chat page. The messages that it exchanges with the server are described in ../server.py.
 import { Scram, WSE_ERROR, WSE_REASON, WSE_STATUS, WseClient } from '/wse.js'
 import { signUpKeys } from '/keys.js'
 
@@ -6,13 +6,15 @@ const $ = (id) => document.getElementById(id)
 const url = Object.assign(new URL('/', location), { protocol: location.protocol === 'https:' ? 'wss:' : 'ws:' }).href
 
 const LOGGED_OUT = 'chat.logged-out'
+const SESSION_ENDED = 'chat.session-ended'
 
-// What went wrong, in a sentence. Codes and stack traces are for the console.
+// Errors as sentences. Codes and stack traces are for the console.
 const SENTENCES = {
   [WSE_ERROR.NOT_AUTHORIZED]: 'The name or the password is wrong.',
   [WSE_ERROR.WS_CLIENT_ERROR]: 'The server cannot be reached.',
   [WSE_ERROR.CONNECTION_CLOSED]: 'The server cannot be reached.',
   [WSE_ERROR.CLIENT_NOT_READY]: 'There is no connection to the server at the moment.',
+  [SESSION_ENDED]: 'Your session has ended. Please log in again.',
   [WSE_ERROR.RP_DISCONNECT]: 'The connection was lost before the server could answer.',
   [WSE_ERROR.RP_TIMEOUT]: 'The server did not answer in time.',
   [LOGGED_OUT]: 'This device was logged out from another one.',
@@ -22,7 +24,8 @@ const SENTENCES = {
   full: 'The server takes no more people.',
 }
 const sentence = (error) => {
-  if (SENTENCES[error.code]) return SENTENCES[error.code]
+  const known = SENTENCES[error.details?.reason] ?? SENTENCES[error.code]
+  if (known) return known
   // The application's own errors come with words for people.
   if (error.code?.startsWith('chat.')) return `${error.message[0].toUpperCase()}${error.message.slice(1)}.`
   console.error(error)
@@ -40,17 +43,49 @@ const STATUS = {
 }
 const showStatus = (status) => {
   const ready = status === WSE_STATUS.READY
-  $('status').textContent = STATUS[status]
-  document.body.dataset.status = status
+  const isLate = ready && [...pending.values()].some(({ since }) => since && Date.now() - since > PATIENCE)
+  $('status').textContent = isLate ? 'Waiting for an answer…' : STATUS[status]
+  document.body.dataset.status = isLate ? 'WAITING' : status
   for (const id of ['send', 'make-report']) $(id).disabled = !ready
-  const lost = me && status === WSE_STATUS.RE_CONNECTING
+  const lost = status === WSE_STATUS.RE_CONNECTING && (me || session)
   $('banner').hidden = !lost
   $('banner').textContent = lost ? 'The connection to the server is lost. Trying to get it back…' : ''
 }
 
-// Who we are: null before logging in.
-let me = null
+let me = null // the last welcome; null before logging in
 let client = null
+
+// A session key lets this tab come back after a reload. The password is kept nowhere.
+
+const stored = 'wse-chat-session'
+let session = null
+const keepSession = (value) => {
+  session = value
+  try {
+    if (value) sessionStorage.setItem(stored, JSON.stringify(value))
+    else sessionStorage.removeItem(stored)
+  } catch {} // the browser forbids it: then a reload asks for the password
+}
+try {
+  session = JSON.parse(sessionStorage.getItem(stored))
+} catch {}
+
+/** An identity as Scram is one: the session if there is one, else the password. */
+class Login {
+  constructor(scram) {
+    this.scram = scram
+  }
+  start() {
+    this.resumes = Boolean(session)
+    return session ? { session: session.key } : this.scram.start()
+  }
+  respond(quest) {
+    return this.scram.respond(quest)
+  }
+  finish(welcome) {
+    return this.resumes ? welcome : this.scram.finish(welcome)
+  }
+}
 
 // Coming and going.
 
@@ -66,17 +101,24 @@ const signUp = async (name, password) => {
   if (answer !== 'done') throw Object.assign(new Error(answer), { code: answer })
 }
 
-const logIn = async (name, password, device) => {
-  const candidate = new WseClient({ url, re: true, backoff: { base: 0.5, cap: 4 } })
-  candidate.when.error(() => {}) // attempts that will be repeated; what the user does is answered below
+/** Log in with a password, `scram`, or come back with the session; `device` is the name of this device. */
+const logIn = async (scram, device) => {
+  const candidate = new WseClient({
+    url,
+    reconnect: true,
+    backoff: { base: 0.5, cap: 4 },
+    heartbeat: { interval: 5, timeout: 5 }, // so that a server that has stopped is noticed soon
+  })
+  candidate.when.error(() => {}) // attempts that will be repeated; errors of what the user does are shown below
   candidate.when.updated((status) => {
-    // Only a connection that there was is worth repeating.
-    if (status === WSE_STATUS.RE_CONNECTING && client !== candidate) candidate.close()
+    // A first attempt is not repeated: the user is there to try again.
+    if (status === WSE_STATUS.RE_CONNECTING && client !== candidate && !session) candidate.close()
     else showStatus(status)
   })
   candidate.when.ready((welcome) => {
     client = candidate
     me = welcome
+    keepSession({ key: welcome.session, device })
     enter()
   })
   candidate.when.closed((code, reason) => {
@@ -95,7 +137,7 @@ const logIn = async (name, password, device) => {
     .on('online', showPeople)
     .on('devices', showDevices)
     .on('progress', showProgress)
-  await candidate.connect(new Scram(name, password), { device })
+  await candidate.connect(new Login(scram), { device })
 }
 
 /** After every welcome: the first, and those after the connection was lost. */
@@ -109,16 +151,21 @@ const enter = async () => {
     $('text').focus()
     document.title = `${me.user} · WSE chat`
   }
+  $('composer-error').textContent = ''
   try {
     for (const message of await client.call('history')) showMessage(message)
   } catch (error) {
     showEvent(sentence(error))
   }
+  // Messages whose answer was lost: those that have arrived were in the history.
+  for (const message of [...pending.values()]) deliver(message)
 }
 
 const leave = (reason) => {
   client = null
   me = null
+  keepSession(null)
+  pending.clear()
   showStatus(WSE_STATUS.OFFLINE)
   document.title = 'WSE chat'
   for (const id of ['session', 'chat']) $(id).hidden = true
@@ -129,7 +176,7 @@ const leave = (reason) => {
   addressee('')
   showSide(false)
   $('entry').hidden = false
-  const known = SENTENCES[reason] ?? 'The server has ended the connection. Please log in again.'
+  const known = SENTENCES[reason] ?? SENTENCES[SESSION_ENDED]
   $('entry-error').textContent = reason === WSE_REASON.BY_CLIENT ? '' : known
   $('name').focus()
 }
@@ -165,7 +212,7 @@ $('sign-in').addEventListener('submit', (event) => {
     $('entry-error').textContent = ''
     try {
       if (mode() === 'sign-up') await signUp(name, password)
-      await logIn(name, password, $('device').value.trim() || browser())
+      await logIn(new Scram(name, password), $('device').value.trim() || browser())
       $('password').value = ''
     } catch (error) {
       const isForbidden = error instanceof TypeError // by Scram
@@ -176,16 +223,21 @@ $('sign-in').addEventListener('submit', (event) => {
 })
 const logOut = async () => {
   const mine = client
+  if (mine.status === WSE_STATUS.READY) await mine.call('log-out', null, { timeout: 2 }).catch(() => {})
   await mine.close()
-  if (client === mine) leave(WSE_REASON.BY_CLIENT) // there was no connection that could tell `closed`
+  if (client === mine) leave(WSE_REASON.BY_CLIENT) // without a connection, `closed` does not fire
 }
 $('log-out').addEventListener('click', logOut)
 
 // Messages.
 
 const shown = new Map() // by id: after a reconnect the history has many that are here already
+const pending = new Map() // by ref: messages of this tab that the server has not acknowledged
+const PATIENCE = 2000 // milliseconds until a message without an answer says so
+const TOGETHER = 5 * 60_000 // milliseconds between messages of one sender that are shown as one group
 const clock = new Intl.DateTimeFormat(undefined, { hour: '2-digit', minute: '2-digit' })
-const day = new Intl.DateTimeFormat(undefined, { dateStyle: 'medium', timeStyle: 'short' })
+const dateAndTime = new Intl.DateTimeFormat(undefined, { dateStyle: 'medium', timeStyle: 'short' })
+const longDate = new Intl.DateTimeFormat(undefined, { weekday: 'long', day: 'numeric', month: 'long', year: 'numeric' })
 
 const copy = (id) => $(id).content.firstElementChild.cloneNode(true)
 const portrait = (element, name) => {
@@ -193,7 +245,7 @@ const portrait = (element, name) => {
   element.classList.add(`hue-${[...name].reduce((sum, char) => sum + char.codePointAt(0), 0) % 6}`)
 }
 
-// Whoever reads the end stays there when a message comes, the window changes or a phone's keyboard opens.
+// A user who reads the end stays there when a message comes, the window changes or a phone's keyboard opens.
 const list = $('messages')
 let atEnd = true
 const toEnd = () => (list.scrollTop = list.scrollHeight)
@@ -205,10 +257,11 @@ const append = (item) => {
   if (atEnd || item.classList.contains('own')) toEnd()
 }
 
-const showMessage = ({ id, at, from, to, text }) => {
-  if (shown.has(id)) return
+/** The list item of a message; one without an id has not been acknowledged. */
+const makeItem = ({ at, from, to, text }) => {
   const [, user, device] = /^([^/]*)\/(.*)$/s.exec(from)
   const item = copy('message-template')
+  Object.assign(item.dataset, { at, from, to: to ?? '' })
   const part = (name) => item.querySelector(`.${name}`)
   portrait(part('avatar'), user)
   item.classList.toggle('own', user === me.user)
@@ -224,12 +277,89 @@ const showMessage = ({ id, at, from, to, text }) => {
   const date = new Date(at)
   time.dateTime = at
   time.textContent = clock.format(date)
-  time.title = day.format(date)
+  time.title = dateAndTime.format(date)
+  return item
+}
+
+const showMessage = (message) => {
+  const { id, ref } = message
+  const mine = pending.get(ref)
+  if (mine) {
+    mine.item.remove()
+    pending.delete(ref)
+    showStatus(client.status)
+  }
+  if (shown.has(id)) return
+  const item = makeItem(message)
   shown.set(id, item)
-  // What comes late, from the history after a reconnect, goes where it belongs.
-  const next = [...shown].filter(([other]) => other > id).sort(([a], [b]) => a - b)[0]
-  if (next) next[1].before(item)
-  else append(item)
+  // A late message, from the history after a reconnect, goes to its own place; unacknowledged ones stay at the end.
+  const next = [...shown].filter(([other]) => other > id).sort(([a], [b]) => a - b)[0]?.[1]
+  const before = next && list.contains(precursor(next)) ? precursor(next) : (next ?? list.querySelector('.pending'))
+  if (before) {
+    before.before(item)
+    if (atEnd) toEnd()
+  } else append(item)
+  for (const changed of [item, item.nextElementSibling]) arrange(changed)
+}
+
+/** The date above a message, if there is one. */
+const precursor = (item) => (item.previousElementSibling?.matches('.day') ? item.previousElementSibling : null)
+
+/** Put the date above the first message of a day, and join a message to the one above it of the same sender. */
+const arrange = (item) => {
+  if (!item?.matches('.message')) return
+  precursor(item)?.remove()
+  const { at, from, to } = item.dataset
+  const above = item.previousElementSibling
+  const messages = [...list.querySelectorAll('.message')]
+  const earlier = messages[messages.indexOf(item) - 1]
+  const isNewDay = new Date(at).toDateString() !== (earlier && new Date(earlier.dataset.at).toDateString())
+  if (isNewDay) {
+    const date = document.createElement('li')
+    date.className = 'day'
+    date.textContent = longDate.format(new Date(at))
+    item.before(date)
+  }
+  const same = above?.matches('.message') && above.dataset.from === from && above.dataset.to === to
+  item.classList.toggle('joined', Boolean(same && !isNewDay && new Date(at) - new Date(above.dataset.at) < TOGETHER))
+  if (atEnd) toEnd()
+}
+
+// Messages that this tab sends are shown at once, and look unacknowledged until the server has answered.
+
+/** Send a message, again if need be: the server keeps one `ref` once. */
+const deliver = async (message) => {
+  const { ref, to, text, item } = message
+  const late = setTimeout(() => mark(message, 'No answer from the server yet…'), PATIENCE)
+  message.since = Date.now()
+  mark(message, 'Sending…')
+  try {
+    showMessage(await (to ? client.call('tell', { to, text, ref }) : client.call('say', { text, ref })))
+  } catch (error) {
+    if (!pending.has(ref)) return // it has arrived all the same, or the user has logged out
+    message.since = 0
+    if (error.code?.startsWith('chat.')) {
+      // The server does not take it: it goes back to where it was written.
+      pending.delete(ref)
+      item.remove()
+      if (!$('text').value) $('text').value = text
+      $('composer-error').textContent = sentence(error)
+    } else {
+      mark(message, 'Not sent yet: it will be when the connection is back.')
+      if (client?.status === WSE_STATUS.READY) deliver(message)
+    }
+  } finally {
+    clearTimeout(late)
+    if (client) showStatus(client.status)
+  }
+}
+
+const mark = ({ ref, item }, state) => {
+  if (!pending.has(ref)) return
+  const label = item.querySelector('.state')
+  label.hidden = false
+  label.textContent = state
+  showStatus(client.status)
 }
 
 const showEvent = (text) => {
@@ -245,21 +375,37 @@ const addressee = (user) => {
   $('composer').classList.toggle('direct', Boolean(user))
 }
 $('to').addEventListener('change', () => addressee($('to').value))
-$('text').addEventListener('keydown', ({ key }) => key === 'Escape' && addressee(''))
-$('composer').addEventListener('submit', async (event) => {
+$('text').addEventListener('keydown', (event) => {
+  if (event.key === 'Escape') addressee('')
+  if (event.key !== 'Enter' || event.shiftKey || event.isComposing) return
+  event.preventDefault() // Shift+Enter begins a new line
+  send()
+})
+$('composer').addEventListener('submit', (event) => {
   event.preventDefault()
+  send()
+})
+
+const send = () => {
   const [to, text] = [$('to').value, $('text').value.trim()]
   if (!text) return
-  $('composer-error').textContent = ''
-  try {
-    if (to) await client.call('tell', { to, text })
-    else client.send('say', text)
-    $('text').value = ''
-  } catch (error) {
-    $('composer-error').textContent = sentence(error)
+  if (client.status !== WSE_STATUS.READY) {
+    $('composer-error').textContent = 'Not sent: there is no connection at the moment. Your message stays here until there is.'
+    return
   }
+  $('composer-error').textContent = ''
+  $('text').value = ''
+  const at = new Date().toISOString()
+  const ref = btoa(String.fromCharCode(...crypto.getRandomValues(new Uint8Array(18))))
+  const item = makeItem({ at, from: `${me.user}/${session.device}`, to, text })
+  item.classList.add('pending')
+  append(item)
+  arrange(item)
+  const message = { ref, to, text, item }
+  pending.set(ref, message)
+  deliver(message)
   $('text').focus()
-})
+}
 
 // People.
 
@@ -286,7 +432,7 @@ const showPeople = (online) => {
       return item
     }),
   )
-  // Somebody whom we are writing to stays, to be told on sending that they are gone.
+  // The addressee of the message being written stays, even if offline: sending it shows that.
   if (chosen && !others.includes(chosen)) others.push(chosen)
   $('to').replaceChildren(new Option('Everybody', ''), ...others.map((name) => new Option(`${name} only`, name)))
   addressee(chosen)
@@ -302,7 +448,7 @@ const browser = () => {
 }
 const system = () => /Android|iPhone|iPad|Windows|Mac OS|CrOS|Linux/.exec(navigator.userAgent)?.[0] ?? 'an unknown system'
 
-/** The server asks every device this. */
+/** The answer to the server's question about this device. */
 const clientInfo = () => ({
   browser: browser(),
   system: system(),
@@ -361,7 +507,7 @@ $('make-report').addEventListener('click', () =>
     for (const id of ['progress', 'percent']) $(id).hidden = false
     for (const id of ['percent', 'report']) $(id).textContent = ''
     try {
-      const { messages, words, people } = await client.call('report', null, { tO: 60 })
+      const { messages, words, people } = await client.call('report', null, { timeout: 60 })
       const talkers = Object.entries(people).map(([name, count]) => `${name} ${count}`)
       $('report').textContent = `${messages} messages, ${words} words. Most by: ${talkers.join(', ') || 'nobody yet'}.`
     } catch (error) {
@@ -386,4 +532,11 @@ document.addEventListener('keydown', ({ key }) => {
 })
 
 showMode()
-$('name').focus()
+if (session) {
+  // After a reload.
+  $('entry').hidden = true
+  logIn(null, session.device).catch((error) => {
+    leave(WSE_REASON.BY_CLIENT)
+    $('entry-error').textContent = sentence(error)
+  })
+} else $('name').focus()

@@ -26,7 +26,8 @@ class Overflow(StrEnum):
     """Drop waiting messages of this type, the oldest first, until the new one fits."""
 
     LATEST = "latest"
-    """Keep only the newest of this type: as soon as one waits, the next takes its place."""
+    """Keep only the newest of this type, or of each `key` of it. This applies as soon as one waits, not only when the
+    queue is full. A message with a key takes the place of the older one; one without goes to the end of the queue."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -61,8 +61,8 @@ def encode_error(
     except Exception as error:
         cause = error
         if wire is not None:  # else the exception cannot even tell its text
-            wire = encodable(wire, lambda value: _can_encode((response_error, value, stamp), encode))
-            data = encode((response_error, wire, stamp)) if wire is not None else None
+            kept = encodable(wire, lambda value: _try((response_error, value, stamp), encode) is not None)
+            data = _try((response_error, kept, stamp), encode)
     if data is not None and takes(data):
         return ErrorAnswer(data, cause)
     code = exc.code if isinstance(exc, WseError) else ErrorCode.RP_EXECUTION_FAILED
@@ -109,9 +109,9 @@ def _encodable(value: Any, can_encode: Callable[[Any], bool], depth: int) -> Any
     return _LOST
 
 
-def _can_encode(message: tuple[Any, Any, Any], encode: Encode) -> bool:
+def _try(message: tuple[Any, Any, Any], encode: Encode) -> Any:
+    """The encoded message, or `None` if it cannot be encoded."""
     try:
-        encode(message)
+        return encode(message)
     except Exception:
-        return False
-    return True
+        return None
