@@ -44,16 +44,16 @@ if TYPE_CHECKING:
 
     from wse.core.ports.broker import BrokerListener
 
-ATTEMPTS = 40
+MAX_ATTEMPTS = 40
 """How often a step is tried when others change the same user at the same time."""
 
-WIDTH = 100
+MAX_CONCURRENT_CHANGES = 100
 """Users that a dead node's devices are taken from at the same time."""
 
 MAX_WRITTEN = 1000
 """Records that are remembered as they were written."""
 
-REMEMBERED = 600
+TOMBSTONE_TTL = 600
 """Seconds for which it is remembered that a node was reaped."""
 
 OUTBOX = "-"
@@ -272,7 +272,7 @@ class NatsBroker(ReconnectingBroker[NatsConnection]):
             revision, value = written
         else:
             revision, value = (0, b"") if likely_none else await connection.get(key)
-        for attempt in range(ATTEMPTS):
+        for attempt in range(MAX_ATTEMPTS):
             record = _read(user, value)
             result = step(record)
             after = _write(record)
@@ -297,7 +297,7 @@ class NatsBroker(ReconnectingBroker[NatsConnection]):
                 return result
             is_guess = False
             revision, value = await connection.get(key)
-        raise OutdatedError(f"other nodes changed the same user {ATTEMPTS} times meanwhile")
+        raise OutdatedError(f"other nodes changed the same user {MAX_ATTEMPTS} times meanwhile")
 
     def _hint(self, user: str, conn_id: str, *, held: bool) -> None:
         """Note which connections of the user this node holds."""
@@ -404,7 +404,7 @@ class NatsBroker(ReconnectingBroker[NatsConnection]):
             users = [user for user, _ in await self._hints(node)]
             if not users:
                 # Only now: until then another node goes on if this one dies.
-                await self._put(f"node.reaped.{node}", b"1", REMEMBERED)
+                await self._put(f"node.reaped.{node}", b"1", TOMBSTONE_TTL)
                 await self._purge(f"node.known.{node}")
                 continue
             # All survivors reap now, so each begins with a share of its own, and then sees to the rest.
@@ -434,7 +434,7 @@ class NatsBroker(ReconnectingBroker[NatsConnection]):
             if self._connection is not None:
                 self._connection.hint(dead, user, ())
 
-        for some in batches(users, WIDTH):
+        for some in batches(users, MAX_CONCURRENT_CHANGES):
             if dead in await self.nodes():
                 return  # it only slept
             results = await asyncio.gather(*map(take, some), return_exceptions=True)
