@@ -65,11 +65,12 @@ autobahn: $(STAMP)  ## RFC 6455 and 7692 by the Autobahn TestSuite; ARGS=--full 
 soak: $(STAMP)  ## ten minutes of 2,000 clients that come, talk, call and go
 	$(BIN)/python tests/soak/soak.py $(ARGS)
 
-lint: $(STAMP) $(JS_READY)  ## style and types
+lint: $(STAMP) $(JS_READY)  ## style, types, and the directions of imports
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/pyright
+	$(BIN)/python -m pytest -q tests/unit/test_architecture.py
 	$(call js,lint,lint)
 	$(call js,types,types)
 

@@ -70,6 +70,7 @@ def new_server() -> Any:
     from wse import WseServer
 
     server = WseServer(lambda auth: auth.accept(auth.conn_id), port=0, auth_timeout=0)
+    server._hub.started = True  # some of its connections come without a listener
     server.register("echo", lambda conn, payload: payload)
     server.channel.on("chat", lambda conn, payload: None)
     return server

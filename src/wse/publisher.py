@@ -9,6 +9,7 @@ import threading
 from concurrent.futures import Future
 from contextlib import closing, suppress
 from typing import TYPE_CHECKING, Any, Self, TypeVar
+from urllib.parse import urlsplit
 
 from wse.brokers import as_broker
 from wse.core.closing import check_close
@@ -32,6 +33,21 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
+def broker_of(broker: str | Broker) -> Broker:
+    """The broker of a publisher.
+
+    Raises:
+        ValueError: The URL is `memory:`, or as `wse.brokers.from_url`.
+        ImportError: As `wse.brokers.from_url`.
+    """
+    if isinstance(broker, str) and urlsplit(broker).scheme == "memory":
+        raise ValueError(
+            "a publisher on 'memory:' has a cluster of its own and reaches no server: give it the URL of the servers' "
+            "NATS, Redis or Valkey; in a test, give Publisher a MemoryBroker on the servers' MemoryCluster"
+        )
+    return as_broker(broker)
+
+
 class Publisher:
     """Sends to users, rooms and everyone, without a server: `async with Publisher("nats://...") as publisher`.
 
@@ -42,10 +58,13 @@ class Publisher:
         broker: The URL of the cluster's broker, or a broker.
         protocol: The message protocol of the servers, or several; by default JSON. Messages are packed once for each,
             and a server that speaks another protocol packs them anew.
+
+    Raises:
+        ValueError: There is no broker for the URL, or it is `memory:`, which would reach no server.
     """
 
     def __init__(self, broker: str | Broker, *, protocol: Protocol | Iterable[Protocol] | None = None) -> None:
-        self._broker = as_broker(broker)
+        self._broker = broker_of(broker)
         self._endpoint = Endpoint(
             (),
             protocols=as_protocols(protocol),
@@ -218,12 +237,15 @@ class BlockingPublisher:
     Args:
         broker: The URL of the cluster's broker.
         protocol: As for `Publisher`.
+
+    Raises:
+        ValueError: As `Publisher`.
     """
 
     def __init__(self, broker: str, *, protocol: Protocol | Iterable[Protocol] | None = None) -> None:
         self._url = broker
         self._protocols = as_protocols(protocol)
-        as_broker(broker)  # for its imports: after a fork during an import, the import lock would be held for ever
+        broker_of(broker)  # for its imports: after a fork during an import, the import lock would be held for ever
         # By process. A forked process has a lock of its own, as the parent's may be held by a thread that the child
         # does not have. It keeps the parent's event loop, because closing that would disturb the shared selector.
         self._locks: dict[int, threading.Lock] = {}

@@ -18,7 +18,7 @@ from support.brokers import ENGINES
 from support.net import ClientLog, RawSocket, ServerLog, hi, make_server, soon
 from support.programs import ROOT, free_port
 from wse import Heartbeat, WseClient
-from wse.cli.supervisor import KILLED_AFTER
+from wse.cli.supervisor import KILL_TIMEOUT
 
 DEPLOY = ROOT / "examples" / "deploy"
 PATIENCE = 30.0
@@ -239,7 +239,7 @@ async def collect(users):
 def test_the_systemd_unit_is_one_that_systemd_understands(tmp_path):
     text = (DEPLOY / "wse.service").read_text()
     options = dict(line.split("=", 1) for line in text.splitlines() if "=" in line and not line.startswith("#"))
-    assert float(options["TimeoutStopSec"]) > float(options["ExecStart"].partition("--grace ")[2]) + KILLED_AFTER
+    assert float(options["TimeoutStopSec"]) > float(options["ExecStart"].partition("--grace ")[2]) + KILL_TIMEOUT
     scheme = options["ExecStart"].partition("--broker ")[2].partition("://")[0]
     assert re.search(rf"wse\[[\w,]*\b{scheme}\b", text)  # it tells to install the library of its broker
     if shutil.which("systemd-analyze") is None:
@@ -314,7 +314,7 @@ def test_kubernetes_waits_longer_than_closing_may_take(kubernetes):
     _, pod, container, _ = kubernetes
     command, notice = container["lifecycle"]["preStop"]["exec"]["command"]
     assert command == "sleep"
-    most = float(notice) + float(option(entrypoint(), "--grace")) + KILLED_AFTER
+    most = float(notice) + float(option(entrypoint(), "--grace")) + KILL_TIMEOUT
     assert pod["spec"]["terminationGracePeriodSeconds"] > most
 
 

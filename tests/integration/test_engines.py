@@ -175,8 +175,8 @@ async def test_a_step_of_an_engine_that_hangs_fails_in_a_few_seconds_and_the_nod
     try:
         start = time.monotonic()
         await asyncio.gather(unavailable(one.broker.online()), unavailable(two.broker.flush()))
-        assert time.monotonic() - start < reconnecting.ANSWER + 2
-        async with asyncio.timeout(reconnecting.PAUSE + reconnecting.ANSWER + 2):
+        assert time.monotonic() - start < reconnecting.ANSWER_TIMEOUT + 2
+        async with asyncio.timeout(reconnecting.CHECK_INTERVAL + reconnecting.ANSWER_TIMEOUT + 2):
             while one.broker.connected or two.broker.connected:
                 await asyncio.sleep(0.01)
         await unavailable(Node("late", cluster.broker()).open())
@@ -273,8 +273,8 @@ async def has_devices(node, user, count):
 
 async def test_a_buffer_that_an_engine_does_not_empty_counts_as_an_engine_that_is_away(cluster, monkeypatch):
     one, two = await cluster.nodes(2, "talk")
-    monkeypatch.setattr("wse.brokers.redis.connection.BUFFER", 8 * 1024 * 1024)
-    monkeypatch.setattr("wse.brokers.nats.connection.BUFFER", 8 * 1024 * 1024)
+    monkeypatch.setattr("wse.brokers.redis.connection.MAX_BUFFERED", 8 * 1024 * 1024)
+    monkeypatch.setattr("wse.brokers.nats.connection.MAX_BUFFERED", 8 * 1024 * 1024)
     for _ in range(10):
         one.broker.publish("talk", bytes(1024 * 1024))
     _, cause = await one.until("lost")
@@ -301,7 +301,7 @@ async def test_what_a_hanging_engine_was_not_handed_is_given_back_in_order(clust
         start, early = time.monotonic(), 0
         while one.broker.connected:
             publish()
-            if time.monotonic() - start < 2 * nats_connection.UNHEARD + 0.5:
+            if time.monotonic() - start < 2 * nats_connection.PING_INTERVAL + 0.5:
                 early = len(published)
             await asyncio.sleep(0.05)
     finally:
@@ -415,7 +415,7 @@ async def test_redis_with_persistence_keeps_the_register(tmp_path):
 
 
 async def test_users_that_were_reaped_on_redis_are_told_even_if_others_could_not_be(redis_cluster, monkeypatch):
-    monkeypatch.setattr("wse.brokers.redis.broker.REAPED", 2)
+    monkeypatch.setattr("wse.brokers.redis.broker.MAX_REAPED", 2)
     living = await redis_cluster.node()
     await redis_cluster.dead_node(*[(f"user-{n}", f"c{n}") for n in range(5)])
     connection = living.broker._connection
@@ -590,7 +590,7 @@ async def test_a_hint_that_was_lost_is_repaired_when_the_device_is_registered_ag
 
 async def test_steps_that_always_come_second_give_up(nats_cluster, monkeypatch):
     nodes = await nats_cluster.nodes(4)
-    monkeypatch.setattr(nats_broker, "ATTEMPTS", 1)
+    monkeypatch.setattr(nats_broker, "MAX_ATTEMPTS", 1)
     joins = [node.broker.join(node.device("ann", f"{node.name}-{n}"), 100) for node in nodes for n in range(5)]
     results = await asyncio.gather(*joins, return_exceptions=True)
     failed = [result for result in results if isinstance(result, Exception)]
@@ -658,7 +658,7 @@ async def test_a_certificate_that_nobody_vouches_for_is_named(tmp_path, certific
 
 
 async def test_users_that_were_reaped_are_told_even_if_others_could_not_be(strict, monkeypatch):
-    monkeypatch.setattr(nats_broker, "WIDTH", 1)
+    monkeypatch.setattr(nats_broker, "MAX_CONCURRENT_CHANGES", 1)
     dead, living = [Node(name, from_url(strict.url("app", login="root:root@"))) for name in ("dead", "living")]
     ann = Node("ann", from_url(strict.url("app", login="ann:ann@")))
     for node in dead, living, ann:

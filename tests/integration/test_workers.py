@@ -18,7 +18,7 @@ from support.programs import Program, free_port, program
 from wse import Backoff, ClientStatus, WseClient, WseError
 
 PATIENCE = 30.0
-AT_ONCE = Backoff(base=0.05, cap=0.05)
+NO_WAIT = Backoff(base=0.05, cap=0.05)
 
 APP = """
 import asyncio, os, sys, time
@@ -63,11 +63,11 @@ from wse.cli import supervisor
 from wse.cli.commands import set_up_logging
 
 set_up_logging("info", "supervisor")
-supervisor.SETTLED = {settled}
-supervisor.KILLED_AFTER = {killed_after}
-supervisor.RESTARTS = Backoff(base={restarts}, random=lambda: 1.0)
+supervisor.STABLE_AFTER = {stable_after}
+supervisor.KILL_TIMEOUT = {kill_timeout}
+supervisor.RESTART_BACKOFF = Backoff(base={restarts}, random=lambda: 1.0)
 command = {command}
-sys.exit(asyncio.run(supervisor.Supervisor(command, {workers}, grace=0.1, patience={patience}).run()))
+sys.exit(asyncio.run(supervisor.Supervisor(command, {workers}, grace=0.1, start_timeout={start_timeout}).run()))
 """
 
 
@@ -79,13 +79,26 @@ def folder(tmp_path):
 
 @contextmanager
 def supervised(
-    folder, workers=3, *, command=None, settled=0.0, patience=30.0, killed_after=0.2, restarts=0.05, **program_options
+    folder,
+    workers=3,
+    *,
+    command=None,
+    stable_after=0.0,
+    start_timeout=30.0,
+    kill_timeout=0.2,
+    restarts=0.05,
+    **program_options,
 ):
     """Run a supervisor; yields it and the URL of its workers."""
     port = free_port()
     if command is None:
         command = [sys.executable, "-m", "wse", "serve", "app:server", "--port", str(port)]
-    options = {"settled": settled, "patience": patience, "killed_after": killed_after, "restarts": restarts}
+    options = {
+        "stable_after": stable_after,
+        "start_timeout": start_timeout,
+        "kill_timeout": kill_timeout,
+        "restarts": restarts,
+    }
     text = SUPERVISE.format(command=command, workers=workers, **options)
     with program("-c", text, cwd=folder, measured=True, **program_options) as running:
         yield running, f"ws://127.0.0.1:{port}"
@@ -189,7 +202,7 @@ async def successor(running, victim):
 
 
 async def test_waits_grow_while_workers_die_young(folder):
-    with supervised(folder, 1, settled=1000.0) as (running, _):
+    with supervised(folder, 1, stable_after=1000.0) as (running, _):
         await until(running, "1 workers are ready")
         (victim,) = children(running.process.pid)
         for wait in ("0.05", "0.1", "0.2"):
@@ -200,7 +213,7 @@ async def test_waits_grow_while_workers_die_young(folder):
 
 
 async def test_a_place_that_waits_for_its_worker_is_taken_by_a_roll_and_not_again(folder):
-    with supervised(folder, 2, settled=1000.0, restarts=1.0) as (running, _):
+    with supervised(folder, 2, stable_after=1000.0, restarts=1.0) as (running, _):
         await until(running, "2 workers are ready")
         first = min(children(running.process.pid))
         os.kill(first, signal.SIGKILL)
@@ -227,7 +240,7 @@ async def test_sighup_replaces_all_workers_while_clients_come_back(folder):
     with supervised(folder) as (running, url):
         await until(running, "3 workers are ready")
         before = children(running.process.pid)
-        async with WseClient(url, identity="ann", reconnect=True, backoff=AT_ONCE) as client:
+        async with WseClient(url, identity="ann", reconnect=True, backoff=NO_WAIT) as client:
             log = ClientLog(client)
             assert await client.call("pid") in before
             running.process.send_signal(signal.SIGHUP)
@@ -281,7 +294,7 @@ async def test_workers_that_can_start_no_more_are_given_up(folder):
 
 async def test_a_worker_that_hangs_at_its_start_is_killed(folder):
     command = [sys.executable, "-c", "import time; time.sleep(1000)"]
-    with supervised(folder, 2, command=command, patience=0.3) as (running, _):
+    with supervised(folder, 2, command=command, start_timeout=0.3) as (running, _):
         assert await asyncio.to_thread(running.stop) == 1
         assert "was not ready after 0.3 s" in running.output
         assert "ended with SIGKILL before it was ready" in running.output
@@ -424,7 +437,7 @@ async def test_workers_that_share_a_broker_are_one(folder, stack, tmp_path, engi
 
 
 async def test_a_second_signal_kills_at_once(folder):
-    with supervised(folder, 1, killed_after=1000.0) as (running, url):
+    with supervised(folder, 1, kill_timeout=1000.0) as (running, url):
         await until(running, "1 workers are ready")
         client = WseClient(url, identity="ann")
         await client.connect()

@@ -131,3 +131,32 @@ class Valkey(Engine):
         connection.sendall(b"PING\r\n")
         # It may require a password first.
         return connection.recv(64).startswith((b"+PONG", b"-NOAUTH"))
+
+
+class Sentinel(Engine):
+    """A Sentinel of Valkey that watches a primary under the name `main`."""
+
+    scheme, secure_scheme = "redis+sentinel", "rediss+sentinel"
+
+    def __init__(self, directory, primary, *options, quorum=2):
+        super().__init__(directory, *options)
+        # A Sentinel keeps its state in its configuration.
+        self.config = self.directory / "sentinel.conf"
+        self.config.write_text(
+            f"sentinel monitor main 127.0.0.1 {primary.port} {quorum}\n"
+            "sentinel down-after-milliseconds main 1000\n"
+            "sentinel failover-timeout main 6000\n"
+        )
+
+    def _command(self):
+        return [get_binary_path(), self.config, "--sentinel", "--bind", "127.0.0.1", "--port", str(self.port)]
+
+    def _answers(self, connection):
+        connection.sendall(b"PING\r\n")
+        return connection.recv(64).startswith(b"+PONG")
+
+    def ask(self, *command):
+        """The raw answer to a command."""
+        with socket.create_connection(("127.0.0.1", self.port), timeout=5) as connection:
+            connection.sendall(" ".join(command).encode() + b"\r\n")
+            return connection.recv(65536).decode()

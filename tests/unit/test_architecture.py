@@ -63,6 +63,7 @@ LIBRARIES = {
     "transports/aiohttp.py": {"aiohttp"},
     "auth/": {"scramp"},
     "brokers/nats/connection.py": {"nats"},
+    "brokers/nats/private.py": {"nats"},
     "brokers/redis/": {"hiredis", "redis"},
     "cli/commands.py": {"click", "uvloop"},
 }

@@ -195,8 +195,8 @@ class Swallowing:
 
 
 async def test_a_broker_closes_although_its_library_swallows_a_cancellation(monkeypatch):
-    monkeypatch.setattr(reconnecting, "PAUSE", 0.001)
-    monkeypatch.setattr(reconnecting, "CANCELLED", 0.01)
+    monkeypatch.setattr(reconnecting, "CHECK_INTERVAL", 0.001)
+    monkeypatch.setattr(reconnecting, "CANCEL_TIMEOUT", 0.01)
     connection = Swallowing()
 
     class Broker(reconnecting.ReconnectingBroker):

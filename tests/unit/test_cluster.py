@@ -792,7 +792,7 @@ def tea(nodes, number, users):
 
 
 def test_names_are_put_in_parts_by_their_bytes(monkeypatch):
-    monkeypatch.setattr(envelope, "PART", 20)
+    monkeypatch.setattr(envelope, "MAX_PART_BYTES", 20)
     assert envelope.in_parts([]) == [[]]
     assert envelope.in_parts(["a" * 5, "b" * 5]) == [["a" * 5, "b" * 5]]
     assert envelope.in_parts(["a" * 5, "b" * 6, "c"]) == [["a" * 5], ["b" * 6, "c"]]
@@ -804,7 +804,7 @@ def test_members_who_are_too_many_for_one_message_are_told_in_several(monkeypatc
     users = [f"user {number}" for number in range(30)]
     tea(nodes, 1, users[:20])
     tea(nodes, 2, users[20:])
-    monkeypatch.setattr(envelope, "PART", 100)
+    monkeypatch.setattr(envelope, "MAX_PART_BYTES", 100)
     said = published(nodes[1])
     limit(nodes[1], 200)
     task = nodes[0].scheduler.start(nodes[0].server.room("tea").members())
@@ -819,7 +819,7 @@ def test_members_of_a_node_of_whose_answer_a_part_is_lost_are_missing(monkeypatc
     nodes = Nodes(3)
     tea(nodes, 1, [f"user {number}" for number in range(30)])
     tea(nodes, 2, ["bob"])
-    monkeypatch.setattr(envelope, "PART", 100)
+    monkeypatch.setattr(envelope, "MAX_PART_BYTES", 100)
     publish, count = nodes[1].broker.publish, iter(range(100))
     nodes[1].broker.publish = lambda topic, data: None if next(count) == 1 else publish(topic, data)
     task = nodes[0].scheduler.start(nodes[0].server.room("tea").members())

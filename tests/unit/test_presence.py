@@ -381,7 +381,7 @@ def test_a_large_backlog_is_published_in_parts_and_in_order():
     for text in texts:
         one.server.send("ann", "say", text)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("wse.core.cluster.bus.BATCH", 1_000_000)
+        patch.setattr("wse.core.cluster.bus.MAX_BATCH_BYTES", 1_000_000)
         nodes.engine.resume()
         nodes.run()
         assert len(one.cluster.bus._backlog) == 6

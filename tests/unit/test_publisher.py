@@ -100,6 +100,12 @@ async def test_a_publisher_tells_nobody_of_the_connection():
         publisher.send("ann", "say")
 
 
+@pytest.mark.parametrize("publisher", [Publisher, BlockingPublisher])
+def test_a_publisher_that_would_reach_no_server_is_refused_and_told_what_to_do(publisher):
+    with pytest.raises(ValueError, match=r"reaches no server: give it the URL of the servers' NATS, Redis or Valkey"):
+        publisher("memory:")
+
+
 # Code without asyncio.
 
 
@@ -161,12 +167,18 @@ def in_thread(function, *args):
     return outcome
 
 
+@pytest.fixture
+def in_memory(monkeypatch):
+    """Every URL leads to a broker in memory."""
+    monkeypatch.setattr("wse.brokers.from_url", lambda url: MemoryBroker())
+
+
 def publisher_threads():
     return [thread for thread in threading.enumerate() if thread.name == "wse-publisher"]
 
 
-def test_code_without_asyncio_is_told_what_cannot_be_sent():
-    publisher = BlockingPublisher("memory:")
+def test_code_without_asyncio_is_told_what_cannot_be_sent(in_memory):
+    publisher = BlockingPublisher("redis://engine")
     with pytest.raises(WseError) as caught:
         publisher.send("ann", "~wse:hi")
     assert caught.value.code == ErrorCode.PROTOCOL_VIOLATION
@@ -193,7 +205,7 @@ def test_a_publisher_without_asyncio_needs_a_broker():
 
 
 def test_calls_that_wait_for_one_attempt_to_connect_share_its_error_and_a_later_one_tries_anew(next_gate, handed_over):
-    publisher = BlockingPublisher("memory:")
+    publisher = BlockingPublisher("redis://engine")
     calls = [in_thread(publisher.send, "ann", "say") for _ in range(4)]
     attempt = next_gate()
     for _ in calls:
@@ -209,7 +221,7 @@ def test_calls_that_wait_for_one_attempt_to_connect_share_its_error_and_a_later_
 
 
 def test_calls_under_way_end_before_another_thread_has_closed(next_gate):
-    publisher = BlockingPublisher("memory:")
+    publisher = BlockingPublisher("redis://engine")
     taken = in_thread(publisher.send, "ann", "say")
     next_gate().set_result(None)  # now it is open
     gate = next_gate()
@@ -229,7 +241,7 @@ def test_calls_under_way_end_before_another_thread_has_closed(next_gate):
 
 @pytest.mark.parametrize("error", [None, WseError(ErrorCode.BROKER_UNAVAILABLE)], ids=["succeeds", "fails"])
 def test_a_call_that_waits_for_an_attempt_to_connect_ends_when_another_thread_closes(next_gate, error):
-    publisher = BlockingPublisher("memory:")
+    publisher = BlockingPublisher("redis://engine")
     call = in_thread(publisher.send, "ann", "say")
     attempt = next_gate()
     closed = in_thread(publisher.close)
@@ -244,8 +256,8 @@ def test_a_call_that_waits_for_an_attempt_to_connect_ends_when_another_thread_cl
     assert closed.result(WAIT) is None
 
 
-def test_a_call_that_is_handed_over_while_another_thread_closes_ends(monkeypatch):
-    publisher = BlockingPublisher("memory:")
+def test_a_call_that_is_handed_over_while_another_thread_closes_ends(monkeypatch, in_memory):
+    publisher = BlockingPublisher("redis://engine")
     publisher.send("ann", "say")
     hand_over = asyncio.run_coroutine_threadsafe
     closed = []
@@ -274,8 +286,12 @@ def run(program, *args):
 def test_a_publisher_connects_anew_in_a_process_that_was_forked():
     program = """
 import gc, os
+import wse.brokers
 from wse import BlockingPublisher
-publisher = BlockingPublisher("memory:")
+from wse.brokers.memory import MemoryBroker
+
+wse.brokers.from_url = lambda url: MemoryBroker()
+publisher = BlockingPublisher("redis://engine")
 publisher.send("ann", "say")
 if not os.fork():
     publisher.close()  # not the other's
@@ -314,7 +330,7 @@ class Broker(MemoryBroker):
         await super().open(node, listener)
 
 wse.brokers.from_url = from_url
-publisher = BlockingPublisher("memory:")
+publisher = BlockingPublisher("redis://engine")
 threading.Thread(target=publisher.send, args=("ann", "say"), daemon=True).start()
 connecting.wait()
 if not os.fork():

@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 if TYPE_CHECKING:
     from wse.core.ports.broker import Broker
 
-SCHEMES = ("memory", "nats", "tls", "redis", "rediss")
+SCHEMES = ("memory", "nats", "tls", "redis", "rediss", "redis+sentinel", "rediss+sentinel")
 
 
 def from_url(url: str) -> Broker:
@@ -17,6 +17,7 @@ def from_url(url: str) -> Broker:
     * `memory:` needs no engine: for a server on its own.
     * `nats://` and, with TLS, `tls://`: NATS with JetStream; `wse.brokers.nats.broker` describes the URL.
     * `redis://` and, with TLS, `rediss://`: Redis or Valkey; `wse.brokers.redis.broker` describes the URL.
+    * `redis+sentinel://`, `rediss+sentinel://`: the same behind Sentinels; see `wse.brokers.redis.sentinel`.
 
     Raises:
         ValueError: There is no broker for this scheme, or the URL is not valid.
@@ -31,7 +32,7 @@ def from_url(url: str) -> Broker:
             from wse.brokers.nats.broker import NatsBroker
 
             return NatsBroker(url)
-        case "redis" | "rediss":
+        case "redis" | "rediss" | "redis+sentinel" | "rediss+sentinel":
             from wse.brokers.redis.broker import RedisBroker
 
             return RedisBroker(url)

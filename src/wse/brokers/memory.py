@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
-REMEMBERED = 600.0
+TOMBSTONE_TTL = 600.0
 """Seconds for which the numbers of a user without devices, and a node that was reaped, are remembered."""
 
 PAGE = 500
@@ -138,7 +138,7 @@ class MemoryCluster:
         transitions: list[Transition] = []
         for name in dead:
             lease = self._leases[name]
-            if lease.is_reaped and lease.until + REMEMBERED < self._clock():
+            if lease.is_reaped and lease.until + TOMBSTONE_TTL < self._clock():
                 del self._leases[name]
             lease.is_reaped = True
         for record in list(self._users.values()):
@@ -187,7 +187,7 @@ class MemoryCluster:
         """Remember the numbers of a user without devices for a while."""
         self._gone.pop(record.user, None)
         if record.is_empty:
-            self._gone[record.user] = self._clock() + REMEMBERED
+            self._gone[record.user] = self._clock() + TOMBSTONE_TTL
 
     # Leases.
 

@@ -22,28 +22,28 @@ if TYPE_CHECKING:
 
     from wse.core.ports.broker import BrokerListener
 
-ANSWER = 3.0
+ANSWER_TIMEOUT = 3.0
 """Seconds that an engine has to answer, or to accept a new connection."""
 
-SUBSCRIBED = 60.0
+SUBSCRIBE_TIMEOUT = 60.0
 """Seconds that an engine has to accept all subscriptions of a new connection; a node can have a million."""
 
-AT_ONCE = 100
+MAX_CONCURRENT_STEPS = 100
 """Steps of the register in progress at the same time. More of them wait, and their timeout begins after the wait: when
 a node joins all its devices anew, the last must not time out because the first take so long."""
 
-PAUSE = 3.0
+CHECK_INTERVAL = 3.0
 """Seconds between two checks of the connection."""
 
-CANCELLED = 1.0
+CANCEL_TIMEOUT = 1.0
 """Seconds after which a task that has been cancelled is cancelled again."""
 
-BUFFER = 64 * 1024 * 1024
+MAX_BUFFERED = 64 * 1024 * 1024
 """Bytes that may wait for the engine to take them."""
 
 
-PREFIX = "wse"
-"""What the names in an engine start with, unless the URL has a `prefix`."""
+DEFAULT_PREFIX = "wse"
+"""The start of all names in an engine, unless the URL has a `prefix`."""
 
 
 def take(url: str, **defaults: str) -> tuple[str, dict[str, str]]:
@@ -54,7 +54,7 @@ def take(url: str, **defaults: str) -> tuple[str, dict[str, str]]:
     """
     parts = urlsplit(url)
     query = dict(parse_qsl(parts.query))
-    ours = {name: query.pop(name, value) for name, value in {"prefix": PREFIX, **defaults}.items()}
+    ours = {name: query.pop(name, value) for name, value in {"prefix": DEFAULT_PREFIX, **defaults}.items()}
     if not re.fullmatch(r"[\w-]+", ours["prefix"], re.ASCII):
         raise ValueError(f"a prefix consists of letters, digits, _ and -, not {ours['prefix']!r}")
     return urlunsplit(parts._replace(query=urlencode(query))), ours
@@ -126,12 +126,12 @@ class ReconnectingBroker(ABC, Generic[C]):
         self._keeper: asyncio.Task[None] | None = None
         self._connection: C | None = None  # from the moment that it takes subscriptions
         self._ready = False  # all subscriptions are in force on it
-        self._steps = asyncio.Semaphore(AT_ONCE)
+        self._steps = asyncio.Semaphore(MAX_CONCURRENT_STEPS)
         self._cause: Exception = ConnectionError("the broker is not open")
 
     @abstractmethod
     async def _connect(self) -> C:
-        """Make a new connection within `ANSWER` seconds, or raise the error of the engine's library."""
+        """Make a new connection within `ANSWER_TIMEOUT` seconds, or raise the error of the engine's library."""
 
     @property
     def connected(self) -> bool:
@@ -139,21 +139,21 @@ class ReconnectingBroker(ABC, Generic[C]):
 
     async def open(self, node: str, listener: BrokerListener) -> None:
         self._node, self._listener = node, listener
-        self._steps = asyncio.Semaphore(AT_ONCE)  # of this event loop
+        self._steps = asyncio.Semaphore(MAX_CONCURRENT_STEPS)  # of this event loop
         try:
             connection = await self._establish()
         except Exception as exc:
             raise WseError(ErrorCode.BROKER_UNAVAILABLE) from exc
         self._keeper = asyncio.create_task(self._keep(connection))
 
-    async def close(self, within: float = ANSWER) -> None:
+    async def close(self, within: float = ANSWER_TIMEOUT) -> None:
         if self._keeper is None:
             return
         end = asyncio.get_running_loop().time() + within
         keeper, self._keeper = self._keeper, None
         while not keeper.done():
             keeper.cancel()
-            await asyncio.wait((keeper,), timeout=CANCELLED)  # the engine's library may swallow a cancellation
+            await asyncio.wait((keeper,), timeout=CANCEL_TIMEOUT)  # the engine's library may swallow a cancellation
         if self._ready:
             with suppress(WseError, TimeoutError):  # if the engine is away, nothing can be sent
                 async with asyncio.timeout_at(end):
@@ -192,7 +192,9 @@ class ReconnectingBroker(ABC, Generic[C]):
 
     # The connection.
 
-    async def ask(self, step: Callable[[C], Awaitable[T]], within: float = ANSWER, *, urgent: bool = False) -> T:
+    async def ask(
+        self, step: Callable[[C], Awaitable[T]], within: float = ANSWER_TIMEOUT, *, urgent: bool = False
+    ) -> T:
         """The result of a step that the engine makes, within so many seconds from when it is asked.
 
         Args:
@@ -219,13 +221,13 @@ class ReconnectingBroker(ABC, Generic[C]):
 
     async def _establish(self) -> C:
         """Connect, and bring all subscriptions into force."""
-        async with asyncio.timeout(ANSWER):
+        async with asyncio.timeout(ANSWER_TIMEOUT):
             connection = self._connection = await self._connect()
         async with AsyncExitStack() as undo:
             undo.push_async_callback(self._drop, connection)
             for topic in self._topics:
                 connection.subscribe(topic)
-            await answer(connection, connection.flush(), SUBSCRIBED)
+            await answer(connection, connection.flush(), SUBSCRIBE_TIMEOUT)
             if connection.broken.done():  # pragma: no cover - before Python 3.12 the flush itself ends so
                 raise connection.broken.result()
             undo.pop_all()
@@ -248,11 +250,11 @@ class ReconnectingBroker(ABC, Generic[C]):
     async def _watch(self, connection: C) -> Exception:
         """Wait until the connection fails, and return the cause."""
         while True:
-            await asyncio.wait((connection.broken,), timeout=PAUSE)
+            await asyncio.wait((connection.broken,), timeout=CHECK_INTERVAL)
             if connection.broken.done():
                 return connection.broken.result()
             try:
-                await answer(connection, connection.flush(), ANSWER)
+                await answer(connection, connection.flush(), ANSWER_TIMEOUT)
             except Exception as exc:
                 return exc
 

@@ -26,16 +26,16 @@ from wse.core.hub.hub import CLOSED_WITHIN
 
 logger = logging.getLogger("wse.supervisor")
 
-RESTARTS = Backoff(base=0.5, cap=30.0, random=lambda: 1.0)
-"""Waits before a worker is replaced that was not ready for `SETTLED` seconds."""
+RESTART_BACKOFF = Backoff(base=0.5, cap=30.0, random=lambda: 1.0)
+"""Waits before a worker is replaced that was not ready for `STABLE_AFTER` seconds."""
 
-SETTLED = 10.0
+STABLE_AFTER = 10.0
 """Seconds after which the end of a ready worker no longer counts as a failure in a row."""
 
-MOST_FAILURES = 5
+MAX_FAILED_STARTS = 5
 """Failed starts in a row, while no other worker is ready, after which the supervisor gives up."""
 
-KILLED_AFTER = CLOSED_WITHIN + 15.0
+KILL_TIMEOUT = CLOSED_WITHIN + 15.0
 """Seconds, besides notice and grace, after which a worker that does not end is killed: the time to close all
 connections, 5 to cut those that do not answer, 5 for the node to leave the cluster, and 5 to spare."""
 
@@ -108,28 +108,28 @@ class Worker:
     def __str__(self) -> str:
         return f"worker {self.number} (pid {self.process.pid})"
 
-    async def ready(self, patience: float) -> bool:
+    async def ready(self, timeout: float) -> bool:
         """Wait until it is ready, and return whether it is; it is killed after that many seconds."""
         try:
-            async with asyncio.timeout(patience):
+            async with asyncio.timeout(timeout):
                 if await self._says_ready():
                     self.ready_since = time.monotonic()
                 else:
                     await self.process.wait()
         except TimeoutError:
-            logger.error("%s was not ready after %g s", self, patience)  # noqa: TRY400 - a traceback adds nothing
+            logger.error("%s was not ready after %g s", self, timeout)  # noqa: TRY400 - a traceback adds nothing
             self.send(signal.SIGKILL)
         return self.is_ready
 
     async def _says_ready(self) -> bool:
         """Whether it reports so before it ends; its child processes may keep the socket open for longer."""
-        said = asyncio.ensure_future(asyncio.get_running_loop().sock_recv(self._slot, len(READY)))
+        report = asyncio.ensure_future(asyncio.get_running_loop().sock_recv(self._slot, len(READY)))
         ended = asyncio.ensure_future(self.process.wait())
         try:
-            await asyncio.wait((said, ended), return_when=asyncio.FIRST_COMPLETED)
-            return said.done() and said.result() == READY
+            await asyncio.wait((report, ended), return_when=asyncio.FIRST_COMPLETED)
+            return report.done() and report.result() == READY
         finally:
-            said.cancel()
+            report.cancel()
             ended.cancel()
 
     @property
@@ -148,12 +148,12 @@ class Worker:
         self._slot.close()
         return f"status {status}" if status >= 0 else signal.Signals(-status).name
 
-    async def end(self, patience: float, hurry: asyncio.Event) -> None:
-        """Let it close its connections; kill it after `patience` seconds, or when `hurry` is set."""
+    async def end(self, timeout: float, hurry: asyncio.Event) -> None:
+        """Let it close its connections; kill it after `timeout` seconds, or when `hurry` is set."""
         self.retired = True
         self.send(signal.SIGTERM)
         waits = {asyncio.ensure_future(self.ended()), asyncio.ensure_future(hurry.wait())}
-        await asyncio.wait(waits, timeout=patience, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait(waits, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
         for wait in waits:
             wait.cancel()
         if self.process.returncode is None:
@@ -170,16 +170,22 @@ class Supervisor:
         workers: The number of workers.
         grace: Seconds that a worker's handlers have to end when the worker closes.
         notice: Seconds before that, in which the worker only notifies load balancers.
-        patience: Seconds that a worker has to become ready.
+        start_timeout: Seconds that a worker has to become ready.
     """
 
     def __init__(
-        self, command: Sequence[str], workers: int, *, grace: float = 10.0, notice: float = 0.0, patience: float = 60.0
+        self,
+        command: Sequence[str],
+        workers: int,
+        *,
+        grace: float = 10.0,
+        notice: float = 0.0,
+        start_timeout: float = 60.0,
     ) -> None:
         self._command = tuple(command)
         self._count = workers
-        self._closing = notice + grace + KILLED_AFTER  # seconds that a worker has to end
-        self._patience = patience
+        self._closing = notice + grace + KILL_TIMEOUT  # seconds that a worker has to end
+        self._start_timeout = start_timeout
         self._workers: dict[int, Worker] = {}  # by place
         self._living: set[Worker] = set()  # all processes, those that start or end included
         self._failures: dict[int, int] = {}  # by place, failed starts in a row
@@ -235,7 +241,7 @@ class Supervisor:
         for number in range(1, self._count + 1):
             self._workers[number] = await self._launch(number)
         for worker in self._workers.values():
-            if not await worker.ready(self._patience):
+            if not await worker.ready(self._start_timeout):
                 self._give_up(f"{worker} ended with {await worker.ended()} before it was ready")
                 return
         for worker in self._workers.values():
@@ -259,12 +265,12 @@ class Supervisor:
             self._living.discard(worker)
             if worker.retired:
                 return
-            settled = worker.ready_since is not None and time.monotonic() - worker.ready_since >= SETTLED
-            failures = self._failures[number] = 0 if settled else self._failures.get(number, 0) + 1
-            if failures >= MOST_FAILURES and not any(other.is_ready for other in self._workers.values()):
+            is_stable = worker.ready_since is not None and time.monotonic() - worker.ready_since >= STABLE_AFTER
+            failures = self._failures[number] = 0 if is_stable else self._failures.get(number, 0) + 1
+            if failures >= MAX_FAILED_STARTS and not any(other.is_ready for other in self._workers.values()):
                 self._give_up(f"{worker} ended with {how}, {failures} times in a row, and no other is ready")
                 return
-            wait = RESTARTS.delay(failures - 1) if failures else 0.0
+            wait = RESTART_BACKOFF.delay(failures - 1) if failures else 0.0
             logger.error("%s ended with %s; another starts in %g s", worker, how, wait)
             await asyncio.sleep(wait)
             if worker.retired:  # `_roll` has replaced it
@@ -274,7 +280,7 @@ class Supervisor:
                 await self._retire(successor)
                 return
             worker = self._workers[number] = successor
-            if await worker.ready(self._patience):
+            if await worker.ready(self._start_timeout):
                 logger.info("%s is ready", worker)
 
     async def _roll(self) -> None:
@@ -282,7 +288,7 @@ class Supervisor:
         logger.info("replacing the workers one by one")
         for number in range(1, self._count + 1):
             new = await self._launch(number)
-            if not await new.ready(self._patience):
+            if not await new.ready(self._start_timeout):
                 logger.error("%s ended with %s before it was ready; the old workers go on", new, await new.ended())
                 self._living.discard(new)
                 return

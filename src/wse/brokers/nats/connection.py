@@ -8,10 +8,10 @@ from collections import deque
 from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
-from wse.brokers.reconnecting import ANSWER, BUFFER
+from wse.brokers.nats.private import SecureClient, share_queue
+from wse.brokers.reconnecting import ANSWER_TIMEOUT, MAX_BUFFERED
 
 try:
-    from nats.aio.client import Client
     from nats.aio.msg import Msg
     from nats.errors import Error, NoServersError
     from nats.js import api
@@ -24,10 +24,10 @@ if TYPE_CHECKING:
 
     from nats.aio.subscription import Subscription
 
-UNHEARD = 0.5
+PING_INTERVAL = 0.5
 """Seconds for which messages are handed to an engine that does not answer. Whether these arrive is unknown."""
 
-CLOSED = 1.0
+CLOSE_TIMEOUT = 1.0
 """Seconds that closing may take."""
 
 # Error codes of JetStream that nats-py does not distinguish (errors.json of the server).
@@ -39,25 +39,15 @@ GONE = (*WRONG_REVISION, NO_KEY)
 EXPIRES = {"Nats-TTL": "1s"}
 """The header of a message that the server takes away after a second."""
 
-PAGE = 1000
+PAGE_SIZE = 1000
 """Keys that the server sends at once."""
 
-PAGE_WAIT = 1.0
+PAGE_TIMEOUT = 1.0
 """Seconds that the server waits when some keys of a page have been removed meanwhile."""
 
 
 class OutdatedError(Exception):
     """The key's revision is not the expected one."""
-
-
-class SecureClient(Client):
-    """A client that insists on TLS for `tls://`: nats-py would go on in plain text if the server does not offer it."""
-
-    def _connect_command(self) -> bytes:
-        server = self._current_server
-        if server is not None and server.uri.scheme == "tls" and not self._server_info.get("tls_required"):
-            raise Error("nats: the server does not offer TLS")
-        return super()._connect_command()
 
 
 class Inbox(asyncio.Future[Msg]):
@@ -86,7 +76,7 @@ class NatsConnection:
         self._bucket = f"KV_{prefix}"
         self._hints = f"KV_{prefix}-hints"
         self._client = SecureClient()
-        self._stream = self._client.jetstream(timeout=ANSWER)
+        self._stream = self._client.jetstream(timeout=ANSWER_TIMEOUT)
         self._received = received
         self._start = len(prefix) + 1  # where the topic starts in a subject
         self._inbox = Inbox(self._heard)
@@ -108,7 +98,7 @@ class NatsConnection:
                 servers,
                 error_cb=self._failed,
                 closed_cb=self._closed,
-                connect_timeout=int(ANSWER),
+                connect_timeout=int(ANSWER_TIMEOUT),
                 # `ReconnectingBroker` reconnects. One server is tried twice, then the next.
                 allow_reconnect=False,
                 max_reconnect_attempts=1,
@@ -128,8 +118,8 @@ class NatsConnection:
         self._queue.append((f"{self._prefix}.{topic}", data))
         self._size += len(data)
         self._queued.set()
-        if self._size > BUFFER:
-            self._break(OverflowError(f"more than {BUFFER} bytes wait for the engine"))
+        if self._size > MAX_BUFFERED:
+            self._break(OverflowError(f"more than {MAX_BUFFERED} bytes wait for the engine"))
 
     def take_unsent(self) -> list[tuple[str, bytes]]:
         own = f"{self._prefix}."
@@ -153,12 +143,9 @@ class NatsConnection:
         await asyncio.shield(await self._ping())
 
     async def _ping(self) -> asyncio.Future[Any]:
-        """Send a ping; the future is done when the server answers.
-
-        It must never be cancelled: nats-py would fail at the answer. Its own `flush` has this fault.
-        """
+        """Send a ping; the future is done when the server answers. It must never be cancelled."""
         pong = self._loop.create_future()
-        await self._client._send_ping(pong)
+        await self._client.ping(pong)
         return pong
 
     async def close(self) -> None:
@@ -167,7 +154,7 @@ class NatsConnection:
             self._sender.cancel()
             await asyncio.wait((self._sender,))
         with suppress(Exception):  # nats-py raises errors of the socket, or waits for an answer that never comes
-            async with asyncio.timeout(CLOSED):
+            async with asyncio.timeout(CLOSE_TIMEOUT):
                 await self._client.close()
 
     # Failures.
@@ -210,8 +197,7 @@ class NatsConnection:
                     await subscription.unsubscribe()
             elif topic not in self._subscriptions:
                 subscription = await client.subscribe(f"{self._prefix}.{topic}", future=self._inbox)
-                # The queue takes four fifths of a subscription's memory, and with a future it is never used.
-                subscription._pending_queue = self._unused
+                share_queue(subscription, self._unused)
                 self._subscriptions[topic] = subscription
         if queue:
             await self._see_to_an_answer()
@@ -228,7 +214,7 @@ class NatsConnection:
     async def _see_to_an_answer(self) -> None:
         """Wait while the engine does not answer: messages that it is handed might be lost, waiting ones are not."""
         now = self._loop.time()
-        if now - self._pinged < UNHEARD:
+        if now - self._pinged < PING_INTERVAL:
             return
         if self._pong is None or self._pong.done():
             self._pong, self._pinged = await self._ping(), now
@@ -340,7 +326,7 @@ class NatsConnection:
         question = json.dumps({"subjects_filter": which, "offset": offset}).encode()
         async with self._register():
             # The library's own method for this request has no offset.
-            reply = await self._client.request(f"$JS.API.STREAM.INFO.{bucket}", question, timeout=ANSWER)
+            reply = await self._client.request(f"$JS.API.STREAM.INFO.{bucket}", question, timeout=ANSWER_TIMEOUT)
             state = _checked(json.loads(reply.data))["state"]
         return [*(state.get("subjects") or ())], state["messages"]
 
@@ -354,11 +340,11 @@ class NatsConnection:
                 filter_subject=subjects,
                 deliver_policy=api.DeliverPolicy.LAST_PER_SUBJECT,
                 ack_policy=api.AckPolicy.NONE,
-                inactive_threshold=2 * PAGE_WAIT,
+                inactive_threshold=2 * PAGE_TIMEOUT,
             )
             consumer = await self._stream.add_consumer(bucket, config)
             next_page = f"$JS.API.CONSUMER.MSG.NEXT.{bucket}.{consumer.name}"
-            question = json.dumps({"batch": PAGE, "expires": int(PAGE_WAIT * 1e9)}).encode()
+            question = json.dumps({"batch": PAGE_SIZE, "expires": int(PAGE_TIMEOUT * 1e9)}).encode()
             pending = consumer.num_pending or 0
             while pending:
                 page: list[Msg] = []
@@ -367,7 +353,7 @@ class NatsConnection:
                     if not message.reply:  # a status: the pending keys have been removed
                         return True
                     page.append(message)
-                    return len(page) == PAGE or message.metadata.num_pending == 0
+                    return len(page) == PAGE_SIZE or message.metadata.num_pending == 0
 
                 await self._converse([(next_page, question)], heard)
                 for message in page:

@@ -2,6 +2,8 @@
 
     redis://[[user]:password@]host[:port][/db][?prefix=app]       rediss:// with TLS, as redis-py reads it
 
+or the URL of Sentinels that know the primary; see `wse.brokers.redis.sentinel`.
+
 What the register is made of, under the prefix:
 
     register   string  a random word, made with the register: an engine that has lost it has another one
@@ -16,20 +18,23 @@ What the register is made of, under the prefix:
     reaped     zset    dead node to when it is forgotten
     awaited    zset    while the register recovers: node to how long it is waited for
 
-The engine is one primary, or an address that leads to the primary of the day (Sentinel with a proxy, or a managed
-service). Redis Cluster is not supported: a step of the register touches the keys of a user, of all users and of nodes
-together, which a cluster would have to keep in one slot, so on one of its machines, anyway.
+The engine is one primary: its own address, an address that leads to the current primary (a managed service), or
+Sentinels that know it. Redis Cluster is not supported: a step of the register changes keys of a user, of all users and
+of nodes together, and a cluster would have to keep all of these in one slot and so on one machine.
 """
 
 from __future__ import annotations
 
+from functools import partial
 from secrets import token_hex
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 from wse.brokers.placement import by_place
 from wse.brokers.reconnecting import ReconnectingBroker, take
 from wse.brokers.redis.connection import RedisConnection
 from wse.brokers.redis.scripts import CLAIM, JOIN, LEAVE, NODES, REAP, REGISTERED, RENEW, RESIGN, SETTLE, Script
+from wse.brokers.redis.sentinel import SCHEMES, Sentinels, split
 from wse.core.ports.broker import Device, Joined, Lease, Step, Transition
 from wse.errors import ErrorCode, WseError
 
@@ -41,13 +46,13 @@ except ImportError as exc:  # pragma: no cover - the tests have the extra
     raise ImportError("wse.brokers.redis needs the redis library with hiredis: pip install wse[redis]") from exc
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Collection, Iterable
+    from collections.abc import AsyncIterator, Collection, Iterable, Mapping
 
-MESSAGE_SIZE = 8 * 1024 * 1024
-"""Bytes of the largest message. Engines cut subscribers that owe them more than 32 MiB, or 8 MiB for a minute
+MAX_MESSAGE_SIZE = 8 * 1024 * 1024
+"""Bytes of the largest message. Engines cut subscribers for which more than 32 MiB wait, or 8 MiB for a minute
 (`client-output-buffer-limit pubsub`)."""
 
-REAPED = 500
+MAX_REAPED = 500
 """Devices taken out in one step, so that others are not kept waiting for a node that had very many."""
 
 
@@ -55,33 +60,39 @@ class RedisBroker(ReconnectingBroker[RedisConnection]):
     """A `wse.core.ports.broker.Broker` on one Redis or Valkey.
 
     Args:
-        url: The address of the engine. Its `prefix`, by default `wse`, starts the names of all keys and channels, so
-            that several applications can share an engine.
+        url: The address of the engine, or of its Sentinels. Its `prefix`, by default `wse`, starts the names of all
+            keys and channels, so that several applications can share an engine.
+        sentinel: Options for redis-py's connections to Sentinels, such as `username` and `password`. They have the
+            options of TLS from the URL.
         options: Further options for redis-py's connections, such as certificates and a `credential_provider`.
     """
 
-    def __init__(self, url: str, **options: Any) -> None:
+    def __init__(self, url: str, *, sentinel: Mapping[str, Any] | None = None, **options: Any) -> None:
         super().__init__()
         url, ours = take(url)
+        watched = split(url) if urlsplit(url).scheme in SCHEMES else None
         self._prefix = ours["prefix"] + ":"
         self._epoch = ""
         # RESP2, where a connection with subscriptions answers in the order of the commands, as any other does.
         # `ReconnectingBroker` retries, and limits the time of an answer.
-        self._pool = ConnectionPool.from_url(
-            url,
-            protocol=2,
-            socket_timeout=None,
-            retry=Retry(NoBackoff(), 0),
-            **options,
-        )
+        common: dict[str, Any] = {"protocol": 2, "socket_timeout": None, "retry": Retry(NoBackoff(), 0)}
+        self._pool = ConnectionPool.from_url(url if watched is None else watched.url, **common, **options)
+        self._sentinels: Sentinels | None = None
+        if watched is not None:
+            tls = {key: value for key, value in self._pool.connection_kwargs.items() if key.startswith("ssl_")}
+            connect = partial(self._pool.connection_class, **common, **tls, **(sentinel or {}))
+            self._sentinels = Sentinels(watched, connect)
 
     def publish(self, topic: str, data: bytes) -> None:
-        if len(data) > MESSAGE_SIZE:
-            raise WseError(ErrorCode.LIMIT_EXCEEDED, {"size": len(data), "limit": MESSAGE_SIZE})
+        if len(data) > MAX_MESSAGE_SIZE:
+            raise WseError(ErrorCode.LIMIT_EXCEEDED, {"size": len(data), "limit": MAX_MESSAGE_SIZE})
         super().publish(topic, data)
 
     async def _connect(self) -> RedisConnection:
         self._epoch = ""  # what an earlier connection has sent, and the engine not yet done, is refused from now on
+        if self._sentinels is not None:
+            host, port = await self._sentinels.primary()
+            self._pool.connection_kwargs.update(host=host, port=port)
         make: Any = self._pool.make_connection  # it is not typed
         commands, messages, leases = connections = make(), make(), make()
         try:
@@ -121,7 +132,7 @@ class RedisBroker(ReconnectingBroker[RedisConnection]):
         reaped: list[Transition] = []
         while True:
             try:
-                more, transitions = await self._step(REAP, REAPED)
+                more, transitions = await self._step(REAP, MAX_REAPED)
             except WseError:
                 if not reaped:
                     raise

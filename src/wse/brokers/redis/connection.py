@@ -6,7 +6,7 @@ import asyncio
 from collections import deque
 from typing import TYPE_CHECKING, Any, cast
 
-from wse.brokers.reconnecting import BUFFER
+from wse.brokers.reconnecting import MAX_BUFFERED
 
 try:
     import hiredis
@@ -23,10 +23,10 @@ if TYPE_CHECKING:
 
 pack = cast("Callable[[tuple[str | bytes | int, ...]], bytes]", hiredis.pack_command)  # its stub says tuples of one
 
-BATCH = 1000
+MAX_BATCH = 1000
 """Commands in one write, and topics in one command."""
 
-BATCH_SIZE = 1024 * 1024
+MAX_BATCH_BYTES = 1024 * 1024
 """Bytes in one write, about. Whether the last write arrived is unknown when the engine does not answer."""
 
 
@@ -67,8 +67,8 @@ class RedisConnection:
         self._queue.append((("PUBLISH", self._prefix + topic, data), None))
         self._size += len(data)
         self._queued.set()
-        if self._size > BUFFER:
-            self._break(OverflowError(f"more than {BUFFER} bytes wait for the engine"))
+        if self._size > MAX_BUFFERED:
+            self._break(OverflowError(f"more than {MAX_BUFFERED} bytes wait for the engine"))
 
     def take_unsent(self) -> list[tuple[str, bytes]]:
         start = len(self._prefix)
@@ -149,9 +149,9 @@ class RedisConnection:
             await self._queued.wait()
             self._queued.clear()
             while queue and not self.broken.done():
-                count = min(len(queue), BATCH)
-                if self._size > BATCH_SIZE:
-                    count = min(count, len(queue) * BATCH_SIZE // self._size + 1)
+                count = min(len(queue), MAX_BATCH)
+                if self._size > MAX_BATCH_BYTES:
+                    count = min(count, len(queue) * MAX_BATCH_BYTES // self._size + 1)
                 batch = [queue.popleft() for _ in range(count)]
                 self._size -= sum([len(args[2]) for args, _ in batch if args[0] == "PUBLISH"])
                 packed = b"".join([pack(args) for args, _ in batch])
@@ -184,8 +184,8 @@ class RedisConnection:
             await self._messages.send_packed_command(packed, check_health=False)
 
     def _pack(self, command: str, topics: list[str]) -> Iterable[bytes]:
-        for start in range(0, len(topics), BATCH):
-            channels = [self._prefix + topic for topic in topics[start : start + BATCH]]
+        for start in range(0, len(topics), MAX_BATCH):
+            channels = [self._prefix + topic for topic in topics[start : start + MAX_BATCH]]
             yield pack((command, *channels))
 
     async def _receive(self) -> None:

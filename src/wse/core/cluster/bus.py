@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from wse.core.ports.broker import Broker
     from wse.core.session.endpoint import Endpoint
 
-BATCH = 16 * 1024 * 1024
+MAX_BATCH_BYTES = 16 * 1024 * 1024
 """Bytes of the backlog that are published at a time. Brokers take no more than 64 MiB at once."""
 
 
@@ -110,7 +110,7 @@ class Bus:
         if self._is_held:
             return
         published = 0
-        while self._backlog and self.broker.connected and published < BATCH:
+        while self._backlog and self.broker.connected and published < MAX_BATCH_BYTES:
             topic, data = self._backlog.popleft()
             self._backlog_bytes -= len(data)
             published += len(data)

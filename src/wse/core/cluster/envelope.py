@@ -146,17 +146,17 @@ def message(
     return encode(Message(origin, type, forms, not_conn, None if not_user is None else encode_name(not_user), key))
 
 
-PART = 256 * 1024
+MAX_PART_BYTES = 256 * 1024
 """Bytes of the names in one message: a quarter of the largest message that NATS takes by default."""
 
 
 def in_parts(names: Iterable[str]) -> list[list[str]]:
-    """Split encoded names into lists of at most `PART` bytes each, at least one list."""
+    """Split encoded names into lists of at most `MAX_PART_BYTES` bytes each, at least one list."""
     parts: list[list[str]] = [[]]
     size = 0
     for name in names:
         length = len(name) + 5  # a string's head in MessagePack has up to 5 bytes
-        if size + length > PART and parts[-1]:
+        if size + length > MAX_PART_BYTES and parts[-1]:
             parts.append([])
             size = 0
         parts[-1].append(name)

@@ -51,10 +51,10 @@ logger = logging.getLogger("wse")
 RETRY = Backoff(base=0.25, cap=5.0)
 """The waits between two attempts to reach the broker at the start."""
 
-LEAVING = 0.6
+LEAVE_SHARE = 0.6
 """The part of `close_timeout` in which the devices leave. Other nodes remove the devices that are left."""
 
-RESIGNING = 0.8
+RESIGN_SHARE = 0.8
 """The part of `close_timeout` by which the lease is resigned, or left to run out. The rest is for unsent messages."""
 
 
@@ -177,8 +177,8 @@ class ClusterNode:
         self.liveness.stop()
         start, timeout = self._scheduler.time(), self.settings.close_timeout
         if self.broker.connected:
-            await self.presence.close(LEAVING * timeout)
-            await self._resign(start + RESIGNING * timeout - self._scheduler.time())
+            await self.presence.close(LEAVE_SHARE * timeout)
+            await self._resign(start + RESIGN_SHARE * timeout - self._scheduler.time())
         self.bus.is_open = False
         self.presence.reset()
         self.rpc.close()

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from wse.core.hub.hub import Hub
     from wse.types import MessageType
 
-MESSAGE_LENGTH = 1000
+MAX_ERROR_LENGTH = 1000
 """The length to which an error's message and code are cut when its details cannot be encoded."""
 
 
@@ -292,4 +292,4 @@ class NodeRpc:
 
 def _cut(text: str) -> str:
     """The text, shortened and without surrogates, so that every broker takes it."""
-    return str(text)[:MESSAGE_LENGTH].encode("utf-8", "replace").decode()
+    return str(text)[:MAX_ERROR_LENGTH].encode("utf-8", "replace").decode()

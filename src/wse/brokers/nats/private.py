@@ -1,0 +1,47 @@
+"""Everything that WSE uses of nats-py without its promise: names that begin with an underscore.
+
+`pyproject.toml` caps the version of nats-py, and `tests/unit/test_nats_private.py` names each of them. A release that
+lacks one therefore fails a test and not a cluster.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+try:
+    from nats.aio.client import Client
+    from nats.errors import Error
+except ImportError as exc:  # pragma: no cover - the tests have the extra
+    raise ImportError("wse.brokers.nats needs the nats-py library: pip install wse[nats]") from exc
+
+if TYPE_CHECKING:
+    import asyncio
+    from typing import Any
+
+    from nats.aio.msg import Msg
+    from nats.aio.subscription import Subscription
+
+
+class SecureClient(Client):
+    """A client that insists on TLS for `tls://`: nats-py would go on in plain text if the server does not offer it."""
+
+    def _connect_command(self) -> bytes:
+        server = self._current_server
+        if server is not None and server.uri.scheme == "tls" and not self._server_info.get("tls_required"):
+            raise Error("nats: the server does not offer TLS")
+        return super()._connect_command()
+
+    async def ping(self, pong: asyncio.Future[Any]) -> None:
+        """Send a ping; the future is done when the server answers.
+
+        It must never be cancelled: nats-py would fail at the answer. Its own `flush` has this fault.
+        """
+        await self._send_ping(pong)
+
+
+def share_queue(subscription: Subscription, queue: asyncio.Queue[Msg]) -> None:
+    """Replace the queue of a subscription that delivers to a future, and so never uses its own.
+
+    The queue takes four fifths of a subscription's memory.
+    """
+    subscription._pending_queue = queue

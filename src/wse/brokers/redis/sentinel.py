@@ -1,0 +1,104 @@
+"""Finds the primary by asking Sentinels, as their guide for clients describes it.
+
+    redis+sentinel://[[user]:password@]host[:port][,host[:port]...]/name[/db]       rediss+sentinel:// with TLS
+
+User and password are those of the primary. The Sentinels are asked one after the other; the one that answers is the
+first to be asked the next time. Their answer may be out of date, so `RedisBroker` makes sure that the engine takes
+writes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any, NamedTuple
+from urllib.parse import urlsplit
+
+from redis.exceptions import RedisError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+SCHEMES = {"redis+sentinel": "redis", "rediss+sentinel": "rediss"}
+"""The schemes of such URLs, each with that of the primary."""
+
+DEFAULT_PORT = 26379
+
+SENTINEL_TIMEOUT = 0.7
+"""Seconds that a Sentinel has to answer. One or two may hang before the whole attempt to connect takes too long."""
+
+
+class Watched(NamedTuple):
+    """A primary and its Sentinels.
+
+    Attributes:
+        url: The URL of the primary, with a placeholder for its address.
+        name: The name under which the Sentinels know it.
+        addresses: Host and port of each Sentinel.
+    """
+
+    url: str
+    name: str
+    addresses: list[tuple[str, int]]
+
+
+def split(url: str) -> Watched:
+    """Read the URL of Sentinels.
+
+    Raises:
+        ValueError: The URL does not name the primary, or has a port that is not a number.
+    """
+    parts = urlsplit(url)
+    login, at, hosts = parts.netloc.rpartition("@")
+    name, _, db = parts.path.removeprefix("/").partition("/")
+    if not name:
+        raise ValueError(f"{parts.scheme}:// needs the name of the primary after the Sentinels, as in .../mymaster")
+    addresses = []
+    for host in hosts.split(","):
+        address = urlsplit(f"//{host}")
+        addresses.append((address.hostname or "localhost", address.port or DEFAULT_PORT))
+    primary = parts._replace(scheme=SCHEMES[parts.scheme], netloc=f"{login}{at}primary", path=f"/{db}")
+    return Watched(primary.geturl(), name, addresses)
+
+
+class Sentinels:
+    """Several Sentinels that watch one primary.
+
+    Args:
+        watched: Their addresses, and the name of the primary.
+        connect: Makes a connection of redis-py; takes `host` and `port`.
+    """
+
+    def __init__(self, watched: Watched, connect: Callable[..., Any]) -> None:
+        self._addresses = watched.addresses
+        self._name = watched.name
+        self._connect = connect
+
+    async def primary(self) -> tuple[str, int]:
+        """The address of the primary.
+
+        Raises:
+            ConnectionError: No Sentinel knows it. The cause is the error of the last one that could not be asked.
+        """
+        cause: Exception | None = None
+        for address in tuple(self._addresses):
+            try:
+                async with asyncio.timeout(SENTINEL_TIMEOUT):
+                    found = await self._ask(*address)
+            except (OSError, RedisError, TimeoutError) as exc:
+                cause = exc
+            else:
+                if found is not None:
+                    self._addresses.remove(address)
+                    self._addresses.insert(0, address)
+                    return found
+        raise ConnectionError(f"no Sentinel knows the primary of {self._name}") from cause
+
+    async def _ask(self, host: str, port: int) -> tuple[str, int] | None:
+        connection = self._connect(host=host, port=port)
+        try:
+            await connection.connect()
+            await connection.send_command("SENTINEL", "GET-MASTER-ADDR-BY-NAME", self._name)
+            reply = await connection.read_response()
+        finally:
+            await connection.disconnect(nowait=True)
+        return None if reply is None else (reply[0].decode(), int(reply[1]))
