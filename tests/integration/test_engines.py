@@ -10,7 +10,6 @@ from contextlib import AsyncExitStack, asynccontextmanager, suppress
 import nats as nats_py
 import pytest
 import redis.asyncio as redis_py
-import trustme
 from nats.js import api
 
 from support.brokers import Node, RedisCluster, run_cluster, unavailable, until
@@ -44,18 +43,6 @@ async def redis_cluster(request):
 async def nats_cluster(request):
     async for cluster in run_cluster("nats", request):
         yield cluster
-
-
-@pytest.fixture(scope="session")
-def certificates(tmp_path_factory):
-    """The paths of the authority's certificate, of a certificate for 127.0.0.1, and of its key."""
-    directory = tmp_path_factory.mktemp("certificates")
-    authority = trustme.CA()
-    server = authority.issue_cert("127.0.0.1")
-    authority.cert_pem.write_to_path(directory / "ca.pem")
-    server.cert_chain_pems[0].write_to_path(directory / "server.pem")
-    server.private_key_pem.write_to_path(directory / "server.key")
-    return directory / "ca.pem", directory / "server.pem", directory / "server.key"
 
 
 async def works(broker):

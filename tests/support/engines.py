@@ -60,8 +60,15 @@ class Engine(ABC):
         return f"{scheme}://{login}127.0.0.1:{self.port}?{query}"
 
     def start(self):
+        self.launch()
+        self.wait()
+
+    def launch(self):
         with (self.directory / "log").open("ab") as log:
             self._process = subprocess.Popen([*self._command(), *self.options], stdout=log, stderr=log)
+
+    def wait(self):
+        """Wait until it is ready."""
         deadline = time.monotonic() + READY
         while not self._is_ready():
             if self._process.poll() is not None or time.monotonic() > deadline:
@@ -105,16 +112,39 @@ class Engine(ABC):
 
 
 class Nats(Engine):
-    """With JetStream."""
+    """A NATS server with JetStream; `config` is the text of its configuration, to which options are added."""
 
     scheme, secure_scheme = "nats", "tls"
 
+    def __init__(self, directory, *options, secure=False, jetstream=True, config=""):
+        super().__init__(directory, *options, secure=secure)
+        self.jetstream = jetstream
+        self.config = config
+
     def _command(self):
         server = Path(sys.executable).parent / "nats-server"
-        return [server, "--addr", "127.0.0.1", "--port", str(self.port), "--jetstream", "--store_dir", self.directory]
+        command = [server, "--addr", "127.0.0.1", "--port", str(self.port)]
+        if self.config:
+            path = self.directory / "nats.conf"
+            path.write_text(self.config)
+            command += ["--config", path]
+        return [*command, *(["--jetstream", "--store_dir", self.directory] if self.jetstream else [])]
 
     def _answers(self, connection):
-        return b'"jetstream":true' in connection.recv(4096)
+        info = connection.recv(4096)
+        return info.startswith(b"INFO") and (b'"jetstream":true' in info or not self.jetstream)
+
+
+def nats_cluster(directory, size=3):
+    """Servers of one NATS cluster; they are to be started together."""
+    ports = [free_port() for _ in range(size)]
+    servers = []
+    for number, port in enumerate(ports):
+        (directory / f"nats{number}").mkdir()
+        routes = ",".join(f"nats://127.0.0.1:{other}" for other in ports if other != port)
+        cluster = ["--cluster_name", "wse", "--cluster", f"nats://127.0.0.1:{port}", "--routes", routes]
+        servers.append(Nats(directory / f"nats{number}", "--server_name", f"nats{number}", *cluster))
+    return servers
 
 
 class Valkey(Engine):
