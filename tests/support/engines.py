@@ -163,27 +163,24 @@ class Valkey(Engine):
         return connection.recv(64).startswith((b"+PONG", b"-NOAUTH"))
 
 
-class Sentinel(Engine):
+class Sentinel(Valkey):
     """A Sentinel of Valkey that watches a primary under the name `main`."""
 
     scheme, secure_scheme = "redis+sentinel", "rediss+sentinel"
 
-    def __init__(self, directory, primary, *options, quorum=2):
-        super().__init__(directory, *options)
+    def __init__(self, directory, primary, *options, quorum=2, password="", secure=False):
+        super().__init__(directory, *options, secure=secure)
         # A Sentinel keeps its state in its configuration.
         self.config = self.directory / "sentinel.conf"
-        self.config.write_text(
-            f"sentinel monitor main 127.0.0.1 {primary.port} {quorum}\n"
-            "sentinel down-after-milliseconds main 1000\n"
-            "sentinel failover-timeout main 6000\n"
-        )
+        lines = [f"sentinel monitor main 127.0.0.1 {primary.port} {quorum}"]
+        lines += ["sentinel down-after-milliseconds main 1000", "sentinel failover-timeout main 6000"]
+        if password:
+            lines.append(f"sentinel auth-pass main {password}")
+        self.config.write_text("\n".join(lines) + "\n")
 
     def _command(self):
-        return [get_binary_path(), self.config, "--sentinel", "--bind", "127.0.0.1", "--port", str(self.port)]
-
-    def _answers(self, connection):
-        connection.sendall(b"PING\r\n")
-        return connection.recv(64).startswith(b"+PONG")
+        program, *options = super()._command()
+        return [program, self.config, "--sentinel", *options[: options.index("--dir")]]
 
     def ask(self, *command):
         """The raw answer to a command."""
