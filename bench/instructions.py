@@ -70,6 +70,7 @@ def new_server() -> Any:
     from wse import WseServer
 
     server = WseServer(lambda auth: auth.accept(auth.conn_id), port=0, auth_timeout=0)
+    server._hub.started = True  # some of its connections come without a listener
     server.register("echo", lambda conn, payload: payload)
     server.channel.on("chat", lambda conn, payload: None)
     return server
@@ -191,6 +192,8 @@ class NoTransport:
 
     def get_write_buffer_size(self) -> int:
         return 0
+
+    def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None: ...
 
     def write(self, data: Any) -> None:
         self.written += len(data)

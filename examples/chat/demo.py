@@ -1,4 +1,4 @@
-"""The chat server with three devices of two users, shown step by step; then the chat is yours, in browser and terminal.
+"""The chat server with three devices of two users, step by step; then you join in a browser or a terminal.
 
 Run:    python examples/chat/demo.py       (--port 4200, --database FILE; --exit ends after the transcript)
 Shows:  signing in with SCRAM; messages to everybody, to a user and to one device; calls in both directions.
@@ -23,7 +23,7 @@ from examples.chat.store import PASSWORDS, Store
 
 
 class Device:
-    """One device of a user. It prints what happens to it, and `heard` waits for something to happen."""
+    """One device of a user. It prints each message that it gets, and `heard` waits for one."""
 
     def __init__(self, url: str, user: str, name: str) -> None:
         self.label = f"{user}/{name}"
@@ -62,7 +62,7 @@ class Device:
             line(self.label, text)
 
     async def heard(self) -> None:
-        """Wait until this device has heard one thing more."""
+        """Wait for one more message."""
         await asyncio.wait_for(self._heard.get(), timeout=10)
 
     async def call(self, procedure: str, payload: Any = None) -> Any:
@@ -84,7 +84,7 @@ def step(text: str) -> None:
 
 
 async def transcript(url: str, asked: asyncio.Queue[str]) -> list[Device]:
-    """Three devices of two users talk; every step waits until what it shows has happened."""
+    """Three devices of two users talk; every step waits for its effects."""
     laptop, phone = Device(url, "ada", "laptop"), Device(url, "ada", "phone")
     desktop = Device(url, "grace", "desktop")
     devices = [laptop, phone, desktop]
@@ -94,7 +94,7 @@ async def transcript(url: str, asked: asyncio.Queue[str]) -> list[Device]:
         await device.client.connect()
         line("server", await asked.get())
     for device in (laptop, phone):
-        await device.heard()  # that grace has come
+        await device.heard()  # that grace has come online
 
     step("A message to everybody:")
     laptop.print("says: Hello, all.")
@@ -127,7 +127,7 @@ async def transcript(url: str, asked: asyncio.Queue[str]) -> list[Device]:
 
 
 async def show(port: int) -> None:
-    """The transcript only."""
+    """Show the transcript only."""
     asked: asyncio.Queue[str] = asyncio.Queue()
     with closing(Store(":memory:")) as store:
         async with make_server(port, store, log=asked.put_nowait) as server:
@@ -141,10 +141,10 @@ async def show(port: int) -> None:
 
 
 async def show_and_stay(port: int, store: Store) -> None:
-    """The transcript, and the server for everybody.
+    """Show the transcript, and then serve everybody.
 
-    The transcript has a server of its own: whoever has the page open when the demo starts again would come into the
-    middle of it. Then its devices move over.
+    The transcript has a server of its own: a page that is still open when the demo starts again would come into the
+    middle of it. Afterwards its devices move over.
     """
     asked: asyncio.Queue[str] = asyncio.Queue()
     async with make_server(port, store, log=asked.put_nowait) as server:
@@ -161,7 +161,7 @@ async def show_and_stay(port: int, store: Store) -> None:
                     await asked.get()
                 for device in devices:
                     device.is_silent = False
-        step("Join in a browser, where the three devices are, too (Ctrl-C ends the demo):")
+        step("Join in a browser, where the three devices are as well (Ctrl-C ends the demo):")
         print(f"  http://localhost:{server.port}/")
         step("Or from another terminal:")
         url = "" if server.port == 4200 else f" --url {server.url}"
@@ -173,7 +173,7 @@ async def show_and_stay(port: int, store: Store) -> None:
 
 
 def client_command() -> str:
-    """How to start the client from here, with the Python that runs this, which has wse."""
+    """Return the command that starts the client from here, with the Python that runs this."""
     here = Path.cwd()
     paths = (Path(sys.executable), Path(__file__).resolve().with_name("client.py"))
     return " ".join(str(path.relative_to(here) if path.is_relative_to(here) else path) for path in paths)

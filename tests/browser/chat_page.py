@@ -1,10 +1,11 @@
-"""The chat demo as the browser tests use it: its server process, and its page in a tab."""
+"""The chat demo in the browser tests: its server process, and its page in a tab."""
 
 from __future__ import annotations
 
 import re
 import signal
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from uuid import uuid4
 
@@ -14,12 +15,12 @@ PASSWORD = "correct horse battery"
 
 
 def new_name(prefix):
-    """Nobody of that name has signed up: a server lives as long as a module of tests."""
+    """A name that nobody has signed up with: a server lives as long as a module of tests."""
     return f"{prefix}-{uuid4().hex[:6]}"
 
 
 class ChatServer:
-    """The chat's server, a process that can be killed and started again on its port."""
+    """The chat's server, a process that can be killed, frozen, and started again on its port."""
 
     def __init__(self, database: Path) -> None:
         self._database = database
@@ -34,17 +35,27 @@ class ChatServer:
         self.process.wait_until_open(self.port)
 
     def kill(self) -> None:
-        """Without a goodbye."""
+        """End it without a close."""
         assert self.process is not None
         self.process.kill()
 
     def stop(self) -> None:
-        """As with Ctrl-C: it closes its connections."""
+        """End it as with Ctrl-C: it closes its connections."""
         assert self.process is not None
         assert self.process.stop(signal.SIGINT) == 0
 
+    @contextmanager
+    def frozen(self) -> Iterator[None]:
+        """A stall: its sockets stay open, and nothing answers."""
+        assert self.process is not None
+        self.process.process.send_signal(signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            self.process.process.send_signal(signal.SIGCONT)
+
     def end(self) -> str:
-        """Everything that the last process has printed."""
+        """Stop it, and return everything that the last process has printed."""
         assert self.process is not None
         if self.process.process.poll() is None:
             self.stop()
@@ -70,7 +81,7 @@ class Tab:
         self.banner = page.locator("#banner")
 
     def _heard(self, message):
-        # A browser says in the console that a server is away, and nothing can keep it from that.
+        # A browser logs to the console that a server is away, and nothing can prevent that.
         is_absence = re.search("WebSocket connection to|net::ERR_CONNECTION", message.text)
         if message.type in {"error", "warning"} and not is_absence:
             self.troubles.append(message.text)

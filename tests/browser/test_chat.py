@@ -37,7 +37,7 @@ async def test_sign_up_sends_keys_and_never_the_password(people):
     assert all("signup" not in json.dumps(other) for other in others)
     assert PASSWORD not in "".join(ann.frames)
 
-    # Whoever has signed up logs in again, under a name that nobody else can have any more.
+    # A user who has signed up logs in again; nobody else can take the name.
     await ann.page.get_by_role("button", name="Log out", exact=True).click()
     await expect(ann.page.get_by_label("Name", exact=True)).to_be_focused()
     await expect(ann.status).to_have_text("Not connected")
@@ -64,7 +64,7 @@ async def test_a_wrong_password_and_an_unknown_name(people, user):
         await tab.enter(password="lovelace")
 
 
-async def test_names_that_cannot_be_had(people):
+async def test_names_that_are_not_allowed(people):
     tab = await people("two words")
     await tab.enter("Sign up", succeeds=False)
     await expect(tab.page.locator("#entry-error")).to_contain_text("A name has 2 to 20 characters")
@@ -92,13 +92,13 @@ async def test_messages_reach_every_tab_and_direct_ones_only_their_addressee(peo
     await expect(cleo.message("See you.")).to_have_count(1)
     await expect(cleo.message("Lunch, Ann?")).to_have_count(0)
 
-    # Nor does the history tell her.
+    # Nor are they in her history.
     again = await people(cleo.user, beside=cleo)
     await again.enter()
     await expect(again.message("See you.")).to_have_count(1)
     await expect(again.message("Lunch, Ann?")).to_have_count(0)
 
-    # What people write is text.
+    # Markup in messages is shown as text.
     await ann.say("<img src=x onerror=alert(1)> <b>bold</b>")
     await expect(bob.message("<img src=x onerror=alert(1)> <b>bold</b>")).to_have_count(1)
 
@@ -205,6 +205,219 @@ async def test_logging_out_and_in_while_there_is_no_server(chat, people):
     await tab.enter(password="lovelace")
 
 
+async def test_a_first_visitor_is_not_called_disconnected(people):
+    tab = await people("ada")
+    await expect(tab.status).to_be_empty()
+    await expect(tab.status).to_be_hidden()
+    await expect(tab.banner).to_be_hidden()
+
+
+# Messages that are not acknowledged.
+
+
+async def test_in_a_stall_a_message_looks_unacknowledged_and_arrives_once(chat, people, two_and_two_tabs, artifact):
+    ann, _, bob = two_and_two_tabs
+    await ann.say("Before the stall.")
+    await expect(bob.message("Before the stall.")).to_have_count(1)
+    await expect(ann.page.locator(".pending")).to_have_count(0)
+    with chat.frozen():
+        await ann.say("During the stall.")
+        pending = ann.page.locator(".pending", has_text="During the stall.")
+        await expect(pending).to_have_count(1)
+        await expect(ann.text).to_have_value("")
+        await expect(pending).to_contain_text("No answer from the server yet")
+        await expect(ann.status).to_have_text("Waiting for an answer…")
+        await ann.page.screenshot(path=artifact("stall.png"))
+        # A server that stays silent counts as lost, and the message as not sent yet.
+        await expect(ann.status).to_have_text("Reconnecting…")
+        await expect(pending).to_contain_text("Not sent yet")
+    for tab in two_and_two_tabs:
+        await expect(tab.status).to_have_text("Connected")
+        await expect(tab.message("During the stall.")).to_have_count(1)
+    await expect(ann.page.locator(".pending")).to_have_count(0)
+    # The server had the message in its socket when it went on: sent again, it was kept once.
+    again = await people(bob.user, beside=bob)
+    await again.enter()
+    await expect(again.message("During the stall.")).to_have_count(1)
+
+
+async def test_enter_while_away_says_what_happens(chat, people):
+    tab = await people("ada")
+    await tab.enter(password="lovelace")
+    chat.kill()
+    await expect(tab.status).to_have_text("Reconnecting…")
+    await tab.text.fill("Is anybody there?")
+    await tab.text.press("Enter")
+    await expect(tab.page.locator("#composer-error")).to_contain_text("there is no connection at the moment")
+    await expect(tab.text).to_have_value("Is anybody there?")
+    chat.start()
+    await expect(tab.status).to_have_text("Connected")
+    await expect(tab.page.locator("#composer-error")).to_be_empty()
+    await tab.text.press("Enter")
+    await expect(tab.message("Is anybody there?")).to_have_count(1)
+
+
+# Reloading.
+
+
+async def test_a_reload_keeps_the_login_and_the_browser_no_password(chat, people):
+    ann = await people(new_name("ann"))
+    await ann.enter("Sign up", device="Desk")
+    await ann.say("Before the reload.")
+    storage = "JSON.stringify([{...sessionStorage}, {...localStorage}, document.cookie])"
+    assert PASSWORD not in await ann.page.evaluate(storage)
+    for restart in (False, True):
+        if restart:
+            chat.stop()
+            chat.start()
+        await ann.page.reload()
+        await expect(ann.status).to_have_text("Connected")
+        await expect(ann.text).to_be_focused()
+        await expect(ann.page.locator("#who")).to_have_text(ann.user)
+        await expect(ann.message("Before the reload.")).to_have_count(1)
+        await expect(ann.device("Desk")).to_contain_text("this one")
+        await expect(ann.page.get_by_label("Name", exact=True)).to_be_hidden()
+
+    # Logging out ends the session, also for a copy of its key.
+    key = await ann.page.evaluate("sessionStorage.getItem('wse-chat-session')")
+    await ann.page.get_by_role("button", name="Log out", exact=True).click()
+    await expect(ann.page.get_by_label("Name", exact=True)).to_be_focused()
+    await ann.page.evaluate("key => sessionStorage.setItem('wse-chat-session', key)", key)
+    await ann.page.reload()
+    await expect(ann.page.locator("#entry-error")).to_have_text("Your session has ended. Please log in again.")
+    await ann.page.reload()
+    await expect(ann.page.get_by_label("Name", exact=True)).to_be_focused()
+    await expect(ann.page.locator("#entry-error")).to_be_empty()
+
+
+async def test_a_device_that_was_logged_out_from_another_one_stays_out_after_a_reload(two_and_two_tabs):
+    ann, second, _ = two_and_two_tabs
+    await ann.page.get_by_role("button", name="Log out Second tab").click()
+    await expect(second.page.locator("#entry-error")).to_have_text("This device was logged out from another one.")
+    await second.page.reload()
+    await expect(second.page.get_by_label("Name", exact=True)).to_be_focused()
+
+
+async def test_a_reload_while_the_server_is_away_comes_back_with_it(chat, people):
+    tab = await people("ada")
+    await tab.enter(password="lovelace")
+    chat.kill()
+    await expect(tab.status).to_have_text("Reconnecting…")
+    chat.start()
+    await tab.page.reload()
+    await expect(tab.status).to_have_text("Connected")
+
+
+# The conversation.
+
+
+async def test_pasted_lines_keep_their_breaks(people, two_and_two_tabs):
+    ann, _, bob = two_and_two_tabs
+    await ann.text.fill("first line\n  second line\n\nlast line")
+    await ann.text.press("Enter")
+    text = bob.message("second line").locator(".text")
+    await expect(text).to_have_count(1)
+    assert await text.inner_text() == "first line\n  second line\n\nlast line"
+    await ann.text.press_sequentially("one")
+    await ann.text.press("Shift+Enter")
+    await ann.text.press_sequentially("two")
+    await ann.text.press("Enter")
+    await expect(bob.message("one\ntwo")).to_have_count(1)
+
+
+async def test_days_are_separated_and_messages_of_one_sender_grouped(people, two_and_two_tabs):
+    ann, second, bob = two_and_two_tabs
+    for text in ("One.", "Two."):
+        await ann.say(text)
+        await expect(bob.message(text)).to_have_count(1)
+    await bob.say("Three.")
+    await bob.say("Four, for Ann.", to=ann.user)
+    await second.say("Five.")
+    texts = ("One.", "Two.", "Three.", "Four, for Ann.", "Five.")
+    for tab in (ann, bob):
+        for text in texts:
+            await expect(tab.message(text)).to_have_count(1)
+        grouped = ["joined" in await tab.message(text).get_attribute("class") for text in texts]
+        # Not with another sender, device or addressee.
+        assert grouped == [False, True, False, False, False]
+        await expect(tab.messages.locator(".day").last).to_have_text(re.compile(r"\b20\d\d$"))
+
+    # Messages from the day before stand under their own date, wherever they come in.
+    late = {"at": "2020-02-29T12:00:00Z", "from": f"{bob.user}/x", "text": "Long ago.", "id": 0}
+    chat = await people(bob.user, beside=bob)
+    await chat.page.route_web_socket(re.compile("^ws:"), lambda socket: with_history(socket, late))
+    await chat.page.reload()
+    await chat.enter()
+    await expect(chat.messages.locator(".day").first).to_have_text("Saturday 29 February 2020")
+    order = await chat.messages.locator("li").all_inner_texts()
+    first = next(at for at, text in enumerate(order) if "29 February 2020" in text)
+    assert "Long ago." in order[first + 1]
+    assert re.search(r"20\d\d$", order[first + 2])
+
+
+def with_history(socket, message):
+    """Put a message at the beginning of the history that the server answers."""
+    server = socket.connect_to_server()
+
+    def answer(data):
+        kind, payload, stamp = json.loads(data)
+        if kind == "~wse:response" and isinstance(payload, list) and payload and "text" in payload[0]:
+            data = json.dumps([kind, [message, *payload], stamp])
+        socket.send(data)
+
+    server.on_message(answer)
+
+
+async def test_devices_keep_their_order_when_one_comes_back(people):
+    ann = await people(new_name("ann"))
+    await ann.enter("Sign up", device="Tab")
+    others = [await people(ann.user, beside=ann) for _ in range(2)]
+    for tab in others:
+        await tab.enter(device="Tab")
+    await expect(ann.devices).to_have_count(3)
+    for tab, place in ((ann, 0), (others[0], 1), (others[1], 2), (ann, 0)):
+        await tab.page.reload()
+        await expect(tab.devices).to_have_count(3)
+        await expect(tab.devices.nth(place)).to_contain_text("this one")
+
+
+async def test_on_a_phone_it_shows_who_is_logged_in(people):
+    tab = await people(f"{new_name('a-long-name')[:20]}", viewport={"width": 360, "height": 700})
+    await tab.enter("Sign up")
+    who = tab.page.locator("#who")
+    await expect(who).to_have_text(tab.user)
+    await expect(who).to_be_in_viewport(ratio=1)
+    assert await tab.page.evaluate("document.documentElement.scrollWidth") <= 360
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+async def test_the_placeholder_can_be_read(people, scheme):
+    tab = await people("ada", color_scheme=scheme)
+    await tab.enter(password="lovelace")
+    await expect(tab.page.get_by_role("button", name="Send")).to_be_enabled()
+    for to in ("", None):
+        if to is None:  # the field of a direct message has a background of its own
+            await tab.page.evaluate("document.getElementById('composer').classList.add('direct')")
+        ink, paper = await tab.text.evaluate(
+            "el => [getComputedStyle(el, '::placeholder').color, getComputedStyle(el).backgroundColor]"
+        )
+        assert contrast(ink, paper) >= 4.5  # WCAG 2.2, 1.4.3
+        assert await tab.text.evaluate("el => getComputedStyle(el, '::placeholder').opacity") == "1"
+
+
+def contrast(*colours):
+    """The ratio of WCAG 2.2 between two opaque colours, as `getComputedStyle` writes them."""
+
+    def luminance(colour):
+        assert colour.startswith("rgb("), colour
+        parts = (int(part) / 255 for part in re.findall(r"\d+", colour))
+        linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
+        return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+    dark, light = sorted(map(luminance, colours))
+    return (light + 0.05) / (dark + 0.05)
+
+
 async def test_with_the_keyboard_only(people):
     """Tab, arrows, Enter and the letters, from the empty page to a direct message and a log-out."""
     bob = await people(new_name("bob"))
@@ -218,7 +431,7 @@ async def test_with_the_keyboard_only(people):
                 break
             await keys.press(key)
         await expect(locator).to_be_focused()
-        # Whoever uses the keyboard sees where they are: the element, or the face of a radio button, is outlined.
+        # A keyboard user sees where the focus is: the element, or the face of a radio button, is outlined.
         outline = "el => getComputedStyle(el.type === 'radio' ? el.nextElementSibling : el).outlineStyle"
         assert await locator.evaluate(outline) == "solid"
 
@@ -274,12 +487,12 @@ async def test_the_page_runs_under_a_strict_content_security_policy(people):
     policy = await tab.page.locator("meta[http-equiv='Content-Security-Policy']").get_attribute("content")
     assert policy.startswith("default-src 'self';")
     assert "unsafe" not in policy
-    # It is in force: what it forbids does not happen.
+    # It is in force: a forbidden script does not run.
     await tab.page.evaluate(
         "document.body.append(Object.assign(document.createElement('script'), { text: 'window.ran = 1' }))"
     )
     assert await tab.page.evaluate("window.ran") is None
     assert tab.troubles
     assert all("Content Security Policy" in trouble for trouble in tab.troubles)
-    # All else in these tests runs under it, and a violation would be one of the troubles that they have not had.
+    # All other tests run under it as well, and fail for every trouble.
     tab.troubles.clear()

@@ -1,4 +1,4 @@
-"""How the chat page looks: wide and narrow, light and dark. The pictures are kept in .artifacts/."""
+"""Pictures of the chat page, wide and narrow, light and dark; they are kept in .artifacts/."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ async def test_looks(people, artifact):
     ada = await people("ada")
 
     async def pictures(name):
-        """All looks of the page as it is now."""
+        """Take pictures of the page in every size and colour scheme."""
         for size, viewport in {"desktop": DESKTOP, "phone": PHONE}.items():
             await ada.page.set_viewport_size(viewport)
             if await ada.messages.is_visible():
@@ -39,6 +39,7 @@ async def test_looks(people, artifact):
     await grace.enter(password="hopper", device="Desktop")
     conversation = [
         (grace, "Has anybody tried the new compiler?", None),
+        (grace, "It finishes my sentences.", None),
         (ada, "It found my mistake before I did.", None),
         (phone, "I am on my way, by the way. Messages reach all my devices.", None),
         (grace, "Lunch at noon? I have a moth to show you.", "ada"),

@@ -8,15 +8,16 @@ import os
 import signal
 import sys
 import time
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, ExitStack
 from pathlib import Path
+from urllib.request import urlopen
 
 import pytest
 
 from support.brokers import ENGINES, run_cluster
 from support.cluster import WAIT, Device, until
 from support.net import Log
-from support.programs import unmeasured
+from support.programs import free_port, program, unmeasured
 from wse import ClusterSettings, ErrorCode, WseClient, WseError
 
 TESTS = Path(__file__).parents[1]
@@ -503,3 +504,26 @@ async def test_of_devices_that_three_nodes_accept_at_the_same_moment_exactly_one
     assert cluster.told("joined") == [(user,) for user in (*cids, *[watcher.cid for watcher in watchers])]
     assert cluster.told("left") == []
     assert cluster.errors() == set()
+
+
+async def test_what_routes_of_web_workers_send_arrives_whichever_worker_has_the_connection(cluster, monkeypatch):
+    """A worker joins when it starts, not with its first WebSocket."""
+    monkeypatch.setenv("BROKER", cluster.engine.engine.url(cluster.engine.prefix))
+    monkeypatch.setenv("PYTHONPATH", str(TESTS))
+    ports = [free_port() for _ in range(3)]
+    with ExitStack() as stack:
+        for port in ports:
+            worker = stack.enter_context(program("-m", "uvicorn", "support.worker_app:app", "--port", str(port)))
+            await asyncio.to_thread(worker.read_until, "Uvicorn running")
+        async with WseClient(f"ws://127.0.0.1:{ports[0]}/ws", identity="ann") as client:
+            heard = asyncio.Queue()
+            client.channel.on("news", heard.put_nowait)
+            async with asyncio.timeout(WAIT):
+                for port in ports:
+                    await asyncio.to_thread(get, port, f"/send?text={port}")
+                    assert await heard.get() == str(port)
+
+
+def get(port, target):
+    with urlopen(f"http://127.0.0.1:{port}{target}", timeout=WAIT) as response:
+        return response.read()

@@ -76,7 +76,7 @@ class Program:
         """Wait until it listens on the port."""
         end = time.monotonic() + PATIENCE
         while True:
-            assert self.process.poll() is None, "the server has ended"
+            assert self.process.poll() is None, f"the server has ended with status {self.process.poll()}"
             try:
                 socket.create_connection(("127.0.0.1", port), timeout=5).close()
             except ConnectionRefusedError:

@@ -22,6 +22,12 @@ def short_timeouts(monkeypatch):
     monkeypatch.setattr(awaited, "SHUTDOWN_TIMEOUT", 0.02)
 
 
+@pytest.fixture
+def long_timeouts(short_timeouts, monkeypatch):
+    """For what must not be cut, however busy the machine is."""
+    monkeypatch.setattr(awaited, "CLOSE_TIMEOUT", 60)
+
+
 class Session:
     """It logs the calls of a link, and runs a test's function for each message."""
 
@@ -155,6 +161,7 @@ async def test_messages_are_handed_to_the_framework_one_at_a_time(when):
     await soon(link.task)
 
 
+@pytest.mark.usefixtures("long_timeouts")
 async def test_a_close_in_answer_to_a_message_is_sent_at_once_and_once():
     link = Link()
     session = link.start()
@@ -267,6 +274,7 @@ async def test_the_limit_counts_bytes(message, fits):
     assert session.log == [message if fits else too_large, ("closed", 1000, "")]
 
 
+@pytest.mark.usefixtures("long_timeouts")
 async def test_when_a_send_fails_what_the_peer_had_sent_before_still_counts():
     link = Link()
     session = link.start()
@@ -283,6 +291,7 @@ async def test_when_a_send_fails_what_the_peer_had_sent_before_still_counts():
     assert link.buffered == 0
 
 
+@pytest.mark.usefixtures("long_timeouts")
 @pytest.mark.parametrize("failing", ["message", "close"])
 async def test_after_a_send_has_failed_nothing_more_is_sent(failing):
     link = Link()

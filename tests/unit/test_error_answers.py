@@ -70,6 +70,29 @@ def test_every_small_payload_but_null_goes_back(payload):
     assert "payload" not in failed(ValueError("x"))[0]["details"]
 
 
+class OneWay(WseJSON):
+    """A protocol that reads what it cannot write."""
+
+    name = "one-way"
+
+    def pack(self, type, payload=None, stamp=None):
+        if "read only" in str(payload):
+            raise ValueError("read only")
+        return super().pack(type, payload, stamp)
+
+
+def test_a_payload_that_cannot_be_sent_back_is_left_out():
+    wire, _ = failed(ValueError("x"), "fine", protocols=(OneWay(),))
+    assert wire["details"]["payload"] == "fine"
+    side = ServerSide(protocols=(OneWay(),))
+    side.endpoint.procedures.register("fail", raises(ValueError("x")))
+    peer = side.join()
+    peer.heard  # noqa: B018 - reads
+    peer.session.receive('["fail","read only",1]')
+    assert "payload" not in peer.heard[0][1]["details"]
+    assert side.error.code == ErrorCode.RP_EXECUTION_FAILED
+
+
 def test_the_application_s_own_payload_stays():
     wire, _ = failed(WseError("app.x", {"payload": "mine", "rp": "mine"}), 5)
     assert wire["details"] == {"payload": "mine", "rp": "mine", "rpc": "fail"}

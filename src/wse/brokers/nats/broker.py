@@ -50,6 +50,9 @@ MAX_ATTEMPTS = 40
 MAX_CONCURRENT_CHANGES = 100
 """Users that a dead node's devices are taken from at the same time."""
 
+MAX_WRITTEN = 1000
+"""Records that are remembered as they were written."""
+
 TOMBSTONE_TTL = 600
 """Seconds for which it is remembered that a node was reaped."""
 
@@ -97,6 +100,7 @@ class NatsBroker(ReconnectingBroker[NatsConnection]):
         self._recovering = False
         self._held: dict[str, set[str]] = {}  # by user, the connections that this node has registered
         self._outbox: dict[str, None] = {}  # users whose record may have transitions for this node
+        self._written: dict[str, tuple[int, bytes]] = {}  # by user, the record that this node wrote last
         self._tasks: set[asyncio.Task[None]] = set()
 
     def publish(self, topic: str, data: bytes) -> None:
@@ -109,6 +113,7 @@ class NatsBroker(ReconnectingBroker[NatsConnection]):
         self._lease, self._lease_ends, self._state = 0, 0.0, "new"
         self._held.clear()
         self._outbox.clear()
+        self._written.clear()
         await super().open(node, listener)
 
     async def _connect(self) -> NatsConnection:
@@ -253,7 +258,8 @@ class NatsBroker(ReconnectingBroker[NatsConnection]):
     async def _change(self, user: str, step: Callable[[UserRecord], T], *, likely_none: bool = False) -> T:
         """Make a step, which changes the user's record, from what nobody else has changed meanwhile.
 
-        Most users who join have no record, and need not be asked for: a step that adds one can start from there.
+        Most users that join have no record, and what this node wrote last is mostly still there. So a step starts from
+        such a guess, and reads the record only if it was wrong or the step changes nothing.
         """
         return await self.ask(lambda connection: self._compare_and_set(connection, user, step, likely_none))
 
@@ -261,23 +267,36 @@ class NatsBroker(ReconnectingBroker[NatsConnection]):
         self, connection: NatsConnection, user: str, step: Callable[[UserRecord], T], likely_none: bool
     ) -> T:
         key = f"user.{user}"
-        revision, value = (0, b"") if likely_none else await connection.get(key)
+        written = self._written.pop(user, None)
+        is_guess = likely_none or written is not None
+        if written is not None:
+            revision, value = written
+        else:
+            revision, value = (0, b"") if likely_none else await connection.get(key)
         for attempt in range(MAX_ATTEMPTS):
             record = _read(user, value)
             result = step(record)
             after = _write(record)
             if after == value:
-                return result
+                if not is_guess:
+                    return result
+                is_guess = False
+                revision, value = await connection.get(key)
+                continue
             try:
                 if after:
-                    await connection.put(key, after, revision)
+                    revision = await connection.put(key, after, revision)
+                    self._written[user] = revision, after
+                    if len(self._written) > MAX_WRITTEN:
+                        del self._written[next(iter(self._written))]
                 else:
                     await connection.delete(revision)
             except OutdatedError:
-                if attempt or not likely_none:
+                if attempt or not is_guess:
                     await asyncio.sleep(random.random() * min(0.1, 0.002 * 2**attempt))  # noqa: S311 - no secret
             else:
                 return result
+            is_guess = False
             revision, value = await connection.get(key)
         raise OutdatedError(f"other nodes changed the same user {MAX_ATTEMPTS} times meanwhile")
 

@@ -122,8 +122,6 @@ class Hub:
         """
         if self.identify is None:
             raise WseError(ErrorCode.IDENTIFY_HANDLER_MISSING)
-        if self._closing is None:
-            self.started = True  # by its first connection at the latest
         session = self._session_class(self, link, request, protocol or self.endpoint.protocols[0])
         excess = self._find_excess(request.remote_addr)
         self._count_in(session)

@@ -51,11 +51,13 @@ def encode_error(
         debug: Whether the caller gets stack traces.
     """
     name, payload, stamp = call
+    echoed = payload
+    if expose is ExposeErrors.NONE or not _is_small(payload, response_error, encode, takes):
+        echoed = None
     cause: Exception | None = None
     data: Any = None
     wire: Any = None
     try:
-        echoed = payload if expose is not ExposeErrors.NONE and _is_small(payload, encode, takes) else None
         wire = error_to_wire(exc, name, echoed, expose=expose, debug=debug)
         data = encode((response_error, wire, stamp))
     except Exception as error:
@@ -73,16 +75,13 @@ def encode_error(
     return ErrorAnswer(bare, cause, data)
 
 
-def _is_small(payload: Any, encode: Encode, takes: Callable[[Any], bool]) -> bool:
+def _is_small(payload: Any, kind: MessageType, encode: Encode, takes: Callable[[Any], bool]) -> bool:
     """Whether a payload may go back to its sender: it is small, and a small part of what the sender takes."""
-    if payload is None:
+    data = _try((kind, payload, None), encode)
+    envelope = _try((kind, 0, None), encode)
+    if payload is None or data is None or envelope is None:
         return False
-    try:
-        data = encode((None, payload, None))
-        size = len(data) - len(encode((None, 0, None))) + 1
-    except Exception:
-        return False
-    return size <= ECHOED and takes(data * 4)
+    return len(data) - len(envelope) + 1 <= ECHOED and takes(data * 4)
 
 
 _DEEPEST = 20
