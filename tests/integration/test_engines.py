@@ -547,7 +547,7 @@ async def test_no_jetstream(tmp_path):
 
 @pytest.mark.parametrize("users", [13, 14, 15])
 async def test_hints_of_several_pages_are_read_whole(nats_cluster, monkeypatch, users):
-    monkeypatch.setattr(nats_connection, "PAGE", 7)
+    monkeypatch.setattr(nats_connection, "PAGE_SIZE", 7)
     node = await nats_cluster.node()
     for number in range(users):
         await node.broker.join(node.device(f"user-{number}", "c"), 10)
@@ -582,7 +582,7 @@ async def test_steps_that_always_come_second_give_up(nats_cluster, monkeypatch):
     results = await asyncio.gather(*joins, return_exceptions=True)
     failed = [result for result in results if isinstance(result, Exception)]
     assert failed
-    assert all("others changed the same user" in str(failure.__cause__) for failure in failed)
+    assert all("other nodes changed the same user" in str(failure.__cause__) for failure in failed)
     assert len(await nodes[0].broker.devices("ann")) == 20 - len(failed)
 
 

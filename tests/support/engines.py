@@ -19,10 +19,16 @@ READY = 20.0
 """Seconds that an engine has to start, on a machine that is busy with other tests."""
 
 
+_given = set()
+
+
 def free_port():
-    """A free port below the range from which outgoing connections get theirs."""
+    """A free port below the range from which outgoing connections get theirs; each is given once."""
     while True:
         port = random.randrange(20000, 32000)
+        if port in _given:
+            continue
+        _given.add(port)
         with socket.socket() as probe:
             try:
                 probe.bind(("127.0.0.1", port))
