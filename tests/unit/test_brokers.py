@@ -48,7 +48,11 @@ def test_a_prefix_that_not_every_engine_takes_is_refused(url):
 @pytest.mark.parametrize(
     ("url", "library", "modules"),
     [
-        ("nats://127.0.0.1", "nats.aio.client", ["wse.brokers.nats.broker", "wse.brokers.nats.connection"]),
+        (
+            "nats://127.0.0.1",
+            "nats.aio.client",
+            ["wse.brokers.nats.broker", "wse.brokers.nats.connection", "wse.brokers.nats.private"],
+        ),
         ("redis://127.0.0.1", "hiredis", ["wse.brokers.redis.broker", "wse.brokers.redis.connection"]),
     ],
 )
