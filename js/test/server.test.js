@@ -60,7 +60,7 @@ describe('connecting', () => {
   test('a refusal', async () => {
     const error = await failure(make({ re: true }).connect('refuse'))
     assert.equal(error.code, WSE_ERROR.NOT_AUTHORIZED)
-    assert.deepEqual(error.details, { code: 1000, reason: null, retry: false })
+    assert.deepEqual(error.details, { code: 1000, reason: 'wse.not-authorized' })
   })
 
   test('a challenge', async () => {
@@ -315,7 +315,7 @@ describe('SCRAM', () => {
   test('a wrong password, an unknown user and a name that is none do not', async () => {
     for (const scram of [new Scram('ada', 'x'), new Scram('bob', 'lovelace'), new Scram('ada', ''), new Scram('😀', 'x')]) {
       const error = await failure(make({ url: servers.scram }).connect(scram))
-      assert.deepEqual([error.code, error.details], [WSE_ERROR.NOT_AUTHORIZED, { code: 1000, reason: null, retry: false }])
+      assert.deepEqual([error.code, error.details], [WSE_ERROR.NOT_AUTHORIZED, { code: 1000, reason: 'wse.not-authorized' }])
     }
   })
 
