@@ -43,7 +43,6 @@ ITERATIONS = 600_000
 login only the client has to hash. RFC 7677 requires at least 4096."""
 
 _SALT_BYTES = 16
-_KEY_BYTES = 32
 
 
 @dataclass(frozen=True, slots=True, repr=False)
