@@ -471,7 +471,7 @@ async def test_messages_that_redis_refuses_do_not_vanish_in_silence(tmp_path):
 async def test_an_error_in_a_step_leaves_the_connection_alone(redis_cluster, valkey):
     node = await redis_cluster.node("talk")
     async with redis_py.Redis(port=valkey.port) as client:
-        await client.set(f"{redis_cluster.prefix}:u:ann", "not a hash")
+        await client.set(f"{redis_cluster.prefix}:v2:u:ann", "not a hash")
     cause = await unavailable(node.broker.devices("ann"))
     assert "WRONGTYPE" in str(cause)
     step = asyncio.ensure_future(node.broker.devices("ann"))
@@ -505,7 +505,7 @@ async def test_a_register_that_is_gone_is_made_anew(nats_cluster, js, step):
     one, two = await nats_cluster.nodes(2)
     device = one.device("ann", "c1")
     await one.broker.join(device, 1)
-    await js.delete_stream(f"KV_{nats_cluster.prefix}")
+    await js.delete_stream(f"KV_{nats_cluster.prefix}-v2")
     cause = await unavailable(STEPS[step](one))
     assert "the register is lost" in str(cause)
     await one.until("lost")
@@ -520,14 +520,14 @@ async def test_a_register_that_is_gone_is_made_anew(nats_cluster, js, step):
 
 async def test_a_register_that_was_made_otherwise_is_adapted(nats_cluster, js):
     name = nats_cluster.prefix
-    config = api.StreamConfig(name=f"KV_{name}", subjects=[f"$KV.{name}.>"], max_msgs_per_subject=5, storage="memory")
+    config = api.StreamConfig(name=f"KV_{name}-v2", subjects=[f"$KV.{name}-v2.>"], max_msgs_per_subject=5, storage="memory")
     await js.add_stream(config)
     await nats_cluster.node()
-    assert (await js.stream_info(f"KV_{name}")).config.max_msgs_per_subject == 1
+    assert (await js.stream_info(f"KV_{name}-v2")).config.max_msgs_per_subject == 1
 
 
 async def test_a_register_that_belongs_to_somebody_else_is_left_alone(nats, js):
-    await js.add_stream(api.StreamConfig(name="OTHER", subjects=["$KV.taken.>"], storage="memory"))
+    await js.add_stream(api.StreamConfig(name="OTHER", subjects=["$KV.taken-v2.>"], storage="memory"))
     cause = await unavailable(Node("node", from_url(nats.url("taken"))).open())
     assert "overlap" in str(cause)
 
@@ -588,7 +588,7 @@ async def test_steps_that_always_come_second_give_up(nats_cluster, monkeypatch):
 
 FORBIDDEN = """
 authorization { users = [
-  { user: ann, password: ann, permissions: { publish: { deny: ["app.forbidden", "$KV.app.user.forbidden"] },
+  { user: ann, password: ann, permissions: { publish: { deny: ["app.forbidden", "$KV.app-v2.user.forbidden"] },
     subscribe: { deny: ["app.forbidden"] } } }
   { user: root, password: root }
 ] }

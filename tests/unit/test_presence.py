@@ -7,9 +7,10 @@ import pytest
 from support.nodes import Nodes, heard
 from wse import ErrorCode, WseError
 from wse.core.cluster import envelope
-from wse.core.cluster.envelope import NODE
+from wse.core.cluster.envelope import NODE, encode_name
 from wse.core.cluster.presence import each
 from wse.core.cluster.settings import ClusterSettings
+from wse.core.ports.broker import Device
 
 JOINED, LEFT = ("joined", "ann"), ("left", "ann")
 
@@ -27,6 +28,31 @@ def held_up(broker, name):
     setattr(broker, name, wait)
     gate.add_done_callback(lambda _: setattr(broker, name, step))
     return gate
+
+
+def made_late(broker, name):
+    """Make a step of the register only when the returned future lets it go."""
+    step, loop = getattr(broker, name), broker._side.scheduler
+    gate = asyncio.Future(loop=loop)
+
+    async def wait(*args, **options):
+        await gate
+        return await step(*args, **options)
+
+    setattr(broker, name, wait)
+    gate.add_done_callback(lambda _: setattr(broker, name, step))
+    return gate
+
+
+def fails_once(broker, name):
+    """Make a step of the register fail the next time, and not be made."""
+    step = getattr(broker, name)
+
+    async def fail(*args, **options):
+        setattr(broker, name, step)
+        raise WseError(ErrorCode.BROKER_UNAVAILABLE)
+
+    setattr(broker, name, fail)
 
 
 def begin(node, cid="ann"):
@@ -893,6 +919,56 @@ def test_a_device_that_ends_while_it_is_registered_again_leaves_no_ghost():
     assert nodes.presence() == [JOINED, LEFT]
     assert one.leftovers == []
     assert one.do(one.server.online()) == 0
+
+
+def test_a_device_that_ends_before_it_is_registered_again_leaves_after_that():
+    nodes = Nodes(1)
+    (one,) = nodes
+    fails_once(one.broker, "join")
+    peer = nodes.join(one)
+    gate = made_late(one.broker, "join")
+    nodes.advance(2)
+    peer.session.closed(1001, "")
+    nodes.run()
+    gate.set_result(None)
+    nodes.run()
+    assert one.do(one.server.online()) == 0
+    assert one.leftovers == []
+    assert nodes.presence() == [JOINED, LEFT]
+
+
+def test_a_device_that_is_displaced_before_it_is_registered_again_is_taken_out():
+    nodes = Nodes(2)
+    one, two = nodes
+    fails_once(one.broker, "join")
+    old = nodes.join(one)
+    gate = made_late(one.broker, "join")
+    nodes.advance(2)
+    two.cluster.bus.send_to(one.cluster.node, envelope.Displaced(two.cluster.node, old.conn.conn_id))
+    nodes.run()
+    assert old.closed_with == (1000, "wse.clients-concurrency")
+    gate.set_result(None)
+    nodes.run()
+    assert one.do(one.server.online()) == 0
+    assert one.leftovers == []
+    assert nodes.presence() == [JOINED, LEFT]
+
+
+def test_what_a_node_remembers_is_not_restored_in_a_register_that_lost_nothing():
+    nodes = Nodes(2)
+    one, two = nodes
+    for _ in range(3):
+        nodes.join(one).session.closed(1001, "")
+    nodes.join(two)
+    nodes.run()
+    record = nodes.engine._users[encode_name("ann")]
+    assert record.generation == 7
+    record.generation = 1  # as NATS begins a record anew
+    record.devices["ghost"] = Device(record.user, "ghost", one.cluster.node)
+    nodes.advance(31)
+    assert [*record.devices.values()] == two.do(two.broker.devices(record.user))
+    assert record.generation == 1
+    assert nodes.presence().count(JOINED) == 4
 
 
 def test_leaving_is_tried_again_when_the_broker_did_not_answer():

@@ -4,7 +4,8 @@ The server is NATS 2.11.10 or later but 2.12.0: older ones let no key run out wh
 
     nats://[[user]:password@]host[:port][,host[:port]...][?prefix=app&replicas=3]       tls:// never without TLS
 
-The register is a bucket as the key/value tools know it, in memory, on `replicas` servers, changed by compare-and-set:
+The register is a bucket as the key/value tools know it, `app-v2` (2 is the version of its format), in memory, on
+`replicas` servers, changed by compare-and-set:
 
     user.<user>         the user's record: numbers, devices, and the transitions that nodes have still to fire
     node.lease.<node>   for as long as the lease is in force: the server takes it away

@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 from wse.brokers.nats.private import SecureClient, share_queue
-from wse.brokers.reconnecting import ANSWER_TIMEOUT, MAX_BUFFERED
+from wse.brokers.reconnecting import ANSWER_TIMEOUT, MAX_BUFFERED, REGISTER_VERSION
 
 try:
     from nats.aio.msg import Msg
@@ -73,8 +73,9 @@ class NatsConnection:
         self.broken: asyncio.Future[Exception] = self._loop.create_future()
         self.register = ""  # the identity of the register, once the lease has been renewed on this connection
         self._prefix = prefix
-        self._bucket = f"KV_{prefix}"
-        self._hints = f"KV_{prefix}-hints"
+        self._name = f"{prefix}-v{REGISTER_VERSION}"
+        self._bucket = f"KV_{self._name}"
+        self._hints = f"KV_{self._name}-hints"
         self._client = SecureClient()
         self._stream = self._client.jetstream(timeout=ANSWER_TIMEOUT)
         self._received = received
@@ -275,7 +276,7 @@ class NatsConnection:
                 yield subject[len(prefix) :], value.decode().split()
 
     def _hint_key(self, key: str) -> str:
-        return f"$KV.{self._prefix}-hints.{key}"
+        return f"$KV.{self._name}-hints.{key}"
 
     # The register.
 
@@ -387,7 +388,7 @@ class NatsConnection:
                 await subscription.unsubscribe()
 
     def _key(self, key: str) -> str:
-        return f"$KV.{self._prefix}.{key}"
+        return f"$KV.{self._name}.{key}"
 
     @asynccontextmanager
     async def _register(self) -> AsyncIterator[None]:

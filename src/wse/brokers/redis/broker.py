@@ -4,7 +4,7 @@
 
 or the URL of Sentinels that know the primary; see `wse.brokers.redis.sentinel`.
 
-What the register is made of, under the prefix:
+What the register is made of, under the prefix and `v2:`, the version of the format:
 
     register   string  a random word, made with the register: an engine that has lost it has another one
     u:<user>   hash    connection id to "node place away"; "#g" the generation, "#p" the place of the newest device.
@@ -31,7 +31,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from wse.brokers.placement import by_place
-from wse.brokers.reconnecting import ReconnectingBroker, take
+from wse.brokers.reconnecting import REGISTER_VERSION, ReconnectingBroker, take
 from wse.brokers.redis.connection import RedisConnection
 from wse.brokers.redis.scripts import CLAIM, JOIN, LEAVE, NODES, REAP, REGISTERED, RENEW, RESIGN, SETTLE, Script
 from wse.brokers.redis.sentinel import SCHEMES, Sentinels, split
@@ -72,6 +72,7 @@ class RedisBroker(ReconnectingBroker[RedisConnection]):
         url, ours = take(url)
         watched = split(url) if urlsplit(url).scheme in SCHEMES else None
         self._prefix = ours["prefix"] + ":"
+        self._keys = f"{self._prefix}v{REGISTER_VERSION}:"
         self._epoch = ""
         # RESP2, where a connection with subscriptions answers in the order of the commands, as any other does.
         # `ReconnectingBroker` retries, and limits the time of an answer.
@@ -98,7 +99,7 @@ class RedisBroker(ReconnectingBroker[RedisConnection]):
         try:
             await commands.connect()
             # A replica accepts connections, and then refuses every change of the register.
-            await commands.send_command("DEL", self._prefix + "nothing")
+            await commands.send_command("DEL", self._keys + "nothing")
             await commands.read_response()
             await messages.connect()
             await leases.connect()
@@ -142,7 +143,7 @@ class RedisBroker(ReconnectingBroker[RedisConnection]):
                 return reaped
 
     async def pending(self) -> list[Transition]:
-        fields: list[bytes] = await self._command("HGETALL", f"{self._prefix}o:{self._node}")
+        fields: list[bytes] = await self._command("HGETALL", f"{self._keys}o:{self._node}")
         entries = zip(fields[::2], fields[1::2], strict=True)
         found = [_transition(*key.split(b" "), *value.split(b" ", 1)) for key, value in entries]
         return sorted(found, key=lambda transition: transition.generation)
@@ -154,7 +155,7 @@ class RedisBroker(ReconnectingBroker[RedisConnection]):
     def fired(self, transitions: Iterable[Transition]) -> None:
         entries = [_entry(transition) for transition in transitions]
         if entries and self._connection is not None:
-            self._connection.send("HDEL", f"{self._prefix}c:{self._node}", *entries)
+            self._connection.send("HDEL", f"{self._keys}c:{self._node}", *entries)
 
     async def mine(self) -> AsyncIterator[list[Device]]:
         async for page in self._scan("n:" + self._node):
@@ -162,12 +163,12 @@ class RedisBroker(ReconnectingBroker[RedisConnection]):
             yield [Device(user, conn_id, self._node) for user, conn_id in names]
 
     async def devices(self, user: str) -> list[Device]:
-        fields: list[bytes] = await self._command("HGETALL", f"{self._prefix}u:{user}")
+        fields: list[bytes] = await self._command("HGETALL", f"{self._keys}u:{user}")
         values = zip(fields[::2], fields[1::2], strict=True)
         return by_place(_device(user, key, *value.split()) for key, value in values if not key.startswith(b"#"))
 
     async def online(self) -> int:
-        count: int = await self._command("SCARD", self._prefix + "users")
+        count: int = await self._command("SCARD", self._keys + "users")
         return count
 
     async def users(self) -> AsyncIterator[str]:
@@ -180,7 +181,7 @@ class RedisBroker(ReconnectingBroker[RedisConnection]):
     async def _scan(self, key: str) -> AsyncIterator[list[bytes]]:
         cursor = b"0"
         while True:
-            cursor, page = await self._command("SSCAN", self._prefix + key, cursor, "COUNT", 1000)
+            cursor, page = await self._command("SSCAN", self._keys + key, cursor, "COUNT", 1000)
             yield page
             if cursor == b"0":
                 return
@@ -190,7 +191,7 @@ class RedisBroker(ReconnectingBroker[RedisConnection]):
     async def renew(self, ttl: float, *, register: str = "", peers: Collection[str] = ()) -> Lease:
         args: tuple[str | int, ...] = (token_hex(8), int(ttl * 1000), register, token_hex(8), *peers)
         reply = await self.ask(
-            lambda connection: connection.run_apart(RENEW, self._prefix, self._node, self._epoch, *args), urgent=True
+            lambda connection: connection.run_apart(RENEW, self._keys, self._node, self._epoch, *args), urgent=True
         )
         identity, epoch, state, recovering, pending = reply
         self._epoch = epoch.decode()
@@ -211,7 +212,7 @@ class RedisBroker(ReconnectingBroker[RedisConnection]):
         return await self._run(script, *args)
 
     async def _run(self, script: Script, *args: Any) -> Any:
-        return await self.ask(lambda connection: connection.run(script, self._prefix, self._node, self._epoch, *args))
+        return await self.ask(lambda connection: connection.run(script, self._keys, self._node, self._epoch, *args))
 
     async def _command(self, *args: Any) -> Any:
         return await self.ask(lambda connection: connection.command(*args))

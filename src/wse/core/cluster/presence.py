@@ -22,7 +22,6 @@ every disturbance, and now and then without one.
 
 from __future__ import annotations
 
-from contextlib import suppress
 from dataclasses import replace
 from enum import Enum, auto
 from typing import TYPE_CHECKING, Any
@@ -92,9 +91,10 @@ class Registration:
         generation: The user's generation as last heard; 0 if unknown.
         restored: The generation that the register is to restore, because it may have lost it; 0 for none.
         end: When the connection has ended: the user, and the code and reason of the close.
+        is_busy: Whether a step is under way. A device makes one step at a time: two could overtake each other.
     """
 
-    __slots__ = ("conn", "device", "end", "generation", "restored", "state")
+    __slots__ = ("conn", "device", "end", "generation", "is_busy", "restored", "state")
 
     def __init__(self, device: Device, conn: WseConnection) -> None:
         self.device = device
@@ -103,6 +103,7 @@ class Registration:
         self.generation = 0
         self.restored = 0
         self.end: tuple[WseIdentity, int, str] | None = None
+        self.is_busy = False
 
 
 class Presence:
@@ -216,7 +217,7 @@ class Presence:
             return
         registration.end = identity, code, reason
         self._enter(registration, State.LEAVING)
-        self._scheduler.spawn(self._try(self._leave(registration)))
+        self._scheduler.spawn(self._try(self._settle(registration)))
 
     async def _leave(self, registration: Registration) -> None:
         assert registration.end is not None
@@ -343,7 +344,8 @@ class Presence:
 
     def renewed(self, lease: Lease) -> None:
         """The lease has been renewed, or is a new one."""
-        is_other = lease.register != self.register and self.register != ""
+        is_first = self.register == ""
+        is_other = not is_first and lease.register != self.register
         self.register = lease.register
         if is_other:
             self._fired.clear()
@@ -354,7 +356,7 @@ class Presence:
         if lease.state == "kept":
             return
         self._lease += 1
-        self._lost_at = self._scheduler.time() if lease.state == "new" else -FIRED_TTL
+        self._lost_at = self._scheduler.time() if lease.state == "new" and not is_first else -FIRED_TTL
         self.is_disturbed = True
         for registration in self._registrations.values():
             device = registration.device
@@ -403,10 +405,18 @@ class Presence:
         await each(self._scheduler, tuple(self._unsettled), self._settle)
 
     async def _settle(self, registration: Registration) -> None:
-        if registration.state is State.OUTSIDE:
-            await self._join_again(registration)
-        if registration.state is State.LEAVING and registration.device.conn_id in self._registrations:
-            await self._leave(registration)
+        """Make the steps that the device's state asks for, unless this goes on already."""
+        if registration.is_busy:
+            return
+        registration.is_busy = True
+        try:
+            while registration in self._unsettled:
+                if registration.state is State.OUTSIDE:
+                    await self._join_again(registration)
+                else:
+                    await self._leave(registration)
+        finally:
+            registration.is_busy = False
 
     async def _take_out(self, device: Device) -> None:
         """Take out a device that this node does not hold."""
@@ -431,7 +441,10 @@ class Presence:
         if registration.state is State.OUTSIDE:
             self._enter(registration, State.INSIDE)
         self._displace(joined.displaced)
-        await self._fire(joined.transitions)
+        transitions = joined.transitions
+        if registration.state is State.DISPLACED:  # before this step, which has put it in again
+            transitions += (await self._broker.leave(joined.device)).transitions
+        await self._fire(transitions)
         if is_new:  # an earlier attempt may have displaced devices, and its answer was lost
             self._bus.publish(USER + registration.device.user, Check(self._bus.node))
             self.check(registration.device.user)
@@ -453,8 +466,6 @@ class Presence:
 
     async def _settle_last(self) -> None:
         await self._try(self.settle())
-        if self._unsettled:  # the broker is away; other nodes reap what is left
-            self._done()
 
     def reset(self) -> None:
         """The node has left the cluster. Other nodes reap what the register still holds of it."""
@@ -471,9 +482,11 @@ class Presence:
             self._emptied.set_result(None)
 
     async def _try(self, step: Awaitable[None]) -> None:
-        """Make a step; if the broker is away, `settle` repeats it."""
-        with suppress(WseError):
+        """Make a step; if the broker is away, `settle` repeats it, or after the end of this node others reap it."""
+        try:
             await step
+        except WseError:
+            self._done()
 
 
 async def each(scheduler: Scheduler, items: Collection[Any], do: Callable[[Any], Awaitable[None]]) -> None:
