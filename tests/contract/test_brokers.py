@@ -648,6 +648,19 @@ async def test_a_user_with_another_device_does_not_leave_with_a_dead_node(cluste
     await until(lambda: online_is(living, 1))
 
 
+async def test_the_devices_that_a_dead_node_has_left_of_a_user_are_reaped_when_one_was_displaced(cluster):
+    living, dead = await cluster.nodes(2)
+    for conn_id in ("c1", "c2"):
+        await dead.broker.join(dead.device("ann", conn_id), 2)
+    newest = await living.broker.join(living.device("ann", "c3"), 2)
+    assert [device.conn_id for device in newest.displaced] == ["c1"]
+    await living.broker.flush()
+    await dead.broker.resign()
+    await dead.broker.close()
+    await reap_all(living)
+    assert await living.broker.devices("ann") == [newest.device]
+
+
 async def test_each_transition_of_a_dead_node_is_told_to_exactly_one_of_those_that_reap(cluster):
     nodes = await cluster.nodes(3)
     devices = [(f"user-{n % 400}", f"c{n}") for n in range(1200)]
