@@ -319,6 +319,43 @@ async def test_the_oldest_devices_are_displaced(cluster):
     assert transitions(await one.broker.leave(devices[2])) == [2]
 
 
+async def test_a_device_that_is_away_is_displaced_before_older_ones_of_living_nodes(cluster):
+    one, two = await cluster.nodes(2)
+    old = (await one.broker.join(one.device("ann", "c1"), 2)).device
+    away = (await two.broker.join(two.device("ann", "c2"), 2)).device
+    await two.broker.set_away(replace(away, away=True))
+    assert await one.broker.devices("ann") == [old, replace(away, away=True)]
+    joined = await one.broker.join(one.device("ann", "c3"), 2)
+    assert [device.conn_id for device in joined.displaced] == ["c2"]
+
+
+async def test_a_device_that_is_back_is_displaced_in_its_turn(cluster):
+    (node,) = await cluster.nodes(1)
+    old = (await node.broker.join(node.device("ann", "c1"), 2)).device
+    away = (await node.broker.join(node.device("ann", "c2"), 2)).device
+    await node.broker.set_away(replace(away, away=True))
+    await node.broker.set_away(away)
+    joined = await node.broker.join(node.device("ann", "c3"), 2)
+    assert joined.displaced == (old,)
+
+
+async def test_only_the_node_that_has_a_device_says_that_it_is_away(cluster):
+    one, two = await cluster.nodes(2)
+    device = (await one.broker.join(one.device("ann", "c1"), 2)).device
+    await two.broker.set_away(replace(device, node=two.name, away=True))
+    await two.broker.set_away(replace(device, conn_id="c2", node=two.name, away=True))
+    assert await two.broker.devices("ann") == [device]
+
+
+async def test_a_user_whose_device_is_away_is_still_there(cluster):
+    (node,) = await cluster.nodes(1)
+    device = (await node.broker.join(node.device("ann", "c1"), 2)).device
+    await node.broker.set_away(replace(device, away=True))
+    assert await node.broker.online() == 1
+    assert transitions(await node.broker.join(node.device("ann", "c2"), 2)) == []
+    assert transitions(await node.broker.leave(device)) == []
+
+
 async def test_a_device_of_a_dead_node_is_displaced_before_the_older_one_of_a_living_node(cluster):
     node = await cluster.node()
     old = (await node.broker.join(node.device("ann", "c1"), 10)).device

@@ -954,6 +954,20 @@ def test_a_device_that_is_displaced_before_it_is_registered_again_is_taken_out()
     assert nodes.presence() == [JOINED, LEFT]
 
 
+def test_a_device_that_was_joined_again_after_it_was_displaced_and_hears_of_it_then_leaves_no_ghost():
+    nodes = Nodes(2)
+    one, two = nodes
+    old = nodes.join(one)
+    one.cluster.presence.check(encode_name("ann"))
+    nodes.advance(1)
+    two.cluster.bus.send_to(one.cluster.node, envelope.Displaced(two.cluster.node, old.conn.conn_id))
+    nodes.run()
+    assert old.closed_with == (1000, "wse.clients-concurrency")
+    assert one.do(one.server.online()) == 0
+    assert one.leftovers == []
+    assert nodes.presence() == [JOINED, LEFT]
+
+
 def test_what_a_node_remembers_is_not_restored_in_a_register_that_lost_nothing():
     nodes = Nodes(2)
     one, two = nodes

@@ -88,6 +88,12 @@ class UserRecord:
             del self.devices[device.conn_id]
         return self._decide(device.node, code, reason, recovering)
 
+    def set_away(self, device: Device) -> None:
+        """See `wse.core.ports.broker.Broker.set_away`."""
+        registered = self.devices.get(device.conn_id)
+        if registered is not None and registered.node == device.node:
+            self.devices[device.conn_id] = replace(registered, away=device.away)
+
     def settle(self, node: str, undecided: Transition, *, recovering: bool) -> Step:
         """See `wse.core.ports.broker.Broker.settle`."""
         self._drop_undecided(node)

@@ -161,6 +161,10 @@ class NatsBroker(ReconnectingBroker[NatsConnection]):
         self._hint(device.user, device.conn_id, held=False)
         return result
 
+    async def set_away(self, device: Device) -> None:
+        self._check_lease()
+        await self._change(device.user, partial(UserRecord.set_away, device=device))
+
     async def settle(self, undecided: Transition) -> Step:
         def step(record: UserRecord) -> Step:
             return record.settle(self._node, undecided, recovering=self._recovering)

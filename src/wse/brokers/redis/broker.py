@@ -33,7 +33,19 @@ from urllib.parse import urlsplit
 from wse.brokers.placement import by_place
 from wse.brokers.reconnecting import REGISTER_VERSION, ReconnectingBroker, take
 from wse.brokers.redis.connection import RedisConnection
-from wse.brokers.redis.scripts import CLAIM, JOIN, LEAVE, NODES, REAP, REGISTERED, RENEW, RESIGN, SETTLE, Script
+from wse.brokers.redis.scripts import (
+    CLAIM,
+    JOIN,
+    LEAVE,
+    NODES,
+    REAP,
+    REGISTERED,
+    RENEW,
+    RESIGN,
+    SET_AWAY,
+    SETTLE,
+    Script,
+)
 from wse.brokers.redis.sentinel import SCHEMES, Sentinels, split
 from wse.core.ports.broker import Device, Joined, Lease, Step, Transition
 from wse.errors import ErrorCode, WseError
@@ -124,6 +136,9 @@ class RedisBroker(ReconnectingBroker[RedisConnection]):
     async def leave(self, device: Device, *, generation: int = 0, code: int = 1006, reason: str = "") -> Step:
         after, transitions = await self._step(LEAVE, device.user, device.conn_id, generation, code, reason)
         return Step(after, _transitions(transitions))
+
+    async def set_away(self, device: Device) -> None:
+        await self._step(SET_AWAY, device.user, device.conn_id, int(device.away))
 
     async def settle(self, undecided: Transition) -> Step:
         after, transitions = await self._step(SETTLE, undecided.user, undecided.code, undecided.reason)

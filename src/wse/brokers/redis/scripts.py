@@ -148,6 +148,21 @@ return {decide(key, user, generation, code, reason), out}
 )
 """user, connection id, known generation, code, reason; replies generation and transitions."""
 
+SET_AWAY = Script(
+    _STEP
+    + """
+local user, id, away = unpack(ARGV, 4)
+local key = prefix .. 'u:' .. user
+local registered = redis.call('HGET', key, id)
+if registered then
+  local holder, place = read(registered)
+  if holder == node then redis.call('HSET', key, id, node .. ' ' .. place .. ' ' .. away) end
+end
+return 1
+"""
+)
+"""user, connection id, away (0 or 1)."""
+
 CLAIM = Script(
     _STEP
     + """
