@@ -232,6 +232,10 @@ def trace(broker):
 async def main():
     if hasattr(server.cluster.broker, "claim"):
         trace(server.cluster.broker)
+    try:
+        await server.start()
+    except WseError:  # the engine is away; the run tries again
+        sys.exit(1)
     async with server:
         log("start", id=server.cluster.node)
         print(json.dumps([0, server.cluster.node]), flush=True)

@@ -229,8 +229,12 @@ def told(history):
             nodes = [*history.readiness]
         else:
             continue
-        if fault.ended - fault.began <= TOLD_WITHIN:
-            continue
+        is_alone = not any(
+            other is not fault and other.began < fault.began + TOLD_WITHIN and other.healed > fault.began - AFTER
+            for other in history.faults
+        )
+        if fault.ended - fault.began <= TOLD_WITHIN or not is_alone:
+            continue  # too short; or the node may have told before, or not be there
         for node in nodes:
             where = f"{fault.kind} of {fault.ended - fault.began:.1f} s at {history.at(fault.began)}"
             statuses = [(t, status) for t, status in history.readiness[node] if t <= fault.began + TOLD_WITHIN]
