@@ -7,8 +7,9 @@ or the URL of Sentinels that know the primary; see `wse.brokers.redis.sentinel`.
 What the register is made of, under the prefix and `v2:`, the version of the format:
 
     register   string  a random word, made with the register: an engine that has lost it has another one
-    u:<user>   hash    connection id to "node place away"; "#g" the generation, "#p" the place of the newest device.
-                       Without a device it is kept for ten minutes, for the numbers
+    u:<user>   hash    connection id to "node place away"; "#p" the place of the newest device; "#g" the generation and,
+                       until that transition is claimed, the node whose outbox it is in. Without a device it is kept for
+                       ten minutes, for the numbers
     users      set     users with a device
     o:<node>   hash    the node's outbox: "user generation" to "code reason"
     c:<node>   hash    what it has claimed of that and not yet reported as fired, likewise; for ten minutes

@@ -62,6 +62,16 @@ local function forget(key, user, id, holder)
   redis.call('HDEL', key, id)
   redis.call('SREM', prefix .. 'n:' .. holder, user .. ' ' .. id)
 end
+local told = {}
+local function tell(user, generation)
+  local field = user .. ' ' .. string.format('%d', generation)
+  local entry = not told[field] and redis.call('HGET', prefix .. 'o:' .. node, field)
+  if entry then
+    told[field] = true
+    local code, reason = string.match(entry, '^(%d+) (.*)$')
+    table.insert(out, {user, generation, code, reason})
+  end
+end
 -- The rule: what is announced follows what is there, by a transition in the outbox of this node.
 local function decide(key, user, generation, code, reason)
   local present = redis.call('HLEN', key) > 2
@@ -81,7 +91,8 @@ local function decide(key, user, generation, code, reason)
   generation = generation + 1
   redis.call('HSET', key, '#g', generation)
   redis.call('HSET', outbox, user .. ' ' .. generation, code .. ' ' .. reason)
-  table.insert(out, {user, generation, code, reason})
+  -- The answers that told the node of earlier ones may have been lost.
+  for one = math.max(1, generation - 7), generation do tell(user, one) end
   return generation
 end
 """
@@ -212,8 +223,7 @@ for _, dead in ipairs(redis.call('ZRANGEBYSCORE', leases, '-inf', now)) do
       redis.call('HSET', outbox, entries[i], entries[i + 1])
       redis.call('HDEL', its_outbox, entries[i])
       local user, generation = string.match(entries[i], '^(%S+) (%d+)$')
-      local code, reason = string.match(entries[i + 1], '^(%d+) (.*)$')
-      if generation ~= '0' then table.insert(out, {user, tonumber(generation), code, reason}) end
+      if generation ~= '0' then tell(user, tonumber(generation)) end
       left = left - 1
     end
   end

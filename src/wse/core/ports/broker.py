@@ -74,7 +74,8 @@ class Step:
 
     Attributes:
         generation: The user's generation after it.
-        transitions: What this node must claim, fire, and then report as `fired`.
+        transitions: What this node must claim, fire, and then report as `fired`. A step that causes a transition tells
+            of earlier ones of the user as well if they still stand in the node's outbox, because answers were lost.
     """
 
     generation: int
