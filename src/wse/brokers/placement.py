@@ -133,6 +133,11 @@ class UserRecord:
         """The rule: what is announced follows what is there, by a transition that stands in a node's outbox."""
         if bool(self.devices) == bool(self.generation % 2):
             return Step(self.generation)
+        opposite = [one for one in self.pending if one[0] != node and one[1].generation == self.generation > 0]
+        if opposite:  # another node has not claimed it yet, and would fire it after this one
+            self.pending = [one for one in self.pending if one not in opposite]
+            self.generation += 1
+            return Step(self.generation)
         if recovering:
             self._drop_undecided(node)
             self.pending.append((node, Transition(self.user, 0, code, reason)))

@@ -131,7 +131,7 @@ class Presence:
         self._joining: dict[str, list[Registration]] = {}  # by user, those between acceptance and welcome
         self._unsettled: dict[Registration, None] = {}  # those for which a step is to be made, in order
         self._away: dict[str, tuple[Registration, Timer]] = {}  # by user, those that are AWAY
-        # By user, the generation that the register is to restore with the user's next step, because it may have lost it.
+        # By user, the generation that the register is to restore with the user's next step: it may have lost it.
         self._restoring: dict[str, int] = {}
         self._lost_at = -FIRED_TTL  # when the register was found to have lost what it held
         self._lease = 0  # counts the leases: an answer of an earlier one need not hold under the present one
@@ -266,8 +266,8 @@ class Presence:
         step = await self._broker.leave(registration.device, generation=generation, code=code, reason=reason)
         if lease == self._lease:  # else it leaves once more
             self._restoring.pop(user, None)
-            self._forget(registration)
             await self._firing.fire(step.transitions, identity)
+            self._forget(registration)
 
     def displaced(self, conn_id: str) -> None:
         """The register has taken this device out, for a newer one."""
@@ -339,7 +339,8 @@ class Presence:
         is_other = not is_first and lease.register != self.register
         self.register = lease.register
         if is_other:
-            self._firing.register_lost()
+            leaving = {one.device.user for one in self._registrations.values() if one.state is State.LEAVING}
+            self._firing.register_lost(leaving)
         if lease.state == "kept":
             return
         self._lease += 1
@@ -440,7 +441,7 @@ class Presence:
 
     async def close(self, timeout: float) -> None:
         """Wait until all devices are out of the register, but no longer than `timeout` seconds."""
-        if not self._registrations:
+        if not self._registrations and self._firing.is_idle:
             return
         for user in tuple(self._away):
             self._end_grace(user)
@@ -455,6 +456,8 @@ class Presence:
 
     async def _settle_last(self) -> None:
         await self._try(self.settle())
+        if not self._registrations:
+            self._done()
 
     def reset(self) -> None:
         """The node has left the cluster. Other nodes reap what the register still holds of it."""
