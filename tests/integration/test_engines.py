@@ -423,7 +423,7 @@ async def test_users_that_were_reaped_on_redis_are_told_even_if_others_could_not
     await unavailable(living.broker.reap())
     second = await living.broker.reap()
     assert first
-    assert sorted((each.user, each.generation) for each in first + second) == [
+    assert sorted({(each.user, each.generation) for each in first + second}) == [
         (f"user-{n}", generation) for n in range(5) for generation in (1, 2)
     ]
 
