@@ -236,12 +236,11 @@ async def main():
         await server.start()
     except WseError:  # the engine is away; the run tries again
         sys.exit(1)
-    async with server:
-        log("start", id=server.cluster.node)
-        print(json.dumps([0, server.cluster.node]), flush=True)
-        obeying = asyncio.ensure_future(obey())
-        await server.serve_forever()
-        obeying.cancel()
+    log("start", id=server.cluster.node)
+    print(json.dumps([0, server.cluster.node]), flush=True)
+    obeying = asyncio.ensure_future(obey())
+    await server.serve_forever()
+    obeying.cancel()
     log("stop")
 
 

@@ -198,15 +198,20 @@ class Run:
             "skew": self.options.scenario.skew * (number - 1),
         }
         source = self.options.source if number == 0 else None
-        node = Child("node.py", settings, self.directory / f"{name}.err", source)
-        self.nodes[name] = node
-        try:
-            self.log("started", node=name, id=await node.start())
-        except (ConnectionError, TimeoutError) as exc:  # the engine may be away
-            self.log("not started", node=name, cause=repr(exc))
-            node.abandon()
-            await asyncio.sleep(1)
-            await self.start_node(name)
+        end = monotonic() + HEALTHY_WITHIN
+        while True:
+            node = Child("node.py", settings, self.directory / f"{name}.err", source)
+            self.nodes[name] = node
+            try:
+                self.log("started", node=name, id=await node.start())
+            except (ConnectionError, TimeoutError) as exc:
+                self.log("not started", node=name, cause=repr(exc))
+                node.abandon()
+                if monotonic() > end:
+                    raise
+                await asyncio.sleep(1)  # the engine may be away
+            else:
+                return
 
     async def kill(self, name):
         await self.nodes[name].kill()
