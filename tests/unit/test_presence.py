@@ -8,7 +8,7 @@ from support.nodes import Nodes, heard
 from wse import ErrorCode, WseError
 from wse.core.cluster import envelope
 from wse.core.cluster.envelope import NODE, encode_name
-from wse.core.cluster.presence import each
+from wse.core.cluster.reconciler import each
 from wse.core.cluster.settings import ClusterSettings
 from wse.core.ports.broker import Device
 
@@ -958,7 +958,7 @@ def test_a_device_that_was_joined_again_after_it_was_displaced_and_hears_of_it_t
     nodes = Nodes(2)
     one, two = nodes
     old = nodes.join(one)
-    one.cluster.presence.check(encode_name("ann"))
+    one.cluster.steps.check(encode_name("ann"))
     nodes.advance(1)
     two.cluster.bus.send_to(one.cluster.node, envelope.Displaced(two.cluster.node, old.conn.conn_id))
     nodes.run()
@@ -1282,7 +1282,7 @@ def test_a_lease_that_runs_out_again_while_devices_are_registered_is_no_harm():
     nodes.advance(10)
     assert one.do(one.broker.online()) == 40
     assert [entry[1] for entry in nodes.log("joined")] == users
-    assert not one.cluster.presence._unsettled
+    assert not one.cluster.presence._registrations.unsettled
 
 
 def test_a_lease_that_runs_out_while_a_device_joins_registers_it_again():
