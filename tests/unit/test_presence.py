@@ -968,6 +968,26 @@ def test_a_device_that_was_joined_again_after_it_was_displaced_and_hears_of_it_t
     assert nodes.presence() == [JOINED, LEFT]
 
 
+def test_a_device_hears_that_it_was_displaced_by_one_that_had_no_answer_and_has_left_since():
+    nodes = Nodes(2)
+    one, two = nodes
+    old = nodes.join(one)
+    join = two.broker.join
+
+    async def made_but_not_told(*args, **options):
+        two.broker.join = join
+        await join(*args, **options)
+        raise WseError(ErrorCode.BROKER_UNAVAILABLE)
+
+    two.broker.join = made_but_not_told
+    nodes.join(two).session.closed(1001, "")
+    nodes.advance(3)
+    assert old.closed_with is None
+    assert [device.conn_id for device in one.do(one.server.devices("ann"))] == [old.conn.conn_id]
+    nodes.advance(10)
+    assert nodes.presence().count(JOINED) - nodes.presence().count(LEFT) == 1
+
+
 def test_what_a_node_remembers_is_not_restored_in_a_register_that_lost_nothing():
     nodes = Nodes(2)
     one, two = nodes

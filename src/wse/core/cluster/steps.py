@@ -84,21 +84,27 @@ class Steps:
             self._registrations.enter(registration, State.INSIDE)
         self.displace(joined.displaced)
         await self._firing.fire(joined.transitions)
-        if is_new:  # an earlier attempt may have displaced devices, and its answer was lost
-            self._bus.publish(USER + registration.device.user, Check(self._bus.node))
-            self.check(registration.device.user)
+        if is_new:
+            self._check_everywhere(registration.device.user)
 
     async def _leave(self, registration: Registration) -> None:
         assert registration.end is not None
         identity, code, reason = registration.end
         lease = self.lease
-        user = registration.device.user
+        user, is_new = registration.device.user, not registration.device.place
         generation = self.restoring.get(user, 0)
         step = await self._broker.leave(registration.device, generation=generation, code=code, reason=reason)
         if lease == self.lease:  # else it leaves once more
             self.restoring.pop(user, None)
             await self._firing.fire(step.transitions, identity)
             self._registrations.forget(registration)
+            if is_new:
+                self._check_everywhere(user)
+
+    def _check_everywhere(self, user: str) -> None:
+        """The device's first join had no answer: it may have displaced others of the user, who do not know."""
+        self._bus.publish(USER + user, Check(self._bus.node))
+        self.check(user)
 
     def displace(self, devices: Iterable[Device]) -> None:
         """The register has taken these devices out: tell their nodes."""
