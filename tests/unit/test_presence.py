@@ -972,6 +972,7 @@ def test_a_device_hears_that_it_was_displaced_by_one_that_had_no_answer_and_has_
     nodes = Nodes(2)
     one, two = nodes
     old = nodes.join(one)
+    nodes.advance(2)  # past the first reconciliation
     join = two.broker.join
 
     async def made_but_not_told(*args, **options):
