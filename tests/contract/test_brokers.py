@@ -205,8 +205,8 @@ async def test_a_message_that_the_engine_does_not_take_is_told_of_and_harms_noth
 
 
 def transitions(*steps):
-    """The generations that these steps have caused, in order."""
-    return [transition.generation for step in steps for transition in step.transitions]
+    """The generations that these steps tell of, in order, each once."""
+    return list(dict.fromkeys(transition.generation for step in steps for transition in step.transitions))
 
 
 async def test_a_user_s_first_device_makes_the_user_present_and_the_last_one_absent(cluster):
@@ -242,10 +242,11 @@ async def test_a_transition_stands_in_the_outbox_of_the_node_that_caused_it_unti
     joined = await one.broker.join(one.device("ann", "c1"), 10)
     left = await one.broker.leave(joined.device, code=1001, reason="bye")
     assert await two.broker.pending() == []
-    assert await one.broker.pending() == [*joined.transitions, *left.transitions]
-    assert await one.broker.claim(joined.transitions) == [*joined.transitions]
+    assert left.transitions == (*joined.transitions, Transition("ann", 2, 1001, "bye"))
     assert await one.broker.pending() == [*left.transitions]
-    assert await one.broker.claim(left.transitions) == [*left.transitions]
+    assert await one.broker.claim(joined.transitions) == [*joined.transitions]
+    assert await one.broker.pending() == [*left.transitions[1:]]
+    assert await one.broker.claim(left.transitions[1:]) == [*left.transitions[1:]]
     assert await one.broker.pending() == []
 
 
@@ -310,6 +311,7 @@ async def test_the_oldest_devices_are_displaced(cluster):
     devices = [
         (await node.broker.join(node.device("ann", f"c{n}"), 3)).device for n, node in enumerate([one, two, one])
     ]
+    await fire(one, await one.broker.pending())
     joined = await two.broker.join(two.device("ann", "c3"), 2)
     assert joined.displaced == (devices[0], devices[1])
     assert transitions(joined) == []
@@ -358,9 +360,12 @@ async def test_a_place_before_all_others_is_kept(cluster):
     assert await node.broker.devices("ann") == [old, new]
 
 
-async def test_a_step_that_is_repeated_changes_nothing(cluster):
+async def test_a_step_that_is_repeated_changes_nothing_and_tells_what_was_not_fired(cluster):
     node = await cluster.node()
-    device = (await node.broker.join(node.device("ann", "c1"), 10)).device
+    joined = await node.broker.join(node.device("ann", "c1"), 10)
+    device = joined.device
+    assert (await node.broker.join(node.device("ann", "c1"), 10)).transitions == joined.transitions
+    await fire(node, joined.transitions)
     other = (await node.broker.join(node.device("ann", "c2"), 10)).device
     for fresh in True, False:
         again = await node.broker.join(node.device("ann", "c1"), 1, fresh=fresh)
@@ -392,7 +397,8 @@ async def test_a_generation_that_a_node_remembers_raises_that_of_the_register(cl
     assert transitions(lower) == [6]
     departed = await node.broker.leave(node.device("eve", "c3"), generation=7, code=1001, reason="bye")
     assert departed.transitions == (Transition("eve", 8, 1001, "bye"),)
-    assert (await node.broker.leave(node.device("eve", "c3"), generation=8)).transitions == ()
+    again = await node.broker.leave(node.device("eve", "c3"), generation=8)
+    assert (again.generation, again.transitions) == (8, departed.transitions)
 
 
 async def test_what_a_step_has_caused_is_found_in_the_outbox_when_its_answer_was_lost(cluster):
@@ -403,12 +409,13 @@ async def test_what_a_step_has_caused_is_found_in_the_outbox_when_its_answer_was
     assert device.conn_id == "c1"
     assert await one.broker.pending() == [Transition("ann", 1)]
     again = await one.broker.join(one.device("ann", "c1"), 10)
-    assert (again.device, again.generation, again.transitions) == (device, 1, ())
+    assert (again.device, again.generation, again.transitions) == (device, 1, (Transition("ann", 1),))
     with cluster.lose_answers(one):
         await unavailable(one.broker.leave(device, code=1001, reason="bye"))
     assert await two.broker.devices("ann") == []
-    assert (await one.broker.leave(device, code=1001, reason="bye")).transitions == ()
-    assert await one.broker.pending() == [Transition("ann", 1), Transition("ann", 2, 1001, "bye")]
+    told = (await one.broker.leave(device, code=1001, reason="bye")).transitions
+    assert told == (Transition("ann", 1), Transition("ann", 2, 1001, "bye"))
+    assert await one.broker.pending() == [*told]
 
 
 async def test_of_many_that_take_the_same_device_out_at_the_same_moment_one_is_told(cluster):
@@ -416,7 +423,7 @@ async def test_of_many_that_take_the_same_device_out_at_the_same_moment_one_is_t
     for n in range(10):
         device = (await node.broker.join(node.device(f"user-{n}", f"c{n}"), 10)).device
         steps = await asyncio.gather(*[node.broker.leave(device) for _ in range(3)])
-        assert transitions(*steps) == [2]
+        assert transitions(*steps) == [1, 2]
 
 
 async def test_of_nodes_that_join_one_user_at_the_same_moment_exactly_one_is_first(cluster):
@@ -607,7 +614,7 @@ async def test_a_lease_that_ran_out_and_was_not_reaped_is_taken_up_again(cluster
     await node.broker.resign()
     await node.broker.renew(10)
     again = await node.broker.join(device, 10, fresh=False)
-    assert (again.device, transitions(again)) == (device, [])
+    assert (again.device, transitions(again)) == (device, [1])  # which has not been fired
     await node.broker.registered()
     assert await reap_all(other) == []
     assert await other.broker.devices("ann") == [device]
@@ -654,7 +661,7 @@ async def test_each_transition_of_a_dead_node_is_told_to_exactly_one_of_those_th
     await cluster.dead_node(*devices[:600])
     await cluster.dead_node(*devices[600:])
     shares = await asyncio.gather(*[reap_all(node) for node in nodes])
-    reaped = [each for share in shares for each in share]
+    reaped = [each for share in shares for each in dict.fromkeys(share)]  # a node may be told twice
     for generation in 1, 2:
         users = [each.user for each in reaped if each.generation == generation]
         assert sorted(users) == sorted({user for user, _ in devices})
@@ -827,7 +834,7 @@ async def test_the_register_is_as_it_was_or_another_one_when_the_engine_is_back(
     assert (lease.register == register, lease.state == "kept") == (kept, kept)
     assert await node.broker.devices("ann") == ([device] if kept else [])
     joined = await node.broker.join(device, 10, generation=1, fresh=False)
-    assert (joined.device, joined.generation, joined.transitions) == (device, 1, ())
+    assert (joined.device, joined.generation, transitions(joined)) == (device, 1, [1] * kept)
     await node.broker.registered()
     assert await node.broker.reap() == []
     assert (await node.broker.renew(10)).state == "kept"

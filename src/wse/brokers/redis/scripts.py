@@ -62,6 +62,20 @@ local function forget(key, user, id, holder)
   redis.call('HDEL', key, id)
   redis.call('SREM', prefix .. 'n:' .. holder, user .. ' ' .. id)
 end
+local told = {}
+local function tell(user, generation)
+  local field = user .. ' ' .. string.format('%d', generation)
+  local entry = not told[field] and redis.call('HGET', prefix .. 'o:' .. node, field)
+  if entry then
+    told[field] = true
+    local code, reason = string.match(entry, '^(%d+) (.*)$')
+    table.insert(out, {user, generation, code, reason})
+  end
+end
+-- The answers that told the node of earlier transitions may have been lost.
+local function tell_open(user, generation)
+  for one = math.max(1, generation - 7), generation do tell(user, one) end
+end
 -- The rule: what is announced follows what is there, by a transition in the outbox of this node.
 local function decide(key, user, generation, code, reason)
   local present = redis.call('HLEN', key) > 2
@@ -81,7 +95,7 @@ local function decide(key, user, generation, code, reason)
   generation = generation + 1
   redis.call('HSET', key, '#g', generation)
   redis.call('HSET', outbox, user .. ' ' .. generation, code .. ' ' .. reason)
-  table.insert(out, {user, generation, code, reason})
+  tell_open(user, generation)
   return generation
 end
 """
@@ -129,7 +143,9 @@ elseif holder ~= node then
   redis.call('SREM', prefix .. 'n:' .. holder, user .. ' ' .. id)
   redis.call('SADD', prefix .. 'n:' .. node, user .. ' ' .. id)
 end
-return {decide(key, user, generation, '1006', ''), out, place, displaced}
+generation = decide(key, user, generation, '1006', '')
+if registered then tell_open(user, generation) end
+return {generation, out, place, displaced}
 """
 )
 """user, connection id, place, limit, known generation, fresh (0 or 1); replies generation, transitions, place and
@@ -143,7 +159,9 @@ local key = prefix .. 'u:' .. user
 local generation = numbers(key, known)
 local registered = redis.call('HGET', key, id)
 if registered and read(registered) == node then forget(key, user, id, node) end
-return {decide(key, user, generation, code, reason), out}
+generation = decide(key, user, generation, code, reason)
+if not registered then tell_open(user, generation) end
+return {generation, out}
 """
 )
 """user, connection id, known generation, code, reason; replies generation and transitions."""
@@ -197,8 +215,7 @@ for _, dead in ipairs(redis.call('ZRANGEBYSCORE', leases, '-inf', now)) do
       redis.call('HSET', outbox, entries[i], entries[i + 1])
       redis.call('HDEL', its_outbox, entries[i])
       local user, generation = string.match(entries[i], '^(%S+) (%d+)$')
-      local code, reason = string.match(entries[i + 1], '^(%d+) (.*)$')
-      if generation ~= '0' then table.insert(out, {user, tonumber(generation), code, reason}) end
+      if generation ~= '0' then tell(user, tonumber(generation)) end
       left = left - 1
     end
   end

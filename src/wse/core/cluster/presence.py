@@ -1,7 +1,7 @@
-"""This node's devices in the cluster's register, and the `joined` and `left` events that the node fires.
+"""This node's devices in the cluster's register.
 
 `connected` and `disconnected` are what the node itself sees, and fire at once. `joined` and `left` are decided by the
-register (see `wse.core.ports.broker`): each step answers with the transitions that this node must fire.
+register: each step answers with the transitions that this node must fire, which `wse.core.cluster.firing` does.
 
 A device of this node is in one of these states:
 
@@ -26,7 +26,8 @@ from dataclasses import replace
 from enum import Enum, auto
 from typing import TYPE_CHECKING, Any
 
-from wse.core.cluster.envelope import USER, Check, Displaced, decode_name, encode_name
+from wse.core.cluster.envelope import USER, Check, Displaced, encode_name
+from wse.core.cluster.firing import FIRED_TTL, Firing
 from wse.core.hub.connection import WseIdentity
 from wse.core.ports.broker import Device
 from wse.errors import CloseReason, WseError
@@ -36,10 +37,11 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Collection, Iterable
 
     from wse.core.cluster.bus import Bus
+    from wse.core.cluster.firing import Event
     from wse.core.hub.connection import ServerSession, WseConnection
     from wse.core.hub.hub import Hub
     from wse.core.packed import Packed
-    from wse.core.ports.broker import Joined, Lease, Transition
+    from wse.core.ports.broker import Joined, Lease
     from wse.core.ports.scheduling import Scheduler
     from wse.types import ClientId
 
@@ -48,13 +50,6 @@ WIDTH = 32
 
 EARLIER = 1 << 40
 """How far a device is placed before all others that was registered before the register was lost."""
-
-FIRED_TTL = 60.0
-"""Seconds for which the node remembers what it has fired: the outbox may bring it again, until `fired` has arrived."""
-
-
-MAX_FIRED = 8
-"""How many of a user's transitions are remembered."""
 
 
 class State(Enum):
@@ -89,19 +84,17 @@ class Registration:
         conn: The connection.
         state: See the table of the module.
         generation: The user's generation as last heard; 0 if unknown.
-        restored: The generation that the register is to restore, because it may have lost it; 0 for none.
         end: When the connection has ended: the user, and the code and reason of the close.
         is_busy: Whether a step is under way. A device makes one step at a time: two could overtake each other.
     """
 
-    __slots__ = ("conn", "device", "end", "generation", "is_busy", "restored", "state")
+    __slots__ = ("conn", "device", "end", "generation", "is_busy", "state")
 
     def __init__(self, device: Device, conn: WseConnection) -> None:
         self.device = device
         self.conn = conn
         self.state = State.JOINING
         self.generation = 0
-        self.restored = 0
         self.end: tuple[WseIdentity, int, str] | None = None
         self.is_busy = False
 
@@ -119,12 +112,12 @@ class Presence:
         self._hub = hub
         self._broker = bus.broker
         self._scheduler = hub.endpoint.scheduler
+        self._firing = Firing(bus, hub)
         self._registrations: dict[str, Registration] = {}
         self._joining: dict[str, list[Registration]] = {}  # by user, those between acceptance and welcome
-        self._unsettled: set[Registration] = set()  # those that are OUTSIDE or LEAVING
-        # By user and generation: transitions that this node has heard of and not fired, with the user as it was.
-        self._claims: dict[tuple[str, int], tuple[Transition, WseIdentity | None]] = {}
-        self._fired: dict[str, tuple[tuple[int, ...], float]] = {}  # by user, generations fired here, and when
+        self._unsettled: dict[Registration, None] = {}  # those that are OUTSIDE or LEAVING, in order
+        # By user, the generation that the register is to restore with the next step: it may have lost it.
+        self._restoring: dict[str, int] = {}
         self._lost_at = -FIRED_TTL  # when the register was found to have lost what it held
         self._lease = 0  # counts the leases: an answer of an earlier one need not hold under the present one
         self.register = ""
@@ -159,14 +152,16 @@ class Presence:
 
     async def _join(self, registration: Registration, cid: ClientId, welcome: Packed, subscribing: bool) -> None:
         joined: Joined | None = None
-        claimed: list[Transition] = []
+        claimed: list[Event] = []
+        conn = registration.conn
+        identity = WseIdentity(self._hub, cid, conn.meta)
         lease = self._lease
         try:
-            joined = await self._broker.join(registration.device, self._hub.conns_per_user)
+            joined = await self._ask_join(registration.device, fresh=True)
             if subscribing:
                 await self._broker.flush()  # messages that are sent after the welcome must arrive
             if lease == self._lease:
-                claimed = await self._claim(joined.transitions)
+                claimed = await self._firing.claim(joined.transitions, identity)
         except WseError:
             pass  # reconciliation registers it, or claims its transition, when the broker is back
         joining = self._joining.get(registration.device.user, [])
@@ -174,7 +169,6 @@ class Presence:
             joining.remove(registration)
             if not joining:
                 del self._joining[registration.device.user]
-        conn = registration.conn
         session = conn._session
         was_displaced = registration.state is State.DISPLACED
         is_inside = joined is not None and lease == self._lease
@@ -184,10 +178,8 @@ class Presence:
             self._enter(registration, State.INSIDE if is_inside else State.OUTSIDE)
         if session.ended or was_displaced:
             # The user was in the register for a moment, and so present for a moment.
-            identity = WseIdentity(self._hub, cid, conn.meta)
             self._displace(() if joined is None else joined.displaced)
-            self._emit(claimed, identity)
-            self._broker.fired(claimed)
+            self._firing.emit(claimed)
             session.close(1000, CloseReason.CLIENTS_CONCURRENCY)
             self.leave(conn, identity, 1006, "")
             return
@@ -196,8 +188,16 @@ class Presence:
             self._hub.push_out(conn)
         else:
             self._displace(joined.displaced)
+        self._firing.emit(claimed[:-1])
         self._hub.welcome(session, welcome, is_first=bool(claimed))
-        self._broker.fired(claimed)
+        self._broker.fired([transition for transition, _ in claimed[-1:]])
+
+    async def _ask_join(self, device: Device, *, fresh: bool) -> Joined:
+        lease, generation = self._lease, self._restoring.get(device.user, 0)
+        joined = await self._broker.join(device, self._hub.conns_per_user, generation=generation, fresh=fresh)
+        if lease == self._lease:
+            self._restoring.pop(device.user, None)
+        return joined
 
     def drop_joining(self, cid: ClientId, reason: str, code: int) -> None:
         """Close the user's devices that have no welcome yet."""
@@ -223,10 +223,13 @@ class Presence:
         assert registration.end is not None
         identity, code, reason = registration.end
         lease = self._lease
-        step = await self._broker.leave(registration.device, generation=registration.restored, code=code, reason=reason)
+        user = registration.device.user
+        generation = self._restoring.get(user, 0)
+        step = await self._broker.leave(registration.device, generation=generation, code=code, reason=reason)
         if lease == self._lease:  # else it leaves once more
+            self._restoring.pop(user, None)
             self._forget(registration)
-            await self._fire(step.transitions, identity)
+            await self._firing.fire(step.transitions, identity)
 
     def displaced(self, conn_id: str) -> None:
         """The register has taken this device out, for a newer one."""
@@ -256,64 +259,16 @@ class Presence:
     def _enter(self, registration: Registration, state: State) -> None:
         registration.state = state
         if state is State.OUTSIDE or state is State.LEAVING:
-            self._unsettled.add(registration)
+            self._unsettled[registration] = None
         else:
-            self._unsettled.discard(registration)
+            self._unsettled.pop(registration, None)
 
     def _forget(self, registration: Registration) -> None:
-        self._unsettled.discard(registration)
+        self._unsettled.pop(registration, None)
         if self._registrations.pop(registration.device.conn_id, None) is not None and not self._registrations:
             self._done()
 
     # Events.
-
-    async def _fire(self, transitions: Iterable[Transition], identity: WseIdentity | None = None) -> None:
-        """Claim transitions, and fire those that are this node's to fire.
-
-        Raises:
-            WseError: `BROKER_UNAVAILABLE`: it is not known whose they are. `settle` claims them again.
-        """
-        if transitions:
-            claimed = await self._claim(transitions, identity)
-            self._emit(claimed, identity)
-            self._broker.fired(claimed)
-
-    async def _claim(self, transitions: Iterable[Transition], identity: WseIdentity | None = None) -> list[Transition]:
-        """Claim transitions; those that are this node's to fire, and that nobody but the caller fires."""
-        wanted = [one for one in transitions if one.generation not in self._fired_generations(one.user)]
-        for transition in wanted:
-            self._claims[transition.user, transition.generation] = transition, identity
-        claimed = await self._broker.claim(wanted) if wanted else []
-        # Another caller may have claimed and fired the same meanwhile.
-        mine = [one for one in claimed if self._claims.pop((one.user, one.generation), None) is not None]
-        for transition in wanted:
-            self._claims.pop((transition.user, transition.generation), None)
-        for transition in mine:
-            self._note_fired(transition)
-        return mine
-
-    def _emit(self, transitions: Iterable[Transition], identity: WseIdentity | None) -> None:
-        for transition in transitions:
-            cid = decode_name(transition.user)
-            user = identity or self._hub.identities.get(cid) or WseIdentity(self._hub, cid, {})
-            if transition.is_joined:
-                self._hub.joined._emit(user, user.meta)
-            else:
-                self._hub.left._emit(user, transition.code, transition.reason)
-
-    def _note_fired(self, transition: Transition) -> None:
-        now = self._scheduler.time()
-        generations = self._fired_generations(transition.user)
-        self._fired.pop(transition.user, None)
-        self._fired[transition.user] = (*generations[-MAX_FIRED:], transition.generation), now
-        oldest = next(iter(self._fired))
-        if self._fired[oldest][1] + FIRED_TTL < now:  # one for each that is added keeps the memory bounded by the rate
-            del self._fired[oldest]
-
-    def _fired_generations(self, user: str) -> tuple[int, ...]:
-        """The generations of the user that were fired here lately, the last one last."""
-        generations, at = self._fired.get(user, ((), 0.0))
-        return generations if at + FIRED_TTL >= self._scheduler.time() else ()
 
     async def fire_pending(self, *, recovering: bool) -> None:
         """Fire what the outbox holds: transitions whose answer was lost, and those of users that were undecided.
@@ -327,10 +282,10 @@ class Presence:
             if transition.user in asked:
                 continue
             if transition.generation:
-                await self._fire([transition])
+                await self._firing.fire([transition])
             elif not recovering:
                 step = await self._broker.settle(transition)
-                await self._fire(step.transitions)
+                await self._firing.fire(step.transitions)
 
     async def reap(self) -> None:
         """Remove the devices of dead nodes from the register.
@@ -338,7 +293,7 @@ class Presence:
         Raises:
             WseError: `BROKER_UNAVAILABLE`.
         """
-        await self._fire(await self._broker.reap())
+        await self._firing.fire(await self._broker.reap())
 
     # The register comes back, and may not hold what it held.
 
@@ -348,23 +303,21 @@ class Presence:
         is_other = not is_first and lease.register != self.register
         self.register = lease.register
         if is_other:
-            self._fired.clear()
-            # Nobody has reaped this node in the old register, so nobody else fires these.
-            for transition, identity in self._claims.values():
-                self._emit([transition], identity)
-            self._claims.clear()
+            self._firing.register_lost()
         if lease.state == "kept":
             return
         self._lease += 1
         self._lost_at = self._scheduler.time() if lease.state == "new" and not is_first else -FIRED_TTL
         self.is_disturbed = True
+        self._restoring.clear()
         for registration in self._registrations.values():
             device = registration.device
+            # Of a node that was reaped others have fired `left` since; a register that was lost has to be told.
+            if registration.generation and lease.state != "reaped":
+                self._restoring[device.user] = max(registration.generation, self._restoring.get(device.user, 0))
             if device.place > 0 and (is_other or lease.state == "reaped"):
                 # The places of those that have come since begin anew.
                 registration.device = replace(device, place=device.place - EARLIER)
-            # Of a node that was reaped others have fired `left` since; a register that was lost has to be told.
-            registration.restored = 0 if lease.state == "reaped" else registration.generation
             if registration.state is State.INSIDE:
                 self._enter(registration, State.OUTSIDE)
 
@@ -376,7 +329,7 @@ class Presence:
         """
         self.is_disturbed = False
         try:
-            missing = {one for one in self._registrations.values() if one.state is State.INSIDE}
+            missing = {one: None for one in self._registrations.values() if one.state is State.INSIDE}
             ghosts: list[Device] = []
             async for page in self._broker.mine():
                 for device in page:
@@ -384,7 +337,7 @@ class Presence:
                     if registration is None:
                         ghosts.append(device)
                     else:
-                        missing.discard(registration)
+                        missing.pop(registration, None)
             for registration in missing:
                 if registration.state is State.INSIDE:
                     self._enter(registration, State.OUTSIDE)
@@ -400,8 +353,7 @@ class Presence:
         Raises:
             WseError: `BROKER_UNAVAILABLE`.
         """
-        for transition, identity in tuple(self._claims.values()):
-            await self._fire([transition], identity)
+        await self._firing.retry()
         await each(self._scheduler, tuple(self._unsettled), self._settle)
 
     async def _settle(self, registration: Registration) -> None:
@@ -422,29 +374,24 @@ class Presence:
         """Take out a device that this node does not hold."""
         if device.conn_id not in self._registrations:
             was_lost = self._scheduler.time() - self._lost_at < FIRED_TTL  # an engine may have gone back in time
-            generations = self._fired_generations(device.user) if was_lost else ()
+            generations = self._firing.generations(device.user) if was_lost else ()
             step = await self._broker.leave(device, generation=generations[-1] if generations else 0)
-            await self._fire(step.transitions)
+            await self._firing.fire(step.transitions)
 
     async def _join_again(self, registration: Registration) -> None:
         lease = self._lease
         is_new = not registration.device.place
-        joined = await self._broker.join(
-            registration.device,
-            self._hub.conns_per_user,
-            generation=registration.restored,
-            fresh=is_new,
-        )
+        joined = await self._ask_join(registration.device, fresh=is_new)
         if lease != self._lease:
             return
-        registration.device, registration.generation, registration.restored = joined.device, joined.generation, 0
+        registration.device, registration.generation = joined.device, joined.generation
         if registration.state is State.OUTSIDE:
             self._enter(registration, State.INSIDE)
         self._displace(joined.displaced)
         transitions = joined.transitions
         if registration.state is State.DISPLACED:  # before this step, which has put it in again
             transitions += (await self._broker.leave(joined.device)).transitions
-        await self._fire(transitions)
+        await self._firing.fire(transitions)
         if is_new:  # an earlier attempt may have displaced devices, and its answer was lost
             self._bus.publish(USER + registration.device.user, Check(self._bus.node))
             self.check(registration.device.user)
@@ -472,8 +419,8 @@ class Presence:
         self._registrations.clear()
         self._joining.clear()
         self._unsettled.clear()
-        self._claims.clear()
-        self._fired.clear()
+        self._restoring.clear()
+        self._firing.reset()
         self.register = ""
         self.is_disturbed = False
 
@@ -499,7 +446,7 @@ async def each(scheduler: Scheduler, items: Collection[Any], do: Callable[[Any],
         return
     iterator = iter(items)
     done = scheduler.create_future()
-    running = WIDTH
+    running = min(WIDTH, len(items))
 
     async def work() -> None:
         nonlocal running
@@ -516,6 +463,6 @@ async def each(scheduler: Scheduler, items: Collection[Any], do: Callable[[Any],
             if not running and not done.done():
                 done.set_result(None)
 
-    for _ in range(WIDTH):
+    for _ in range(running):
         scheduler.spawn(work())
     await done

@@ -73,7 +73,8 @@ class Step:
 
     Attributes:
         generation: The user's generation after it.
-        transitions: What this node must claim, fire, and then report as `fired`.
+        transitions: What this node must claim, fire, and then report as `fired`. A step that causes a transition, and
+            one that is repeated, tells of all that the node's outbox holds of the user: earlier answers may be lost.
     """
 
     generation: int
