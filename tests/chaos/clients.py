@@ -26,7 +26,7 @@ from wse.transports import picows
 settings = json.loads(sys.argv[1])
 chance = random.Random(settings["seed"])
 now = time.monotonic
-log_file = Path(settings["log"]).open("w")
+log_file = Path(settings["log"]).open("w")  # noqa: SIM115 - until the program ends
 ROOMS = settings["rooms"]
 DEVICES = {"stable": 2, "multi": 5, "hop": 2}
 devices = []

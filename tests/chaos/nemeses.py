@@ -73,9 +73,9 @@ async def stop(run, name):
 
 @nemesis("stop-short", breaks_promises=False)
 async def stop_short(run, name):
-    """A node sleeps for less than its lease."""
+    """A node sleeps, but wakes before its lease has run out, which it renews every second."""
     run.nodes[name].freeze()
-    await asyncio.sleep(run.chance.uniform(2, LEASE - 0.5))
+    await asyncio.sleep(run.chance.uniform(1.5, LEASE - 1.5))
     run.nodes[name].thaw()
 
 
@@ -147,9 +147,9 @@ async def slow(run, name):
     await asyncio.sleep(15)
 
 
-@nemesis("slower", breaks_promises=False)
+@nemesis("slower")
 async def slower(run, name):
-    """The engine answers all nodes after nearly two seconds."""
+    """The engine answers all nodes so slowly, after nearly two seconds, that it often counts as out of reach."""
     for proxy in run.proxies.values():
         proxy.delay = 0.9
     await asyncio.sleep(20)

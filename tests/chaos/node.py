@@ -232,12 +232,15 @@ def trace(broker):
 async def main():
     if hasattr(server.cluster.broker, "claim"):
         trace(server.cluster.broker)
-    async with server:
-        log("start", id=server.cluster.node)
-        print(json.dumps([0, server.cluster.node]), flush=True)
-        obeying = asyncio.ensure_future(obey())
-        await server.serve_forever()
-        obeying.cancel()
+    try:
+        await server.start()
+    except WseError:  # the engine is away; the run tries again
+        sys.exit(1)
+    log("start", id=server.cluster.node)
+    print(json.dumps([0, server.cluster.node]), flush=True)
+    obeying = asyncio.ensure_future(obey())
+    await server.serve_forever()
+    obeying.cancel()
     log("stop")
 
 

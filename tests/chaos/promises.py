@@ -102,7 +102,9 @@ def delivery(history, report):
                 why = "that a node had kept"
             else:
                 why = "during a fault"
-            text = f"message {number} of {sender.label} to {receiver.label}, sent {why} at {history.at(time)}, is missing"
+            text = (
+                f"message {number} of {sender.label} to {receiver.label}, sent {why} at {history.at(time)}, is missing"
+            )
             missing[why].append(f"{text} ({history.near(time)})")
     for why in ("in calm", "on the same node", "that a node had kept"):
         report.add(missing[why])
@@ -119,9 +121,9 @@ def rooms_and_all(history, report):
         if not history.is_calm(time) or history.connections[conn].down < time + 2:
             continue
         for receiver in history.connections.values():
-            if receiver.up <= time and receiver.down > time + PATIENCE:
-                if ("b", receiver.id, conn, number, "") not in history.messages:
-                    missing.append(f"broadcast {number} of {conn} at {history.at(time)} did not reach {receiver.label}")
+            was_there = receiver.up <= time and receiver.down > time + PATIENCE
+            if was_there and ("b", receiver.id, conn, number, "") not in history.messages:
+                missing.append(f"broadcast {number} of {conn} at {history.at(time)} did not reach {receiver.label}")
     for time, conn, room, number in history.sent["sent to room"]:
         if not history.is_calm(time) or history.connections[conn].down < time + 2:
             continue
@@ -130,10 +132,10 @@ def rooms_and_all(history, report):
                 continue
             before = [change for at, change in changes if at < time - 0.5]
             is_changing = any(time - 0.5 <= at <= time + AFTER for at, _ in changes)
-            if before and before[-1] == "enter" and not is_changing:
-                if ("r", member, conn, number, room) not in history.messages:
-                    label = history.connections[member].label
-                    missing.append(f"message {number} of {conn} to {room} at {history.at(time)} did not reach {label}")
+            is_member = before and before[-1] == "enter" and not is_changing
+            if is_member and ("r", member, conn, number, room) not in history.messages:
+                label = history.connections[member].label
+                missing.append(f"message {number} of {conn} to {room} at {history.at(time)} did not reach {label}")
     report.add(missing)
 
 
@@ -227,8 +229,12 @@ def told(history):
             nodes = [*history.readiness]
         else:
             continue
-        if fault.ended - fault.began <= TOLD_WITHIN:
-            continue
+        is_alone = not any(
+            other is not fault and other.began < fault.began + TOLD_WITHIN and other.healed > fault.began - AFTER
+            for other in history.faults
+        )
+        if fault.ended - fault.began <= TOLD_WITHIN or not is_alone:
+            continue  # too short; or the node may have told before, or not be there
         for node in nodes:
             where = f"{fault.kind} of {fault.ended - fault.began:.1f} s at {history.at(fault.began)}"
             statuses = [(t, status) for t, status in history.readiness[node] if t <= fault.began + TOLD_WITHIN]
@@ -258,9 +264,7 @@ def calls(history, report):
             continue  # they come and go; or the connection that asks has ended
         text = f"a call ({mode}) of {whom} at {history.at(start)} in calm: {answer}"
         newest = max(there, key=lambda connection: connection.up)
-        if "error" in answer:
-            wrong.append(text)
-        elif mode == "all" and set(answer["answer"]) != {c.label for c in there}:
+        if "error" in answer or (mode == "all" and set(answer["answer"]) != {c.label for c in there}):
             wrong.append(text)
         elif mode == "any" and answer["answer"] != newest.label and abs(there[0].up - there[1].up) > 1:
             # The order of devices is the register's: clients that connect within a second may be welcomed in another.
@@ -281,7 +285,9 @@ def errors(history, directory):
         for found in sorted(set(re.findall(pattern, path.read_text(errors="replace"))))[:MAX_SHOWN]:
             yield f"{path.name}: {found[:300]}"
     unexpected = Counter(
-        f"{e['code']} {e['message']} {e['cause']}" for e in history.events_of("error") if e["code"] not in EXPECTED_ERRORS
+        f"{e['code']} {e['message']} {e['cause']}"
+        for e in history.events_of("error")
+        if e["code"] not in EXPECTED_ERRORS
     )
     for what, count in unexpected.items():
         yield f"when.error told {count} times: {what[:300]}"

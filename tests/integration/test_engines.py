@@ -12,7 +12,7 @@ import pytest
 import redis.asyncio as redis_py
 from nats.js import api
 
-from support.brokers import Node, RedisCluster, run_cluster, unavailable, until
+from support.brokers import WAIT, Node, RedisCluster, run_cluster, unavailable, until
 from support.cluster import cluster_of
 from support.engines import Nats, Valkey, free_port
 from wse import ClusterSettings, ErrorCode, WseError
@@ -20,6 +20,7 @@ from wse.brokers import from_url, reconnecting
 from wse.brokers.nats import broker as nats_broker
 from wse.brokers.nats import connection as nats_connection
 from wse.brokers.nats.broker import NatsBroker
+from wse.brokers.redis import broker as redis_broker
 from wse.brokers.redis.broker import RedisBroker
 
 PASSWORD = "s3cret/ ?"
@@ -422,7 +423,7 @@ async def test_users_that_were_reaped_on_redis_are_told_even_if_others_could_not
     await unavailable(living.broker.reap())
     second = await living.broker.reap()
     assert first
-    assert sorted((each.user, each.generation) for each in first + second) == [
+    assert sorted({(each.user, each.generation) for each in first + second}) == [
         (f"user-{n}", generation) for n in range(5) for generation in (1, 2)
     ]
 
@@ -520,7 +521,8 @@ async def test_a_register_that_is_gone_is_made_anew(nats_cluster, js, step):
 
 async def test_a_register_that_was_made_otherwise_is_adapted(nats_cluster, js):
     name = nats_cluster.prefix
-    config = api.StreamConfig(name=f"KV_{name}-v2", subjects=[f"$KV.{name}-v2.>"], max_msgs_per_subject=5, storage="memory")
+    subjects = [f"$KV.{name}-v2.>"]
+    config = api.StreamConfig(name=f"KV_{name}-v2", subjects=subjects, max_msgs_per_subject=5, storage="memory")
     await js.add_stream(config)
     await nats_cluster.node()
     assert (await js.stream_info(f"KV_{name}-v2")).config.max_msgs_per_subject == 1
@@ -553,6 +555,61 @@ async def test_hints_of_several_pages_are_read_whole(nats_cluster, monkeypatch, 
         await node.broker.join(node.device(f"user-{number}", "c"), 10)
     devices = [device async for page in node.broker.mine() for device in page]
     assert sorted(device.user for device in devices) == sorted(f"user-{number}" for number in range(users))
+
+
+async def gone(node, user, conn_id):
+    """Let a user come and go, and claim both events."""
+    device = node.device(user, conn_id)
+    joined = await node.broker.join(device, 1)
+    await node.broker.claim(joined.transitions)
+    node.broker.fired(joined.transitions)
+    return await node.broker.claim((await node.broker.leave(device)).transitions)
+
+
+async def test_a_user_who_has_left_is_gone_also_when_the_node_could_not_say_that_it_has_fired(nats_cluster):
+    (node,) = await nats_cluster.nodes(1)
+    left = await gone(node, "ann", "c1")
+    connection, fails = node.broker._connection, asyncio.Event()
+
+    async def fail(*args):
+        fails.set()
+        raise TimeoutError
+
+    connection.delete, delete = fail, connection.delete
+    node.broker.fired(left)
+    await fails.wait()
+    connection.delete = delete
+    assert await node.broker.online() == 1
+    await node.broker.renew(WAIT)
+    await until(lambda: _is_empty(node))
+
+
+async def test_a_user_whose_event_was_claimed_by_a_node_that_died_is_gone_soon(nats_cluster, monkeypatch):
+    monkeypatch.setattr(nats_broker, "CLAIM_TTL", 1)
+    one, two = await nats_cluster.nodes(2)
+    await gone(one, "ann", "c1")
+    await one.broker.close()
+    await until(lambda: _is_empty(two))
+
+
+async def _is_empty(node):
+    return await node.broker.online() == 0
+
+
+@pytest.mark.parametrize("kind", ["nats", "redis"])
+async def test_nodes_with_other_formats_of_the_register_hear_each_other_and_leave_the_other_register_alone(
+    kind, request, monkeypatch
+):
+    async for cluster in run_cluster(kind, request):
+        new = await cluster.node("talk")
+        for module in nats_connection, redis_broker:
+            monkeypatch.setattr(module, "REGISTER_VERSION", 1)
+        old = await cluster.node("talk")
+        for node in new, old:
+            assert (await node.broker.join(node.device("ann", node.name), 1)).transitions
+            assert await node.broker.nodes() == {node.name}
+        new.broker.publish("talk", b"hello")
+        await old.until("received", "talk", b"hello")
 
 
 async def test_a_hint_that_was_lost_is_repaired_when_the_device_is_registered_again(nats_cluster):

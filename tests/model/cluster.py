@@ -82,11 +82,14 @@ class Request:
     def make(self):
         """The engine makes the step."""
         if self.is_in_force:
-            result = getattr(self.node.world.engine, self.name)(*self.args)
+            world = self.node.world
+            before = world.announced()
+            result = getattr(world.engine, self.name)(*self.args)
+            if self.name not in ("claim", *READS):
+                world.cancelled += world.announced() - before  # what has a number, and stands in no outbox
             self.answer = (list(result) if self.name in READS else result,)
             if self.name == "reap":
                 self.node.world.has_reaped = True
-                self.node.world.inherited |= {(one.user, one.generation) for one in result}
         else:
             self.answer = WseError(ErrorCode.BROKER_UNAVAILABLE)
 
@@ -154,6 +157,9 @@ class ModelBroker:
 
     async def leave(self, device, *, generation=0, code=1006, reason=""):
         return await self._ask("leave", device, generation, code, reason)
+
+    async def set_away(self, device):
+        await self._ask("set_away", device)
 
     async def settle(self, undecided):
         return await self._ask("settle", self.node.name, undecided)
@@ -313,7 +319,7 @@ class ModelCluster:
         self.registers = [self.engine._identity]
         self.faulty = []
         self.has_reaped = False
-        self.inherited = set()  # users and generations that nodes have got from dead ones, whenever that was
+        self.cancelled = Counter()  # by user, transitions that have cancelled each other out
         self.strays = []
         self.users = users
         self.sessions = [None] * len(users)
@@ -538,8 +544,7 @@ class ModelCluster:
         grant = self._era(node), transition.user, transition.generation
         if grant in self.granted:
             self.faulty.append(f"{transition} was given to be fired twice")
-        is_late = any((era, user) == grant[:2] and later > grant[2] for era, user, later in node.granted)
-        if is_late and grant[1:] not in self.inherited:
+        if any((era, user) == grant[:2] and later > grant[2] for era, user, later in node.granted):
             self.faulty.append(f"{transition} fires after a later one")
         self.granted.add(grant)
         node.granted.append(grant)
@@ -547,6 +552,13 @@ class ModelCluster:
     def _era(self, node):
         """How many registers there were before the one that the node knows."""
         return self.registers.index(node.presence.register)
+
+    def announced(self):
+        """How many transitions of each user there were that do not stand in an outbox."""
+        records = self.engine._users.items()
+        return Counter(
+            {user: record.generation - len([t for _, t in record.pending if t.generation]) for user, record in records}
+        )
 
     def _excuse(self, node, transitions):
         """Nobody fires these: a node has claimed them and died."""
@@ -629,7 +641,7 @@ class ModelCluster:
                 continue
             if bool(record.generation % 2) != present:
                 problems.append(f"{user}: {record.generation}, and is present: {present}")
-            if len(self.registers) == 1 and (joined, left) != ((record.generation + 1) // 2, record.generation // 2):
+            if len(self.registers) == 1 and joined + left + self.cancelled[record.user] != record.generation:
                 problems.append(f"{user} has joined {joined} times and left {left} times: {record.generation}")
             came = sum(self.users[d] == user for d, session in enumerate(self.sessions) if session is not None)
             if joined > came and not self.has_reaped and len(self.registers) == 1:
@@ -655,7 +667,7 @@ class ModelCluster:
     def state(self):
         return freeze(
             (
-                self.faults, self.fired, frozenset(self.granted), self.excused, len(self.registers), self.faulty, self.inherited, self.has_reaped, self.strays,
+                self.faults, self.fired, frozenset(self.granted), self.excused, len(self.registers), self.faulty, self.has_reaped, self.cancelled, self.strays,
                 [None if s is None else (s.ended, s.valid, self._node_of(s).name) for s in self.sessions],
                 [self._freeze_node(node) if node.is_alive else node.is_used for node in self.nodes],
                 self.engine._users, self.engine._awaited,
@@ -703,7 +715,7 @@ def freeze(value, world):
         return tuple([freeze(getattr(value, name), world) for name in _names(kind)])
     if kind is Registration:
         ended = value.end is not None
-        return value.device, value.state, value.generation, ended, value.is_busy
+        return value.device, value.state, value.generation, ended, value.is_busy, value.is_again
     if kind is Request:
         waits = value.future is not None
         return (

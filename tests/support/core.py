@@ -269,6 +269,7 @@ class ServerSide(Side):
         generator=None,
         *,
         conns_per_user=1,
+        leave_grace=0.0,
         auth_timeout=20.0,
         heartbeat=None,
         **options,
@@ -278,6 +279,7 @@ class ServerSide(Side):
         self.hub = Hub(
             self.endpoint,
             conns_per_user=conns_per_user,
+            leave_grace=leave_grace,
             auth_timeout=auth_timeout,
             heartbeat=heartbeat,
             clock=lambda: self.scheduler.now,

@@ -46,7 +46,11 @@ class _Side(asyncio.Protocol):
 
     def pass_on(self):
         """Forward the oldest of what is delayed, in order also if the delay has changed meanwhile."""
-        self.other.put(self.late.popleft())
+        data = self.late.popleft()
+        if data:
+            self.other.put(data)
+        else:
+            self.other.put_eof()
         if self.ended and not self.late:
             self.other.transport.close()
 
@@ -59,6 +63,11 @@ class _Side(asyncio.Protocol):
         else:
             self.transport.write(data)
 
+    def put_eof(self):
+        if self.transport.can_write_eof():
+            with suppress(OSError):
+                self.transport.write_eof()
+
     def pause_writing(self):
         self.other.transport.pause_reading()
 
@@ -67,9 +76,11 @@ class _Side(asyncio.Protocol):
             self.other.transport.resume_reading()
 
     def eof_received(self):
-        if self.other is not None and self.other.transport.can_write_eof():
-            with suppress(OSError):
-                self.other.transport.write_eof()
+        if self.other is not None:
+            if self.proxy.delay or self.late:
+                self.data_received(b"")
+            else:
+                self.other.put_eof()
         return True  # the other direction stays open
 
     def connection_lost(self, exc):

@@ -170,10 +170,10 @@ def test_a_node_that_is_taken_for_dead_just_as_it_wakes_hears_of_it():
     assert one.do(one.server.online()) == 0  # it has reaped, but has no answer yet
     nodes.wake(two)
     nodes.advance(1)
-    assert nodes.presence() == [JOINED, JOINED]  # the node that has reaped fires `left` as soon as it knows
     gate.set_result(None)
     nodes.advance(20)
-    assert sorted(nodes.presence()) == [JOINED, JOINED, LEFT]
+    assert nodes.presence() == [JOINED]  # it is back before anybody has fired `left`
+    assert one.do(one.server.online()) == 1
 
 
 def test_a_node_keeps_its_lease_however_long_it_reaps():
@@ -954,6 +954,20 @@ def test_a_device_that_is_displaced_before_it_is_registered_again_is_taken_out()
     assert nodes.presence() == [JOINED, LEFT]
 
 
+def test_a_device_that_was_joined_again_after_it_was_displaced_and_hears_of_it_then_leaves_no_ghost():
+    nodes = Nodes(2)
+    one, two = nodes
+    old = nodes.join(one)
+    one.cluster.presence.check(encode_name("ann"))
+    nodes.advance(1)
+    two.cluster.bus.send_to(one.cluster.node, envelope.Displaced(two.cluster.node, old.conn.conn_id))
+    nodes.run()
+    assert old.closed_with == (1000, "wse.clients-concurrency")
+    assert one.do(one.server.online()) == 0
+    assert one.leftovers == []
+    assert nodes.presence() == [JOINED, LEFT]
+
+
 def test_what_a_node_remembers_is_not_restored_in_a_register_that_lost_nothing():
     nodes = Nodes(2)
     one, two = nodes
@@ -1015,6 +1029,54 @@ def test_being_displaced_twice_or_unknown_is_harmless():
     assert one.errors == []
 
 
+def claims_fail(node):
+    """Let the node's claims fail until the returned function is called."""
+    claim = node.broker.claim
+
+    async def fail(transitions):
+        raise WseError(ErrorCode.BROKER_UNAVAILABLE)
+
+    node.broker.claim = fail
+    return lambda: setattr(node.broker, "claim", claim)
+
+
+def test_a_user_who_left_and_came_to_another_node_before_it_could_fire_was_there_all_the_time():
+    nodes = Nodes(2)
+    one, two = nodes
+    peer = nodes.join(one)
+    heal = claims_fail(one)
+    peer.session.closed(1001, "")
+    nodes.advance(2)
+    back = nodes.join(two)
+    nodes.advance(2)
+    heal()
+    nodes.advance(2)
+    assert nodes.presence() == [JOINED]
+    assert one.leftovers == []
+    back.session.closed(1001, "")
+    nodes.run()
+    assert sorted(nodes.presence()) == [JOINED, LEFT]
+
+
+@pytest.mark.parametrize("is_back", [True, False])
+def test_whether_a_user_has_left_is_decided_anew_when_the_register_is_lost_before_it_could_fire(is_back):
+    nodes = Nodes(2)
+    one, two = nodes
+    peer = nodes.join(one)
+    heal = claims_fail(one)
+    peer.session.closed(1001, "bye")
+    nodes.run()
+    if is_back:
+        nodes.join(two)
+    nodes.engine.forget()
+    heal()
+    nodes.advance(10)
+    assert nodes.presence() == ([JOINED] if is_back else [JOINED, LEFT])
+    assert one.do(one.server.online()) == is_back
+    if not is_back:
+        assert [node.leftovers for node in nodes] == [[], []]
+
+
 # Nodes that start and close.
 
 
@@ -1031,6 +1093,22 @@ def test_a_node_that_closes_takes_its_devices_along_and_leaves_nothing():
     assert one.leftovers == []
     assert one.scheduler.timers == []
     assert not one.cluster.healthy
+
+
+@pytest.mark.parametrize("held", ["leave", "claim"])
+def test_a_node_that_closes_waits_until_left_has_fired(held):
+    nodes = Nodes(1)
+    (one,) = nodes
+    peer = nodes.join(one)
+    gate = held_up(one.broker, held)
+    peer.session.closed(1001, "")
+    nodes.run()
+    closing = one.scheduler.start(one.cluster.close())
+    nodes.advance(1)
+    gate.set_result(None)
+    nodes.run()
+    assert closing.done()
+    assert nodes.presence() == [JOINED, LEFT]
 
 
 def test_a_node_that_closes_waits_for_the_register_but_not_for_ever():

@@ -90,6 +90,12 @@ class UserRecord:
         step = self._decide(device.node, code, reason, recovering)
         return step if registered is not None else Step(step.generation, self._open(device.node))
 
+    def set_away(self, device: Device) -> None:
+        """See `wse.core.ports.broker.Broker.set_away`."""
+        registered = self.devices.get(device.conn_id)
+        if registered is not None and registered.node == device.node:
+            self.devices[device.conn_id] = replace(registered, away=device.away)
+
     def settle(self, node: str, undecided: Transition, *, recovering: bool) -> Step:
         """See `wse.core.ports.broker.Broker.settle`."""
         self._drop_undecided(node)
@@ -128,6 +134,11 @@ class UserRecord:
     def _decide(self, node: str, code: int, reason: str, recovering: bool) -> Step:
         """The rule: what is announced follows what is there, by a transition that stands in a node's outbox."""
         if bool(self.devices) == bool(self.generation % 2):
+            return Step(self.generation)
+        opposite = [one for one in self.pending if one[0] != node and one[1].generation == self.generation > 0]
+        if opposite:  # another node has not claimed it yet, and would fire it after this one
+            self.pending = [one for one in self.pending if one not in opposite]
+            self.generation += 1
             return Step(self.generation)
         if recovering:
             self._drop_undecided(node)

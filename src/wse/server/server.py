@@ -87,6 +87,8 @@ class WseServer(Messaging):
         path: The only path that opens a WebSocket; others get HTTP 404. `None` accepts every path.
         ssl: For `wss:`, an `ssl.SSLContext` with the server's certificate.
         conns_per_user: How many devices of one user may be connected; one more disconnects the oldest.
+        leave_grace: Seconds for which `left` waits after a user's last device has gone. If the user returns meanwhile,
+            neither `left` nor `joined` fires. 0, the default, is no wait.
         timeout: Seconds that a call to a client waits for its answer; 0 means for ever.
         auth_timeout: Seconds that a connection has to become valid; 0 means for ever, `None` the value of `timeout`.
         protocol: The message protocol, or several in order of preference; the client's offer decides.
@@ -128,6 +130,7 @@ class WseServer(Messaging):
         path: str | None = None,
         ssl: ssl.SSLContext | None = None,
         conns_per_user: int = 1,
+        leave_grace: float = 0.0,
         timeout: float = 20.0,
         auth_timeout: float | None = None,
         protocol: Protocol | Iterable[Protocol] | None = None,
@@ -162,6 +165,7 @@ class WseServer(Messaging):
         self._hub = Hub(
             self._endpoint,
             conns_per_user=conns_per_user,
+            leave_grace=leave_grace,
             auth_timeout=deadline,
             heartbeat=heartbeat,
             clock=time.time,

@@ -83,7 +83,7 @@ class NatsConnection:
         self._inbox = Inbox(self._heard)
         self._unused: asyncio.Queue[Msg] = asyncio.Queue()
         self._subscriptions: dict[str, Subscription] = {}
-        self._queue: deque[tuple[str, bytes]] = deque()
+        self._queue: deque[tuple[str, bytes, dict[str, str] | None]] = deque()
         self._size = 0  # bytes in the queue
         self._topics: dict[str, bool] = {}  # subscriptions to be changed
         self._queued = asyncio.Event()
@@ -116,7 +116,7 @@ class NatsConnection:
         return self._client.max_payload
 
     def publish(self, topic: str, data: bytes) -> None:
-        self._queue.append((f"{self._prefix}.{topic}", data))
+        self._queue.append((f"{self._prefix}.{topic}", data, None))
         self._size += len(data)
         self._queued.set()
         if self._size > MAX_BUFFERED:
@@ -124,7 +124,7 @@ class NatsConnection:
 
     def take_unsent(self) -> list[tuple[str, bytes]]:
         own = f"{self._prefix}."
-        unsent = [(subject[self._start :], data) for subject, data in self._queue if subject.startswith(own)]
+        unsent = [(subject[self._start :], data) for subject, data, _ in self._queue if subject.startswith(own)]
         self._queue.clear()
         return unsent
 
@@ -203,10 +203,9 @@ class NatsConnection:
         if queue:
             await self._see_to_an_answer()
         while queue and not self.broken.done():
-            subject, data = queue.popleft()
+            subject, data, headers = queue.popleft()
             if not subject.startswith("$KV."):
                 self._size -= len(data)
-            headers = None if data or not subject.startswith("$KV.") else EXPIRES
             await client.publish(subject, data, headers=headers)
         for flush in flushes:
             if not flush.done():
@@ -248,32 +247,40 @@ class NatsConnection:
 
     # Hints: what each node holds of each user.
 
-    def hint(self, node: str, user: str, conn_ids: Collection[str]) -> None:
-        """Note the connections that a node holds of a user, without waiting for an answer."""
+    def hint(self, node: str, user: str, conn_ids: Collection[str], revision: int | None = None) -> None:
+        """Note the connections that a node holds of a user, without waiting for an answer.
+
+        If a revision is given, and the hint has another one when this arrives, nothing happens.
+        """
+        data = " ".join(conn_ids).encode()
         # The server takes a hint that says nothing away by itself.
-        self._queue.append((self._hint_key(f"{node}.{user}"), " ".join(conn_ids).encode()))
+        headers = {} if data else dict(EXPIRES)
+        if revision is not None:
+            headers[api.Header.EXPECTED_LAST_SUBJECT_SEQUENCE.value] = str(revision)
+        self._queue.append((self._hint_key(f"{node}.{user}"), data, headers or None))
         self._queued.set()
 
-    async def hints(self, node: str) -> AsyncIterator[tuple[str, list[str]]]:
-        """Users of whom a node holds connections, and which.
+    async def hints(self, node: str) -> AsyncIterator[tuple[str, int, list[str]]]:
+        """Users of whom a node holds connections, the revision of the hint, and which connections.
 
         None is missing that was hinted at before: a server that is busy may send less than there is.
         """
         prefix = self._hint_key(f"{node}.")
-        scanned = {subject: value async for subject, value in self._scan(self._hints, f"{prefix}*")}
+        scanned = {subject: (revision, value) async for subject, revision, value in self._scan(f"{prefix}*")}
         offset = 0
         while True:
             subjects, _ = await self._subjects(self._hints, f"{prefix}*", offset)
             for subject in subjects:
                 if subject not in scanned:
                     with suppress(NotFoundError):
-                        scanned[subject] = (await self._stream.get_msg(self._hints, subject=subject)).data or b""
+                        message = await self._stream.get_msg(self._hints, subject=subject)
+                        scanned[subject] = message.seq or 0, message.data or b""
             offset += len(subjects)
             if not subjects:
                 break
-        for subject, value in scanned.items():
+        for subject, (revision, value) in scanned.items():
             if value:
-                yield subject[len(prefix) :], value.decode().split()
+                yield subject[len(prefix) :], revision, value.decode().split()
 
     def _hint_key(self, key: str) -> str:
         return f"$KV.{self._name}-hints.{key}"
@@ -331,8 +338,8 @@ class NatsConnection:
             state = _checked(json.loads(reply.data))["state"]
         return [*(state.get("subjects") or ())], state["messages"]
 
-    async def _scan(self, bucket: str, subjects: str) -> AsyncIterator[tuple[str, bytes]]:
-        """Subjects of a bucket, `*` stands for any part, with their values.
+    async def _scan(self, subjects: str) -> AsyncIterator[tuple[str, int, bytes]]:
+        """Subjects of hints, `*` stands for any part, with their revisions and values.
 
         What comes, goes or changes meanwhile may be missing.
         """
@@ -343,8 +350,8 @@ class NatsConnection:
                 ack_policy=api.AckPolicy.NONE,
                 inactive_threshold=2 * PAGE_TIMEOUT,
             )
-            consumer = await self._stream.add_consumer(bucket, config)
-            next_page = f"$JS.API.CONSUMER.MSG.NEXT.{bucket}.{consumer.name}"
+            consumer = await self._stream.add_consumer(self._hints, config)
+            next_page = f"$JS.API.CONSUMER.MSG.NEXT.{self._hints}.{consumer.name}"
             question = json.dumps({"batch": PAGE_SIZE, "expires": int(PAGE_TIMEOUT * 1e9)}).encode()
             pending = consumer.num_pending or 0
             while pending:
@@ -358,7 +365,7 @@ class NatsConnection:
 
                 await self._converse([(next_page, question)], heard)
                 for message in page:
-                    yield message.subject, message.data
+                    yield message.subject, message.metadata.sequence.stream, message.data
                 pending = page[-1].metadata.num_pending if page else 0
 
     async def _converse(self, questions: list[tuple[str, bytes]], heard: Callable[[Msg], bool]) -> None:

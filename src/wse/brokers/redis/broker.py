@@ -7,8 +7,9 @@ or the URL of Sentinels that know the primary; see `wse.brokers.redis.sentinel`.
 What the register is made of, under the prefix and `v2:`, the version of the format:
 
     register   string  a random word, made with the register: an engine that has lost it has another one
-    u:<user>   hash    connection id to "node place away"; "#g" the generation, "#p" the place of the newest device.
-                       Without a device it is kept for ten minutes, for the numbers
+    u:<user>   hash    connection id to "node place away"; "#p" the place of the newest device; "#g" the generation and,
+                       until that transition is claimed, the node whose outbox it is in. Without a device it is kept for
+                       ten minutes, for the numbers
     users      set     users with a device
     o:<node>   hash    the node's outbox: "user generation" to "code reason"
     c:<node>   hash    what it has claimed of that and not yet reported as fired, likewise; for ten minutes
@@ -33,7 +34,19 @@ from urllib.parse import urlsplit
 from wse.brokers.placement import by_place
 from wse.brokers.reconnecting import REGISTER_VERSION, ReconnectingBroker, take
 from wse.brokers.redis.connection import RedisConnection
-from wse.brokers.redis.scripts import CLAIM, JOIN, LEAVE, NODES, REAP, REGISTERED, RENEW, RESIGN, SETTLE, Script
+from wse.brokers.redis.scripts import (
+    CLAIM,
+    JOIN,
+    LEAVE,
+    NODES,
+    REAP,
+    REGISTERED,
+    RENEW,
+    RESIGN,
+    SET_AWAY,
+    SETTLE,
+    Script,
+)
 from wse.brokers.redis.sentinel import SCHEMES, Sentinels, split
 from wse.core.ports.broker import Device, Joined, Lease, Step, Transition
 from wse.errors import ErrorCode, WseError
@@ -124,6 +137,9 @@ class RedisBroker(ReconnectingBroker[RedisConnection]):
     async def leave(self, device: Device, *, generation: int = 0, code: int = 1006, reason: str = "") -> Step:
         after, transitions = await self._step(LEAVE, device.user, device.conn_id, generation, code, reason)
         return Step(after, _transitions(transitions))
+
+    async def set_away(self, device: Device) -> None:
+        await self._step(SET_AWAY, device.user, device.conn_id, int(device.away))
 
     async def settle(self, undecided: Transition) -> Step:
         after, transitions = await self._step(SETTLE, undecided.user, undecided.code, undecided.reason)

@@ -51,7 +51,7 @@ end
 -- The generation of a user and the place of the newest device, the former raised to what a node remembers.
 local function numbers(key, known)
   local found = redis.call('HMGET', key, '#g', '#p')
-  local generation, place = tonumber(found[1] or 0), tonumber(found[2] or 0)
+  local generation, place = tonumber(string.match(found[1] or '0', '^%d+')), tonumber(found[2] or 0)
   if not found[1] or generation < tonumber(known) then
     generation = math.max(generation, tonumber(known))
     redis.call('HSET', key, '#g', generation, '#p', string.format('%d', place))
@@ -61,6 +61,14 @@ end
 local function forget(key, user, id, holder)
   redis.call('HDEL', key, id)
   redis.call('SREM', prefix .. 'n:' .. holder, user .. ' ' .. id)
+end
+-- An entry of an outbox has been claimed, or has another owner.
+local function hand_over(entry, from, to)
+  local user, generation = string.match(entry, '^(%S+) (%d+)$')
+  local key = prefix .. 'u:' .. user
+  if redis.call('HGET', key, '#g') == generation .. ' ' .. from then
+    redis.call('HSET', key, '#g', generation .. to)
+  end
 end
 local told = {}
 local function tell(user, generation)
@@ -88,12 +96,19 @@ local function decide(key, user, generation, code, reason)
   end
   if present == (generation % 2 == 1) then return generation end
   local outbox = prefix .. 'o:' .. node
+  local owner = string.match(redis.call('HGET', key, '#g'), ' (%S+)$')
+  if owner and owner ~= node then  -- it has not claimed the opposite one yet, and would fire it after this one
+    redis.call('HDEL', prefix .. 'o:' .. owner, user .. ' ' .. generation)
+    generation = generation + 1
+    redis.call('HSET', key, '#g', generation)
+    return generation
+  end
   if is_recovering() then
     redis.call('HSET', outbox, user .. ' 0', code .. ' ' .. reason)
     return generation
   end
   generation = generation + 1
-  redis.call('HSET', key, '#g', generation)
+  redis.call('HSET', key, '#g', generation .. ' ' .. node)
   redis.call('HSET', outbox, user .. ' ' .. generation, code .. ' ' .. reason)
   tell_open(user, generation)
   return generation
@@ -166,6 +181,21 @@ return {generation, out}
 )
 """user, connection id, known generation, code, reason; replies generation and transitions."""
 
+SET_AWAY = Script(
+    _STEP
+    + """
+local user, id, away = unpack(ARGV, 4)
+local key = prefix .. 'u:' .. user
+local registered = redis.call('HGET', key, id)
+if registered then
+  local holder, place = read(registered)
+  if holder == node then redis.call('HSET', key, id, node .. ' ' .. place .. ' ' .. away) end
+end
+return 1
+"""
+)
+"""user, connection id, away (0 or 1)."""
+
 CLAIM = Script(
     _STEP
     + """
@@ -175,6 +205,7 @@ for i = 4, #ARGV do
   if entry then
     redis.call('HDEL', outbox, ARGV[i])
     redis.call('HSET', claims, ARGV[i], entry)
+    hand_over(ARGV[i], node, '')
     table.insert(out, ARGV[i])
   elseif redis.call('HEXISTS', claims, ARGV[i]) == 1 then
     table.insert(out, ARGV[i])
@@ -214,6 +245,7 @@ for _, dead in ipairs(redis.call('ZRANGEBYSCORE', leases, '-inf', now)) do
     for i = 1, #entries, 2 do
       redis.call('HSET', outbox, entries[i], entries[i + 1])
       redis.call('HDEL', its_outbox, entries[i])
+      hand_over(entries[i], dead, ' ' .. node)
       local user, generation = string.match(entries[i], '^(%S+) (%d+)$')
       if generation ~= '0' then tell(user, tonumber(generation)) end
       left = left - 1

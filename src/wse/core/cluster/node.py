@@ -222,7 +222,7 @@ class ClusterNode:
         self.presence.admit(session, cid, welcome)
 
     def leave(self, conn: WseConnection, identity: WseIdentity, code: int, reason: str, is_last_here: bool) -> None:
-        self.presence.leave(conn, identity, code, reason)
+        self.presence.leave(conn, identity, code, reason, is_last_here=is_last_here)
 
     def drop_joining(self, cid: ClientId, reason: str, code: int) -> None:
         self.presence.drop_joining(cid, reason, code)
@@ -254,7 +254,7 @@ class ClusterNode:
 
     async def devices(self, cid: ClientId) -> list[DeviceInfo]:
         devices = await self.broker.devices(encode_name(cid))
-        return [DeviceInfo(cid, device.conn_id, device.node) for device in devices]
+        return [DeviceInfo(cid, device.conn_id, device.node) for device in devices if not device.away]
 
     async def online(self) -> int:
         return await self.broker.online()
@@ -278,6 +278,8 @@ class ClusterNode:
             return [*here.values()]
         callees: list[Callee] = []
         for device in devices:
+            if device.away:
+                continue
             if device.node != self.node:
                 callees.append(RemoteDevice(self.rpc, device.node, device.conn_id))
             elif device.conn_id in here:

@@ -10,10 +10,17 @@ A device of this node is in one of these states:
     JOINING     no answer: the broker is away           OUTSIDE     welcome
     INSIDE      the lease was lost, or it is missing    OUTSIDE
     OUTSIDE     reconciled: joined again                INSIDE      fire, close displaced devices
-    any         displaced by a newer device             DISPLACED   close the connection
+    JOINING,    displaced by a newer device             DISPLACED   close the connection
+    OUTSIDE,
+    INSIDE
+    INSIDE      the user's last one here has ended,     AWAY        say so
+                and there is a `leave_grace`
+    AWAY        the grace is over, the user is back     LEAVING     leave
+                here, or the lease was lost
     any         the connection has ended                LEAVING     leave
     LEAVING     the register has taken it out           gone        fire
-    DISPLACED   the connection has ended                gone
+    DISPLACED   the connection has ended                gone        (LEAVING if it was ever joined again: that may
+                                                                    have come after the displacement)
 
 A step whose answer is lost leaves the device where it was. Reconciliation repairs the rest, whatever caused it: it
 compares what the register holds under this node's name with what the node holds itself, both ways. It runs after
@@ -42,7 +49,7 @@ if TYPE_CHECKING:
     from wse.core.hub.hub import Hub
     from wse.core.packed import Packed
     from wse.core.ports.broker import Joined, Lease
-    from wse.core.ports.scheduling import Scheduler
+    from wse.core.ports.scheduling import Scheduler, Timer
     from wse.types import ClientId
 
 WIDTH = 32
@@ -58,8 +65,13 @@ class State(Enum):
     JOINING = auto()
     OUTSIDE = auto()
     INSIDE = auto()
+    AWAY = auto()
     DISPLACED = auto()
     LEAVING = auto()
+
+
+UNSETTLED = (State.OUTSIDE, State.AWAY, State.LEAVING)
+"""The states that ask for a step of the register; a device that is away needs it only once."""
 
 
 class _Joining:
@@ -86,9 +98,10 @@ class Registration:
         generation: The user's generation as last heard; 0 if unknown.
         end: When the connection has ended: the user, and the code and reason of the close.
         is_busy: Whether a step is under way. A device makes one step at a time: two could overtake each other.
+        is_again: Whether it was joined more than once, or is about to be.
     """
 
-    __slots__ = ("conn", "device", "end", "generation", "is_busy", "state")
+    __slots__ = ("conn", "device", "end", "generation", "is_again", "is_busy", "state")
 
     def __init__(self, device: Device, conn: WseConnection) -> None:
         self.device = device
@@ -97,6 +110,7 @@ class Registration:
         self.generation = 0
         self.end: tuple[WseIdentity, int, str] | None = None
         self.is_busy = False
+        self.is_again = False
 
 
 class Presence:
@@ -115,8 +129,9 @@ class Presence:
         self._firing = Firing(bus, hub)
         self._registrations: dict[str, Registration] = {}
         self._joining: dict[str, list[Registration]] = {}  # by user, those between acceptance and welcome
-        self._unsettled: dict[Registration, None] = {}  # those that are OUTSIDE or LEAVING, in order
-        # By user, the generation that the register is to restore with the next step: it may have lost it.
+        self._unsettled: dict[Registration, None] = {}  # those for which a step is to be made, in order
+        self._away: dict[str, tuple[Registration, Timer]] = {}  # by user, those that are AWAY
+        # By user, the generation that the register is to restore with the user's next step: it may have lost it.
         self._restoring: dict[str, int] = {}
         self._lost_at = -FIRED_TTL  # when the register was found to have lost what it held
         self._lease = 0  # counts the leases: an answer of an earlier one need not hold under the present one
@@ -158,10 +173,10 @@ class Presence:
         lease = self._lease
         try:
             joined = await self._ask_join(registration.device, fresh=True)
-            if subscribing:
-                await self._broker.flush()  # messages that are sent after the welcome must arrive
             if lease == self._lease:
                 claimed = await self._firing.claim(joined.transitions, identity)
+            if subscribing:
+                await self._broker.flush()  # messages that are sent after the welcome must arrive
         except WseError:
             pass  # reconciliation registers it, or claims its transition, when the broker is back
         joining = self._joining.get(registration.device.user, [])
@@ -188,6 +203,8 @@ class Presence:
             self._hub.push_out(conn)
         else:
             self._displace(joined.displaced)
+        if is_inside:
+            self._end_grace(registration.device.user)
         self._firing.emit(claimed[:-1])
         self._hub.welcome(session, welcome, is_first=bool(claimed))
         self._broker.fired([transition for transition, _ in claimed[-1:]])
@@ -206,18 +223,39 @@ class Presence:
 
     # A connection goes.
 
-    def leave(self, conn: WseConnection, identity: WseIdentity, code: int, reason: str) -> None:
+    def leave(
+        self, conn: WseConnection, identity: WseIdentity, code: int, reason: str, *, is_last_here: bool = False
+    ) -> None:
         """The connection has ended."""
         registration = self._registrations.get(conn.conn_id)
         if registration is None:  # the node has left the cluster already
             return
         self._bus.unwant(USER + registration.device.user)
-        if registration.state is State.DISPLACED:
+        if registration.state is State.DISPLACED and not registration.is_again:
             self._forget(registration)
             return
         registration.end = identity, code, reason
-        self._enter(registration, State.LEAVING)
+        if is_last_here and self._hub.leave_grace and registration.state is State.INSIDE:
+            self._begin_grace(registration)
+        else:
+            self._enter(registration, State.LEAVING)
         self._scheduler.spawn(self._try(self._settle(registration)))
+
+    def _begin_grace(self, registration: Registration) -> None:
+        """Keep a device in the register whose connection has ended, so that its user is still there."""
+        user = registration.device.user
+        self._end_grace(user)  # of an earlier one
+        registration.device = replace(registration.device, away=True)
+        self._enter(registration, State.AWAY)
+        self._away[user] = registration, self._scheduler.call_later(self._hub.leave_grace, self._end_grace, user)
+
+    def _end_grace(self, user: str) -> None:
+        if user in self._away:
+            registration, timer = self._away.pop(user)
+            timer.cancel()
+            if registration.state is State.AWAY:
+                self._enter(registration, State.LEAVING)
+                self._scheduler.spawn(self._try(self._settle(registration)))
 
     async def _leave(self, registration: Registration) -> None:
         assert registration.end is not None
@@ -228,19 +266,17 @@ class Presence:
         step = await self._broker.leave(registration.device, generation=generation, code=code, reason=reason)
         if lease == self._lease:  # else it leaves once more
             self._restoring.pop(user, None)
-            self._forget(registration)
             await self._firing.fire(step.transitions, identity)
+            self._forget(registration)
 
     def displaced(self, conn_id: str) -> None:
         """The register has taken this device out, for a newer one."""
         registration = self._registrations.get(conn_id)
-        if registration is None or registration.state is State.DISPLACED:
+        if registration is None or registration.end is not None or registration.state is State.DISPLACED:
             return
         was = registration.state
         self._enter(registration, State.DISPLACED)
-        if was is State.LEAVING:
-            self._forget(registration)
-        elif was is not State.JOINING:  # else it waits for its welcome, and `_join` will see
+        if was is not State.JOINING:  # else it waits for its welcome, and `_join` will see
             registration.conn.drop(CloseReason.CLIENTS_CONCURRENCY)
 
     def check(self, user: str) -> None:
@@ -258,7 +294,7 @@ class Presence:
 
     def _enter(self, registration: Registration, state: State) -> None:
         registration.state = state
-        if state is State.OUTSIDE or state is State.LEAVING:
+        if state in UNSETTLED:
             self._unsettled[registration] = None
         else:
             self._unsettled.pop(registration, None)
@@ -303,7 +339,8 @@ class Presence:
         is_other = not is_first and lease.register != self.register
         self.register = lease.register
         if is_other:
-            self._firing.register_lost()
+            leaving = {one.device.user for one in self._registrations.values() if one.state is State.LEAVING}
+            self._firing.register_lost(leaving)
         if lease.state == "kept":
             return
         self._lease += 1
@@ -320,6 +357,8 @@ class Presence:
                 registration.device = replace(device, place=device.place - EARLIER)
             if registration.state is State.INSIDE:
                 self._enter(registration, State.OUTSIDE)
+        for user in tuple(self._away):
+            self._end_grace(user)
 
     async def reconcile(self) -> None:
         """Compare what the register holds of this node with what the node holds itself, and repair both.
@@ -365,6 +404,10 @@ class Presence:
             while registration in self._unsettled:
                 if registration.state is State.OUTSIDE:
                     await self._join_again(registration)
+                elif registration.state is State.AWAY:
+                    await self._broker.set_away(registration.device)
+                    if registration.state is State.AWAY:
+                        self._unsettled.pop(registration, None)
                 else:
                     await self._leave(registration)
         finally:
@@ -381,6 +424,7 @@ class Presence:
     async def _join_again(self, registration: Registration) -> None:
         lease = self._lease
         is_new = not registration.device.place
+        registration.is_again = True
         joined = await self._ask_join(registration.device, fresh=is_new)
         if lease != self._lease:
             return
@@ -388,10 +432,7 @@ class Presence:
         if registration.state is State.OUTSIDE:
             self._enter(registration, State.INSIDE)
         self._displace(joined.displaced)
-        transitions = joined.transitions
-        if registration.state is State.DISPLACED:  # before this step, which has put it in again
-            transitions += (await self._broker.leave(joined.device)).transitions
-        await self._firing.fire(transitions)
+        await self._firing.fire(joined.transitions)
         if is_new:  # an earlier attempt may have displaced devices, and its answer was lost
             self._bus.publish(USER + registration.device.user, Check(self._bus.node))
             self.check(registration.device.user)
@@ -400,8 +441,10 @@ class Presence:
 
     async def close(self, timeout: float) -> None:
         """Wait until all devices are out of the register, but no longer than `timeout` seconds."""
-        if not self._registrations:
+        if not self._registrations and self._firing.is_idle:
             return
+        for user in tuple(self._away):
+            self._end_grace(user)
         self._emptied = self._scheduler.create_future()
         timer = self._scheduler.call_later(timeout, self._done)
         self._scheduler.spawn(self._settle_last())
@@ -413,9 +456,14 @@ class Presence:
 
     async def _settle_last(self) -> None:
         await self._try(self.settle())
+        if not self._registrations:
+            self._done()
 
     def reset(self) -> None:
         """The node has left the cluster. Other nodes reap what the register still holds of it."""
+        for _, timer in self._away.values():
+            timer.cancel()
+        self._away.clear()
         self._registrations.clear()
         self._joining.clear()
         self._unsettled.clear()

@@ -57,6 +57,7 @@ class Hub:
     Args:
         endpoint: The state that its sessions share.
         conns_per_user: How many devices of one user may be connected at a time.
+        leave_grace: Seconds that a user has to return, after the last device's end, before `left` fires.
         auth_timeout: Seconds that a connection has to become valid; 0 for ever.
         heartbeat: When silent connections are pinged, and given up.
         clock: The time of day, in Unix seconds.
@@ -68,6 +69,7 @@ class Hub:
         endpoint: Endpoint,
         *,
         conns_per_user: int,
+        leave_grace: float = 0.0,
         auth_timeout: float,
         heartbeat: Heartbeat,
         clock: Callable[[], float],
@@ -75,6 +77,8 @@ class Hub:
     ) -> None:
         if conns_per_user < 1:
             raise ValueError(f"conns_per_user must be at least 1, not {conns_per_user}")
+        if not 0 <= leave_grace < math.inf:
+            raise ValueError(f"leave_grace is in seconds, or 0 for none, not {leave_grace}")
         if auth_timeout < 0:
             raise ValueError(f"auth_timeout is in seconds, or 0 for none, not {auth_timeout}")
         self.endpoint = endpoint
@@ -85,6 +89,7 @@ class Hub:
         endpoint.extensions.add(self.auth)
         endpoint.extensions.add(LimitsExtension())
         self.conns_per_user = conns_per_user
+        self.leave_grace = leave_grace
         self.auth_timeout = auth_timeout
         self.identify: AuthHandler | None = None
         self.generator: AuthHandler | None = None

@@ -6,7 +6,8 @@ by strings of `A-Z a-z 0-9 _ - =`, which every engine takes as a part of its own
 between such strings.
 
     publish, subscribe            bytes to topics, at most once
-    join, leave, settle, reap     steps of the register: each is atomic for the whole cluster
+    join, leave, settle, reap,    steps of the register: each is atomic for the whole cluster
+    set_away
     pending, claim, fired         the register's outbox: `joined` and `left` events that are still to be fired
     renew, registered, nodes      leases: a node that does not renew its lease is dead, and others reap its devices
 
@@ -223,6 +224,9 @@ class Broker(typing.Protocol):
             reason: The same.
         """
         ...
+
+    async def set_away(self, device: Device) -> None:
+        """Note whether the device's connection is broken, as `device.away` says, if it is registered by this node."""
 
     async def settle(self, undecided: Transition) -> Step:
         """Decide a transition that the outbox holds with generation 0: apply the rule, and take the entry out."""
