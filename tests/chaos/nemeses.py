@@ -139,20 +139,24 @@ async def part_pub(run, name):
     await asyncio.sleep(run.chance.choice([2, LEASE, LEASE + 4, LEASE + 9]))
 
 
+async def slow_down(run, seconds, delay):
+    for proxy in run.proxies.values():
+        proxy.delay = delay
+    await asyncio.sleep(seconds)
+    for proxy in run.proxies.values():
+        proxy.delay = 0.0
+
+
 @nemesis("slow", breaks_promises=False)
 async def slow(run, name):
     """The engine answers all nodes after half a second."""
-    for proxy in run.proxies.values():
-        proxy.delay = 0.25
-    await asyncio.sleep(15)
+    await slow_down(run, 15, 0.25)
 
 
 @nemesis("slower")
 async def slower(run, name):
     """The engine answers all nodes so slowly, after nearly two seconds, that it often counts as out of reach."""
-    for proxy in run.proxies.values():
-        proxy.delay = 0.9
-    await asyncio.sleep(20)
+    await slow_down(run, 20, 0.9)
 
 
 # The engine.

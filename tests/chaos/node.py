@@ -122,7 +122,7 @@ def state():
         "connections": {conn.conn_id: conn.cid for conn in hub.connections.values()},
         "rooms": {room: sorted(members) for room, members in hub.rooms._members.items()},
         "must be zero": {
-            "unsettled": len(presence._unsettled),
+            "unsettled": len(presence._registrations.unsettled),
             "joining": len(presence._joining),
             "backlog": len(network.bus._backlog),
             "asked": rpc.waiting,

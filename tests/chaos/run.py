@@ -227,7 +227,7 @@ class Run:
             try:
                 await nemesis.make(self, node)
             finally:
-                self._heal(node if nemesis.breaks_promises else None)
+                self._heal(node)
                 self.log("fault ended", kind=kind, node=node)
             await self._all_ready()
             self.log("healed", kind=kind, node=node)

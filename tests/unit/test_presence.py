@@ -8,7 +8,7 @@ from support.nodes import Nodes, heard
 from wse import ErrorCode, WseError
 from wse.core.cluster import envelope
 from wse.core.cluster.envelope import NODE, encode_name
-from wse.core.cluster.presence import each
+from wse.core.cluster.reconciler import each
 from wse.core.cluster.settings import ClusterSettings
 from wse.core.ports.broker import Device
 
@@ -958,7 +958,7 @@ def test_a_device_that_was_joined_again_after_it_was_displaced_and_hears_of_it_t
     nodes = Nodes(2)
     one, two = nodes
     old = nodes.join(one)
-    one.cluster.presence.check(encode_name("ann"))
+    one.cluster.steps.check(encode_name("ann"))
     nodes.advance(1)
     two.cluster.bus.send_to(one.cluster.node, envelope.Displaced(two.cluster.node, old.conn.conn_id))
     nodes.run()
@@ -966,6 +966,27 @@ def test_a_device_that_was_joined_again_after_it_was_displaced_and_hears_of_it_t
     assert one.do(one.server.online()) == 0
     assert one.leftovers == []
     assert nodes.presence() == [JOINED, LEFT]
+
+
+def test_a_device_hears_that_it_was_displaced_by_one_that_had_no_answer_and_has_left_since():
+    nodes = Nodes(2)
+    one, two = nodes
+    old = nodes.join(one)
+    nodes.advance(2)  # past the first reconciliation
+    join = two.broker.join
+
+    async def made_but_not_told(*args, **options):
+        two.broker.join = join
+        await join(*args, **options)
+        raise WseError(ErrorCode.BROKER_UNAVAILABLE)
+
+    two.broker.join = made_but_not_told
+    nodes.join(two).session.closed(1001, "")
+    nodes.advance(3)
+    assert old.closed_with is None
+    assert [device.conn_id for device in one.do(one.server.devices("ann"))] == [old.conn.conn_id]
+    nodes.advance(10)
+    assert nodes.presence().count(JOINED) - nodes.presence().count(LEFT) == 1
 
 
 def test_what_a_node_remembers_is_not_restored_in_a_register_that_lost_nothing():
@@ -1282,7 +1303,7 @@ def test_a_lease_that_runs_out_again_while_devices_are_registered_is_no_harm():
     nodes.advance(10)
     assert one.do(one.broker.online()) == 40
     assert [entry[1] for entry in nodes.log("joined")] == users
-    assert not one.cluster.presence._unsettled
+    assert not one.cluster.presence._registrations.unsettled
 
 
 def test_a_lease_that_runs_out_while_a_device_joins_registers_it_again():
