@@ -1,9 +1,9 @@
 """A cluster as a model: real nodes, a real register, and a network between them that does whatever it may.
 
-What is real: `ClusterNode` with its `Presence`, `Liveness` and `Bus`, the `Hub`, and the register of `MemoryCluster` with
-the rules of `wse.brokers.placement`. Modelled is what lies between: a request waits in the node's connection until the
-engine makes the step, and its answer waits there until the node hears it. So the coroutines of the nodes stop wherever
-they ask the register, and an action decides which one goes on.
+What is real: `ClusterNode` with all its parts, the `Hub`, and the register of `MemoryCluster` with the rules of
+`wse.brokers.placement`. Modelled is what lies between: a request waits in the node's connection until the engine makes
+the step, and its answer waits there until the node hears it. So the coroutines of the nodes stop wherever they ask the
+register, and an action decides which one goes on.
 
     connect, end        a client comes, or goes
     serve               the engine makes the step of the node's first request, and the node hears the answer
@@ -35,13 +35,14 @@ from dataclasses import fields, is_dataclass
 from enum import Enum
 from functools import cache
 from types import MethodType
+from typing import ClassVar
 
 from support.core import FakeLink, FakeRequest, FakeScheduler, accept_identity
 from wse import ErrorCode, WseError
 from wse.brokers.memory import MemoryCluster
 from wse.core.cluster.envelope import decode_name, encode_name
 from wse.core.cluster.node import ClusterNode
-from wse.core.cluster.presence import Registration
+from wse.core.cluster.registration import Registration, Registrations
 from wse.core.cluster.settings import ClusterSettings
 from wse.core.heartbeat import Heartbeat
 from wse.core.hub.connection import ServerSession, WseConnection
@@ -213,7 +214,7 @@ class ModelBroker:
 
 
 class ModelScheduler(FakeScheduler):
-    made = deque(maxlen=0)  # nobody needs a list of them all
+    made: ClassVar = deque(maxlen=0)  # nobody needs a list of them all
 
 
 class Events:
@@ -258,8 +259,8 @@ class ModelNode:
         self.hub.identify = accept_identity
         self.hub.joined, self.hub.left = Events(world.fired, "joined"), Events(world.fired, "left")
         self.cluster = self.hub.network = ClusterNode(self.hub, self.broker, SETTINGS, readers=())
-        self.presence, self.liveness = self.cluster.presence, self.cluster.liveness
-        self.firing = self.presence._firing
+        self.liveness, self.reconciler = self.cluster.liveness, self.cluster.reconciler
+        self.firing, self.registrations = self.cluster.firing, self.cluster.presence._registrations
         self._note_fired = self.firing._note_fired
         self.firing._note_fired = self.note_fired
         self.scheduler.spawn(self.cluster.open())
@@ -392,10 +393,10 @@ class ModelCluster:
 
     def _has_work(self, node):
         """Whether a renewal of its lease leads to anything."""
-        presence, lease = node.presence, self.engine._leases.get(node.name)
+        lease = self.engine._leases.get(node.name)
         return (
-            presence.is_disturbed
-            or bool(presence._unsettled or presence._firing._open)
+            node.reconciler.is_disturbed
+            or bool(node.registrations.unsettled or node.firing._open or node.reconciler._departed)
             or lease is None
             or (lease.epoch, lease.state) != (node.broker.epoch, "kept")
             or self.engine.lease(node.name).has_pending
@@ -551,7 +552,7 @@ class ModelCluster:
 
     def _era(self, node):
         """How many registers there were before the one that the node knows."""
-        return self.registers.index(node.presence.register)
+        return self.registers.index(node.reconciler.register)
 
     def announced(self):
         """How many transitions of each user there were that do not stand in an outbox."""
@@ -570,13 +571,14 @@ class ModelCluster:
             self.fired[decode_name(transition.user), "joined" if transition.is_joined else "left"] += 1
 
     def _concerns(self, record, node):
-        """Whether the register knows something of the user by this node only."""
-        mine = [*record.devices.values(), *record.pending, *record.claimed]
-        return any(node.name in (one.node if isinstance(one, Device) else one[0],) for one in mine)
+        """Whether what the register knows of the user is partly the node's."""
+        owners = {device.node for device in record.devices.values()}
+        owners |= {owner for owner, _ in (*record.pending, *record.claimed)}
+        return node.name in owners
 
     def _excuse_users_of(self, node):
         """The node is gone together with the register, so nobody knows what it had announced."""
-        self.excused |= {decode_name(one.device.user) for one in node.presence._registrations.values()}
+        self.excused |= {decode_name(one.device.user) for one in node.registrations.values()}
         self.excused |= {decode_name(user) for user in node.firing._open}
         self.excused |= {record.user for record in self.engine._users.values() if self._concerns(record, node)}
 
@@ -626,7 +628,7 @@ class ModelCluster:
         """Nothing happens any more: the register has what there is, and has told of each change once."""
         problems = self.faulty
         there = [d for d, session in enumerate(self.sessions) if session is not None and self._is_there(d)]
-        registered = {id for user in set(self.users) for id in self._registered(user)}
+        registered = {name for user in set(self.users) for name in self._registered(user)}
         problems += [f"device{d} is not registered" for d in there if f"device{d}" not in registered]
         problems += [f"{ghost} is a ghost" for ghost in registered - {f"device{d}" for d in there}]
         for user in set(self.users):
@@ -652,11 +654,9 @@ class ModelCluster:
             if node.is_alive:
                 problems += [f"{task} has not ended" for task in node.scheduler.unfinished]
                 problems += [f"{task} has failed" for task in node.scheduler.unseen]
-                if len(node.presence._registrations) != len(
-                    [d for d in there if self._node_of(self.sessions[d]) is node]
-                ):
-                    problems.append(f"{node.name} holds {list(node.presence._registrations)}")
-                if node.presence._unsettled or node.presence._firing._open:
+                if len(node.registrations) != len([d for d in there if self._node_of(self.sessions[d]) is node]):
+                    problems.append(f"{node.name} holds {list(node.registrations)}")
+                if node.registrations.unsettled or node.firing._open:
                     problems.append(f"{node.name} is not settled")
 
     def _registered(self, user):
@@ -665,28 +665,27 @@ class ModelCluster:
     # The state.
 
     def state(self):
-        return freeze(
-            (
-                self.faults, self.fired, frozenset(self.granted), self.excused, len(self.registers), self.faulty, self.has_reaped, self.cancelled, self.strays,
-                [None if s is None else (s.ended, s.valid, self._node_of(s).name) for s in self.sessions],
-                [self._freeze_node(node) if node.is_alive else node.is_used for node in self.nodes],
-                self.engine._users, self.engine._awaited,
-                {name: (lease.until > self.now, lease.state, lease.is_reaped) for name, lease in self.engine._leases.items()},
-            ),
-            self,
+        engine = self.engine
+        world = (
+            self.faults, self.users, self.fired, self.granted, self.excused, self.faulty, self.strays,
+            len(self.registers), self.has_reaped, self.cancelled, engine._users, engine._awaited,
+            [None if s is None else (s.ended, s.valid, self._node_of(s).name) for s in self.sessions],
+            {name: (one.until > self.now, one.state, one.is_reaped) for name, one in engine._leases.items()},
         )  # fmt: skip
+        return freeze((world, [self._parts(node) if node.is_alive else node.is_used for node in self.nodes]), self)
 
-    def _freeze_node(self, node):
-        broker, presence, liveness, bus = node.broker, node.presence, node.liveness, node.cluster.bus
+    def _parts(self, node):
+        """All that a node's future depends on."""
+        broker, firing, reconciler, liveness = node.broker, node.firing, node.reconciler, node.liveness
         return (
-            node.is_used, node.is_slow, frozenset(node.granted), broker.connected, self.engine.is_in_force(node.name, broker.epoch),
-            broker.requests, broker.messages, broker.topics,
-            presence._registrations, presence._joining, presence._unsettled, presence._firing._open, presence._restoring,
-            {user: generations for user, (generations, at) in presence._firing._fired.items()}, presence._lost_at > 0,
-            self._era(node), presence.is_disturbed,
+            node.is_used, node.is_slow, node.granted,
+            broker.connected, broker.requests, broker.messages, broker.topics,
+            self.engine.is_in_force(node.name, broker.epoch),
+            node.registrations, node.registrations.unsettled, node.cluster.presence._joining,
+            firing._open, {user: generations for user, (generations, _) in firing._fired.items()},
+            node.cluster.steps.restoring, reconciler._departed, reconciler._lost_at > 0, reconciler.is_disturbed,
+            self._era(node), node.cluster.bus.peers, node.cluster.bus._backlog,
             max(liveness._renewed, self.now - SETTINGS.lease_ttl), liveness._renewed_since, liveness._maintaining,
-            bus._is_held,
-            bus.peers, bus._backlog,
             Counter(freeze(task.get_coro(), self) for task in node.scheduler.unfinished),
         )  # fmt: skip
 
@@ -703,7 +702,7 @@ def freeze(value, world):
         return max(value - world.now, -SETTINGS.lease_ttl)
     if kind in (tuple, list, deque):
         return tuple([freeze(item, world) for item in value])
-    if kind in (dict, Counter):
+    if kind in (dict, Counter, Registrations):
         return frozenset([(freeze(key, world), freeze(item, world)) for key, item in value.items()])
     if kind in (set, frozenset):
         return frozenset([freeze(item, world) for item in value])
@@ -747,7 +746,7 @@ def _freeze_coroutine(coroutine, world):
         frame = coroutine.cr_frame
         held = {name: item for name, item in frame.f_locals.items() if name != "self"}
         if "lease" in held and type(held["lease"]) is int:
-            held["lease"] = held["lease"] == frame.f_locals["self"]._lease
+            held["lease"] = held["lease"] == held.get("steps", frame.f_locals["self"]).lease
         frames.append((coroutine.__qualname__, frame.f_lasti, freeze(held, world)))
         coroutine = coroutine.cr_await
     return tuple(frames)

@@ -12,7 +12,8 @@ from model.cluster import FAULTS, ModelCluster
 from wse.brokers.memory import MemoryCluster
 from wse.brokers.placement import UserRecord
 from wse.core.cluster.firing import Firing
-from wse.core.cluster.presence import Presence
+from wse.core.cluster.reconciler import Reconciler
+from wse.core.cluster.steps import Steps
 
 ONE = ("ann",)
 TWO = ("ann", "ann")
@@ -111,9 +112,9 @@ MUTANTS = {
     "no step is fenced": (MemoryCluster, "is_in_force", always_in_force, {"kinds": ("cut",)}),
     "a repeated join is another one": (UserRecord, "join", join_anew, {"kinds": ("twice",)}),
     "nobody inherits": (UserRecord, "reap", reap_without_inheriting, {"kinds": ("cut", "crash")}),
-    "nobody reads the outbox": (Presence, "fire_pending", do_nothing, {"kinds": ("forget", "flush")}),
-    "nobody reaps": (Presence, "reap", do_nothing, {"kinds": ("crash",)}),
-    "displaced devices stay": (Presence, "_displace", stay, {"users": TWO, "limit": 1, "faults": 0}),
+    "nobody reads the outbox": (Reconciler, "fire_pending", do_nothing, {"kinds": ("forget", "flush")}),
+    "nobody reaps": (Reconciler, "reap", do_nothing, {"kinds": ("crash",)}),
+    "displaced devices stay": (Steps, "displace", stay, {"users": TWO, "limit": 1, "faults": 0}),
     "lost claims are not repeated": (Firing, "retry", do_nothing, {"kinds": ("expire", "lose")}),
     "events fire while the register recovers": (
         MemoryCluster,
