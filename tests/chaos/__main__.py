@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import re
 import subprocess
 import sys
 import time
@@ -18,6 +19,7 @@ from pathlib import Path
 
 from chaos.nemeses import NEMESES, SCENARIOS, Scenario
 from chaos.run import Options, Run
+from wse.brokers.reconnecting import REGISTER_VERSION
 
 ROOT = Path(__file__).parents[2]
 WORK = ROOT / ".artifacts" / "chaos"
@@ -35,7 +37,20 @@ def source_of(reference):
         archive = subprocess.Popen(["git", "archive", commit, "src"], cwd=ROOT, stdout=subprocess.PIPE)
         subprocess.run(["tar", "-x", "-C", directory], stdin=archive.stdout, check=True)
         archive.wait()
-    return str(directory / "src")
+    source = directory / "src"
+    if register_version(source) != REGISTER_VERSION:
+        sys.exit(
+            f"{reference} has another format of the register. Its nodes keep a register of their own, with joined and left "
+            "of their own, so there is nothing to compare; docs/explanation/cluster.md explains this."
+        )
+    return str(source)
+
+
+def register_version(source):
+    """The version of the register's format in that package; 1 if it does not say."""
+    module = source / "wse" / "brokers" / "reconnecting.py"
+    found = re.search(r"(?m)^REGISTER_VERSION = (\d+)$", module.read_text()) if module.exists() else None
+    return int(found[1]) if found else 1
 
 
 def main():
