@@ -1517,3 +1517,68 @@ def test_a_device_is_owed_nothing_when_the_register_was_lost_and_knew_it():
     nodes.advance(4)
     assert nodes.presence() == [JOINED]
     assert len(one.do(one.server.devices("ann"))) == 2
+
+
+# Found by tests/model.
+
+
+def test_a_user_s_events_keep_their_order_when_the_answer_to_the_first_is_lost():
+    nodes = Nodes(1)
+    (one,) = nodes
+    nodes.engine.answers = False
+    peer = begin(one)
+    nodes.run()
+    nodes.engine.answers = True
+    peer.session.closed(1001, "")
+    nodes.run()
+    assert nodes.presence() == [JOINED, LEFT]
+
+
+def test_a_device_that_came_without_the_register_does_not_announce_a_user_who_was_announced_before():
+    nodes = Nodes(2, conns_per_user=2)
+    one = nodes[0]
+    nodes.join(one)
+    nodes.engine.pause()
+    nodes.engine.forget()
+    begin(one)  # it has heard no generation, and is the first to be registered again
+    nodes.run()
+    nodes.engine.resume()
+    nodes.advance(20)
+    assert nodes.presence() == [JOINED]
+    assert len(one.do(one.server.devices("ann"))) == 2
+
+
+def test_a_user_who_had_left_with_a_node_that_only_slept_is_there_when_the_register_is_lost_before_left_has_fired():
+    nodes = Nodes(2)
+    one, two = nodes
+    nodes.join(two)
+    nodes.advance(8)
+    nodes.sleep(two)
+    claim = held_up(one.broker, "claim")
+    nodes.advance(6)
+    assert one.cluster.firing._open  # it has reaped, and wants to fire `left`
+    nodes.engine.pause()
+    nodes.engine.forget()
+    claim.set_exception(WseError(ErrorCode.BROKER_UNAVAILABLE))
+    nodes.engine.resume()
+    nodes.wake(two)
+    nodes.advance(20)
+    assert nodes.presence() == [JOINED]
+
+
+def test_a_user_who_had_left_with_a_dead_node_leaves_when_the_register_is_lost_before_left_has_fired():
+    nodes = Nodes(2)
+    one, two = nodes
+    nodes.join(two)
+    nodes.advance(8)
+    nodes.kill(two)
+    claim = held_up(one.broker, "claim")
+    nodes.advance(6)
+    assert one.cluster.firing._open
+    nodes.engine.pause()
+    nodes.engine.forget()
+    claim.set_exception(WseError(ErrorCode.BROKER_UNAVAILABLE))
+    nodes.engine.resume()
+    nodes.advance(20)
+    assert nodes.presence() == [LEFT]
+    assert one.do(one.broker.pending()) == []

@@ -78,7 +78,8 @@ class UserRecord:
         else:
             device = registered
         step = self._decide(device.node, 1006, "", recovering)
-        return Joined(step.generation, step.transitions, device, tuple(displaced))
+        transitions = step.transitions if registered is None else self._open(device.node)
+        return Joined(step.generation, transitions, device, tuple(displaced))
 
     def leave(self, device: Device, generation: int, code: int, reason: str, *, recovering: bool) -> Step:
         """See `wse.core.ports.broker.Broker.leave`."""
@@ -86,7 +87,8 @@ class UserRecord:
         registered = self.devices.get(device.conn_id)
         if registered is not None and registered.node == device.node:
             del self.devices[device.conn_id]
-        return self._decide(device.node, code, reason, recovering)
+        step = self._decide(device.node, code, reason, recovering)
+        return step if registered is not None else Step(step.generation, self._open(device.node))
 
     def set_away(self, device: Device) -> None:
         """See `wse.core.ports.broker.Broker.set_away`."""

@@ -80,6 +80,10 @@ local function tell(user, generation)
     table.insert(out, {user, generation, code, reason})
   end
 end
+-- The answers that told the node of earlier transitions may have been lost.
+local function tell_open(user, generation)
+  for one = math.max(1, generation - 7), generation do tell(user, one) end
+end
 -- The rule: what is announced follows what is there, by a transition in the outbox of this node.
 local function decide(key, user, generation, code, reason)
   local present = redis.call('HLEN', key) > 2
@@ -106,8 +110,7 @@ local function decide(key, user, generation, code, reason)
   generation = generation + 1
   redis.call('HSET', key, '#g', generation .. ' ' .. node)
   redis.call('HSET', outbox, user .. ' ' .. generation, code .. ' ' .. reason)
-  -- The answers that told the node of earlier ones may have been lost.
-  for one = math.max(1, generation - 7), generation do tell(user, one) end
+  tell_open(user, generation)
   return generation
 end
 """
@@ -155,7 +158,9 @@ elseif holder ~= node then
   redis.call('SREM', prefix .. 'n:' .. holder, user .. ' ' .. id)
   redis.call('SADD', prefix .. 'n:' .. node, user .. ' ' .. id)
 end
-return {decide(key, user, generation, '1006', ''), out, place, displaced}
+generation = decide(key, user, generation, '1006', '')
+if registered then tell_open(user, generation) end
+return {generation, out, place, displaced}
 """
 )
 """user, connection id, place, limit, known generation, fresh (0 or 1); replies generation, transitions, place and
@@ -169,7 +174,9 @@ local key = prefix .. 'u:' .. user
 local generation = numbers(key, known)
 local registered = redis.call('HGET', key, id)
 if registered and read(registered) == node then forget(key, user, id, node) end
-return {decide(key, user, generation, code, reason), out}
+generation = decide(key, user, generation, code, reason)
+if not registered then tell_open(user, generation) end
+return {generation, out}
 """
 )
 """user, connection id, known generation, code, reason; replies generation and transitions."""

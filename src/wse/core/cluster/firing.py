@@ -7,8 +7,8 @@ The register writes a transition into the outbox of one node, which claims it be
     no answer   `retry`          it asks again; a later transition of the same user takes this one along
     granted     `emit`           the event fires, and the register may forget that it was claimed
     refused                      another node has inherited it, or it has fired here already
-    lost        `register_lost`  the register is gone, and nobody else knows of it: the event fires, unless the step
-                                 that has caused it is made again
+    lost        `register_lost`  the register is gone, and nobody else knows of it: `joined` fires, and the new register
+                                 decides about `left`
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from wse.core.cluster.envelope import decode_name
 from wse.core.hub.connection import WseIdentity
 
 if TYPE_CHECKING:
-    from collections.abc import Container, Iterable
+    from collections.abc import Iterable
 
     from wse.core.cluster.bus import Bus
     from wse.core.hub.hub import Hub
@@ -113,22 +113,23 @@ class Firing:
         """Whether all that was heard of is decided."""
         return not self._open
 
-    def register_lost(self, leaving: Container[str]) -> None:
+    def register_lost(self) -> list[Event]:
         """The register is another one: nobody has reaped this node in the old one, so nobody else fires these.
 
-        Args:
-            leaving: Users of whom a device leaves once more, in the new register, which then decides whether they have
-                left: they may have come to another node meanwhile.
+        Returns:
+            The last event of each user who had left. The user may be at another node, which had been taken for dead or
+            to which the user has come meanwhile.
         """
         self._fired.clear()
         events: list[Event] = []
-        for user, of_user in self._open.items():
+        departed: list[Event] = []
+        for of_user in self._open.values():
             *earlier, last = [of_user[generation] for generation in sorted(of_user)]
             events += earlier
-            if last[0].is_joined or user not in leaving:
-                events.append(last)
+            (events if last[0].is_joined else departed).append(last)
         self._open.clear()
         self.emit(events)
+        return departed
 
     def reset(self) -> None:
         """The node has left the cluster."""

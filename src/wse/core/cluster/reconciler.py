@@ -16,7 +16,7 @@ from wse.errors import WseError
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Collection
 
-    from wse.core.cluster.firing import Firing
+    from wse.core.cluster.firing import Event, Firing
     from wse.core.cluster.registration import Registrations
     from wse.core.cluster.steps import Steps
     from wse.core.ports.broker import Broker, Device, Lease
@@ -53,6 +53,7 @@ class Reconciler:
         self._steps = steps
         self._firing = firing
         self._lost_at = -FIRED_TTL  # when the register was found to have lost what it held
+        self._departed: dict[str, Event] = {}  # by user, `left` that the register was lost before it fired
         self.register = ""
         self.is_disturbed = False
 
@@ -63,7 +64,9 @@ class Reconciler:
         self.register = lease.register
         if is_other:
             leaving = {one.device.user for one in self._registrations.values() if one.state is State.LEAVING}
-            self._firing.register_lost(leaving)
+            for event in self._firing.register_lost():
+                if event[0].user not in leaving:  # else its device leaves once more
+                    self._departed[event[0].user] = event
         if lease.state == "kept":
             return
         self._lost_at = self._scheduler.time() if lease.state == "new" and not is_first else -FIRED_TTL
@@ -118,6 +121,16 @@ class Reconciler:
             step = await self._broker.leave(device, generation=generations[-1] if generations else 0)
             await self._firing.fire(step.transitions)
 
+    async def _depart(self, user: str) -> None:
+        """Fire `left`, unless the user is there after all."""
+        transition, identity = self._departed[user]
+        step = await self._steps.depart(transition)
+        if self._departed.pop(user, None) is None:
+            return  # the node has left the cluster meanwhile
+        if step.generation > transition.generation:  # the user has come again, after leaving
+            self._firing.emit([(transition, identity)])
+        await self._firing.fire(step.transitions, identity)
+
     async def settle(self) -> None:
         """Register what is outside, take out what has ended, and claim again what no answer has come for.
 
@@ -126,6 +139,7 @@ class Reconciler:
         """
         await self._firing.retry()
         await each(self._scheduler, tuple(self._registrations.unsettled), self._steps.settle)
+        await each(self._scheduler, tuple(self._departed), self._depart)
 
     async def fire_pending(self, *, recovering: bool) -> None:
         """Fire what the outbox holds: transitions whose answer was lost, and those of users that were undecided.
@@ -155,6 +169,7 @@ class Reconciler:
     def reset(self) -> None:
         """The node has left the cluster."""
         self._steps.restoring.clear()
+        self._departed.clear()
         self.register = ""
         self.is_disturbed = False
 

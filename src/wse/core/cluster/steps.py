@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from wse.core.cluster.envelope import USER, Check, Displaced
 from wse.core.cluster.registration import State
+from wse.core.ports.broker import Device
 from wse.errors import CloseReason
 
 if TYPE_CHECKING:
@@ -15,7 +16,11 @@ if TYPE_CHECKING:
     from wse.core.cluster.firing import Firing
     from wse.core.cluster.registration import Registration, Registrations
     from wse.core.hub.hub import Hub
-    from wse.core.ports.broker import Device, Joined
+    from wse.core.ports.broker import Joined, Step, Transition
+
+
+GONE = "-"
+"""The connection id of a device that is not there."""
 
 
 class Steps:
@@ -100,6 +105,11 @@ class Steps:
             self._registrations.forget(registration)
             if is_new:
                 self._check_everywhere(user)
+
+    async def depart(self, left: Transition) -> Step:
+        """Ask the register about a user who had left, in a register that was lost, before `left` had fired."""
+        device = Device(left.user, GONE, self._bus.node)
+        return await self._broker.leave(device, generation=left.generation - 1, code=left.code, reason=left.reason)
 
     def _check_everywhere(self, user: str) -> None:
         """The device's first join had no answer: it may have displaced others of the user, who do not know."""

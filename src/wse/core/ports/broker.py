@@ -74,8 +74,8 @@ class Step:
 
     Attributes:
         generation: The user's generation after it.
-        transitions: What this node must claim, fire, and then report as `fired`. A step that causes a transition tells
-            of earlier ones of the user as well if they still stand in the node's outbox, because answers were lost.
+        transitions: What this node must claim, fire, and then report as `fired`. A step that causes a transition, and
+            one that is repeated, tells of all that the node's outbox holds of the user: earlier answers may be lost.
     """
 
     generation: int
