@@ -353,7 +353,11 @@ def test_reference_has_every_public_name() -> None:
 
 @pytest.mark.parametrize(
     ("file", "name"),
-    re.findall(r"`(\S+\.py)` `(test_\w+)`", (ROOT / "docs/explanation/guarantees.md").read_text()),
+    [
+        test
+        for page in ("explanation/guarantees.md", "reference/brokers.md")
+        for test in re.findall(r"`(\S+\.py)` `(test_\w+)`", (ROOT / "docs" / page).read_text())
+    ],
 )
 def test_what_is_promised_has_its_test(file: str, name: str) -> None:
     assert f"def {name}(" in (ROOT / "tests" / file).read_text()

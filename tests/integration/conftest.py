@@ -34,3 +34,14 @@ def unused_port():
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
+
+
+@pytest.fixture(scope="session")
+def certificates(tmp_path_factory, authority):
+    """The paths of the authority's certificate, of a certificate for 127.0.0.1, and of its key."""
+    directory = tmp_path_factory.mktemp("certificates")
+    server = authority.issue_cert("127.0.0.1")
+    authority.cert_pem.write_to_path(directory / "ca.pem")
+    server.cert_chain_pems[0].write_to_path(directory / "server.pem")
+    server.private_key_pem.write_to_path(directory / "server.key")
+    return directory / "ca.pem", directory / "server.pem", directory / "server.key"

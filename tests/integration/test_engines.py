@@ -10,7 +10,6 @@ from contextlib import AsyncExitStack, asynccontextmanager, suppress
 import nats as nats_py
 import pytest
 import redis.asyncio as redis_py
-import trustme
 from nats.js import api
 
 from support.brokers import Node, RedisCluster, run_cluster, unavailable, until
@@ -44,18 +43,6 @@ async def redis_cluster(request):
 async def nats_cluster(request):
     async for cluster in run_cluster("nats", request):
         yield cluster
-
-
-@pytest.fixture(scope="session")
-def certificates(tmp_path_factory):
-    """The paths of the authority's certificate, of a certificate for 127.0.0.1, and of its key."""
-    directory = tmp_path_factory.mktemp("certificates")
-    authority = trustme.CA()
-    server = authority.issue_cert("127.0.0.1")
-    authority.cert_pem.write_to_path(directory / "ca.pem")
-    server.cert_chain_pems[0].write_to_path(directory / "server.pem")
-    server.private_key_pem.write_to_path(directory / "server.key")
-    return directory / "ca.pem", directory / "server.pem", directory / "server.key"
 
 
 async def works(broker):
@@ -560,7 +547,7 @@ async def test_no_jetstream(tmp_path):
 
 @pytest.mark.parametrize("users", [13, 14, 15])
 async def test_hints_of_several_pages_are_read_whole(nats_cluster, monkeypatch, users):
-    monkeypatch.setattr(nats_connection, "PAGE", 7)
+    monkeypatch.setattr(nats_connection, "PAGE_SIZE", 7)
     node = await nats_cluster.node()
     for number in range(users):
         await node.broker.join(node.device(f"user-{number}", "c"), 10)
@@ -595,7 +582,7 @@ async def test_steps_that_always_come_second_give_up(nats_cluster, monkeypatch):
     results = await asyncio.gather(*joins, return_exceptions=True)
     failed = [result for result in results if isinstance(result, Exception)]
     assert failed
-    assert all("others changed the same user" in str(failure.__cause__) for failure in failed)
+    assert all("other nodes changed the same user" in str(failure.__cause__) for failure in failed)
     assert len(await nodes[0].broker.devices("ann")) == 20 - len(failed)
 
 

@@ -19,10 +19,16 @@ READY = 20.0
 """Seconds that an engine has to start, on a machine that is busy with other tests."""
 
 
+_given = set()
+
+
 def free_port():
-    """A free port below the range from which outgoing connections get theirs."""
+    """A free port below the range from which outgoing connections get theirs; each is given once."""
     while True:
         port = random.randrange(20000, 32000)
+        if port in _given:
+            continue
+        _given.add(port)
         with socket.socket() as probe:
             try:
                 probe.bind(("127.0.0.1", port))
@@ -60,8 +66,15 @@ class Engine(ABC):
         return f"{scheme}://{login}127.0.0.1:{self.port}?{query}"
 
     def start(self):
+        self.launch()
+        self.wait()
+
+    def launch(self):
         with (self.directory / "log").open("ab") as log:
             self._process = subprocess.Popen([*self._command(), *self.options], stdout=log, stderr=log)
+
+    def wait(self):
+        """Wait until it is ready."""
         deadline = time.monotonic() + READY
         while not self._is_ready():
             if self._process.poll() is not None or time.monotonic() > deadline:
@@ -105,16 +118,39 @@ class Engine(ABC):
 
 
 class Nats(Engine):
-    """With JetStream."""
+    """A NATS server with JetStream; `config` is the text of its configuration, to which options are added."""
 
     scheme, secure_scheme = "nats", "tls"
 
+    def __init__(self, directory, *options, secure=False, jetstream=True, config=""):
+        super().__init__(directory, *options, secure=secure)
+        self.jetstream = jetstream
+        self.config = config
+
     def _command(self):
         server = Path(sys.executable).parent / "nats-server"
-        return [server, "--addr", "127.0.0.1", "--port", str(self.port), "--jetstream", "--store_dir", self.directory]
+        command = [server, "--addr", "127.0.0.1", "--port", str(self.port)]
+        if self.config:
+            path = self.directory / "nats.conf"
+            path.write_text(self.config)
+            command += ["--config", path]
+        return [*command, *(["--jetstream", "--store_dir", self.directory] if self.jetstream else [])]
 
     def _answers(self, connection):
-        return b'"jetstream":true' in connection.recv(4096)
+        info = connection.recv(4096)
+        return info.startswith(b"INFO") and (b'"jetstream":true' in info or not self.jetstream)
+
+
+def nats_cluster(directory, size=3):
+    """Servers of one NATS cluster; they are to be started together."""
+    ports = [free_port() for _ in range(size)]
+    servers = []
+    for number, port in enumerate(ports):
+        (directory / f"nats{number}").mkdir()
+        routes = ",".join(f"nats://127.0.0.1:{other}" for other in ports if other != port)
+        cluster = ["--cluster_name", "wse", "--cluster", f"nats://127.0.0.1:{port}", "--routes", routes]
+        servers.append(Nats(directory / f"nats{number}", "--server_name", f"nats{number}", *cluster))
+    return servers
 
 
 class Valkey(Engine):
@@ -133,27 +169,24 @@ class Valkey(Engine):
         return connection.recv(64).startswith((b"+PONG", b"-NOAUTH"))
 
 
-class Sentinel(Engine):
+class Sentinel(Valkey):
     """A Sentinel of Valkey that watches a primary under the name `main`."""
 
     scheme, secure_scheme = "redis+sentinel", "rediss+sentinel"
 
-    def __init__(self, directory, primary, *options, quorum=2):
-        super().__init__(directory, *options)
+    def __init__(self, directory, primary, *options, quorum=2, password="", secure=False):
+        super().__init__(directory, *options, secure=secure)
         # A Sentinel keeps its state in its configuration.
         self.config = self.directory / "sentinel.conf"
-        self.config.write_text(
-            f"sentinel monitor main 127.0.0.1 {primary.port} {quorum}\n"
-            "sentinel down-after-milliseconds main 1000\n"
-            "sentinel failover-timeout main 6000\n"
-        )
+        lines = [f"sentinel monitor main 127.0.0.1 {primary.port} {quorum}"]
+        lines += ["sentinel down-after-milliseconds main 1000", "sentinel failover-timeout main 6000"]
+        if password:
+            lines.append(f"sentinel auth-pass main {password}")
+        self.config.write_text("\n".join(lines) + "\n")
 
     def _command(self):
-        return [get_binary_path(), self.config, "--sentinel", "--bind", "127.0.0.1", "--port", str(self.port)]
-
-    def _answers(self, connection):
-        connection.sendall(b"PING\r\n")
-        return connection.recv(64).startswith(b"+PONG")
+        program, *options = super()._command()
+        return [program, self.config, "--sentinel", *options[: options.index("--dir")]]
 
     def ask(self, *command):
         """The raw answer to a command."""

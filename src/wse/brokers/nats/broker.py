@@ -35,7 +35,7 @@ from zlib import crc32
 
 from wse.brokers.nats.connection import NatsConnection, OutdatedError
 from wse.brokers.placement import UserRecord, by_place
-from wse.brokers.reconnecting import ReconnectingBroker, take
+from wse.brokers.reconnecting import ANSWER_TIMEOUT, ReconnectingBroker, answer, take
 from wse.core.ports.broker import Device, Joined, Lease, Step, Transition
 from wse.errors import ErrorCode, WseError
 
@@ -120,7 +120,8 @@ class NatsBroker(ReconnectingBroker[NatsConnection]):
         connection = NatsConnection(self._prefix, self.received)
         try:
             await connection.connect(self._servers, {"name": f"wse {self._node}", **self._options})
-            await connection.prepare(self._replicas)
+            # A server that refuses this may say so, and end the connection, without an answer.
+            await answer(connection, connection.prepare(self._replicas), ANSWER_TIMEOUT)
         except BaseException:
             await connection.close()
             raise

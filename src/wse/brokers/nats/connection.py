@@ -166,7 +166,7 @@ class NatsConnection:
             self._break(exc)
 
     async def _closed(self) -> None:
-        self._break(self._failure or ConnectionError("the server closed the connection"))
+        self._break(self._failure or self._client.last_error or ConnectionError("the server closed the connection"))
 
     def _break(self, cause: Exception) -> None:
         if not self.broken.done():

@@ -1,10 +1,9 @@
-"""Finds the primary by asking Sentinels, as their guide for clients describes it.
+"""Finds the primary by asking Sentinels, as clients of Sentinel do.
 
     redis+sentinel://[[user]:password@]host[:port][,host[:port]...]/name[/db]       rediss+sentinel:// with TLS
 
-User and password are those of the primary. The Sentinels are asked one after the other; the one that answers is the
-first to be asked the next time. Their answer may be out of date, so `RedisBroker` makes sure that the engine takes
-writes.
+User and password are those of the primary. All Sentinels are asked at once, so that one that hangs costs no time. Their
+answer may be out of date, so `RedisBroker` makes sure that the engine takes writes.
 """
 
 from __future__ import annotations
@@ -22,9 +21,6 @@ SCHEMES = {"redis+sentinel": "redis", "rediss+sentinel": "rediss"}
 """The schemes of such URLs, each with that of the primary."""
 
 DEFAULT_PORT = 26379
-
-SENTINEL_TIMEOUT = 0.7
-"""Seconds that a Sentinel has to answer. One or two may hang before the whole attempt to connect takes too long."""
 
 
 class Watched(NamedTuple):
@@ -80,17 +76,20 @@ class Sentinels:
             ConnectionError: No Sentinel knows it. The cause is the error of the last one that could not be asked.
         """
         cause: Exception | None = None
-        for address in tuple(self._addresses):
-            try:
-                async with asyncio.timeout(SENTINEL_TIMEOUT):
-                    found = await self._ask(*address)
-            except (OSError, RedisError, TimeoutError) as exc:
-                cause = exc
-            else:
-                if found is not None:
-                    self._addresses.remove(address)
-                    self._addresses.insert(0, address)
-                    return found
+        questions = [asyncio.create_task(self._ask(*address)) for address in self._addresses]
+        try:
+            for question in asyncio.as_completed(questions):
+                try:
+                    found = await question
+                except (OSError, RedisError) as exc:
+                    cause = exc
+                else:
+                    if found is not None:
+                        return found
+        finally:
+            for task in questions:
+                task.cancel()
+            await asyncio.gather(*questions, return_exceptions=True)
         raise ConnectionError(f"no Sentinel knows the primary of {self._name}") from cause
 
     async def _ask(self, host: str, port: int) -> tuple[str, int] | None:
