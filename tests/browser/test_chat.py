@@ -318,11 +318,11 @@ async def test_pasted_lines_keep_their_breaks(people, two_and_two_tabs):
     text = bob.message("second line").locator(".text")
     await expect(text).to_have_count(1)
     assert await text.inner_text() == "first line\n  second line\n\nlast line"
-    await ann.text.press_sequentially("one")
+    await ann.text.press_sequentially("uno")
     await ann.text.press("Shift+Enter")
-    await ann.text.press_sequentially("two")
+    await ann.text.press_sequentially("dos")
     await ann.text.press("Enter")
-    await expect(bob.message("one\ntwo")).to_have_count(1)
+    await expect(bob.message("uno\ndos")).to_have_count(1)
 
 
 async def test_days_are_separated_and_messages_of_one_sender_grouped(people, two_and_two_tabs):
