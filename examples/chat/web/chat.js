@@ -46,7 +46,7 @@ const showStatus = (status) => {
   const isLate = ready && [...pending.values()].some(({ isLate }) => isLate)
   $('status').textContent = isLate ? 'Waiting for an answer…' : STATUS[status]
   document.body.dataset.status = isLate ? 'WAITING' : status
-  for (const id of ['send', 'make-report']) $(id).disabled = !ready
+  for (const id of ['send', 'make-report']) $(id).disabled = !ready || $(id).hasAttribute('aria-busy')
   const lost = status === WSE_STATUS.RE_CONNECTING && (me || session)
   $('banner').hidden = !lost
   $('banner').textContent = lost ? 'The connection to the server is lost. Trying to get it back…' : ''
