@@ -64,11 +64,14 @@ def chat(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ChatServer]:
 
 @pytest_asyncio.fixture(loop_scope="module")
 async def people(browser, chat):
-    """`await people(name, …)` opens a tab in a browser context of its own, or in that of the tab `beside`."""
+    """`await people(name, …)` opens a tab in a browser context of its own, or in that of the tab `beside`.
+
+    Some of its messages may be `held`.
+    """
     async with AsyncExitStack() as stack:
         tabs = []
 
-        async def open_tab(user, *, beside=None, **options):
+        async def open_tab(user, *, beside=None, held=None, **options):
             if beside is None:
                 options = {"viewport": DESKTOP, "locale": "en-GB", "timezone_id": "Europe/Paris", **options}
                 context = await stack.enter_async_context(await browser.new_context(**options))
@@ -76,6 +79,8 @@ async def people(browser, chat):
                 context = beside.page.context
             tab = Tab(await context.new_page(), user)
             tabs.append(tab)
+            if held:
+                await held.watch(tab.page)
             await tab.page.goto(chat.url)
             return tab
 

@@ -9,7 +9,7 @@ import re
 import pytest
 import pytest_asyncio
 
-from browser.chat_page import PASSWORD, new_name
+from browser.chat_page import PASSWORD, Held, new_name, of_a_report
 from browser.needs import expect
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -136,33 +136,68 @@ async def test_devices_with_browser_and_time_zone(two_and_two_tabs):
     assert await second.page.locator("#messages").inner_text() == ""
 
 
-async def test_a_long_call_tells_how_far_it_is(two_and_two_tabs):
-    ann, second, _ = two_and_two_tabs
+async def test_a_long_call_tells_how_far_it_is(people):
+    held = Held(of_a_report)
+    ann = await people(new_name("ann"), held=held)
+    await ann.enter("Sign up")
+    second = await people(ann.user, beside=ann)
+    await second.enter()
     await ann.say("one two three")
     button = ann.page.get_by_role("button", name="Make a report")
     await button.click()
     progress = ann.page.get_by_role("progressbar", name="Progress of the report")
-    await expect(ann.page.locator("#percent")).to_have_text(re.compile(r"^[1-9]\d? %$"))
+    await expect(ann.page.locator("#percent")).to_have_text("5 %")
     await expect(progress).to_be_visible()
     await expect(button).to_be_disabled()
-    await ann.say("It does not keep others waiting.")
-    await expect(second.message("It does not keep others waiting.")).to_have_count(1)
+    # It keeps neither this tab nor others waiting, and what happens meanwhile does not end it.
+    await ann.say("While the report is made.")
+    for tab in (ann, second):
+        await expect(tab.message("While the report is made.")).to_have_count(1)
+    await expect(ann.page.locator(".pending")).to_have_count(0)
+    await expect(progress).to_be_visible()
+    await expect(button).to_be_disabled()
+    await expect(ann.page.get_by_role("button", name="Send")).to_be_enabled()
+    held.let_go()
     await expect(ann.page.locator("#report")).to_have_text(re.compile(r"^\d+ messages, \d+ words\. Most by: "))
     await expect(progress).to_be_hidden()
     await expect(button).to_be_enabled()
     await expect(second.page.locator("#percent")).to_be_empty()  # progress is for the caller
 
 
+async def test_a_device_that_is_being_logged_out_looks_so_when_the_devices_change(people):
+    held = Held(lambda kind, payload: kind == "log-out-device")
+    ann = await people(new_name("ann"), held=held)
+    await ann.enter("Sign up", device="Desk")
+    second = await people(ann.user, beside=ann)
+    await second.enter(device="Second tab")
+    button = ann.page.get_by_role("button", name="Log out Second tab")
+    await button.click()
+    await expect(button).to_be_disabled()
+    third = await people(ann.user, beside=ann)
+    await third.enter(device="Third tab")
+    await expect(ann.devices).to_have_count(3)
+    await expect(button).to_be_disabled()
+    await expect(ann.page.get_by_role("button", name="Log out Third tab")).to_be_enabled()
+    held.let_go()
+    await expect(ann.devices).to_have_count(2)
+    await expect(second.page.locator("#entry-error")).to_have_text("This device was logged out from another one.")
+
+
 @pytest.mark.parametrize("how", ["kill", "stop"])
 async def test_the_server_goes_away_and_comes_back(chat, people, two_and_two_tabs, artifact, how):
-    ann, _, bob = tabs = two_and_two_tabs
+    held = Held(of_a_report)
+    _, second, bob = two_and_two_tabs
+    ann = await people(second.user, beside=second, held=held)
+    await ann.enter()
+    tabs = (ann, *two_and_two_tabs)
     before, between, after = (f"{text} the {how}." for text in ("Before", "Written during", "After"))
     await ann.say(before)
     await expect(bob.message(before)).to_have_count(1)
     await ann.page.get_by_role("button", name="Make a report").click()
-    await expect(ann.page.locator("#percent")).to_have_text(re.compile(r"^\d+ %$"))
+    await expect(ann.page.locator("#percent")).to_have_text("5 %")
 
     getattr(chat, how)()
+    held.let_go(messages=how == "stop")  # a server that was killed has not sent them
     for tab in tabs:
         await expect(tab.status).to_have_text("Reconnecting…")
         await expect(tab.banner).to_be_visible()
@@ -188,7 +223,7 @@ async def test_the_server_goes_away_and_comes_back(chat, people, two_and_two_tab
     for tab in (*tabs, late):
         for text in (before, between, after):
             await expect(tab.message(text)).to_have_count(1)
-    await expect(ann.devices).to_have_count(2)
+    await expect(ann.devices).to_have_count(3)
 
 
 async def test_logging_out_and_in_while_there_is_no_server(chat, people):

@@ -46,7 +46,7 @@ const showStatus = (status) => {
   const isLate = ready && [...pending.values()].some(({ isLate }) => isLate)
   $('status').textContent = isLate ? 'Waiting for an answer…' : STATUS[status]
   document.body.dataset.status = isLate ? 'WAITING' : status
-  for (const id of ['send', 'make-report']) $(id).disabled = !ready
+  for (const id of ['send', 'make-report']) $(id).disabled = !ready || isBusy($(id))
   const lost = status === WSE_STATUS.RE_CONNECTING && (me || session)
   $('banner').hidden = !lost
   $('banner').textContent = lost ? 'The connection to the server is lost. Trying to get it back…' : ''
@@ -191,6 +191,8 @@ const showMode = () => {
   if (!$('device').value) $('device').value = `${browser()} on ${system()}`
 }
 
+// A button whose work is going on stays disabled, whatever else is drawn meanwhile.
+const isBusy = (button) => button.hasAttribute('aria-busy')
 const whileBusy = async (button, work) => {
   if (button.disabled) return
   button.disabled = true
@@ -469,6 +471,7 @@ const showDevices = async () => {
   if (asked !== showDevices.asked || !me) return // asked again meanwhile, or logged out
   $('devices-error').textContent = ''
   const focused = document.activeElement?.closest('#devices li')?.dataset.device
+  const busy = new Map([...$('devices').querySelectorAll('[aria-busy]')].map((button) => [button.closest('li').dataset.device, button]))
   $('devices').replaceChildren(
     ...devices.map(({ device, name, info }) => {
       const label = name.slice(name.indexOf('/') + 1)
@@ -482,6 +485,7 @@ const showDevices = async () => {
       const button = item.querySelector('button')
       button.setAttribute('aria-label', `Log out ${label}${device === me.device ? ' (this one)' : ''}`)
       button.addEventListener('click', () => whileBusy(button, () => logOutDevice(device)))
+      if (busy.has(device)) button.replaceWith(busy.get(device))
       return item
     }),
   )
