@@ -251,22 +251,25 @@ async def test_a_first_visitor_is_not_called_disconnected(people):
 
 
 async def test_in_a_stall_a_message_looks_unacknowledged_and_arrives_once(chat, people, two_and_two_tabs, artifact):
-    ann, _, bob = two_and_two_tabs
-    await ann.say("Before the stall.")
-    await expect(bob.message("Before the stall.")).to_have_count(1)
-    await expect(ann.page.locator(".pending")).to_have_count(0)
+    held = Held(lambda kind, payload: kind == "say")
+    _, second, bob = two_and_two_tabs
+    ann = await people(second.user, beside=second, held=held)
+    await ann.enter()
+    # The message is under way, and there is no answer.
+    await ann.say("During the stall.")
+    pending = ann.page.locator(".pending", has_text="During the stall.")
+    await expect(pending).to_have_count(1)
+    await expect(ann.text).to_have_value("")
+    await expect(pending).to_contain_text("No answer from the server yet")
+    await expect(ann.status).to_have_text("Waiting for an answer…")
+    await ann.page.screenshot(path=artifact("stall.png"))
     with chat.frozen():
-        await ann.say("During the stall.")
-        pending = ann.page.locator(".pending", has_text="During the stall.")
-        await expect(pending).to_have_count(1)
-        await expect(ann.text).to_have_value("")
-        await expect(pending).to_contain_text("No answer from the server yet")
-        await expect(ann.status).to_have_text("Waiting for an answer…")
-        await ann.page.screenshot(path=artifact("stall.png"))
+        held.let_go()
         # A server that stays silent counts as lost, and the message as not sent yet.
-        await expect(ann.status).to_have_text("Reconnecting…")
+        for tab in (ann, *two_and_two_tabs):
+            await expect(tab.status).to_have_text("Reconnecting…")
         await expect(pending).to_contain_text("Not sent yet")
-    for tab in two_and_two_tabs:
+    for tab in (ann, *two_and_two_tabs):
         await expect(tab.status).to_have_text("Connected")
         await expect(tab.message("During the stall.")).to_have_count(1)
     await expect(ann.page.locator(".pending")).to_have_count(0)
@@ -362,17 +365,14 @@ async def test_pasted_lines_keep_their_breaks(people, two_and_two_tabs):
 
 async def test_days_are_separated_and_messages_of_one_sender_grouped(people, two_and_two_tabs):
     ann, second, bob = two_and_two_tabs
-    for text in ("One.", "Two."):
-        await ann.say(text)
-        await expect(bob.message(text)).to_have_count(1)
-    await bob.say("Three.")
-    await bob.say("Four, for Ann.", to=ann.user)
-    await second.say("Five.")
-    texts = ("One.", "Two.", "Three.", "Four, for Ann.", "Five.")
-    for tab in (ann, bob):
-        for text in texts:
+    conversation = {"One.": ann, "Two.": ann, "Three.": bob, "Four, for Ann.": bob, "Five.": second}
+    for text, sender in conversation.items():
+        await sender.say(text, to=ann.user if "Ann" in text else None)
+        for tab in (ann, bob):
             await expect(tab.message(text)).to_have_count(1)
-        grouped = ["joined" in await tab.message(text).get_attribute("class") for text in texts]
+        await expect(sender.page.locator(".pending")).to_have_count(0)
+    for tab in (ann, bob):
+        grouped = ["joined" in await tab.message(text).get_attribute("class") for text in conversation]
         # Not with another sender, device or addressee.
         assert grouped == [False, True, False, False, False]
         await expect(tab.messages.locator(".day").last).to_have_text(re.compile(r"\b20\d\d$"))
@@ -489,6 +489,11 @@ async def test_with_the_keyboard_only(people):
 
     write = ann.page.get_by_role("button", name=f"Write to {bob.user} only")
     await walk_to(write)
+    second = await people(bob.user, beside=bob)
+    await second.enter()
+    await ann.page.bring_to_front()
+    await expect(ann.page.locator("#people")).to_contain_text("2 devices")
+    await expect(write).to_be_focused()  # though the list has been drawn anew
     await keys.press("Enter")
     await expect(ann.text).to_be_focused()
     await keys.type("For you.")
@@ -523,9 +528,10 @@ async def test_the_page_runs_under_a_strict_content_security_policy(people):
     assert policy.startswith("default-src 'self';")
     assert "unsafe" not in policy
     # It is in force: a forbidden script does not run.
-    await tab.page.evaluate(
-        "document.body.append(Object.assign(document.createElement('script'), { text: 'window.ran = 1' }))"
-    )
+    async with tab.page.expect_console_message():
+        await tab.page.evaluate(
+            "document.body.append(Object.assign(document.createElement('script'), { text: 'window.ran = 1' }))"
+        )
     assert await tab.page.evaluate("window.ran") is None
     assert tab.troubles
     assert all("Content Security Policy" in trouble for trouble in tab.troubles)
