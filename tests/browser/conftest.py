@@ -29,7 +29,7 @@ ARGUMENTS = [
 DESKTOP = {"width": 1100, "height": 720}
 INTERNALS = re.compile(r"Traceback|\bat .+:\d+:\d+|wse\.\w+|undefined|\[object")
 """What no user is to see."""
-PATIENCE = 20_000
+PATIENCE = 60_000
 """Milliseconds until a test gives up on something in a page."""
 
 

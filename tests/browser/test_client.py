@@ -37,7 +37,7 @@ async def test_messages_right_behind_the_welcome_reach_code_that_awaits_connect(
         page = await context.new_page()
         await page.goto(f"http://127.0.0.1:{server.port}/page")
         await page.evaluate(CONNECT, {"url": server.url, "options": {}})
-        await page.wait_for_function("heard.length === 3", timeout=10_000)
+        await page.wait_for_function("heard.length === 3")
         assert await page.evaluate("heard") == [0, 1, 2]
 
 
@@ -50,9 +50,9 @@ async def test_a_client_that_waits_tries_at_once_when_the_page_or_the_network_is
             page = await context.new_page()
             await page.goto(f"http://127.0.0.1:{pages.port}/page")
             await page.evaluate(CONNECT, {"url": server.url, "options": {"reconnect": True}})
-        await page.wait_for_function("client.status === 'RE_CONNECTING'", timeout=10_000)
+        await page.wait_for_function("client.status === 'RE_CONNECTING'")
         async with make_server(origins="*", port=port) as server:
             server.identify(lambda auth: auth.accept("ada"))
             await page.evaluate(EVENTS[event])
-            await page.wait_for_function("client.status === 'READY'", timeout=10_000)  # and not after a minute
+            await page.wait_for_function("client.status === 'READY'")  # and not after a minute
             await page.evaluate("client.close()")

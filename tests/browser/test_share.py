@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 import pytest
 
 import browser.needs  # noqa: F401 - skips this module where there is no browser
-from support.net import make_server
+from support.net import TIMEOUT, make_server
 from wse import WseError
 from wse.auth import ScramKeys, ScramServer
 
@@ -79,7 +79,7 @@ async def three_tabs(browser, tmp_path, has_workers, policy=""):
 
 
 async def until(page, expression):
-    await page.wait_for_function(expression, timeout=10_000)
+    await page.wait_for_function(expression)
 
 
 @pytest.mark.parametrize("has_workers", [True, False], ids=["SharedWorker", "Web Lock"])
@@ -121,7 +121,7 @@ async def test_tabs_share_a_connection_and_keep_their_own_calls_and_listeners(br
 
 
 async def wait_until(condition):
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(TIMEOUT):
         while not condition():
             await asyncio.sleep(0.01)
 
