@@ -596,6 +596,7 @@ class Session:
             encode=self._encode,
             response_error=self.protocol.internal_types.response_error,
             takes=self.takes,
+            nesting=self._nesting,
             expose=endpoint.expose,
             debug=endpoint.debug,
         )
