@@ -300,7 +300,7 @@ class Place(ABC):
     async def empty(self):
         """Wait until the server has no connections."""
         async with asyncio.timeout(TIMEOUT):
-            while self.server._hub.sessions:
+            while self.server._hub.sockets.open:
                 await asyncio.sleep(0)
 
     def client(self, **options):
