@@ -262,6 +262,10 @@ class Hub:
         self._closing = code, reason
         emptied = self.endpoint.scheduler.create_future()
         self._closers.append(emptied)
+        if len(self._closers) == 1:
+            for session in tuple(self.sessions):
+                if session.ended:  # a slow peer would have more time for its last messages
+                    session.link.close(code, reason)
         try:
             pace = max(CLOSES_PER_SECOND, len(self.sessions) / CLOSED_WITHIN)
             self._close_some(iter(tuple(self.sessions)), math.ceil(pace / 10))
