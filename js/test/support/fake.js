@@ -79,9 +79,9 @@ export const fakeClient = (options = {}) => {
 }
 
 /** The same, connected and welcomed, with what that told already taken away. */
-export const readyClient = async (options = {}, welcome = null) => {
+export const readyClient = async (options = {}, welcome = null, identity = undefined) => {
   const all = fakeClient(options)
-  const connected = all.client.connect()
+  const connected = all.client.connect(identity)
   const socket = all.Socket.last
   socket.open()
   socket.receive(['~wse:welcome', welcome, null])
