@@ -92,6 +92,22 @@ export const readyClient = async (options = {}, welcome = null, identity = undef
   return { ...all, socket }
 }
 
+/** The server on a fake socket welcomes. */
+export const welcome = (Socket, payload = null) => {
+  Socket.last.open()
+  Socket.last.receive(['~wse:welcome', payload])
+}
+
+/** Time is the test's: `pass` moves it. */
+export const withTimers = (t) => t.mock.timers.enable({ apis: ['setTimeout'] })
+export const pass = async (t, seconds) => {
+  t.mock.timers.tick(seconds * 1000)
+  await settled()
+}
+
+export const codes = (errors) => errors.map((error) => error.code)
+export const statuses = (events) => events.filter(([name]) => name === 'updated').map(([, status]) => status)
+
 /** Let everything that waits for a promise run. */
 export const settled = () => new Promise((resolve) => setImmediate(resolve))
 
