@@ -8,21 +8,21 @@ from collections.abc import Iterable, Mapping
 from functools import cached_property, partial
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Self, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Self
 
 from wse.brokers import as_broker
 from wse.core.admission import Admission
 from wse.core.cluster.node import ClusterNode
 from wse.core.cluster.settings import ClusterSettings
 from wse.core.heartbeat import Heartbeat
-from wse.core.hub.connection import ServerSession, WseConnection, WseIdentity
+from wse.core.hub.census import take_stats
+from wse.core.hub.connection import ServerSession, WseIdentity
 from wse.core.hub.hub import Hub
 from wse.core.hub.single_node import SingleNode
 from wse.core.limits import Limits, Overflow
 from wse.core.ports.protocol import Protocol
-from wse.core.session.endpoint import Endpoint, emit_error, error_listener_failed
+from wse.core.session.endpoint import Endpoint, emit_error
 from wse.core.session.rpc import ExposeErrors
-from wse.core.session.signals import Channel, Signal, check_handler
 from wse.errors import ErrorCode, WseError
 from wse.protocols.choice import as_protocols
 from wse.protocols.json import WseJSON
@@ -30,53 +30,25 @@ from wse.protocols.msgpack import WseMsgpack
 from wse.scheduler import AsyncioScheduler
 from wse.server.acceptor import ServerAcceptor
 from wse.server.files import StaticFile, js_client_path
+from wse.server.handling import Handling
 from wse.server.lifecycle import LIFESPAN_GRACE, Lifecycle, ListenerOptions, commanded, serve_until_signal
 from wse.server.messaging import Messaging
+from wse.server.signals import ServerSignals
 from wse.server.watchdog import Watchdog
 from wse.transports.asgi import AsgiApp
-from wse.types import F, MessageType
+from wse.types import MessageType
 
 if TYPE_CHECKING:
     import ssl
     from collections.abc import Awaitable, Callable
 
-    from wse.core.hub.auth import ReauthHandler
     from wse.core.hub.handshake import AuthHandler
     from wse.core.ports.broker import Broker
     from wse.core.stats import Stats
     from wse.transports.deflate import Compression
 
-A = TypeVar("A", bound="AuthHandler")
-R = TypeVar("R", bound="ReauthHandler")
 
-
-class ServerSignals:
-    """The events of a server: `server.when`.
-
-    Attributes:
-        joined: `(identity, meta)`: a user has connected with a first device.
-        left: `(identity, code, reason)`: a user's last device has disconnected.
-        connected: `(conn)`: a device has connected.
-        disconnected: `(conn, code, reason)`: a device has disconnected.
-        ignored: `(conn, type, payload)`: a message came that has no listener.
-        error: `(err, conn)`: a `WseError`, with the exception behind it as `__cause__`; `conn` may be None. Without a
-            listener, errors are logged.
-    """
-
-    __slots__ = ("connected", "disconnected", "error", "ignored", "joined", "left")
-
-    def __init__(self, hub: Hub) -> None:
-        self.joined = hub.joined
-        self.left = hub.left
-        self.connected = hub.connected
-        self.disconnected = hub.disconnected
-        self.ignored = hub.ignored
-        self.error: Signal[WseError, WseConnection | None] = Signal(
-            "error", ("err", "conn"), hub.endpoint.scheduler, error_listener_failed
-        )
-
-
-class WseServer(Messaging):
+class WseServer(Handling, Messaging):
     """A WSE server.
 
     Args:
@@ -186,44 +158,6 @@ class WseServer(Messaging):
         if identify is not None:
             self.identify(identify)
 
-    # Authentication.
-
-    def identify(self, fn: A) -> A:
-        """Set the identify handler; usable as a decorator."""
-        check_handler(fn, "auth")
-        self._hub.identify = fn
-        return fn
-
-    def use_challenge(self, fn: A) -> A:
-        """Set the challenge generator, `fn(auth)`; usable as a decorator.
-
-        It runs before the identify handler and calls `auth.quest(value)` or `auth.refuse()`; a value other than None
-        that it returns is the quest.
-
-        Raises:
-            WseError: `INVALID_CRA_GENERATOR`, which is also a `TypeError`: `fn` cannot take `(auth)`.
-        """
-        check_handler(fn, "auth", code=ErrorCode.INVALID_CRA_GENERATOR)
-        self._hub.generator = fn
-        return fn
-
-    def reauthenticate(self, fn: R) -> R:
-        """Set the handler for fresh identities, `fn(conn, identity)`; usable as a decorator.
-
-        A client whose session expires (`Handshake.accept` with `expires`) is asked for a fresh identity a minute before
-        the end, or at half of a shorter time, if it can be asked (the original's clients cannot). The handler checks
-        the identity and returns the new time, a `datetime` with a time zone or Unix seconds, or `None` to let the
-        session end. Raising a `WseError` of `NOT_AUTHORIZED`, for example because the identity is another user's,
-        closes the connection with `wse.not-authorized`; `reason` and `retry` in its details are as for
-        `Handshake.refuse`. Another exception is reported on `error`, and the session ends at its time.
-
-        Raises:
-            TypeError: `fn` cannot take `(conn, identity)`.
-        """
-        check_handler(fn, "conn", "identity")
-        self._hub.auth.reauthenticate = fn
-        return fn
-
     # State.
 
     @property
@@ -256,43 +190,12 @@ class WseServer(Messaging):
         """Counters since the server was made, and its present state. Counting costs next to nothing; this method looks
         at each connection once.
         """
-        return self._hub.stats(
+        return take_stats(
+            self._hub,
             uptime=self._lifecycle.uptime,
             running_handlers=self._scheduler.running,
             refused_origins=self._acceptor.admission.refused_origins,
         )
-
-    # Messages and calls.
-
-    @property
-    def channel(self) -> Channel:
-        """The listeners of messages by type; they take `(conn, payload)`."""
-        return self._endpoint.channel
-
-    @overload
-    def register(self, name: MessageType, fn: F) -> F: ...
-    @overload
-    def register(self, name: MessageType) -> Callable[[F], F]: ...
-    def register(self, name: MessageType, fn: F | None = None) -> F | Callable[[F], F]:
-        """Let clients call `fn(conn, payload)` under that name; without `fn`, a decorator.
-
-        Its return value is the caller's result. A `WseError` that it raises reaches the caller unchanged, any other
-        exception as `RP_EXECUTION_FAILED`.
-
-        Raises:
-            WseError: `RP_ALREADY_REGISTERED`; `PROTOCOL_VIOLATION`, for a name that is reserved.
-            TypeError: `fn` cannot take `(conn, payload)`.
-        """
-        procedures = self._endpoint.procedures
-        return procedures.register(name) if fn is None else procedures.register(name, fn)
-
-    def unregister(self, name: MessageType) -> None:
-        """Remove a procedure.
-
-        Raises:
-            WseError: `RP_NOT_REGISTERED`.
-        """
-        self._endpoint.procedures.unregister(name)
 
     # Life cycle.
 
