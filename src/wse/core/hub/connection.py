@@ -205,7 +205,7 @@ class WseConnection:
             WseError: `PROTOCOL_VIOLATION` for a type that is WSE's own; `MSG_PROCESSING_ERROR` for a payload that
                 cannot be encoded; `LIMIT_EXCEEDED` for a message that is larger than the device has said it takes. A
                 message to many devices skips such a device, which is reported on `error` once.
-            TypeError: The key is neither a string nor an integer.
+            TypeError: The key is neither a string nor an integer of 64 bits.
         """
         self._session.send(type, payload, key)
 

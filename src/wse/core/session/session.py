@@ -194,7 +194,7 @@ class Session(Answering):
             WseError: `PROTOCOL_VIOLATION` for a type that is WSE's own; `MSG_PROCESSING_ERROR` for a payload that
                 cannot be encoded, with the encoder's exception as its cause; `LIMIT_EXCEEDED` for a message that is
                 larger than the peer takes.
-            TypeError: The key is neither a string nor an integer.
+            TypeError: The key is neither a string nor an integer of 64 bits.
         """
         self.endpoint.check_type(type)
         if key is not None:
