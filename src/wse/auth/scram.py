@@ -28,7 +28,7 @@ from wse.errors import ErrorCode, WseError
 try:
     from scramp import ScramClient, ScramException, ScramMechanism
 except ImportError as exc:  # pragma: no cover - the tests have the extra
-    raise ImportError("wse.auth needs the scramp library: pip install wse[scram]") from exc
+    raise ImportError('wse.auth needs the scramp library: pip install "wse[scram]"') from exc
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -308,7 +308,7 @@ class WseServer(Messaging):
             RuntimeError: The server is already listening.
         """
         if self._lifecycle.is_listening:
-            raise RuntimeError("the server has been started")
+            raise RuntimeError("the server has already been started")
         options = self._lifecycle.options
         if host is not None:
             options.host = host
@@ -321,12 +321,12 @@ class WseServer(Messaging):
         """Join a cluster, as the arguments `broker` and `cluster` of `WseServer` do.
 
         Raises:
-            RuntimeError: The server has been started.
+            RuntimeError: The server has already been started.
             ValueError: The URL's scheme is not that of a known broker.
             ImportError: The broker needs a library that is not installed.
         """
         if self._lifecycle.is_started:
-            raise RuntimeError("the server has been started")
+            raise RuntimeError("the server has already been started")
         self._join_cluster(broker, settings)
 
     def _join_cluster(self, broker: str | Broker, settings: ClusterSettings | None) -> None:

@@ -46,6 +46,6 @@ class ClusterSettings:
         if min(self.canary_interval, self.query_timeout, self.close_timeout) <= 0 or self.canary_misses < 1:
             raise ValueError("the times of a cluster must be above 0 seconds, and canary_misses at least 1")
         if not self.wait_for_broker >= 0:
-            raise ValueError(f"wait_for_broker is in seconds, or 0 for no waiting, not {self.wait_for_broker}")
+            raise ValueError(f"wait_for_broker must be 0 (no waiting) or more seconds, not {self.wait_for_broker}")
         if min(self.backlog, self.backlog_bytes) < 0:
             raise ValueError("backlog and backlog_bytes must not be negative")

@@ -115,7 +115,7 @@ class PendingCalls:
                 if self._timer is None:
                     self._timer = scheduler.call_later(self._timeout, self._expire)
         elif timeout < 0:
-            raise ValueError(f"timeout is in seconds, or 0 for none, not {timeout}")
+            raise ValueError(f"timeout must be 0 (none) or more seconds, not {timeout}")
         elif timeout:
             pending.timer = scheduler.call_later(timeout, self._expire_one, stamp, timeout)
         self._waiting[stamp] = pending
