@@ -168,7 +168,7 @@ class WseConnection:
 
     @property
     def remote_addr(self) -> str:
-        """The client's IP address, from the socket or from a trusted proxy's header; an empty string if there is none."""
+        """The client's IP address, from the socket or a trusted proxy's header; an empty string if there is none."""
         return self.request.remote_addr
 
     @property

@@ -173,16 +173,19 @@ class PendingCalls:
 
 
 class ExposeErrors(StrEnum):
-    """How much the caller of a failing procedure learns about the exception. A `WseError` always travels as it is."""
+    """The part of an exception that the caller of a failing procedure receives.
+
+    A `WseError` is always sent as it is.
+    """
 
     NONE = "none"
-    """Only that the procedure has failed."""
+    """Only the fact that the procedure has failed."""
 
     MESSAGE = "message"
-    """The exception's class and text, as WIRE.md section 4 has it."""
+    """The exception's class and text."""
 
     FULL = "full"
-    """The same, and the exceptions that led to it."""
+    """The exception's class and text, and those of its causes."""
 
 
 def error_to_wire(
