@@ -242,7 +242,7 @@ class Lifecycle:
         listener, self._listener = self._listener, None
         if listener is not None:
             listener.close()
-        self._hub.refuse(1012, CloseReason.BY_SERVER)
+        self._hub.sockets.refuse(1012, CloseReason.BY_SERVER)
         grace = await self._settle(self._hub.tasks, grace)
         await self._hub.close(1012, CloseReason.BY_SERVER)
         grace = await self._settle((), grace)  # listeners of the last clients' `disconnected` and `left`
@@ -268,11 +268,11 @@ class Lifecycle:
         listener, self._listener = self._listener, None
         if listener is not None:
             listener.close()
-        for session in tuple(self._hub.sessions):
+        for session in tuple(self._hub.sockets.open):
             with suppress(RuntimeError):  # the socket's own event loop is closed
                 session.link.abort()
             session.closed(1006, "")
-        self._hub.stop_keepalive()
+        self._hub.sockets.stop_keepalive()
         if self._watchdog is not None:
             self._watchdog.stop()
         self._closing = None

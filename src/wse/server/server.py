@@ -8,21 +8,21 @@ from collections.abc import Iterable, Mapping
 from functools import cached_property, partial
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Self, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Self
 
 from wse.brokers import as_broker
 from wse.core.admission import Admission
 from wse.core.cluster.node import ClusterNode
 from wse.core.cluster.settings import ClusterSettings
 from wse.core.heartbeat import Heartbeat
-from wse.core.hub.connection import ServerSession, WseConnection, WseIdentity
+from wse.core.hub.census import take_stats
+from wse.core.hub.connection import ServerSession, WseIdentity
 from wse.core.hub.hub import Hub
 from wse.core.hub.single_node import SingleNode
 from wse.core.limits import Limits, Overflow
 from wse.core.ports.protocol import Protocol
-from wse.core.session.endpoint import Endpoint, emit_error, error_listener_failed
+from wse.core.session.endpoint import Endpoint, emit_error
 from wse.core.session.rpc import ExposeErrors
-from wse.core.session.signals import Channel, Signal, check_handler
 from wse.errors import ErrorCode, WseError
 from wse.protocols.choice import as_protocols
 from wse.protocols.json import WseJSON
@@ -30,53 +30,25 @@ from wse.protocols.msgpack import WseMsgpack
 from wse.scheduler import AsyncioScheduler
 from wse.server.acceptor import ServerAcceptor
 from wse.server.files import StaticFile, js_client_path
+from wse.server.handling import Handling
 from wse.server.lifecycle import LIFESPAN_GRACE, Lifecycle, ListenerOptions, commanded, serve_until_signal
 from wse.server.messaging import Messaging
+from wse.server.signals import ServerSignals
 from wse.server.watchdog import Watchdog
 from wse.transports.asgi import AsgiApp
-from wse.types import F, MessageType
+from wse.types import MessageType
 
 if TYPE_CHECKING:
     import ssl
     from collections.abc import Awaitable, Callable
 
-    from wse.core.hub.auth import ReauthHandler
     from wse.core.hub.handshake import AuthHandler
     from wse.core.ports.broker import Broker
     from wse.core.stats import Stats
     from wse.transports.deflate import Compression
 
-A = TypeVar("A", bound="AuthHandler")
-R = TypeVar("R", bound="ReauthHandler")
 
-
-class ServerSignals:
-    """The events of a server: `server.when`.
-
-    Attributes:
-        joined: `(identity, meta)`: a user has connected with a first device.
-        left: `(identity, code, reason)`: a user's last device has disconnected.
-        connected: `(conn)`: a device has connected.
-        disconnected: `(conn, code, reason)`: a device has disconnected.
-        ignored: `(conn, type, payload)`: a message without a listener has arrived.
-        error: `(err, conn)`: something has failed. `err` is a `WseError`, with the original exception as `__cause__`;
-            `conn` may be None. Without a listener, errors are logged.
-    """
-
-    __slots__ = ("connected", "disconnected", "error", "ignored", "joined", "left")
-
-    def __init__(self, hub: Hub) -> None:
-        self.joined = hub.joined
-        self.left = hub.left
-        self.connected = hub.connected
-        self.disconnected = hub.disconnected
-        self.ignored = hub.ignored
-        self.error: Signal[WseError, WseConnection | None] = Signal(
-            "error", ("err", "conn"), hub.endpoint.scheduler, error_listener_failed
-        )
-
-
-class WseServer(Messaging):
+class WseServer(Handling, Messaging):
     """A WSE server.
 
     Args:
@@ -187,44 +159,6 @@ class WseServer(Messaging):
         if identify is not None:
             self.identify(identify)
 
-    # Authentication.
-
-    def identify(self, fn: A) -> A:
-        """Set the identify handler; usable as a decorator."""
-        check_handler(fn, "auth")
-        self._hub.identify = fn
-        return fn
-
-    def use_challenge(self, fn: A) -> A:
-        """Set the challenge generator, `fn(auth)`; usable as a decorator.
-
-        It runs before the identify handler and calls `auth.quest(value)` or `auth.refuse()`. If it returns a value
-        other than None, that value is the quest.
-
-        Raises:
-            WseError: `INVALID_CRA_GENERATOR`, which is also a `TypeError`: `fn` cannot take `(auth)`.
-        """
-        check_handler(fn, "auth", code=ErrorCode.INVALID_CRA_GENERATOR)
-        self._hub.generator = fn
-        return fn
-
-    def reauthenticate(self, fn: R) -> R:
-        """Set the handler for fresh identities, `fn(conn, identity)`; usable as a decorator.
-
-        If a session expires (`Handshake.accept` with `expires`), the client is asked for a fresh identity a minute
-        before the end, or halfway through a session of less than two minutes. Clients of the original JavaScript
-        package cannot be asked. The handler checks the identity. It returns the new time, a `datetime` with a time zone
-        or Unix seconds, or `None` to let the session end. If the identity belongs to another user, raise a `WseError`
-        with `NOT_AUTHORIZED`. It closes the connection with `wse.not-authorized`; `reason` and `retry` in its details
-        are as for `Handshake.refuse`. Other exceptions are reported on `error`, and the session ends at its time.
-
-        Raises:
-            TypeError: `fn` cannot take `(conn, identity)`.
-        """
-        check_handler(fn, "conn", "identity")
-        self._hub.auth.reauthenticate = fn
-        return fn
-
     # State.
 
     @property
@@ -258,43 +192,12 @@ class WseServer(Messaging):
 
         Counting costs next to nothing. This method looks at each connection once.
         """
-        return self._hub.stats(
+        return take_stats(
+            self._hub,
             uptime=self._lifecycle.uptime,
             running_handlers=self._scheduler.running,
             refused_origins=self._acceptor.admission.refused_origins,
         )
-
-    # Messages and calls.
-
-    @property
-    def channel(self) -> Channel:
-        """The listeners of messages by type; they take `(conn, payload)`."""
-        return self._endpoint.channel
-
-    @overload
-    def register(self, name: MessageType, fn: F) -> F: ...
-    @overload
-    def register(self, name: MessageType) -> Callable[[F], F]: ...
-    def register(self, name: MessageType, fn: F | None = None) -> F | Callable[[F], F]:
-        """Register `fn(conn, payload)` as a procedure that clients can call; without `fn`, a decorator.
-
-        Its return value is the caller's result. A `WseError` that it raises reaches the caller unchanged, any other
-        exception as `RP_EXECUTION_FAILED`.
-
-        Raises:
-            WseError: `RP_ALREADY_REGISTERED`; `PROTOCOL_VIOLATION`, for a name that is reserved.
-            TypeError: `fn` cannot take `(conn, payload)`.
-        """
-        procedures = self._endpoint.procedures
-        return procedures.register(name) if fn is None else procedures.register(name, fn)
-
-    def unregister(self, name: MessageType) -> None:
-        """Remove a procedure.
-
-        Raises:
-            WseError: `RP_NOT_REGISTERED`.
-        """
-        self._endpoint.procedures.unregister(name)
 
     # Life cycle.
 

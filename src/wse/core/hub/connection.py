@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from wse.core.hub.auth import AuthExtension, Expiry
     from wse.core.hub.calls import Mode
     from wse.core.hub.handshake import Challenge
+    from wse.core.hub.sockets import Sockets
     from wse.core.ports.protocol import Protocol
     from wse.core.ports.transport import Link, Request
     from wse.core.session.endpoint import Endpoint
@@ -34,12 +35,10 @@ class SessionOwner(typing.Protocol):
     ignored: Signal[WseConnection, Any, Any]
     auth: AuthExtension
     server: Any
+    sockets: Sockets
 
     def leave(self, session: ServerSession, code: int, reason: str) -> None:
         """Note that the connection has ended; it may not have been valid."""
-
-    def forget(self, session: ServerSession) -> None:
-        """Note that the socket has closed."""
 
 
 class Users(typing.Protocol):
@@ -94,7 +93,7 @@ class ServerSession(Session):
         self._owner.leave(self, code, reason)
 
     def _on_closed(self) -> None:
-        self._owner.forget(self)
+        self._owner.sockets.remove(self)
 
 
 class MeteredSession(ServerSession):

@@ -3,12 +3,7 @@
 from __future__ import annotations
 
 import logging
-import math
-from collections import Counter
-from collections.abc import Collection, Hashable, Iterator
-from contextlib import suppress
-from ipaddress import ip_network
-from itertools import islice
+from collections.abc import Collection, Hashable
 from typing import TYPE_CHECKING, Any
 
 from wse.core.closing import check_close
@@ -21,12 +16,11 @@ from wse.core.hub.fanout import excluded, without
 from wse.core.hub.handshake import ServerOpening
 from wse.core.hub.network import EVERYONE, USER, Network
 from wse.core.hub.rooms import Rooms
+from wse.core.hub.sockets import Sockets
 from wse.core.packed import Packed
 from wse.core.session.extensions import NOTHING
-from wse.core.session.keepalive import Keepalive
 from wse.core.session.rpc import NotAskedError
 from wse.core.session.signals import Signal
-from wse.core.stats import Stats
 from wse.errors import CloseReason, ErrorCode, WseError
 from wse.types import ClientId, MessageKey, MessageType
 
@@ -43,12 +37,6 @@ if TYPE_CHECKING:
 
 
 logger = logging.getLogger("wse")
-
-CLOSES_PER_SECOND = 1000
-"""Connections closed in a second when a server ends: as many as another server can let in at that time."""
-
-CLOSED_WITHIN = 15.0
-"""Seconds until the last connection is closed, however many there are: the end of a server must not take for ever."""
 
 
 class Hub:
@@ -90,12 +78,7 @@ class Hub:
         self.generator: AuthHandler | None = None
         self.identities: dict[ClientId, WseIdentity] = {}
         self.connections: dict[str, WseConnection] = {}  # the valid ones
-        self.sessions: set[ServerSession] = set()  # all whose socket is not closed yet
-        self.unauthenticated = 0  # those of them that have not been let in, and have not ended
-        self.by_address: Counter[str] = Counter()  # how many of them, where there is a limit
-        self._closing: tuple[int, str] | None = None
-        self._closers: list[asyncio.Future[None]] = []  # one for each `close` that waits for the last socket
-        self._keepalive = Keepalive(endpoint.scheduler, heartbeat, lambda: self.sessions)
+        self.sockets = Sockets(endpoint, heartbeat)
         limits = endpoint.limits
         metered = limits.message_rate is not None or limits.byte_rate is not None
         self._session_class = MeteredSession if metered else ServerSession
@@ -123,8 +106,8 @@ class Hub:
         if self.identify is None:
             raise WseError(ErrorCode.IDENTIFY_HANDLER_MISSING)
         session = self._session_class(self, link, request, protocol or self.endpoint.protocols[0])
-        excess = self._find_excess(request.remote_addr)
-        self._count_in(session)
+        excess = self.sockets.find_excess(request.remote_addr)
+        self.sockets.add(session)
         opening: ServerOpening[ServerSession] = ServerOpening(
             session,
             conn_id=session.conn.conn_id,
@@ -136,34 +119,14 @@ class Hub:
             join=self._join,
         )
         session.enter(opening)
-        if self._closing is not None:
-            session.close(*self._closing)
+        if self.sockets.closing is not None:
+            session.close(*self.sockets.closing)
         elif excess is not None:
             session.exceeded(*excess, 1013)
         elif protocol is None:
             names = ", ".join(p.name for p in self.endpoint.protocols)
             session.violation(f"the client offers no subprotocol that the server has: {names}")
         return session
-
-    def _find_excess(self, address: str) -> tuple[str, CloseReason] | None:
-        """The limit that one more connection would exceed."""
-        limits = self.endpoint.limits
-        if limits.connections is not None and len(self.sessions) >= limits.connections:
-            return "connections", CloseReason.LIMIT_CONNECTIONS
-        if limits.unauthenticated is not None and self.unauthenticated >= limits.unauthenticated:
-            return "unauthenticated", CloseReason.LIMIT_UNAUTHENTICATED
-        most = limits.connections_per_address
-        if most is not None and self.by_address[network_of(address)] >= most:
-            return "connections_per_address", CloseReason.LIMIT_CONNECTIONS_PER_ADDRESS
-        return None
-
-    def _count_in(self, session: ServerSession) -> None:
-        self.sessions.add(session)
-        self.unauthenticated += 1
-        if self.endpoint.limits.connections_per_address is not None:
-            self.by_address[network_of(session.conn.request.remote_addr)] += 1
-        if session.link.pings:
-            self._keepalive.start()
 
     def _join(
         self, session: ServerSession, auth: Handshake, cid: ClientId, welcome: Packed, expires: float | None
@@ -202,7 +165,7 @@ class Hub:
         if session.ended or identity is None:
             return
         self.connections[conn.conn_id] = conn
-        self.unauthenticated -= 1
+        self.sockets.unauthenticated -= 1
         session.enter(None)
         types = session.protocol.extensions
         if types is not None and session.agreement is not NOTHING:
@@ -218,7 +181,7 @@ class Hub:
         conn = session.conn
         identity = conn._user
         if self.connections.pop(conn.conn_id, None) is None:
-            self.unauthenticated -= 1
+            self.sockets.unauthenticated -= 1
         if identity is None:
             return
         self.rooms.forget(conn)
@@ -236,91 +199,14 @@ class Hub:
         self.disconnected._emit(conn, code, reason)
         self.network.leave(conn, identity, code, reason, is_last_here)
 
-    def forget(self, session: ServerSession) -> None:
-        """Forget a session whose socket has closed."""
-        self.sessions.discard(session)
-        if self.by_address:
-            network = network_of(session.conn.request.remote_addr)
-            self.by_address[network] -= 1
-            if not self.by_address[network]:
-                del self.by_address[network]
-        if not self.sessions:
-            for emptied in self._closers:
-                if not emptied.done():
-                    emptied.set_result(None)
-
-    def refuse(self, code: int, reason: str) -> None:
-        """Let no more clients in: close each new connection with this code and reason."""
-        self._closing = code, reason
-
     async def close(self, code: int, reason: str) -> None:
-        """Close every connection; returns when the last socket has closed.
-
-        Many are closed over some seconds, `CLOSES_PER_SECOND` of them in each, or more if it would take longer than
-        `CLOSED_WITHIN`, so that they do not all return at once. New connections are closed as well.
-        """
-        self._closing = code, reason
-        emptied = self.endpoint.scheduler.create_future()
-        self._closers.append(emptied)
-        if len(self._closers) == 1:
-            for session in tuple(self.sessions):
-                if session.ended:  # a slow peer would have more time for its last messages
-                    session.link.close(code, reason)
-        try:
-            pace = max(CLOSES_PER_SECOND, len(self.sessions) / CLOSED_WITHIN)
-            self._close_some(iter(tuple(self.sessions)), math.ceil(pace / 10))
-            if self.sessions:
-                await emptied
-        finally:
-            self._closers.remove(emptied)
-            if not self._closers:  # else another `close` still waits
-                self._closing = None
-                self._keepalive.stop()
-
-    def stop_keepalive(self) -> None:
-        """Look for silent peers no longer, until a connection opens."""
-        self._keepalive.stop()
-
-    def _close_some(self, sessions: Iterator[ServerSession], count: int) -> None:
-        if self._closing is None:
-            return
-        for session in islice(sessions, count):
-            session.close(*self._closing)
-        if sessions.__length_hint__():  # type: ignore[attr-defined]  # tuple iterators have it
-            self.endpoint.scheduler.call_later(0.1, self._close_some, sessions, count)
+        """Close every connection; returns when the last socket has closed."""
+        await self.sockets.close(code, reason)
 
     @property
     def tasks(self) -> list[asyncio.Task[Any]]:
         """The async handlers of all connections that have not ended."""
-        return [task for session in self.sessions if not session.ended for task in session.tasks]
-
-    def stats(self, *, uptime: float, running_handlers: int, refused_origins: int) -> Stats:
-        """See `WseServer.stats`."""
-        counters = self.endpoint.counters
-        queued = [session.queued for session in self.sessions]
-        return Stats(
-            uptime=uptime,
-            connections=len(self.sessions),
-            unauthenticated=self.unauthenticated,
-            identities=len(self.identities),
-            queued_bytes=sum(queued),
-            queued_bytes_max=max(queued, default=0),
-            running_handlers=running_handlers + len(self.tasks),
-            pending_calls=sum(session.pending_calls for session in self.sessions),
-            opened=counters.opened,
-            messages_in=counters.messages_in,
-            messages_out=counters.messages_out,
-            calls_in=counters.calls_in,
-            calls_out=counters.calls_out,
-            bytes_in=counters.bytes_in,
-            bytes_out=counters.bytes_out,
-            errors=dict(counters.errors),
-            closes=dict(counters.closes),
-            close_codes=dict(counters.close_codes),
-            dropped=dict(counters.dropped),
-            limits=dict(counters.limits),
-            refused_origins=refused_origins,
-        )
+        return [task for session in self.sockets.open if not session.ended for task in session.tasks]
 
     # Messages.
 
@@ -416,12 +302,3 @@ class Hub:
         session = args[0]._session if isinstance(args[0], WseConnection) else None
         error = WseError(ErrorCode.MSG_PROCESSING_ERROR, {"signal": signal}, f"a listener of {signal} raised")
         self.endpoint.report(error, session, exc)
-
-
-def network_of(address: str) -> str:
-    """The key under which an address is counted: for IPv6 its network of 64 bits, which belongs to one subscriber."""
-    if ":" not in address:
-        return address
-    with suppress(ValueError):
-        return str(ip_network((address.partition("%")[0], 64), strict=False))
-    return address
