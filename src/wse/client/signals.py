@@ -21,11 +21,12 @@ class ClientSignals:
         ready: `(welcome)`: the server has accepted the client. A listener that is added while the client is connected
             gets that welcome at once, and `wait` returns it.
         closed: `(code, reason)`: the connection has ended.
-        error: `(err)`: a `WseError`, with its cause as `__cause__`. Without a listener, errors are logged.
+        error: `(err)`: something has failed. `err` is a `WseError`, with the original exception as `__cause__`. Without
+            a listener, errors are logged.
         updated: `(status)`: `client.status` has changed. A listener that is added later gets the present status.
-        gave_up: `(err)`: the client has no connection and does not try again; `err` is the reason. Not fired after the
-            application's own `close`.
-        ignored: `(type, payload, stamp)`: a message came that has no listener.
+        gave_up: `(err)`: the client has no connection and will not try again; `err` is the reason. It does not fire
+            after the application's own `close`.
+        ignored: `(type, payload, stamp)`: a message without a listener has arrived.
     """
 
     __slots__ = ("closed", "connected", "error", "gave_up", "ignored", "ready", "updated")

@@ -21,9 +21,9 @@ class ServerSignals:
         left: `(identity, code, reason)`: a user's last device has disconnected.
         connected: `(conn)`: a device has connected.
         disconnected: `(conn, code, reason)`: a device has disconnected.
-        ignored: `(conn, type, payload)`: a message came that has no listener.
-        error: `(err, conn)`: a `WseError`, with the exception behind it as `__cause__`; `conn` may be None. Without a
-            listener, errors are logged.
+        ignored: `(conn, type, payload)`: a message without a listener has arrived.
+        error: `(err, conn)`: something has failed. `err` is a `WseError`, with the original exception as `__cause__`;
+            `conn` may be None. Without a listener, errors are logged.
     """
 
     __slots__ = ("connected", "disconnected", "error", "ignored", "joined", "left")

@@ -21,7 +21,7 @@ try:
     from nats.js import api
     from nats.js.errors import APIError, BadRequestError, NoStreamResponseError, NotFoundError
 except ImportError as exc:  # pragma: no cover - the tests have the extra
-    raise ImportError("wse.brokers.nats needs the nats-py library: pip install wse[nats]") from exc
+    raise ImportError('wse.brokers.nats needs the nats-py library: pip install "wse[nats]"') from exc
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Collection

@@ -127,11 +127,11 @@ class WseConnection:
     """One device of a user: one WebSocket.
 
     Attributes:
-        conn_id: Its id, unique among all connections.
+        conn_id: The connection's id, unique among all connections.
         cid: The user's id; `None` until the user is accepted.
-        identity: The identity that the client sent, the last one if it was asked for a fresh one.
-        meta: Further facts that it sent, a dict.
-        challenge: The quest with the client's response, or `None` without a challenge.
+        identity: The identity that the client sent; the latest one, if the client has sent several.
+        meta: The meta that the client sent, a dict.
+        challenge: The quest and the client's response; `None` without a challenge.
         request: The HTTP request that opened the WebSocket.
     """
 
@@ -149,8 +149,8 @@ class WseConnection:
 
     @property
     def client(self) -> WseIdentity:
-        """The user, a `WseIdentity`. It is `None` on a connection that is not accepted yet, which only listeners of
-        `error` can meet; its type leaves that out, because all other handlers get accepted connections.
+        """The user, a `WseIdentity`. On a connection that is not accepted yet it is `None`, which only listeners of
+        `error` can see. The type does not include `None`, because all other handlers get accepted connections.
         """
         return typing.cast("WseIdentity", self._user)
 
@@ -161,13 +161,13 @@ class WseConnection:
 
     @property
     def expires(self) -> float | None:
-        """When the session ends, in Unix seconds; `None` for a session without such a time. See `extend`."""
+        """The time at which the session ends, in Unix seconds; `None` if it does not expire. See `extend`."""
         expiry = self._session.expiry
         return None if expiry is None else expiry.at
 
     @property
     def remote_addr(self) -> str:
-        """The client's IP address: the socket's, or that of a trusted proxy's header; an empty string without one."""
+        """The client's IP address, from the socket or a trusted proxy's header; an empty string if there is none."""
         return self.request.remote_addr
 
     @property
@@ -182,18 +182,18 @@ class WseConnection:
 
     @property
     def rtt(self) -> float | None:
-        """Seconds that the last ping and its pong took; `None` before the first, and inside web servers, which keep
-        their own heartbeat. A device is pinged when it has been silent for `Heartbeat.interval`.
+        """The round-trip time of the last ping, in seconds; `None` before the first, and inside web servers, which send
+        their own pings. A device is pinged when it has been silent for `Heartbeat.interval`.
         """
         return self._session.rtt
 
     @property
     def queued(self) -> int:
-        """Bytes that wait for the device to take them."""
+        """The number of bytes that wait for the device."""
         return self._session.queued
 
     def send(self, type: MessageType, payload: Any = None, *, key: MessageKey | None = None) -> None:
-        """Send a message to this device. On a connection that has ended nothing happens.
+        """Send a message to this device. Nothing happens if the connection has ended.
 
         Args:
             type: The message's type.
@@ -219,8 +219,8 @@ class WseConnection:
 
         Raises:
             WseError: The error of the procedure, or `RP_NOT_REGISTERED`, `RP_TIMEOUT`, `RP_DISCONNECT`,
-                `RP_SEND_FAILED`, `CLIENT_NOT_READY` (WIRE.md section 4); `LIMIT_EXCEEDED`, when too many calls wait,
-                or the call is larger than the device takes.
+                `RP_SEND_FAILED`, `CLIENT_NOT_READY`; `LIMIT_EXCEEDED`, when too many calls wait, or the call is larger
+                than the device takes.
         """
         return await self._session.call(name, payload, timeout)
 
@@ -238,7 +238,7 @@ class WseConnection:
         self._session.close(code, reason)
 
     def extend(self, expires: datetime | float | None) -> None:
-        """Set when the session ends, in place of the time given to `Handshake.accept`, if any.
+        """Set the time at which the session ends. It replaces the time given to `Handshake.accept`.
 
         Args:
             expires: As for `Handshake.accept`; `None` for a session that does not expire. A time that has passed ends
@@ -251,7 +251,7 @@ class WseConnection:
         session._owner.auth.expire(session, None if expires is None else unix_time(expires))
 
     async def drain(self) -> None:
-        """Wait until the socket takes more, for producers that may send faster than the device reads."""
+        """Wait until the socket takes more. Call this between messages if you may send faster than the device reads."""
         await self._session.drain()
 
     def __repr__(self) -> str:

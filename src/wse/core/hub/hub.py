@@ -64,7 +64,7 @@ class Hub:
         if conns_per_user < 1:
             raise ValueError(f"conns_per_user must be at least 1, not {conns_per_user}")
         if auth_timeout < 0:
-            raise ValueError(f"auth_timeout is in seconds, or 0 for none, not {auth_timeout}")
+            raise ValueError(f"auth_timeout must be 0 (none) or more seconds, not {auth_timeout}")
         self.endpoint = endpoint
         self.server = server
         self.started = True  # unless a server says otherwise
@@ -192,8 +192,8 @@ class Hub:
         if reason == CloseReason.CLIENTS_CONCURRENCY and self.conns_per_user == 1 and not self._has_displaced:
             self._has_displaced = True
             logger.warning(
-                "a second connection of user %r has closed the first: a user may have one, unless the server allows "
-                "more: WseServer(conns_per_user=…); this is logged once",
+                "a second connection of user %r has closed the first, because a user may have only one; to allow more, "
+                "set WseServer(conns_per_user=…) (this warning is logged once)",
                 identity.cid,
             )
         self.disconnected._emit(conn, code, reason)

@@ -115,7 +115,7 @@ class PendingCalls:
                 if self._timer is None:
                     self._timer = scheduler.call_later(self._timeout, self._expire)
         elif timeout < 0:
-            raise ValueError(f"timeout is in seconds, or 0 for none, not {timeout}")
+            raise ValueError(f"timeout must be 0 (none) or more seconds, not {timeout}")
         elif timeout:
             pending.timer = scheduler.call_later(timeout, self._expire_one, stamp, timeout)
         self._waiting[stamp] = pending
@@ -173,16 +173,19 @@ class PendingCalls:
 
 
 class ExposeErrors(StrEnum):
-    """How much the caller of a failing procedure learns about the exception. A `WseError` always travels as it is."""
+    """The part of an exception that the caller of a failing procedure receives.
+
+    A `WseError` is always sent as it is.
+    """
 
     NONE = "none"
-    """Only that the procedure has failed."""
+    """Only the fact that the procedure has failed."""
 
     MESSAGE = "message"
-    """The exception's class and text, as WIRE.md section 4 has it."""
+    """The exception's class and text."""
 
     FULL = "full"
-    """The same, and the exceptions that led to it."""
+    """The exception's class and text, and those of its causes."""
 
 
 def error_to_wire(

@@ -194,10 +194,10 @@ class Listeners:
 
 
 class Signal(Generic[*Ts]):
-    """Something that happens to a server or client.
+    """An event of a server or client, with its listeners.
 
-    Calling it subscribes: `when.connected(fn)`, or `@when.connected` above the function. Listeners may be plain or
-    `async`; their exceptions are reported on `when.error`.
+    A call of the signal adds a listener: `when.connected(fn)`, or `@when.connected` above the function. Listeners may
+    be plain or `async`. Their exceptions are reported on `when.error`.
     """
 
     __slots__ = ("_failed", "_holds", "_last", "_listeners", "_replay", "_scheduler", "_takes", "name")
@@ -263,13 +263,13 @@ class Signal(Generic[*Ts]):
     async def wait(self, timeout: float | None = None) -> tuple[*Ts]:
         """Wait for the next emission and return its arguments, always as a tuple.
 
-        Where the last emission still holds, as that of `client.when.ready` on a connected client, return it at once.
+        On a connected client, `when.ready.wait()` returns the arguments of the last emission at once.
 
         Args:
-            timeout: Seconds; `None` waits for ever.
+            timeout: Seconds to wait; `None` waits for ever.
 
         Raises:
-            TimeoutError: It did not happen in time.
+            TimeoutError: There was no emission in time.
         """
         if self._holds and self._last is not None:
             return self._last
