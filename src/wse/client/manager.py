@@ -11,9 +11,8 @@ from wse.client.connection import Connection, is_asked_for
 from wse.client.course import Course
 from wse.client.extensions import add_client_extensions
 from wse.client.request import checked_url
-from wse.client.retry import JUMP
 from wse.client.status import BUSY, TRANSITIONS, Event
-from wse.core.closing import check_close
+from wse.core.closing import JUMP, check_close
 from wse.core.session.keepalive import Keepalive
 from wse.errors import CloseReason, ErrorCode, WseError
 from wse.types import ClientStatus, ReadyState
