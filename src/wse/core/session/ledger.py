@@ -89,6 +89,7 @@ class Ledger:
         unsent: What was never sent, when the session has ended.
         got: How many messages have come.
         heard: How many messages the peer has confirmed.
+        is_certain: Whether the peer has certainly not had what is in the ring, since it has said what it had.
     """
 
     __slots__ = (
@@ -117,6 +118,7 @@ class Ledger:
         "base",
         "got",
         "heard",
+        "is_certain",
         "link",
         "pings",
         "ring",
@@ -137,6 +139,7 @@ class Ledger:
         self.unsent: list[Packed] = []
         self.got = 0
         self.heard = 0
+        self.is_certain = False
         self.ack_at: float = 1
         self._types: ExtensionTypes = types
         self._bounds = bounds
@@ -266,6 +269,11 @@ class Ledger:
         self._takes = takes
         self._late_ack = False
         self._attached_at = self.session.endpoint.scheduler.time()
+
+    def listen(self) -> None:
+        """Count what comes from here on, too, where that was not so from the beginning."""
+        self._takes = self.session._writable
+        self.link.attach(self)
 
     def detach(self, code: int, reason: str) -> None:
         """The link is gone, and the session goes on without one."""
@@ -514,7 +522,7 @@ class Ledger:
                 if index < self._counted:
                     self._own -= _own_size(message) - OVERHEAD
                 ring[index] = None
-                return None
+                return False if self.is_certain else None
         return True if self.base - 1 <= self.heard else None
 
     def set_aside(self, outbox: Outbox) -> None:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from wse.types import ReadyState
+
 if TYPE_CHECKING:
+    import asyncio
     from collections.abc import Callable
 
     from wse.core.ports.scheduling import Scheduler, Timer
@@ -23,7 +26,9 @@ class Leftover:
         gone: Called when it has closed.
     """
 
-    __slots__ = ("_gone", "_timer", "link")
+    __slots__ = ("_gone", "_scheduler", "_timer", "_waiters", "link", "ready_state")
+
+    ended = True
 
     def __init__(
         self,
@@ -35,7 +40,10 @@ class Leftover:
         gone: Callable[[Leftover], None],
     ) -> None:
         self.link = link
+        self.ready_state = ReadyState.CLOSING
         self._gone = gone
+        self._scheduler = scheduler
+        self._waiters: list[asyncio.Future[None]] = []
         self._timer: Timer = scheduler.call_later(patience, link.abort)
         link.attach(self)
         link.close(code, reason)
@@ -43,8 +51,19 @@ class Leftover:
     def receive(self, data: str | bytes | memoryview) -> None: ...
 
     def closed(self, code: int, reason: str) -> None:
+        self.ready_state = ReadyState.CLOSED
         self._timer.cancel()
+        for waiter in self._waiters:
+            if not waiter.done():
+                waiter.set_result(None)
         self._gone(self)
+
+    async def wait_closed(self) -> None:
+        """Return when the socket has closed."""
+        if self.ready_state is not ReadyState.CLOSED:
+            waiter = self._scheduler.create_future()
+            self._waiters.append(waiter)
+            await waiter
 
     def writable(self, writable: bool) -> None: ...
 
