@@ -38,12 +38,12 @@ async def test_a_client_takes_its_session_back_from_a_socket_that_the_server_bel
     await soon(client.connect())
     conn = await log.conn("ann")
     old = []
-    await traffic.run(
-        conn,
-        100,
-        lambda client: old.append(cut_unnoticed(client)) if len(old) < 3 and client.status == "READY" else None,
-        every=20,
-    )
+
+    def disturb(client):
+        if len(old) < 3 and client.status == "READY":
+            old.append(cut_unnoticed(client))
+
+    await traffic.run(conn, 100, disturb, every=20)
     assert old
     assert "left" not in log.names
     await until(lambda: not server._hub.sockets.leftovers)

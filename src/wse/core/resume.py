@@ -27,7 +27,7 @@ class Resume:
         ValueError: A bound that is not positive.
     """
 
-    window: float = 60.0
+    window: float = 60
     bytes: int = 256 * 1024
     messages: int = 1000
     detached: int = 10_000
