@@ -135,7 +135,7 @@ describe('a silent server', () => {
 describe('back online, or visible again', () => {
   const page = (t) => {
     const events = new EventTarget()
-    const document = Object.assign(new EventTarget(), { visibilityState: 'visible' })
+    const document = Object.assign(new EventTarget(), { hidden: false })
     const globals = { document, addEventListener: events.addEventListener.bind(events), removeEventListener: events.removeEventListener.bind(events) }
     Object.assign(globalThis, globals)
     t.after(() => Object.keys(globals).forEach((name) => delete globalThis[name]))
@@ -168,7 +168,7 @@ describe('back online, or visible again', () => {
 
   test('becoming hidden is no reason', async (t) => {
     const { fire, document } = page(t)
-    document.visibilityState = 'hidden'
+    document.hidden = true
     const { client, socket } = await readyClient()
     fire('visibilitychange')
     assert.deepEqual(socket.read(), [])

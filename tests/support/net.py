@@ -31,7 +31,7 @@ from wse.transports.request import HttpRequest
 JSON = "wse-default-json"
 OFFERS = {"auth": {}, "limits": {"message_size": 1024 * 1024}}
 """The extensions that every client offers."""
-TIMEOUT = 20.0
+TIMEOUT = 30.0
 """Seconds until a test that waits for something gives up. Nothing waits that long, even on a machine that is busy."""
 
 

@@ -64,6 +64,7 @@ LIBRARIES = {
     "auth/": {"scramp"},
     "brokers/nats/connection.py": {"nats"},
     "brokers/nats/private.py": {"nats"},
+    "brokers/nats/wire.py": {"nats"},
     "brokers/redis/": {"hiredis", "redis"},
     "cli/commands.py": {"click", "uvloop"},
 }

@@ -10,6 +10,7 @@ from contextlib import suppress
 import pytest
 
 from support.brokers import Node, unavailable
+from support.net import TIMEOUT
 from wse.brokers import from_url, reconnecting
 from wse.brokers.memory import MemoryBroker, MemoryCluster
 from wse.brokers.nats.broker import NatsBroker
@@ -205,6 +206,6 @@ async def test_a_broker_closes_although_its_library_swallows_a_cancellation(monk
     broker = Broker()
     await broker.open("node", Node("node", broker))
     await connection.asked.wait()
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(TIMEOUT):
         await broker.close()
     assert not broker.connected

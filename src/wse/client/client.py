@@ -57,7 +57,7 @@ class WseClient:
             0 for ever.
         protocol: The message protocol; `WseJSON` by default.
         ssl: For `wss:`, an `ssl.SSLContext`; by default the system's certificates are trusted.
-        headers: Headers of the HTTP request that opens the WebSocket.
+        headers: Headers of the HTTP request that opens the WebSocket, besides those of the handshake itself.
         backoff: The waits before the attempts to reconnect.
         limits: Limits on messages from the server.
         compression: Offers permessage-deflate to the server; off by default.

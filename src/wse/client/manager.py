@@ -168,6 +168,7 @@ class ConnectionManager:
 
     async def wait_ready(self, timeout: float | None) -> Any:
         """See `WseClient.wait_ready`."""
+        self._enter()
         async with asyncio.timeout(timeout):
             while self.status is not ClientStatus.READY:
                 if self.status is ClientStatus.OFFLINE:
@@ -178,6 +179,7 @@ class ConnectionManager:
 
     async def wait_closed(self) -> WseError | None:
         """See `WseClient.wait_closed`."""
+        self._enter()
         while self.status in BUSY:
             await self._when.updated.wait()
         for session in tuple(self._sockets):

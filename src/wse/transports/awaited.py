@@ -124,6 +124,8 @@ class AwaitedLink(ABC):
 
     def close(self, code: int, reason: str) -> None:
         if self._closing:
+            if code == SERVICE_RESTART:
+                self._close_deadline = min(self._close_deadline, self._loop.time() + CLOSE_TIMEOUT)
             return
         self._close = code, reason
         if code == SERVICE_RESTART:

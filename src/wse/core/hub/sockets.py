@@ -109,6 +109,10 @@ class Sockets:
         self._closers.append(emptied)
         for leftover in self.leftovers:
             leftover.link.abort()
+        if len(self._closers) == 1:
+            for session in tuple(self.open):
+                if session.ended:  # a slow peer would have more time for its last messages
+                    session.link.close(code, reason)
         try:
             pace = max(CLOSES_PER_SECOND, len(self.open) / CLOSED_WITHIN)
             self._close_some(iter(tuple(self.open)), math.ceil(pace / 10))

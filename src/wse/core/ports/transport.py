@@ -37,7 +37,10 @@ class Link(typing.Protocol):
         """Send one message that also goes to other links; its wire form is built once for all of them."""
 
     def close(self, code: int, reason: str) -> None:
-        """Send what was written before, do the closing handshake, then close the socket."""
+        """Send what was written before, do the closing handshake, then close the socket.
+
+        A peer that still takes messages has some time for them. A second close with 1012 ends that: the server ends.
+        """
 
     def abort(self) -> None:
         """Close the socket at once."""

@@ -134,6 +134,7 @@ class Answering(Output):
             encode=self._encode,
             response_error=self.protocol.internal_types.response_error,
             takes=self.takes,
+            nesting=self.endpoint.limits.nesting,
             expose=endpoint.expose,
             debug=endpoint.debug,
         )

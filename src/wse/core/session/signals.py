@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 import typing
 from asyncio import CancelledError
 from collections.abc import Callable, Coroutine
@@ -24,6 +25,9 @@ _WSE = str(Path(__file__).parent.parent.parent)
 
 HANDLER_ERRORS = (Exception, CancelledError)
 """The exceptions of plain handlers that are reported; the second comes from the result of a cancelled future."""
+
+_INJECTION = re.compile(r"\b(Depends|Security)\(")
+"""In an annotation that is text and has no value."""
 
 Failed = Callable[..., None]
 """Called with the exception of a handler, and with the context of its call."""
@@ -54,7 +58,7 @@ def _problem(fn: Any, takes: tuple[str, ...]) -> str | None:
     if inspect.isgeneratorfunction(called) or inspect.isasyncgenfunction(called):
         return f"a handler cannot be a generator; return a list, or send messages: {fn!r} contains a yield"
     try:
-        signature = inspect.signature(fn)
+        signature = _signature(fn)
     except ValueError:  # some builtins have no signature
         return None
     for parameter in signature.parameters.values():
@@ -70,9 +74,24 @@ def _problem(fn: Any, takes: tuple[str, ...]) -> str | None:
     return None
 
 
+def _signature(fn: Callable[..., Any]) -> inspect.Signature:
+    """The signature, with the values of annotations that are text: as `from __future__ import annotations` makes them.
+
+    Raises:
+        ValueError: The function has none.
+    """
+    try:
+        return inspect.signature(fn, eval_str=True)
+    except Exception:  # whatever the text raises, a name that is imported for type checkers only, for example
+        return inspect.signature(fn)
+
+
 def _is_injected(parameter: inspect.Parameter) -> bool:
     """Whether a web framework, such as FastAPI, would fill a parameter: `Depends(...)`, `Query(...)` and the like."""
-    markers = (parameter.default, *getattr(parameter.annotation, "__metadata__", ()))
+    annotation = parameter.annotation
+    if isinstance(annotation, str) and _INJECTION.search(annotation):
+        return True
+    markers = (parameter.default, *getattr(annotation, "__metadata__", ()))
     return any(
         type(m).__module__.startswith("fastapi.") or type(m).__name__ in ("Depends", "Security") for m in markers
     )

@@ -206,6 +206,8 @@ class PicowsLink(WSListener):
 
     def close(self, code: int, reason: str) -> None:
         if self._closing:
+            if code == SERVICE_RESTART:
+                self._close_deadline = min(self._close_deadline, self._turn._loop.time() + CLOSE_TIMEOUT)
             return
         self._flush()
         self._closing = True
