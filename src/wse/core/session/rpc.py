@@ -155,9 +155,10 @@ class PendingCalls:
 
     def forget(self, stamp: Any) -> None:
         """The same, and take its message back if it has not arrived."""
-        pending = self.discard(stamp)
-        if pending is not None:
-            self._arrived(pending)
+        if stamp in self._waiting:  # most have been answered
+            pending = self.discard(stamp)
+            if pending is not None:
+                self._arrived(pending)
 
     def _arrived(self, pending: _Pending) -> dict[str, bool | None]:
         """What is known about the arrival of a call, for the details of its error; the call is taken back."""
