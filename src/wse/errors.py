@@ -47,6 +47,9 @@ class ErrorCode(StrEnum):
     BROKER_UNAVAILABLE = "wse.server.broker-unavailable"
     BROKER_DEAF = "wse.server.broker-deaf"
     BROKER_LOST_MESSAGES = "wse.server.broker-lost-messages"
+    # Sessions that outlive their connection.
+    SESSION_LOST = "wse.session-lost"
+    UNSUPPORTED = "wse.unsupported"
     # The names of the original's documentation.
     CONNECTION_NOT_READY = CLIENT_NOT_READY
     NO_CLIENT_CONNECTION = CONNECTION_MISSING
@@ -76,6 +79,8 @@ class CloseReason(StrEnum):
     LIMIT_UNAUTHENTICATED = "wse.limit.unauthenticated"
     # Beyond the original: a session that was accepted until a given time, closed with 1012.
     SESSION_EXPIRED = "wse.session-expired"
+    # Beyond the original: the session goes on over a newer connection.
+    RESUMED_ELSEWHERE = "wse.resumed-elsewhere"
     # The name of the original's documentation.
     PROTOCOL_ERR = PROTOCOL_ERROR
 
@@ -107,6 +112,8 @@ _MESSAGES: dict[str, str] = {
     ErrorCode.BROKER_UNAVAILABLE: "the broker cannot be reached",
     ErrorCode.BROKER_DEAF: "the broker does not deliver published messages",
     ErrorCode.BROKER_LOST_MESSAGES: "messages to other nodes were lost while the broker could not be reached",
+    ErrorCode.SESSION_LOST: "the session ended before the peer had confirmed everything",
+    ErrorCode.UNSUPPORTED: "the peer does not have this extension",
 }
 
 

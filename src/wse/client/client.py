@@ -14,6 +14,7 @@ from wse.client.signals import ClientSignals
 from wse.core.heartbeat import Heartbeat
 from wse.core.limits import Limits, Overflow
 from wse.core.ports.protocol import Protocol
+from wse.core.resume import Resume
 from wse.core.session.endpoint import Endpoint, emit_error
 from wse.core.session.rpc import ExposeErrors
 from wse.core.session.signals import Channel, check_handler
@@ -63,6 +64,10 @@ class WseClient:
         overflow: The treatment of messages that a slow server does not take in time, by message type; see `Overflow`.
         heartbeat: The times after which a silent server is pinged, and after which its connection counts as lost. On
             transports without pings, the client calls the server instead.
+        resume: With `reconnect`, keep the session over a lost connection, if the server can: messages and calls of both
+            sides arrive once, in order, when the client is back, and those of the time between as well. If that was
+            impossible, `when.lost` says why. A `Resume` sets how much the client keeps, and how long the server is
+            asked to wait; `True` takes the defaults, and the server's window.
         expose_errors: The part of an exception that the server receives when it calls a failing procedure; see
             `ExposeErrors`.
         debug: Also send stack traces of failing procedures to the server.
@@ -90,6 +95,7 @@ class WseClient:
         compression: Compression | None = None,
         overflow: Mapping[MessageType, Overflow | str] | None = None,
         heartbeat: Heartbeat | None = None,
+        resume: Resume | bool = False,
         expose_errors: ExposeErrors | str = ExposeErrors.MESSAGE,
         debug: bool = False,
         connector: Connector | None = None,
@@ -120,6 +126,7 @@ class WseClient:
             retry=Retry(reconnect=reconnect, backoff=backoff or Backoff(), rule=retry, report=self._endpoint.report),
             heartbeat=heartbeat or Heartbeat(),
             scheduler=self._scheduler,
+            resume=resume,
         )
 
     @property
@@ -138,6 +145,11 @@ class WseClient:
         `close`.
         """
         return self._connections.gave_up
+
+    @property
+    def recovered(self) -> bool:
+        """Whether the session has gone on over the present connection, or the last one."""
+        return self._connections.recovered
 
     @property
     def protocol(self) -> Protocol:
@@ -160,7 +172,7 @@ class WseClient:
     # Messages and calls.
 
     def send(self, type: MessageType, payload: Any = None, *, key: MessageKey | None = None) -> None:
-        """Send a message to the server.
+        """Send a message to the server. With `resume` it waits while the client is reconnecting.
 
         Args:
             type: The message's type.
@@ -186,6 +198,20 @@ class WseClient:
                 `RP_DISCONNECT`, `RP_SEND_FAILED`.
         """
         return await self._connections.ready_session().call(name, payload, timeout)
+
+    async def flush(self, timeout: float | None = None) -> None:
+        """Wait until the server has handled everything that has been sent until now. Its async handlers need not have
+        ended. This goes on while the client has no connection.
+
+        Args:
+            timeout: Seconds; `None` waits until the session ends.
+
+        Raises:
+            WseError: `CLIENT_NOT_READY`; `UNSUPPORTED`: the session ends with its connection (`resume`);
+                `SESSION_LOST`: it has ended.
+            TimeoutError: Not in time.
+        """
+        await self._connections.ready_session().flush(timeout)
 
     @overload
     def register(self, name: MessageType, fn: F) -> F: ...

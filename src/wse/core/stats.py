@@ -65,6 +65,8 @@ class Stats:
         queued_bytes_max: The largest number of bytes that wait for one receiver.
         running_handlers: `async` handlers that have not ended.
         pending_calls: Calls to clients that wait for their answer.
+        detached: Sessions whose client is away and may return.
+        retained: Bytes that all sessions keep for clients that may have to be sent them again.
         opened: Connections opened so far.
         messages_in: Messages received, without calls and answers.
         messages_out: Messages sent, one for each receiver, without calls and answers.
@@ -102,3 +104,5 @@ class Stats:
     dropped: dict[str, int] = field(default_factory=dict)
     limits: dict[str, int] = field(default_factory=dict)
     refused_origins: int = 0
+    detached: int = 0
+    retained: int = 0

@@ -273,6 +273,9 @@ class Lifecycle:
                 session.link.abort()
             session.closed(1006, "")
         self._hub.sockets.stop_keepalive()
+        if self._hub.resumption is not None:
+            self._hub.resumption.forget_loop()
+            self._hub.resumption.end_all()
         if self._watchdog is not None:
             self._watchdog.stop()
         self._closing = None

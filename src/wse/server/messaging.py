@@ -90,6 +90,7 @@ class Messaging:
         *,
         mode: Literal["all"],
         timeout: float | None = None,
+        wait: float = 0.0,
     ) -> list[Any]: ...
     @overload
     async def call(
@@ -100,6 +101,7 @@ class Messaging:
         *,
         mode: Mode = "first",
         timeout: float | None = None,
+        wait: float = 0.0,
     ) -> Any: ...
     async def call(
         self,
@@ -109,6 +111,7 @@ class Messaging:
         *,
         mode: Mode = "first",
         timeout: float | None = None,
+        wait: float = 0.0,
     ) -> Any:
         """Call a procedure on a user's devices.
 
@@ -121,13 +124,15 @@ class Messaging:
                 `"any"` calls exactly one device, the newest. Devices that have not received their welcome, or that
                 disconnect before they are called, do not count.
             timeout: Seconds to wait for an answer; `None` means the server's `timeout`, 0 for ever.
+            wait: Seconds to wait for a user who is not connected, such as one whose page is just being reloaded. The
+                timeout begins after that.
 
         Raises:
             WseError: `NOT_STARTED`; `CONNECTION_MISSING`, if the user is not connected; with `"first"`, the error of
                 the last device if all have failed; with `"any"`, as `WseConnection.call`.
-            ValueError: The mode is not one of these.
+            ValueError: The mode is not one of these, or `wait` is negative.
         """
-        return await self._hub.call(cid, name, payload, mode, timeout)
+        return await self._hub.call(cid, name, payload, mode, timeout, wait)
 
     async def devices(self, cid: ClientId) -> list[DeviceInfo]:
         """Return the user's devices, the oldest first.

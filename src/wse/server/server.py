@@ -21,6 +21,7 @@ from wse.core.hub.hub import Hub
 from wse.core.hub.single_node import SingleNode
 from wse.core.limits import Limits, Overflow
 from wse.core.ports.protocol import Protocol
+from wse.core.resume import Resume
 from wse.core.session.endpoint import Endpoint, emit_error
 from wse.core.session.rpc import ExposeErrors
 from wse.errors import ErrorCode, WseError
@@ -84,6 +85,8 @@ class WseServer(Handling, Messaging):
         broker: Joins this server to a cluster: a broker's URL, `nats://...` or `redis://...`, or a broker. By default
             the server is not part of a cluster.
         cluster: Times and bounds of the cluster.
+        resume: How long and how much is kept of the session of a client that has lost its connection, if the client
+            asks for that; `False` keeps nothing. Other clients cost nothing.
         expose_errors: The part of an exception that the caller of a failing procedure receives; see `ExposeErrors`.
         debug: Also send the stack traces of failing procedures to their callers.
 
@@ -116,6 +119,7 @@ class WseServer(Handling, Messaging):
         expose_errors: ExposeErrors | str = ExposeErrors.MESSAGE,
         broker: str | Broker | None = None,
         cluster: ClusterSettings | None = None,
+        resume: Resume | bool = True,
         debug: bool = False,
     ) -> None:
         self._scheduler = AsyncioScheduler()
@@ -139,6 +143,7 @@ class WseServer(Handling, Messaging):
             heartbeat=heartbeat,
             clock=time.time,
             server=self,
+            resume=Resume() if resume is True else resume or None,
         )
         self._hub.network = SingleNode(self._hub)
         if broker is not None:

@@ -169,6 +169,7 @@ class NatsConnection:
         with suppress(Exception):  # nats-py raises errors of the socket, or waits for an answer that never comes
             async with asyncio.timeout(CLOSE_TIMEOUT):
                 await self._client.close()
+        self._wire.abort()
 
     # Failures.
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, overload
 
-from wse.core.closing import check_close
+from wse.core.closing import OUTLIVED, check_close
 from wse.core.hub.auth import unix_time
 from wse.core.limits import TokenBucket
 from wse.core.session.session import Session
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from wse.core.hub.auth import AuthExtension, Expiry
     from wse.core.hub.calls import Mode
     from wse.core.hub.handshake import Challenge
+    from wse.core.hub.resumption import Resumption, Ticket
     from wse.core.hub.sockets import Sockets
     from wse.core.ports.protocol import Protocol
     from wse.core.ports.transport import Link, Request
@@ -36,6 +37,7 @@ class SessionOwner(typing.Protocol):
     auth: AuthExtension
     server: Any
     sockets: Sockets
+    resumption: Resumption | None
 
     def leave(self, session: ServerSession, code: int, reason: str) -> None:
         """Note that the connection has ended; it may not have been valid."""
@@ -62,14 +64,16 @@ class ServerSession(Session):
     Attributes:
         conn: The connection that the application sees.
         expiry: Its end at a given time, if there is one.
+        ticket: What its client needs to come back, if it has asked for that.
     """
 
-    __slots__ = ("_owner", "conn", "expiry")
+    __slots__ = ("_owner", "conn", "expiry", "ticket")
 
     def __init__(self, owner: SessionOwner, link: Link, request: Request, protocol: Protocol) -> None:
         super().__init__(owner.endpoint, link, protocol)
         self._owner = owner
         self.expiry: Expiry | None = None
+        self.ticket: Ticket | None = None
         self.conn = WseConnection(self, secrets.token_hex(8), request)
         self._conn = self.conn
 
@@ -92,6 +96,23 @@ class ServerSession(Session):
             self.expiry.stop()
         self._owner.leave(self, code, reason)
 
+    def outlives(self, code: int) -> bool:
+        return code in OUTLIVED and self._owner.sockets.closing is None
+
+    def _on_detached(self, code: int, reason: str) -> None:
+        assert self._owner.resumption is not None  # it has made the ledger
+        self._owner.resumption.note_detached(self, code, reason)
+
+    def cut(self, code: int, reason: str) -> None:
+        """Close the socket; a session that outlives it goes on, any other ends."""
+        if self.ledger is None or self._owner.resumption is None:
+            self.close(code, reason)
+        elif self.ledger.is_attached and not self.ended:
+            self._owner.resumption.cut(self, code, reason)
+
+    def excuse(self, messages: int) -> None:
+        """Let the client send that many messages that it has had to keep, whatever its rate."""
+
     def _on_closed(self) -> None:
         self._owner.sockets.remove(self)
 
@@ -99,12 +120,13 @@ class ServerSession(Session):
 class MeteredSession(ServerSession):
     """A session whose peer may send only so many messages and bytes a second."""
 
-    __slots__ = ("_bytes", "_messages")
+    __slots__ = ("_bytes", "_excused", "_messages")
 
     def __init__(self, owner: SessionOwner, link: Link, request: Request, protocol: Protocol) -> None:
         super().__init__(owner, link, request, protocol)
         limits, scheduler = owner.endpoint.limits, owner.endpoint.scheduler
         self._messages = self._bytes = None
+        self._excused = 0
         if limits.message_rate is not None:
             burst = limits.message_burst or max(1, 2 * limits.message_rate)
             self._messages = TokenBucket(scheduler, limits.message_rate, burst)
@@ -115,16 +137,22 @@ class MeteredSession(ServerSession):
     def receive(self, data: str | bytes | memoryview) -> None:
         if self.ended:
             return
-        if self._messages is not None and not self._messages.take(1):
+        if self._excused:
+            self._excused -= 1
+            super().receive(data)
+        elif self._messages is not None and not self._messages.take(1):
             self.exceeded("message_rate", CloseReason.LIMIT_MESSAGE_RATE)
         elif self._bytes is not None and not self._bytes.take(len(data)):
             self.exceeded("byte_rate", CloseReason.LIMIT_BYTE_RATE)
         else:
             super().receive(data)
 
+    def excuse(self, messages: int) -> None:
+        self._excused = messages
+
 
 class WseConnection:
-    """One device of a user: one WebSocket.
+    """One device of a user: one WebSocket, or a session over several of them, one after the other (`Resume`).
 
     Attributes:
         conn_id: The connection's id, unique among all connections.
@@ -205,7 +233,7 @@ class WseConnection:
             WseError: `PROTOCOL_VIOLATION` for a type that is WSE's own; `MSG_PROCESSING_ERROR` for a payload that
                 cannot be encoded; `LIMIT_EXCEEDED` for a message that is larger than the device has said it takes. A
                 message to many devices skips such a device, which is reported on `error` once.
-            TypeError: The key is neither a string nor an integer.
+            TypeError: The key is neither a string nor an integer of 64 bits.
         """
         self._session.send(type, payload, key)
 
@@ -249,6 +277,35 @@ class WseConnection:
         """
         session = self._session
         session._owner.auth.expire(session, None if expires is None else unix_time(expires))
+
+    @property
+    def attached(self) -> bool:
+        """Whether it has a socket. A session that outlives its socket is without one until its client is back: messages
+        and calls wait meanwhile.
+        """
+        ledger = self._session.ledger
+        return ledger is None or ledger.is_attached
+
+    async def flush(self, timeout: float | None = None) -> None:
+        """Wait until the device has handled everything that has been sent to it until now. Its async handlers need not
+        have ended. This goes on while the device is away.
+
+        Args:
+            timeout: Seconds; `None` waits until the session ends.
+
+        Raises:
+            WseError: `UNSUPPORTED`: the client has not asked for a session that outlives its connection;
+                `SESSION_LOST`: the session has ended.
+            TimeoutError: Not in time.
+        """
+        await self._session.flush(timeout)
+
+    def undelivered(self) -> list[tuple[Any, Any]]:
+        """The messages that the device has not confirmed, as `(type, payload)`, the oldest first; for a listener of
+        `disconnected` that stores them or sends them by other means. The device may have handled some of them. Empty
+        for a client that has not asked for a session that outlives its connection.
+        """
+        return self._session.undelivered()
 
     async def drain(self) -> None:
         """Wait until the socket takes more. Call this between messages if you may send faster than the device reads."""

@@ -165,9 +165,10 @@ class ServerOpening(Generic[S]):
         deadline: Seconds until the connection must be valid; 0 for ever.
         auth: Knows when sessions expire.
         join: Makes the connection a user's and sends it the welcome.
+        refused: Called before a refusal, with whether the client may try again.
     """
 
-    __slots__ = ("_auth", "_deadline", "_generator", "_identify", "_join", "_session", "handshake", "state")
+    __slots__ = ("_auth", "_deadline", "_generator", "_identify", "_join", "_refused", "_session", "handshake", "state")
 
     def __init__(
         self,
@@ -180,6 +181,7 @@ class ServerOpening(Generic[S]):
         deadline: float,
         auth: AuthExtension,
         join: Callable[[S, Handshake, ClientId, Packed, float | None], None],
+        refused: Callable[[S, bool], None],
     ) -> None:
         self.state = State.STRANGER
         self.handshake = Handshake(self, conn_id, request)
@@ -188,6 +190,7 @@ class ServerOpening(Generic[S]):
         self._generator = generator
         self._auth = auth
         self._join = join
+        self._refused = refused
         self._deadline: Timer | None = None
         if deadline:
             self._deadline = session.endpoint.scheduler.call_later(deadline, self._too_late)
@@ -238,6 +241,7 @@ class ServerOpening(Generic[S]):
     def refuse(self, reason: str | None = None, retry: bool = False) -> None:
         # A challenge generator may still refuse, or raise, after it has asked.
         if self.state in (State.VALIDATING, State.CHALLENGED):
+            self._refused(self._session, retry)
             refuse(self._session, reason, retry)
 
     def quest(self, value: Any) -> None:

@@ -45,10 +45,12 @@ class ExtensionTypes:
     auth: MessageType = "~wse:auth"
     refused: MessageType = "~wse:refused"
     ask: MessageType = "~wse:ask"
+    ack: MessageType = "~wse:ack"
+    gap: MessageType = "~wse:gap"
 
     def names(self) -> frozenset[MessageType]:
         """All of them, which an application may not use."""
-        return frozenset((self.ext, self.auth, self.refused, self.ask))
+        return frozenset((self.ext, self.auth, self.refused, self.ask, self.ack, self.gap))
 
 
 @dataclass(frozen=True, slots=True)

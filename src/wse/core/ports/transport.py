@@ -49,6 +49,9 @@ class Link(typing.Protocol):
     def abort(self) -> None:
         """Close the socket at once."""
 
+    def attach(self, session: Receiver) -> None:
+        """Hand everything that comes from now on to another receiver."""
+
     @property
     def buffered(self) -> int:
         """Bytes written that the socket has not yet taken."""
