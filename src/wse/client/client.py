@@ -200,16 +200,16 @@ class WseClient:
         return await self._connections.ready_session().call(name, payload, timeout)
 
     async def flush(self, timeout: float | None = None) -> None:
-        """Wait until the server has handled everything that has been sent until now. Its async handlers need not have
-        ended. This goes on while the client has no connection.
+        """Wait until the server has handled everything that was sent before this call. Its async handlers need not have
+        ended. The wait continues while the client has no connection.
 
         Args:
-            timeout: Seconds; `None` waits until the session ends.
+            timeout: Seconds to wait; `None` waits until the session ends.
 
         Raises:
-            WseError: `CLIENT_NOT_READY`; `UNSUPPORTED`: the session ends with its connection (`resume`);
-                `SESSION_LOST`: it has ended.
-            TimeoutError: Not in time.
+            WseError: `CLIENT_NOT_READY`; `UNSUPPORTED`, if the session ends with its connection (see `resume`);
+                `SESSION_LOST`, if the session has ended.
+            TimeoutError: The server has not handled everything in time.
         """
         await self._connections.ready_session().flush(timeout)
 
