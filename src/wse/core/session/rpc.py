@@ -132,13 +132,13 @@ class PendingCalls:
         self._waiting[stamp].message = message
 
     def resolve(self, stamp: Any, result: Any) -> None:
-        """Settle a call with its result. An unknown stamp is dropped in silence (WIRE.md section 4)."""
+        """Settle a call with its result. An unknown stamp is ignored (WIRE.md section 4)."""
         pending = self.discard(stamp)
         if pending is not None and not pending.future.done():
             pending.future.set_result(result)
 
     def reject(self, stamp: Any, error: WseError) -> None:
-        """Settle a call with an error. An unknown stamp is dropped in silence (WIRE.md section 4)."""
+        """Settle a call with an error. An unknown stamp is ignored (WIRE.md section 4)."""
         pending = self.discard(stamp)
         if pending is not None and not pending.future.done():
             pending.future.set_exception(error)
