@@ -24,6 +24,7 @@ import secrets
 from support.core import ClientSide, FakeRequest, ServerSide
 from wse.client.resumption import Resumption
 from wse.client.session import ClientOpening, ClientSession
+from wse.core.closing import is_retried
 from wse.core.resume import Resume
 from wse.protocols.json import WseJSON
 
@@ -87,11 +88,11 @@ class End:
 class Client:
     """A client that does what the model says."""
 
-    def __init__(self, model):
+    def __init__(self, model, settings, **options):
         self.model = model
-        self.side = ClientSide(protocols=(JSON,))
+        self.side = ClientSide(protocols=(JSON,), **options)
         self.endpoint = self.side.endpoint
-        self.resumption = Resumption(self.endpoint, Resume(window=WINDOW), self.send)
+        self.resumption = Resumption(self.endpoint, settings, self.send)
         self.endpoint.extensions.add(self.resumption)
         self.endpoint.channel.on("m", self.hear)
         self.session = None  # the present one, with a connection or without
@@ -133,12 +134,17 @@ class Client:
 
     def session_detached(self, session, code, reason):
         self.resumption.keep(session, code, reason)
+        if not is_retried(code):
+            self.session = None
+            self.losses.append((self.id, self.resumption.lose("ended")))
 
     def session_ended(self, session, code, reason):
         if session is self.opening:
             self.opening = None
         elif session is self.session:
             self.session = None
+            self.resumption.forget()
+            self.losses.append((self.id, self.resumption.loss(session, "overflow")))
 
     def session_failed(self, session, error):
         raise error
@@ -162,18 +168,21 @@ class ModelSession:
         links: How many connections the client opens.
         ticks: How often the acks are swept.
         expires: Whether the window may end.
+        settings: How much is kept at both sides.
+        options: Of both sides.
     """
 
-    def __init__(self, *, messages, links, ticks=0, expires=False):
+    def __init__(self, *, messages, links, ticks=0, expires=False, settings=None, **options):
+        settings = settings or Resume(window=WINDOW)
         names = itertools.count()  # of sessions, and their keys, the same for the same steps
         secrets.token_hex = secrets.token_urlsafe = lambda size: f"name {next(names)}"
-        self.side = ServerSide(resume=Resume(window=WINDOW), conns_per_user=9, protocols=(JSON,))
+        self.side = ServerSide(resume=settings, conns_per_user=9, protocols=(JSON,), **options)
         self.links = []  # the ends of the client
         self.left = {"client": messages, "server": messages, "open": links, "tick": ticks, "expire": int(expires)}
         self.heard = {}  # by the id of the session, at the server
         self.sent = {}
         self.side.endpoint.channel.on("m", lambda conn, n: self.heard.setdefault(conn.conn_id, []).append(n))
-        self.client = Client(self)
+        self.client = Client(self, settings, **options)
         self.take(("open",))
 
     def connect(self):
@@ -302,7 +311,7 @@ class ModelSession:
             if complete and id_ == client.id and heard != sent:
                 yield f"the server has heard only {heard} of {sent}"
             if id_ in lost:
-                yield from self._check_loss(lost[id_], [("m", n) for n in sent[len(heard) :]])
+                yield from self._check_loss(lost[id_], sent, heard)
             elif id_ != client.id:
                 yield f"nobody says that {id_} was lost"
         for id_, heard in client.heard.items():
@@ -317,17 +326,22 @@ class ModelSession:
                 yield f"the size of a ring is wrong: {ledger.size}"
 
     @staticmethod
-    def _check_loss(loss, missing):
-        told = [*loss.uncertain, *loss.unsent]
-        if loss.why in ("unknown", "off"):
-            if any(message not in told for message in missing):
-                yield f"{missing} was lost, and only {told} is known"
-        elif told != missing or loss.uncertain:
-            yield f"{missing} was lost, and {loss!r} says {told}"
+    def _check_loss(loss, sent, heard):
+        """What a client is told is all that the server has not heard, but for what was no longer kept."""
+        missing = sent[len(heard) :]
+        told = [n for kind, n in (*loss.uncertain, *loss.unsent) if kind == "m"]
+        if told != sent[len(sent) - len(told) :]:
+            yield f"{told} was told, and {sent} sent"
+        if len(missing) - len(told) > loss.forgotten:
+            yield f"{missing} was lost, and only {told} is known"
+        if len(told) > len(missing) and not loss.uncertain:
+            yield f"{missing} was lost, and {told} is said to be"
+        if loss.why in ("expired", "gap") and loss.uncertain:
+            yield f"the server has said what it has had, and {loss.uncertain} is uncertain"
 
 
 def _data(message):
-    return getattr(message, "data", message)
+    return "" if message is None else getattr(message, "data", message)
 
 
 def _books(session):
