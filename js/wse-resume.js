@@ -86,13 +86,13 @@ export class Ledger {
 
   /** Why the session does not go on after a welcome with that answer, and how much has arrived; null if it does. */
   lost(answer) {
-    if (this.isStuck) return { why: 'stuck', got: null }
-    return answer ? (answer.lost ?? null) : { why: 'off', got: null }
+    if (this.isStuck) return { why: 'stuck' }
+    return answer ? (answer.lost ?? null) : { why: 'off' }
   }
 
   /** The server goes on over another socket. */
   resume({ id, got }, socket) {
-    if (!isCount(got) || got < this.#base - 1 || got > this.#written) throw new RangeError(`the server has got ${got} messages`)
+    if (!this.#couldHave(got)) throw new RangeError(`the server has got ${got} messages`)
     this.#id = id
     this.#confirm(got)
     this.#acked = this.#got
@@ -127,15 +127,24 @@ export class Ledger {
     this.isStuck = this.#ring.length > 0 && this.#returns >= STUCK_AFTER && this.#first === this.#base
   }
 
-  /** The session has ended. Returns what the server has not handled. */
-  end({ why, got } = { why: 'ended', got: null }, send) {
+  /** The session has ended. Returns what the server may not have handled. */
+  end({ why, got }, send) {
     this.detach(...this.closed)
     this.#isEnded = true
     for (const { done } of this.#flushes.splice(0)) done(false)
-    const first = Math.max((got ?? 0) - this.#base + 1, 0)
-    const last = Math.max(this.#written - this.#base + 1, first)
-    const [uncertain, unsent] = [this.#ring.slice(first, last), this.#ring.slice(last)].map((entries) => this.#messages(entries))
-    return { why, got, uncertain, unsent, resend: () => [...uncertain, ...unsent].forEach(({ type, payload }) => send(type, payload)) }
+    const isKnown = this.#couldHave(got)
+    if (isKnown) this.#confirm(got)
+    const last = isKnown ? 0 : this.#written - this.#base + 1
+    const [uncertain, unsent] = [this.#ring.slice(0, last), this.#ring.slice(last)].map((entries) => this.#messages(entries))
+    const resend = (options = { uncertain: false }) => {
+      for (const { type, payload } of [...(options.uncertain ? uncertain : []), ...unsent]) send(type, payload)
+    }
+    return { why, uncertain, unsent, resend }
+  }
+
+  // Whether that many messages may have arrived.
+  #couldHave(got) {
+    return isCount(got) && got >= this.#base - 1 && got <= this.#written
   }
 
   // Without calls, answers and WSE's own.
@@ -183,7 +192,7 @@ export class Ledger {
     if (index < 0) return this.#base - 1 <= this.#heard || null
     const number = this.#base + index
     if (number > this.#written) return false
-    return got === null ? null : number <= got
+    return this.#couldHave(got) ? number <= got : null
   }
 
   /** Resolves with true when the server has handled everything until now, and with false when the session has ended before. */

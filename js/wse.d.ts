@@ -242,18 +242,21 @@ export interface Resume {
   messages?: number
 }
 
-/** A session that could not go on, and the messages of this client that the server has not handled, calls and answers apart. */
+/** A session that has ended, and the messages of this client that it has not delivered, calls and answers apart; the oldest first. */
 export interface Loss {
-  /** Why, for instance `expired`, `overflow`, `unknown` (the server has restarted) or `ended`. */
+  /**
+   * Why it could not go on: `expired`, the client was away for too long; `overflow`, too much had to be kept; `ended`, the
+   * server has closed it; `unknown`, the server has no such session, after a restart for example; `off`, it keeps no sessions;
+   * `user`, the client has come back as another user; `protocol`, with another message protocol; `stuck`, the same message has
+   * broken several connections; `gap` and `mismatch`, the two sides do not fit together.
+   */
   readonly why: string
-  /** How many messages of this client have arrived in the session, or null if nobody knows. */
-  readonly got: number | null
-  /** Messages that have been sent. If `got` is null, some of them may have arrived. */
+  /** Messages of which nobody knows whether the server has had them. */
   readonly uncertain: { type: any; payload: any }[]
-  /** Messages that have never been sent. */
+  /** Messages that the server has certainly not had. */
   readonly unsent: { type: any; payload: any }[]
-  /** Send both again, in the present session. */
-  resend(): void
+  /** Send the `unsent` ones again; with `uncertain`, first also those of which nobody knows, and the server may get them twice. */
+  resend(options?: { uncertain?: boolean }): void
 }
 
 /** Credentials take part in the handshake themselves. One object serves any number of connections, one after the other. */

@@ -465,7 +465,7 @@ export class WseClient {
   }
 
   // A ledger, or a shared socket, holds what the next connection will bring.
-  #disconnect(code, reason, before, got = null) {
+  #disconnect(code, reason, before, got) {
     this.#before = before
     for (const [stamp, { rp, sent, settle }] of this.#calls) {
       const arrived = sent && { arrived: this.#ledger.hasArrived(sent, got) }
@@ -475,10 +475,10 @@ export class WseClient {
   }
 
   // The session is over that would have outlived its connection.
-  #lose(lost) {
+  #lose(lost = { why: 'ended' }) {
     const ledger = this.#ledger
     if (!ledger) return
-    this.#disconnect(...ledger.closed, null, lost?.got)
+    this.#disconnect(...ledger.closed, null, lost.got)
     this.#ledger = null
     return ledger.end(lost, (type, payload) => this.send(type, payload))
   }
@@ -598,7 +598,9 @@ export class WseClient {
         try {
           this.#welcomed(session, payload)
         } catch (cause) {
+          const loss = this.#lose({ why: 'mismatch' })
           this.#violation(session, WSE_ERROR.PROTOCOL_VIOLATION, cause)
+          this.#emit('lost', loss)
         }
       }
     }

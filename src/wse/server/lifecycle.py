@@ -160,7 +160,7 @@ class Lifecycle:
         if self._hub.identify is None:
             raise WseError(ErrorCode.IDENTIFY_HANDLER_MISSING)
         if self._starting or self._listener is not None or self.is_begun:
-            raise RuntimeError("the server has been started")
+            raise RuntimeError("the server has already been started")
         self._starting = True
         try:
             await self.attach()
@@ -273,6 +273,9 @@ class Lifecycle:
                 session.link.abort()
             session.closed(1006, "")
         self._hub.sockets.stop_keepalive()
+        if self._hub.resumption is not None:
+            self._hub.resumption.forget_loop()
+            self._hub.resumption.end_all()
         if self._watchdog is not None:
             self._watchdog.stop()
         self._closing = None

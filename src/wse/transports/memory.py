@@ -59,6 +59,9 @@ class MemoryLink:
             self._closing = True
             self.peer._put(self.peer._on_close, (code, reason))
 
+    def attach(self, session: Receiver) -> None:
+        self.session = session
+
     def abort(self) -> None:
         self._closing = True
         self._put(self._on_closed, (1006, ""))

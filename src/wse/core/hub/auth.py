@@ -112,7 +112,7 @@ class Expiry:
         assert self.at is not None  # else there is no timer
         now = self._clock()
         if now >= self.at:
-            self._session.close(1012, CloseReason.SESSION_EXPIRED)
+            self._session.cut(1012, CloseReason.SESSION_EXPIRED)
             return
         if self._ask_at is not None and now >= self._ask_at:
             self._ask_at = None

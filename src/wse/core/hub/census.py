@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 def take_stats(hub: Hub, *, uptime: float, running_handlers: int, refused_origins: int) -> Stats:
     """See `WseServer.stats`."""
     counters = hub.endpoint.counters
-    queued = [session.queued for session in hub.sockets.open]
+    queued = [session.queued for session in hub.sessions]
     return Stats(
         uptime=uptime,
         connections=len(hub.sockets.open),
@@ -22,7 +22,9 @@ def take_stats(hub: Hub, *, uptime: float, running_handlers: int, refused_origin
         queued_bytes=sum(queued),
         queued_bytes_max=max(queued, default=0),
         running_handlers=running_handlers + len(hub.tasks),
-        pending_calls=sum(session.pending_calls for session in hub.sockets.open),
+        pending_calls=sum(session.pending_calls for session in hub.sessions),
+        detached=0 if hub.resumption is None else len(hub.resumption.detached),
+        retained=0 if hub.resumption is None else hub.resumption.retention.used,
         opened=counters.opened,
         messages_in=counters.messages_in,
         messages_out=counters.messages_out,

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Hashable
+from collections.abc import Collection, Hashable, Iterable, Iterator
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from wse.core.closing import check_close
@@ -15,9 +16,10 @@ from wse.core.hub.extensions import LimitsExtension
 from wse.core.hub.fanout import excluded, without
 from wse.core.hub.handshake import ServerOpening
 from wse.core.hub.network import EVERYONE, USER, Network
+from wse.core.hub.resumption import Resumption
 from wse.core.hub.rooms import Rooms
 from wse.core.hub.sockets import Sockets
-from wse.core.packed import Packed
+from wse.core.packed import Packed, encode
 from wse.core.session.extensions import NOTHING
 from wse.core.session.rpc import NotAskedError
 from wse.core.session.signals import Signal
@@ -33,10 +35,15 @@ if TYPE_CHECKING:
     from wse.core.hub.handshake import AuthHandler, Handshake
     from wse.core.ports.protocol import Protocol
     from wse.core.ports.transport import Link, Request
+    from wse.core.resume import Resume
     from wse.core.session.endpoint import Endpoint
 
 
 logger = logging.getLogger("wse")
+
+
+LOOK_AGAIN = 0.25
+"""Seconds after which the register is asked again for a user who is waited for."""
 
 
 class Hub:
@@ -49,6 +56,7 @@ class Hub:
         heartbeat: When silent connections are pinged, and given up.
         clock: The time of day, in Unix seconds.
         server: The server, for applications that have a connection.
+        resume: How long and how much is kept of sessions that lose their connection; `None` for nothing.
     """
 
     def __init__(
@@ -60,11 +68,12 @@ class Hub:
         heartbeat: Heartbeat,
         clock: Callable[[], float],
         server: Any = None,
+        resume: Resume | None = None,
     ) -> None:
         if conns_per_user < 1:
             raise ValueError(f"conns_per_user must be at least 1, not {conns_per_user}")
         if auth_timeout < 0:
-            raise ValueError(f"auth_timeout is in seconds, or 0 for none, not {auth_timeout}")
+            raise ValueError(f"auth_timeout must be 0 (none) or more seconds, not {auth_timeout}")
         self.endpoint = endpoint
         self.server = server
         self.started = True  # unless a server says otherwise
@@ -83,12 +92,18 @@ class Hub:
         metered = limits.message_rate is not None or limits.byte_rate is not None
         self._session_class = MeteredSession if metered else ServerSession
 
+        self.resumption = None if resume is None else Resumption(self, resume)
+        if self.resumption is not None:
+            endpoint.extensions.add(self.resumption)
+        self._arrivals: dict[ClientId, list[asyncio.Future[None]]] = {}  # for users who are waited for
         self.rooms = Rooms(self)
         self.network: Network
         self.joined: Signal[WseIdentity, dict[str, Any]] = self.signal("joined", "identity", "meta")
         self.left: Signal[WseIdentity, int, str] = self.signal("left", "identity", "code", "reason")
         self.connected: Signal[WseConnection] = self.signal("connected", "conn")
         self.disconnected: Signal[WseConnection, int, str] = self.signal("disconnected", "conn", "code", "reason")
+        self.detached: Signal[WseConnection, int, str] = self.signal("detached", "conn", "code", "reason")
+        self.resumed: Signal[WseConnection] = self.signal("resumed", "conn")
         self.ignored: Signal[WseConnection, Any, Any] = self.signal("ignored", "conn", "type", "payload")
 
     def signal(self, name: str, *takes: str) -> Signal[*tuple[Any, ...]]:
@@ -117,6 +132,7 @@ class Hub:
             deadline=self.auth_timeout,
             auth=self.auth,
             join=self._join,
+            refused=self._refused,
         )
         session.enter(opening)
         if self.sockets.closing is not None:
@@ -131,7 +147,10 @@ class Hub:
     def _join(
         self, session: ServerSession, auth: Handshake, cid: ClientId, welcome: Packed, expires: float | None
     ) -> None:
-        """Make the connection a user's (WIRE.md section 3, step 5)."""
+        """Make the connection a user's (WIRE.md section 3, step 5), or give it to a session that goes on over it."""
+        resumption = self.resumption if session.ticket is not None else None
+        if resumption is not None and resumption.resume(session, auth, cid, welcome, expires):
+            return
         conn = session.conn
         conn.identity = auth.identity
         conn.meta = auth.meta
@@ -152,11 +171,12 @@ class Hub:
         return is_new
 
     def push_out(self, conn: WseConnection) -> None:
-        """Close the oldest connection of the user of a new one, if there are too many."""
+        """End the oldest connection of the user of a new one, if there are too many; first one without a socket."""
         conns = conn.client._devices
         if len(conns) > self.conns_per_user:
+            away = [other for other in conns if not other.attached]
             # Its listeners may send to the user: the new one is not valid yet, so nothing precedes the welcome.
-            conns[0].drop(CloseReason.CLIENTS_CONCURRENCY)
+            (away or conns)[0].drop(CloseReason.CLIENTS_CONCURRENCY)
 
     def welcome(self, session: ServerSession, welcome: Packed, is_first: bool) -> None:
         """Let a user's connection in, unless it has ended since it was added."""
@@ -167,18 +187,33 @@ class Hub:
         self.connections[conn.conn_id] = conn
         self.sockets.unauthenticated -= 1
         session.enter(None)
-        types = session.protocol.extensions
-        if types is not None and session.agreement is not NOTHING:
-            session.write(types.ext, self.endpoint.extensions.answers(session, session.agreement))
+        if session.agreement is not NOTHING:
+            session.link.write_shared(self.answer(session))
         session.link.write_shared(welcome)
+        if session.ticket is not None and self.resumption is not None:
+            self.resumption.begin(session)
+        if self._arrivals:
+            self._note_arrival(identity.cid)
         if is_first:
             self.joined._emit(identity, conn.meta)
         if session.valid:
             self.connected._emit_on(session, conn)
 
+    def answer(self, session: ServerSession) -> Packed:
+        """The answer to the extensions that a client has offered."""
+        types = session.protocol.extensions
+        assert types is not None  # else there would be no agreement
+        return encode(session.protocol, types.ext, self.endpoint.extensions.answers(session, session.agreement))
+
+    def _refused(self, session: ServerSession, retry: bool) -> None:
+        if self.resumption is not None:
+            self.resumption.refused(session, retry)
+
     def leave(self, session: ServerSession, code: int, reason: str) -> None:
         """Remove a connection that has ended; it may not have been valid."""
         conn = session.conn
+        if session.ticket is not None and self.resumption is not None:
+            self.resumption.note_end(session, session.ticket, code, reason)
         identity = conn._user
         if self.connections.pop(conn.conn_id, None) is None:
             self.sockets.unauthenticated -= 1
@@ -192,8 +227,8 @@ class Hub:
         if reason == CloseReason.CLIENTS_CONCURRENCY and self.conns_per_user == 1 and not self._has_displaced:
             self._has_displaced = True
             logger.warning(
-                "a second connection of user %r has closed the first: a user may have one, unless the server allows "
-                "more: WseServer(conns_per_user=…); this is logged once",
+                "a second connection of user %r has closed the first, because a user may have only one; to allow more, "
+                "set WseServer(conns_per_user=…) (this warning is logged once)",
                 identity.cid,
             )
         self.disconnected._emit(conn, code, reason)
@@ -201,12 +236,22 @@ class Hub:
 
     async def close(self, code: int, reason: str) -> None:
         """Close every connection; returns when the last socket has closed."""
-        await self.sockets.close(code, reason)
+        closing = self.sockets.close(code, reason)
+        if self.resumption is not None:
+            self.sockets.refuse(code, reason)  # before listeners of those that end now run
+            self.resumption.end_all()
+        await closing
+
+    @property
+    def sessions(self) -> Iterator[ServerSession]:
+        """All sessions, with a socket or without."""
+        away: Iterable[ServerSession] = () if self.resumption is None else self.resumption.detached
+        return chain(self.sockets.open, away)
 
     @property
     def tasks(self) -> list[asyncio.Task[Any]]:
         """The async handlers of all connections that have not ended."""
-        return [task for session in self.sockets.open if not session.ended for task in session.tasks]
+        return [task for session in self.sessions if not session.ended for task in session.tasks]
 
     # Messages.
 
@@ -271,8 +316,55 @@ class Hub:
                 conn.drop(reason, code)
         self.network.drop_joining(cid, reason, code)
 
-    async def call(self, cid: ClientId, name: MessageType, payload: Any, mode: Mode, timeout: float | None) -> Any:
+    async def call(
+        self,
+        cid: ClientId,
+        name: MessageType,
+        payload: Any,
+        mode: Mode,
+        timeout: float | None,
+        wait: float = 0.0,
+    ) -> Any:
         """Call a procedure on a user's devices; see `WseServer.call`."""
+        if wait < 0:
+            raise ValueError(f"wait is in seconds, not {wait}")
+        until = self.endpoint.scheduler.time() + wait
+        while True:
+            try:
+                return await self._call(cid, name, payload, mode, timeout)
+            except WseError as exc:
+                left = until - self.endpoint.scheduler.time()
+                if exc.code != ErrorCode.CONNECTION_MISSING or left <= 0:
+                    raise
+            await self._wait_for(cid, left)
+
+    async def _wait_for(self, cid: ClientId, seconds: float) -> None:
+        """Return when the user may have a new connection, and at the latest after that time."""
+        scheduler = self.endpoint.scheduler
+        arrival = scheduler.create_future()
+        self._arrivals.setdefault(cid, []).append(arrival)
+        # One that comes to another node makes itself known to the register only.
+        timer = scheduler.call_later(
+            min(seconds, LOOK_AGAIN) if self.network.reaches_others else seconds, _done, arrival
+        )
+        try:
+            await arrival
+        finally:
+            timer.cancel()
+            self._forget_arrival(cid, arrival)
+
+    def _forget_arrival(self, cid: ClientId, arrival: asyncio.Future[None]) -> None:
+        waiting = self._arrivals.get(cid, [])
+        if arrival in waiting:
+            waiting.remove(arrival)
+        if not waiting:
+            self._arrivals.pop(cid, None)
+
+    def _note_arrival(self, cid: ClientId) -> None:
+        for arrival in self._arrivals.get(cid, ()):
+            _done(arrival)
+
+    async def _call(self, cid: ClientId, name: MessageType, payload: Any, mode: Mode, timeout: float | None) -> Any:
         if mode not in ("first", "all", "any"):
             raise ValueError(f'mode must be "first", "all" or "any", not {mode!r}')
         if not self.started:
@@ -296,9 +388,18 @@ class Hub:
         identity = self.identities.get(cid)
         if identity is None:
             return []
-        return [conn._session for conn in identity._devices if conn._session.valid]
+        sessions = [conn._session for conn in identity._devices if conn._session.valid]
+        if self.resumption is not None and self.resumption.detached:
+            # A call to the newest device prefers one that is there.
+            sessions.sort(key=lambda session: session.conn.attached)
+        return sessions
 
     def _listener_failed(self, exc: Exception, signal: str, args: tuple[Any, ...]) -> None:
         session = args[0]._session if isinstance(args[0], WseConnection) else None
         error = WseError(ErrorCode.MSG_PROCESSING_ERROR, {"signal": signal}, f"a listener of {signal} raised")
         self.endpoint.report(error, session, exc)
+
+
+def _done(future: asyncio.Future[None]) -> None:
+    if not future.done():
+        future.set_result(None)

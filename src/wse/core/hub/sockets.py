@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from wse.core.heartbeat import Heartbeat
     from wse.core.hub.connection import ServerSession
     from wse.core.session.endpoint import Endpoint
+    from wse.core.session.leftover import Leftover
 
 CLOSES_PER_SECOND = 1000
 """Connections closed in a second when a server ends: as many as another server can let in at that time."""
@@ -38,6 +39,7 @@ class Sockets:
         open: The sessions.
         unauthenticated: How many of them have not been let in, and have not ended.
         by_address: How many of them each address has, where there is a limit.
+        leftovers: Sockets that their session has left behind, and that have a moment to close.
         closing: The code and the reason with which new connections are closed, when the server ends.
     """
 
@@ -47,6 +49,7 @@ class Sockets:
         self.open: set[ServerSession] = set()
         self.unauthenticated = 0
         self.by_address: Counter[str] = Counter()
+        self.leftovers: set[Leftover] = set()
         self.closing: tuple[int, str] | None = None
         self._closers: list[asyncio.Future[None]] = []  # one for each `close` that waits for the last socket
         self._keepalive = Keepalive(endpoint.scheduler, heartbeat, lambda: self.open)
@@ -85,6 +88,12 @@ class Sockets:
                 if not emptied.done():
                     emptied.set_result(None)
 
+    def hand_over(self, session: ServerSession, to: ServerSession) -> None:
+        """The socket of a session that has not been let in is another session's now."""
+        self.open.discard(session)
+        self.open.add(to)
+        self.unauthenticated -= 1
+
     def refuse(self, code: int, reason: str) -> None:
         """Let no more clients in: close each new connection with this code and reason."""
         self.closing = code, reason
@@ -98,6 +107,8 @@ class Sockets:
         self.closing = code, reason
         emptied = self._endpoint.scheduler.create_future()
         self._closers.append(emptied)
+        for leftover in self.leftovers:
+            leftover.link.abort()
         if len(self._closers) == 1:
             for session in tuple(self.open):
                 if session.ended:  # a slow peer would have more time for its last messages

@@ -10,7 +10,7 @@ from wse.core.session.handlers import Handlers
 from wse.core.session.output import EASY_SIZE, Output
 from wse.core.session.signals import handler_of
 from wse.errors import ErrorCode, WseError
-from wse.types import MessageType, ReadyState
+from wse.types import MessageType
 
 if TYPE_CHECKING:
     import asyncio
@@ -36,13 +36,28 @@ class Answering(Output):
 
     def spawn(self, coroutine: Coroutine[Any, Any, Any]) -> None:
         """Run an async handler, which may outlive the connection by `Limits.handler_linger`."""
+        handlers = self._own_handlers
+        task = handlers.run(coroutine)
+        if task is None:
+            return
+        if self._handlers is not None and self._handlers is not handlers:
+            self._handlers.add((task,))  # it has accepted a client whose session goes on
+        elif self.ended:
+            handlers.let_linger({task})  # this handler, or an earlier one, has closed the connection
+
+    @property
+    def _own_handlers(self) -> Handlers:
         handlers = self._handlers
         if handlers is None:
             endpoint = self.endpoint
             handlers = self._handlers = Handlers(endpoint.scheduler, endpoint.limits.handler_linger, self._overdue)
-        task = handlers.run(coroutine)
-        if task is not None and self.ready_state is not ReadyState.OPEN:
-            handlers.let_linger({task})  # this handler, or an earlier one, has closed the connection
+        return handlers
+
+    def leave_handlers_to(self, other: Answering) -> None:
+        """The async handlers are another session's from now on."""
+        mine, self._handlers = self._handlers, other._own_handlers
+        if mine is not None:
+            self._handlers.add(mine.tasks)
 
     @property
     def tasks(self) -> tuple[asyncio.Task[Any], ...]:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from wse.core.ports.protocol import Protocol
     from wse.core.ports.transport import Link
     from wse.core.session.endpoint import Endpoint
+    from wse.core.session.ledger import Ledger
 
 
 EASY_SIZE: Final = 64 * 1024
@@ -31,7 +32,8 @@ class Output:
         endpoint: The state that all connections of the server or client share.
         link: The open WebSocket.
         protocol: The message protocol of the connection.
-        ready_state: The state of the socket.
+        ready_state: The state of the socket; `CONNECTING` while a session has none that outlives it.
+        ledger: What lets the session outlive its link, if the peer has asked for that; it is then also `link`.
     """
 
     __slots__ = (
@@ -45,6 +47,7 @@ class Output:
         "_utf8",
         "_writable",
         "endpoint",
+        "ledger",
         "link",
         "protocol",
         "ready_state",
@@ -53,6 +56,7 @@ class Output:
     def __init__(self, endpoint: Endpoint, link: Link, protocol: Protocol) -> None:
         self.endpoint = endpoint
         self.link = link
+        self.ledger: Ledger | None = None
         self.protocol = protocol
         self.ready_state = ReadyState.OPEN
         codec = protocol.codec
@@ -80,6 +84,11 @@ class Output:
         """End the connection; nothing happens if it has ended."""
         raise NotImplementedError  # pragma: no cover - sessions have it
 
+    @property
+    def ended(self) -> bool:
+        """Whether either side has closed the connection."""
+        raise NotImplementedError  # pragma: no cover - sessions have it
+
     # Writing.
 
     def writable(self, writable: bool) -> None:
@@ -91,6 +100,8 @@ class Output:
         outbox = self._outbox
         while outbox and self._writable:
             self.link.write_shared(outbox.take())
+        if self.ledger is not None and outbox is not None:
+            self.ledger.outbox_moved(outbox)
         if self._writable:
             self._wake_drainers()
 
@@ -104,7 +115,7 @@ class Output:
         turn = scheduler.create_future()
         scheduler.call_soon(_wake, turn)
         await turn
-        while not self._writable and self.ready_state is ReadyState.OPEN:
+        while not self._writable and not self.ended:
             future = scheduler.create_future()
             drainers = self._drainers
             if drainers is None:
@@ -118,7 +129,12 @@ class Output:
     @property
     def queued(self) -> int:
         """Bytes that wait for the peer to take them."""
-        return self.link.buffered + (self._outbox.size if self._outbox is not None else 0)
+        return self.link.buffered + self.outbox_size
+
+    @property
+    def outbox_size(self) -> int:
+        """Bytes of the messages that have not been written."""
+        return self._outbox.size if self._outbox is not None else 0
 
     def write(self, type: MessageType, payload: Any) -> None:
         """Send one of WSE's own messages.
@@ -139,14 +155,24 @@ class Output:
             type: Its type, which decides what happens when too much waits; `None` for calls and answers.
             packed: The message.
         """
-        if self.ready_state is not ReadyState.OPEN:
+        if self.ended:
             return
         outbox = self._outbox
         if outbox is None:
             outbox = self._outbox = Outbox(self.endpoint.overflow)
-        policy, dropped = outbox.put(type, packed, self.endpoint.limits.send_buffer - self.link.buffered)
+        ledger = self.ledger
+        is_away = ledger is not None and not ledger.is_attached
+        room = ledger.room(outbox) if ledger is not None and is_away else self._buffer_room
+        policy, dropped = outbox.put(type, packed, room)
         if dropped:
-            self._overflow(policy, dropped, outbox)
+            self._overflow(policy, dropped, outbox, packed)
+        if ledger is not None and is_away and not self.ended:
+            ledger.charge()
+
+    @property
+    def _buffer_room(self) -> int:
+        """Bytes that may wait beside those that the socket has not yet taken."""
+        return self.endpoint.limits.send_buffer - self.link.buffered
 
     def _write(self, data: Any, type: MessageType | None = None, key: MessageKey | None = None) -> None:
         self._counters.bytes_out += len(data)
@@ -159,6 +185,8 @@ class Output:
 
     def _write_all(self) -> None:
         """The connection is about to close: what waits leaves before."""
+        if self.ledger is not None:
+            self.ledger.finish_resending()
         while self._outbox:
             self.link.write_shared(self._outbox.take())
 
@@ -170,7 +198,7 @@ class Output:
 
     # The size of messages that the peer takes.
 
-    def limit_output(self, size: int) -> None:
+    def limit_output(self, size: float) -> None:
         """Send no messages of more bytes: the peer does not take them."""
         self._max_out = size
         self._set_direct()
@@ -220,10 +248,15 @@ class Output:
             self.close(code, reason)
         return WseError(ErrorCode.LIMIT_EXCEEDED, details)
 
-    def _overflow(self, policy: Overflow, dropped: int, outbox: Outbox) -> None:
+    def _overflow(self, policy: Overflow, dropped: int, outbox: Outbox, packed: Packed) -> None:
         """Messages for a slow receiver had to give way."""
         closes = policy is Overflow.CLOSE
-        self._counters.dropped[policy] += dropped + (outbox.clear() if closes else 0)
+        self._counters.dropped[policy] += dropped + (len(outbox) if closes else 0)
+        if closes:
+            if self.ledger is not None:
+                self.ledger.set_aside(outbox)
+                self.ledger.unsent.append(packed)
+            outbox.clear()
         if policy is not Overflow.LATEST:  # whose messages give way before the bound is reached
             self._counters.limits["send_buffer"] += 1
         details = {"limit": "send_buffer", "allowed": self.endpoint.limits.send_buffer, "overflow": str(policy)}

@@ -12,7 +12,7 @@ from types import CoroutineType
 from typing import TYPE_CHECKING, Any
 
 from wse.core.limits import nests_deeper
-from wse.core.packed import check_key, unencodable
+from wse.core.packed import Packed, check_key, unencodable
 from wse.core.session.answering import Answering, discard
 from wse.core.session.extensions import NOTHING
 from wse.core.session.output import EASY_SIZE
@@ -24,6 +24,7 @@ from wse.types import MessageKey, MessageType, ReadyState
 
 if TYPE_CHECKING:
     import asyncio
+    from collections.abc import Iterable
 
     from wse.core.ports.protocol import Protocol
     from wse.core.ports.transport import Link, Pinger, PingingLink
@@ -86,6 +87,13 @@ class Session(Answering):
 
     def _on_end(self, code: int, reason: str) -> None:
         """Called when the session has just ended."""
+
+    def _on_detached(self, code: int, reason: str) -> None:
+        """Called when the session has just lost its socket and goes on."""
+
+    def outlives(self, code: int) -> bool:
+        """Whether a session with a ledger goes on without its socket, after a close with this code."""
+        return False
 
     def _on_closed(self) -> None:
         """Called when the socket has closed as well."""
@@ -151,6 +159,24 @@ class Session(Answering):
         self._wake_drainers()
         self._on_closed()
 
+    def detached(self, code: int, reason: str) -> None:
+        """The socket is gone; the session goes on without one."""
+        self._counters.count_close(code, reason)
+        self.ready_state = ReadyState.CONNECTING
+        self.pinged_at = None
+        self.writable(False)
+        self._on_detached(code, reason)
+
+    def absorbed_by(self, session: Session) -> None:
+        """Another session takes over the socket and the handlers that still run; nothing happens here any more."""
+        self._phase = ENDED
+        self.leave_handlers_to(session)
+
+    def attached(self) -> None:
+        """The session has a socket again."""
+        self.ready_state = ReadyState.OPEN
+        self.silent_since = self.endpoint.scheduler.time()
+
     def violated(self, code: int, problem: str) -> None:
         """End the connection, because the transport found a violation of RFC 6455 or of a limit."""
         if self._phase is ENDED:
@@ -175,7 +201,9 @@ class Session(Answering):
     @property
     def pinger(self) -> Pinger | None:
         """Finds out whether a silent peer is alive; `None` where the heartbeat is not ours."""
-        return typing.cast("PingingLink", self.link) if self.link.pings else None
+        if not self.link.pings:
+            return None
+        return typing.cast("PingingLink", self.link) if self.ledger is None else self.ledger.pinger
 
     @property
     def ended(self) -> bool:
@@ -194,7 +222,7 @@ class Session(Answering):
             WseError: `PROTOCOL_VIOLATION` for a type that is WSE's own; `MSG_PROCESSING_ERROR` for a payload that
                 cannot be encoded, with the encoder's exception as its cause; `LIMIT_EXCEEDED` for a message that is
                 larger than the peer takes.
-            TypeError: The key is neither a string nor an integer.
+            TypeError: The key is neither a string nor an integer of 64 bits.
         """
         self.endpoint.check_type(type)
         if key is not None:
@@ -241,6 +269,8 @@ class Session(Answering):
             error.details["rp"] = name
             raise error
         stamp, future = calls.add(name, timeout)
+        if self.ledger is not None:
+            calls.withdraw = self._withdraw
         problem = "the payload cannot be encoded"
         try:
             data = self._encode((name, payload, stamp))
@@ -248,6 +278,8 @@ class Session(Answering):
             if len(data) > EASY_SIZE or not self._direct:
                 self.check_size(data, {"rp": name})
             self._write(data)
+            if self.ledger is not None:
+                calls.note(stamp, self._outbox.newest if self._outbox else self.ledger.newest)
         except Exception as exc:
             calls.discard(stamp)
             if isinstance(exc, WseError):
@@ -257,18 +289,65 @@ class Session(Answering):
         return stamp, future
 
     def forget_call(self, stamp: int) -> None:
-        """Forget a call whose answer is no longer awaited."""
+        """Forget a call whose answer is no longer awaited; if it has not been sent yet, it never is."""
         if self._calls is not None:
-            self._calls.discard(stamp)
+            self._calls.forget(stamp)
+
+    def _withdraw(self, message: Any) -> bool | None:
+        """Take back a call that has not arrived; returns whether it has, or `None` if that is not known."""
+        if self._outbox is not None and self._outbox.withdraw(message):
+            return False
+        return None if self.ledger is None else self.ledger.withdraw(message)
 
     def close(self, code: int, reason: str) -> None:
         """End the session and close the socket; nothing happens if it has ended."""
         if self._phase is not ENDED:
-            self.ready_state = ReadyState.CLOSING
             reason = str(reason)  # it may be a member of CloseReason; listeners get what travels
-            self._write_all()
-            self.link.close(code, reason)
+            if self.ledger is not None and not self.ledger.is_attached:
+                self.ready_state = ReadyState.CLOSED
+            else:
+                self.ready_state = ReadyState.CLOSING
+                self._write_all()
+                self.link.close(code, reason)
             self._end(code, reason)
+
+    async def flush(self, timeout: float | None) -> None:
+        """Wait until the peer has handled everything that has been sent until now.
+
+        Raises:
+            WseError: `UNSUPPORTED`, when the session does not outlive its connection; `SESSION_LOST`.
+            TimeoutError: Not in time.
+        """
+        ledger = self.ledger
+        if ledger is None:
+            raise WseError(ErrorCode.UNSUPPORTED, {"extension": "resume"})
+        if self.ended:
+            raise WseError(ErrorCode.SESSION_LOST)
+        flushed = ledger.flushed(self._outbox)
+        timer = None
+        if timeout is not None:
+            timer = self.endpoint.scheduler.call_later(timeout, _expire, flushed, timeout)
+        try:
+            await flushed
+        finally:
+            if timer is not None:
+                timer.cancel()
+
+    def undelivered(self) -> list[tuple[Any, Any]]:
+        """The messages that the peer has not confirmed, as `(type, payload)`, without calls and answers."""
+        ledger = self.ledger
+        if ledger is None:
+            return []
+        waiting = [] if self._outbox is None else self._outbox.messages
+        return self.plain_messages([*ledger.ring, *ledger.unsent, *waiting])
+
+    def plain_messages(self, encoded: Iterable[Packed | str | bytes | None]) -> list[tuple[Any, Any]]:
+        """Those of the encoded messages that are no calls, answers or WSE's own, as `(type, payload)`."""
+        unpack = self.protocol.unpack
+        decoded = [unpack(m.data if isinstance(m, Packed) else m) for m in encoded if m is not None]
+        return [
+            (type_, payload) for type_, payload, stamp in decoded if not stamp and type_ not in self.endpoint.reserved
+        ]
 
     @property
     def pending_calls(self) -> int:
@@ -390,10 +469,18 @@ class Session(Answering):
             phase.stop()
         if self._calls is not None:
             self._calls.close(code, reason)
+        if self.ledger is not None:
+            self.ledger.end(self._outbox)
         if self._outbox is not None:
             self._outbox.clear()
         self._wake_drainers()
-        self._counters.count_close(code, reason)
+        if self.ledger is None or self.ledger.is_attached:
+            self._counters.count_close(code, reason)
         if self._handlers is not None and self._handlers.tasks:
             self._handlers.let_linger(self._handlers.tasks)
         self._on_end(code, reason)
+
+
+def _expire(future: asyncio.Future[None], timeout: float) -> None:
+    if not future.done():
+        future.set_exception(TimeoutError(f"the peer has not confirmed everything within {timeout} s"))
