@@ -149,10 +149,8 @@ async function converse({ setup, steps }) {
     // By its name, in the order in which the client opens them.
     const socketOf = async (name) => {
       const number = 'abc'.indexOf(name)
-      for (let turn = 0; Socket.all.length <= number && turn < 10_000; turn++) {
-        await settled()
-        mock.timers.tick(0)
-      }
+      if (Socket.all.length <= number) mock.timers.tick(1) // it reconnects at once
+      for (let turn = 0; Socket.all.length <= number && turn < 100_000; turn++) await settled()
       const found = Socket.all[number]
       if (found.readyState === 0) found.open()
       return found
