@@ -303,7 +303,7 @@ class ConnectionManager:
 
     async def _attempt(self, wait: float) -> None:
         if wait:
-            await asyncio.sleep(wait)
+            await self._scheduler.sleep(wait)
         connection = self._connection = Connection(
             self,
             self._endpoint,

@@ -15,7 +15,7 @@ from wse.brokers.reconnecting import cut
 try:
     from nats.aio.transport import Transport
 except ImportError as exc:  # pragma: no cover - the tests have the extra
-    raise ImportError("wse.brokers.nats needs the nats-py library: pip install wse[nats]") from exc
+    raise ImportError('wse.brokers.nats needs the nats-py library: pip install "wse[nats]"') from exc
 
 if TYPE_CHECKING:
     import ssl

@@ -12,7 +12,7 @@ try:
     import hiredis
     from redis.exceptions import NoScriptError, ReadOnlyError, ResponseError
 except ImportError as exc:  # pragma: no cover - the tests have the extra
-    raise ImportError("wse.brokers.redis needs the redis library with hiredis: pip install wse[redis]") from exc
+    raise ImportError('wse.brokers.redis needs the redis library with hiredis: pip install "wse[redis]"') from exc
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -523,6 +523,8 @@ class Ledger:
                     self._own -= _own_size(message) - OVERHEAD
                 ring[index] = None
                 return False if self.is_certain else None
+        if any(waiting is message for waiting in self.unsent):
+            return False
         return True if self.base - 1 <= self.heard else None
 
     def set_aside(self, outbox: Outbox) -> None:
