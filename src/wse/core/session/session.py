@@ -21,6 +21,7 @@ from wse.core.session.outbox import Outbox
 from wse.core.session.rpc import NotAskedError, PendingCalls, error_from_wire
 from wse.core.session.signals import HANDLER_ERRORS, handler_of, settle
 from wse.errors import CloseReason, ErrorCode, WseError
+from wse.tasks import is_cancelled
 from wse.types import MessageKey, MessageType, ReadyState
 
 if TYPE_CHECKING:
@@ -554,12 +555,12 @@ class Session:
     async def _answer_later(self, awaitable: Any, name: MessageType, payload: Any, stamp: Any) -> None:
         try:
             result = await awaitable
-        except Exception as exc:
-            self._procedure_failed(exc, name, payload, stamp)
         except BaseException as exc:
-            # Cancelled from within, or with the server: the caller must not wait for its timeout.
-            self._answer_error(exc, name, payload, stamp)
-            raise
+            if isinstance(exc, HANDLER_ERRORS) and not is_cancelled(exc):
+                self._procedure_failed(exc, name, payload, stamp)
+            else:  # with the server, for example: the caller must not wait for its timeout
+                self._answer_error(exc, name, payload, stamp)
+                raise
         else:
             self._answer(result, name, payload, stamp)
         finally:
