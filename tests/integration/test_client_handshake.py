@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from support.net import CLOSE, JSON, TEXT, Log, frame, make_server, soon
+from support.net import CLOSE, JSON, TEXT, TIMEOUT, Log, frame, make_server, soon
 from wse import Backoff, ClientStatus, ErrorCode, WseClient, WseError
 
 WELCOME = frame(TEXT, '["~wse:welcome","w",null]', mask=False)
@@ -208,7 +208,7 @@ def open_files():
 
 
 async def until_no_more_than(files):
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(TIMEOUT):
         while open_files() > files:
             await asyncio.sleep(0.01)
 
@@ -284,7 +284,7 @@ async def test_a_refusal_brings_the_application_s_reason_and_whether_to_try_agai
 
 
 async def test_a_session_that_is_about_to_expire_goes_on_with_a_fresh_identity():
-    server = make_server(lambda auth: auth.accept("ann", expires=time.time() + 1))
+    server = make_server(lambda auth: auth.accept("ann", expires=time.time() + 4))
     heard = Log()
 
     @server.reauthenticate

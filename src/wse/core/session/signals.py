@@ -197,13 +197,13 @@ class Listeners:
 
 
 class Signal(Generic[*Ts]):
-    """Something that happens to a server or client.
+    """An event of a server or client, with its listeners.
 
-    Calling it subscribes: `when.connected(fn)`, or `@when.connected` above the function. Listeners may be plain or
-    `async`; their exceptions are reported on `when.error`.
+    A call of the signal adds a listener: `when.connected(fn)`, or `@when.connected` above the function. Listeners may
+    be plain or `async`. Their exceptions are reported on `when.error`.
     """
 
-    __slots__ = ("_failed", "_holds", "_last", "_listeners", "_replay", "_scheduler", "_takes", "name")
+    __slots__ = ("_before", "_failed", "_holds", "_last", "_listeners", "_replay", "_scheduler", "_takes", "name")
 
     def __init__(
         self,
@@ -232,6 +232,7 @@ class Signal(Generic[*Ts]):
         self._replay = replay or holds
         self._holds = holds
         self._last: tuple[Any, ...] | None = None
+        self._before: tuple[Callable[..., Any], ...] = ()  # the listeners when the last emission ceased to hold
         self._listeners = Listeners()
 
     def __call__(self, fn: F) -> F:
@@ -266,13 +267,13 @@ class Signal(Generic[*Ts]):
     async def wait(self, timeout: float | None = None) -> tuple[*Ts]:
         """Wait for the next emission and return its arguments, always as a tuple.
 
-        Where the last emission still holds, as that of `client.when.ready` on a connected client, return it at once.
+        On a connected client, `when.ready.wait()` returns the arguments of the last emission at once.
 
         Args:
-            timeout: Seconds; `None` waits for ever.
+            timeout: Seconds to wait; `None` waits for ever.
 
         Raises:
-            TimeoutError: It did not happen in time.
+            TimeoutError: There was no emission in time.
         """
         if self._holds and self._last is not None:
             return self._last
@@ -305,6 +306,17 @@ class Signal(Generic[*Ts]):
     def _forget(self) -> None:
         """The last emission no longer holds."""
         self._last = None
+        self._before = self._listeners.fns
+
+    def _emit_to_new(self, *args: *Ts) -> None:
+        """The same for the listeners that have come since the last emission ceased to hold."""
+        self._last = args
+        before = list(self._before)
+        for fn in self._listeners.fns:
+            if fn in before:
+                before.remove(fn)
+            else:
+                self._run(fn, args)
 
     def _emit_on(self, spawner: Spawner, *args: *Ts) -> None:
         """The same, for a signal about a connection: its end also ends the async listeners."""

@@ -215,6 +215,9 @@ class PicowsLink(WSListener):
         transport.send_close(code, reason.encode())  # type: ignore[arg-type]  # any integer will do
         self._wait_for_close(CLOSE_TIMEOUT if code == SERVICE_RESTART else self._close_limit)
 
+    def attach(self, session: Receiver) -> None:
+        self._session = session
+
     def abort(self) -> None:
         self._closing = True
         self._transport.disconnect(False)
