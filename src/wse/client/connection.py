@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING, Any
 from wse.client.session import ClientOpening, ClientSession
 from wse.core.packed import encode
 from wse.core.ports.credentials import Credentials
+from wse.core.session.signals import HANDLER_ERRORS
 from wse.errors import CloseReason, ErrorCode, WseError
+from wse.tasks import is_cancelled
 
 if TYPE_CHECKING:
     from wse.core.packed import Packed
@@ -194,7 +196,9 @@ class Connection:
         try:
             identity = identity()
             return await identity if isawaitable(identity) else identity
-        except Exception as exc:
+        except HANDLER_ERRORS as exc:
+            if is_cancelled(exc):
+                raise
             problem = f"the identity function failed: {exc!r}"
             raise WseError(ErrorCode.WS_CLIENT_ERROR, {"url": self._url}, problem) from exc
 

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 from wse.core.session.error_answers import encode_error
 from wse.core.session.handlers import Handlers
 from wse.core.session.output import EASY_SIZE, Output
-from wse.core.session.signals import handler_of
+from wse.core.session.signals import HANDLER_ERRORS, handler_of
 from wse.errors import ErrorCode, WseError
+from wse.tasks import is_cancelled
 from wse.types import MessageType, ReadyState
 
 if TYPE_CHECKING:
@@ -97,12 +98,12 @@ class Answering(Output):
     async def _answer_later(self, awaitable: Any, name: MessageType, payload: Any, stamp: Any) -> None:
         try:
             result = await awaitable
-        except Exception as exc:
-            self._procedure_failed(exc, name, payload, stamp)
         except BaseException as exc:
-            # Cancelled from within, or with the server: the caller must not wait for its timeout.
-            self._answer_error(exc, name, payload, stamp)
-            raise
+            if isinstance(exc, HANDLER_ERRORS) and not is_cancelled(exc):
+                self._procedure_failed(exc, name, payload, stamp)
+            else:  # with the server, for example: the caller must not wait for its timeout
+                self._answer_error(exc, name, payload, stamp)
+                raise
         else:
             self._answer(result, name, payload, stamp)
         finally:

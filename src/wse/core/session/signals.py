@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVarTuple, overload
 
 from wse.errors import ErrorCode, HandlerError
+from wse.tasks import is_cancelled
 from wse.types import F, MessageType
 
 if TYPE_CHECKING:
@@ -24,7 +25,7 @@ Ts = TypeVarTuple("Ts")
 _WSE = str(Path(__file__).parent.parent.parent)
 
 HANDLER_ERRORS = (Exception, CancelledError)
-"""The exceptions of plain handlers that are reported; the second comes from the result of a cancelled future."""
+"""The exceptions of handlers that are reported; the second comes from a future or task that was cancelled."""
 
 _INJECTION = re.compile(r"\b(Depends|Security)\(")
 """In an annotation that is text and has no value."""
@@ -130,7 +131,9 @@ async def settle(awaitable: Any, failed: Failed, *context: Any) -> None:
     """Await an async handler; its exception goes to `failed(exception, *context)`."""
     try:
         await awaitable
-    except Exception as exc:
+    except HANDLER_ERRORS as exc:
+        if is_cancelled(exc):
+            raise
         failed(exc, *context)
 
 
