@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Collection, Hashable, Iterable, Iterator
 from itertools import chain
 from typing import TYPE_CHECKING, Any
@@ -217,7 +218,9 @@ class Hub:
     def leave(self, session: ServerSession, code: int, reason: str) -> None:
         """Remove a connection that has ended; it may not have been valid."""
         conn = session.conn
+        grace = self.leave_grace
         if session.ticket is not None and self.resumption is not None:
+            grace = max(0.0, grace - self.resumption.away(session))
             self.resumption.note_end(session, session.ticket, code, reason)
         identity = conn._user
         if self.connections.pop(conn.conn_id, None) is None:
@@ -237,7 +240,7 @@ class Hub:
                 identity.cid,
             )
         self.disconnected._emit(conn, code, reason)
-        self.network.leave(conn, identity, code, reason, is_last_here)
+        self.network.leave(conn, identity, code, reason, grace if is_last_here else None)
 
     async def close(self, code: int, reason: str) -> None:
         """Close every connection; returns when the last socket has closed."""

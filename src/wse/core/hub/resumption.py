@@ -85,6 +85,7 @@ class Ticket:
         goes_on: The session that goes on; the answer says so.
         lost: What the answer says about the session that does not go on.
         key: The secret of the session; empty before the welcome.
+        since: When the session became detached.
         until: When the session ends, while it is detached.
         claimants: Clients that know the key and are being authenticated.
         is_overdue: Whether the window has ended meanwhile.
@@ -100,6 +101,7 @@ class Ticket:
         "key",
         "lost",
         "problem",
+        "since",
         "until",
         "why",
         "window",
@@ -113,6 +115,7 @@ class Ticket:
         self.goes_on: ServerSession | None = None
         self.lost: dict[str, Any] | None = None
         self.key = ""
+        self.since = 0.0
         self.until = 0.0
         self.claimants = 0
         self.is_overdue = False
@@ -316,7 +319,8 @@ class Resumption(Resuming):
         self._hub.sockets.remove(session)
         self.detached[session] = code, reason
         window = min(ticket.window, JUMP_WINDOW) if code == JUMP else ticket.window
-        ticket.until = self._scheduler.time() + window
+        ticket.since = self._scheduler.time()
+        ticket.until = ticket.since + window
         ticket.is_overdue = False
         heapq.heappush(self._ends, (ticket.until, next(self._order), session))
         self._set_timer()
@@ -352,6 +356,11 @@ class Resumption(Resuming):
     def forget_loop(self) -> None:
         """The event loop has been closed: its timers do not run."""
         self._timer = None
+
+    def away(self, session: ServerSession) -> float:
+        """Seconds for which the session has had no socket."""
+        ticket = session.ticket
+        return 0.0 if ticket is None or session not in self.detached else self._scheduler.time() - ticket.since
 
     def note_end(self, session: ServerSession, ticket: Ticket, code: int, reason: str) -> None:
         """A session has ended, or a client that claimed one has gone."""
