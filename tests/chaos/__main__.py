@@ -40,8 +40,8 @@ def source_of(reference):
     source = directory / "src"
     if register_version(source) != REGISTER_VERSION:
         sys.exit(
-            f"{reference} has another format of the register. Its nodes keep a register of their own, with joined and left "
-            "of their own, so there is nothing to compare; docs/explanation/cluster.md explains this."
+            f"{reference} has another format of the register. Its nodes keep a register of their own, so joined and "
+            "left cannot be compared; docs/explanation/cluster.md explains this."
         )
     return str(source)
 

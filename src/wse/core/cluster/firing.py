@@ -31,6 +31,9 @@ if TYPE_CHECKING:
 FIRED_TTL = 60.0
 """Seconds for which the node remembers what it has fired: the outbox may bring it again, until `fired` has arrived."""
 
+MAX_CLAIMED = 500
+"""Users whose transitions are claimed in one step: others are not kept waiting when a node with very many has died."""
+
 MAX_FIRED = 8
 """How many of a user's transitions are remembered."""
 
@@ -60,8 +63,7 @@ class Firing:
         Raises:
             WseError: `BROKER_UNAVAILABLE`: it is not known whose they are; see `retry`.
         """
-        if transitions:
-            self.emit(await self.claim(transitions, identity))
+        await self._fire(self._hear(transitions, identity))
 
     async def claim(self, transitions: Iterable[Transition], identity: WseIdentity | None = None) -> list[Event]:
         """Claim transitions; those that are this node's to fire, and that nobody but the caller fires.
@@ -69,13 +71,25 @@ class Firing:
         Raises:
             WseError: As `fire`.
         """
+        return await self._claim(self._hear(transitions, identity))
+
+    def _hear(self, transitions: Iterable[Transition], identity: WseIdentity | None) -> list[str]:
+        """Note transitions that are not decided; their users."""
         users: dict[str, None] = {}
         for one in transitions:
             if one.generation not in self.generations(one.user):
                 users[one.user] = None
                 self._open.setdefault(one.user, {}).setdefault(one.generation, (one, identity))
+        return [*users]
+
+    async def _fire(self, users: list[str]) -> None:
+        for start in range(0, len(users), MAX_CLAIMED):
+            self.emit(await self._claim(users[start : start + MAX_CLAIMED]))
+
+    async def _claim(self, users: Iterable[str]) -> list[Event]:
         # An earlier one, whose answer was lost, must not fire after a later one.
-        wanted = [self._open[user][generation][0] for user in users for generation in sorted(self._open[user])]
+        events = [self._open.get(user, {}) for user in users]
+        wanted = [of_user[generation][0] for of_user in events for generation in sorted(of_user)]
         claimed = await self._broker.claim(wanted) if wanted else []
         claimed.sort(key=lambda transition: transition.generation)
         # Another caller may have claimed and fired the same meanwhile.
@@ -105,8 +119,7 @@ class Firing:
         Raises:
             WseError: As `fire`.
         """
-        for events in list(self._open.values()):
-            self.emit(await self.claim([transition for transition, _ in events.values()]))
+        await self._fire([*self._open])
 
     @property
     def is_idle(self) -> bool:
