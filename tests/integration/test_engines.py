@@ -638,7 +638,7 @@ async def test_steps_that_always_come_second_give_up(nats_cluster, monkeypatch):
     results = await asyncio.gather(*joins, return_exceptions=True)
     failed = [result for result in results if isinstance(result, Exception)]
     assert failed
-    assert all("changed the same user" in str(failure.__cause__) for failure in failed)
+    assert all("changed the record of this user" in str(failure.__cause__) for failure in failed)
     assert len(await nodes[0].broker.devices("ann")) == 20 - len(failed)
 
 
