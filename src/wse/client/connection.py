@@ -129,7 +129,7 @@ class Connection:
 
         Raises:
             WseError: There is no connection, for the reason that `connection_ended` also brings if the socket was open.
-            Exception: Whatever the connector or the credentials raise.
+            Exception: Any exception of the connector or the credentials.
         """
         deadline = asyncio.timeout(self._endpoint.timeout or None)
         try:
@@ -144,7 +144,7 @@ class Connection:
             raise self._error(1006, "") from exc
         finally:
             if not self._welcome.cancel() and not self._welcome.cancelled():
-                self._welcome.exception()  # so that asyncio does not complain that nobody has looked at it
+                self._welcome.exception()  # so that asyncio does not report it as never retrieved
             if self.welcomed_at is None:
                 self._give_up()
 

@@ -83,12 +83,12 @@ def _signature(fn: Callable[..., Any]) -> inspect.Signature:
     """
     try:
         return inspect.signature(fn, eval_str=True)
-    except Exception:  # whatever the text raises, a name that is imported for type checkers only, for example
+    except Exception:  # any exception: the text may use a name that is imported for type checkers only
         return inspect.signature(fn)
 
 
 def _is_injected(parameter: inspect.Parameter) -> bool:
-    """Whether a web framework, such as FastAPI, would fill a parameter: `Depends(...)`, `Query(...)` and the like."""
+    """Whether a web framework, such as FastAPI, would fill a parameter: `Depends(...)`, `Query(...)` and others."""
     annotation = parameter.annotation
     if isinstance(annotation, str) and _INJECTION.search(annotation):
         return True
