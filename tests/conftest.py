@@ -9,7 +9,7 @@ import pytest
 
 from support.core import FakeScheduler
 from support.engines import Nats, Valkey
-from support.net import EXCHANGES, TRANSPORTS, memory_exchange, on_picows
+from support.net import EXCHANGES, TRANSPORTS, memory_exchange, on_picows, transports
 
 
 def pytest_xdist_auto_num_workers(config):
@@ -25,7 +25,7 @@ def no_task_dies_unseen():
     assert [error for scheduler in FakeScheduler.made for error in scheduler.unseen] == []
 
 
-@pytest.fixture(params=TRANSPORTS)
+@pytest.fixture(params=transports())
 async def run(request):
     """`await run(server)` runs a server on the transport of the test's parameter and gives its `Place`."""
     async with AsyncExitStack() as stack:

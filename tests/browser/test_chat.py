@@ -162,7 +162,7 @@ async def test_a_long_call_tells_how_far_it_is(two_and_two_tabs):
     await expect(second.page.locator("#percent")).to_be_empty()  # progress is for the caller
 
 
-@pytest.mark.parametrize("how", ["kill", "stop"])
+@pytest.mark.parametrize("how", ["kill", pytest.param("stop", marks=pytest.mark.slow)])
 async def test_the_server_goes_away_and_comes_back(chat, people, two_and_two_tabs, artifact, how):
     ann, _, bob = tabs = two_and_two_tabs
     before, between, after = (f"{text} the {how}." for text in ("Before", "Written during", "After"))
@@ -224,6 +224,7 @@ async def test_a_first_visitor_is_not_called_disconnected(people):
 # Messages that are not acknowledged.
 
 
+@pytest.mark.slow  # it waits until a server counts as lost
 async def test_in_a_stall_a_message_looks_unacknowledged_and_arrives_once(chat, people, two_and_two_tabs, artifact):
     ann, _, bob = two_and_two_tabs
     await ann.say("Before the stall.")

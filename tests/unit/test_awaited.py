@@ -17,15 +17,17 @@ from wse.transports.awaited import HIGH_WATER, AwaitedLink
 
 
 @pytest.fixture(autouse=True)
-def short_timeouts(monkeypatch):
-    monkeypatch.setattr(awaited, "CLOSE_TIMEOUT", 0.02)
-    monkeypatch.setattr(awaited, "SHUTDOWN_TIMEOUT", 0.02)
+def long_timeouts(monkeypatch):
+    """Nothing is cut, however busy the machine is."""
+    monkeypatch.setattr(awaited, "CLOSE_TIMEOUT", 60)
+    monkeypatch.setattr(awaited, "SHUTDOWN_TIMEOUT", 60)
 
 
 @pytest.fixture
-def long_timeouts(short_timeouts, monkeypatch):
-    """For what must not be cut, however busy the machine is."""
-    monkeypatch.setattr(awaited, "CLOSE_TIMEOUT", 60)
+def short_timeouts(long_timeouts, monkeypatch):
+    """For tests of a peer that says nothing more."""
+    monkeypatch.setattr(awaited, "CLOSE_TIMEOUT", 0.02)
+    monkeypatch.setattr(awaited, "SHUTDOWN_TIMEOUT", 0.02)
 
 
 class Session:
@@ -161,7 +163,6 @@ async def test_messages_are_handed_to_the_framework_one_at_a_time(when):
     await soon(link.task)
 
 
-@pytest.mark.usefixtures("long_timeouts")
 async def test_a_close_in_answer_to_a_message_is_sent_at_once_and_once():
     link = Link()
     session = link.start()
@@ -274,7 +275,6 @@ async def test_the_limit_counts_bytes(message, fits):
     assert session.log == [message if fits else too_large, ("closed", 1000, "")]
 
 
-@pytest.mark.usefixtures("long_timeouts")
 async def test_when_a_send_fails_what_the_peer_had_sent_before_still_counts():
     link = Link()
     session = link.start()
@@ -291,7 +291,6 @@ async def test_when_a_send_fails_what_the_peer_had_sent_before_still_counts():
     assert link.buffered == 0
 
 
-@pytest.mark.usefixtures("long_timeouts")
 @pytest.mark.parametrize("failing", ["message", "close"])
 async def test_after_a_send_has_failed_nothing_more_is_sent(failing):
     link = Link()
@@ -314,6 +313,7 @@ async def test_after_a_send_has_failed_nothing_more_is_sent(failing):
     assert session.log[-2:] == ["last words", ("closed", 4001, "bye")]
 
 
+@pytest.mark.usefixtures("short_timeouts")
 async def test_when_a_send_fails_and_the_framework_tells_nothing_more_the_connection_is_cut():
     link = Link()
     session = link.start()
@@ -325,6 +325,7 @@ async def test_when_a_send_fails_and_the_framework_tells_nothing_more_the_connec
     assert link.cuts == 1
 
 
+@pytest.mark.usefixtures("short_timeouts")
 async def test_when_the_close_fails_the_connection_is_cut():
     link = Link()
     session = link.start()
@@ -351,6 +352,7 @@ async def test_a_peer_that_does_not_answer_the_close_is_cut(code, timeout, monke
     assert link.task.cancelling() == 0
 
 
+@pytest.mark.usefixtures("short_timeouts")
 async def test_a_close_behind_a_message_that_is_stuck_does_not_wait_for_ever():
     link = Link()
     session = link.start()
@@ -565,6 +567,7 @@ async def test_what_a_server_says_of_a_disconnect(event, close):
     assert log.all("left") == [("ann", *close)]
 
 
+@pytest.mark.usefixtures("short_timeouts")
 @pytest.mark.parametrize("extensions", [{}, {"extensions": {}}, {"extensions": None}])
 async def test_another_path_is_refused_with_what_the_server_has(extensions):
     server = WseServer(accept_all, path="/ws")
@@ -666,6 +669,7 @@ async def test_aiohttp_echoes_the_peer_s_close(code, payload):
         await socket.eof()
 
 
+@pytest.mark.usefixtures("short_timeouts")
 async def test_aiohttp_cuts_a_peer_that_does_not_answer_the_close():
     server = make_server()
     log = ServerLog(server)
