@@ -5,11 +5,22 @@ from __future__ import annotations
 import os
 from contextlib import AsyncExitStack
 
+import hypothesis
 import pytest
 
 from support.core import FakeScheduler
 from support.engines import Nats, Valkey
 from support.net import EXCHANGES, TRANSPORTS, memory_exchange, on_picows, transports
+
+# The same examples in every run, however long each takes: `make fuzz` looks for others.
+hypothesis.settings.register_profile(
+    "tests",
+    deadline=None,
+    derandomize=True,
+    max_examples=75,
+    suppress_health_check=[hypothesis.HealthCheck.too_slow],
+)
+hypothesis.settings.load_profile("tests")
 
 
 def pytest_xdist_auto_num_workers(config):

@@ -14,6 +14,7 @@ from wse.core.packed import Packed
 from wse.transports import awaited
 from wse.transports.aiohttp import AiohttpLink
 from wse.transports.awaited import HIGH_WATER, AwaitedLink
+from wse.transports.tcp import FAST_HIGH_WATER
 
 
 @pytest.fixture(autouse=True)
@@ -58,8 +59,8 @@ class Session:
 class Link(AwaitedLink):
     """The side of a framework, played by the test."""
 
-    def __init__(self, limit=100):
-        super().__init__(limit, "10.0.0.1")
+    def __init__(self, limit=100, transport=None):
+        super().__init__(limit, "10.0.0.1", transport)
         self.incoming = asyncio.Queue()
         self.sent = []
         self.open = asyncio.Event()  # sends return
@@ -103,6 +104,44 @@ class Link(AwaitedLink):
     async def turn(self, times=5):
         for _ in range(times):
             await asyncio.sleep(0)
+
+
+class Clock:
+    """The time of the event loop, which passes when the test says so."""
+
+    def __init__(self, now):
+        self.now = now
+
+    def __call__(self):
+        return self.now
+
+
+@pytest.fixture
+async def clock(monkeypatch):
+    clock = Clock(1000.0)
+    monkeypatch.setattr(asyncio.get_running_loop(), "time", clock)
+    monkeypatch.setattr(awaited, "CLOSE_TIMEOUT", 7)
+    monkeypatch.setattr(awaited, "CLOSE_LIMIT", 60)
+    return clock
+
+
+class Transport:
+    """A framework's transport, and how many bytes wait in it."""
+
+    def __init__(self):
+        self.marks = []
+        self.waiting = 1000
+        self.takes = 0  # bytes that the peer takes between two looks
+
+    def set_write_buffer_limits(self, high):
+        self.marks.append(high)
+
+    def get_extra_info(self, name):
+        return None
+
+    def get_write_buffer_size(self):
+        self.waiting -= self.takes
+        return self.waiting
 
 
 async def test_what_a_session_writes_leaves_in_order_and_the_close_last():
@@ -366,6 +405,74 @@ async def test_a_close_behind_a_message_that_is_stuck_does_not_wait_for_ever():
     assert session.log == [("closed", 1006, "")]
 
 
+@pytest.mark.parametrize("takes", [0, 1])
+async def test_a_peer_that_takes_what_waits_in_the_transport_has_longer_for_its_close_but_not_for_ever(clock, takes):
+    link = Link(transport=Transport())
+    session = link.start()
+    await link.turn()
+    link.close(1000, "bye")
+    await link.turn()
+    link._transport.takes = takes
+    for _ in range(8):  # of seven seconds
+        assert link.cuts == 0
+        clock.now += 7
+        await link.turn()
+        if not takes:
+            break
+    else:
+        assert link.cuts == 0
+        clock.now += 4
+        await link.turn()
+    assert link.cuts == 1
+    await link.task
+    assert session.log == [("closed", 1006, "")]
+
+
+async def test_a_peer_whose_web_server_takes_messages_has_longer_for_its_close(clock):
+    link = Link()
+    session = link.start()
+    await link.turn()
+    link.open.clear()
+    for message in ("a", "b", "c", "d"):
+        link.write(message)
+    await link.turn()
+    link.close(1000, "bye")
+    for taken in (["a"], ["a", "b"]):
+        link.open.set()
+        link.open.clear()
+        await link.turn()
+        clock.now += 7
+        await link.turn()
+        assert (link.sent, link.cuts) == (taken, 0)
+    clock.now += 7
+    await link.turn()
+    assert (link.sent, link.cuts) == (["a", "b"], 1)
+    await link.task
+    assert session.log == [("closed", 1006, "")]
+
+
+async def test_a_receiver_that_shows_to_be_fast_is_held_back_later(clock):
+    link = Link(transport=Transport())
+    session = link.start()
+    await link.turn()
+    assert link._transport.marks == [HIGH_WATER]
+    for _ in range(16):
+        link.write("x" * (HIGH_WATER + 1))
+        clock.now += 0.04
+        await link.turn()
+    assert link._transport.marks == [HIGH_WATER, FAST_HIGH_WATER]
+    session.log.clear()
+    link.write("x" * FAST_HIGH_WATER)
+    assert session.log == []
+    link.write("x")
+    assert session.log == [("writable", False)]
+    clock.now += 1
+    await link.turn()
+    assert link._transport.marks == [HIGH_WATER, FAST_HIGH_WATER, HIGH_WATER]
+    link.incoming.put_nowait((1000, ""))
+    await link.task
+
+
 async def test_abort_ends_the_connection_and_not_the_framework_s_task():
     link = Link()
     session = link.start()
@@ -461,6 +568,19 @@ async def test_a_web_server_that_cancels_a_connection_still_says_goodbye(stuck):
     with pytest.raises(asyncio.CancelledError):
         await soon(link.task)
     assert link.sent == ([] if stuck else [(1012, "wse.by-server")])
+    assert session.log == [("closed", 1006, "")]
+
+
+@pytest.mark.usefixtures("short_timeouts")
+async def test_a_web_server_that_cancels_a_connection_and_takes_no_close_is_not_kept_waiting():
+    link = Link()
+    session = link.start()
+    await link.turn()
+    link.open.clear()
+    link.task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await soon(link.task)
+    assert (link.sent, link.given_up) == ([], [(1012, "wse.by-server")])
     assert session.log == [("closed", 1006, "")]
 
 
