@@ -70,7 +70,7 @@ export const WSE_STATUS = Object.freeze({
   RE_CONNECTING: 'RE_CONNECTING',
 })
 
-const isFinal = (code) => [1000, 1002, 1003, 1007, 1008, 1009, 1010].includes(code) || (code >= 3000 && code <= 4999)
+const isFinal = (code) => /^(100[023789]|1010|[34]\d{3})$/.test(code)
 const JUMP = 4000
 
 const internal_types = {
@@ -202,7 +202,7 @@ class Emitter {
 
   of = (name) => this.all.get(name) ?? []
 
-  add = (name, fn, once) => {
+  add(name, fn, once) {
     check(fn)
     const listener = { fn, once, gone: false }
     this.all.set(name, [...this.of(name), listener])
@@ -213,14 +213,14 @@ class Emitter {
 
   clear = (name) => this.of(name).forEach((listener) => this.#remove(name, listener))
 
-  #remove = (name, listener) => {
+  #remove(name, listener) {
     if (listener) listener.gone = true
     const left = this.of(name).filter(({ gone }) => !gone)
     if (left.length) this.all.set(name, left)
     else this.all.delete(name)
   }
 
-  emit = (name, args, failed) => {
+  emit(name, args, failed) {
     for (const listener of this.of(name)) {
       if (listener.gone) continue
       if (listener.once) this.#remove(name, listener)
@@ -243,6 +243,9 @@ export class WseClient {
   #challenge
   #gaveUp = null
   #session
+  #before
+  #calls = new Map()
+  #stamp = 0
   #welcome
   #socketClosed
   #waiter
@@ -326,10 +329,9 @@ export class WseClient {
   }
 
   async call(rp, payload, { tO = this.#options.timeout, timeout = tO } = {}) {
-    const session = this.#ready()
+    const { ws } = this.#ready()
     this.#checkType(rp)
-    const { ws, calls } = session
-    const stamp = ++session.stamp
+    const stamp = ++this.#stamp
     return new Promise((resolve, reject) => {
       try {
         ws.send(this.#pack(rp, payload, stamp))
@@ -338,12 +340,12 @@ export class WseClient {
       }
       const settle = (error, result) => {
         clearTimeout(timer)
-        calls.delete(stamp)
+        this.#calls.delete(stamp)
         if (error) reject(error)
         else resolve(result)
       }
       const timer = timeout && later(() => settle(new WseError(WSE_ERROR.RP_TIMEOUT, { rp, timeout })), timeout)
-      calls.set(stamp, { rp, settle })
+      this.#calls.set(stamp, { rp, settle })
     })
   }
 
@@ -384,6 +386,7 @@ export class WseClient {
       this.#waiter = { resolve, reject }
       if (this.#session) this.#leave(this.#session, JUMP, 'jump')
       else {
+        this.#disconnect(JUMP, 'jump')
         if (this.#status !== WSE_STATUS.RE_CONNECTING) this.#update(WSE_STATUS.CONNECTING)
         if (epoch === this.#epoch) this.#attempt()
       }
@@ -427,13 +430,21 @@ export class WseClient {
     this.#isRefused = false
   }
 
-  #end = (error) => {
+  #end(error) {
     this.#isLive = false
     listenTo('removeEventListener', this.#wake)
+    this.#disconnect(1000, error.details.reason)
     this.#emit('ended', error)
   }
 
-  #settle = (error, welcome) => {
+  // A shared socket holds what its successor will send.
+  #disconnect(code, reason, before) {
+    this.#before = before
+    for (const [stamp, { rp, settle }] of this.#calls) if (!before?.holds?.(stamp)) settle(new WseError(WSE_ERROR.RP_DISCONNECT, { rp, disconnected: [code, reason] }))
+    if (!this.#calls.size) this.#stamp = 0
+  }
+
+  #settle(error, welcome) {
     const waiter = this.#waiter
     this.#waiter = null
     if (error) waiter?.reject(error)
@@ -442,7 +453,7 @@ export class WseClient {
   }
 
   #wake = ({ type }) => {
-    if (type === 'visibilitychange' && globalThis.document?.visibilityState === 'hidden') return
+    if (type === 'visibilitychange' && globalThis.document?.hidden) return
     const session = this.#session
     if (session?.valid && this.#options.heartbeat.interval) this.#ask(session, 5)
     if (session) return
@@ -450,12 +461,14 @@ export class WseClient {
     this.#attempt()
   }
 
-  #untilSocketClosed = () => Promise.race([this.#socketClosed, new Promise((resolve) => quietly(resolve, 5))])
+  #untilSocketClosed() {
+    return Promise.race([this.#socketClosed, new Promise((resolve) => quietly(resolve, 5))])
+  }
 
   #attempt = () => {
     const { url, timeout, share } = this.#options
     /** @type {any} */
-    const session = (this.#session = { calls: new Map(), stamp: 0 })
+    const session = (this.#session = {})
     if (timeout) session.timer = later(() => this.#leave(session, 1006, ''), timeout)
     const open = (value) => session.ended || this.#open(session, value)
     const failed = (cause) => this.#leave(session, 1006, '', new WseError(WSE_ERROR.WS_CLIENT_ERROR, { url }, 'no identity', cause))
@@ -473,7 +486,7 @@ export class WseClient {
     else open(identity)
   }
 
-  #open = (session, identity) => {
+  #open(session, identity) {
     const { url, share, messageSize, WebSocket = globalThis.WebSocket } = this.#options
     const { hi, challenge, welcome } = this.protocol.internal_types
     const { refused } = this.protocol.extensions ?? {}
@@ -486,7 +499,7 @@ export class WseClient {
     try {
       const shown = scram ? scram.start() : identity
       hello = this.#encode(hi, { identity: shown, meta: this.#meta, ...(refused && { ext }) })
-      session.ws = new WebSocket(url, this.protocol.name, share && { share, identity: isFunction(this.#identity) ? '' : shown })
+      session.ws = new WebSocket(url, this.protocol.name, share && { share, identity: isFunction(this.#identity) ? '' : shown, before: this.#before })
     } catch (cause) {
       return fail(WSE_ERROR.WS_CLIENT_ERROR, cause)
     }
@@ -543,7 +556,7 @@ export class WseClient {
     }
   }
 
-  #welcomed = (session, welcome) => {
+  #welcomed(session, welcome) {
     clearTimeout(session.timer)
     session.valid = true
     session.timer = quietly(this.#forgive, 10)
@@ -561,8 +574,8 @@ export class WseClient {
   }
 
   // `how`: 'own' (close), 'final' (not tried again) or ''.
-  #leave = (session, code, reason, error, how = '') => {
-    const { ws, opened, valid, calls, timer, pulse, refusal, ended } = session
+  #leave(session, code, reason, error, how = '') {
+    const { ws, opened, valid, timer, pulse, refusal, ended } = session
     if (ended) return
     session.ended = true // Node 22 tells an error in close()
     try {
@@ -573,16 +586,16 @@ export class WseClient {
     this.#session = this.#welcome = null
     clearTimeout(timer)
     clearTimeout(pulse)
-    for (const { rp, settle } of calls.values()) settle(new WseError(WSE_ERROR.RP_DISCONNECT, { rp, disconnected: [code, reason] }))
 
-    const isRefusal = reason === WSE_REASON.NOT_AUTHORIZED
-    const details = { code, reason, ...(isRefusal && refusal) }
-    error ??= opened ? new WseError(isRefusal ? WSE_ERROR.NOT_AUTHORIZED : WSE_ERROR.CONNECTION_CLOSED, details) : new WseError(WSE_ERROR.WS_CLIENT_ERROR, { url: this.url })
+    if (!opened) error ??= new WseError(WSE_ERROR.WS_CLIENT_ERROR, { url: this.url })
+    else if (reason === WSE_REASON.NOT_AUTHORIZED) error ??= new WseError(WSE_ERROR.NOT_AUTHORIZED, { code, reason, ...refusal })
+    else error ??= new WseError(WSE_ERROR.CONNECTION_CLOSED, { code, reason })
     if (reason === WSE_REASON.CLIENTS_CONCURRENCY) this.#warn()
 
     const epoch = this.#epoch
     const isObeyed = () => epoch !== this.#epoch
     const again = !how && this.#isRetried(code, reason, refusal)
+    this.#disconnect(code, reason, again && !isObeyed() && (ws ?? this.#before))
     if (isObeyed()) return
     let told = valid || how === 'own'
     if (!again) {
@@ -604,13 +617,14 @@ export class WseClient {
     }
   }
 
-  #isRetried = (code, reason, refusal) => {
+  #isRetried(code, reason, refusal) {
     const { reconnect, retry } = this.#options
     if (code === JUMP) return this.#failures ? true : 'at once'
     try {
       if (reconnect && retry) return retry(code, reason) === true
     } catch (cause) {
       this.#failed('retry')(cause)
+      return !isFinal(code)
     }
     if (reason !== WSE_REASON.NOT_AUTHORIZED) return reconnect && !isFinal(code)
     if (reconnect && refusal?.retry === true) return true
@@ -621,18 +635,18 @@ export class WseClient {
 
   // Silence.
 
-  #watch = (session) => {
+  #watch(session) {
     const { interval, timeout } = this.#options.heartbeat
     session.heard = false
     if (interval && !session.ended) session.pulse = quietly(() => (session.heard ? this.#watch(session) : this.#ask(session, timeout)), interval)
   }
 
-  #ask = (session, seconds) => {
+  #ask(session, seconds) {
     const { call } = this.protocol.internal_types
     clearTimeout(session.pulse)
     session.heard = false
     try {
-      session.ws.send(this.#pack(isText(call) ? '~wse:ping' : call, null, ++session.stamp))
+      session.ws.send(this.#pack(isText(call) ? '~wse:ping' : call, null, ++this.#stamp))
     } catch (cause) {
       return this.#failed('heartbeat')(cause)
     }
@@ -641,7 +655,7 @@ export class WseClient {
 
   // Messages and calls.
 
-  #receive = (session, type, payload, stamp) => {
+  #receive(session, type, payload, stamp) {
     const { response, response_error } = this.protocol.internal_types
     const { code, details, message } = Object(payload)
     if (isObject(type)) {
@@ -651,15 +665,15 @@ export class WseClient {
       else if (this.#messages.of(type).length) this.#messages.emit(type, [payload], this.#failed(type))
       else this.#emit('ignored', type, payload, stamp)
     } else if (type === response) {
-      session.calls.get(stamp)?.settle(null, payload)
+      this.#calls.get(stamp)?.settle(null, payload)
     } else if (type === response_error) {
-      session.calls.get(stamp)?.settle(new WseError(isText(code) ? code : WSE_ERROR.RP_EXECUTION_FAILED, details, message))
+      this.#calls.get(stamp)?.settle(new WseError(isText(code) ? code : WSE_ERROR.RP_EXECUTION_FAILED, details, message))
     } else {
       this.#answer(session, type, payload, stamp)
     }
   }
 
-  #renew = (session) => {
+  #renew(session) {
     const { auth } = this.protocol.extensions
     const renew = async () => {
       const identity = await (isFunction(this.#identity) ? this.#identity() : this.#identity)
@@ -669,7 +683,7 @@ export class WseClient {
     run(renew, [], this.#failed(auth))
   }
 
-  #answer = (session, rp, payload, stamp) => {
+  #answer(session, rp, payload, stamp) {
     const { response, response_error } = this.protocol.internal_types
     const fn = this.#procedures.get(rp)
     const write = (type, value) => {
@@ -699,20 +713,20 @@ export class WseClient {
     run(answer, [], failed)
   }
 
-  #ready = () => {
+  #ready() {
     const session = this.#session
     if (this.#status === WSE_STATUS.READY && session && !(session.ws.readyState > 1)) return session
     throw new WseError(WSE_ERROR.CLIENT_NOT_READY, { status: this.#status })
   }
 
-  #checkType = (type) => {
+  #checkType(type) {
     const own = Object.values(this.protocol.internal_types).includes(type)
     if (own || type == null || type === '' || isObject(type) || /^~wse:/.test(type)) throw new WseError(WSE_ERROR.PROTOCOL_VIOLATION, { type })
   }
 
   #pack = (type, payload, stamp) => this.protocol.pack({ type, payload: payload ?? null, stamp: stamp ?? null })
 
-  #encode = (type, payload) => {
+  #encode(type, payload) {
     try {
       return this.#pack(type, payload)
     } catch (cause) {
@@ -720,7 +734,7 @@ export class WseClient {
     }
   }
 
-  #violation = (session, code, cause) => {
+  #violation(session, code, cause) {
     const reason = WSE_REASON.PROTOCOL_ERROR
     this.#report(new WseError(code, { close: [1000, reason] }, '', cause))
     this.#leave(session, 1000, reason)
@@ -728,7 +742,7 @@ export class WseClient {
 
   // Reports.
 
-  #update = (status) => {
+  #update(status) {
     if (status === this.#status) return
     this.#status = status
     this.#emit('updated', status)
@@ -738,12 +752,12 @@ export class WseClient {
 
   #failed = (type) => (cause) => this.#report(new WseError(WSE_ERROR.MSG_PROCESSING_ERROR, { type }, '', cause))
 
-  #report = (error) => {
+  #report(error) {
     if (this.#signals.of('error').length) this.#signals.emit('error', [error], console.error)
     else console.error(error)
   }
 
-  #warn = () => {
+  #warn() {
     if (isWarned || this.#options.share) return
     isWarned = true
     console.warn('wse: a newer connection of this user has replaced this one; set conns_per_user at the server, or share: true for tabs')

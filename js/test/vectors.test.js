@@ -85,14 +85,21 @@ const runners = {
     }
   },
   'close.json': async (vector) => {
-    for (const re of vector.without_reconnect ? [true, false] : [true]) {
+    const { code, reason, identity = 'ann', times = 1, without_reconnect, at_once } = vector
+    for (const re of [true, false]) {
       mock.timers.enable({ apis: ['setTimeout'] })
       try {
-        const { client, socket, Socket } = await readyClient({ re })
-        socket.gone(vector.code, vector.reason)
-        assert.equal(client.status, vector.retried ? 'RE_CONNECTING' : 'OFFLINE')
+        const { client, Socket } = await readyClient({ re }, null, identity === 'function' ? () => 'ann' : identity)
+        for (let number = 0; number < times; number++) {
+          if (number) Socket.all[number].open()
+          Socket.all[number].gone(code, reason)
+          mock.timers.tick(1)
+        }
+        const retried = re ? vector.retried : without_reconnect
+        assert.equal(client.status, retried ? 'RE_CONNECTING' : 'OFFLINE')
+        assert.equal(Socket.all.length, times + (at_once ? 1 : 0))
         mock.timers.tick(30_000)
-        assert.equal(Socket.all.length, vector.retried ? 2 : 1)
+        assert.equal(Socket.all.length, times + (retried ? 1 : 0))
       } finally {
         mock.timers.reset()
       }
@@ -197,7 +204,7 @@ async function converse({ setup, steps }) {
   }
 }
 
-const NOT_OURS = ['handshake-server.json', 'messages-server.json']
+const NOT_OURS = ['handshake-server.json', 'messages-server.json', 'resume-server.json', 'resume-client.json']
 
 for (const file of readdirSync(directory).filter((name) => name.endsWith('.json') && name !== 'names.json' && !NOT_OURS.includes(name))) {
   describe(file, () => {

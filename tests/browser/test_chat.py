@@ -9,7 +9,7 @@ import re
 import pytest
 import pytest_asyncio
 
-from browser.chat_page import PASSWORD, new_name
+from browser.chat_page import PASSWORD, Held, new_name, of_a_report
 from browser.needs import expect
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -136,42 +136,68 @@ async def test_devices_with_browser_and_time_zone(two_and_two_tabs):
     assert await second.page.locator("#messages").inner_text() == ""
 
 
-WATCH_BUTTON = """() => {
-  const [button, progress] = ['make-report', 'progress'].map((id) => document.getElementById(id))
-  window.pressable = false
-  const look = () => { window.pressable ||= !progress.hidden && !button.disabled }
-  new MutationObserver(look).observe(button, { attributes: true })
-}"""
-
-
-async def test_a_long_call_tells_how_far_it_is(two_and_two_tabs):
-    ann, second, _ = two_and_two_tabs
+async def test_a_long_call_tells_how_far_it_is(chat, people):
+    held = Held(of_a_report)
+    ann = await people(chat.new_user("ann"), held=held)
+    await ann.enter()
+    second = await people(ann.user, beside=ann)
+    await second.enter()
     await ann.say("one two three")
     button = ann.page.get_by_role("button", name="Make a report")
-    await ann.page.evaluate(WATCH_BUTTON)
     await button.click()
     progress = ann.page.get_by_role("progressbar", name="Progress of the report")
-    await expect(ann.page.locator("#percent")).to_have_text(re.compile(r"^[1-9]\d? %$"))
+    await expect(ann.page.locator("#percent")).to_have_text("5 %")
     await expect(progress).to_be_visible()
-    await ann.say("It does not keep others waiting.")
-    await expect(second.message("It does not keep others waiting.")).to_have_count(1)
+    await expect(button).to_be_disabled()
+    # It keeps neither this tab nor others waiting, and what happens meanwhile does not end it.
+    await ann.say("While the report is made.")
+    for tab in (ann, second):
+        await expect(tab.message("While the report is made.")).to_have_count(1)
+    await expect(ann.page.locator(".pending")).to_have_count(0)
+    await expect(progress).to_be_visible()
+    await expect(button).to_be_disabled()
+    await expect(ann.page.get_by_role("button", name="Send")).to_be_enabled()
+    held.let_go()
     await expect(ann.page.locator("#report")).to_have_text(re.compile(r"^\d+ messages, \d+ words\. Most by: "))
     await expect(progress).to_be_hidden()
     await expect(button).to_be_enabled()
-    assert not await ann.page.evaluate("window.pressable"), "it could be pressed while the report was being made"
     await expect(second.page.locator("#percent")).to_be_empty()  # progress is for the caller
+
+
+async def test_a_device_that_is_being_logged_out_looks_so_when_the_devices_change(chat, people):
+    held = Held(lambda kind, payload: kind == "log-out-device")
+    ann = await people(chat.new_user("ann"), held=held)
+    await ann.enter(device="Desk")
+    second = await people(ann.user, beside=ann)
+    await second.enter(device="Second tab")
+    button = ann.page.get_by_role("button", name="Log out Second tab")
+    await button.click()
+    await expect(button).to_be_disabled()
+    third = await people(ann.user, beside=ann)
+    await third.enter(device="Third tab")
+    await expect(ann.devices).to_have_count(3)
+    await expect(button).to_be_disabled()
+    await expect(ann.page.get_by_role("button", name="Log out Third tab")).to_be_enabled()
+    held.let_go()
+    await expect(ann.devices).to_have_count(2)
+    await expect(second.page.locator("#entry-error")).to_have_text("This device was logged out from another one.")
 
 
 @pytest.mark.parametrize("how", ["kill", pytest.param("stop", marks=pytest.mark.slow)])
 async def test_the_server_goes_away_and_comes_back(chat, people, two_and_two_tabs, artifact, how):
-    ann, _, bob = tabs = two_and_two_tabs
+    held = Held(of_a_report)
+    _, second, bob = two_and_two_tabs
+    ann = await people(second.user, beside=second, held=held)
+    await ann.enter()
+    tabs = (ann, *two_and_two_tabs)
     before, between, after = (f"{text} the {how}." for text in ("Before", "Written during", "After"))
     await ann.say(before)
     await expect(bob.message(before)).to_have_count(1)
     await ann.page.get_by_role("button", name="Make a report").click()
-    await expect(ann.page.locator("#percent")).to_have_text(re.compile(r"^\d+ %$"))
+    await expect(ann.page.locator("#percent")).to_have_text("5 %")
 
     getattr(chat, how)()
+    held.let_go(messages=how == "stop")  # a server that was killed has not sent them
     for tab in tabs:
         await expect(tab.status).to_have_text("Reconnecting…")
         await expect(tab.banner).to_be_visible()
@@ -197,7 +223,7 @@ async def test_the_server_goes_away_and_comes_back(chat, people, two_and_two_tab
     for tab in (*tabs, late):
         for text in (before, between, after):
             await expect(tab.message(text)).to_have_count(1)
-    await expect(ann.devices).to_have_count(2)
+    await expect(ann.devices).to_have_count(3)
 
 
 async def test_logging_out_and_in_while_there_is_no_server(chat, people):
@@ -226,22 +252,25 @@ async def test_a_first_visitor_is_not_called_disconnected(people):
 
 @pytest.mark.slow  # it waits until a server counts as lost
 async def test_in_a_stall_a_message_looks_unacknowledged_and_arrives_once(chat, people, two_and_two_tabs, artifact):
-    ann, _, bob = two_and_two_tabs
-    await ann.say("Before the stall.")
-    await expect(bob.message("Before the stall.")).to_have_count(1)
-    await expect(ann.page.locator(".pending")).to_have_count(0)
+    held = Held(lambda kind, payload: kind == "say")
+    _, second, bob = two_and_two_tabs
+    ann = await people(second.user, beside=second, held=held)
+    await ann.enter()
+    # The message is under way, and there is no answer.
+    await ann.say("During the stall.")
+    pending = ann.page.locator(".pending", has_text="During the stall.")
+    await expect(pending).to_have_count(1)
+    await expect(ann.text).to_have_value("")
+    await expect(pending).to_contain_text("No answer from the server yet")
+    await expect(ann.status).to_have_text("Waiting for an answer…")
+    await ann.page.screenshot(path=artifact("stall.png"))
     with chat.frozen():
-        await ann.say("During the stall.")
-        pending = ann.page.locator(".pending", has_text="During the stall.")
-        await expect(pending).to_have_count(1)
-        await expect(ann.text).to_have_value("")
-        await expect(pending).to_contain_text("No answer from the server yet")
-        await expect(ann.status).to_have_text("Waiting for an answer…")
-        await ann.page.screenshot(path=artifact("stall.png"))
+        held.let_go()
         # A server that stays silent counts as lost, and the message as not sent yet.
-        await expect(ann.status).to_have_text("Reconnecting…")
+        for tab in (ann, *two_and_two_tabs):
+            await expect(tab.status).to_have_text("Reconnecting…")
         await expect(pending).to_contain_text("Not sent yet")
-    for tab in two_and_two_tabs:
+    for tab in (ann, *two_and_two_tabs):
         await expect(tab.status).to_have_text("Connected")
         await expect(tab.message("During the stall.")).to_have_count(1)
     await expect(ann.page.locator(".pending")).to_have_count(0)
@@ -337,17 +366,14 @@ async def test_pasted_lines_keep_their_breaks(people, two_and_two_tabs):
 
 async def test_days_are_separated_and_messages_of_one_sender_grouped(people, two_and_two_tabs):
     ann, second, bob = two_and_two_tabs
-    for text in ("One.", "Two."):
-        await ann.say(text)
-        await expect(bob.message(text)).to_have_count(1)
-    await bob.say("Three.")
-    await bob.say("Four, for Ann.", to=ann.user)
-    await second.say("Five.")
-    texts = ("One.", "Two.", "Three.", "Four, for Ann.", "Five.")
-    for tab in (ann, bob):
-        for text in texts:
+    conversation = {"One.": ann, "Two.": ann, "Three.": bob, "Four, for Ann.": bob, "Five.": second}
+    for text, sender in conversation.items():
+        await sender.say(text, to=ann.user if "Ann" in text else None)
+        for tab in (ann, bob):
             await expect(tab.message(text)).to_have_count(1)
-        grouped = ["joined" in await tab.message(text).get_attribute("class") for text in texts]
+        await expect(sender.page.locator(".pending")).to_have_count(0)
+    for tab in (ann, bob):
+        grouped = ["joined" in await tab.message(text).get_attribute("class") for text in conversation]
         # Not with another sender, device or addressee.
         assert grouped == [False, True, False, False, False]
         await expect(tab.messages.locator(".day").last).to_have_text(re.compile(r"\b20\d\d$"))
@@ -464,6 +490,11 @@ async def test_with_the_keyboard_only(chat, people):
 
     write = ann.page.get_by_role("button", name=f"Write to {bob.user} only")
     await walk_to(write)
+    second = await people(bob.user, beside=bob)
+    await second.enter()
+    await ann.page.bring_to_front()
+    await expect(ann.page.locator("#people")).to_contain_text("2 devices")
+    await expect(write).to_be_focused()  # though the list has been drawn anew
     await keys.press("Enter")
     await expect(ann.text).to_be_focused()
     await keys.type("For you.")
@@ -498,9 +529,10 @@ async def test_the_page_runs_under_a_strict_content_security_policy(people):
     assert policy.startswith("default-src 'self';")
     assert "unsafe" not in policy
     # It is in force: a forbidden script does not run.
-    await tab.page.evaluate(
-        "document.body.append(Object.assign(document.createElement('script'), { text: 'window.ran = 1' }))"
-    )
+    async with tab.page.expect_console_message():
+        await tab.page.evaluate(
+            "document.body.append(Object.assign(document.createElement('script'), { text: 'window.ran = 1' }))"
+        )
     assert await tab.page.evaluate("window.ran") is None
     assert tab.troubles
     assert all("Content Security Policy" in trouble for trouble in tab.troubles)

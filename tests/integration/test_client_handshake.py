@@ -102,6 +102,24 @@ async def test_an_answer_may_come_in_pieces(answering, size):
     await soon(client.close())
 
 
+@pytest.mark.parametrize("size", [7, 1000])
+async def test_interim_answers_may_come_before(answering, size):
+    def pieces(head):
+        early = b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 103 Early Hints\r\nLink: </style.css>\r\n\r\n"
+        data = early + answer_to(head) + WELCOME
+        return [data[at : at + size] for at in range(0, len(data), size)]
+
+    client = WseClient(await answering(pieces))
+    assert await soon(client.connect()) == "w"
+    await soon(client.close())
+
+
+async def test_interim_answers_without_end_are_too_many(answering):
+    client = WseClient(await answering(lambda head: [b"HTTP/1.1 103 Early Hints\r\n\r\n" * 1000]))
+    with pytest.raises(WseError, match="more than 16384 bytes"):
+        await soon(client.connect())
+
+
 async def test_more_than_a_read_buffer_may_follow_the_answer_at_once(answering):
     large = frame(TEXT, '["large","' + "x" * 100_000 + '",null]', mask=False)
     client = WseClient(await answering(lambda head: [answer_to(head) + WELCOME + large]))

@@ -116,7 +116,7 @@ async def test_a_server_without_a_port_starts_without_a_listener():
     assert server.port is None
     assert server.ready
     assert server.stats().uptime > 0
-    with pytest.raises(RuntimeError, match="has been started"):
+    with pytest.raises(RuntimeError, match="has already been started"):
         await server.start()
     async with connect(server, "ann") as client:
         heard = asyncio.get_running_loop().create_future()
@@ -531,7 +531,7 @@ async def test_nobody_is_let_in_while_the_server_closes_and_readiness_goes_first
 
 
 async def test_many_connections_are_closed_over_some_time(monkeypatch):
-    monkeypatch.setattr("wse.core.hub.hub.CLOSES_PER_SECOND", 100)
+    monkeypatch.setattr("wse.core.hub.sockets.CLOSES_PER_SECOND", 100)
     server = make_server()
     async with server, contextlib.AsyncExitStack() as stack:
         clients = [await stack.enter_async_context(WseClient(server.url, identity=f"user {n}")) for n in range(35)]

@@ -245,12 +245,21 @@ async def test_a_reader_that_is_too_slow_is_cut_in_the_end(transport, monkeypatc
         assert time.monotonic() - begin > 1.8
 
 
-async def test_a_server_that_ends_waits_no_longer_for_a_slow_reader(monkeypatch):
-    monkeypatch.setattr("wse.transports.picows.link.CLOSE_TIMEOUT", 0.2)
-    async with slow("picows", 100_000, limits=Limits(send_buffer=2_000_000)) as (log, conn, _):
+@pytest.mark.parametrize("when", ["with the server", "before"])
+@pytest.mark.parametrize("transport", ["picows", "aiohttp", "uvicorn-sansio"])
+async def test_a_server_that_ends_waits_no_longer_for_a_slow_reader(transport, when, monkeypatch):
+    for module in ("awaited", "picows.link"):
+        monkeypatch.setattr(f"wse.transports.{module}.CLOSE_TIMEOUT", 0.3)
+    async with slow(transport, 100_000, limits=Limits(send_buffer=2_000_000)) as (log, conn, reader):
         for _ in range(100):
             conn.send("report", "x" * 10_000)
+        reading = asyncio.ensure_future(reader.closed())
+        if when == "before":
+            conn.drop("done")
+            await asyncio.sleep(0.5)  # its time, were it not reading
         begin = time.monotonic()
         await soon(conn.server.close())
         assert time.monotonic() - begin < 5  # it would take all of it in ten
-        assert log.all("disconnected")[0][1:] == (1012, "wse.by-server")
+        assert log.all("disconnected")[0][1:] == ((1000, "done") if when == "before" else (1012, "wse.by-server"))
+        await asyncio.wait((reading,))
+        assert isinstance(reading.exception(), (EOFError, ConnectionError))

@@ -136,8 +136,12 @@ class FakeLink:
         self.heard = True
         self.pings_sent = 0
         self.silent_for = float("inf")
+        self.receiver = None  # the session that it was opened with, until another one is attached
         self._log = log
         self._name = name
+
+    def attach(self, session):
+        self.receiver = session
 
     def write(self, data):
         if self.closes or self.aborted:
@@ -192,8 +196,17 @@ class Peer:
     def protocol(self):
         return self.session.protocol
 
+    @property
+    def receiver(self):
+        """Who hears what this end sends."""
+        return self.link.receiver or self.session
+
     def say(self, type, payload=None, stamp=None):
-        self.session.receive(self.protocol.pack(type, payload, stamp))
+        self.receiver.receive(self.protocol.pack(type, payload, stamp))
+
+    def vanish(self, code=1006, reason=""):
+        """The socket is gone."""
+        self.receiver.closed(code, reason)
 
     @property
     def heard(self):
@@ -271,6 +284,7 @@ class ServerSide(Side):
         conns_per_user=1,
         auth_timeout=20.0,
         heartbeat=None,
+        resume=None,
         **options,
     ):
         super().__init__(**options)
@@ -281,6 +295,7 @@ class ServerSide(Side):
             auth_timeout=auth_timeout,
             heartbeat=heartbeat,
             clock=lambda: self.scheduler.now,
+            resume=resume,
         )
         self.hub.network = SingleNode(self.hub)
         self.hub.identify = identify
@@ -291,6 +306,8 @@ class ServerSide(Side):
         self.hub.left(lambda identity, code, reason: self.log.append(("left", identity.cid, code, str(reason))))
         self.hub.connected(lambda conn: self.log.append(("connected", conn.cid)))
         self.hub.disconnected(lambda conn, code, reason: self.log.append(("disconnected", conn.cid, code, str(reason))))
+        self.hub.detached(lambda conn, code, reason: self.log.append(("detached", conn.cid, code, str(reason))))
+        self.hub.resumed(lambda conn: self.log.append(("resumed", conn.cid)))
         self.hub.ignored(lambda conn, *message: self.log.append(("ignored", conn.cid, *message)))
 
     def open(self, name="", protocol=None):

@@ -902,13 +902,34 @@ def test_a_client_left_open_in_a_loop_that_has_ended_can_be_closed_in_another():
     assert client.status is ClientStatus.OFFLINE
 
 
+def test_a_client_left_open_in_a_loop_that_has_ended_is_not_connected_in_another():
+    server = make_server()
+    client = WseClient("ws://testserver", identity="ann", connector=MemoryConnector(server))
+    asyncio.run(client.connect())
+
+    async def wait():
+        with pytest.raises(WseError) as caught:
+            await client.wait_ready()
+        assert caught.value.code == ErrorCode.CLIENT_NOT_READY
+
+    asyncio.run(wait())
+
+
+def test_a_client_left_open_in_a_loop_that_has_ended_has_closed_in_another():
+    server = make_server()
+    client = WseClient("ws://testserver", identity="ann", connector=MemoryConnector(server))
+    asyncio.run(client.connect())
+    assert asyncio.run(client.wait_closed()) is None
+    assert client.status is ClientStatus.OFFLINE
+
+
 def test_a_client_that_is_in_use_in_another_loop_says_so():
     server = make_server()
     client = WseClient("ws://testserver", identity="ann", connector=MemoryConnector(server))
     first, second = asyncio.new_event_loop(), asyncio.new_event_loop()
     try:
         first.run_until_complete(client.connect())
-        for use in (client.connect, client.close):
+        for use in (client.connect, client.close, client.wait_ready, client.wait_closed):
             with pytest.raises(RuntimeError, match="another event loop"):
                 second.run_until_complete(use())
         first.run_until_complete(client.close())

@@ -268,7 +268,7 @@ def test_only_a_generator_may_ask_and_only_once(challenge):
     if challenge:
         side.held[-1].quest(1)
         peer.say("~wse:challenge", 1)
-    with pytest.raises(WseError, match="only a challenge generator") as caught:
+    with pytest.raises(WseError, match="only the challenge generator") as caught:
         side.held[-1].quest(2)
     assert caught.value.code == ErrorCode.INVALID_CRA_GENERATOR
     side.held[-1].accept("ann")

@@ -8,8 +8,8 @@ import pytest
 
 from support.core import ClientSide, FakeLink, FakeRequest, ServerSide
 from wse import InternalTypes, Protocol, WseJSON, WseMsgpack
+from wse.core.session.phase import ENDED
 from wse.core.session.rpc import ExposeErrors, error_to_wire
-from wse.core.session.session import ENDED
 from wse.errors import CloseReason, ErrorCode, WseError
 from wse.types import ReadyState
 
@@ -733,7 +733,7 @@ def test_a_close_that_is_cancelled_does_not_trip_the_last_socket(server):
     task.cancel()
     server.scheduler.run()
     peer.session.closed(1012, "")
-    assert server.hub.sessions == set()
+    assert server.hub.sockets.open == set()
 
 
 def test_a_client_can_wait_for_its_socket():

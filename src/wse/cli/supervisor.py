@@ -22,7 +22,7 @@ from typing import Any
 
 from wse.backoff import Backoff
 from wse.cli.worker import READY, VARIABLE
-from wse.core.hub.hub import CLOSED_WITHIN
+from wse.core.hub.sockets import CLOSED_WITHIN
 
 logger = logging.getLogger("wse.supervisor")
 

@@ -106,7 +106,7 @@ def watched(slot: WorkerSlot | None, stop: asyncio.Event) -> Iterator[None]:
 
     def supervisor_gone() -> None:
         loop.remove_reader(slot.socket)
-        logger.warning("the supervisor has gone")
+        logger.warning("the supervisor has ended; this worker closes")
         stop.set()
 
     loop.add_reader(slot.socket, supervisor_gone)

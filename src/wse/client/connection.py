@@ -34,7 +34,7 @@ def is_asked_for(identity: Any) -> bool:
 @cache
 def warn_of_replacement() -> None:
     """Say what to set, once: with the server's default, a second device replaces the first."""
-    logger.warning("a newer connection of this user has replaced this one; the server's conns_per_user allows more")
+    logger.warning("a newer connection of this user has replaced this one; the server allows more with conns_per_user")
 
 
 class ConnectionOwner(typing.Protocol):
@@ -43,8 +43,16 @@ class ConnectionOwner(typing.Protocol):
     def connection_opened(self, connection: Connection, session: ClientSession) -> None:
         """The socket is open, and the client has said hi."""
 
+    @property
+    def keeps_session(self) -> bool:
+        """Whether a session waits for a connection."""
+        ...
+
     def connection_welcomed(self, connection: Connection, welcome: Any) -> None:
         """The server has accepted the client."""
+
+    def connection_detached(self, connection: Connection, error: WseError, code: int, reason: str) -> None:
+        """The connection has ended; its session can go on over another one."""
 
     def connection_ended(self, connection: Connection, error: WseError, code: int, reason: str) -> None:
         """The connection has ended, before or after the welcome."""
@@ -136,7 +144,7 @@ class Connection:
             if not self._welcome.cancel() and not self._welcome.cancelled():
                 self._welcome.exception()  # so that asyncio does not complain that nobody has looked at it
             if self.welcomed_at is None:
-                self.close(1000, CloseReason.BY_CLIENT)
+                self._give_up()
 
     def close(self, code: int, reason: str) -> bool:
         """End the connection from the client's side; whether it was open."""
@@ -145,6 +153,13 @@ class Connection:
             return False
         session.close(code, reason)
         return True
+
+    def _give_up(self) -> None:
+        session = self.session
+        if session is not None and not session.ended and self._owner.keeps_session:
+            session.give_up()  # a proper close would end that session at the server, which may have just taken it up
+        else:
+            self.close(1000, CloseReason.BY_CLIENT)
 
     @property
     def failed_itself(self) -> bool:
@@ -193,7 +208,7 @@ class Connection:
         session.enter(opening)
         link.write_shared(hi)
         if self._welcome.done():  # given up while the socket opened
-            session.close(1000, CloseReason.BY_CLIENT)
+            self._give_up()
         else:
             self._owner.connection_opened(self, session)
         return session
@@ -201,6 +216,8 @@ class Connection:
     def _error(self, code: int, reason: str) -> WseError:
         if self._failure is not None:
             return self._failure
+        if reason == CloseReason.CLIENTS_CONCURRENCY:
+            warn_of_replacement()
         details = {"code": code, "reason": reason}
         if reason != CloseReason.NOT_AUTHORIZED or self.session is None:
             return WseError(ErrorCode.CONNECTION_CLOSED, details)
@@ -231,9 +248,10 @@ class Connection:
     def session_failed(self, session: ClientSession, error: WseError) -> None:
         self._failure = error
 
+    def session_detached(self, session: ClientSession, code: int, reason: str) -> None:
+        self._owner.connection_detached(self, self._error(code, reason), code, reason)
+
     def session_ended(self, session: ClientSession, code: int, reason: str) -> None:
-        if reason == CloseReason.CLIENTS_CONCURRENCY:
-            warn_of_replacement()
         error = self._error(code, reason)
         if not self._welcome.done():
             self._welcome.set_exception(error)

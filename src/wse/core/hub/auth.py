@@ -112,7 +112,7 @@ class Expiry:
         assert self.at is not None  # else there is no timer
         now = self._clock()
         if now >= self.at:
-            self._session.close(1012, CloseReason.SESSION_EXPIRED)
+            self._session.cut(1012, CloseReason.SESSION_EXPIRED)
             return
         if self._ask_at is not None and now >= self._ask_at:
             self._ask_at = None
@@ -133,6 +133,7 @@ class AuthExtension(Extension):
         clock: The time of day, in Unix seconds.
 
     Attributes:
+        clock: The time of day, in Unix seconds.
         reauthenticate: The application's handler for fresh identities.
     """
 
@@ -140,7 +141,7 @@ class AuthExtension(Extension):
 
     def __init__(self, scheduler: Scheduler, clock: Callable[[], float]) -> None:
         self._scheduler = scheduler
-        self._clock = clock
+        self.clock = clock
         self.reauthenticate: ReauthHandler | None = None
 
     def controls(self, types: ExtensionTypes) -> Mapping[MessageType, Control]:
@@ -148,7 +149,7 @@ class AuthExtension(Extension):
 
     def has_passed(self, t: float) -> bool:
         """Whether a time in Unix seconds has passed."""
-        return self._clock() >= t
+        return self.clock() >= t
 
     def expire(self, session: ServerSession, at: float | None) -> None:
         """Set when a session ends; nothing happens if it has ended."""
@@ -157,7 +158,7 @@ class AuthExtension(Extension):
         if session.expiry is None:
             if at is None:
                 return
-            session.expiry = Expiry(session, self._scheduler, self._clock, self._ask)
+            session.expiry = Expiry(session, self._scheduler, self.clock, self._ask)
         session.expiry.set(at)
 
     def _ask(self, session: ServerSession) -> bool:

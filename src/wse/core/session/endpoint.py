@@ -71,7 +71,7 @@ class Endpoint:
         debug: bool = False,
     ) -> None:
         if timeout < 0:
-            raise ValueError(f"timeout is in seconds, or 0 for none, not {timeout}")
+            raise ValueError(f"timeout must be 0 (none) or more seconds, not {timeout}")
         self.protocols = tuple(protocols)
         self.reserved = frozenset[MessageType]().union(*(p.reserved for p in self.protocols))
         self.scheduler = scheduler

@@ -206,12 +206,17 @@ class PicowsLink(WSListener):
 
     def close(self, code: int, reason: str) -> None:
         if self._closing:
+            if code == SERVICE_RESTART:
+                self._close_deadline = min(self._close_deadline, self._turn._loop.time() + CLOSE_TIMEOUT)
             return
         self._flush()
         self._closing = True
         transport = self._transport
         transport.send_close(code, reason.encode())  # type: ignore[arg-type]  # any integer will do
         self._wait_for_close(CLOSE_TIMEOUT if code == SERVICE_RESTART else self._close_limit)
+
+    def attach(self, session: Receiver) -> None:
+        self._session = session
 
     def abort(self) -> None:
         self._closing = True
