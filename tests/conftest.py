@@ -24,8 +24,8 @@ hypothesis.settings.load_profile("tests")
 
 
 def pytest_xdist_auto_num_workers(config):
-    """One process more than there are cores: many tests wait for processes, engines and timeouts."""
-    return (os.cpu_count() or 1) + 1
+    """Two processes more than there are cores: many tests wait for processes, engines and timeouts."""
+    return (os.cpu_count() or 1) + 2
 
 
 @pytest.fixture(autouse=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import socket
 
 import pytest
 from aiohttp import WSMsgType
@@ -14,7 +15,7 @@ from wse.core.packed import Packed
 from wse.transports import awaited
 from wse.transports.aiohttp import AiohttpLink
 from wse.transports.awaited import HIGH_WATER, AwaitedLink
-from wse.transports.tcp import FAST_HIGH_WATER
+from wse.transports.tcp import FAST_HIGH_WATER, UNSENT
 
 
 @pytest.fixture(autouse=True)
@@ -449,6 +450,30 @@ async def test_a_peer_whose_web_server_takes_messages_has_longer_for_its_close(c
     assert (link.sent, link.cuts) == (["a", "b"], 1)
     await link.task
     assert session.log == [("closed", 1006, "")]
+
+
+async def test_a_receiver_that_shows_to_be_fast_is_held_back_later_where_the_transport_is_out_of_reach_too(clock):
+    link = Link()
+    session = link.start()
+    await link.turn()
+    for _ in range(16):
+        link.write("x" * (HIGH_WATER + 1))
+        await link.turn()
+    session.log.clear()
+    link.write("x" * FAST_HIGH_WATER)
+    assert session.log == []
+    await link.turn()
+    assert len(link.sent) == 17
+    link.incoming.put_nowait((1000, ""))
+    await link.task
+
+
+@pytest.mark.skipif(not hasattr(socket, "TCP_NOTSENT_LOWAT"), reason="this system has no such bound")
+async def test_what_waits_in_the_kernel_is_bounded_where_the_transport_has_a_socket(monkeypatch):
+    with socket.socket() as sock:
+        monkeypatch.setattr(Transport, "get_extra_info", lambda self, name: {"socket": sock}[name])
+        Link(transport=Transport())
+        assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT) == UNSENT
 
 
 async def test_a_receiver_that_shows_to_be_fast_is_held_back_later(clock):
