@@ -14,7 +14,8 @@ from nats.js import api
 
 from support.brokers import Node, RedisCluster, run_cluster, unavailable, until
 from support.cluster import cluster_of
-from support.engines import Nats, Valkey, free_port
+from support.engines import Nats, Valkey
+from support.programs import free_port
 from wse import ClusterSettings, ErrorCode, WseError
 from wse.brokers import from_url, reconnecting
 from wse.brokers.nats import broker as nats_broker
