@@ -85,8 +85,8 @@ class WseServer(Handling, Messaging):
         broker: Joins this server to a cluster: a broker's URL, `nats://...` or `redis://...`, or a broker. By default
             the server is not part of a cluster.
         cluster: Times and bounds of the cluster.
-        resume: How long and how much is kept of the session of a client that has lost its connection, if the client
-            asks for that; `False` keeps nothing. Other clients cost nothing.
+        resume: The limits for keeping the session of a client that has lost its connection, if the client asks for
+            that; `False` keeps nothing. Clients that do not ask cost nothing.
         expose_errors: The part of an exception that the caller of a failing procedure receives; see `ExposeErrors`.
         debug: Also send the stack traces of failing procedures to their callers.
 
