@@ -174,8 +174,8 @@ async def connect(
         server: The application's server.
         identity: As for `WseClient`.
         meta: As for `WseClient`.
-        native: The framework's own request that the application finds at `auth.request.native`, or any object that
-            stands for it in the test.
+        native: The value of `auth.request.native`: the request of a web framework, or any object that replaces it in
+            the test.
         clock: The time of the server and the client, if the test moves it on.
         client_options: Further arguments of `WseClient`.
 

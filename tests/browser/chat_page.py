@@ -6,12 +6,14 @@ import asyncio
 import json
 import re
 import signal
+import sqlite3
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from uuid import uuid4
 
 from support.programs import Program, free_port, program
+from wse.auth import ScramKeys
 
 PASSWORD = "correct horse battery"
 SERVER = "from examples.chat import server; server.REPORT_PACE = 0.3; server.main()"
@@ -37,6 +39,14 @@ class ChatServer:
         args = ("--port", str(self.port), "--database", str(self._database))
         self.process = self._stack.enter_context(program("-c", SERVER, *args))
         self.process.wait_until_open(self.port)
+
+    def new_user(self, name: str) -> str:
+        """Add a user like this, whose password is soon checked: a browser takes half a second for the usual keys."""
+        name = new_name(name)
+        keys = json.dumps(ScramKeys.from_password(PASSWORD, iterations=4096).to_dict())
+        with closing(sqlite3.connect(self._database)) as database, database:
+            database.execute("INSERT INTO user VALUES (?, ?)", (name, keys))
+        return name
 
     def kill(self) -> None:
         """End it without a close."""

@@ -16,13 +16,13 @@ pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 
 @pytest_asyncio.fixture(loop_scope="module")
-async def two_and_two_tabs(people):
-    """Two people who have just signed up, the first with two tabs."""
-    ann = await people(new_name("ann"))
-    bob = await people(new_name("bob"), timezone_id="Asia/Tokyo")
-    await ann.enter("Sign up", device="Ann's desk")
+async def two_and_two_tabs(chat, people):
+    """Two people who have just come, the first with two tabs."""
+    ann = await people(chat.new_user("ann"))
+    bob = await people(chat.new_user("bob"), timezone_id="Asia/Tokyo")
+    await ann.enter(device="Ann's desk")
     second = await people(ann.user, beside=ann)
-    await asyncio.gather(second.enter(device="Second tab"), bob.enter("Sign up", device="Bob's phone"))
+    await asyncio.gather(second.enter(device="Second tab"), bob.enter(device="Bob's phone"))
     await ann.page.bring_to_front()
     return ann, second, bob
 
@@ -73,10 +73,10 @@ async def test_names_that_are_not_allowed(people):
     await expect(tab.page.locator("#entry-error")).to_contain_text("characters that cannot be used")
 
 
-async def test_messages_reach_every_tab_and_direct_ones_only_their_addressee(people, two_and_two_tabs):
+async def test_messages_reach_every_tab_and_direct_ones_only_their_addressee(chat, people, two_and_two_tabs):
     ann, second, bob = two_and_two_tabs
-    cleo = await people(new_name("cleo"))
-    await cleo.enter("Sign up")
+    cleo = await people(chat.new_user("cleo"))
+    await cleo.enter()
     await ann.say("Good morning, all.")
     for tab in (ann, second, bob, cleo):
         await expect(tab.message("Good morning, all.")).to_have_count(1)
@@ -299,8 +299,8 @@ async def test_enter_while_away_says_what_happens(chat, people):
 
 
 async def test_a_reload_keeps_the_login_and_the_browser_no_password(chat, people):
-    ann = await people(new_name("ann"))
-    await ann.enter("Sign up", device="Desk")
+    ann = await people(chat.new_user("ann"))
+    await ann.enter(device="Desk")
     await ann.say("Before the reload.")
     storage = "JSON.stringify([{...sessionStorage}, {...localStorage}, document.cookie])"
     assert PASSWORD not in await ann.page.evaluate(storage)
@@ -403,9 +403,9 @@ def with_history(socket, message):
     server.on_message(answer)
 
 
-async def test_devices_keep_their_order_when_one_comes_back(people):
-    ann = await people(new_name("ann"))
-    await ann.enter("Sign up", device="Tab")
+async def test_devices_keep_their_order_when_one_comes_back(chat, people):
+    ann = await people(chat.new_user("ann"))
+    await ann.enter(device="Tab")
     others = [await people(ann.user, beside=ann) for _ in range(2)]
     for tab in others:
         await tab.enter(device="Tab")
@@ -416,9 +416,9 @@ async def test_devices_keep_their_order_when_one_comes_back(people):
         await expect(tab.devices.nth(place)).to_contain_text("this one")
 
 
-async def test_on_a_phone_it_shows_who_is_logged_in(people):
-    tab = await people(f"{new_name('a-long-name')[:20]}", viewport={"width": 360, "height": 700})
-    await tab.enter("Sign up")
+async def test_on_a_phone_it_shows_who_is_logged_in(chat, people):
+    tab = await people(chat.new_user("a-long-name"), viewport={"width": 360, "height": 700})
+    await tab.enter()
     who = tab.page.locator("#who")
     await expect(who).to_have_text(tab.user)
     await expect(who).to_be_in_viewport(ratio=1)
@@ -453,10 +453,10 @@ def contrast(*colours):
     return (light + 0.05) / (dark + 0.05)
 
 
-async def test_with_the_keyboard_only(people):
+async def test_with_the_keyboard_only(chat, people):
     """Tab, arrows, Enter and the letters, from the empty page to a direct message and a log-out."""
-    bob = await people(new_name("bob"))
-    await bob.enter("Sign up")
+    bob = await people(chat.new_user("bob"))
+    await bob.enter()
     ann = await people(new_name("ann"))
     keys = ann.page.keyboard
 

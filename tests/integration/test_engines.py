@@ -100,9 +100,11 @@ async def test_redis_over_tls(valkey, certificates):
     context.load_cert_chain(certificate, key)
 
     async def copy(reader, writer):
-        while data := await reader.read(65536):
-            writer.write(data)
-        writer.close()
+        try:
+            while data := await reader.read(65536):
+                writer.write(data)
+        finally:
+            writer.close()
 
     async def terminate_tls(reader, writer):
         up_reader, up_writer = await asyncio.open_connection("127.0.0.1", valkey.port)

@@ -116,7 +116,7 @@ async def test_a_server_without_a_port_starts_without_a_listener():
     assert server.port is None
     assert server.ready
     assert server.stats().uptime > 0
-    with pytest.raises(RuntimeError, match="has been started"):
+    with pytest.raises(RuntimeError, match="has already been started"):
         await server.start()
     async with connect(server, "ann") as client:
         heard = asyncio.get_running_loop().create_future()

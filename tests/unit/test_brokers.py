@@ -56,7 +56,7 @@ def test_a_broker_whose_library_is_not_there_names_the_extra(url, library, monke
     for module in [name for name in sys.modules if name.startswith(f"wse.brokers.{adapter}.")]:
         monkeypatch.delitem(sys.modules, module)
     monkeypatch.setitem(sys.modules, library, None)
-    with pytest.raises(ImportError, match=rf"pip install wse\[{adapter}"):
+    with pytest.raises(ImportError, match=rf'pip install "wse\[{adapter}'):
         from_url(url)
 
 

@@ -582,15 +582,18 @@ async def test_what_a_client_does_after_a_close(case, reconnect):
     sockets = Sockets()
     backoff = Backoff(base=3600, cap=3600, random=lambda: 1.0)
     client = WseClient("ws://test", reconnect=reconnect, backoff=backoff, connector=sockets)
-    connecting = asyncio.create_task(client.connect())
+    identity = (lambda: "ann") if case.get("identity") == "function" else "ann"
+    connecting = asyncio.create_task(client.connect(identity))
     await turns()
     sockets.sessions[0].receive('["~wse:welcome"]')
     await connecting
-    sockets.sessions[0].closed(case["code"], case["reason"])
-    await turns()
+    times = case.get("times", 1)
+    for number in range(times):
+        sockets.sessions[number].closed(case["code"], case["reason"])
+        await turns()
     retried = case["retried"] if reconnect else case.get("without_reconnect", False)
     assert client.status == ("RE_CONNECTING" if retried else "OFFLINE")
-    assert len(sockets.sessions) == (2 if case["code"] == 4000 else 1)  # a jump waits for no backoff
+    assert len(sockets.sessions) == times + case.get("at_once", False)
     for session in sockets.sessions:
         session.closed(1000, "")
     await client.close()

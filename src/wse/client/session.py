@@ -79,7 +79,7 @@ class ClientSession(Session):
         self._probe: Probe | None = None if link.pings else Probe(self)
         self.refusal: dict[str, Any] | None = None
         self.answer: dict[str, Any] | None = None
-        self.ticket = ("", "")
+        self.ticket: tuple[str, str] = ("", "")
 
     def describe(self) -> str:
         return "server"

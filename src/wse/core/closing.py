@@ -34,4 +34,4 @@ def check_close(code: int, reason: str) -> None:
     if not may_travel(code):
         raise ValueError(f"a close code must be one of {sorted(_CODES)} or from 3000 to 4999, not {code}")
     if len(reason.encode()) > 123:
-        raise ValueError("a close reason has at most 123 bytes of UTF-8")
+        raise ValueError("a close reason must have at most 123 bytes of UTF-8")

@@ -57,7 +57,7 @@ def encode(protocol: Protocol, type: MessageType, payload: Any, key: MessageKey 
 
     Raises:
         WseError: `MSG_PROCESSING_ERROR`, with the encoder's exception as its cause.
-        TypeError: The key is neither a string nor an integer.
+        TypeError: The key is neither a string nor an integer of 64 bits.
     """
     if key is not None:
         check_key(key)
@@ -72,10 +72,12 @@ def check_key(key: object) -> None:
     """Reject a key that could not be compared, or could not cross to other nodes.
 
     Raises:
-        TypeError: It is neither a string nor an integer.
+        TypeError: It is neither a string nor an integer of 64 bits.
     """
-    if not isinstance(key, (str, int)):
-        raise TypeError(f"a message's key must be a string or an integer, not {key!r}")
+    if isinstance(key, str):
+        return
+    if isinstance(key, bool) or not isinstance(key, int) or not -(2**63) <= key < 2**64:
+        raise TypeError(f"a message's key must be a string or an integer of 64 bits, not {key!r}")
 
 
 def unencodable(type: MessageType, exc: Exception) -> WseError:

@@ -35,8 +35,8 @@ class Handling:
     def use_challenge(self, fn: A) -> A:
         """Set the challenge generator, `fn(auth)`; usable as a decorator.
 
-        It runs before the identify handler and calls `auth.quest(value)` or `auth.refuse()`; a value other than None
-        that it returns is the quest.
+        It runs before the identify handler and calls `auth.quest(value)` or `auth.refuse()`. If it returns a value
+        other than None, that value is the quest.
 
         Raises:
             WseError: `INVALID_CRA_GENERATOR`, which is also a `TypeError`: `fn` cannot take `(auth)`.
@@ -48,12 +48,12 @@ class Handling:
     def reauthenticate(self, fn: R) -> R:
         """Set the handler for fresh identities, `fn(conn, identity)`; usable as a decorator.
 
-        A client whose session expires (`Handshake.accept` with `expires`) is asked for a fresh identity a minute before
-        the end, or at half of a shorter time, if it can be asked (the original's clients cannot). The handler checks
-        the identity and returns the new time, a `datetime` with a time zone or Unix seconds, or `None` to let the
-        session end. Raising a `WseError` of `NOT_AUTHORIZED`, for example because the identity is another user's,
-        closes the connection with `wse.not-authorized`; `reason` and `retry` in its details are as for
-        `Handshake.refuse`. Another exception is reported on `error`, and the session ends at its time.
+        If a session expires (`Handshake.accept` with `expires`), the client is asked for a fresh identity a minute
+        before the end, or halfway through a session of less than two minutes. Clients of the original JavaScript
+        package cannot be asked. The handler checks the identity. It returns the new time, a `datetime` with a time zone
+        or Unix seconds, or `None` to let the session end. If the identity belongs to another user, raise a `WseError`
+        with `NOT_AUTHORIZED`. It closes the connection with `wse.not-authorized`; `reason` and `retry` in its details
+        are as for `Handshake.refuse`. Other exceptions are reported on `error`, and the session ends at its time.
 
         Raises:
             TypeError: `fn` cannot take `(conn, identity)`.
@@ -74,7 +74,7 @@ class Handling:
     @overload
     def register(self, name: MessageType) -> Callable[[F], F]: ...
     def register(self, name: MessageType, fn: F | None = None) -> F | Callable[[F], F]:
-        """Let clients call `fn(conn, payload)` under that name; without `fn`, a decorator.
+        """Register `fn(conn, payload)` as a procedure that clients can call; without `fn`, a decorator.
 
         Its return value is the caller's result. A `WseError` that it raises reaches the caller unchanged, any other
         exception as `RP_EXECUTION_FAILED`.

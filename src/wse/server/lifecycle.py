@@ -160,7 +160,7 @@ class Lifecycle:
         if self._hub.identify is None:
             raise WseError(ErrorCode.IDENTIFY_HANDLER_MISSING)
         if self._starting or self._listener is not None or self.is_begun:
-            raise RuntimeError("the server has been started")
+            raise RuntimeError("the server has already been started")
         self._starting = True
         try:
             await self.attach()

@@ -32,7 +32,7 @@ class Messaging:
         Args:
             type: The message's type.
             payload: The message's content.
-            exclude: A connection, or a user by its `cid` or identity, that does not receive it.
+            exclude: A connection, or a user (by `cid` or identity), that does not receive the message.
             key: As for `WseConnection.send`.
 
         Raises:
@@ -55,7 +55,7 @@ class Messaging:
             cid: The user.
             type: The message's type.
             payload: The message's content.
-            exclude: A connection that does not receive it, such as the sender's.
+            exclude: A connection that does not receive the message, such as the sender's.
             key: As for `WseConnection.send`.
 
         Raises:
@@ -78,7 +78,7 @@ class Messaging:
         self._hub.drop_client(cid, reason, code)
 
     def room(self, name: RoomName) -> Room:
-        """A room. It need not be created; it exists while it has members."""
+        """Return the room of that name. You need not create it; a room exists while it has members."""
         return Room(self._hub.rooms, name)
 
     @overload
@@ -135,7 +135,7 @@ class Messaging:
         return await self._hub.call(cid, name, payload, mode, timeout, wait)
 
     async def devices(self, cid: ClientId) -> list[DeviceInfo]:
-        """The user's devices, the oldest first.
+        """Return the user's devices, the oldest first.
 
         Raises:
             WseError: `BROKER_UNAVAILABLE`, in a cluster.
@@ -143,7 +143,7 @@ class Messaging:
         return await self._hub.network.devices(cid)
 
     async def online(self) -> int:
-        """How many users are connected.
+        """Return the number of connected users.
 
         Raises:
             WseError: `BROKER_UNAVAILABLE`, in a cluster.
@@ -151,8 +151,8 @@ class Messaging:
         return await self._hub.network.online()
 
     async def users(self) -> AsyncIterator[Any]:
-        """All users that are connected, in no order; a user that connects or leaves during the iteration may be
-        included or not.
+        """Iterate over the `cid`s of all connected users, in no particular order. A user that connects or leaves during
+        the iteration may be included or not.
 
         Raises:
             WseError: `BROKER_UNAVAILABLE`, in a cluster.
@@ -162,6 +162,6 @@ class Messaging:
 
     @property
     def cluster(self) -> Cluster | None:
-        """The cluster that this server is a node of; None without a broker."""
+        """The cluster that this server belongs to; `None` without a broker."""
         network = self._hub.network
         return Cluster(network) if isinstance(network, ClusterNode) else None

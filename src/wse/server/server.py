@@ -30,7 +30,7 @@ from wse.protocols.json import WseJSON
 from wse.protocols.msgpack import WseMsgpack
 from wse.scheduler import AsyncioScheduler
 from wse.server.acceptor import ServerAcceptor
-from wse.server.files import StaticFile, js_client_path
+from wse.server.files import JS_MODULES, StaticFile, js_client_path
 from wse.server.handling import Handling
 from wse.server.lifecycle import LIFESPAN_GRACE, Lifecycle, ListenerOptions, commanded, serve_until_signal
 from wse.server.messaging import Messaging
@@ -53,10 +53,10 @@ class WseServer(Handling, Messaging):
     """A WSE server.
 
     Args:
-        identify: The identify handler, `fn(auth)`: it looks at a `Handshake` and calls `auth.accept` or
-            `auth.refuse`. Also settable later, as the decorator `@server.identify`.
+        identify: The identify handler, `fn(auth)`: it checks a `Handshake` and calls `auth.accept` or `auth.refuse`.
+            The decorator `@server.identify` sets it as well.
         host: The interface to listen on; `None` for all.
-        port: The port to listen on; 0 takes a free one, and the same again at the next start if it is free.
+        port: The port to listen on; 0 takes a free port, and the same port at the next start if it is still free.
         path: The only path that opens a WebSocket; others get HTTP 404. `None` accepts every path.
         ssl: For `wss:`, an `ssl.SSLContext` with the server's certificate.
         conns_per_user: How many devices of one user may be connected; one more disconnects the oldest.
@@ -65,33 +65,34 @@ class WseServer(Handling, Messaging):
         protocol: The message protocol, or several in order of preference; the client's offer decides.
         limits: Bounds on what one client sends.
         origins: The origins of web pages that may connect. A browser sends the page's origin with its request. A page
-            of the host and port that the request's `Host` header names may always connect, whatever the scheme. So may
-            a program, which sends no origin. Other pages are refused with HTTP 403 unless their origin is listed:
-            `"https://app.example"`, `"https://*.example.com"` for all subdomains, `"null"`, or `"*"` for all.
-        trusted_proxies: Addresses and networks of the proxies in front, such as `"10.0.0.0/8"`; `"unix"` for proxies
-            that connect by a Unix socket. `X-Forwarded-For`, or else `Forwarded`, gives a client's address if it comes
-            from one of these.
-        compression: Compress messages of 1 KiB and more for clients that can (permessage-deflate); off by default,
-            since it costs far more time than it saves where the network is fast.
-        serve_client: Serve the JavaScript client at `/wse.js`, and its module for tabs at `/wse-share.js`.
-        files: Files to answer plain GETs with, by path: `{"/": "index.html"}`.
+            may always connect if its host and port are those of the request's `Host` header; the scheme may differ.
+            Programs send no origin and may connect as well. Other pages are refused with HTTP 403 unless their origin
+            is listed: `"https://app.example"`, `"https://*.example.com"` for all subdomains, `"null"`, or `"*"` for
+            all.
+        trusted_proxies: Addresses and networks of your proxies, such as `"10.0.0.0/8"`; `"unix"` for proxies that
+            connect by a Unix socket. The client's address is taken from `X-Forwarded-For`, or else `Forwarded`, if the
+            request comes from one of these.
+        compression: Compresses messages of 1 KiB and more for clients that support permessage-deflate. It is off by
+            default, because on a fast network it costs far more time than it saves.
+        serve_client: Serve the JavaScript client at `/wse.js`, and the modules that it loads beside it.
+        files: Files to send in answer to plain GETs, by path: `{"/": "index.html"}`.
         overflow: The policy, by message type, for messages to a device that reads too slowly; see `Overflow`. Messages
             of other types close its connection when `limits.send_buffer` is reached.
-        heartbeat: When silent devices are pinged and when they are disconnected, on the built-in listener and in
+        heartbeat: The times after which silent devices are pinged and disconnected, on the built-in listener and in
             aiohttp. ASGI servers have a heartbeat of their own.
         watchdog: Seconds for which a handler may block the event loop before it is reported on `error`, with its name,
             as `HANDLER_BLOCKED`; `None` turns the watchdog off.
         broker: Joins this server to a cluster: a broker's URL, `nats://...` or `redis://...`, or a broker. By default
             the server is not part of a cluster.
         cluster: Times and bounds of the cluster.
-        resume: How long and how much is kept of the session of a client that has lost its connection, if the client
-            asks for that; `False` keeps nothing. Other clients cost nothing.
-        expose_errors: How much of an exception the caller of a failing procedure receives; see `ExposeErrors`.
+        resume: The limits for keeping the session of a client that has lost its connection, if the client asks for
+            that; `False` keeps nothing. Clients that do not ask cost nothing.
+        expose_errors: The part of an exception that the caller of a failing procedure receives; see `ExposeErrors`.
         debug: Also send the stack traces of failing procedures to their callers.
 
     Raises:
         ValueError: An argument is out of its range; an origin or a proxy is not valid.
-        OSError: A file that cannot be read.
+        OSError: A file cannot be read.
     """
 
     def __init__(
@@ -150,8 +151,7 @@ class WseServer(Handling, Messaging):
         self._acceptor = ServerAcceptor(self._hub, Admission(origins, trusted_proxies), heartbeat)
         served = {at: StaticFile(Path(file)) for at, file in (files or {}).items()}
         if serve_client:
-            served["/wse.js"] = StaticFile(js_client_path())
-            served["/wse-share.js"] = StaticFile(js_client_path().with_name("wse-share.js"))
+            served |= {f"/{name}": StaticFile(js_client_path().with_name(name)) for name in JS_MODULES}
         self._lifecycle = Lifecycle(
             self._hub,
             self._scheduler,
@@ -183,7 +183,7 @@ class WseServer(Handling, Messaging):
 
     @property
     def conns_per_user(self) -> int:
-        """How many devices of one user may be connected at the same time."""
+        """The number of devices of one user that may be connected at the same time."""
         return self._hub.conns_per_user
 
     @property
@@ -192,8 +192,9 @@ class WseServer(Handling, Messaging):
         return self._endpoint.timeout
 
     def stats(self) -> Stats:
-        """Counters since the server was made, and its present state. Counting costs next to nothing; this method looks
-        at each connection once.
+        """Return the server's present state, and its counters since it was created.
+
+        Counting costs next to nothing. This method looks at each connection once.
         """
         return take_stats(
             self._hub,
@@ -205,7 +206,7 @@ class WseServer(Handling, Messaging):
     # Life cycle.
 
     def configure(self, *, host: str | None = None, port: int | None = None, reuse_port: bool | None = None) -> None:
-        """Change where the server will listen, as the `wse` command does; an argument of None changes nothing.
+        """Set the address for the server to listen on, as the `wse` command does; an argument of None changes nothing.
 
         Args:
             host: The interface; `""` for all.
@@ -216,7 +217,7 @@ class WseServer(Handling, Messaging):
             RuntimeError: The server is already listening.
         """
         if self._lifecycle.is_listening:
-            raise RuntimeError("the server has been started")
+            raise RuntimeError("the server has already been started")
         options = self._lifecycle.options
         if host is not None:
             options.host = host
@@ -229,12 +230,12 @@ class WseServer(Handling, Messaging):
         """Join a cluster, as the arguments `broker` and `cluster` of `WseServer` do.
 
         Raises:
-            RuntimeError: The server has been started.
+            RuntimeError: The server has already been started.
             ValueError: The URL's scheme is not that of a known broker.
             ImportError: The broker needs a library that is not installed.
         """
         if self._lifecycle.is_started:
-            raise RuntimeError("the server has been started")
+            raise RuntimeError("the server has already been started")
         self._join_cluster(broker, settings)
 
     def _join_cluster(self, broker: str | Broker, settings: ClusterSettings | None) -> None:
@@ -261,17 +262,17 @@ class WseServer(Handling, Messaging):
         """Whether a load balancer should send new connections here; if not, `/readyz` of the built-in listener answers
         503.
 
-        A server is ready from `start`, or from the beginning if it has no port, until `close`, which refuses new
-        connections with HTTP 503. A node of a cluster that does not receive from the others is not ready either, but
-        accepts connections all the same.
+        A server is ready from `start` on, or from the beginning if it has no port. `close` ends this, and refuses new
+        connections with HTTP 503. A node of a cluster is not ready while it receives nothing from the other nodes, but
+        it still accepts connections.
         """
         return self._acceptor.ready
 
     async def start(self) -> None:
         """Start the server: join the cluster, begin to listen if there is a port, and become ready.
 
-        A server without a port lives inside a web application, whose lifespan awaits this. In a cluster a process that
-        has not started receives no messages from the others, and cannot send any.
+        A server without a port runs inside a web application, whose lifespan awaits this method. In a cluster, a server
+        that has not been started neither sends nor receives messages.
 
         Raises:
             WseError: `IDENTIFY_HANDLER_MISSING`; `BROKER_UNAVAILABLE`, at once or after `wait_for_broker` seconds of
@@ -294,23 +295,23 @@ class WseServer(Handling, Messaging):
     async def close(self, grace: float = 0.0, *, notice: float = 0.0) -> None:
         """Stop serving; returns when all sockets are closed.
 
-        In this order: `/readyz` answers 503, and new connections are refused; the port is closed; running handlers
-        have `grace` seconds to end; every connection is closed with 1012 and `wse.by-server`, at a thousand per second,
-        so that not all clients return at once, or faster if that would take more than 15 seconds; handlers that are
-        still running are cancelled.
+        These steps follow each other. `/readyz` answers 503, and new connections are refused. The port is closed.
+        Running handlers have `grace` seconds to finish. Every connection is closed with 1012 and `wse.by-server`, a
+        thousand per second, or more if this would take longer than 15 seconds, so that not all clients return at once.
+        Handlers that are still running are cancelled.
 
         Args:
-            grace: Seconds that running handlers have to end, those of calls included. Messages and calls are still
-                served during that time.
-            notice: Seconds for which the port stays open while `/readyz` and requests for a WebSocket are answered
-                with 503, so that a load balancer that polls notices it in time.
+            grace: Seconds that running handlers have to finish, including those of calls. The server still handles
+                messages and calls during that time.
+            notice: Seconds for which the port stays open while `/readyz` and new WebSockets are answered with 503, so
+                that load balancers notice in time.
         """
         await self._lifecycle.close(grace, notice=notice)
 
     def run(self, *, grace: float = 10.0, notice: float = 0.0) -> None:
-        """Serve in a new event loop until SIGINT or SIGTERM, or until the server is closed. Blocks.
+        """Serve in a new event loop until SIGINT or SIGTERM, or until the server is closed. This call blocks.
 
-        In another thread than the main one Python delivers no signals, so a handler has to await `close`.
+        Python delivers signals to the main thread only. In another thread, a handler must await `close`.
 
         Args:
             grace: As for `close`. A second signal ends it at once.
@@ -338,8 +339,8 @@ class WseServer(Handling, Messaging):
     def asgi(self) -> AsgiApp:
         """The server as an ASGI 3 application, for `websocket` and `lifespan` scopes.
 
-        The application's lifespan starts and stops it. Where a framework does not pass the lifespan on, the
-        application's own should await `start` and `close`; otherwise the first connection starts the server.
+        The application's lifespan starts and stops the server. If a framework does not pass its lifespan on, await
+        `start` and `close` in the framework's lifespan. Otherwise the first connection starts the server.
         """
         close = partial(self.close, LIFESPAN_GRACE)
         return AsgiApp(self._acceptor, self._lifecycle.options.path, self._lifecycle.attach, close)

@@ -297,7 +297,7 @@ class NatsBroker(ReconnectingBroker[NatsConnection]):
                 return result
             is_guess = False
             revision, value = await connection.get(key)
-        raise OutdatedError(f"other nodes changed the same user {MAX_ATTEMPTS} times meanwhile")
+        raise OutdatedError(f"other nodes changed the record of this user {MAX_ATTEMPTS} times at the same moment")
 
     def _hint(self, user: str, conn_id: str, *, held: bool) -> None:
         """Note which connections of the user this node holds."""

@@ -21,7 +21,7 @@ try:
     from nats.js import api
     from nats.js.errors import APIError, BadRequestError, NoStreamResponseError, NotFoundError
 except ImportError as exc:  # pragma: no cover - the tests have the extra
-    raise ImportError("wse.brokers.nats needs the nats-py library: pip install wse[nats]") from exc
+    raise ImportError('wse.brokers.nats needs the nats-py library: pip install "wse[nats]"') from exc
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Collection
@@ -169,6 +169,7 @@ class NatsConnection:
         with suppress(Exception):  # nats-py raises errors of the socket, or waits for an answer that never comes
             async with asyncio.timeout(CLOSE_TIMEOUT):
                 await self._client.close()
+        self._wire.abort()
 
     # Failures.
 

@@ -12,7 +12,7 @@ try:
     from nats.aio.client import Client
     from nats.errors import Error
 except ImportError as exc:  # pragma: no cover - the tests have the extra
-    raise ImportError("wse.brokers.nats needs the nats-py library: pip install wse[nats]") from exc
+    raise ImportError('wse.brokers.nats needs the nats-py library: pip install "wse[nats]"') from exc
 
 if TYPE_CHECKING:
     import asyncio

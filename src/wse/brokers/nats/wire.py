@@ -10,10 +10,12 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, NamedTuple
 
+from wse.brokers.reconnecting import cut
+
 try:
     from nats.aio.transport import Transport
 except ImportError as exc:  # pragma: no cover - the tests have the extra
-    raise ImportError("wse.brokers.nats needs the nats-py library: pip install wse[nats]") from exc
+    raise ImportError('wse.brokers.nats needs the nats-py library: pip install "wse[nats]"') from exc
 
 if TYPE_CHECKING:
     import ssl
@@ -96,6 +98,11 @@ class Wire(Transport):
     def close(self) -> None:
         if self._writer is not None:
             self._writer.close()
+
+    def abort(self) -> None:
+        """Close the socket, whatever waits for it."""
+        if self._writer is not None:
+            cut(self._writer.transport)
 
     def at_eof(self) -> bool:
         return self._reader.at_eof()

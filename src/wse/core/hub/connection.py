@@ -155,11 +155,11 @@ class WseConnection:
     """One device of a user: one WebSocket, or a session over several of them, one after the other (`Resume`).
 
     Attributes:
-        conn_id: Its id, unique among all connections.
+        conn_id: The connection's id, unique among all connections.
         cid: The user's id; `None` until the user is accepted.
-        identity: The identity that the client sent, the last one if it was asked for a fresh one.
-        meta: Further facts that it sent, a dict.
-        challenge: The quest with the client's response, or `None` without a challenge.
+        identity: The identity that the client sent; the latest one, if the client has sent several.
+        meta: The meta that the client sent, a dict.
+        challenge: The quest and the client's response; `None` without a challenge.
         request: The HTTP request that opened the WebSocket.
     """
 
@@ -177,8 +177,8 @@ class WseConnection:
 
     @property
     def client(self) -> WseIdentity:
-        """The user, a `WseIdentity`. It is `None` on a connection that is not accepted yet, which only listeners of
-        `error` can meet; its type leaves that out, because all other handlers get accepted connections.
+        """The user, a `WseIdentity`. On a connection that is not accepted yet it is `None`, which only listeners of
+        `error` can see. The type does not include `None`, because all other handlers get accepted connections.
         """
         return typing.cast("WseIdentity", self._user)
 
@@ -189,13 +189,13 @@ class WseConnection:
 
     @property
     def expires(self) -> float | None:
-        """When the session ends, in Unix seconds; `None` for a session without such a time. See `extend`."""
+        """The time at which the session ends, in Unix seconds; `None` if it does not expire. See `extend`."""
         expiry = self._session.expiry
         return None if expiry is None else expiry.at
 
     @property
     def remote_addr(self) -> str:
-        """The client's IP address: the socket's, or that of a trusted proxy's header; an empty string without one."""
+        """The client's IP address, from the socket or a trusted proxy's header; an empty string if there is none."""
         return self.request.remote_addr
 
     @property
@@ -210,18 +210,18 @@ class WseConnection:
 
     @property
     def rtt(self) -> float | None:
-        """Seconds that the last ping and its pong took; `None` before the first, and inside web servers, which keep
-        their own heartbeat. A device is pinged when it has been silent for `Heartbeat.interval`.
+        """The round-trip time of the last ping, in seconds; `None` before the first, and inside web servers, which send
+        their own pings. A device is pinged when it has been silent for `Heartbeat.interval`.
         """
         return self._session.rtt
 
     @property
     def queued(self) -> int:
-        """Bytes that wait for the device to take them."""
+        """The number of bytes that wait for the device."""
         return self._session.queued
 
     def send(self, type: MessageType, payload: Any = None, *, key: MessageKey | None = None) -> None:
-        """Send a message to this device. On a connection that has ended nothing happens.
+        """Send a message to this device. Nothing happens if the connection has ended.
 
         Args:
             type: The message's type.
@@ -233,7 +233,7 @@ class WseConnection:
             WseError: `PROTOCOL_VIOLATION` for a type that is WSE's own; `MSG_PROCESSING_ERROR` for a payload that
                 cannot be encoded; `LIMIT_EXCEEDED` for a message that is larger than the device has said it takes. A
                 message to many devices skips such a device, which is reported on `error` once.
-            TypeError: The key is neither a string nor an integer.
+            TypeError: The key is neither a string nor an integer of 64 bits.
         """
         self._session.send(type, payload, key)
 
@@ -247,8 +247,8 @@ class WseConnection:
 
         Raises:
             WseError: The error of the procedure, or `RP_NOT_REGISTERED`, `RP_TIMEOUT`, `RP_DISCONNECT`,
-                `RP_SEND_FAILED`, `CLIENT_NOT_READY` (WIRE.md section 4); `LIMIT_EXCEEDED`, when too many calls wait,
-                or the call is larger than the device takes.
+                `RP_SEND_FAILED`, `CLIENT_NOT_READY`; `LIMIT_EXCEEDED`, when too many calls wait, or the call is larger
+                than the device takes.
         """
         return await self._session.call(name, payload, timeout)
 
@@ -266,7 +266,7 @@ class WseConnection:
         self._session.close(code, reason)
 
     def extend(self, expires: datetime | float | None) -> None:
-        """Set when the session ends, in place of the time given to `Handshake.accept`, if any.
+        """Set the time at which the session ends. It replaces the time given to `Handshake.accept`.
 
         Args:
             expires: As for `Handshake.accept`; `None` for a session that does not expire. A time that has passed ends
@@ -280,15 +280,15 @@ class WseConnection:
 
     @property
     def attached(self) -> bool:
-        """Whether it has a socket. A session that outlives its socket is without one until its client is back: messages
-        and calls wait meanwhile.
+        """Whether the device is connected. If its session outlives a lost connection, this is `False` until the client
+        has reconnected. Messages and calls wait during that time.
         """
         ledger = self._session.ledger
         return ledger is None or ledger.is_attached
 
     async def flush(self, timeout: float | None = None) -> None:
-        """Wait until the device has handled everything that has been sent to it until now. Its async handlers need not
-        have ended. This goes on while the device is away.
+        """Wait until the device has handled everything that was sent to it before this call. Its async handlers need
+        not have ended. The wait continues while the device is disconnected.
 
         Args:
             timeout: Seconds; `None` waits until the session ends.
@@ -301,14 +301,15 @@ class WseConnection:
         await self._session.flush(timeout)
 
     def undelivered(self) -> list[tuple[Any, Any]]:
-        """The messages that the device has not confirmed, as `(type, payload)`, the oldest first; for a listener of
-        `disconnected` that stores them or sends them by other means. The device may have handled some of them. Empty
-        for a client that has not asked for a session that outlives its connection.
+        """Return the messages that the device has not confirmed, as `(type, payload)`, the oldest first.
+
+        A listener of `disconnected` may store them, or send them by other means. The device may have handled some of
+        them. The list is empty if the client has not asked for a session that outlives its connection.
         """
         return self._session.undelivered()
 
     async def drain(self) -> None:
-        """Wait until the socket takes more, for producers that may send faster than the device reads."""
+        """Wait until the socket takes more. Call this between messages if you may send faster than the device reads."""
         await self._session.drain()
 
     def __repr__(self) -> str:

@@ -73,7 +73,7 @@ class Hub:
         if conns_per_user < 1:
             raise ValueError(f"conns_per_user must be at least 1, not {conns_per_user}")
         if auth_timeout < 0:
-            raise ValueError(f"auth_timeout is in seconds, or 0 for none, not {auth_timeout}")
+            raise ValueError(f"auth_timeout must be 0 (none) or more seconds, not {auth_timeout}")
         self.endpoint = endpoint
         self.server = server
         self.started = True  # unless a server says otherwise
@@ -227,8 +227,8 @@ class Hub:
         if reason == CloseReason.CLIENTS_CONCURRENCY and self.conns_per_user == 1 and not self._has_displaced:
             self._has_displaced = True
             logger.warning(
-                "a second connection of user %r has closed the first: a user may have one, unless the server allows "
-                "more: WseServer(conns_per_user=…); this is logged once",
+                "a second connection of user %r has closed the first, because a user may have only one; to allow more, "
+                "set WseServer(conns_per_user=…) (this warning is logged once)",
                 identity.cid,
             )
         self.disconnected._emit(conn, code, reason)
@@ -297,7 +297,7 @@ class Hub:
             conn_id, cid = excluded(exclude)
             conns = without(conns, conn_id, cid)
         self.network.send(kind, name, conns, type, payload, conn_id, cid, key)
-        if not self.started:  # then nobody was reached, and the message was found to be in order
+        if not self.started:  # the message is valid, but has reached no client
             raise WseError(ErrorCode.NOT_STARTED)
 
     def drop_client(self, cid: ClientId, reason: str, code: int) -> None:

@@ -21,12 +21,12 @@ EVERYONE, USER, ROOM = "all", "u.", "r."
 
 @dataclass(frozen=True, slots=True)
 class DeviceInfo:
-    """A device of a user, on whichever node it is connected.
+    """A device of a user, on any node of the cluster.
 
     Attributes:
         cid: The user's id.
         conn_id: The connection's id.
-        node: The node that holds it; an empty string on a server without a cluster.
+        node: The id of the node that it is connected to; an empty string on a server without a cluster.
     """
 
     cid: Any

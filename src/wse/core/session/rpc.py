@@ -121,7 +121,7 @@ class PendingCalls:
                 if self._timer is None:
                     self._timer = scheduler.call_later(self._timeout, self._expire)
         elif timeout < 0:
-            raise ValueError(f"timeout is in seconds, or 0 for none, not {timeout}")
+            raise ValueError(f"timeout must be 0 (none) or more seconds, not {timeout}")
         elif timeout:
             pending.timer = scheduler.call_later(timeout, self._expire_one, stamp, timeout)
         self._waiting[stamp] = pending
@@ -132,13 +132,13 @@ class PendingCalls:
         self._waiting[stamp].message = message
 
     def resolve(self, stamp: Any, result: Any) -> None:
-        """Settle a call with its result. An unknown stamp is dropped in silence (WIRE.md section 4)."""
+        """Settle a call with its result. An unknown stamp is ignored (WIRE.md section 4)."""
         pending = self.discard(stamp)
         if pending is not None and not pending.future.done():
             pending.future.set_result(result)
 
     def reject(self, stamp: Any, error: WseError) -> None:
-        """Settle a call with an error. An unknown stamp is dropped in silence (WIRE.md section 4)."""
+        """Settle a call with an error. An unknown stamp is ignored (WIRE.md section 4)."""
         pending = self.discard(stamp)
         if pending is not None and not pending.future.done():
             pending.future.set_exception(error)
@@ -155,9 +155,10 @@ class PendingCalls:
 
     def forget(self, stamp: Any) -> None:
         """The same, and take its message back if it has not arrived."""
-        pending = self.discard(stamp)
-        if pending is not None:
-            self._arrived(pending)
+        if stamp in self._waiting:  # most have been answered
+            pending = self.discard(stamp)
+            if pending is not None:
+                self._arrived(pending)
 
     def _arrived(self, pending: _Pending) -> dict[str, bool | None]:
         """What is known about the arrival of a call, for the details of its error; the call is taken back."""
@@ -196,16 +197,19 @@ class PendingCalls:
 
 
 class ExposeErrors(StrEnum):
-    """How much the caller of a failing procedure learns about the exception. A `WseError` always travels as it is."""
+    """The part of an exception that the caller of a failing procedure receives.
+
+    A `WseError` is always sent as it is.
+    """
 
     NONE = "none"
-    """Only that the procedure has failed."""
+    """Only the fact that the procedure has failed."""
 
     MESSAGE = "message"
-    """The exception's class and text, as WIRE.md section 4 has it."""
+    """The exception's class and text."""
 
     FULL = "full"
-    """The same, and the exceptions that led to it."""
+    """The exception's class and text, and those of its causes."""
 
 
 def error_to_wire(

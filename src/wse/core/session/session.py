@@ -222,7 +222,7 @@ class Session(Answering):
             WseError: `PROTOCOL_VIOLATION` for a type that is WSE's own; `MSG_PROCESSING_ERROR` for a payload that
                 cannot be encoded, with the encoder's exception as its cause; `LIMIT_EXCEEDED` for a message that is
                 larger than the peer takes.
-            TypeError: The key is neither a string nor an integer.
+            TypeError: The key is neither a string nor an integer of 64 bits.
         """
         self.endpoint.check_type(type)
         if key is not None:
@@ -269,8 +269,6 @@ class Session(Answering):
             error.details["rp"] = name
             raise error
         stamp, future = calls.add(name, timeout)
-        if self.ledger is not None:
-            calls.withdraw = self._withdraw
         problem = "the payload cannot be encoded"
         try:
             data = self._encode((name, payload, stamp))
@@ -279,6 +277,7 @@ class Session(Answering):
                 self.check_size(data, {"rp": name})
             self._write(data)
             if self.ledger is not None:
+                calls.withdraw = self._withdraw
                 calls.note(stamp, self._outbox.newest if self._outbox else self.ledger.newest)
         except Exception as exc:
             calls.discard(stamp)
