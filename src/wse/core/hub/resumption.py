@@ -363,6 +363,7 @@ class Resumption(Resuming):
     def forget_loop(self) -> None:
         """The event loop has been closed: its timers do not run."""
         self._timer = None
+        self._acks.forget_loop()
 
     def note_end(self, session: ServerSession, ticket: Ticket, code: int, reason: str) -> None:
         """A session has ended, or a client that claimed one has gone."""
