@@ -136,7 +136,7 @@ class Ledger:
         self.ring: list[Packed | str | bytes | None] = []
         self.base = 1
         self.size = 0
-        self.unsent: list[Packed] = []
+        self.unsent: tuple[Packed, ...] = ()
         self.got = 0
         self.heard = 0
         self.is_certain = False
@@ -153,8 +153,8 @@ class Ledger:
         self._mark: float = 0.0  # `size` at which something has to be decided
         self._saved = 0  # bytes of `size` that others keep as well
         self._charged = 0  # bytes that the retention has for this session
-        self._flushes: list[tuple[int, asyncio.Future[None]]] = []  # by number
-        self._waiting: list[tuple[int, asyncio.Future[None]]] = []  # the same by the place in the outbox
+        self._flushes: tuple[tuple[int, asyncio.Future[None]], ...] = ()  # by number
+        self._waiting: tuple[tuple[int, asyncio.Future[None]], ...] = ()  # the same by the place in the outbox
         self._takes = True  # the socket takes more
         self._resend: int | None = None  # the number of the next message to be sent again
         self._attached_at = 0.0
@@ -364,7 +364,8 @@ class Ledger:
         if count > 0:
             self._drop(count)
         while self._flushes and self._flushes[0][0] <= number:
-            _, future = self._flushes.pop(0)
+            (_, future), *later = self._flushes
+            self._flushes = tuple(later)
             if not future.done():
                 future.set_result(None)
         if self._flushes and self._resend is None:
@@ -396,11 +397,11 @@ class Ledger:
         """A future that is done when the peer has handled everything that has been sent until now."""
         future: asyncio.Future[None] = self.session.endpoint.scheduler.create_future()
         if outbox:
-            self._waiting.append((outbox.last, future))
+            self._waiting += ((outbox.last, future),)
         elif self.out <= self.heard:
             future.set_result(None)
         else:
-            self._flushes.append((self.out, future))
+            self._flushes += ((self.out, future),)
             if self._resend is None:
                 self.ask()
         return future
@@ -409,7 +410,8 @@ class Ledger:
         """Messages have left the outbox, so they have numbers now."""
         moved = 0
         while self._waiting and (not outbox or self._waiting[0][0] < outbox.first):
-            self._flushes.append((self.out, self._waiting.pop(0)[1]))
+            self._flushes += ((self.out, self._waiting[0][1]),)
+            self._waiting = self._waiting[1:]
             moved += 1
         if moved:
             self.ask()
@@ -531,8 +533,8 @@ class Ledger:
 
     def set_aside(self, outbox: Outbox) -> None:
         """Keep what waits apart: it will not be sent."""
-        while outbox:
-            self.unsent.append(outbox.take())
+        self.unsent += tuple(outbox.messages)
+        outbox.clear()
 
     def end(self, outbox: Outbox | None) -> None:
         """The session has ended; what the peer has not confirmed stays for those who ask."""
@@ -548,8 +550,7 @@ class Ledger:
         for _, future in (*self._flushes, *self._waiting):
             if not future.done():
                 future.set_exception(WseError(ErrorCode.SESSION_LOST))
-        self._flushes.clear()
-        self._waiting.clear()
+        self._flushes = self._waiting = ()
 
 
 def is_count(value: Any) -> typing.TypeGuard[int]:
