@@ -17,6 +17,7 @@ from wse.core.admission import is_host
 from wse.transports.request import CompactHeaders, decode_header, tokens
 
 _TOKEN = rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+"  # RFC 9110, 5.6.2
+_BEGINNING = re.compile(_TOKEN)
 _REQUEST_LINE = re.compile(rb"(%b) ([^\x00-\x20\x7f]+) HTTP/([0-9])\.([0-9])" % _TOKEN)
 _FIELD_LINES = re.compile(rb"(?:\r\n%b:[^\x00-\x08\x0a-\x1f\x7f]*)*" % _TOKEN)
 _ABSOLUTE = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://([^/?#]*)(.*)")
@@ -36,6 +37,11 @@ class HttpError(Exception):
         super().__init__(status)
         self.status = status
         self.headers = headers or {}
+
+
+def is_hopeless(received: bytes | bytearray) -> bool:
+    """Whether these bytes cannot become a request: they are TLS, for example, or a line ends with a line feed only."""
+    return _BEGINNING.match(received) is None or received.count(b"\n") > received.count(b"\r\n")
 
 
 class HttpHead:
