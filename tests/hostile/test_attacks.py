@@ -157,6 +157,8 @@ ATTACKS = (
     "forged_answers",
     "reconnect_storm",
     "failing_handshakes",
+    "never_acking",
+    "ghosts",
 )
 
 
@@ -177,6 +179,10 @@ EVIDENCE = {
         grew("closes", "wse.limit.handshake-size", before, during)
         and grew("closes", "wse.not-authorized", before, during)
     ),
+    "never_acking": lambda before, during: (
+        during["retained"] > 1_000_000 and grew("closes", "wse.protocol-error", before, during)
+    ),
+    "ghosts": lambda before, during: during["detached"] > 20,
     "half_open": lambda before, during: during["files"] > before["files"] + 3000,
 }
 """By which the server shows that an attack has reached it. Of pings and empty fragments it counts nothing."""
