@@ -19,7 +19,7 @@ from wse.transports.request import CompactHeaders, decode_header, tokens
 _TOKEN = rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+"  # RFC 9110, 5.6.2
 _REQUEST_LINE = re.compile(rb"(%b) ([^\x00-\x20\x7f]+) HTTP/([0-9])\.([0-9])(?=\r\n|\Z)" % _TOKEN)
 _FIELD_LINE = re.compile(  # its quantifiers are possessive, so that a line which does not match costs no more
-    r"\r\n({}):[ \t]*+((?:[^\x00-\x08\x0a-\x1f\x7f]*[^\x00-\x20\x7f])?+)[ \t]*+(?=\r\n|\Z)".format(_TOKEN.decode())
+    rf"\r\n({_TOKEN.decode()}):[ \t]*+((?:[^\x00-\x08\x0a-\x1f\x7f]*[^\x00-\x20\x7f])?+)[ \t]*+(?=\r\n|\Z)"
 )
 _ABSOLUTE = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://([^/?#]*)(.*)")
 _NO_BODY = re.compile(r"0+(?:[ \t]*,[ \t]*0+)*")
