@@ -81,7 +81,7 @@ const internal_types = {
   response: '~wse:response',
   response_error: '~wse:response-err',
 }
-const extensions = { ext: '~wse:ext', auth: '~wse:auth', refused: '~wse:refused' }
+const extensions = { ext: '~wse:ext', auth: '~wse:auth', refused: '~wse:refused', ask: '~wse:ask', ack: '~wse:ack', gap: '~wse:gap' }
 
 const isFunction = (value) => typeof value === 'function'
 const isObject = (value) => typeof value === 'object' && value !== null
@@ -122,7 +122,7 @@ const expiring = (timeout, start) =>
     const timer = timeout && later(() => settled(reject)(Object.assign(new Error('timeout'), { name: 'TimeoutError' })), timeout)
   })
 
-const WAKING = ['online', 'pageshow', 'visibilitychange']
+const WAKING = ['online', 'pageshow', 'visibilitychange', 'pagehide']
 const listenTo = (how, fn) => WAKING.forEach((type) => (type[0] === 'v' ? globalThis.document : globalThis)?.[how]?.(type, fn))
 
 const run = (fn, args, failed) => {
@@ -204,7 +204,7 @@ class Emitter {
 
   add(name, fn, once) {
     check(fn)
-    const listener = { fn, once, gone: false }
+    const listener = { fn, once, gone: false, old: false }
     this.all.set(name, [...this.of(name), listener])
     return () => this.#remove(name, listener)
   }
@@ -220,9 +220,13 @@ class Emitter {
     else this.all.delete(name)
   }
 
-  emit(name, args, failed) {
+  age(name) {
+    for (const listener of this.of(name)) listener.old = true
+  }
+
+  emit(name, args, failed, isForNew = false) {
     for (const listener of this.of(name)) {
-      if (listener.gone) continue
+      if (listener.gone || (isForNew && listener.old)) continue
       if (listener.once) this.#remove(name, listener)
       run(listener.fn, args, failed)
     }
@@ -243,6 +247,9 @@ export class WseClient {
   #challenge
   #gaveUp = null
   #session
+  #Ledger
+  #ledger = /** @type {any} */ (null)
+  #recovered = false
   #before
   #calls = new Map()
   #stamp = 0
@@ -301,6 +308,8 @@ export class WseClient {
     this.when = {
       connected: signal('connected'),
       ready: signal('ready', () => this.#welcome),
+      resumed: signal('resumed'),
+      lost: signal('lost'),
       closed: signal('closed'),
       gaveUp,
       gave_up: gaveUp,
@@ -322,19 +331,24 @@ export class WseClient {
     return this.#gaveUp
   }
 
+  get recovered() {
+    return this.#recovered
+  }
+
   send(type, payload) {
-    const { ws } = this.#ready()
+    const out = this.#ready()
     this.#checkType(type)
-    ws.send(this.#encode(type, payload))
+    out.send(this.#encode(type, payload))
   }
 
   async call(rp, payload, { tO = this.#options.timeout, timeout = tO } = {}) {
-    const { ws } = this.#ready()
+    const out = this.#ready()
     this.#checkType(rp)
     const stamp = ++this.#stamp
     return new Promise((resolve, reject) => {
+      let sent
       try {
-        ws.send(this.#pack(rp, payload, stamp))
+        sent = out.send(this.#pack(rp, payload, stamp))
       } catch (cause) {
         throw new WseError(WSE_ERROR.RP_SEND_FAILED, { rp }, '', cause)
       }
@@ -344,8 +358,17 @@ export class WseClient {
         if (error) reject(error)
         else resolve(result)
       }
-      const timer = timeout && later(() => settle(new WseError(WSE_ERROR.RP_TIMEOUT, { rp, timeout })), timeout)
-      this.#calls.set(stamp, { rp, settle })
+      const timer = timeout && later(() => settle(new WseError(WSE_ERROR.RP_TIMEOUT, { rp, timeout, ...(sent && { arrived: out.withdraw(sent) }) })), timeout)
+      this.#calls.set(stamp, { rp, sent, settle })
+    })
+  }
+
+  async flush(timeout) {
+    const ledger = this.#ledger
+    if (!ledger) throw new WseError(WSE_ERROR.UNSUPPORTED, { extension: 'resume' })
+    return expiring(timeout, (resolve, reject) => {
+      ledger.flush().then((isHandled) => (isHandled ? resolve() : reject(new WseError(WSE_ERROR.SESSION_LOST))))
+      return () => {}
     })
   }
 
@@ -375,7 +398,10 @@ export class WseClient {
     this.#options.url = url
     // The meta of one identity is not that of the next.
     if (identity !== undefined || meta !== undefined) this.#meta = meta || {}
-    if (identity !== undefined) this.#identity = identity
+    if (identity !== undefined) {
+      this.#identity = identity
+      this.#lose()
+    }
     this.#forgive()
     this.#gaveUp = null
     this.#isLive = true
@@ -434,14 +460,27 @@ export class WseClient {
     this.#isLive = false
     listenTo('removeEventListener', this.#wake)
     this.#disconnect(1000, error.details.reason)
+    this.#lose()
     this.#emit('ended', error)
   }
 
-  // A shared socket holds what its successor will send.
-  #disconnect(code, reason, before) {
+  // A ledger, or a shared socket, holds what the next connection will bring.
+  #disconnect(code, reason, before, got) {
     this.#before = before
-    for (const [stamp, { rp, settle }] of this.#calls) if (!before?.holds?.(stamp)) settle(new WseError(WSE_ERROR.RP_DISCONNECT, { rp, disconnected: [code, reason] }))
+    for (const [stamp, { rp, sent, settle }] of this.#calls) {
+      const arrived = sent && { arrived: this.#ledger.hasArrived(sent, got) }
+      if (!before?.holds?.(stamp)) settle(new WseError(WSE_ERROR.RP_DISCONNECT, { rp, disconnected: [code, reason], ...arrived }))
+    }
     if (!this.#calls.size) this.#stamp = 0
+  }
+
+  // The session is over that would have outlived its connection.
+  #lose(lost = { why: 'ended' }) {
+    const ledger = this.#ledger
+    if (!ledger) return
+    this.#disconnect(...ledger.closed, null, lost.got)
+    this.#ledger = null
+    return ledger.end(lost, (type, payload) => this.send(type, payload))
   }
 
   #settle(error, welcome) {
@@ -452,7 +491,9 @@ export class WseClient {
     return waiter
   }
 
-  #wake = ({ type }) => {
+  #wake = ({ type, persisted }) => {
+    // A page that ends does not come back for its session.
+    if (type === 'pagehide') return void (persisted || (this.#ledger && this.close()))
     if (type === 'visibilitychange' && globalThis.document?.hidden) return
     const session = this.#session
     if (session?.valid && this.#options.heartbeat.interval) this.#ask(session, 5)
@@ -466,7 +507,7 @@ export class WseClient {
   }
 
   #attempt = () => {
-    const { url, timeout, share } = this.#options
+    const { url, timeout, share, resume } = this.#options
     /** @type {any} */
     const session = (this.#session = {})
     if (timeout) session.timer = later(() => this.#leave(session, 1006, ''), timeout)
@@ -475,8 +516,10 @@ export class WseClient {
     let identity = this.#identity
     try {
       if (isFunction(identity)) identity = identity()
-      if (share) identity = Promise.all([identity, import('./wse-share.js')]).then(([value, { SharedSocket }]) => {
+      const module = share ? import('./wse-share.js') : resume && this.protocol.extensions?.ack && import('./wse-resume.js')
+      if (module) identity = Promise.all([identity, module]).then(([value, { SharedSocket, Ledger }]) => {
         this.#options.WebSocket = SharedSocket ?? this.#options.WebSocket
+        this.#Ledger = Ledger
         return value
       })
     } catch (cause) {
@@ -487,10 +530,10 @@ export class WseClient {
   }
 
   #open(session, identity) {
-    const { url, share, messageSize, WebSocket = globalThis.WebSocket } = this.#options
+    const { url, share, resume, messageSize, WebSocket = globalThis.WebSocket } = this.#options
     const { hi, challenge, welcome } = this.protocol.internal_types
-    const { refused } = this.protocol.extensions ?? {}
-    const ext = { auth: {}, ...(messageSize && { limits: { message_size: messageSize } }) }
+    const { refused, ext } = this.protocol.extensions ?? {}
+    const offers = { auth: {}, ...(messageSize && { limits: { message_size: messageSize } }), ...(this.#Ledger && { resume: { ...(resume.window && { window: resume.window }), ...this.#ledger?.claim() } }) }
     const scram = identity?.respond && identity
     const fail = (code, cause, reason) => {
       this.#leave(session, 1000, reason ?? WSE_REASON.BY_CLIENT, cause instanceof WseError ? cause : new WseError(code, { url }, '', cause), 'final')
@@ -498,7 +541,7 @@ export class WseClient {
     let hello = ''
     try {
       const shown = scram ? scram.start() : identity
-      hello = this.#encode(hi, { identity: shown, meta: this.#meta, ...(refused && { ext }) })
+      hello = this.#encode(hi, { identity: shown, meta: this.#meta, ...(refused && { ext: offers }) })
       session.ws = new WebSocket(url, this.protocol.name, share && { share, identity: isFunction(this.#identity) ? '' : shown, before: this.#before })
     } catch (cause) {
       return fail(WSE_ERROR.WS_CLIENT_ERROR, cause)
@@ -539,6 +582,7 @@ export class WseClient {
         return this.#violation(session, WSE_ERROR.MSG_PROCESSING_ERROR, cause)
       }
       if (refused && type === refused) session.refusal = Object(payload)
+      else if (this.#Ledger && type === ext && !session.valid) session.answer = Object(payload).resume
       else if (session.backlog) session.backlog.push(() => this.#receive(session, type, payload, stamp))
       else if (session.valid) this.#receive(session, type, payload, stamp)
       else if (type === challenge) {
@@ -551,12 +595,25 @@ export class WseClient {
         } catch (cause) {
           return fail(WSE_ERROR.NOT_AUTHORIZED, cause, WSE_REASON.NOT_AUTHORIZED)
         }
-        this.#welcomed(session, payload)
+        try {
+          this.#welcomed(session, payload)
+        } catch (cause) {
+          const loss = this.#lose({ why: 'mismatch' })
+          this.#violation(session, WSE_ERROR.PROTOCOL_VIOLATION, cause)
+          this.#emit('lost', loss)
+        }
       }
     }
   }
 
   #welcomed(session, welcome) {
+    const { answer, ws } = session
+    const old = this.#ledger
+    const lost = old?.lost(answer)
+    const isResumed = old && !lost
+    const loss = isResumed ? old.resume(answer, ws) : this.#lose(lost)
+    if (answer && !isResumed) this.#ledger = new this.#Ledger(answer, ws, this.#options.resume, this.protocol)
+    session.ledger = this.#ledger
     clearTimeout(session.timer)
     session.valid = true
     session.timer = quietly(this.#forgive, 10)
@@ -566,11 +623,14 @@ export class WseClient {
       session.backlog = null
       for (const deliver of backlog) if (!session.ended) deliver()
     })
+    this.#recovered = isResumed
     this.#settle(null, welcome)
     this.#update(WSE_STATUS.READY)
     if (session.ended) return
     this.#welcome = [welcome]
-    this.#emit('ready', welcome)
+    if (isResumed) this.#emit('resumed', welcome)
+    if (loss) this.#emit('lost', loss)
+    if (!session.ended) this.#signals.emit('ready', [welcome], this.#failed('ready'), isResumed)
   }
 
   // `how`: 'own' (close), 'final' (not tried again) or ''.
@@ -579,7 +639,9 @@ export class WseClient {
     if (ended) return
     session.ended = true // Node 22 tells an error in close()
     try {
-      ws?.close(code === JUMP ? code : 1000, reason)
+      // A session ends with 1000, and outlives a close without a code.
+      if (code === 1006 && this.#ledger) ws?.close()
+      else ws?.close(code === JUMP ? code : 1000, reason)
     } catch {
       // left all the same
     }
@@ -595,9 +657,12 @@ export class WseClient {
     const epoch = this.#epoch
     const isObeyed = () => epoch !== this.#epoch
     const again = !how && this.#isRetried(code, reason, refusal)
-    this.#disconnect(code, reason, again && !isObeyed() && (ws ?? this.#before))
+    this.#ledger?.detach(code, reason)
+    if (valid) this.#signals.age('ready')
+    this.#disconnect(code, reason, again && !isObeyed() && (this.#ledger ?? ws ?? this.#before))
     if (isObeyed()) return
     let told = valid || how === 'own'
+    const loss = again ? null : this.#lose()
     if (!again) {
       if (how !== 'own') this.#gaveUp = error
       this.#end(error)
@@ -606,6 +671,7 @@ export class WseClient {
     const wasReady = this.#status === WSE_STATUS.READY
     if (wasReady || !again) this.#update(WSE_STATUS.OFFLINE)
     if (opened) this.#emit('closed', code, reason)
+    if (loss && how !== 'own' && !isObeyed()) this.#emit('lost', loss)
     if (!told && !isObeyed()) this.#report(error)
     if (this.#gaveUp && !isObeyed()) this.#emit('gaveUp', error)
     if (again && !isObeyed()) this.#update(WSE_STATUS.RE_CONNECTING)
@@ -646,7 +712,8 @@ export class WseClient {
     clearTimeout(session.pulse)
     session.heard = false
     try {
-      session.ws.send(this.#pack(isText(call) ? '~wse:ping' : call, null, ++this.#stamp))
+      if (session.ledger) session.ledger.ask()
+      else session.ws.send(this.#pack(isText(call) ? '~wse:ping' : call, null, ++this.#stamp))
     } catch (cause) {
       return this.#failed('heartbeat')(cause)
     }
@@ -658,6 +725,11 @@ export class WseClient {
   #receive(session, type, payload, stamp) {
     const { response, response_error } = this.protocol.internal_types
     const { code, details, message } = Object(payload)
+    try {
+      if (session.ledger?.receive(type, payload)) return
+    } catch (cause) {
+      return this.#violation(session, WSE_ERROR.PROTOCOL_VIOLATION, cause)
+    }
     if (isObject(type)) {
       this.#violation(session, WSE_ERROR.PROTOCOL_VIOLATION)
     } else if (!stamp) {
@@ -678,7 +750,7 @@ export class WseClient {
     const renew = async () => {
       const identity = await (isFunction(this.#identity) ? this.#identity() : this.#identity)
       // Credentials take a handshake.
-      if (!session.ended && !identity?.respond) session.ws.send(this.#encode(auth, identity))
+      if (!session.ended && !identity?.respond) (session.ledger ?? session.ws).send(this.#encode(auth, identity))
     }
     run(renew, [], this.#failed(auth))
   }
@@ -688,7 +760,7 @@ export class WseClient {
     const fn = this.#procedures.get(rp)
     const write = (type, value) => {
       const data = this.#pack(type, value, stamp)
-      if (!session.ended) session.ws.send(data)
+      if (session.ledger || !session.ended) (session.ledger ?? session.ws).send(data)
     }
     const isPackable = (value) => {
       try {
@@ -714,8 +786,9 @@ export class WseClient {
   }
 
   #ready() {
+    if (this.#ledger?.hasRoom) return this.#ledger
     const session = this.#session
-    if (this.#status === WSE_STATUS.READY && session && !(session.ws.readyState > 1)) return session
+    if (this.#status === WSE_STATUS.READY && session && !(session.ws.readyState > 1)) return session.ws
     throw new WseError(WSE_ERROR.CLIENT_NOT_READY, { status: this.#status })
   }
 

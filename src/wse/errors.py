@@ -110,7 +110,7 @@ _MESSAGES: dict[str, str] = {
     ErrorCode.HANDLER_BLOCKED: "a handler blocked the event loop",
     ErrorCode.HANDLER_CANCELLED: "a handler outlived its connection and was cancelled",
     ErrorCode.BROKER_UNAVAILABLE: "the broker cannot be reached",
-    ErrorCode.BROKER_DEAF: "the broker does not deliver what is published",
+    ErrorCode.BROKER_DEAF: "the broker does not deliver published messages",
     ErrorCode.BROKER_LOST_MESSAGES: "messages to other nodes were lost while the broker could not be reached",
     ErrorCode.SESSION_LOST: "the session ended before the peer had confirmed everything",
     ErrorCode.UNSUPPORTED: "the peer does not have this extension",

@@ -37,7 +37,7 @@ class AsyncioScheduler:
     __slots__ = ("_clock", "_hurried", "_loop", "_tasks", "_waiters", "time")
 
     def __init__(self) -> None:
-        self.time: Callable[[], float] = monotonic
+        self.time: Any = monotonic  # pyright does not take a function in an attribute for the port's method
         self._clock: Clock | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._tasks: set[asyncio.Task[Any]] = set()

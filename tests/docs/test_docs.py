@@ -328,6 +328,14 @@ def test_page(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
         assert not block.is_output or page.blocks[index - 1].lang == "python", f"line {block.line}: whose output?"
 
 
+def test_files_that_contributing_names_exist() -> None:
+    text = (ROOT / "CONTRIBUTING.md").read_text()
+    named = set(re.findall(r"`((?:\w+/)*[\w.-]+\.(?:py|js|ts|md)|(?:\w+/)+)`", text))
+    assert len(named) > 50
+    folders = (ROOT, ROOT / "src/wse", ROOT / "js")
+    assert not {name for name in named if not any((folder / name).exists() for folder in folders)}
+
+
 def test_preparations_belong_to_pages() -> None:
     assert {ROOT / name for name in PREPARE} <= set(PAGES)
 

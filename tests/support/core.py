@@ -79,10 +79,15 @@ class FakeScheduler:
         """Turn until nothing more happens at this instant."""
         if asyncio.current_task(self) is not None:
             return  # it has spawned another task, whose turn comes when this one waits
-        while self._soon:
-            timer = self._soon.popleft()
-            if not timer.cancelled:
-                timer.callback(*timer.args)
+        outer = asyncio._get_running_loop()
+        asyncio._set_running_loop(self)
+        try:
+            while self._soon:
+                timer = self._soon.popleft()
+                if not timer.cancelled:
+                    timer.callback(*timer.args)
+        finally:
+            asyncio._set_running_loop(outer)
 
     def advance(self, seconds):
         """Move the clock, and run each timer at its own time."""

@@ -69,8 +69,8 @@ class Traffic:
             await asyncio.sleep(0)
         return 2 * n
 
-    async def run(self, conn, count, disturb, every):
-        """Exchange `count` messages each way and as many calls; call `disturb(client)` now and then."""
+    async def run(self, conn, count, disturb, every, pace=0.0):
+        """Exchange `count` messages each way and a fifth as many calls; call `disturb(client)` now and then."""
         calls = []
         for n in range(count):
             self.client.send("up", n)
@@ -80,7 +80,7 @@ class Traffic:
             if n % every == every - 1:
                 disturb(self.client)
             if n % 3 == 0:
-                await asyncio.sleep(0)
+                await asyncio.sleep(pace)
         for n, call in calls:
             assert await soon(call) == 2 * n
         await soon(self.client.flush())

@@ -121,7 +121,7 @@ async def test_an_identity_function_may_return_credentials(far):
 
 @pytest.mark.parametrize("is_async", [False, True])
 async def test_an_identity_function_that_fails_is_tried_again_like_an_unreachable_server(far, is_async):
-    failures = [LookupError("no token"), TimeoutError("the token service is slow")]
+    failures = [LookupError("no token"), TimeoutError("the token service is slow"), asyncio.CancelledError()]
 
     def identity():
         if failures:
@@ -135,8 +135,8 @@ async def test_an_identity_function_that_fails_is_tried_again_like_an_unreachabl
     log = ClientLog(client)
     await far.welcomed(client)
     errors = [error for (error,) in log.all("error")]
-    assert [error.code for error in errors] == [ErrorCode.WS_CLIENT_ERROR] * 2
-    assert [type(error.__cause__) for error in errors] == [TimeoutError, LookupError]
+    assert [error.code for error in errors] == [ErrorCode.WS_CLIENT_ERROR] * 3
+    assert [type(error.__cause__) for error in errors] == [asyncio.CancelledError, TimeoutError, LookupError]
 
 
 async def test_without_reconnection_a_failing_identity_function_fails_the_connect(far):

@@ -210,7 +210,7 @@ class ReconnectingBroker(ABC, Generic[C]):
             urgent: Do not wait for other steps that are under way.
 
         Raises:
-            WseError: `BROKER_UNAVAILABLE`, caused by whatever the engine or its library raised.
+            WseError: `BROKER_UNAVAILABLE`, caused by the exception of the engine or its library.
         """
         if urgent:
             return await self._ask(step, within)

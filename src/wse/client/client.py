@@ -64,10 +64,10 @@ class WseClient:
         overflow: The treatment of messages that a slow server does not take in time, by message type; see `Overflow`.
         heartbeat: The times after which a silent server is pinged, and after which its connection counts as lost. On
             transports without pings, the client calls the server instead.
-        resume: With `reconnect`, keep the session over a lost connection, if the server can: messages and calls of both
-            sides arrive once, in order, when the client is back, and those of the time between as well. If that was
-            impossible, `when.lost` says why. A `Resume` sets how much the client keeps, and how long the server is
-            asked to wait; `True` takes the defaults, and the server's window.
+        resume: With `reconnect`, keep the session over a lost connection, if the server supports it. Messages and calls
+            of both sides then arrive once, in order, when the client is connected again, including those that were made
+            in between. If that is impossible, `when.lost` says why. A `Resume` sets how much the client keeps, and how
+            long it asks the server to wait. `True` means the defaults, and the server's window.
         expose_errors: The part of an exception that the server receives when it calls a failing procedure; see
             `ExposeErrors`.
         debug: Also send stack traces of failing procedures to the server.
@@ -200,16 +200,16 @@ class WseClient:
         return await self._connections.ready_session().call(name, payload, timeout)
 
     async def flush(self, timeout: float | None = None) -> None:
-        """Wait until the server has handled everything that has been sent until now. Its async handlers need not have
-        ended. This goes on while the client has no connection.
+        """Wait until the server has handled everything that was sent before this call. Its async handlers need not have
+        ended. The wait continues while the client has no connection.
 
         Args:
-            timeout: Seconds; `None` waits until the session ends.
+            timeout: Seconds to wait; `None` waits until the session ends.
 
         Raises:
-            WseError: `CLIENT_NOT_READY`; `UNSUPPORTED`: the session ends with its connection (`resume`);
-                `SESSION_LOST`: it has ended.
-            TimeoutError: Not in time.
+            WseError: `CLIENT_NOT_READY`; `UNSUPPORTED`, if the session ends with its connection (see `resume`);
+                `SESSION_LOST`, if the session has ended.
+            TimeoutError: The server has not handled everything in time.
         """
         await self._connections.ready_session().flush(timeout)
 

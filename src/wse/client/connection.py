@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING, Any
 from wse.client.session import ClientOpening, ClientSession
 from wse.core.packed import encode
 from wse.core.ports.credentials import Credentials
+from wse.core.session.signals import HANDLER_ERRORS
 from wse.errors import CloseReason, ErrorCode, WseError
+from wse.tasks import is_cancelled
 
 if TYPE_CHECKING:
     from wse.core.packed import Packed
@@ -127,7 +129,7 @@ class Connection:
 
         Raises:
             WseError: There is no connection, for the reason that `connection_ended` also brings if the socket was open.
-            Exception: Whatever the connector or the credentials raise.
+            Exception: Any exception of the connector or the credentials.
         """
         deadline = asyncio.timeout(self._endpoint.timeout or None)
         try:
@@ -142,7 +144,7 @@ class Connection:
             raise self._error(1006, "") from exc
         finally:
             if not self._welcome.cancel() and not self._welcome.cancelled():
-                self._welcome.exception()  # so that asyncio does not complain that nobody has looked at it
+                self._welcome.exception()  # so that asyncio does not report it as never retrieved
             if self.welcomed_at is None:
                 self._give_up()
 
@@ -194,7 +196,9 @@ class Connection:
         try:
             identity = identity()
             return await identity if isawaitable(identity) else identity
-        except Exception as exc:
+        except HANDLER_ERRORS as exc:
+            if is_cancelled(exc):
+                raise
             problem = f"the identity function failed: {exc!r}"
             raise WseError(ErrorCode.WS_CLIENT_ERROR, {"url": self._url}, problem) from exc
 

@@ -32,20 +32,24 @@ class Loss:
         uncertain: Messages of which nobody knows whether the server has had them, as `(type, payload)`, the oldest
             first.
         unsent: Those that the server has certainly not had.
+        forgotten: How many messages and calls before these were no longer kept, because the server took them without
+            confirming them; see the bounds of `Resume`.
     """
 
-    __slots__ = ("_send", "uncertain", "unsent", "why")
+    __slots__ = ("_send", "forgotten", "uncertain", "unsent", "why")
 
     def __init__(
         self,
         why: str,
         uncertain: list[tuple[Any, Any]],
         unsent: list[tuple[Any, Any]],
+        forgotten: int,
         send: Callable[[MessageType, Any, MessageKey | None], None],
     ) -> None:
         self.why = why
         self.uncertain = uncertain
         self.unsent = unsent
+        self.forgotten = forgotten
         self._send = send
 
     def resend(self, *, uncertain: bool = False) -> None:
@@ -135,7 +139,7 @@ class Resumption(Resuming):
             return None
         ledger = kept.ledger
         assert ledger is not None  # as above
-        if is_count(got) and ledger.base - 1 <= got <= ledger.out:
+        if is_count(got) and ledger.heard <= got <= ledger.out:
             ledger.confirm(got)
             ledger.is_certain = True
         kept.close(*self._close)
@@ -146,7 +150,10 @@ class Resumption(Resuming):
         ledger = session.ledger
         assert ledger is not None  # as above
         sent, unsent = session.plain_messages(ledger.ring), session.plain_messages(ledger.unsent)
-        return Loss(why, [], [*sent, *unsent], self._send) if ledger.is_certain else Loss(why, sent, unsent, self._send)
+        forgotten = ledger.base - 1 - ledger.heard
+        if ledger.is_certain:
+            return Loss(why, [], [*sent, *unsent], forgotten, self._send)
+        return Loss(why, sent, unsent, forgotten, self._send)
 
     def welcomed(self, session: ClientSession) -> tuple[ClientSession | None, Loss | None]:
         """The server has let the client in.

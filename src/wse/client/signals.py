@@ -21,10 +21,11 @@ class ClientSignals:
         connected: `()`: the socket is open; the welcome is still to come.
         ready: `(welcome)`: the server has accepted the client. A listener that is added while the client is connected
             gets that welcome at once, and `wait` returns it.
-        resumed: `(welcome)`: the client is back with its session: nothing was lost. `ready` does not fire then, except
-            for listeners that have been added meanwhile.
-        lost: `(loss)`: the session has ended, and the server may not have had everything; see `Loss`. When the client
-            has come back with a new session, `ready` follows. Not fired after the application's own `close`.
+        resumed: `(welcome)`: the client is connected again with its session, and nothing was lost. `ready` does not
+            fire then, except for listeners that were added while the client was disconnected.
+        lost: `(loss)`: the session has ended, and the server may not have received everything; see `Loss`. If the
+            client is connected again with a new session, `ready` follows. It does not fire after the application's own
+            `close`.
         closed: `(code, reason)`: the connection has ended.
         error: `(err)`: something has failed. `err` is a `WseError`, with the original exception as `__cause__`. Without
             a listener, errors are logged.

@@ -35,9 +35,9 @@ class Overflow(StrEnum):
 class Limits:
     """Limits on the messages, calls and connections of peers; `None` means no limit.
 
-    A peer that exceeds a limit learns which one: its call is answered with `wse.limit-exceeded` and the limit's name,
-    or its connection is closed with a reason of its own (`CloseReason`). The excess is reported on `error`, once for
-    each connection and limit, and counted every time (`WseServer.stats`).
+    A peer that exceeds a limit learns which one. Its call is answered with `wse.limit-exceeded` and the limit's name,
+    or its connection is closed with a reason that names the limit (`CloseReason`). The excess is reported on `error`,
+    once for each connection and limit, and counted every time (`WseServer.stats`).
 
     Args:
         message_size: The largest message, in bytes, before and after inflation. The default of 1 MiB is far above a

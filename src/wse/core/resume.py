@@ -7,24 +7,27 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Resume:
-    """How long a session is kept without a connection, and how much of it.
+    """The limits for sessions that are kept without a connection.
 
-    A client that asks for it keeps its session over a lost connection: messages and calls of both sides that were under
-    way arrive once, in order, when it is back. What cannot be kept ends the session, and the client is told.
+    A client that asks for it keeps its session over a lost connection. Messages and calls of both sides that were under
+    way then arrive once, in order, when the client is back. If too much must be kept, the session ends, and the client
+    learns this.
 
     Args:
-        window: Seconds for which a session is kept without a connection. 60: a lift, a tunnel, a router that restarts.
-            A client may ask for less. The user counts as connected meanwhile, and `left` fires after that time.
-        bytes: Bytes of messages that are kept for one session until its peer has confirmed them, and of those that
-            wait for its return. 256 KiB. More while connected costs the session its return, not its connection; more
-            while it is away ends it.
-        messages: The same as a number of messages.
-        detached: Sessions without a connection, at a server. With more, the one that has been away longest ends.
-        retained: Bytes that all sessions of a server keep together; a message to many counts once for all of them and
+        window: Seconds for which a session is kept without a connection. The default of 60 is enough for a lift, a
+            tunnel or a router that restarts. A client may ask for less. The user counts as connected during that time,
+            and `left` fires after it.
+        bytes: Bytes of messages that are kept for one session: those that its peer has not confirmed yet, and those
+            that wait for its return. If there are more while it is connected, the session cannot be resumed, but stays
+            connected. If there are more while it is disconnected, the session ends.
+        messages: The limit for the same messages by number.
+        detached: Sessions without a connection, at a server. If there are more, the session that has been disconnected
+            longest ends.
+        retained: Bytes that all sessions of a server keep together. A message to many counts once for all of them, and
             64 bytes for each.
 
     Raises:
-        ValueError: A bound that is not positive.
+        ValueError: A limit is not positive.
     """
 
     window: float = 60

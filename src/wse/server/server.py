@@ -30,7 +30,7 @@ from wse.protocols.json import WseJSON
 from wse.protocols.msgpack import WseMsgpack
 from wse.scheduler import AsyncioScheduler
 from wse.server.acceptor import ServerAcceptor
-from wse.server.files import StaticFile, js_client_path
+from wse.server.files import JS_MODULES, StaticFile, js_client_path
 from wse.server.handling import Handling
 from wse.server.lifecycle import LIFESPAN_GRACE, Lifecycle, ListenerOptions, commanded, serve_until_signal
 from wse.server.messaging import Messaging
@@ -74,7 +74,7 @@ class WseServer(Handling, Messaging):
             request comes from one of these.
         compression: Compresses messages of 1 KiB and more for clients that support permessage-deflate. It is off by
             default, because on a fast network it costs far more time than it saves.
-        serve_client: Serve the JavaScript client at `/wse.js`, and its module for tabs at `/wse-share.js`.
+        serve_client: Serve the JavaScript client at `/wse.js`, and the modules that it loads beside it.
         files: Files to send in answer to plain GETs, by path: `{"/": "index.html"}`.
         overflow: The policy, by message type, for messages to a device that reads too slowly; see `Overflow`. Messages
             of other types close its connection when `limits.send_buffer` is reached.
@@ -85,8 +85,8 @@ class WseServer(Handling, Messaging):
         broker: Joins this server to a cluster: a broker's URL, `nats://...` or `redis://...`, or a broker. By default
             the server is not part of a cluster.
         cluster: Times and bounds of the cluster.
-        resume: How long and how much is kept of the session of a client that has lost its connection, if the client
-            asks for that; `False` keeps nothing. Other clients cost nothing.
+        resume: The limits for keeping the session of a client that has lost its connection, if the client asks for
+            that; `False` keeps nothing. Clients that do not ask cost nothing.
         expose_errors: The part of an exception that the caller of a failing procedure receives; see `ExposeErrors`.
         debug: Also send the stack traces of failing procedures to their callers.
 
@@ -151,8 +151,7 @@ class WseServer(Handling, Messaging):
         self._acceptor = ServerAcceptor(self._hub, Admission(origins, trusted_proxies), heartbeat)
         served = {at: StaticFile(Path(file)) for at, file in (files or {}).items()}
         if serve_client:
-            served["/wse.js"] = StaticFile(js_client_path())
-            served["/wse-share.js"] = StaticFile(js_client_path().with_name("wse-share.js"))
+            served |= {f"/{name}": StaticFile(js_client_path().with_name(name)) for name in JS_MODULES}
         self._lifecycle = Lifecycle(
             self._hub,
             self._scheduler,

@@ -22,7 +22,8 @@ class ServerSignals:
         connected: `(conn)`: a device has connected.
         disconnected: `(conn, code, reason)`: a device has disconnected, and its session has ended.
         detached: `(conn, code, reason)`: a device has lost its connection, and its session waits for its return.
-        resumed: `(conn)`: the device is back. It may have returned before the loss was noticed, without `detached`.
+        resumed: `(conn)`: the device is connected again with its session. `detached` did not fire before if the device
+            returned before the server noticed the loss.
         ignored: `(conn, type, payload)`: a message without a listener has arrived.
         error: `(err, conn)`: something has failed. `err` is a `WseError`, with the original exception as `__cause__`;
             `conn` may be None. Without a listener, errors are logged.

@@ -1,4 +1,4 @@
-"""WebSockets inside an aiohttp application. Needs `pip install wse[aiohttp]`."""
+"""WebSockets inside an aiohttp application. Needs the extra `wse[aiohttp]`."""
 
 from __future__ import annotations
 

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from wse.core.session.session import Session
 
 ASK_BEFORE = 60.0
-"""Seconds before its end at which the client of a session is asked for a fresh identity; of a session that lasts less
-than twice as long, at half of its time."""
+"""Seconds before the end of a session at which its client is asked for a fresh identity. If the session lasts less than
+twice as long, the client is asked halfway through."""
 
 CHECK_EVERY = 3600.0
 """Seconds after which a session looks at the clock again, which may have been set, or have stopped with the machine."""
@@ -171,7 +171,7 @@ class AuthExtension(Extension):
     def _identity_came(self, session: ServerSession, identity: Any, stamp: Any) -> None:
         expiry, handler = session.expiry, self.reauthenticate
         if expiry is None or handler is None or not expiry.is_asked:
-            return  # nobody asked
+            return  # the client was not asked
         expiry.is_asked = False
         run_handler(session, self._handle, (handler, session, identity), self._failed, session)
 

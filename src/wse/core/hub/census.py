@@ -1,4 +1,4 @@
-"""What a server has done and what it holds, as numbers."""
+"""The numbers of `server.stats()`: the counters of a server, and its present state."""
 
 from __future__ import annotations
 

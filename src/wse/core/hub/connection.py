@@ -280,15 +280,15 @@ class WseConnection:
 
     @property
     def attached(self) -> bool:
-        """Whether it has a socket. A session that outlives its socket is without one until its client is back: messages
-        and calls wait meanwhile.
+        """Whether the device is connected. If its session outlives a lost connection, this is `False` until the client
+        has reconnected. Messages and calls wait during that time.
         """
         ledger = self._session.ledger
         return ledger is None or ledger.is_attached
 
     async def flush(self, timeout: float | None = None) -> None:
-        """Wait until the device has handled everything that has been sent to it until now. Its async handlers need not
-        have ended. This goes on while the device is away.
+        """Wait until the device has handled everything that was sent to it before this call. Its async handlers need
+        not have ended. The wait continues while the device is disconnected.
 
         Args:
             timeout: Seconds; `None` waits until the session ends.
@@ -301,9 +301,10 @@ class WseConnection:
         await self._session.flush(timeout)
 
     def undelivered(self) -> list[tuple[Any, Any]]:
-        """The messages that the device has not confirmed, as `(type, payload)`, the oldest first; for a listener of
-        `disconnected` that stores them or sends them by other means. The device may have handled some of them. Empty
-        for a client that has not asked for a session that outlives its connection.
+        """Return the messages that the device has not confirmed, as `(type, payload)`, the oldest first.
+
+        A listener of `disconnected` may store them, or send them by other means. The device may have handled some of
+        them. The list is empty if the client has not asked for a session that outlives its connection.
         """
         return self._session.undelivered()
 

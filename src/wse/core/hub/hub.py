@@ -297,7 +297,7 @@ class Hub:
             conn_id, cid = excluded(exclude)
             conns = without(conns, conn_id, cid)
         self.network.send(kind, name, conns, type, payload, conn_id, cid, key)
-        if not self.started:  # then nobody was reached, and the message was found to be in order
+        if not self.started:  # the message is valid, but has reached no client
             raise WseError(ErrorCode.NOT_STARTED)
 
     def drop_client(self, cid: ClientId, reason: str, code: int) -> None:

@@ -22,10 +22,10 @@ if TYPE_CHECKING:
     from wse.core.session.leftover import Leftover
 
 CLOSES_PER_SECOND = 1000
-"""Connections closed in a second when a server ends: as many as another server can let in at that time."""
+"""Connections closed in a second when a server ends: as many as another server can accept in that time."""
 
 CLOSED_WITHIN = 15.0
-"""Seconds until the last connection is closed, however many there are: the end of a server must not take for ever."""
+"""Seconds until the last connection is closed, for any number of connections."""
 
 
 class Sockets:
@@ -37,7 +37,7 @@ class Sockets:
 
     Attributes:
         open: The sessions.
-        unauthenticated: How many of them have not been let in, and have not ended.
+        unauthenticated: The number of them that have been neither accepted nor ended.
         by_address: How many of them each address has, where there is a limit.
         leftovers: Sockets that their session has left behind, and that have a moment to close.
         closing: The code and the reason with which new connections are closed, when the server ends.

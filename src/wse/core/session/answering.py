@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 from wse.core.session.error_answers import encode_error
 from wse.core.session.handlers import Handlers
 from wse.core.session.output import EASY_SIZE, Output
-from wse.core.session.signals import handler_of
+from wse.core.session.signals import HANDLER_ERRORS, handler_of
 from wse.errors import ErrorCode, WseError
-from wse.types import MessageType
+from wse.tasks import is_cancelled
+from wse.types import MessageType, ReadyState
 
 if TYPE_CHECKING:
     import asyncio
@@ -36,10 +37,15 @@ class Answering(Output):
 
     def spawn(self, coroutine: Coroutine[Any, Any, Any]) -> None:
         """Run an async handler, which may outlive the connection by `Limits.handler_linger`."""
-        handlers = self._own_handlers
+        handlers = self._handlers
+        if handlers is None:
+            handlers = self._own_handlers
         task = handlers.run(coroutine)
-        if task is None:
-            return
+        if task is not None and (self.ready_state is not ReadyState.OPEN or self._handlers is not handlers):
+            self._place(task, handlers)
+
+    def _place(self, task: asyncio.Task[Any], handlers: Handlers) -> None:
+        """See to a handler in the first step of which the socket has closed or become another session's."""
         if self._handlers is not None and self._handlers is not handlers:
             self._handlers.add((task,))  # it has accepted a client whose session goes on
         elif self.ended:
@@ -92,12 +98,12 @@ class Answering(Output):
     async def _answer_later(self, awaitable: Any, name: MessageType, payload: Any, stamp: Any) -> None:
         try:
             result = await awaitable
-        except Exception as exc:
-            self._procedure_failed(exc, name, payload, stamp)
         except BaseException as exc:
-            # Cancelled from within, or with the server: the caller must not wait for its timeout.
-            self._answer_error(exc, name, payload, stamp)
-            raise
+            if isinstance(exc, HANDLER_ERRORS) and not is_cancelled(exc):
+                self._procedure_failed(exc, name, payload, stamp)
+            else:  # with the server, for example: the caller must not wait for its timeout
+                self._answer_error(exc, name, payload, stamp)
+                raise
         else:
             self._answer(result, name, payload, stamp)
         finally:

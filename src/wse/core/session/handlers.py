@@ -38,7 +38,8 @@ class Handlers:
         task = self._scheduler.start(coroutine)
         if task.done():
             return None
-        self.add((task,))
+        self.tasks.add(task)
+        task.add_done_callback(self.tasks.discard)
         return task
 
     def add(self, tasks: Iterable[asyncio.Task[Any]]) -> None:

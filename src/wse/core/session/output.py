@@ -1,4 +1,4 @@
-"""What leaves on a connection: messages are written, or wait for a slow receiver, within what the peer takes."""
+"""The output of a connection: messages are written, or wait for a slow receiver, up to the size that the peer takes."""
 
 from __future__ import annotations
 
@@ -108,8 +108,8 @@ class Output:
     async def drain(self) -> None:
         """Wait until the socket takes more; returns at once when the connection has ended.
 
-        What was written in this turn of the event loop leaves first, so a producer that drains between its messages
-        is held to the peer's pace.
+        Messages that were written in this turn of the event loop leave first. So a producer that drains between its
+        messages sends at the peer's pace.
         """
         scheduler = self.endpoint.scheduler
         turn = scheduler.create_future()
@@ -268,7 +268,7 @@ class Output:
     def _report_once(
         self, what: str, error: ErrorCode, details: dict[str, Any], reason: CloseReason | None, code: int
     ) -> None:
-        """Report it the first time only: a peer that goes on must not flood the application's reports."""
+        """Report it the first time only, so that a peer cannot flood the application with reports."""
         if what not in self._exceeded:
             self._exceeded += (what,)
             close = {} if reason is None else {"close": [code, str(reason)]}

@@ -132,13 +132,13 @@ class PendingCalls:
         self._waiting[stamp].message = message
 
     def resolve(self, stamp: Any, result: Any) -> None:
-        """Settle a call with its result. An unknown stamp is dropped in silence (WIRE.md section 4)."""
+        """Settle a call with its result. An unknown stamp is ignored (WIRE.md section 4)."""
         pending = self.discard(stamp)
         if pending is not None and not pending.future.done():
             pending.future.set_result(result)
 
     def reject(self, stamp: Any, error: WseError) -> None:
-        """Settle a call with an error. An unknown stamp is dropped in silence (WIRE.md section 4)."""
+        """Settle a call with an error. An unknown stamp is ignored (WIRE.md section 4)."""
         pending = self.discard(stamp)
         if pending is not None and not pending.future.done():
             pending.future.set_exception(error)
@@ -155,9 +155,10 @@ class PendingCalls:
 
     def forget(self, stamp: Any) -> None:
         """The same, and take its message back if it has not arrived."""
-        pending = self.discard(stamp)
-        if pending is not None:
-            self._arrived(pending)
+        if stamp in self._waiting:  # most have been answered
+            pending = self.discard(stamp)
+            if pending is not None:
+                self._arrived(pending)
 
     def _arrived(self, pending: _Pending) -> dict[str, bool | None]:
         """What is known about the arrival of a call, for the details of its error; the call is taken back."""

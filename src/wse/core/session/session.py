@@ -269,8 +269,6 @@ class Session(Answering):
             error.details["rp"] = name
             raise error
         stamp, future = calls.add(name, timeout)
-        if self.ledger is not None:
-            calls.withdraw = self._withdraw
         problem = "the payload cannot be encoded"
         try:
             data = self._encode((name, payload, stamp))
@@ -279,6 +277,7 @@ class Session(Answering):
                 self.check_size(data, {"rp": name})
             self._write(data)
             if self.ledger is not None:
+                calls.withdraw = self._withdraw
                 calls.note(stamp, self._outbox.newest if self._outbox else self.ledger.newest)
         except Exception as exc:
             calls.discard(stamp)

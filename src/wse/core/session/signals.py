@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVarTuple, overload
 
 from wse.errors import ErrorCode, HandlerError
+from wse.tasks import is_cancelled
 from wse.types import F, MessageType
 
 if TYPE_CHECKING:
@@ -24,7 +25,7 @@ Ts = TypeVarTuple("Ts")
 _WSE = str(Path(__file__).parent.parent.parent)
 
 HANDLER_ERRORS = (Exception, CancelledError)
-"""The exceptions of plain handlers that are reported; the second comes from the result of a cancelled future."""
+"""The exceptions of handlers that are reported; the second comes from a future or task that was cancelled."""
 
 _INJECTION = re.compile(r"\b(Depends|Security)\(")
 """In an annotation that is text and has no value."""
@@ -82,12 +83,12 @@ def _signature(fn: Callable[..., Any]) -> inspect.Signature:
     """
     try:
         return inspect.signature(fn, eval_str=True)
-    except Exception:  # whatever the text raises, a name that is imported for type checkers only, for example
+    except Exception:  # any exception: the text may use a name that is imported for type checkers only
         return inspect.signature(fn)
 
 
 def _is_injected(parameter: inspect.Parameter) -> bool:
-    """Whether a web framework, such as FastAPI, would fill a parameter: `Depends(...)`, `Query(...)` and the like."""
+    """Whether a web framework, such as FastAPI, would fill a parameter: `Depends(...)`, `Query(...)` and others."""
     annotation = parameter.annotation
     if isinstance(annotation, str) and _INJECTION.search(annotation):
         return True
@@ -130,7 +131,9 @@ async def settle(awaitable: Any, failed: Failed, *context: Any) -> None:
     """Await an async handler; its exception goes to `failed(exception, *context)`."""
     try:
         await awaitable
-    except Exception as exc:
+    except HANDLER_ERRORS as exc:
+        if is_cancelled(exc):
+            raise
         failed(exc, *context)
 
 

@@ -133,6 +133,6 @@ class PicowsClientLink(PicowsLink):
 
 
 async def _retrieve_exception(transport: picows.WSTransport) -> None:
-    """Retrieve the exception that picows keeps, or asyncio complains that nobody has."""
+    """Retrieve the exception that picows keeps, so that asyncio does not report it as never retrieved."""
     with contextlib.suppress(Exception):
         await transport.wait_disconnected()

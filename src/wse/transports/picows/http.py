@@ -17,6 +17,7 @@ from wse.core.admission import is_host
 from wse.transports.request import CompactHeaders, decode_header, tokens
 
 _TOKEN = rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+"  # RFC 9110, 5.6.2
+_BEGINNING = re.compile(_TOKEN)
 _REQUEST_LINE = re.compile(rb"(%b) ([^\x00-\x20\x7f]+) HTTP/([0-9])\.([0-9])(?=\r\n|\Z)" % _TOKEN)
 _FIELD_LINE = re.compile(  # its quantifiers are possessive, so that a line which does not match costs no more
     rf"\r\n({_TOKEN.decode()}):[ \t]*+((?:[^\x00-\x08\x0a-\x1f\x7f]*[^\x00-\x20\x7f])?+)[ \t]*+(?=\r\n|\Z)"
@@ -38,6 +39,11 @@ class HttpError(Exception):
         super().__init__(status)
         self.status = status
         self.headers = headers or {}
+
+
+def is_hopeless(received: bytes | bytearray) -> bool:
+    """Whether these bytes cannot become a request: they are TLS, for example, or a line ends with a line feed only."""
+    return _BEGINNING.match(received) is None or received.count(b"\n") > received.count(b"\r\n")
 
 
 class HttpHead:
