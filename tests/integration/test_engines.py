@@ -159,6 +159,24 @@ async def test_prefixes_keep_applications_apart(cluster):
     assert await one.broker.online() == 1
 
 
+async def test_what_is_published_in_one_turn_leaves_in_one_write(cluster):
+    one, two = await cluster.nodes(2, "talk")
+    connection = one.broker._connection
+    wire = connection._wire if hasattr(connection, "_wire") else connection._commands
+    write, sizes = wire.write, []
+
+    def counted(data):
+        sizes.append(len(data))
+        write(data)
+
+    wire.write = counted
+    for n in range(10):
+        one.broker.publish("talk", b"x" * 1000 + b"%d" % n)
+    await two.until("received", "talk", b"x" * 1000 + b"9")
+    assert [size for size in sizes if size > 1000] == [max(sizes)]
+    assert [data[1000:] for _, data in two.all("received")] == [b"%d" % n for n in range(10)]
+
+
 # Engines in trouble.
 
 
