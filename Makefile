@@ -8,7 +8,7 @@ STAMP := $(VENV)/.setup-stamp
 # Tests start many processes. Without bytecode each of them would compile everything anew.
 unexport PYTHONDONTWRITEBYTECODE
 
-# The JavaScript client is tested where Node.js is; without it, that part is skipped, and said to be.
+# The JavaScript client needs Node.js. Without it, these steps are skipped with a message.
 NPM := $(shell command -v npm 2>/dev/null)
 JS_STAMP := js/node_modules/.setup-stamp
 ifeq ($(NPM),)
@@ -23,7 +23,7 @@ endif
 
 setup: $(STAMP) $(JS_READY)
 
-# What the demo needs, which is what users have.
+# The environment of the demo, which is that of users.
 $(RUN_STAMP): pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "WSE needs Python 3.11 or later: make PYTHON=python3.12 ...")'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -31,7 +31,7 @@ $(RUN_STAMP): pyproject.toml
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[scram]'
 	@touch $(RUN_STAMP)
 
-# What tests, linters and the documentation need beside.
+# The environment of tests, linters and the documentation.
 $(STAMP): $(RUN_STAMP) tests/browser/install_chromium.sh tests/deploy/install_proxies.sh
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[scram,aiohttp,nats,redis,cli,uvloop]' --group dev
 	@sh tests/browser/install_chromium.sh
@@ -45,7 +45,7 @@ $(JS_STAMP): js/package-lock.json
 demo: $(RUN_STAMP)  ## a chat server on port 4200 with three devices, then yours
 	$(BIN)/python examples/chat/demo.py $(ARGS)
 
-test: test-python test-js  ## all tests but the slow ones
+test: test-python test-js  ## all tests except the slow ones
 
 test-python: $(STAMP)  ## on all cores, with branch coverage
 	$(BIN)/python -m coverage erase
@@ -56,13 +56,13 @@ test-python: $(STAMP)  ## on all cores, with branch coverage
 test-js: $(STAMP) $(JS_READY)
 	$(call js,tests,test)
 
-test-slow: $(STAMP)  ## one after the other: some of them measure
+test-slow: $(STAMP)  ## the slow tests, one after the other, because some of them measure
 	$(BIN)/python -m pytest -m slow $(ARGS)
 
-autobahn: $(STAMP)  ## RFC 6455 and 7692 by the Autobahn TestSuite; ARGS=--full for the longest cases, too
+autobahn: $(STAMP)  ## RFC 6455 and 7692 by the Autobahn TestSuite; ARGS=--full adds the longest cases
 	$(BIN)/python tests/autobahn/run.py $(ARGS)
 
-soak: $(STAMP)  ## ten minutes of 2,000 clients that come, talk, call and go
+soak: $(STAMP)  ## ten minutes of 2,000 clients that connect, send messages, call and leave
 	$(BIN)/python tests/soak/soak.py $(ARGS)
 
 chaos: $(STAMP)  ## clusters under faults, on both engines; ARGS="--engine nats --nemesis kill --seconds 30" for less
@@ -84,23 +84,23 @@ format: $(STAMP)
 docs: $(STAMP)  ## the documentation, into site/
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
-instructions: $(STAMP)  ## of the core path, compared with what was recorded for this build of Python
+instructions: $(STAMP)  ## instruction counts of the core, compared with those recorded for this build of Python
 	$(BIN)/python bench/instructions.py $(ARGS)
 
-bench: $(STAMP)  ## ours and the peers, side by side
+bench: $(STAMP)  ## WSE and other servers, side by side
 	$(BIN)/python bench/run.py $(ARGS)
 
 .PHONY: bench-cluster
-bench-cluster: $(STAMP)  ## several nodes, beside one alone and beside the peers
+bench-cluster: $(STAMP)  ## a cluster, compared with a single node and with other libraries
 	$(BIN)/python bench/cluster.py $(ARGS)
 
-# atheris is large, so only this brings it; where it has no wheel, seeds are changed at random instead.
+# atheris is large, so only this target installs it. Without a wheel for it, seeds are changed at random instead.
 FUZZ_STAMP := $(VENV)/.fuzz-stamp
 $(FUZZ_STAMP): $(STAMP)
 	-$(BIN)/python -m pip install --quiet --disable-pip-version-check --only-binary :all: --group fuzz
 	@touch $(FUZZ_STAMP)
 
-fuzz: $(FUZZ_STAMP)  ## ten minutes of inputs that nobody thought of; ARGS="--seconds 60 --least 0 server" for less
+fuzz: $(FUZZ_STAMP)  ## ten minutes of random inputs; ARGS="--seconds 60 --least 0 server" for less
 	PYTHONPATH=tests $(BIN)/python -m fuzz $(ARGS)
 
 # mutmut changes one module in many small ways, and runs the tests that reach each change.
@@ -109,7 +109,7 @@ $(MUTANTS_STAMP): $(STAMP)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --group mutants
 	@touch $(MUTANTS_STAMP)
 
-mutants: $(MUTANTS_STAMP)  ## changes that no test notices: make mutants MODULE=src/wse/core/cluster/liveness.py
+mutants: $(MUTANTS_STAMP)  ## finds changes that no test notices: make mutants MODULE=src/wse/core/cluster/liveness.py
 	PYTHONPATH=tests $(BIN)/python -m mutants $(MODULE) $(ARGS)
 
 clean:

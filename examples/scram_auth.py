@@ -1,6 +1,6 @@
 """Passwords with SCRAM-SHA-256: neither the password nor anything that can be replayed is sent.
 
-Run:    pip install wse[scram] && python examples/scram_auth.py
+Run:    pip install "wse[scram]" && python examples/scram_auth.py
 Shows:  the right password, a wrong one and an unknown user; the values that the server stores; and that a server
         without the user's keys cannot impersonate the real one.
 """

@@ -6,6 +6,9 @@
 // A SharedSocket looks like a WebSocket to the client of its tab. The hub opens one WebSocket for all of them. It lives in
 // a SharedWorker; where there is none, in the tab that holds a Web Lock, and lines are a BroadcastChannel. Where neither
 // exists, or the protocol is not JSON, each tab has a connection of its own.
+//
+// A leading tab takes the connection with it: `pagehide` comes too late for another one to connect first. What it has not
+// taken from the other tabs is theirs to send again.
 
 const JSON_PROTOCOL = 'wse-default-json'
 const isWorker = typeof globalThis.SharedWorkerGlobalScope === 'function' && globalThis instanceof globalThis.SharedWorkerGlobalScope
@@ -15,8 +18,8 @@ const isWorker = typeof globalThis.SharedWorkerGlobalScope === 'function' && glo
 /**
  * The connection of one user to one server, and the tabs that share it.
  *
- * A tab is `{ post(message) }`. It sends `{ open: [url, protocol], lock }`, `{ data }`, `{ welcome }` and `{ close: [code,
- * reason] }`, and gets `{ open: true, joined }`, `{ data }` and `{ close: [code, reason] }`.
+ * A tab is `{ post(message) }`. It sends `{ open: [url, protocol], lock }`, `{ data, number }`, `{ welcome }` and `{ close:
+ * [code, reason] }`, and gets `{ open: true, joined }`, `{ data }`, `{ taken: number }` and `{ close: [code, reason] }`.
  */
 export class Hub {
   // In the order in which they came; the first one that has not been welcomed shakes hands with the server.
@@ -34,12 +37,12 @@ export class Hub {
     return !this.#tabs.size
   }
 
-  receive(tab, { open, data, welcome, close, lock }) {
+  receive(tab, { open, data, number, welcome, close, lock }) {
     if (open) this.#join(tab, open, lock)
     else if (!this.#tabs.has(tab)) return
     else if (close) this.leave(tab, ...close)
     else if (welcome) this.#welcomed(welcome[0])
-    else this.#send(tab, data)
+    else this.#send(tab, data, number)
   }
 
   leave(tab, code = 1000, reason = 'wse.by-client') {
@@ -103,7 +106,7 @@ export class Hub {
 
   // From a tab.
 
-  #send(tab, data) {
+  #send(tab, data, number) {
     if (!tab.hello) {
       tab.hello = data
       if (this.#welcome) this.#admit(tab)
@@ -115,6 +118,7 @@ export class Hub {
       return
     }
     const [type, payload, stamp] = JSON.parse(data)
+    if (number && this.#socket.readyState === 1) tab.post({ taken: number })
     if (!stamp) this.#socket.send(data)
     else if (type === '~wse:response' || type === '~wse:response-err') this.#answer(tab, type, payload, stamp)
     else {
@@ -239,6 +243,7 @@ const channelLine = (key, receive, changed) => {
     post: (message) => channel.postMessage({ from: id, message }),
     // What has been posted is delivered first.
     end: () => setTimeout(() => channel.close()),
+    isMortal: true,
   }
 }
 
@@ -267,21 +272,34 @@ class VirtualSocket {
   #makeLine
   #line
   #leave = () => this.close(1001)
+  // Messages, by number, that the hub has not taken. It may end with its tab, and then the next one gets them.
+  #untaken = new Map()
+  #number = 0
 
-  constructor(url, protocol, user) {
+  constructor(url, protocol, { before, ...user }) {
     this.#url = String(url)
     this.#protocol = protocol
-    this.#key = `wse:${user}:${this.#url}`
+    this.#key = `wse:${userOf(user)}:${this.#url}`
+    if (before instanceof VirtualSocket) [this.#untaken, this.#number] = [before.#untaken, before.#number]
     this.#open()
     addEventListener('pagehide', this.#leave)
   }
 
   send(data) {
-    if (this.readyState === 1) this.#line.post({ data })
+    if (this.readyState !== 1) return
+    const number = this.#line.isMortal && !data.startsWith('["~wse:') ? ++this.#number : 0
+    if (number) this.#untaken.set(number, data)
+    this.#line.post({ data, number })
+  }
+
+  /** Whether a call has not left yet, and will with the socket that replaces this one. */
+  holds(stamp) {
+    return [...this.#untaken.values()].some((data) => JSON.parse(data)[2] === stamp)
   }
 
   close(code = 1000, reason = '') {
     if (this.readyState > 1) return
+    this.#untaken.clear()
     this.#line.post({ close: [code, reason] })
     queueMicrotask(() => this.#gone(code, reason))
   }
@@ -289,6 +307,7 @@ class VirtualSocket {
   /** The client has checked the welcome, and this is the application's part of it. */
   finished(payload) {
     if (!this.joined) this.#line.post({ welcome: [payload] })
+    for (const [number, data] of this.#untaken) this.#line.post({ data, number })
   }
 
   #open() {
@@ -310,9 +329,10 @@ class VirtualSocket {
     else this.#gone(1006, '')
   }
 
-  #receive({ joined, data, close }) {
+  #receive({ joined, data, taken, close }) {
     if (this.readyState > 1) return
-    if (close) this.#gone(...close)
+    if (taken) this.#untaken.delete(taken)
+    else if (close) this.#gone(...close)
     else if (data) this.onmessage({ data })
     else {
       // Again when another tab had begun the handshake, and has left.
@@ -333,7 +353,7 @@ class VirtualSocket {
 }
 
 /** The user that a connection belongs to. If the identity is a function, it is not known here, and an empty string. */
-const userOf = ({ share, identity }) => {
+const userOf = (/** @type {any} */ { share, identity }) => {
   if (typeof share === 'string') return share
   return JSON.stringify(identity?.scram ? /n=[^,]*/.exec(identity.scram) : identity)
 }
@@ -344,11 +364,11 @@ function Shared(url, protocol, user) {
   address.protocol = address.protocol.replace('http', 'ws')
   if (protocol === JSON_PROTOCOL) {
     try {
-      if (hasWorkers) return new VirtualSocket(address, protocol, userOf(user))
+      if (hasWorkers) return new VirtualSocket(address, protocol, user)
     } catch {
       hasWorkers = false // The module is from another origin.
     }
-    if (hasChannels) return new VirtualSocket(address, protocol, userOf(user))
+    if (hasChannels) return new VirtualSocket(address, protocol, user)
   }
   return new WebSocket(address, protocol)
 }

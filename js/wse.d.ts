@@ -119,6 +119,12 @@ export interface ExtensionTypes {
   readonly auth: MessageType
   /** The reason of a refusal. */
   readonly refused: MessageType
+  /** Messages of the other side that have been handled; without these three names, no session outlives its connection. */
+  readonly ack?: MessageType
+  /** The request for an `ack`. */
+  readonly ask?: MessageType
+  /** Messages that must not be delivered any more. */
+  readonly gap?: MessageType
 }
 
 /** A message as an array `[type, payload, stamp]`; the original's protocols return one from `unpack`. */
@@ -219,6 +225,38 @@ export interface WseClientOptions {
    * not a function. Needs `wse-share.js` beside `wse.js`, and the JSON protocol.
    */
   share?: boolean | string
+  /**
+   * Keep the session over lost connections, with `reconnect`: messages and calls of both sides arrive once, in order, when the
+   * client is back in time. False by default. Needs `wse-resume.js` beside `wse.js`; not with `share`.
+   */
+  resume?: boolean | Resume
+}
+
+/** How long a session is kept without a connection, and how much of it. The server has its own settings, and may keep less. */
+export interface Resume {
+  /** Seconds; by default the server's. */
+  window?: number
+  /** Bytes of messages that are kept until the server has confirmed them, or while there is no connection; by default the server's. */
+  bytes?: number
+  /** The same as a number of messages. */
+  messages?: number
+}
+
+/** A session that has ended, and the messages of this client that it has not delivered, calls and answers apart; the oldest first. */
+export interface Loss {
+  /**
+   * Why it could not go on: `expired`, the client was away for too long; `overflow`, too much had to be kept; `ended`, the
+   * server has closed it; `unknown`, the server has no such session, after a restart for example; `off`, it keeps no sessions;
+   * `user`, the client has come back as another user; `protocol`, with another message protocol; `stuck`, the same message has
+   * broken several connections; `gap` and `mismatch`, the two sides do not fit together.
+   */
+  readonly why: string
+  /** Messages of which nobody knows whether the server has had them. */
+  readonly uncertain: { type: any; payload: any }[]
+  /** Messages that the server has certainly not had. */
+  readonly unsent: { type: any; payload: any }[]
+  /** Send the `unsent` ones again; with `uncertain`, first also those of which nobody knows, and the server may get them twice. */
+  resend(options?: { uncertain?: boolean }): void
 }
 
 /** Credentials take part in the handshake themselves. One object serves any number of connections, one after the other. */
@@ -266,6 +304,10 @@ export interface WseSignals {
   readonly connected: WseSignal<[]>
   /** The server has accepted us. A listener that is added while the client is READY is called at once, and `wait` resolves. */
   readonly ready: WseSignal<[welcome: any]>
+  /** The client is back in its session. `ready` fires only for listeners that were added meanwhile. */
+  readonly resumed: WseSignal<[welcome: any]>
+  /** A session could not go on. If another one begins, `ready` follows. */
+  readonly lost: WseSignal<[loss: Loss]>
   /** The connection has ended. */
   readonly closed: WseSignal<[code: number, reason: string]>
   /** Something has failed where nobody awaits it. Errors without a listener go to `console.error`. */
@@ -288,6 +330,8 @@ export class WseClient {
   readonly status: WseStatus
   /** The error that ended the client, if it is offline and will not try again; null after `close()`. */
   readonly gaveUp: WseError | null
+  /** Whether the last welcome was a return to the session from before. */
+  readonly recovered: boolean
   readonly protocol: Protocol
   readonly channel: WseChannel
   readonly when: WseSignals
@@ -296,7 +340,7 @@ export class WseClient {
    * Connect; resolves with the welcome. An identity that is not given is as before, with its meta.
    *
    * The identity may be a function, sync or async, which is asked at every attempt. If it fails, the attempt counts as one at a
-   * server that cannot be reached. With `reconnect`, a refusal is followed by one more attempt with a fresh identity.
+   * server that cannot be reached. A refusal is followed by one more attempt with a fresh identity, also without `reconnect`.
    *
    * Fails with a `WseError`: `CLIENT_ALREADY_CONNECTED`; `WS_CLIENT_ERROR`, no WebSocket could be opened;
    * `NOT_AUTHORIZED`, the server refused us; `CONNECTION_CLOSED`, closed before the welcome, with `code` and `reason`
@@ -319,6 +363,13 @@ export class WseClient {
   /** Wait until the client is offline and will not try again; resolves with `gaveUp`. */
   waitClosed(timeout?: number): Promise<WseError | null>
 
+  /**
+   * Wait until the server has handled everything that has been sent until now; its handlers need not have ended. Rejects with
+   * `SESSION_LOST`, with `UNSUPPORTED` if the session does not outlive its connection, or with a `TimeoutError` after
+   * `timeout` seconds.
+   */
+  flush(timeout?: number): Promise<void>
+
   /** Send a message; throws `CLIENT_NOT_READY`, `PROTOCOL_VIOLATION` (a reserved type) or `MSG_PROCESSING_ERROR` (not encodable). */
   send(type: MessageType, payload?: unknown): void
 
@@ -326,7 +377,8 @@ export class WseClient {
    * Call a procedure of the server.
    *
    * Fails with the error that the procedure threw, or `CLIENT_NOT_READY`, `PROTOCOL_VIOLATION` (a reserved name),
-   * `RP_NOT_REGISTERED`, `RP_TIMEOUT`, `RP_DISCONNECT` or `RP_SEND_FAILED`.
+   * `RP_NOT_REGISTERED`, `RP_TIMEOUT`, `RP_DISCONNECT` or `RP_SEND_FAILED`. With `resume`, `details.arrived` of a timeout or
+   * disconnect says whether the server has had the call: true, false, or null if that is not known.
    *
    * @param options timeout, or tO: seconds to wait for the answer, 0 for ever; by default the client's.
    */

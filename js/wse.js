@@ -70,7 +70,7 @@ export const WSE_STATUS = Object.freeze({
   RE_CONNECTING: 'RE_CONNECTING',
 })
 
-const isFinal = (code) => [1000, 1002, 1003, 1007, 1008, 1009, 1010].includes(code) || (code >= 3000 && code <= 4999)
+const isFinal = (code) => /^(100[023789]|1010|[34]\d{3})$/.test(code)
 const JUMP = 4000
 
 const internal_types = {
@@ -81,7 +81,7 @@ const internal_types = {
   response: '~wse:response',
   response_error: '~wse:response-err',
 }
-const extensions = { ext: '~wse:ext', auth: '~wse:auth', refused: '~wse:refused' }
+const extensions = { ext: '~wse:ext', auth: '~wse:auth', refused: '~wse:refused', ask: '~wse:ask', ack: '~wse:ack', gap: '~wse:gap' }
 
 const isFunction = (value) => typeof value === 'function'
 const isObject = (value) => typeof value === 'object' && value !== null
@@ -122,7 +122,7 @@ const expiring = (timeout, start) =>
     const timer = timeout && later(() => settled(reject)(Object.assign(new Error('timeout'), { name: 'TimeoutError' })), timeout)
   })
 
-const WAKING = ['online', 'pageshow', 'visibilitychange']
+const WAKING = ['online', 'pageshow', 'visibilitychange', 'pagehide']
 const listenTo = (how, fn) => WAKING.forEach((type) => (type[0] === 'v' ? globalThis.document : globalThis)?.[how]?.(type, fn))
 
 const run = (fn, args, failed) => {
@@ -202,9 +202,9 @@ class Emitter {
 
   of = (name) => this.all.get(name) ?? []
 
-  add = (name, fn, once) => {
+  add(name, fn, once) {
     check(fn)
-    const listener = { fn, once, gone: false }
+    const listener = { fn, once, gone: false, old: false }
     this.all.set(name, [...this.of(name), listener])
     return () => this.#remove(name, listener)
   }
@@ -213,16 +213,20 @@ class Emitter {
 
   clear = (name) => this.of(name).forEach((listener) => this.#remove(name, listener))
 
-  #remove = (name, listener) => {
+  #remove(name, listener) {
     if (listener) listener.gone = true
     const left = this.of(name).filter(({ gone }) => !gone)
     if (left.length) this.all.set(name, left)
     else this.all.delete(name)
   }
 
-  emit = (name, args, failed) => {
+  age(name) {
+    for (const listener of this.of(name)) listener.old = true
+  }
+
+  emit(name, args, failed, isForNew = false) {
     for (const listener of this.of(name)) {
-      if (listener.gone) continue
+      if (listener.gone || (isForNew && listener.old)) continue
       if (listener.once) this.#remove(name, listener)
       run(listener.fn, args, failed)
     }
@@ -243,6 +247,12 @@ export class WseClient {
   #challenge
   #gaveUp = null
   #session
+  #Ledger
+  #ledger = /** @type {any} */ (null)
+  #recovered = false
+  #before
+  #calls = new Map()
+  #stamp = 0
   #welcome
   #socketClosed
   #waiter
@@ -298,6 +308,8 @@ export class WseClient {
     this.when = {
       connected: signal('connected'),
       ready: signal('ready', () => this.#welcome),
+      resumed: signal('resumed'),
+      lost: signal('lost'),
       closed: signal('closed'),
       gaveUp,
       gave_up: gaveUp,
@@ -319,31 +331,44 @@ export class WseClient {
     return this.#gaveUp
   }
 
+  get recovered() {
+    return this.#recovered
+  }
+
   send(type, payload) {
-    const { ws } = this.#ready()
+    const out = this.#ready()
     this.#checkType(type)
-    ws.send(this.#encode(type, payload))
+    out.send(this.#encode(type, payload))
   }
 
   async call(rp, payload, { tO = this.#options.timeout, timeout = tO } = {}) {
-    const session = this.#ready()
+    const out = this.#ready()
     this.#checkType(rp)
-    const { ws, calls } = session
-    const stamp = ++session.stamp
+    const stamp = ++this.#stamp
     return new Promise((resolve, reject) => {
+      let sent
       try {
-        ws.send(this.#pack(rp, payload, stamp))
+        sent = out.send(this.#pack(rp, payload, stamp))
       } catch (cause) {
         throw new WseError(WSE_ERROR.RP_SEND_FAILED, { rp }, '', cause)
       }
       const settle = (error, result) => {
         clearTimeout(timer)
-        calls.delete(stamp)
+        this.#calls.delete(stamp)
         if (error) reject(error)
         else resolve(result)
       }
-      const timer = timeout && later(() => settle(new WseError(WSE_ERROR.RP_TIMEOUT, { rp, timeout })), timeout)
-      calls.set(stamp, { rp, settle })
+      const timer = timeout && later(() => settle(new WseError(WSE_ERROR.RP_TIMEOUT, { rp, timeout, ...(sent && { arrived: out.withdraw(sent) }) })), timeout)
+      this.#calls.set(stamp, { rp, sent, settle })
+    })
+  }
+
+  async flush(timeout) {
+    const ledger = this.#ledger
+    if (!ledger) throw new WseError(WSE_ERROR.UNSUPPORTED, { extension: 'resume' })
+    return expiring(timeout, (resolve, reject) => {
+      ledger.flush().then((isHandled) => (isHandled ? resolve() : reject(new WseError(WSE_ERROR.SESSION_LOST))))
+      return () => {}
     })
   }
 
@@ -373,7 +398,10 @@ export class WseClient {
     this.#options.url = url
     // The meta of one identity is not that of the next.
     if (identity !== undefined || meta !== undefined) this.#meta = meta || {}
-    if (identity !== undefined) this.#identity = identity
+    if (identity !== undefined) {
+      this.#identity = identity
+      this.#lose()
+    }
     this.#forgive()
     this.#gaveUp = null
     this.#isLive = true
@@ -384,6 +412,7 @@ export class WseClient {
       this.#waiter = { resolve, reject }
       if (this.#session) this.#leave(this.#session, JUMP, 'jump')
       else {
+        this.#disconnect(JUMP, 'jump')
         if (this.#status !== WSE_STATUS.RE_CONNECTING) this.#update(WSE_STATUS.CONNECTING)
         if (epoch === this.#epoch) this.#attempt()
       }
@@ -427,13 +456,34 @@ export class WseClient {
     this.#isRefused = false
   }
 
-  #end = (error) => {
+  #end(error) {
     this.#isLive = false
     listenTo('removeEventListener', this.#wake)
+    this.#disconnect(1000, error.details.reason)
+    this.#lose()
     this.#emit('ended', error)
   }
 
-  #settle = (error, welcome) => {
+  // A ledger, or a shared socket, holds what the next connection will bring.
+  #disconnect(code, reason, before, got) {
+    this.#before = before
+    for (const [stamp, { rp, sent, settle }] of this.#calls) {
+      const arrived = sent && { arrived: this.#ledger.hasArrived(sent, got) }
+      if (!before?.holds?.(stamp)) settle(new WseError(WSE_ERROR.RP_DISCONNECT, { rp, disconnected: [code, reason], ...arrived }))
+    }
+    if (!this.#calls.size) this.#stamp = 0
+  }
+
+  // The session is over that would have outlived its connection.
+  #lose(lost = { why: 'ended' }) {
+    const ledger = this.#ledger
+    if (!ledger) return
+    this.#disconnect(...ledger.closed, null, lost.got)
+    this.#ledger = null
+    return ledger.end(lost, (type, payload) => this.send(type, payload))
+  }
+
+  #settle(error, welcome) {
     const waiter = this.#waiter
     this.#waiter = null
     if (error) waiter?.reject(error)
@@ -441,8 +491,10 @@ export class WseClient {
     return waiter
   }
 
-  #wake = ({ type }) => {
-    if (type === 'visibilitychange' && globalThis.document?.visibilityState === 'hidden') return
+  #wake = ({ type, persisted }) => {
+    // A page that ends does not come back for its session.
+    if (type === 'pagehide') return void (persisted || (this.#ledger && this.close()))
+    if (type === 'visibilitychange' && globalThis.document?.hidden) return
     const session = this.#session
     if (session?.valid && this.#options.heartbeat.interval) this.#ask(session, 5)
     if (session) return
@@ -450,20 +502,24 @@ export class WseClient {
     this.#attempt()
   }
 
-  #untilSocketClosed = () => Promise.race([this.#socketClosed, new Promise((resolve) => quietly(resolve, 5))])
+  #untilSocketClosed() {
+    return Promise.race([this.#socketClosed, new Promise((resolve) => quietly(resolve, 5))])
+  }
 
   #attempt = () => {
-    const { url, timeout, share } = this.#options
+    const { url, timeout, share, resume } = this.#options
     /** @type {any} */
-    const session = (this.#session = { calls: new Map(), stamp: 0 })
+    const session = (this.#session = {})
     if (timeout) session.timer = later(() => this.#leave(session, 1006, ''), timeout)
     const open = (value) => session.ended || this.#open(session, value)
     const failed = (cause) => this.#leave(session, 1006, '', new WseError(WSE_ERROR.WS_CLIENT_ERROR, { url }, 'no identity', cause))
     let identity = this.#identity
     try {
       if (isFunction(identity)) identity = identity()
-      if (share) identity = Promise.all([identity, import('./wse-share.js')]).then(([value, { SharedSocket }]) => {
+      const module = share ? import('./wse-share.js') : resume && this.protocol.extensions?.ack && import('./wse-resume.js')
+      if (module) identity = Promise.all([identity, module]).then(([value, { SharedSocket, Ledger }]) => {
         this.#options.WebSocket = SharedSocket ?? this.#options.WebSocket
+        this.#Ledger = Ledger
         return value
       })
     } catch (cause) {
@@ -473,11 +529,11 @@ export class WseClient {
     else open(identity)
   }
 
-  #open = (session, identity) => {
-    const { url, share, messageSize, WebSocket = globalThis.WebSocket } = this.#options
+  #open(session, identity) {
+    const { url, share, resume, messageSize, WebSocket = globalThis.WebSocket } = this.#options
     const { hi, challenge, welcome } = this.protocol.internal_types
-    const { refused } = this.protocol.extensions ?? {}
-    const ext = { auth: {}, ...(messageSize && { limits: { message_size: messageSize } }) }
+    const { refused, ext } = this.protocol.extensions ?? {}
+    const offers = { auth: {}, ...(messageSize && { limits: { message_size: messageSize } }), ...(this.#Ledger && { resume: { ...(resume.window && { window: resume.window }), ...this.#ledger?.claim() } }) }
     const scram = identity?.respond && identity
     const fail = (code, cause, reason) => {
       this.#leave(session, 1000, reason ?? WSE_REASON.BY_CLIENT, cause instanceof WseError ? cause : new WseError(code, { url }, '', cause), 'final')
@@ -485,8 +541,8 @@ export class WseClient {
     let hello = ''
     try {
       const shown = scram ? scram.start() : identity
-      hello = this.#encode(hi, { identity: shown, meta: this.#meta, ...(refused && { ext }) })
-      session.ws = new WebSocket(url, this.protocol.name, share && { share, identity: isFunction(this.#identity) ? '' : shown })
+      hello = this.#encode(hi, { identity: shown, meta: this.#meta, ...(refused && { ext: offers }) })
+      session.ws = new WebSocket(url, this.protocol.name, share && { share, identity: isFunction(this.#identity) ? '' : shown, before: this.#before })
     } catch (cause) {
       return fail(WSE_ERROR.WS_CLIENT_ERROR, cause)
     }
@@ -526,6 +582,7 @@ export class WseClient {
         return this.#violation(session, WSE_ERROR.MSG_PROCESSING_ERROR, cause)
       }
       if (refused && type === refused) session.refusal = Object(payload)
+      else if (this.#Ledger && type === ext && !session.valid) session.answer = Object(payload).resume
       else if (session.backlog) session.backlog.push(() => this.#receive(session, type, payload, stamp))
       else if (session.valid) this.#receive(session, type, payload, stamp)
       else if (type === challenge) {
@@ -538,12 +595,25 @@ export class WseClient {
         } catch (cause) {
           return fail(WSE_ERROR.NOT_AUTHORIZED, cause, WSE_REASON.NOT_AUTHORIZED)
         }
-        this.#welcomed(session, payload)
+        try {
+          this.#welcomed(session, payload)
+        } catch (cause) {
+          const loss = this.#lose({ why: 'mismatch' })
+          this.#violation(session, WSE_ERROR.PROTOCOL_VIOLATION, cause)
+          this.#emit('lost', loss)
+        }
       }
     }
   }
 
-  #welcomed = (session, welcome) => {
+  #welcomed(session, welcome) {
+    const { answer, ws } = session
+    const old = this.#ledger
+    const lost = old?.lost(answer)
+    const isResumed = old && !lost
+    const loss = isResumed ? old.resume(answer, ws) : this.#lose(lost)
+    if (answer && !isResumed) this.#ledger = new this.#Ledger(answer, ws, this.#options.resume, this.protocol)
+    session.ledger = this.#ledger
     clearTimeout(session.timer)
     session.valid = true
     session.timer = quietly(this.#forgive, 10)
@@ -553,38 +623,46 @@ export class WseClient {
       session.backlog = null
       for (const deliver of backlog) if (!session.ended) deliver()
     })
+    this.#recovered = isResumed
     this.#settle(null, welcome)
     this.#update(WSE_STATUS.READY)
     if (session.ended) return
     this.#welcome = [welcome]
-    this.#emit('ready', welcome)
+    if (isResumed) this.#emit('resumed', welcome)
+    if (loss) this.#emit('lost', loss)
+    if (!session.ended) this.#signals.emit('ready', [welcome], this.#failed('ready'), isResumed)
   }
 
   // `how`: 'own' (close), 'final' (not tried again) or ''.
-  #leave = (session, code, reason, error, how = '') => {
-    const { ws, opened, valid, calls, timer, pulse, refusal, ended } = session
+  #leave(session, code, reason, error, how = '') {
+    const { ws, opened, valid, timer, pulse, refusal, ended } = session
     if (ended) return
     session.ended = true // Node 22 tells an error in close()
     try {
-      ws?.close(code === JUMP ? code : 1000, reason)
+      // A session ends with 1000, and outlives a close without a code.
+      if (code === 1006 && this.#ledger) ws?.close()
+      else ws?.close(code === JUMP ? code : 1000, reason)
     } catch {
       // left all the same
     }
     this.#session = this.#welcome = null
     clearTimeout(timer)
     clearTimeout(pulse)
-    for (const { rp, settle } of calls.values()) settle(new WseError(WSE_ERROR.RP_DISCONNECT, { rp, disconnected: [code, reason] }))
 
-    const isRefusal = reason === WSE_REASON.NOT_AUTHORIZED
-    const details = { code, reason, ...(isRefusal && refusal) }
-    error ??= opened ? new WseError(isRefusal ? WSE_ERROR.NOT_AUTHORIZED : WSE_ERROR.CONNECTION_CLOSED, details) : new WseError(WSE_ERROR.WS_CLIENT_ERROR, { url: this.url })
+    if (!opened) error ??= new WseError(WSE_ERROR.WS_CLIENT_ERROR, { url: this.url })
+    else if (reason === WSE_REASON.NOT_AUTHORIZED) error ??= new WseError(WSE_ERROR.NOT_AUTHORIZED, { code, reason, ...refusal })
+    else error ??= new WseError(WSE_ERROR.CONNECTION_CLOSED, { code, reason })
     if (reason === WSE_REASON.CLIENTS_CONCURRENCY) this.#warn()
 
     const epoch = this.#epoch
     const isObeyed = () => epoch !== this.#epoch
     const again = !how && this.#isRetried(code, reason, refusal)
+    this.#ledger?.detach(code, reason)
+    if (valid) this.#signals.age('ready')
+    this.#disconnect(code, reason, again && !isObeyed() && (this.#ledger ?? ws ?? this.#before))
     if (isObeyed()) return
     let told = valid || how === 'own'
+    const loss = again ? null : this.#lose()
     if (!again) {
       if (how !== 'own') this.#gaveUp = error
       this.#end(error)
@@ -593,6 +671,7 @@ export class WseClient {
     const wasReady = this.#status === WSE_STATUS.READY
     if (wasReady || !again) this.#update(WSE_STATUS.OFFLINE)
     if (opened) this.#emit('closed', code, reason)
+    if (loss && how !== 'own' && !isObeyed()) this.#emit('lost', loss)
     if (!told && !isObeyed()) this.#report(error)
     if (this.#gaveUp && !isObeyed()) this.#emit('gaveUp', error)
     if (again && !isObeyed()) this.#update(WSE_STATUS.RE_CONNECTING)
@@ -604,13 +683,14 @@ export class WseClient {
     }
   }
 
-  #isRetried = (code, reason, refusal) => {
+  #isRetried(code, reason, refusal) {
     const { reconnect, retry } = this.#options
     if (code === JUMP) return this.#failures ? true : 'at once'
     try {
       if (reconnect && retry) return retry(code, reason) === true
     } catch (cause) {
       this.#failed('retry')(cause)
+      return !isFinal(code)
     }
     if (reason !== WSE_REASON.NOT_AUTHORIZED) return reconnect && !isFinal(code)
     if (reconnect && refusal?.retry === true) return true
@@ -621,18 +701,19 @@ export class WseClient {
 
   // Silence.
 
-  #watch = (session) => {
+  #watch(session) {
     const { interval, timeout } = this.#options.heartbeat
     session.heard = false
     if (interval && !session.ended) session.pulse = quietly(() => (session.heard ? this.#watch(session) : this.#ask(session, timeout)), interval)
   }
 
-  #ask = (session, seconds) => {
+  #ask(session, seconds) {
     const { call } = this.protocol.internal_types
     clearTimeout(session.pulse)
     session.heard = false
     try {
-      session.ws.send(this.#pack(isText(call) ? '~wse:ping' : call, null, ++session.stamp))
+      if (session.ledger) session.ledger.ask()
+      else session.ws.send(this.#pack(isText(call) ? '~wse:ping' : call, null, ++this.#stamp))
     } catch (cause) {
       return this.#failed('heartbeat')(cause)
     }
@@ -641,9 +722,14 @@ export class WseClient {
 
   // Messages and calls.
 
-  #receive = (session, type, payload, stamp) => {
+  #receive(session, type, payload, stamp) {
     const { response, response_error } = this.protocol.internal_types
     const { code, details, message } = Object(payload)
+    try {
+      if (session.ledger?.receive(type, payload)) return
+    } catch (cause) {
+      return this.#violation(session, WSE_ERROR.PROTOCOL_VIOLATION, cause)
+    }
     if (isObject(type)) {
       this.#violation(session, WSE_ERROR.PROTOCOL_VIOLATION)
     } else if (!stamp) {
@@ -651,30 +737,30 @@ export class WseClient {
       else if (this.#messages.of(type).length) this.#messages.emit(type, [payload], this.#failed(type))
       else this.#emit('ignored', type, payload, stamp)
     } else if (type === response) {
-      session.calls.get(stamp)?.settle(null, payload)
+      this.#calls.get(stamp)?.settle(null, payload)
     } else if (type === response_error) {
-      session.calls.get(stamp)?.settle(new WseError(isText(code) ? code : WSE_ERROR.RP_EXECUTION_FAILED, details, message))
+      this.#calls.get(stamp)?.settle(new WseError(isText(code) ? code : WSE_ERROR.RP_EXECUTION_FAILED, details, message))
     } else {
       this.#answer(session, type, payload, stamp)
     }
   }
 
-  #renew = (session) => {
+  #renew(session) {
     const { auth } = this.protocol.extensions
     const renew = async () => {
       const identity = await (isFunction(this.#identity) ? this.#identity() : this.#identity)
       // Credentials take a handshake.
-      if (!session.ended && !identity?.respond) session.ws.send(this.#encode(auth, identity))
+      if (!session.ended && !identity?.respond) (session.ledger ?? session.ws).send(this.#encode(auth, identity))
     }
     run(renew, [], this.#failed(auth))
   }
 
-  #answer = (session, rp, payload, stamp) => {
+  #answer(session, rp, payload, stamp) {
     const { response, response_error } = this.protocol.internal_types
     const fn = this.#procedures.get(rp)
     const write = (type, value) => {
       const data = this.#pack(type, value, stamp)
-      if (!session.ended) session.ws.send(data)
+      if (session.ledger || !session.ended) (session.ledger ?? session.ws).send(data)
     }
     const isPackable = (value) => {
       try {
@@ -699,20 +785,21 @@ export class WseClient {
     run(answer, [], failed)
   }
 
-  #ready = () => {
+  #ready() {
+    if (this.#ledger?.hasRoom) return this.#ledger
     const session = this.#session
-    if (this.#status === WSE_STATUS.READY && session && !(session.ws.readyState > 1)) return session
+    if (this.#status === WSE_STATUS.READY && session && !(session.ws.readyState > 1)) return session.ws
     throw new WseError(WSE_ERROR.CLIENT_NOT_READY, { status: this.#status })
   }
 
-  #checkType = (type) => {
+  #checkType(type) {
     const own = Object.values(this.protocol.internal_types).includes(type)
     if (own || type == null || type === '' || isObject(type) || /^~wse:/.test(type)) throw new WseError(WSE_ERROR.PROTOCOL_VIOLATION, { type })
   }
 
   #pack = (type, payload, stamp) => this.protocol.pack({ type, payload: payload ?? null, stamp: stamp ?? null })
 
-  #encode = (type, payload) => {
+  #encode(type, payload) {
     try {
       return this.#pack(type, payload)
     } catch (cause) {
@@ -720,7 +807,7 @@ export class WseClient {
     }
   }
 
-  #violation = (session, code, cause) => {
+  #violation(session, code, cause) {
     const reason = WSE_REASON.PROTOCOL_ERROR
     this.#report(new WseError(code, { close: [1000, reason] }, '', cause))
     this.#leave(session, 1000, reason)
@@ -728,7 +815,7 @@ export class WseClient {
 
   // Reports.
 
-  #update = (status) => {
+  #update(status) {
     if (status === this.#status) return
     this.#status = status
     this.#emit('updated', status)
@@ -738,12 +825,12 @@ export class WseClient {
 
   #failed = (type) => (cause) => this.#report(new WseError(WSE_ERROR.MSG_PROCESSING_ERROR, { type }, '', cause))
 
-  #report = (error) => {
+  #report(error) {
     if (this.#signals.of('error').length) this.#signals.emit('error', [error], console.error)
     else console.error(error)
   }
 
-  #warn = () => {
+  #warn() {
     if (isWarned || this.#options.share) return
     isWarned = true
     console.warn('wse: a newer connection of this user has replaced this one; set conns_per_user at the server, or share: true for tabs')

@@ -25,12 +25,12 @@ async def echo(sid, payload):
 
 @sio.event
 async def fan(sid, payload):
-    await sio._emit("fan", payload)
+    await sio.emit("fan", payload)
 
 
 @sio.on("pass")
 async def pass_on(sid, payload):
-    await sio._emit("passed", payload, room=payload["to"])
+    await sio.emit("passed", payload, room=payload["to"])
 
 
 if __name__ == "__main__":

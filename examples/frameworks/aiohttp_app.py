@@ -1,7 +1,7 @@
 """aiohttp: two WSE servers as handlers of its router, and a login of the application's own.
 
 Run:    cd examples/frameworks && python -m aiohttp.web -H 127.0.0.1 -P 8000 aiohttp_app:make_app
-Needs:  pip install wse[aiohttp]
+Needs:  pip install "wse[aiohttp]"
 Shows:  `POST /login?user=ada` sets a cookie, which then opens `/ws/chat`. `/ws/status` is open to everybody.
 """
 

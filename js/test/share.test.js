@@ -3,7 +3,7 @@ import assert from 'node:assert/strict'
 import { afterEach, beforeEach, describe, test } from 'node:test'
 import { Hub } from '../wse-share.js'
 import { WseClient } from '../wse.js'
-import { FakeWebSocket, readyClient } from './support/fake.js'
+import { failure, FakeWebSocket, readyClient, settled } from './support/fake.js'
 
 class Socket extends FakeWebSocket {
   static all = []
@@ -135,6 +135,77 @@ describe('calls', () => {
     hub.receive(tabs[0], { close: [1001, ''] })
     assert.deepEqual(server.read(), [['~wse:response-err', { code: 'wse.client.rp.disconnect', details: { rp: 'p', rpc: 'p' } }, 's']])
   })
+})
+
+test('a numbered message is taken when it goes to the server, and not by a socket that closes', () => {
+  const { hub, tabs, server } = welcomed(2)
+  const send = (message, number) => hub.receive(tabs[1], { data: frame(message), number })
+  send(['chat', 1, null], 1)
+  send(['add', 1, 1], 2)
+  send(['chat', 2, null])
+  assert.deepEqual(tabs.map((tab) => tab.take()), [[], [{ taken: 1 }, { taken: 2 }]])
+  assert.equal(server.read().length, 3)
+  server.close(1000)
+  send(['chat', 3, null], 3)
+  assert.deepEqual(tabs[1].take(), [])
+})
+
+describe('calls that a shared socket holds', () => {
+  /** A client whose shared socket, which has gone, holds its second call; `Socket.before` is what the next one got. */
+  const holding = async (options) => {
+    class Holding extends Socket {
+      static all = []
+      constructor(url, protocol, { before }) {
+        super(url, protocol)
+        this.before = before
+      }
+      holds(stamp) {
+        return stamp === 2
+      }
+    }
+    const client = new WseClient({ url: 'ws://x', WebSocket: Holding, share: true, ...options })
+    const connecting = client.connect('me')
+    while (!Holding.all.length) await settled()
+    const first = Holding.last
+    first.open()
+    first.receive(['~wse:welcome', 1])
+    await connecting
+    const calls = [1, 2].map((n) => client.call('add', n))
+    const lost = failure(calls[0])
+    first.gone(4000, 'wse.moved')
+    assert.equal((await lost).code, 'wse.client.rp.disconnect')
+    return { client, first, call: calls[1], next: async () => {
+      while (Holding.all.length < 2) await settled()
+      return Holding.last
+    } }
+  }
+
+  test('go on in the next connection', async () => {
+    const { client, first, call, next } = await holding()
+    const second = await next()
+    assert.equal(second.before, first)
+    second.open()
+    second.receive(['~wse:welcome', 2])
+    await settled()
+    second.read()
+    void client.call('add', 3).catch(() => {})
+    assert.deepEqual(second.read(), [['add', 3, 3]])
+    second.receive(['~wse:response', 'sum', 2])
+    assert.equal(await call, 'sum')
+  })
+
+  for (const end of ['close', 'jump']) {
+    test(`fail at ${end}`, async () => {
+      const { client, call, next } = await holding()
+      const lost = failure(call)
+      if (end === 'close') void client.close('bye')
+      else void client.jump('ws://elsewhere').catch(() => {})
+      assert.deepEqual((await lost).details.disconnected, end === 'close' ? [1000, 'bye'] : [4000, 'jump'])
+      if (end === 'close') return
+      const second = await next()
+      assert.ok(!second.before)
+    })
+  }
 })
 
 test('messages go to all tabs, and the request for an identity to one', () => {

@@ -85,14 +85,21 @@ const runners = {
     }
   },
   'close.json': async (vector) => {
-    for (const re of vector.without_reconnect ? [true, false] : [true]) {
+    const { code, reason, identity = 'ann', times = 1, without_reconnect, at_once } = vector
+    for (const re of [true, false]) {
       mock.timers.enable({ apis: ['setTimeout'] })
       try {
-        const { client, socket, Socket } = await readyClient({ re })
-        socket.gone(vector.code, vector.reason)
-        assert.equal(client.status, vector.retried ? 'RE_CONNECTING' : 'OFFLINE')
+        const { client, Socket } = await readyClient({ re }, null, identity === 'function' ? () => 'ann' : identity)
+        for (let number = 0; number < times; number++) {
+          if (number) Socket.all[number].open()
+          Socket.all[number].gone(code, reason)
+          mock.timers.tick(1)
+        }
+        const retried = re ? vector.retried : without_reconnect
+        assert.equal(client.status, retried ? 'RE_CONNECTING' : 'OFFLINE')
+        assert.equal(Socket.all.length, times + (at_once ? 1 : 0))
         mock.timers.tick(30_000)
-        assert.equal(Socket.all.length, vector.retried ? 2 : 1)
+        assert.equal(Socket.all.length, times + (retried ? 1 : 0))
       } finally {
         mock.timers.reset()
       }
@@ -100,6 +107,7 @@ const runners = {
   },
   'handshake-client.json': (vector) => converse(vector),
   'messages-client.json': (vector) => converse(vector),
+  'resume-client.json': (vector) => converse(vector),
 }
 
 const APPLICATION = {
@@ -117,7 +125,7 @@ const APPLICATION = {
 async function converse({ setup, steps }) {
   mock.timers.enable({ apis: ['setTimeout'] })
   try {
-    const all = fakeClient({ tO: 10 })
+    const all = fakeClient({ tO: 10, ...(setup.resume && { re: true, resume: true, backoff: { base: 0 } }) })
     const { client, errors, Socket, take } = all
     const chat = []
     client.channel.on('chat', (payload) => all.events.push(['chat', payload]))
@@ -129,13 +137,25 @@ async function converse({ setup, steps }) {
       })
     }
     const outcome = { connect: undefined, calls: [] }
+    if (setup.resume) {
+      client.when.resumed((welcome) => all.events.push(['resumed', welcome]))
+      client.when.lost(({ why, ...loss }) => all.events.push(['lost', why, ...[loss.uncertain, loss.unsent].map((messages) => messages.map(({ type, payload }) => [type, payload]))]))
+    }
     const connect = client.connect(setup.identity, setup.meta)
     connect.then(
       (welcome) => (outcome.connect = { welcome }),
       (error) => (outcome.connect = { error }),
     )
-    const socket = Socket.last
-    socket.open()
+    // By its name, in the order in which the client opens them.
+    const socketOf = async (name) => {
+      const number = 'abc'.indexOf(name)
+      if (Socket.all.length <= number) mock.timers.tick(1) // it reconnects at once
+      for (let turn = 0; Socket.all.length <= number && turn < 100_000; turn++) await settled()
+      const found = Socket.all[number]
+      if (found.readyState === 0) found.open()
+      return found
+    }
+    let socket = await socketOf('a')
     if (setup.joined) {
       socket.receive(['~wse:welcome', null, null])
       socket.read()
@@ -162,9 +182,18 @@ async function converse({ setup, steps }) {
         }
         assert.deepEqual(written, value)
       },
+      offers: (value) => {
+        const [, { ext }] = JSON.parse(socket.sent[0])
+        for (const [name, offer] of Object.entries(value)) assert.deepEqual(ext[name], offer)
+      },
+      recovered: (value) => assert.equal(client.recovered, value),
+      on: () => {},
       status: (value) => assert.equal(client.status, value),
       close: (value) => assert.deepEqual(socket.closed, value),
-      gone: ([code, reason]) => socket.gone(code, reason),
+      gone: async ([code, reason]) => {
+        socket.gone(code, reason)
+        if (setup.resume && client.status === WSE_STATUS.RE_CONNECTING) await socketOf('abc'[Socket.all.length])
+      },
       pass: (value) => mock.timers.tick(value * 1000),
       events: (value) => assert.deepEqual(take(), value),
       // The caller gets that error and nobody else, unlike in Python.
@@ -185,9 +214,10 @@ async function converse({ setup, steps }) {
       timeout: () => {},
     }
     for (const step of steps) {
+      socket = await socketOf(step.on ?? 'a')
       for (const [name, value] of Object.entries(step)) {
         assert.ok(name in does, `this runner does not know the step ${name}`)
-        does[name](value, step)
+        await does[name](value, step)
         await settled()
       }
     }
@@ -197,7 +227,7 @@ async function converse({ setup, steps }) {
   }
 }
 
-const NOT_OURS = ['handshake-server.json', 'messages-server.json']
+const NOT_OURS = ['handshake-server.json', 'messages-server.json', 'resume-server.json']
 
 for (const file of readdirSync(directory).filter((name) => name.endsWith('.json') && name !== 'names.json' && !NOT_OURS.includes(name))) {
   describe(file, () => {

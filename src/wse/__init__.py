@@ -11,6 +11,7 @@ from wse.core.hub.rooms import Room
 from wse.core.limits import Limits, Overflow
 from wse.core.ports.credentials import Credentials
 from wse.core.ports.protocol import ExtensionTypes, InternalTypes, Protocol
+from wse.core.resume import Resume
 from wse.core.session.rpc import ExposeErrors
 from wse.core.session.signals import Channel, Signal
 from wse.core.stats import Stats
@@ -45,6 +46,7 @@ __all__ = [
     "Protocol",
     "Publisher",
     "ReadyState",
+    "Resume",
     "Room",
     "Signal",
     "Stats",

@@ -27,7 +27,7 @@ class Backoff:
 
     def __post_init__(self) -> None:
         if self.base < 0 or self.cap < 0 or self.factor < 1:
-            raise ValueError("base and cap are in seconds, and factor is at least 1")
+            raise ValueError("base and cap must not be negative, and factor must be at least 1")
 
     def delay(self, attempt: int) -> float:
         """Return the seconds to wait before an attempt; attempts count from 0."""

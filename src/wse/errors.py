@@ -5,8 +5,8 @@
         │                    details: facts about it, for programs
         └── HandlerError     also a TypeError: a handler that cannot be one
 
-`ErrorCode` says why something failed, `CloseReason` says why a connection was closed. Their values travel
-(WIRE.md section 5) and are shared with the JavaScript applications, so they never change.
+`ErrorCode` says why something failed, `CloseReason` says why a connection was closed. Their values are sent over the
+wire (WIRE.md section 5) and are shared with JavaScript applications, so they never change.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 
 
 class ErrorCode(StrEnum):
-    """Why something failed (WIRE.md section 5)."""
+    """A code that says why something failed: `WseError.code`."""
 
     # At the client.
     INVALID_CRA_HANDLER = "wse.client.invalid-cra-handler"
@@ -47,6 +47,9 @@ class ErrorCode(StrEnum):
     BROKER_UNAVAILABLE = "wse.server.broker-unavailable"
     BROKER_DEAF = "wse.server.broker-deaf"
     BROKER_LOST_MESSAGES = "wse.server.broker-lost-messages"
+    # Sessions that outlive their connection.
+    SESSION_LOST = "wse.session-lost"
+    UNSUPPORTED = "wse.unsupported"
     # The names of the original's documentation.
     CONNECTION_NOT_READY = CLIENT_NOT_READY
     NO_CLIENT_CONNECTION = CONNECTION_MISSING
@@ -54,7 +57,7 @@ class ErrorCode(StrEnum):
 
 
 class CloseReason(StrEnum):
-    """Why a connection was closed: the reason string of the close frame (WIRE.md section 5)."""
+    """A reason string of the close frame, which says why a connection was closed."""
 
     NO_REASON = ""
     CLIENTS_CONCURRENCY = "wse.clients-concurrency"
@@ -76,6 +79,8 @@ class CloseReason(StrEnum):
     LIMIT_UNAUTHENTICATED = "wse.limit.unauthenticated"
     # Beyond the original: a session that was accepted until a given time, closed with 1012.
     SESSION_EXPIRED = "wse.session-expired"
+    # Beyond the original: the session goes on over a newer connection.
+    RESUMED_ELSEWHERE = "wse.resumed-elsewhere"
     # The name of the original's documentation.
     PROTOCOL_ERR = PROTOCOL_ERROR
 
@@ -85,7 +90,7 @@ _MESSAGES: dict[str, str] = {
     ErrorCode.RP_TIMEOUT: "no answer in time",
     ErrorCode.RP_DISCONNECT: "the connection ended before the answer came",
     ErrorCode.RP_SEND_FAILED: "the call could not be sent",
-    ErrorCode.CLIENT_ALREADY_CONNECTED: "the client is connected or connecting already",
+    ErrorCode.CLIENT_ALREADY_CONNECTED: "the client is already connected or connecting",
     ErrorCode.WS_CLIENT_ERROR: "the WebSocket could not be opened",
     ErrorCode.NOT_AUTHORIZED: "the server refused the identity",
     ErrorCode.CLIENT_NOT_READY: "the client is not connected",
@@ -95,7 +100,7 @@ _MESSAGES: dict[str, str] = {
     ErrorCode.INVALID_CRA_GENERATOR: "the challenge generator failed",
     ErrorCode.RP_EXECUTION_FAILED: "the procedure failed",
     ErrorCode.RP_NOT_REGISTERED: "no such procedure",
-    ErrorCode.RP_ALREADY_REGISTERED: "a procedure of that name exists",
+    ErrorCode.RP_ALREADY_REGISTERED: "a procedure of that name already exists",
     ErrorCode.PROTOCOL_VIOLATION: "the peer broke the protocol",
     ErrorCode.CONNECTION_ERROR: "the connection failed",
     ErrorCode.MSG_PROCESSING_ERROR: "a message could not be processed",
@@ -105,8 +110,10 @@ _MESSAGES: dict[str, str] = {
     ErrorCode.HANDLER_BLOCKED: "a handler blocked the event loop",
     ErrorCode.HANDLER_CANCELLED: "a handler outlived its connection and was cancelled",
     ErrorCode.BROKER_UNAVAILABLE: "the broker cannot be reached",
-    ErrorCode.BROKER_DEAF: "the broker does not deliver what is published",
+    ErrorCode.BROKER_DEAF: "the broker does not deliver published messages",
     ErrorCode.BROKER_LOST_MESSAGES: "messages to other nodes were lost while the broker could not be reached",
+    ErrorCode.SESSION_LOST: "the session ended before the peer had confirmed everything",
+    ErrorCode.UNSUPPORTED: "the peer does not have this extension",
 }
 
 
@@ -115,10 +122,10 @@ class WseError(Exception):
 
     Args:
         code: An `ErrorCode`, or a string of the application's own.
-        details: Facts for programs. If a procedure raises the error, they travel to the caller as they are.
+        details: Facts for programs.
         message: A text for people; by default it is made from the code and the details.
 
-    A `WseError` that a procedure raises arrives at the caller with the same code and details (WIRE.md section 4).
+    A `WseError` that a procedure raises arrives at the caller with the same code and details.
     """
 
     code: ErrorCode | str
@@ -161,4 +168,4 @@ class WseError(Exception):
 
 
 class HandlerError(WseError, TypeError):
-    """A handler that is not a function, or does not take the arguments of its event, where WSE has a code for that."""
+    """Raised for a handler that is not a function, or cannot take its arguments, if WSE has a code for that."""

@@ -51,16 +51,17 @@ def broker_of(broker: str | Broker) -> Broker:
 class Publisher:
     """Sends to users, rooms and everyone, without a server: `async with Publisher("nats://...") as publisher`.
 
-    Methods only hand messages to the broker, in order; `flush`, and leaving the context, wait until the broker has
-    taken all of them. A message reaches the devices that are connected at that time, as from `WseServer.send`.
+    The methods pass messages to the broker, in order, and do not wait. `flush`, and the end of the context, wait until
+    the broker has taken all of them. A message reaches the devices that are connected at that time, as with
+    `WseServer.send`.
 
     Args:
         broker: The URL of the cluster's broker, or a broker.
-        protocol: The message protocol of the servers, or several; by default JSON. Messages are packed once for each,
-            and a server that speaks another protocol packs them anew.
+        protocol: The message protocol of the servers, or several; by default JSON. Each message is packed once per
+            protocol. A server that speaks another protocol packs it anew.
 
     Raises:
-        ValueError: There is no broker for the URL, or it is `memory:`, which would reach no server.
+        ValueError: There is no broker for the URL, or the URL is `memory:`, which would not reach any server.
     """
 
     def __init__(self, broker: str | Broker, *, protocol: Protocol | Iterable[Protocol] | None = None) -> None:
@@ -93,8 +94,8 @@ class Publisher:
         """Return when the broker has taken everything that was sent since the last flush.
 
         Raises:
-            WseError: `BROKER_UNAVAILABLE`: it may not have, because the connection was lost or the engine does not
-                answer. The next flush is about what is sent from then on.
+            WseError: `BROKER_UNAVAILABLE`: messages may be lost, because the connection was lost or the broker does not
+                answer. The next flush covers only messages that are sent after this.
         """
         self._loss.check()
         try:
@@ -119,7 +120,7 @@ class Publisher:
 
         Raises:
             WseError: `BROKER_UNAVAILABLE`: the message was not sent. `PROTOCOL_VIOLATION`, `MSG_PROCESSING_ERROR`: as
-                `WseConnection.send`. `LIMIT_EXCEEDED`: it is larger than the broker takes.
+                `WseConnection.send`. `LIMIT_EXCEEDED`: the message is larger than the broker accepts.
             TypeError, ValueError: The `cid` is neither a string nor an integer, or too long.
         """
         self._send(topic(USER, cid), type, payload, None, key)
@@ -140,7 +141,7 @@ class Publisher:
         self._send(ALL, type, payload, exclude, key)
 
     def room(self, name: RoomName) -> PublisherRoom:
-        """A room, to send to."""
+        """Return the room of that name, to send to it."""
         return PublisherRoom(self, name)
 
     def drop_client(self, cid: ClientId, reason: str = CloseReason.BY_SERVER, code: int = 1000) -> None:
@@ -267,7 +268,7 @@ class BlockingPublisher:
         self._do(lambda publisher: publisher.broadcast(type, payload, exclude=exclude, key=key))
 
     def room(self, name: RoomName) -> BlockingRoom:
-        """A room, to send to."""
+        """Return the room of that name, to send to it."""
         return BlockingRoom(self, name)
 
     def drop_client(self, cid: ClientId, reason: str = CloseReason.BY_SERVER, code: int = 1000) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import typing
 from collections.abc import Callable, Coroutine, Iterable
 from time import monotonic
 from typing import Any
@@ -11,16 +12,33 @@ from wse.core.ports.scheduling import Timer
 from wse.tasks import start_task
 
 
+class Clock(typing.Protocol):
+    """A time of its own, for tests that do not wait."""
+
+    def time(self) -> float:
+        """The time, in seconds."""
+        ...
+
+    def call_later(self, delay: float, callback: Callable[..., object], *args: Any) -> Timer:
+        """Run the callback when `delay` seconds have passed."""
+        ...
+
+
 class AsyncioScheduler:
     """A `wse.core.ports.scheduling.Scheduler` on the running event loop.
 
     It binds to the loop when it is first used, so that a server or client can be made before there is a loop, and
     anew with `bind`, so that it can be started again in another.
+
+    Attributes:
+        time: The clock: a function that returns seconds.
     """
 
-    __slots__ = ("_hurried", "_loop", "_tasks", "_waiters")
+    __slots__ = ("_clock", "_hurried", "_loop", "_tasks", "_waiters", "time")
 
     def __init__(self) -> None:
+        self.time: Any = monotonic  # pyright does not take a function in an attribute for the port's method
+        self._clock: Clock | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._tasks: set[asyncio.Task[Any]] = set()
         self._waiters: set[asyncio.Future[Any]] = set()
@@ -36,13 +54,27 @@ class AsyncioScheduler:
         self._hurried = False
         return loop
 
-    time = staticmethod(monotonic)
+    def use(self, clock: Clock) -> None:
+        """Take time and timers from a clock, instead of the event loop."""
+        self._clock = clock
+        self.time = clock.time
 
     def call_soon(self, callback: Callable[..., object], *args: Any) -> Timer:
         return (self._loop or self.bind()).call_soon(callback, *args)
 
     def call_later(self, delay: float, callback: Callable[..., object], *args: Any) -> Timer:
+        if self._clock is not None:
+            return self._clock.call_later(delay, callback, *args)
         return (self._loop or self.bind()).call_later(delay, callback, *args)
+
+    async def sleep(self, seconds: float) -> None:
+        """Return after that time."""
+        woken = self.create_future()
+        timer = self.call_later(seconds, _wake, woken)
+        try:
+            await woken
+        finally:
+            timer.cancel()
 
     def create_future(self) -> asyncio.Future[Any]:
         return (self._loop or self.bind()).create_future()
@@ -99,3 +131,8 @@ class AsyncioScheduler:
 
 
 # Coverage sees one of the two, by the version of Python that runs the tests.
+
+
+def _wake(future: asyncio.Future[None]) -> None:
+    if not future.done():
+        future.set_result(None)

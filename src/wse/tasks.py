@@ -1,4 +1,4 @@
-"""Start tasks, eagerly where Python can."""
+"""Start tasks, eagerly where Python can, and tell whose end a cancellation is."""
 
 from __future__ import annotations
 
@@ -6,6 +6,15 @@ import asyncio
 import sys
 from collections.abc import Coroutine
 from typing import Any
+
+
+def is_cancelled(exc: BaseException) -> bool:
+    """Whether an exception is the cancellation of the task that is running, not of something that it awaited."""
+    if not isinstance(exc, asyncio.CancelledError):
+        return False
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
+
 
 if sys.version_info >= (3, 12):  # pragma: no cover
 

@@ -26,7 +26,7 @@ MaybeAwaitable: TypeAlias = Awaitable[Any] | Any
 
 
 class ClientStatus(StrEnum):
-    """The status of a `WseClient` (WIRE.md sections 5 and 6)."""
+    """The status of a `WseClient`."""
 
     IDLE = "IDLE"
     CONNECTING = "CONNECTING"

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
 import re
 import signal
+import sqlite3
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from uuid import uuid4
 
 from support.programs import Program, free_port, program
+from wse.auth import ScramKeys
 
 PASSWORD = "correct horse battery"
+SERVER = "from examples.chat import server; server.REPORT_PACE = 0.3; server.main()"
+"""Its reports take six seconds, so that there is time to look at one that is being made."""
 
 
 def new_name(prefix):
@@ -31,8 +37,16 @@ class ChatServer:
 
     def start(self) -> None:
         args = ("--port", str(self.port), "--database", str(self._database))
-        self.process = self._stack.enter_context(program("examples/chat/server.py", *args))
+        self.process = self._stack.enter_context(program("-c", SERVER, *args))
         self.process.wait_until_open(self.port)
+
+    def new_user(self, name: str) -> str:
+        """Add a user like this, whose password is soon checked: a browser takes half a second for the usual keys."""
+        name = new_name(name)
+        keys = json.dumps(ScramKeys.from_password(PASSWORD, iterations=4096).to_dict())
+        with closing(sqlite3.connect(self._database)) as database, database:
+            database.execute("INSERT INTO user VALUES (?, ?)", (name, keys))
+        return name
 
     def kill(self) -> None:
         """End it without a close."""
@@ -61,6 +75,61 @@ class ChatServer:
             self.stop()
         self._stack.close()
         return self.process.output
+
+
+class Held:
+    """Messages between a page and its server that stay on their way until `let_go`, so that no test has to be quick.
+
+    `holds(type, payload)` chooses them. The end of a connection waits for those that the server has sent before it.
+    """
+
+    def __init__(self, holds) -> None:
+        self._holds = holds
+        self._messages = []
+        self._ends = []
+        self._tasks = set()
+        self._is_holding = True
+
+    async def watch(self, page) -> None:
+        """Watch the connections that the page opens from now on."""
+        await page.route_web_socket(re.compile("^ws:"), self._connect)
+
+    def let_go(self, *, messages=True) -> None:
+        """Pass everything on; without `messages`, these are lost."""
+        self._is_holding = False
+        for action in (*(self._messages if messages else ()), *self._ends):
+            action()
+
+    def _connect(self, page) -> None:
+        server = page.connect_to_server()
+        page.on_message(lambda data: self._pass(server, data))
+        server.on_message(lambda data: self._pass(page, data))
+        server.on_close(lambda code, reason: self._end(lambda: self._close(page, code, reason)))
+
+    def _pass(self, to, data) -> None:
+        kind, payload, _ = json.loads(data)
+        if self._is_holding and self._holds(kind, payload):
+            self._messages.append(lambda: to.send(data))
+        else:
+            to.send(data)
+
+    def _end(self, close) -> None:
+        if self._is_holding and self._messages:
+            self._ends.append(close)
+        else:
+            close()
+
+    def _close(self, page, code, reason) -> None:
+        task = asyncio.ensure_future(page.close(code=code, reason=reason))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+
+def of_a_report(kind, payload, *, after=1) -> bool:
+    """Whether a message tells the progress of a report after so many steps, or is the report."""
+    if kind == "progress":
+        return payload["done"] > after
+    return kind == "~wse:response" and isinstance(payload, dict) and "words" in payload
 
 
 class Tab:

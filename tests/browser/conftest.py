@@ -29,8 +29,6 @@ ARGUMENTS = [
 DESKTOP = {"width": 1100, "height": 720}
 INTERNALS = re.compile(r"Traceback|\bat .+:\d+:\d+|wse\.\w+|undefined|\[object")
 """What no user is to see."""
-PATIENCE = 20_000
-"""Milliseconds until a test gives up on something in a page."""
 
 
 @pytest.hookimpl(tryfirst=True)  # before xdist looks at the groups
@@ -44,7 +42,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def browser():
     """A Chromium with a fresh profile."""
-    from browser.needs import CHROMIUM, async_playwright, expect  # not before: it skips whoever imports it
+    from browser.needs import CHROMIUM, PATIENCE, async_playwright, expect  # not before: it skips whoever imports it
 
     expect.set_options(timeout=PATIENCE)
     async with async_playwright() as driver:
@@ -64,18 +62,26 @@ def chat(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ChatServer]:
 
 @pytest_asyncio.fixture(loop_scope="module")
 async def people(browser, chat):
-    """`await people(name, …)` opens a tab in a browser context of its own, or in that of the tab `beside`."""
+    """`await people(name, …)` opens a tab in a browser context of its own, or in that of the tab `beside`.
+
+    Some of its messages may be `held`.
+    """
     async with AsyncExitStack() as stack:
+        from browser.needs import PATIENCE
+
         tabs = []
 
-        async def open_tab(user, *, beside=None, **options):
+        async def open_tab(user, *, beside=None, held=None, **options):
             if beside is None:
                 options = {"viewport": DESKTOP, "locale": "en-GB", "timezone_id": "Europe/Paris", **options}
                 context = await stack.enter_async_context(await browser.new_context(**options))
+                context.set_default_timeout(PATIENCE)
             else:
                 context = beside.page.context
             tab = Tab(await context.new_page(), user)
             tabs.append(tab)
+            if held:
+                await held.watch(tab.page)
             await tab.page.goto(chat.url)
             return tab
 

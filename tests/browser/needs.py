@@ -12,6 +12,9 @@ import pytest
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 
+PATIENCE = 60_000
+"""Milliseconds until a test gives up on something in a page. Nothing takes that long, even on a busy machine."""
+
 CHROMIUM = next(filter(None, map(shutil.which, NAMES)), None)
 MISSING = None
 if find_spec("playwright") is None:
@@ -23,4 +26,4 @@ if MISSING:
 
 from playwright.async_api import async_playwright, expect  # noqa: E402 - only where it is installed
 
-__all__ = ["CHROMIUM", "async_playwright", "expect"]
+__all__ = ["CHROMIUM", "PATIENCE", "async_playwright", "expect"]

@@ -9,20 +9,20 @@ import re
 import pytest
 import pytest_asyncio
 
-from browser.chat_page import PASSWORD, new_name
+from browser.chat_page import PASSWORD, Held, new_name, of_a_report
 from browser.needs import expect
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 
 @pytest_asyncio.fixture(loop_scope="module")
-async def two_and_two_tabs(people):
-    """Two people who have just signed up, the first with two tabs."""
-    ann = await people(new_name("ann"))
-    bob = await people(new_name("bob"), timezone_id="Asia/Tokyo")
-    await ann.enter("Sign up", device="Ann's desk")
+async def two_and_two_tabs(chat, people):
+    """Two people who have just come, the first with two tabs."""
+    ann = await people(chat.new_user("ann"))
+    bob = await people(chat.new_user("bob"), timezone_id="Asia/Tokyo")
+    await ann.enter(device="Ann's desk")
     second = await people(ann.user, beside=ann)
-    await asyncio.gather(second.enter(device="Second tab"), bob.enter("Sign up", device="Bob's phone"))
+    await asyncio.gather(second.enter(device="Second tab"), bob.enter(device="Bob's phone"))
     await ann.page.bring_to_front()
     return ann, second, bob
 
@@ -73,10 +73,10 @@ async def test_names_that_are_not_allowed(people):
     await expect(tab.page.locator("#entry-error")).to_contain_text("characters that cannot be used")
 
 
-async def test_messages_reach_every_tab_and_direct_ones_only_their_addressee(people, two_and_two_tabs):
+async def test_messages_reach_every_tab_and_direct_ones_only_their_addressee(chat, people, two_and_two_tabs):
     ann, second, bob = two_and_two_tabs
-    cleo = await people(new_name("cleo"))
-    await cleo.enter("Sign up")
+    cleo = await people(chat.new_user("cleo"))
+    await cleo.enter()
     await ann.say("Good morning, all.")
     for tab in (ann, second, bob, cleo):
         await expect(tab.message("Good morning, all.")).to_have_count(1)
@@ -136,33 +136,68 @@ async def test_devices_with_browser_and_time_zone(two_and_two_tabs):
     assert await second.page.locator("#messages").inner_text() == ""
 
 
-async def test_a_long_call_tells_how_far_it_is(two_and_two_tabs):
-    ann, second, _ = two_and_two_tabs
+async def test_a_long_call_tells_how_far_it_is(people):
+    held = Held(of_a_report)
+    ann = await people(new_name("ann"), held=held)
+    await ann.enter("Sign up")
+    second = await people(ann.user, beside=ann)
+    await second.enter()
     await ann.say("one two three")
     button = ann.page.get_by_role("button", name="Make a report")
     await button.click()
     progress = ann.page.get_by_role("progressbar", name="Progress of the report")
-    await expect(ann.page.locator("#percent")).to_have_text(re.compile(r"^[1-9]\d? %$"))
+    await expect(ann.page.locator("#percent")).to_have_text("5 %")
     await expect(progress).to_be_visible()
     await expect(button).to_be_disabled()
-    await ann.say("It does not keep others waiting.")
-    await expect(second.message("It does not keep others waiting.")).to_have_count(1)
+    # It keeps neither this tab nor others waiting, and what happens meanwhile does not end it.
+    await ann.say("While the report is made.")
+    for tab in (ann, second):
+        await expect(tab.message("While the report is made.")).to_have_count(1)
+    await expect(ann.page.locator(".pending")).to_have_count(0)
+    await expect(progress).to_be_visible()
+    await expect(button).to_be_disabled()
+    await expect(ann.page.get_by_role("button", name="Send")).to_be_enabled()
+    held.let_go()
     await expect(ann.page.locator("#report")).to_have_text(re.compile(r"^\d+ messages, \d+ words\. Most by: "))
     await expect(progress).to_be_hidden()
     await expect(button).to_be_enabled()
     await expect(second.page.locator("#percent")).to_be_empty()  # progress is for the caller
 
 
+async def test_a_device_that_is_being_logged_out_looks_so_when_the_devices_change(people):
+    held = Held(lambda kind, payload: kind == "log-out-device")
+    ann = await people(new_name("ann"), held=held)
+    await ann.enter("Sign up", device="Desk")
+    second = await people(ann.user, beside=ann)
+    await second.enter(device="Second tab")
+    button = ann.page.get_by_role("button", name="Log out Second tab")
+    await button.click()
+    await expect(button).to_be_disabled()
+    third = await people(ann.user, beside=ann)
+    await third.enter(device="Third tab")
+    await expect(ann.devices).to_have_count(3)
+    await expect(button).to_be_disabled()
+    await expect(ann.page.get_by_role("button", name="Log out Third tab")).to_be_enabled()
+    held.let_go()
+    await expect(ann.devices).to_have_count(2)
+    await expect(second.page.locator("#entry-error")).to_have_text("This device was logged out from another one.")
+
+
 @pytest.mark.parametrize("how", ["kill", "stop"])
 async def test_the_server_goes_away_and_comes_back(chat, people, two_and_two_tabs, artifact, how):
-    ann, _, bob = tabs = two_and_two_tabs
+    held = Held(of_a_report)
+    _, second, bob = two_and_two_tabs
+    ann = await people(second.user, beside=second, held=held)
+    await ann.enter()
+    tabs = (ann, *two_and_two_tabs)
     before, between, after = (f"{text} the {how}." for text in ("Before", "Written during", "After"))
     await ann.say(before)
     await expect(bob.message(before)).to_have_count(1)
     await ann.page.get_by_role("button", name="Make a report").click()
-    await expect(ann.page.locator("#percent")).to_have_text(re.compile(r"^\d+ %$"))
+    await expect(ann.page.locator("#percent")).to_have_text("5 %")
 
     getattr(chat, how)()
+    held.let_go(messages=how == "stop")  # a server that was killed has not sent them
     for tab in tabs:
         await expect(tab.status).to_have_text("Reconnecting…")
         await expect(tab.banner).to_be_visible()
@@ -188,7 +223,7 @@ async def test_the_server_goes_away_and_comes_back(chat, people, two_and_two_tab
     for tab in (*tabs, late):
         for text in (before, between, after):
             await expect(tab.message(text)).to_have_count(1)
-    await expect(ann.devices).to_have_count(2)
+    await expect(ann.devices).to_have_count(3)
 
 
 async def test_logging_out_and_in_while_there_is_no_server(chat, people):
@@ -216,22 +251,25 @@ async def test_a_first_visitor_is_not_called_disconnected(people):
 
 
 async def test_in_a_stall_a_message_looks_unacknowledged_and_arrives_once(chat, people, two_and_two_tabs, artifact):
-    ann, _, bob = two_and_two_tabs
-    await ann.say("Before the stall.")
-    await expect(bob.message("Before the stall.")).to_have_count(1)
-    await expect(ann.page.locator(".pending")).to_have_count(0)
+    held = Held(lambda kind, payload: kind == "say")
+    _, second, bob = two_and_two_tabs
+    ann = await people(second.user, beside=second, held=held)
+    await ann.enter()
+    # The message is under way, and there is no answer.
+    await ann.say("During the stall.")
+    pending = ann.page.locator(".pending", has_text="During the stall.")
+    await expect(pending).to_have_count(1)
+    await expect(ann.text).to_have_value("")
+    await expect(pending).to_contain_text("No answer from the server yet")
+    await expect(ann.status).to_have_text("Waiting for an answer…")
+    await ann.page.screenshot(path=artifact("stall.png"))
     with chat.frozen():
-        await ann.say("During the stall.")
-        pending = ann.page.locator(".pending", has_text="During the stall.")
-        await expect(pending).to_have_count(1)
-        await expect(ann.text).to_have_value("")
-        await expect(pending).to_contain_text("No answer from the server yet")
-        await expect(ann.status).to_have_text("Waiting for an answer…")
-        await ann.page.screenshot(path=artifact("stall.png"))
+        held.let_go()
         # A server that stays silent counts as lost, and the message as not sent yet.
-        await expect(ann.status).to_have_text("Reconnecting…")
+        for tab in (ann, *two_and_two_tabs):
+            await expect(tab.status).to_have_text("Reconnecting…")
         await expect(pending).to_contain_text("Not sent yet")
-    for tab in two_and_two_tabs:
+    for tab in (ann, *two_and_two_tabs):
         await expect(tab.status).to_have_text("Connected")
         await expect(tab.message("During the stall.")).to_have_count(1)
     await expect(ann.page.locator(".pending")).to_have_count(0)
@@ -261,8 +299,8 @@ async def test_enter_while_away_says_what_happens(chat, people):
 
 
 async def test_a_reload_keeps_the_login_and_the_browser_no_password(chat, people):
-    ann = await people(new_name("ann"))
-    await ann.enter("Sign up", device="Desk")
+    ann = await people(chat.new_user("ann"))
+    await ann.enter(device="Desk")
     await ann.say("Before the reload.")
     storage = "JSON.stringify([{...sessionStorage}, {...localStorage}, document.cookie])"
     assert PASSWORD not in await ann.page.evaluate(storage)
@@ -327,17 +365,14 @@ async def test_pasted_lines_keep_their_breaks(people, two_and_two_tabs):
 
 async def test_days_are_separated_and_messages_of_one_sender_grouped(people, two_and_two_tabs):
     ann, second, bob = two_and_two_tabs
-    for text in ("One.", "Two."):
-        await ann.say(text)
-        await expect(bob.message(text)).to_have_count(1)
-    await bob.say("Three.")
-    await bob.say("Four, for Ann.", to=ann.user)
-    await second.say("Five.")
-    texts = ("One.", "Two.", "Three.", "Four, for Ann.", "Five.")
-    for tab in (ann, bob):
-        for text in texts:
+    conversation = {"One.": ann, "Two.": ann, "Three.": bob, "Four, for Ann.": bob, "Five.": second}
+    for text, sender in conversation.items():
+        await sender.say(text, to=ann.user if "Ann" in text else None)
+        for tab in (ann, bob):
             await expect(tab.message(text)).to_have_count(1)
-        grouped = ["joined" in await tab.message(text).get_attribute("class") for text in texts]
+        await expect(sender.page.locator(".pending")).to_have_count(0)
+    for tab in (ann, bob):
+        grouped = ["joined" in await tab.message(text).get_attribute("class") for text in conversation]
         # Not with another sender, device or addressee.
         assert grouped == [False, True, False, False, False]
         await expect(tab.messages.locator(".day").last).to_have_text(re.compile(r"\b20\d\d$"))
@@ -368,9 +403,9 @@ def with_history(socket, message):
     server.on_message(answer)
 
 
-async def test_devices_keep_their_order_when_one_comes_back(people):
-    ann = await people(new_name("ann"))
-    await ann.enter("Sign up", device="Tab")
+async def test_devices_keep_their_order_when_one_comes_back(chat, people):
+    ann = await people(chat.new_user("ann"))
+    await ann.enter(device="Tab")
     others = [await people(ann.user, beside=ann) for _ in range(2)]
     for tab in others:
         await tab.enter(device="Tab")
@@ -381,9 +416,9 @@ async def test_devices_keep_their_order_when_one_comes_back(people):
         await expect(tab.devices.nth(place)).to_contain_text("this one")
 
 
-async def test_on_a_phone_it_shows_who_is_logged_in(people):
-    tab = await people(f"{new_name('a-long-name')[:20]}", viewport={"width": 360, "height": 700})
-    await tab.enter("Sign up")
+async def test_on_a_phone_it_shows_who_is_logged_in(chat, people):
+    tab = await people(chat.new_user("a-long-name"), viewport={"width": 360, "height": 700})
+    await tab.enter()
     who = tab.page.locator("#who")
     await expect(who).to_have_text(tab.user)
     await expect(who).to_be_in_viewport(ratio=1)
@@ -418,10 +453,10 @@ def contrast(*colours):
     return (light + 0.05) / (dark + 0.05)
 
 
-async def test_with_the_keyboard_only(people):
+async def test_with_the_keyboard_only(chat, people):
     """Tab, arrows, Enter and the letters, from the empty page to a direct message and a log-out."""
-    bob = await people(new_name("bob"))
-    await bob.enter("Sign up")
+    bob = await people(chat.new_user("bob"))
+    await bob.enter()
     ann = await people(new_name("ann"))
     keys = ann.page.keyboard
 
@@ -454,6 +489,11 @@ async def test_with_the_keyboard_only(people):
 
     write = ann.page.get_by_role("button", name=f"Write to {bob.user} only")
     await walk_to(write)
+    second = await people(bob.user, beside=bob)
+    await second.enter()
+    await ann.page.bring_to_front()
+    await expect(ann.page.locator("#people")).to_contain_text("2 devices")
+    await expect(write).to_be_focused()  # though the list has been drawn anew
     await keys.press("Enter")
     await expect(ann.text).to_be_focused()
     await keys.type("For you.")
@@ -488,9 +528,10 @@ async def test_the_page_runs_under_a_strict_content_security_policy(people):
     assert policy.startswith("default-src 'self';")
     assert "unsafe" not in policy
     # It is in force: a forbidden script does not run.
-    await tab.page.evaluate(
-        "document.body.append(Object.assign(document.createElement('script'), { text: 'window.ran = 1' }))"
-    )
+    async with tab.page.expect_console_message():
+        await tab.page.evaluate(
+            "document.body.append(Object.assign(document.createElement('script'), { text: 'window.ran = 1' }))"
+        )
     assert await tab.page.evaluate("window.ran") is None
     assert tab.troubles
     assert all("Content Security Policy" in trouble for trouble in tab.troubles)

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import pytest
 
-import browser.needs  # noqa: F401 - skips this module where there is no browser
+from browser.needs import PATIENCE
 from support.net import make_server
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 CONNECT = """async ({ url, options }) => {
     const { WseClient } = await import('/wse.js')
-    const client = window.client = new WseClient({ url, ...options, backoff: { base: 60, cap: 60, random: () => 1 } })
+    const client = window.client = new WseClient({ url, ...options, backoff: { base: 600, cap: 600, random: () => 1 } })
     client.when.error(() => {})
     await client.connect('ada')
     window.heard = []
@@ -37,7 +37,7 @@ async def test_messages_right_behind_the_welcome_reach_code_that_awaits_connect(
         page = await context.new_page()
         await page.goto(f"http://127.0.0.1:{server.port}/page")
         await page.evaluate(CONNECT, {"url": server.url, "options": {}})
-        await page.wait_for_function("heard.length === 3", timeout=10_000)
+        await page.wait_for_function("heard.length === 3", timeout=PATIENCE)
         assert await page.evaluate("heard") == [0, 1, 2]
 
 
@@ -50,9 +50,9 @@ async def test_a_client_that_waits_tries_at_once_when_the_page_or_the_network_is
             page = await context.new_page()
             await page.goto(f"http://127.0.0.1:{pages.port}/page")
             await page.evaluate(CONNECT, {"url": server.url, "options": {"reconnect": True}})
-        await page.wait_for_function("client.status === 'RE_CONNECTING'", timeout=10_000)
+        await page.wait_for_function("client.status === 'RE_CONNECTING'", timeout=PATIENCE)
         async with make_server(origins="*", port=port) as server:
             server.identify(lambda auth: auth.accept("ada"))
             await page.evaluate(EVENTS[event])
-            await page.wait_for_function("client.status === 'READY'", timeout=10_000)  # and not after a minute
+            await page.wait_for_function("client.status === 'READY'", timeout=PATIENCE)  # and not after ten minutes
             await page.evaluate("client.close()")

@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-import browser.needs  # noqa: F401 - skips this module where there is no browser
+from browser.needs import PATIENCE
 from support.net import make_server
 from wse import WseError
 from wse.auth import ScramKeys, ScramServer
@@ -17,7 +17,7 @@ pytestmark = pytest.mark.asyncio(loop_scope="module")
 CONNECT = """async ({ name, identity, procedures }) => {
     const { WseClient } = await import('/wse.js')
     const url = location.origin.replace('http', 'ws') + '/'
-    const client = window.client = new WseClient({ url, share: true, timeout: 10 })
+    const client = window.client = new WseClient({ url, share: true, timeout: 60 })
     window.heard = []
     window.walk = []
     window.errors = []
@@ -27,6 +27,22 @@ CONNECT = """async ({ name, identity, procedures }) => {
     for (const procedure of procedures) client.register(procedure, (payload) => `${name} did ${procedure} ${payload}`)
     return client.connect(identity, { name })
 }"""
+
+# Counts what a page posts on its channels, and lets a page be deaf for what comes there.
+CHANNELS = """
+    delete window.SharedWorker
+    window.posted = 0
+    window.BroadcastChannel = class extends BroadcastChannel {
+        static deaf = false
+        postMessage(message) {
+            super.postMessage(message)
+            if (message.message?.number) posted++
+        }
+        set onmessage(listener) {
+            super.onmessage = (event) => BroadcastChannel.deaf || listener(event)
+        }
+    }
+"""
 
 LOG_IN = """async () => {
     const { Scram, WseClient } = await import('/wse.js')
@@ -71,7 +87,7 @@ async def three_tabs(browser, tmp_path, has_workers, policy=""):
 
         async with await browser.new_context() as context:
             if not has_workers:
-                await context.add_init_script("delete window.SharedWorker")
+                await context.add_init_script(CHANNELS)
             tabs = Tabs(context, server)
             server.when.connected(tabs.connected.append)
             server.when.disconnected(lambda conn, code, reason: tabs.disconnected.append((code, reason)))
@@ -79,7 +95,7 @@ async def three_tabs(browser, tmp_path, has_workers, policy=""):
 
 
 async def until(page, expression):
-    await page.wait_for_function(expression, timeout=10_000)
+    await page.wait_for_function(expression, timeout=PATIENCE)
 
 
 @pytest.mark.parametrize("has_workers", [True, False], ids=["SharedWorker", "Web Lock"])
@@ -121,7 +137,7 @@ async def test_tabs_share_a_connection_and_keep_their_own_calls_and_listeners(br
 
 
 async def wait_until(condition):
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(PATIENCE / 1000):
         while not condition():
             await asyncio.sleep(0.01)
 
@@ -159,6 +175,47 @@ async def test_without_shared_workers_another_tab_leads_when_the_leader_closes(b
         for page in (second, third):
             await until(page, "heard.at(-1) === 'again'")
         assert await third.evaluate("client.call('twice', 1)") == [1, 1]
+
+
+async def test_what_a_leader_has_not_taken_before_it_closes_goes_out_once_by_the_next_one(browser, tmp_path):
+    async with three_tabs(browser, tmp_path, False) as (tabs, first, second, third):
+        said = []
+        tabs.server.channel.on("say", lambda conn, payload: said.append(payload))
+        await second.evaluate("client.send('say', 'taken')")
+        await wait_until(lambda: said == ["taken"])
+        # Its page is busy, hears nothing from the other tabs, and is closed like that.
+        await first.evaluate("BroadcastChannel.deaf = true")
+        waiting = asyncio.gather(
+            second.evaluate("Promise.all([client.call('twice', 1), client.send('say', 1), client.call('twice', 2)])"),
+            third.evaluate("Promise.all([client.send('say', 2), client.send('say', 3), client.call('twice', 3)])"),
+        )
+        await until(second, "posted === 4")
+        await until(third, "posted === 3")
+        await first.close()
+        assert await waiting == [[[1, 1], None, [2, 2]], [None, None, [3, 3]]]
+        assert await second.evaluate("client.call('twice', 4)") == [4, 4]
+        assert said[0] == "taken"
+        assert sorted(said[1:]) == [1, 2, 3]
+        assert said.index(2) < said.index(3)
+
+
+async def test_a_call_that_a_leader_has_sent_and_that_has_no_answer_fails_with_it(browser, tmp_path):
+    async with three_tabs(browser, tmp_path, False) as (tabs, first, second, _):
+        called = asyncio.Event()
+        calls = []
+
+        @tabs.server.register("slow")
+        async def slow(conn, payload):
+            calls.append(payload)
+            called.set()
+            await asyncio.Event().wait()
+
+        failing = asyncio.create_task(second.evaluate("client.call('slow', 1).catch((error) => error.code)"))
+        await called.wait()
+        await first.close()
+        assert await failing == "wse.client.rp.disconnect"
+        await until(second, "client.status === 'READY'")
+        assert calls == [1]
 
 
 async def test_tabs_that_log_in_with_a_password_share_too(browser, tmp_path):

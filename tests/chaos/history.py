@@ -77,6 +77,10 @@ class History:
             if fault.breaks_promises
         )
 
+    def transit(self, time):
+        """Seconds in which a message from a client has certainly reached its node, which may be asleep."""
+        return 2 if all(time > fault.healed + 1 or time + 2 < fault.began for fault in self.faults) else AFTER
+
     def near(self, time):
         """The faults at that time, for people who read a violation."""
         near = [f for f in self.faults if f.began - 1 <= time <= f.healed + AFTER]

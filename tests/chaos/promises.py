@@ -82,7 +82,7 @@ def delivery(history, report):
     missing, latencies = defaultdict(list), []
     for time, conn, to, number, node in history.sent["sent"]:
         sender = history.connections[conn]
-        if sender.down < time + 2:
+        if sender.down < time + history.transit(time):
             continue  # it may not have reached the node
         calm = history.is_calm(time)
         for receiver in history.of_user[to]:
@@ -118,14 +118,14 @@ def rooms_and_all(history, report):
     """What is sent to all and to rooms in calm arrives at every connection that is there, and a member."""
     missing = []
     for time, conn, number in history.sent["sent to all"]:
-        if not history.is_calm(time) or history.connections[conn].down < time + 2:
+        if not history.is_calm(time) or history.connections[conn].down < time + history.transit(time):
             continue
         for receiver in history.connections.values():
             was_there = receiver.up <= time and receiver.down > time + PATIENCE
             if was_there and ("b", receiver.id, conn, number, "") not in history.messages:
                 missing.append(f"broadcast {number} of {conn} at {history.at(time)} did not reach {receiver.label}")
     for time, conn, room, number in history.sent["sent to room"]:
-        if not history.is_calm(time) or history.connections[conn].down < time + 2:
+        if not history.is_calm(time) or history.connections[conn].down < time + history.transit(time):
             continue
         for (member, of), changes in history.rooms.items():
             if of != room or member not in history.connections or history.connections[member].down < time + PATIENCE:

@@ -6,7 +6,7 @@ from contextlib import AsyncExitStack
 
 import pytest
 
-from support.net import RawSocket, ServerLog, hi, make_server, soon
+from support.net import TIMEOUT, RawSocket, ServerLog, hi, make_server, soon
 from wse import ErrorCode, Limits, ReadyState, WseError
 
 
@@ -166,7 +166,7 @@ async def slow_receiver(scene):
     socket.writer.transport.pause_reading()
     conn = await scene.log.conn("slow")
     filler = "x" * 50_000
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(TIMEOUT):
         while conn._session._writable:
             conn.send("chat", filler)
             await asyncio.sleep(0)
@@ -212,7 +212,7 @@ async def test_a_receiver_that_does_not_read_is_closed_and_nobody_else_is_delaye
     stats = scene.server.stats()
     assert stats.dropped["close"] > 0
     assert stats.closes["wse.slow-receiver"] == 1
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(TIMEOUT):
         while len(heard) < sent:
             await asyncio.sleep(0.001)
     assert [payload[0] for payload in heard] == list(range(sent))

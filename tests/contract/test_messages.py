@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from support.net import ClientLog, Log, RawSocket, ServerLog, Unpackable, hi, make_server, soon
+from support.net import TIMEOUT, ClientLog, Log, RawSocket, ServerLog, Unpackable, hi, make_server, soon
 from wse import ErrorCode, Limits, ReadyState, WseError, WseJSON, WseMsgpack
 
 
@@ -336,7 +336,7 @@ async def test_a_producer_is_held_back_until_a_receiver_that_does_not_read_is_go
     async with RawSocket.user(place.url) as socket:
         conn = await log.conn("ann")
         producer = asyncio.ensure_future(produce(conn))
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(TIMEOUT):
             while conn._session._writable:
                 await asyncio.sleep(0)
         assert not producer.done()

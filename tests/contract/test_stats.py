@@ -4,12 +4,12 @@ import asyncio
 
 import pytest
 
-from support.net import ServerLog, make_server, soon
+from support.net import TIMEOUT, ServerLog, make_server, soon
 from wse import WseError
 
 
 async def until(condition):
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(TIMEOUT):
         while not condition():
             await asyncio.sleep(0)
 

@@ -21,7 +21,7 @@ from wse import Heartbeat, WseClient
 from wse.cli.supervisor import KILL_TIMEOUT
 
 DEPLOY = ROOT / "examples" / "deploy"
-PATIENCE = 30.0
+PATIENCE = 60.0
 HASTE = 40
 """How many times shorter timeouts and the heartbeat's interval are in the test that waits for them."""
 FORGED = "198.51.100.7"

@@ -4,7 +4,7 @@ How the blocks of a page are run, one after the other, in a folder of the page's
 
     ```python                    in one namespace for the whole page; `await` works at top level, as in
                                  `python -m asyncio`
-    ```python title="x.py"       saved; a later console block must run it, or a later file import it
+    ```python title="x.py"       saved; a later console block must run it, or a later file must import it
     ```console                   `$ python x.py` and `$ pytest x.py` are run; a program that serves for ever, `uvicorn`
                                  and `wse serve` run on in the background, until the page ends, saves it anew or starts
                                  another one, and must end cleanly by SIGINT;
@@ -54,6 +54,8 @@ LANGUAGES = {"python", "console", "text", "json", "toml", "html", "js", *DEPLOYE
 PORT = "4200"
 
 SERVING = re.compile(r"(wse serve|uvicorn) (?P<module>\w+):")
+IMPORTED = re.compile(r'(?:^(?:from|import) |_MODULE", "|^ROOT_URLCONF = ")(\w+)', re.MULTILINE)
+"""A module that a file imports, or that it has Django import."""
 
 
 def test_blocks_are_found() -> None:
@@ -144,7 +146,7 @@ class Page:
             self.stop(name)
         (self.folder / name).write_text(code)
         self.saved[name] = block
-        for module in re.findall(r"^(?:from|import) (\w+)", code, re.MULTILINE):
+        for module in IMPORTED.findall(code):
             if f"{module}.py" in self.saved:
                 self.ran.add(self.saved[f"{module}.py"])
 
@@ -324,6 +326,14 @@ def test_page(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     assert len(page.ran) == len(runnable)
     for index, block in enumerate(page.blocks):
         assert not block.is_output or page.blocks[index - 1].lang == "python", f"line {block.line}: whose output?"
+
+
+def test_files_that_contributing_names_exist() -> None:
+    text = (ROOT / "CONTRIBUTING.md").read_text()
+    named = set(re.findall(r"`((?:\w+/)*[\w.-]+\.(?:py|js|ts|md)|(?:\w+/)+)`", text))
+    assert len(named) > 50
+    folders = (ROOT, ROOT / "src/wse", ROOT / "js")
+    assert not {name for name in named if not any((folder / name).exists() for folder in folders)}
 
 
 def test_preparations_belong_to_pages() -> None:

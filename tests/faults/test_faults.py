@@ -5,12 +5,12 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from support.net import TEXT, ClientLog, RawSocket, ServerLog, frame, hi, make_server, soon, text
+from support.net import TEXT, TIMEOUT, ClientLog, RawSocket, ServerLog, frame, hi, make_server, soon, text
 from support.proxy import TcpProxy
 from wse import ClientStatus, ErrorCode, Heartbeat, WseClient, WseError
 from wse.backoff import Backoff
 
-QUICK = Heartbeat(interval=0.2, timeout=0.3)
+HEARTBEAT = Heartbeat(interval=0.2, timeout=1.5)
 AT_ONCE = Backoff(base=0.01, cap=0.02)
 
 
@@ -82,7 +82,7 @@ FAULTS = {
 
 @pytest.mark.parametrize("fault", FAULTS)
 async def test_a_fault_settles_the_calls_of_both_sides(fault):
-    async with Scene.set(heartbeat=QUICK, client_heartbeat=QUICK) as scene:
+    async with Scene.set(heartbeat=HEARTBEAT, client_heartbeat=HEARTBEAT) as scene:
         calls = await scene.calls_in_flight()
         FAULTS[fault](scene.proxy)
         await scene.assert_disconnected(*calls)
@@ -94,8 +94,8 @@ async def test_a_fault_settles_the_calls_of_both_sides(fault):
 
 @pytest.mark.parametrize("fault", FAULTS)
 async def test_a_client_that_reconnects_comes_back_after_a_fault(fault):
-    async with Scene.set(reconnect=True, heartbeat=QUICK, client_heartbeat=QUICK) as scene:
-        for times in range(1, 4):
+    async with Scene.set(reconnect=True, heartbeat=HEARTBEAT, client_heartbeat=HEARTBEAT) as scene:
+        for times in range(1, 3):
             closes = len(scene.heard.all("closed"))
             FAULTS[fault](scene.proxy)
             await soon(scene.until(lambda: len(scene.heard.all("closed")) > closes))  # noqa: B023 - awaited here
@@ -148,7 +148,7 @@ async def test_a_half_close_before_the_welcome_leaves_nothing():
         socket.writer.write_eof()
         await socket.eof()
         decided.set()
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(TIMEOUT):
             while server.stats().running_handlers:
                 await asyncio.sleep(0)
         assert server.stats().connections == server.stats().unauthenticated == 0
@@ -174,7 +174,7 @@ async def test_a_delay_does_not_reorder():
 
 
 async def test_delays_below_its_times_do_not_make_the_heartbeat_cut():
-    async with Scene.set(heartbeat=Heartbeat(interval=0.1, timeout=3)) as scene:
+    async with Scene.set(heartbeat=Heartbeat(interval=0.1, timeout=TIMEOUT)) as scene:
         scene.proxy.delay = 0.02
         await soon(scene.until(lambda: scene.conn.rtt is not None))
         assert scene.conn.rtt >= 0.04
@@ -182,7 +182,7 @@ async def test_delays_below_its_times_do_not_make_the_heartbeat_cut():
 
 
 async def test_a_stall_shorter_than_the_heartbeats_times_loses_nothing():
-    async with Scene.set(heartbeat=Heartbeat(interval=1, timeout=5)) as scene:
+    async with Scene.set(heartbeat=Heartbeat(interval=1, timeout=TIMEOUT)) as scene:
         heard = []
         scene.client.channel.on("n", heard.append)
         scene.proxy.stall()

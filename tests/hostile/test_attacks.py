@@ -26,13 +26,17 @@ HONEST = 50
 ROUND = 0.6
 """Seconds of one measurement: some 600 calls, of which the slowest six are beyond the 99th percentile."""
 
-FLOOR = 0.005
+SERVED = 2.0
+"""Seconds for the p99 of a server that serves others at all, on whatever machine and whatever else runs on it: one that
+an attack takes up makes them wait four seconds and more."""
+
+FLOOR = 0.01
 """Seconds that a quiet p99 counts for at least: where it is a fraction of a millisecond, ten times that is less than
 what the machine makes one process wait while others run."""
 
-ROUNDS = 10
-"""Measurements at most. Tests share few processors with others, and one that has waited for these tells nothing of the
-server; a server that is slowed down is so in all of them. So two rounds below the bound are enough."""
+PATIENCE = 30
+"""Seconds within which the attack has arrived and enough measurements are below the bound. One that has waited for the
+processor tells nothing of the server; a server that is slowed down is so in all of them."""
 
 PEAK = 160 * MIB
 """What the server's memory may grow by while attacks last. Most of it are 10,000 half-open connections, 10 KiB each."""
@@ -78,7 +82,7 @@ class Honest:
         for n in range(HONEST):
             client = WseClient(self.url, identity=f"honest{n}", timeout=30)
             self.clients.append(await stack.enter_async_context(client))
-        self.quiet += [await self.p99() for _ in range(3)]
+        await self.p99()
         self.first = resident(self.pid)
 
     async def p99(self):
@@ -101,6 +105,8 @@ class Honest:
 
     async def bound(self):
         """What a p99 under attack must be below."""
+        while len(self.quiet) < 3:
+            self.quiet.append(await self.p99())
         self.quiet.append(await self.p99())
         return 10 * max(median(self.quiet), FLOOR)
 
@@ -178,29 +184,36 @@ def grew(what, key, before, during):
     return during[what].get(key, 0) > before[what].get(key, 0)
 
 
-@pytest.mark.parametrize("name", [*ATTACKS, pytest.param("half_open", marks=pytest.mark.slow)])
-async def test_attack(honest, name):
+async def withstands(honest, name, bound, rounds):
+    """While the attack lasts, a newcomer is served and that many measurements are below the bound; nothing is left."""
+    arrived = EVIDENCE.get(name, lambda before, during: True)
+    before = await honest.counts()
+    measured = []
+    async with attack(name, honest.port):
+        await honest.newcomer()
+        end = monotonic() + PATIENCE
+        while sum(p99 < bound for p99 in measured) < rounds or not arrived(before, await honest.counts()):
+            assert monotonic() < end, f"bound {bound:.3f} s, under attack {[round(p99, 3) for p99 in measured]}"
+            measured.append(await honest.p99())
+        if name == "half_open":
+            await honest.until_as(before)  # the server has ended them
+    await honest.until_as(before)
+    left = (await honest.counts())["resident"] - honest.first
+    assert honest.most - honest.first < PEAK
+    assert left < (LEFT_AFTER_CROWD if name == "half_open" else LEFT)
+
+
+@pytest.mark.parametrize("name", ATTACKS)
+async def test_others_are_served_during_an_attack(honest, name):
+    await withstands(honest, name, SERVED, rounds=1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [*ATTACKS, "half_open"])
+async def test_an_attack_slows_others_by_no_more_than_ten_times(honest, name):
     if name == "half_open" and raise_file_limit() < 10_500:
         pytest.skip("10,000 half-open connections need 10,500 open files, and the limit here is lower")
     bound = await honest.bound()
     if name == "unbounded_flood":
         bound = max(bound, UNBOUNDED)
-    evidence = EVIDENCE.get(name, lambda before, during: True)
-    before = await honest.counts()
-    rounds = []
-    async with attack(name, honest.port):
-        await honest.newcomer()
-        seen = False
-        while (not seen or sum(p99 < bound for p99 in rounds) < 2) and len(rounds) < ROUNDS:
-            rounds.append(await honest.p99())
-            seen = seen or evidence(before, await honest.counts())
-        if name == "half_open":
-            await honest.until_as(before)  # the server has ended them
-    await honest.until_as(before)
-    left = (await honest.counts())["resident"] - honest.first
-    peak = honest.most - honest.first
-    print(f"bound {bound:.3f} s, attacked {[round(p99, 3) for p99 in rounds]}, {peak=:,} {left=:,}")  # shown on failure
-    assert sorted(rounds)[1] < bound
-    assert peak < PEAK
-    assert left < (LEFT_AFTER_CROWD if name == "half_open" else LEFT)
-    assert seen, "the attack did not arrive"
+    await withstands(honest, name, bound, rounds=2)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from support.net import CLOSE, JSON, TEXT, Log, frame, make_server, soon
+from support.net import CLOSE, JSON, TEXT, TIMEOUT, Log, frame, make_server, soon
 from wse import Backoff, ClientStatus, ErrorCode, WseClient, WseError
 
 WELCOME = frame(TEXT, '["~wse:welcome","w",null]', mask=False)
@@ -102,6 +102,24 @@ async def test_an_answer_may_come_in_pieces(answering, size):
     await soon(client.close())
 
 
+@pytest.mark.parametrize("size", [7, 1000])
+async def test_interim_answers_may_come_before(answering, size):
+    def pieces(head):
+        early = b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 103 Early Hints\r\nLink: </style.css>\r\n\r\n"
+        data = early + answer_to(head) + WELCOME
+        return [data[at : at + size] for at in range(0, len(data), size)]
+
+    client = WseClient(await answering(pieces))
+    assert await soon(client.connect()) == "w"
+    await soon(client.close())
+
+
+async def test_interim_answers_without_end_are_too_many(answering):
+    client = WseClient(await answering(lambda head: [b"HTTP/1.1 103 Early Hints\r\n\r\n" * 1000]))
+    with pytest.raises(WseError, match="more than 16384 bytes"):
+        await soon(client.connect())
+
+
 async def test_more_than_a_read_buffer_may_follow_the_answer_at_once(answering):
     large = frame(TEXT, '["large","' + "x" * 100_000 + '",null]', mask=False)
     client = WseClient(await answering(lambda head: [answer_to(head) + WELCOME + large]))
@@ -190,7 +208,7 @@ def open_files():
 
 
 async def until_no_more_than(files):
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(TIMEOUT):
         while open_files() > files:
             await asyncio.sleep(0.01)
 
@@ -266,7 +284,7 @@ async def test_a_refusal_brings_the_application_s_reason_and_whether_to_try_agai
 
 
 async def test_a_session_that_is_about_to_expire_goes_on_with_a_fresh_identity():
-    server = make_server(lambda auth: auth.accept("ann", expires=time.time() + 1))
+    server = make_server(lambda auth: auth.accept("ann", expires=time.time() + 4))
     heard = Log()
 
     @server.reauthenticate

@@ -23,6 +23,9 @@ from wse.brokers.nats.broker import NatsBroker
 from wse.brokers.redis import broker as redis_broker
 from wse.brokers.redis.broker import RedisBroker
 
+SLACK = 15.0
+"""Seconds more than a limit that something may take on a busy machine; what has no limit takes for ever."""
+
 PASSWORD = "s3cret/ ?"
 QUOTED = "s3cret%2F%20%3F"
 
@@ -98,9 +101,11 @@ async def test_redis_over_tls(valkey, certificates):
     context.load_cert_chain(certificate, key)
 
     async def copy(reader, writer):
-        while data := await reader.read(65536):
-            writer.write(data)
-        writer.close()
+        try:
+            while data := await reader.read(65536):
+                writer.write(data)
+        finally:
+            writer.close()
 
     async def terminate_tls(reader, writer):
         up_reader, up_writer = await asyncio.open_connection("127.0.0.1", valkey.port)
@@ -161,10 +166,9 @@ async def test_a_step_of_an_engine_that_hangs_fails_in_a_few_seconds_and_the_nod
     one, two = await cluster.nodes(2, "talk")
     cluster.engine.freeze()
     try:
-        start = time.monotonic()
-        await asyncio.gather(unavailable(one.broker.online()), unavailable(two.broker.flush()))
-        assert time.monotonic() - start < reconnecting.ANSWER_TIMEOUT + 2
-        async with asyncio.timeout(reconnecting.CHECK_INTERVAL + reconnecting.ANSWER_TIMEOUT + 2):
+        async with asyncio.timeout(reconnecting.ANSWER_TIMEOUT + SLACK):
+            await asyncio.gather(unavailable(one.broker.online()), unavailable(two.broker.flush()))
+        async with asyncio.timeout(reconnecting.CHECK_INTERVAL + reconnecting.ANSWER_TIMEOUT + SLACK):
             while one.broker.connected or two.broker.connected:
                 await asyncio.sleep(0.01)
         await unavailable(Node("late", cluster.broker()).open())
@@ -289,7 +293,7 @@ async def test_what_a_hanging_engine_was_not_handed_is_given_back_in_order(clust
         start, early = time.monotonic(), 0
         while one.broker.connected:
             publish()
-            if time.monotonic() - start < 2 * nats_connection.PING_INTERVAL + 0.5:
+            if time.monotonic() - start < 2 * nats_connection.PING_INTERVAL + 1.5:
                 early = len(published)
             await asyncio.sleep(0.05)
     finally:
@@ -360,9 +364,8 @@ async def test_a_broker_can_be_closed_while_the_engine_hangs(cluster):
     node = await cluster.node()
     cluster.engine.freeze()
     try:
-        start = time.monotonic()
-        await node.broker.close(0.5)
-        assert time.monotonic() - start < 2.5
+        async with asyncio.timeout(SLACK):
+            await node.broker.close(0.5)
     finally:
         cluster.engine.thaw()
     assert not node.broker.connected
@@ -376,9 +379,8 @@ async def test_a_server_signs_off_in_time_while_the_engine_hangs(cluster, users)
             await nodes.device(0, f"user-{number}")
         cluster.engine.freeze()
         try:
-            start = time.monotonic()
-            await nodes[0].close()
-            assert time.monotonic() - start < settings.close_timeout + 1.5
+            async with asyncio.timeout(settings.close_timeout + SLACK):
+                await nodes[0].close()
         finally:
             cluster.engine.thaw()
         assert nodes.codes() == {ErrorCode.BROKER_UNAVAILABLE}

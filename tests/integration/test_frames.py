@@ -14,6 +14,7 @@ from support.net import (
     PING,
     PONG,
     TEXT,
+    TIMEOUT,
     RawSocket,
     ServerLog,
     close_payload,
@@ -381,7 +382,7 @@ async def test_pings_that_nobody_reads_the_answers_to_are_not_queued_and_the_las
     async with RawSocket.user(scene.place.url) as socket:
         conn = await scene.log.conn("ann")
         socket.writer.transport.pause_reading()
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(TIMEOUT):
             for _ in range(100):
                 socket.send(*[frame(PING, b"x" * 125)] * 1000)
                 await socket.writer.drain()

@@ -8,7 +8,7 @@ import json
 import pytest
 from websockets.asyncio.server import serve as ws_serve
 
-from support.net import BINARY, CLOSE, JSON, PING, PONG, TEXT, ClientLog, frame, soon
+from support.net import BINARY, CLOSE, JSON, PING, PONG, TEXT, TIMEOUT, ClientLog, frame, soon
 from wse import Backoff, ClientStatus, ErrorCode, Heartbeat, Limits, WseClient, WseError, WseMsgpack
 
 
@@ -384,7 +384,7 @@ async def test_a_client_finds_that_its_server_has_gone_and_comes_back(raw_server
     await soon(client.connect())
     assert await log.until("closed") == ("closed", 1006, "")
     await log.until("updated", ClientStatus.RE_CONNECTING)
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(TIMEOUT):
         while len(log.all("ready")) < 2:
             await asyncio.sleep(0.001)
     await soon(client.close())

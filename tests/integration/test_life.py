@@ -69,7 +69,7 @@ async def test_a_server_that_is_closed_while_it_starts_does_not_listen_and_may_s
     with pytest.raises(RuntimeError, match="closed while it started"):
         await starting
     assert not server.ready
-    async with make_server(port=server.port), asyncio.timeout(5):
+    async with make_server(port=server.port), asyncio.timeout(TIMEOUT):
         pass
     async with server, WseClient(server.url, identity="ann"):
         assert list(server.clients) == ["ann"]
@@ -116,7 +116,7 @@ async def test_a_server_without_a_port_starts_without_a_listener():
     assert server.port is None
     assert server.ready
     assert server.stats().uptime > 0
-    with pytest.raises(RuntimeError, match="has been started"):
+    with pytest.raises(RuntimeError, match="has already been started"):
         await server.start()
     async with connect(server, "ann") as client:
         heard = asyncio.get_running_loop().create_future()
@@ -247,7 +247,7 @@ def test_a_server_and_a_client_can_live_again_in_another_event_loop():
             else:
                 result = await clients[0].jump(server.url)
             assert result == {"hello": "ann"}
-            assert await soon(clients[0].call("echo", n, timeout=1)) == n
+            assert await soon(clients[0].call("echo", n)) == n
             await clients[0].close()
 
     for n in range(2):
@@ -457,7 +457,7 @@ async def running(program, *args):
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 async def test_run_ends_cleanly_on_a_signal_and_tells_its_clients(number):
     async with running(PROGRAM, "0") as process:
-        url = (await asyncio.wait_for(process.stdout.readline(), 10)).decode().strip()
+        url = (await asyncio.wait_for(process.stdout.readline(), TIMEOUT)).decode().strip()
         client = WseClient(url)
         log = ClientLog(client)
         await soon(client.connect())
@@ -466,12 +466,12 @@ async def test_run_ends_cleanly_on_a_signal_and_tells_its_clients(number):
         assert await log.until("closed") == ("closed", 1012, "wse.by-server")
         with pytest.raises(WseError, match="disconnect"):
             await call
-        out, err = await asyncio.wait_for(process.communicate(), 10)
+        out, err = await asyncio.wait_for(process.communicate(), TIMEOUT)
         assert (process.returncode, out, err) == (0, b"done\n", b"")
 
 
 async def started(process):
-    return (await asyncio.wait_for(process.stdout.readline(), 10)).decode().strip()
+    return (await asyncio.wait_for(process.stdout.readline(), TIMEOUT)).decode().strip()
 
 
 async def test_calls_that_run_have_a_grace_and_their_answers_arrive_before_the_close():
@@ -484,7 +484,7 @@ async def test_calls_that_run_have_a_grace_and_their_answers_arrive_before_the_c
         assert await client.call("finish") == "as ever"
         assert await soon(call) == "worked"
         assert await log.until("closed") == ("closed", 1012, "wse.by-server")
-        assert (await asyncio.wait_for(process.wait(), 10)) == 0
+        assert (await asyncio.wait_for(process.wait(), TIMEOUT)) == 0
 
 
 async def test_a_second_signal_ends_the_grace():
@@ -498,7 +498,7 @@ async def test_a_second_signal_ends_the_grace():
         assert await log.until("closed") == ("closed", 1012, "wse.by-server")
         with pytest.raises(WseError, match="disconnect"):
             await call
-        out, err = await asyncio.wait_for(process.communicate(), 10)
+        out, err = await asyncio.wait_for(process.communicate(), TIMEOUT)
         assert (process.returncode, out, err) == (0, b"done\n", b"")
 
 
@@ -512,11 +512,11 @@ async def test_nobody_is_let_in_while_the_server_closes_and_readiness_goes_first
 
     async with server, await RawSocket.open(server.url) as early, WseClient(server.url) as client:
         call = asyncio.ensure_future(client.call("work"))
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(TIMEOUT):
             while not server.stats().running_handlers:
                 await asyncio.sleep(0)
         closing = asyncio.ensure_future(server.close(grace=60))
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(TIMEOUT):
             while server._lifecycle._listener is not None:
                 await asyncio.sleep(0)
         status, _, _ = await early.upgrade()  # its socket was accepted before
@@ -531,7 +531,7 @@ async def test_nobody_is_let_in_while_the_server_closes_and_readiness_goes_first
 
 
 async def test_many_connections_are_closed_over_some_time(monkeypatch):
-    monkeypatch.setattr("wse.core.hub.hub.CLOSES_PER_SECOND", 100)
+    monkeypatch.setattr("wse.core.hub.sockets.CLOSES_PER_SECOND", 100)
     server = make_server()
     async with server, contextlib.AsyncExitStack() as stack:
         clients = [await stack.enter_async_context(WseClient(server.url, identity=f"user {n}")) for n in range(35)]
@@ -539,14 +539,14 @@ async def test_many_connections_are_closed_over_some_time(monkeypatch):
         began = asyncio.get_running_loop().time()
         await server.close()
         took = asyncio.get_running_loop().time() - began
-        assert 0.3 <= took < 3
+        assert took >= 0.3
         for log in logs:
             assert await log.until("closed") == ("closed", 1012, "wse.by-server")
 
 
 async def test_run_raises_what_start_raises():
     async with running("from wse import WseServer; WseServer(port=0).run()") as process:
-        _, err = await asyncio.wait_for(process.communicate(), 10)
+        _, err = await asyncio.wait_for(process.communicate(), TIMEOUT)
         assert process.returncode == 1
         assert b"wse.server.auth.identify-handler-missing" in err
 
@@ -586,7 +586,7 @@ async def go_on():
     await server.close()
     await server.start()
     assert server.url == url
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         await client.connect()
         await client.close()
         await server.close()
@@ -594,7 +594,7 @@ async def go_on():
 
 async def start_again():
     await server.start()
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         await client.connect()
         await client.close()
         await server.close()

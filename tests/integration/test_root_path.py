@@ -44,6 +44,8 @@ async def test_a_path_is_found_below_a_root_path(path, mount, root_path, request
         ("/api/ws", "/api/"),
         ("/api/ws", "/api/ws"),
         ("/api/v1/ws", "/api/v1/chat"),
+        ("/chat/ws", "/api/chat"),  # hypercorn and granian with a root path, and a mount
+        ("/chat/ws", "/api/chat/"),
     ],
 )
 async def test_servers_differ_in_what_the_path_includes(requested, root_path):
@@ -51,7 +53,8 @@ async def test_servers_differ_in_what_the_path_includes(requested, root_path):
 
 
 @pytest.mark.parametrize(
-    ("requested", "root_path"), [("/api/ws", ""), ("/api/ws", "/apiary"), ("/other/ws", "/api"), ("/api/x/ws", "/api")]
+    ("requested", "root_path"),
+    [("/api/ws", ""), ("/api/ws", "/apiary"), ("/chat/ws", "/api/xchat"), ("/other/ws", "/api"), ("/api/x/ws", "/api")],
 )
 async def test_another_path_is_not_found(requested, root_path):
     assert not await accepts(requested, root_path)

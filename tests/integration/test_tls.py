@@ -77,6 +77,24 @@ async def test_a_peer_that_hangs_up_in_the_handshake_leaves_one_line_at_debug(li
     assert faults == []
 
 
+async def test_a_server_that_hangs_up_in_the_handshake_leaves_one_line_at_debug(client_ssl, caplog):
+    faults = []
+    asyncio.get_running_loop().set_exception_handler(lambda loop, context: faults.append(context))
+    caplog.set_level(logging.DEBUG, "wse.picows")
+
+    async def hang_up(reader, writer):
+        await reader.read(100)  # a reset would be another fault
+        writer.close()
+
+    async with await asyncio.start_server(hang_up, "127.0.0.1", 0) as server:
+        client = WseClient(f"wss://127.0.0.1:{server.sockets[0].getsockname()[1]}", ssl=client_ssl)
+        with pytest.raises(WseError) as caught:
+            await soon(client.connect())
+    assert caught.value.code == ErrorCode.WS_CLIENT_ERROR
+    assert [record.getMessage().split(":")[0] for record in caplog.records] == ["a TLS handshake failed"]
+    assert faults == []
+
+
 async def test_close_does_not_wait_for_a_handshake(listen, server_ssl):
     server = make_server(ssl=server_ssl, auth_timeout=0)
     await server.start()

@@ -17,7 +17,7 @@ from support.net import ClientLog, Log, RawSocket
 from support.programs import Program, free_port, program
 from wse import Backoff, ClientStatus, WseClient, WseError
 
-PATIENCE = 30.0
+PATIENCE = 60.0
 NO_WAIT = Backoff(base=0.05, cap=0.05)
 
 APP = """
@@ -427,7 +427,7 @@ async def test_workers_that_share_a_broker_are_one(folder, stack, tmp_path, engi
                 client.channel.on("all", heard.append)
                 clients.append(client)
             clients[0].send("all", "hello")
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(PATIENCE):
                 while len(heard) < len(clients):
                     await asyncio.sleep(0.001)
         with program("-m", "wse", "serve", "app:make", *options, cwd=folder, measured=True) as second:

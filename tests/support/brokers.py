@@ -16,7 +16,7 @@ from wse.brokers import from_url
 from wse.brokers.memory import MemoryBroker, MemoryCluster
 from wse.core.ports.broker import Device
 
-WAIT = 20.0
+WAIT = 30.0
 """Seconds until a test that waits for an engine gives up; a test that passes never waits that long."""
 
 

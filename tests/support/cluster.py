@@ -11,7 +11,7 @@ from support.net import Log, ServerLog, accept_all
 from wse import ClusterSettings, WseClient, WseServer
 from wse.testing import URL, MemoryConnector
 
-WAIT = 20.0
+WAIT = 30.0
 """Seconds until a test that waits gives up; a test that passes never waits that long."""
 
 FAST = ClusterSettings(lease_ttl=2.0, renew_interval=0.3, canary_interval=0.2, canary_misses=5, query_timeout=5.0)

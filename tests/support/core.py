@@ -79,10 +79,15 @@ class FakeScheduler:
         """Turn until nothing more happens at this instant."""
         if asyncio.current_task(self) is not None:
             return  # it has spawned another task, whose turn comes when this one waits
-        while self._soon:
-            timer = self._soon.popleft()
-            if not timer.cancelled:
-                timer.callback(*timer.args)
+        outer = asyncio._get_running_loop()
+        asyncio._set_running_loop(self)
+        try:
+            while self._soon:
+                timer = self._soon.popleft()
+                if not timer.cancelled:
+                    timer.callback(*timer.args)
+        finally:
+            asyncio._set_running_loop(outer)
 
     def advance(self, seconds):
         """Move the clock, and run each timer at its own time."""
@@ -136,8 +141,12 @@ class FakeLink:
         self.heard = True
         self.pings_sent = 0
         self.silent_for = float("inf")
+        self.receiver = None  # the session that it was opened with, until another one is attached
         self._log = log
         self._name = name
+
+    def attach(self, session):
+        self.receiver = session
 
     def write(self, data):
         if self.closes or self.aborted:
@@ -192,8 +201,17 @@ class Peer:
     def protocol(self):
         return self.session.protocol
 
+    @property
+    def receiver(self):
+        """Who hears what this end sends."""
+        return self.link.receiver or self.session
+
     def say(self, type, payload=None, stamp=None):
-        self.session.receive(self.protocol.pack(type, payload, stamp))
+        self.receiver.receive(self.protocol.pack(type, payload, stamp))
+
+    def vanish(self, code=1006, reason=""):
+        """The socket is gone."""
+        self.receiver.closed(code, reason)
 
     @property
     def heard(self):
@@ -272,6 +290,7 @@ class ServerSide(Side):
         leave_grace=0.0,
         auth_timeout=20.0,
         heartbeat=None,
+        resume=None,
         **options,
     ):
         super().__init__(**options)
@@ -283,6 +302,7 @@ class ServerSide(Side):
             auth_timeout=auth_timeout,
             heartbeat=heartbeat,
             clock=lambda: self.scheduler.now,
+            resume=resume,
         )
         self.hub.network = SingleNode(self.hub)
         self.hub.identify = identify
@@ -293,6 +313,8 @@ class ServerSide(Side):
         self.hub.left(lambda identity, code, reason: self.log.append(("left", identity.cid, code, str(reason))))
         self.hub.connected(lambda conn: self.log.append(("connected", conn.cid)))
         self.hub.disconnected(lambda conn, code, reason: self.log.append(("disconnected", conn.cid, code, str(reason))))
+        self.hub.detached(lambda conn, code, reason: self.log.append(("detached", conn.cid, code, str(reason))))
+        self.hub.resumed(lambda conn: self.log.append(("resumed", conn.cid)))
         self.hub.ignored(lambda conn, *message: self.log.append(("ignored", conn.cid, *message)))
 
     def open(self, name="", protocol=None):

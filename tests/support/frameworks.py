@@ -18,7 +18,7 @@ from granian.server.embed import Server as GranianServer
 from hypercorn.asyncio import serve as hypercorn_serve
 from hypercorn.config import Config as HypercornConfig
 
-from support.programs import free_port
+from support.programs import PATIENCE, free_port
 
 
 @asynccontextmanager
@@ -90,7 +90,7 @@ async def granian_asgi(app):
 
 async def accepts(port, serving):
     """Wait until the port accepts connections."""
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(PATIENCE):
         while not serving.done():
             try:
                 _, writer = await asyncio.open_connection("127.0.0.1", port)

@@ -31,7 +31,7 @@ from wse.transports.request import HttpRequest
 JSON = "wse-default-json"
 OFFERS = {"auth": {}, "limits": {"message_size": 1024 * 1024}}
 """The extensions that every client offers."""
-TIMEOUT = 20.0
+TIMEOUT = 30.0
 """Seconds until a test that waits for something gives up. Nothing waits that long, even on a machine that is busy."""
 
 
@@ -100,6 +100,8 @@ class ServerLog(Log):
         when.left(lambda identity, code, reason: self.add("left", identity.cid, code, reason))
         when.connected(lambda conn: self.add("connected", conn.cid, conn))
         when.disconnected(lambda conn, code, reason: self.add("disconnected", conn.cid, code, reason))
+        when.detached(lambda conn, code, reason: self.add("detached", conn.cid, code, reason))
+        when.resumed(lambda conn: self.add("resumed", conn.cid))
         when.ignored(lambda conn, kind, payload: self.add("ignored", conn.cid, kind, payload))
         when.error(lambda err, conn: self.add("error", err, conn))
 
@@ -300,7 +302,7 @@ class Place(ABC):
     async def empty(self):
         """Wait until the server has no connections."""
         async with asyncio.timeout(TIMEOUT):
-            while self.server._hub.sessions:
+            while self.server._hub.sockets.open:
                 await asyncio.sleep(0)
 
     def client(self, **options):

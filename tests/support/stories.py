@@ -331,7 +331,7 @@ class ServerStory(Actor):
             elif not session.ended:
                 assert isinstance(phase, ServerOpening)
                 assert phase.state in (State.STRANGER, State.VALIDATING, State.CHALLENGED)
-            assert (session in hub.sessions) == (index not in self.closed)
+            assert (session in hub.sockets.open) == (index not in self.closed)
         assert set(hub.connections.values()) == valid
         assert {conn for identity in hub.identities.values() for conn in identity.conns.values()} == valid
         assert all(1 <= len(identity.conns) <= hub.conns_per_user for identity in hub.identities.values())
@@ -342,7 +342,7 @@ class ServerStory(Actor):
         self.settle()
         self.check()
         hub = self.side.hub
-        assert (hub.identities, hub.connections, hub.sessions) == ({}, {}, set())
+        assert (hub.identities, hub.connections, hub.sockets.open) == ({}, {}, set())
         for opened, ended in (("joined", "left"), ("connected", "disconnected")):
             assert len(self.side.names(opened)) == len(self.side.names(ended))
         assert all(peer.session.pending_calls == 0 for peer in self.peers.values())

@@ -24,7 +24,7 @@ from wse import (
     WseServer,
 )
 from wse.auth import Scram, ScramKeys, ScramServer
-from wse.testing import connect
+from wse.testing import MemoryClient, connect
 
 server = WseServer(port=0, conns_per_user=3, protocol=[WseJSON(), WseMsgpack()], limits=Limits(message_size=10))
 
@@ -107,7 +107,7 @@ async def use() -> None:
     assert_type(client.status, ClientStatus)
     assert_type(await client.connect(), Any)
     async with connect(server, "me", {"device": "phone"}, timeout=3) as tested:
-        assert_type(tested, WseClient)
+        assert_type(tested, MemoryClient)
 
 
 class Numbers(Protocol):

@@ -17,7 +17,7 @@ GROUND = {
     "errors",
     "tasks",
     "types",
-    *(f"core.{name}" for name in ("admission", "closing", "heartbeat", "limits", "packed", "ports", "stats")),
+    *(f"core.{name}" for name in ("admission", "closing", "heartbeat", "limits", "packed", "ports", "resume", "stats")),
 }
 
 # What each part may import of wse, the most specific prefix first.
@@ -64,6 +64,7 @@ LIBRARIES = {
     "auth/": {"scramp"},
     "brokers/nats/connection.py": {"nats"},
     "brokers/nats/private.py": {"nats"},
+    "brokers/nats/wire.py": {"nats"},
     "brokers/redis/": {"hiredis", "redis"},
     "cli/commands.py": {"click", "uvloop"},
 }
@@ -130,8 +131,8 @@ def test_everything_public_is_there() -> None:
     assert {
         "Backoff", "BlockingPublisher", "Challenge", "Channel", "ClientStatus", "CloseReason", "ClusterSettings",
         "Compression", "Credentials", "DeviceInfo", "ErrorCode", "ExposeErrors", "ExtensionTypes", "Handshake",
-        "Heartbeat", "InternalTypes", "Limits", "Overflow", "Protocol", "Publisher", "ReadyState", "Room", "Signal",
-        "Stats", "WseClient", "WseConnection", "WseError", "WseIdentity", "WseJSON", "WseMsgpack", "WseServer",
-        "js_client_path",
+        "Heartbeat", "InternalTypes", "Limits", "Overflow", "Protocol", "Publisher", "ReadyState", "Resume", "Room",
+        "Signal", "Stats", "WseClient", "WseConnection", "WseError", "WseIdentity", "WseJSON", "WseMsgpack",
+        "WseServer", "js_client_path",
     } == set(wse.__all__)  # fmt: skip
     assert all(hasattr(wse, name) for name in wse.__all__)

@@ -139,7 +139,7 @@ def test_the_clock_is_looked_at_again():
     """The time of day may be set, or go on while the machine sleeps and timers do not."""
     side = until(10 * CHECK_EVERY)
     now = side.scheduler.now
-    side.hub.auth._clock = lambda: side.scheduler.now + jump
+    side.hub.auth.clock = lambda: side.scheduler.now + jump
     jump = 0.0
     peer = come(side)
     side.scheduler.advance(CHECK_EVERY * 1.5)

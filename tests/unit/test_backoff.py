@@ -34,5 +34,5 @@ def test_a_base_of_zero_never_waits():
 
 @pytest.mark.parametrize("options", [{"base": -1}, {"cap": -1}, {"factor": 0.5}])
 def test_arguments_out_of_their_range_are_rejected(options):
-    with pytest.raises(ValueError, match="factor is at least 1"):
+    with pytest.raises(ValueError, match="factor must be at least 1"):
         Backoff(**options)

@@ -312,7 +312,7 @@ def ports_of(nodes):
 async def test_messages_reach_the_user_on_the_other_node_in_order(program, nodes, arguments):
     window, *rate = arguments
     status, result = await load(
-        program, ports_of(nodes), "wse", "pass", 20, window, 0.2, 0.05, os.getpid(), os.getpid(), *rate
+        program, ports_of(nodes), "wse", "pass", 20, window, 1, 0.1, os.getpid(), os.getpid(), *rate
     )
     assert status == 0, result
     assert result["ops"] >= 10

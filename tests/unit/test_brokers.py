@@ -10,6 +10,7 @@ from contextlib import suppress
 import pytest
 
 from support.brokers import Node, unavailable
+from support.net import TIMEOUT
 from wse.brokers import from_url, reconnecting
 from wse.brokers.memory import MemoryBroker, MemoryCluster
 from wse.brokers.nats.broker import NatsBroker
@@ -55,7 +56,7 @@ def test_a_broker_whose_library_is_not_there_names_the_extra(url, library, monke
     for module in [name for name in sys.modules if name.startswith(f"wse.brokers.{adapter}.")]:
         monkeypatch.delitem(sys.modules, module)
     monkeypatch.setitem(sys.modules, library, None)
-    with pytest.raises(ImportError, match=rf"pip install wse\[{adapter}"):
+    with pytest.raises(ImportError, match=rf'pip install "wse\[{adapter}'):
         from_url(url)
 
 
@@ -205,6 +206,6 @@ async def test_a_broker_closes_although_its_library_swallows_a_cancellation(monk
     broker = Broker()
     await broker.open("node", Node("node", broker))
     await connection.asked.wait()
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(TIMEOUT):
         await broker.close()
     assert not broker.connected

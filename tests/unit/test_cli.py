@@ -266,12 +266,12 @@ def without(library, *args):
 
 
 def test_without_click_one_line_names_the_extra():
-    assert without("click", "version") == (1, "the wse command needs the click library: pip install wse[cli]")
+    assert without("click", "version") == (1, 'the wse command needs the click library: pip install "wse[cli]"')
 
 
 def test_without_uvloop_one_line_names_the_extra():
     status, said = without("uvloop", "serve", "x:y", "--uvloop")
-    assert (status, said) == (2, "Error: --uvloop needs the uvloop library: pip install wse[uvloop]")
+    assert (status, said) == (2, 'Error: --uvloop needs the uvloop library: pip install "wse[uvloop]"')
 
 
 def test_an_error_inside_the_command_is_not_taken_for_a_missing_library():

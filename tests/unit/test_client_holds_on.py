@@ -6,7 +6,7 @@ import contextlib
 import pytest
 
 from support.clients import AT_ONCE, WALK, CountingBackoff, Held, accept, begin, fails, other_tasks
-from support.net import ClientLog, Log, make_server, memory_peer, soon, tiny_protocol
+from support.net import TIMEOUT, ClientLog, Log, make_server, memory_peer, soon, tiny_protocol
 from wse import Backoff, ClientStatus, ErrorCode, Heartbeat, WseClient, WseError
 from wse.client.connection import warn_of_replacement
 from wse.core.limits import Limits
@@ -121,7 +121,7 @@ async def test_an_identity_function_may_return_credentials(far):
 
 @pytest.mark.parametrize("is_async", [False, True])
 async def test_an_identity_function_that_fails_is_tried_again_like_an_unreachable_server(far, is_async):
-    failures = [LookupError("no token"), TimeoutError("the token service is slow")]
+    failures = [LookupError("no token"), TimeoutError("the token service is slow"), asyncio.CancelledError()]
 
     def identity():
         if failures:
@@ -135,8 +135,8 @@ async def test_an_identity_function_that_fails_is_tried_again_like_an_unreachabl
     log = ClientLog(client)
     await far.welcomed(client)
     errors = [error for (error,) in log.all("error")]
-    assert [error.code for error in errors] == [ErrorCode.WS_CLIENT_ERROR] * 2
-    assert [type(error.__cause__) for error in errors] == [TimeoutError, LookupError]
+    assert [error.code for error in errors] == [ErrorCode.WS_CLIENT_ERROR] * 3
+    assert [type(error.__cause__) for error in errors] == [asyncio.CancelledError, TimeoutError, LookupError]
 
 
 async def test_without_reconnection_a_failing_identity_function_fails_the_connect(far):
@@ -264,6 +264,7 @@ async def test_an_attempt_that_takes_too_long_is_retried(far):
     client = far.client(reconnect=True, backoff=AT_ONCE, timeout=0.05)
     connecting, silent = await begin(far, client)
     assert (await silent.closed())[0] == 1006
+    client._endpoint.timeout = TIMEOUT
     await accept(far, "late")
     assert await soon(connecting) == "late"
 
@@ -530,7 +531,7 @@ async def test_they_wait_for_a_connect_with_a_time_limit_too(far, wrap):
     heard = Log()
 
     async def application():
-        await (asyncio.wait_for(client.connect(), 5) if wrap else asyncio.gather(client.connect()))
+        await (asyncio.wait_for(client.connect(), TIMEOUT) if wrap else asyncio.gather(client.connect()))
         client.channel.on("chat", heard.adder("chat"))
 
     running = asyncio.ensure_future(application())
@@ -734,7 +735,7 @@ async def test_a_close_at_once_in_any_listener_is_the_last_word(far, moment):
 
     serving = asyncio.ensure_future(serve())
     connecting = asyncio.ensure_future(client.connect())
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(TIMEOUT):
         while not decided:
             await asyncio.sleep(0)
     await turns(30)
@@ -784,6 +785,7 @@ async def test_a_close_at_once_in_a_listener_of_a_jump_has_the_last_word(far):
 
 
 QUICK = Heartbeat(interval=0.02, timeout=0.02)
+PATIENT = Heartbeat(interval=0.02, timeout=TIMEOUT)
 
 
 async def test_a_silent_server_is_asked_and_given_up(far):
@@ -799,24 +801,24 @@ async def test_a_silent_server_is_asked_and_given_up(far):
 
 
 async def test_a_server_that_answers_is_kept_and_the_way_is_timed(far):
-    client = far.client(heartbeat=QUICK)
+    client = far.client(heartbeat=PATIENT)
     log = ClientLog(client)
     peer = await far.welcomed(client)
     assert client.rtt is None
     for _ in range(3):
         name, _, stamp = await peer.hear()
         await peer.say("~wse:response-err", {"code": "wse.server.rp.not-registered", "details": {"rp": name}}, stamp)
-    assert 0 <= client.rtt < 1
+    assert 0 <= client.rtt < TIMEOUT
     assert log.all("closed") == []
     assert log.all("error") == []
 
 
 async def test_a_server_that_sends_is_not_asked(far):
-    client = far.client(heartbeat=Heartbeat(interval=0.2, timeout=0.2))
+    client = far.client(heartbeat=Heartbeat(interval=1, timeout=TIMEOUT))
     peer = await far.welcomed(client)
-    for _ in range(20):
+    for _ in range(24):
         await peer.say("tick")
-        await asyncio.sleep(0.02)  # the pace is what is tested
+        await asyncio.sleep(0.05)  # the pace is what is tested
     client.send("end")
     assert (await peer.hear())[0] == "end"
 
@@ -825,9 +827,9 @@ async def test_our_own_server_answers_without_an_error():
     server = make_server()
     errors = []
     server.when.error(lambda error, conn: errors.append(error))
-    client = WseClient("ws://testserver", identity="ann", heartbeat=QUICK, connector=MemoryConnector(server))
+    client = WseClient("ws://testserver", identity="ann", heartbeat=PATIENT, connector=MemoryConnector(server))
     await client.connect()
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(TIMEOUT):
         while client.rtt is None:
             await asyncio.sleep(0.01)
     assert errors == []
@@ -900,13 +902,34 @@ def test_a_client_left_open_in_a_loop_that_has_ended_can_be_closed_in_another():
     assert client.status is ClientStatus.OFFLINE
 
 
+def test_a_client_left_open_in_a_loop_that_has_ended_is_not_connected_in_another():
+    server = make_server()
+    client = WseClient("ws://testserver", identity="ann", connector=MemoryConnector(server))
+    asyncio.run(client.connect())
+
+    async def wait():
+        with pytest.raises(WseError) as caught:
+            await client.wait_ready()
+        assert caught.value.code == ErrorCode.CLIENT_NOT_READY
+
+    asyncio.run(wait())
+
+
+def test_a_client_left_open_in_a_loop_that_has_ended_has_closed_in_another():
+    server = make_server()
+    client = WseClient("ws://testserver", identity="ann", connector=MemoryConnector(server))
+    asyncio.run(client.connect())
+    assert asyncio.run(client.wait_closed()) is None
+    assert client.status is ClientStatus.OFFLINE
+
+
 def test_a_client_that_is_in_use_in_another_loop_says_so():
     server = make_server()
     client = WseClient("ws://testserver", identity="ann", connector=MemoryConnector(server))
     first, second = asyncio.new_event_loop(), asyncio.new_event_loop()
     try:
         first.run_until_complete(client.connect())
-        for use in (client.connect, client.close):
+        for use in (client.connect, client.close, client.wait_ready, client.wait_closed):
             with pytest.raises(RuntimeError, match="another event loop"):
                 second.run_until_complete(use())
         first.run_until_complete(client.close())

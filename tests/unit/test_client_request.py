@@ -37,6 +37,15 @@ def test_an_invalid_header_name_is_rejected(name):
         WseClient("ws://localhost", headers={name: "value"})
 
 
+@pytest.mark.parametrize(
+    "name",
+    ["Connection", "UPGRADE", "sec-websocket-protocol", "Sec-WebSocket-Key", "Content-Length", "Transfer-Encoding"],
+)
+def test_a_header_that_belongs_to_the_handshake_is_rejected(name):
+    with pytest.raises(ValueError, match=f"the handshake itself decides about the header {name}"):
+        WseClient("ws://localhost", headers={name: "value"})
+
+
 @pytest.mark.parametrize("name", ["", "a b", "a,b", "a\r\nb", "é"])
 def test_a_protocol_whose_name_cannot_be_a_subprotocol_is_rejected(name):
     class Named(WseJSON):
@@ -47,10 +56,22 @@ def test_a_protocol_whose_name_cannot_be_a_subprotocol_is_rejected(name):
         WseClient("ws://localhost", protocol=Named())
 
 
-@pytest.mark.parametrize("port", ["99999", "x", "-1"])
+@pytest.mark.parametrize("port", ["99999", "x", "-1", "0"])
 def test_a_url_with_a_wrong_port_is_rejected(port):
     with pytest.raises(ValueError, match="port"):
         WseClient(f"ws://localhost:{port}/")
+
+
+@pytest.mark.parametrize("host", ["a..b", "bücher..example", "x" * 64, "ü" * 64])
+def test_a_url_with_a_host_that_has_no_name_in_dns_is_rejected(host):
+    with pytest.raises(ValueError, match="wrong host"):
+        WseClient(f"ws://{host}/")
+
+
+@pytest.mark.parametrize("url", [r"ws://localhost\@example.org/", r"ws://localhost/a\b"])
+def test_a_url_with_a_backslash_is_rejected(url):  # browsers read it as a slash
+    with pytest.raises(ValueError, match="backslashes"):
+        WseClient(url)
 
 
 @pytest.mark.parametrize(
@@ -131,10 +152,18 @@ def test_answers_that_do_not(answer, problem):
         Answer(answer).check(KEY, "chat")
 
 
-def test_an_answer_says_its_status():
+@pytest.mark.parametrize(
+    ("answer", "status"),
+    [
+        (head(status="503 Service Unavailable"), 503),
+        (b"HTTP/1.0 503 Service Unavailable", 503),  # as HAProxy says it
+        (b"HTTP/1.0 101 Switching Protocols", 101),
+    ],
+)
+def test_an_answer_says_its_status(answer, status):
     with pytest.raises(HandshakeError) as caught:
-        Answer(head(status="503 Service Unavailable")).check(KEY, "chat")
-    assert caught.value.status == 503
+        Answer(answer).check(KEY, "chat")
+    assert caught.value.status == status
 
 
 def test_bytes_are_fed_in_pieces_as_large_as_the_buffer():

@@ -675,7 +675,7 @@ def test_a_result_that_cannot_cross_fails_the_call():
     nodes.run()
     answer(nodes, new, 1 << 70)
     assert task.exception().code == ErrorCode.RP_EXECUTION_FAILED
-    assert "cannot cross" in task.exception().message
+    assert "cannot leave this node" in task.exception().message
 
 
 def limit(node, size):
@@ -847,7 +847,7 @@ def test_members_fails_when_a_node_cannot_tell(monkeypatch):
     error = task.exception()
     assert error.code == ErrorCode.BROKER_UNAVAILABLE
     assert error.details == {"node": nodes[1].cluster.node, "query": "members"}
-    assert "cannot cross" in error.message
+    assert "cannot leave this node" in error.message
     assert nodes[0].leftovers == []
 
 

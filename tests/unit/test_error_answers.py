@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from support.core import ClientSide, ServerSide
+from wse.core.limits import Limits, nests_deeper
 from wse.core.session.error_answers import ECHOED, encodable
 from wse.core.session.rpc import ExposeErrors, error_from_wire
 from wse.errors import ErrorCode, WseError
@@ -117,6 +118,44 @@ def test_details_that_go_round_in_a_circle_are_answered():
     wire, _ = failed(WseError("app.x", details))
     assert wire["code"] == "app.x"
     assert wire["details"]["n"] == 1
+
+
+def test_objects_that_refer_to_each_other_are_looked_at_once():
+    looks = 0
+
+    def can_encode(value):
+        nonlocal looks
+        looks += 1
+        assert looks < 200, "there are too many ways through these objects"
+        return isinstance(value, str) or value in ({key: None} for key in ("name", "children", "parent", "siblings"))
+
+    parent = {"name": "parent", "children": []}
+    parent["children"] += [{"name": str(n), "parent": parent, "siblings": parent["children"]} for n in range(8)]
+    kept = encodable(parent, can_encode)
+    assert kept == {"name": "parent", "children": [{"name": str(n)} for n in range(8)]}
+
+
+@pytest.mark.parametrize("side", SIDES.values(), ids=SIDES)
+def test_details_that_are_nested_too_deep_for_the_caller_are_cut(side):
+    deep = "bottom"
+    for _ in range(1000):
+        deep = {"deeper": deep, "list": [deep] if deep == "bottom" else []}
+    wire, answering = failed(WseError("app.x", {"n": 1, "deep": deep}), side=side)
+    assert (wire["code"], wire["details"]["n"]) == ("app.x", 1)
+    assert not nests_deeper(wire, Limits().nesting)
+    assert nests_deeper(wire, Limits().nesting - 1)
+    assert answering.errors[0][0].code == ErrorCode.MSG_PROCESSING_ERROR
+
+
+@pytest.mark.parametrize(("levels", "goes_back"), [(8, True), (9, False), (10, False)])
+@pytest.mark.parametrize("side", SIDES.values(), ids=SIDES)
+def test_a_payload_that_would_be_nested_too_deep_does_not_go_back(side, levels, goes_back):
+    payload = "bottom"
+    for _ in range(levels):
+        payload = [payload]
+    wire, _ = failed(ValueError("x"), payload, side=side, limits=Limits(nesting=10))
+    assert ("payload" in wire["details"]) is goes_back
+    assert not nests_deeper(wire, 10)
 
 
 def test_a_message_that_cannot_be_encoded_is_left_out():

@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -66,7 +67,6 @@ def test_a_file_that_is_not_there_fails_at_once() -> None:
 
 async def test_the_server_serves_its_files_and_the_client_beside_websockets(listen, page) -> None:
     place = await listen(make_server(files={"/": page}, serve_client=True))
-    shared = js_client_path().with_name("wse-share.js")
     async with await RawSocket.open(place.url) as socket:
         status, headers, body = await socket.request("/")
         assert (status, body) == (200, b"<p>hello</p>")
@@ -79,10 +79,13 @@ async def test_the_server_serves_its_files_and_the_client_beside_websockets(list
     async with await RawSocket.open(place.url) as socket:
         status, headers, body = await socket.request("/wse.js", **{"If-None-Match": tag})
         assert (status, headers["etag"], body) == (304, tag, b"")
-    async with await RawSocket.open(place.url) as socket:
-        _, headers, body = await socket.request("/wse-share.js")  # the name by which wse.js imports it
-        assert (headers["content-type"], body) == ("text/javascript; charset=utf-8", shared.read_bytes())
-        assert b"import('./wse-share.js')" in js_client_path().read_bytes()
+    loaded = re.findall(r"import\('\./(.+?)'\)", js_client_path().read_text())
+    assert len(loaded) == 2
+    for name in loaded:
+        async with await RawSocket.open(place.url) as socket:
+            _, headers, body = await socket.request(f"/{name}")
+            module = js_client_path().with_name(name).read_bytes()
+            assert (headers["content-type"], body) == ("text/javascript; charset=utf-8", module)
     async with await RawSocket.open(place.url) as socket:
         assert (await socket.upgrade("/"))[0] == 101
 

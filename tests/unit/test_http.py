@@ -89,6 +89,7 @@ def test_an_upgrade_is_ignored_in_http_1_0():
         "GET relative HTTP/1.1",
         "GET /\x00 HTTP/1.1",
         "GET http://user@localhost/ HTTP/1.1",
+        "GET http:///ws HTTP/1.1",
         "",
     ],
 )

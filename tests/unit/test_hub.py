@@ -101,8 +101,8 @@ def test_a_close_that_is_cancelled_in_the_turn_of_the_last_socket_s_end_does_not
 
 
 def test_however_many_there_are_all_are_closed_within_a_bound(monkeypatch):
-    monkeypatch.setattr("wse.core.hub.hub.CLOSES_PER_SECOND", 10)
-    monkeypatch.setattr("wse.core.hub.hub.CLOSED_WITHIN", 2.0)
+    monkeypatch.setattr("wse.core.hub.sockets.CLOSES_PER_SECOND", 10)
+    monkeypatch.setattr("wse.core.hub.sockets.CLOSED_WITHIN", 2.0)
     side = ServerSide()
     peers = [side.join(f"user {number}") for number in range(101)]
     closing = side.scheduler.start(side.hub.close(1012, "bye"))
@@ -117,12 +117,12 @@ def test_however_many_there_are_all_are_closed_within_a_bound(monkeypatch):
 
 
 def test_a_hub_that_closes_turns_new_clients_away_and_is_done_when_all_have_gone_by_themselves(monkeypatch):
-    monkeypatch.setattr("wse.core.hub.hub.CLOSES_PER_SECOND", 10)
+    monkeypatch.setattr("wse.core.hub.sockets.CLOSES_PER_SECOND", 10)
     side = ServerSide()
     peers = [side.join(cid) for cid in ("ann", "bob", "cid")]
     closing = side.scheduler.start(side.hub.close(1012, "bye"))
     assert side.open().closed_with == (1012, "bye")
-    for session in tuple(side.hub.sessions):
+    for session in tuple(side.hub.sockets.open):
         session.closed(1006, "")
     side.scheduler.advance(1)
     assert closing.result() is None

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from support.core import ClientSide, FakeScheduler, ServerSide
 from wse import ErrorCode, Limits, WseError, WseMsgpack
-from wse.core.hub.hub import network_of
+from wse.core.hub.sockets import network_of
 from wse.core.limits import TokenBucket, nests_deeper
 
 
@@ -315,9 +315,9 @@ def test_connections_of_one_address_are_bounded_and_those_of_others_are_not():
     side.request_from = "192.0.2.9"
     other = side.open()
     assert other.closed_with is None
-    for session in tuple(side.hub.sessions):
+    for session in tuple(side.hub.sockets.open):
         session.closed(1000, "")
-    assert not side.hub.by_address
+    assert not side.hub.sockets.by_address
     side.request_from = first.conn.remote_addr
     assert side.open().closed_with is None
 
@@ -345,7 +345,7 @@ def test_connections_of_one_ipv6_network_are_bounded_together():
     assert second.closed_with == (1013, "wse.limit.connections-per-address")
     for peer in first, second:
         peer.session.closed(1000, "")
-    assert not side.hub.by_address
+    assert not side.hub.sockets.by_address
 
 
 def test_strangers_are_bounded_and_users_do_not_count_among_them():
@@ -353,12 +353,12 @@ def test_strangers_are_bounded_and_users_do_not_count_among_them():
     for _ in range(3):
         side.join()
     waiting = [side.open(), side.open()]
-    assert side.hub.unauthenticated == 2
+    assert side.hub.sockets.unauthenticated == 2
     assert side.open().closed_with == (1013, "wse.limit.unauthenticated")
     waiting[0].say("~wse:hi", {"identity": "ann", "meta": {}})
-    assert side.hub.unauthenticated == 1
+    assert side.hub.sockets.unauthenticated == 1
     waiting[1].session.closed(1006, "")
-    assert side.hub.unauthenticated == 0
+    assert side.hub.sockets.unauthenticated == 0
     assert side.open().closed_with is None
 
 

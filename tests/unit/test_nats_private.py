@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import ast
+import asyncio
 import inspect
 import tomllib
 from pathlib import Path
 
 import pytest
 from nats.aio.client import Client
-from nats.aio.subscription import Subscription
+from nats.aio.transport import Transport
 
-from wse.brokers.nats import broker, connection, private
+from wse.brokers.nats import broker, connection, private, wire
 
 ROOT = Path(__file__).parents[2]
 
-OF_THE_CLIENT = ("_connect_command", "_current_server", "_send_ping", "_server_info")
-OF_A_SUBSCRIPTION = ("_pending_queue",)
+OF_THE_CLIENT = ("_connect_command", "_current_server", "_pongs", "_server_info", "_transport")
 
 
 @pytest.mark.parametrize("name", OF_THE_CLIENT)
@@ -24,13 +24,16 @@ def test_the_client_has(name):
     assert hasattr(Client(), name)
 
 
-@pytest.mark.parametrize("name", OF_A_SUBSCRIPTION)
-def test_a_subscription_has(name):
-    assert hasattr(Subscription(Client()), name)
+def test_a_transport_has_only_the_methods_that_ours_has():
+    assert Transport.__abstractmethods__ <= {*vars(wire.Wire)}
 
 
-def test_a_ping_takes_the_future_of_its_pong():
-    assert list(inspect.signature(Client._send_ping).parameters) == ["self", "future"]
+async def test_the_client_takes_pongs_in_turn():
+    client = Client()
+    first, second = [asyncio.get_running_loop().create_future() for _ in range(2)]
+    client._pongs = [first, second]
+    await client._process_pong()
+    assert (first.done(), second.done()) == (True, False)
 
 
 def private_names(module):
@@ -49,12 +52,13 @@ def private_names(module):
 def test_no_other_module_uses_private_names():
     assert private_names(connection) == set()
     assert private_names(broker) == set()
+    assert private_names(wire) == set()
 
 
 def test_this_test_names_all_of_them():
     tree = ast.parse(inspect.getsource(private))
-    used = {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute) and node.attr.startswith("_")}
-    assert used == {*OF_THE_CLIENT, *OF_A_SUBSCRIPTION}
+    names = {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
+    assert {name for name in names if name.startswith("_") and name != "__init__"} == {*OF_THE_CLIENT}
 
 
 def test_the_version_of_nats_py_is_capped():

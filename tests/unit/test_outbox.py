@@ -403,7 +403,7 @@ def test_a_key_goes_with_its_message_on_every_way(how, sender):
         assert [payload for _, payload, _ in peer.heard] == [2, 2, 2]
 
 
-@pytest.mark.parametrize("key", [1.5, b"k", ["k"], ("a", 1)])
+@pytest.mark.parametrize("key", [1.5, b"k", ["k"], ("a", 1), True, 2**64, -(2**63) - 1])
 def test_a_key_that_could_not_cross_is_an_error_at_once(side, key):
     peer = side.join()
     with pytest.raises(TypeError, match="a message's key must be a string or an integer"):

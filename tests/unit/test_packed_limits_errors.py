@@ -125,7 +125,7 @@ def test_a_hub_without_an_identify_handler_opens_nothing():
     side = ServerSide(identify=None)
     with pytest.raises(WseError, match="identify-handler-missing"):
         side.open()
-    assert side.hub.sessions == set()
+    assert side.hub.sockets.open == set()
 
 
 class Kind(enum.StrEnum):

@@ -8,11 +8,13 @@ from websockets.asyncio.server import serve as ws_serve
 from websockets.frames import Frame
 from websockets.streams import StreamReader
 
+from support.core import FakeScheduler
 from support.net import JSON, ClientLog, ServerLog, accept_all, make_server, soon
-from wse import ErrorCode, Protocol, WseClient, WseError
+from wse import ErrorCode, Limits, Protocol, WseClient, WseError
 from wse.core.closing import may_travel
 from wse.transports.picows.assembly import Assembly
 from wse.transports.picows.frames import masked_frame, server_frame
+from wse.transports.picows.link import PicowsLink, Turn
 
 SIZES = [0, 1, 2, 3, 4, 5, 124, 125, 126, 127, 2048, 65535, 65536, 100_000]
 
@@ -58,6 +60,78 @@ def test_codes_that_a_close_frame_may_carry(code):
 @pytest.mark.parametrize("code", [0, 1, 999, 1004, 1005, 1006, 1015, 1016, 1999, 2000, 2999, 5000, 65535])
 def test_codes_that_a_close_frame_may_not_carry(code):
     assert not may_travel(code)
+
+
+class FakeSocket:
+    """The transport of picows and of asyncio, of a peer that takes what the test says."""
+
+    is_close_frame_sent = False
+    disconnected = False
+    waiting = 100_000
+
+    def __init__(self):
+        self.underlying_transport = self
+
+    def set_write_buffer_limits(self, high):
+        pass
+
+    def get_write_buffer_size(self):
+        return self.waiting
+
+    def get_extra_info(self, name):
+        return None
+
+    def write(self, data):
+        pass
+
+    def send_ping(self):
+        pass
+
+    def send_close(self, code, reason):
+        pass
+
+    def disconnect(self, graceful):
+        self.disconnected = True
+
+
+def closing_link():
+    """A link that a ping has been sent on and that closes, its socket, and its clock."""
+    clock, sock = FakeScheduler(), FakeSocket()
+    link = PicowsLink(Turn(clock), Limits(), lambda link: None)
+    link.on_ws_connected(sock)
+    link.ping()
+    sock.waiting -= 1000
+    link.close(1000, "")
+    return link, sock, clock
+
+
+def test_a_slow_peer_is_not_cut_because_the_heartbeat_has_just_looked_as_well():
+    link, sock, clock = closing_link()
+    for _ in range(59):
+        clock.advance(0.9)
+        sock.waiting -= 1000
+        assert link.silence() < 0.1
+        clock.advance(0.1)
+        assert not sock.disconnected
+    clock.advance(1)
+    assert sock.disconnected  # after a minute, whatever it takes
+
+
+def test_a_slow_peer_is_alive_for_the_heartbeat_when_the_close_has_just_begun():
+    link, _, _ = closing_link()
+    assert link.silence() < 0.1
+
+
+@pytest.mark.parametrize("looks", [False, True])
+def test_a_peer_that_takes_nothing_is_cut_in_time_whoever_looks(looks):
+    link, sock, clock = closing_link()
+    clock.advance(2)
+    if looks:
+        link.silence()
+    clock.advance(2.9)
+    assert not sock.disconnected
+    clock.advance(0.2)
+    assert sock.disconnected
 
 
 class TextProtocol(Protocol):

@@ -316,7 +316,7 @@ async def test_a_server_sends_to_rooms_and_calls_a_users_devices():
 
 async def test_a_server_that_has_started_joins_no_cluster_any_more():
     async with make_server() as server:
-        with pytest.raises(RuntimeError, match="has been started"):
+        with pytest.raises(RuntimeError, match="has already been started"):
             server.use_broker("memory:")
     server.use_broker("memory:")
     assert server.cluster is not None

@@ -8,8 +8,8 @@ import pytest
 
 from support.core import ClientSide, FakeLink, FakeRequest, ServerSide
 from wse import InternalTypes, Protocol, WseJSON, WseMsgpack
+from wse.core.session.phase import ENDED
 from wse.core.session.rpc import ExposeErrors, error_to_wire
-from wse.core.session.session import ENDED
 from wse.errors import CloseReason, ErrorCode, WseError
 from wse.types import ReadyState
 
@@ -427,6 +427,22 @@ def test_an_async_procedure_that_is_cancelled_answers_its_caller(side):
     assert task.cancelled()
     kind, wire, stamp = answer(peer)
     assert (kind, wire["details"]["origin"]["name"], stamp) == ("~wse:response-err", "CancelledError", 1)
+    assert side.errors == []
+
+
+def test_an_async_handler_that_awaits_a_cancelled_task_has_failed(side):
+    async def handler(*args):
+        raise asyncio.CancelledError
+
+    side.endpoint.channel.on("chat", handler)
+    side.endpoint.procedures.register("ask", handler)
+    peer = side.join()
+    peer.say("chat", None)
+    peer.say("ask", None, 1)
+    side.scheduler.run()
+    assert answer(peer)[0] == "~wse:response-err"
+    codes = [error.code for error, _ in side.errors]
+    assert codes == [ErrorCode.MSG_PROCESSING_ERROR, ErrorCode.RP_EXECUTION_FAILED]
 
 
 def test_a_plain_procedure_that_raises_cancelled_answers_its_caller(side):
@@ -733,7 +749,7 @@ def test_a_close_that_is_cancelled_does_not_trip_the_last_socket(server):
     task.cancel()
     server.scheduler.run()
     peer.session.closed(1012, "")
-    assert server.hub.sessions == set()
+    assert server.hub.sockets.open == set()
 
 
 def test_a_client_can_wait_for_its_socket():

@@ -597,6 +597,39 @@ def test_a_parameter_that_a_framework_would_fill_is_rejected(side, channel, name
                 register("chat", fn)
 
 
+class Depends:
+    pass
+
+
+Database = Annotated[int, Depends()]
+
+
+@pytest.mark.parametrize("annotation", ["Annotated[int, Depends()]", "Database", "Annotated[Unknown, Depends()]"])
+def test_the_same_holds_where_annotations_are_text(side, channel, annotation):
+    def handler(conn, db): ...
+
+    handler.__annotations__["db"] = annotation  # as under `from __future__ import annotations`
+    for register in (side.endpoint.procedures.register, channel.on):
+        with pytest.raises(TypeError, match="resolves no dependencies: get 'db'"):
+            register("chat", handler)
+
+
+@pytest.mark.parametrize("annotation", ["int", "Unknown", "1/0", "not Python"])
+def test_annotations_that_are_text_need_no_value(channel, annotation):
+    def handler(conn, payload): ...
+
+    handler.__annotations__["payload"] = annotation
+    channel.on("chat", handler)
+
+
+def test_a_default_is_looked_at_where_annotations_have_no_value(channel):
+    def handler(conn, payload, db=Depends()): ...  # noqa: B008 - as applications write it
+
+    handler.__annotations__["db"] = "Unknown"
+    with pytest.raises(TypeError, match="resolves no dependencies: get 'db'"):
+        channel.on("chat", handler)
+
+
 def test_other_defaults_are_the_handlers_own_business(side, channel):
     channel.on("chat", lambda conn, payload, n=1, log=print: None)
     side.endpoint.procedures.register("add", lambda conn, payload, cache={}: 1)

@@ -4,9 +4,9 @@ import asyncio
 
 import pytest
 
-from support.net import TIMEOUT, Log, make_server, soon
+from support.net import TIMEOUT, Log, ServerLog, make_server, soon
 from wse import ClientStatus, ErrorCode, Limits, ReadyState, WseError, WseJSON, WseMsgpack, WseServer
-from wse.testing import connect
+from wse.testing import Clock, connect
 
 
 async def test_it_yields_a_connected_client_and_closes_it():
@@ -119,3 +119,95 @@ async def test_without_one_there_is_none():
     async with connect(server, "ann"):
         (conn,) = server.clients["ann"].conns.values()
         assert conn.request.native is None
+
+
+# A network that fails, and time that passes.
+
+
+RETURNING = {"reconnect": True, "resume": True}
+
+
+async def test_a_cut_is_noticed_by_both_sides_and_loses_what_was_on_its_way():
+    server = make_server()
+    log = ServerLog(server)
+    server.channel.on("chat", log.adder("chat"))
+    clock = Clock()
+    async with connect(server, "ann", clock=clock, **RETURNING) as client:
+        client.send("chat", 1)
+        client.link.cut()
+        await soon(client.when.closed.wait())
+        await log.until("detached", "ann")
+        client.send("chat", 2)
+        await clock.advance(5)
+        await soon(client.flush())
+        assert client.recovered
+        assert [entry[1] for entry in log.all("chat")] == [1, 2]
+        client.link.cut()
+        client.link.cut()
+
+
+async def test_a_server_may_fail_to_notice_a_cut():
+    server = make_server()
+    log = ServerLog(server)
+    clock = Clock()
+    async with connect(server, "ann", clock=clock, **RETURNING) as client:
+        conn = await log.conn("ann")
+        client.link.cut(server_notices=False)
+        await soon(client.when.closed.wait())
+        assert conn.attached
+        await clock.advance(5)
+        assert client.recovered
+        assert log.all("detached") == []
+
+
+async def test_a_window_ends_while_the_network_is_held():
+    server = make_server()
+    log = ServerLog(server)
+    lost = []
+    clock = Clock()
+    async with connect(server, "ann", clock=clock, **RETURNING) as client:
+        client.when.lost(lost.append)
+        with client.link.hold():
+            client.link.cut()
+            await clock.advance(59)
+            assert log.all("left") == []
+            client.send("chat", 1)
+            await clock.advance(2)
+            assert len(log.all("left")) == 1
+        await soon(client.wait_ready())
+        assert [(loss.why, loss.unsent) for loss in lost] == [("expired", [("chat", 1)])]
+
+
+async def test_a_network_that_is_held_delays_everything():
+    server = make_server()
+    server.register("echo", lambda conn, payload: payload)
+    clock = Clock()
+    async with connect(server, "ann", clock=clock) as client:
+        with client.link.hold():
+            early = asyncio.ensure_future(client.call("echo", 1, timeout=5))
+            late = asyncio.ensure_future(client.call("echo", 2, timeout=50))
+            await clock.advance(10)
+        assert await soon(late) == 2
+        with pytest.raises(WseError, match="timeout"):
+            await early
+
+
+async def test_the_clock_moves_the_end_of_a_session():
+    clock = Clock()
+    server = make_server(lambda auth: auth.accept("ann", expires=clock.time() + 100))
+    async with connect(server, "ann", clock=clock) as client:
+        await clock.advance(99)
+        assert client.status is ClientStatus.READY
+        await clock.advance(2)
+        assert client.status is ClientStatus.OFFLINE
+
+
+async def test_a_clock_runs_what_is_due_in_its_order():
+    clock = Clock()
+    start, ran = clock.time(), []
+    clock.call_later(2, ran.append, "two")
+    clock.call_later(1, lambda: (ran.append("one"), clock.call_later(0.5, ran.append, "one and a half")))
+    clock.call_later(1.2, ran.append, "never").cancel()
+    await clock.advance(3)
+    assert ran == ["one", "one and a half", "two"]
+    assert clock.time() == start + 3

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from support.core import FakeLink, FakeScheduler, ServerSide
+from support.net import soon
 from wse import (
     Backoff,
     ClientStatus,
@@ -23,6 +24,7 @@ from wse import (
 )
 from wse.core.hub.handshake import State
 from wse.core.limits import Limits
+from wse.core.resume import Resume
 from wse.core.session.endpoint import Endpoint
 from wse.core.session.rpc import ExposeErrors, error_from_wire, error_to_wire
 from wse.protocols.json import WseJSON
@@ -43,7 +45,7 @@ def cases(name):
 
 def test_every_vector_file_is_run_and_names_its_cases_once():
     run = {"names.json", "json-decode.json", "json-encode.json", "msgpack.json", "errors.json", "close.json"}
-    run |= {f"{about}-{side}.json" for about in ("handshake", "messages") for side in ("server", "client")}
+    run |= {f"{about}-{side}.json" for about in ("handshake", "messages", "resume") for side in ("server", "client")}
     assert {path.name for path in VECTORS.glob("*.json")} == run
     for name in run - {"names.json"}:
         names = [case["name"] for case in read(name)["cases"]]
@@ -217,6 +219,29 @@ def comparable(message):
     return message
 
 
+class Names(dict):
+    """What `$id` and the like stand for, bound where they are seen first."""
+
+    def fill(self, value):
+        """The value with the names replaced by what they stand for."""
+        if isinstance(value, dict):
+            return {key: self.fill(item) for key, item in value.items()}
+        if isinstance(value, list):
+            return [self.fill(item) for item in value]
+        return self.get(value, value) if isinstance(value, str) else value
+
+    def bind(self, expected, seen):
+        """Bind the names of an expectation that have no meaning yet."""
+        if isinstance(expected, dict) and isinstance(seen, dict):
+            for key, item in expected.items():
+                self.bind(item, seen.get(key))
+        elif isinstance(expected, list) and isinstance(seen, list):
+            for item, other in zip(expected, seen, strict=False):
+                self.bind(item, other)
+        elif isinstance(expected, str) and expected.startswith("$") and isinstance(seen, str):
+            self.setdefault(expected, seen)
+
+
 class Conversation:
     """What both sides' conversations have in common; every method named `do_…` is a step."""
 
@@ -227,16 +252,19 @@ class Conversation:
         self.codes = []
         self.outcomes = deque()
         self.read = {}
+        self.names = Names()
 
-    def arrived(self, session, message):
-        session.receive(data_of(message) if isinstance(message, dict) else json.dumps(message))
+    def data(self, message):
+        message = self.names.fill(message)
+        return data_of(message) if isinstance(message, dict) else json.dumps(message)
 
     def check_out(self, link, expected):
         start = self.read.get(id(link), 0)
         self.read[id(link)] = len(link.sent)
         messages = [comparable(list(self.json.unpack(data))) for data in link.sent[start:]]
         assert all(json.loads(data)[2:] for data in link.sent[start:]), "three elements are always written"
-        assert same_wire(messages, expected)
+        self.names.bind(expected, messages)
+        assert same_wire(messages, self.names.fill(expected))
 
     def check_close(self, link, expected):
         assert [[code, str(reason)] for code, reason in link.closes] == ([] if expected is None else [expected])
@@ -270,6 +298,7 @@ class ServerConversation(Conversation):
             conns_per_user=setup.get("conns_per_user", 1),
             auth_timeout=setup.get("auth_timeout", 20),
             timeout=setup.get("timeout", 10),
+            resume=Resume(),
         )
         add_application(self.side.endpoint, self.events.append)
         self.peers = {}
@@ -326,7 +355,7 @@ class ServerConversation(Conversation):
         return self.peers[name]
 
     def take_events(self):
-        kinds = ("joined", "left", "connected", "disconnected", "ignored")
+        kinds = ("joined", "left", "connected", "disconnected", "detached", "resumed", "ignored")
         log, self.side.log[:] = self.side.names(*kinds), []
         return [list(entry) for entry in log]
 
@@ -344,7 +373,7 @@ class ServerConversation(Conversation):
     def step(self, peer, what, value, timeout):
         match what:
             case "in":
-                self.arrived(peer.session, value)
+                peer.receiver.receive(self.data(value))
             case "out":
                 self.check_out(peer.link, value)
             case "state":
@@ -352,7 +381,7 @@ class ServerConversation(Conversation):
             case "close":
                 self.check_close(peer.link, value)
             case "gone":
-                peer.session.closed(*value)
+                peer.vanish(*value)
             case "pass":
                 self.side.scheduler.advance(value)
             case "decide":
@@ -398,6 +427,11 @@ def test_messages_at_the_server(case):
     ServerConversation(case["setup"]).run(case["steps"])
 
 
+@cases("resume-server.json")
+def test_sessions_of_a_server_outlive_their_connection(case):
+    ServerConversation(case["setup"]).run(case["steps"])
+
+
 def test_the_vectors_name_every_state():
     states = {
         step["state"] for case in read("handshake-server.json")["cases"] for step in case["steps"] if "state" in step
@@ -416,6 +450,19 @@ class Sockets:
         self.links.append(FakeLink())
         self.sessions.append(open(self.links[-1]))
 
+    async def has_opened(self, number):
+        """Return when there are more than that many sockets."""
+        while len(self.sessions) <= number:
+            await asyncio.sleep(0.0001)
+
+    def receiver(self, number):
+        """Who hears what comes from a socket."""
+        return self.links[number].receiver or self.sessions[number]
+
+
+def as_lists(*messages):
+    return [[list(message) for message in some] for some in messages]
+
 
 async def turns():
     """Let everything happen that needs no time."""
@@ -428,13 +475,22 @@ class ClientConversation(Conversation):
         super().__init__()
         self.setup = setup
         self.sockets = Sockets()
+        resume = setup.get("resume", False)
         self.client = client = WseClient(
-            "ws://test", identity=setup.get("identity", ""), meta=setup.get("meta"), connector=self.sockets
+            "ws://test",
+            identity=setup.get("identity", ""),
+            meta=setup.get("meta"),
+            connector=self.sockets,
+            reconnect=resume,
+            backoff=Backoff(base=1e-9, cap=1e-9),
+            resume=resume,
         )
         note = self.events.append
         client.when.connected(lambda: note(["connected"]))
         client.when.ready(lambda welcome: note(["ready", welcome]))
         client.when.closed(lambda code, reason: note(["closed", code, str(reason)]))
+        client.when.resumed(lambda welcome: note(["resumed", welcome]))
+        client.when.lost(lambda loss: note(["lost", loss.why, *as_lists(loss.uncertain, loss.unsent)]))
         client.when.ignored(lambda *args: note(["ignored", *args]))
         client.when.error(lambda error: self.codes.append(str(error.code)))
         add_application(client._endpoint, note)
@@ -456,18 +512,25 @@ class ClientConversation(Conversation):
             self.events.clear()
             self.read[id(self.sockets.links[0])] = len(self.sockets.links[0].sent)
         for step in steps:
+            step = dict(step)
+            socket = "abc".index(step.pop("on", "a"))
+            await soon(self.sockets.has_opened(socket))
             ((what, value),) = step.items()
-            await self.step(connecting, what, value)
+            await self.step(connecting, what, value, self.sockets.receiver(socket), self.sockets.links[socket])
             await turns()
-        self.sockets.sessions[0].closed(1000, "")
+        for socket in range(len(self.sockets.links)):
+            self.sockets.receiver(socket).closed(1000, "")
         await self.client.close()
         await asyncio.gather(connecting, *self.outcomes, return_exceptions=True)
 
-    async def step(self, connecting, what, value):
-        session, link = self.sockets.sessions[0], self.sockets.links[0]
+    async def step(self, connecting, what, value, session, link):
         match what:
             case "in":
-                self.arrived(session, value)
+                session.receive(self.data(value))
+            case "offers":
+                assert same_wire(json.loads(link.sent[0])[1]["ext"]["resume"], value["resume"])
+            case "recovered":
+                assert self.client.recovered is value
             case "out":
                 self.check_out(link, value)
             case "status":
@@ -508,21 +571,29 @@ async def test_messages_at_the_client(case):
     await ClientConversation(case["setup"]).run(case["steps"])
 
 
+@cases("resume-client.json")
+async def test_a_clients_session_outlives_its_connection(case):
+    await ClientConversation(case["setup"]).run(case["steps"])
+
+
 @cases("close.json")
 @pytest.mark.parametrize("reconnect", [True, False], ids=["reconnecting", "not_reconnecting"])
 async def test_what_a_client_does_after_a_close(case, reconnect):
     sockets = Sockets()
     backoff = Backoff(base=3600, cap=3600, random=lambda: 1.0)
     client = WseClient("ws://test", reconnect=reconnect, backoff=backoff, connector=sockets)
-    connecting = asyncio.create_task(client.connect())
+    identity = (lambda: "ann") if case.get("identity") == "function" else "ann"
+    connecting = asyncio.create_task(client.connect(identity))
     await turns()
     sockets.sessions[0].receive('["~wse:welcome"]')
     await connecting
-    sockets.sessions[0].closed(case["code"], case["reason"])
-    await turns()
+    times = case.get("times", 1)
+    for number in range(times):
+        sockets.sessions[number].closed(case["code"], case["reason"])
+        await turns()
     retried = case["retried"] if reconnect else case.get("without_reconnect", False)
     assert client.status == ("RE_CONNECTING" if retried else "OFFLINE")
-    assert len(sockets.sessions) == (2 if case["code"] == 4000 else 1)  # a jump waits for no backoff
+    assert len(sockets.sessions) == times + case.get("at_once", False)
     for session in sockets.sessions:
         session.closed(1000, "")
     await client.close()

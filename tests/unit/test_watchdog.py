@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from support.net import ServerLog, make_server, soon
+from support.net import TIMEOUT, ServerLog, make_server, soon
 from wse import ErrorCode
 from wse.server.watchdog import Watchdog
 from wse.testing import connect
@@ -82,7 +82,7 @@ async def test_a_handler_that_blocks_is_named_with_its_time(finder, how, name):
 async def test_a_blocked_loop_is_reported_when_nobody_listens_too(finder, caplog):
     async with new_server(0.1) as server, connect(server, "ann") as client:
         await client.call("block")
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(TIMEOUT):
             while not any("handler-blocked" in record.getMessage() for record in caplog.records):
                 await asyncio.sleep(0)
 

@@ -46,7 +46,7 @@ const showStatus = (status) => {
   const isLate = ready && [...pending.values()].some(({ isLate }) => isLate)
   $('status').textContent = isLate ? 'Waiting for an answer…' : STATUS[status]
   document.body.dataset.status = isLate ? 'WAITING' : status
-  for (const id of ['send', 'make-report']) $(id).disabled = !ready
+  for (const id of ['send', 'make-report']) $(id).disabled = !ready || isBusy($(id))
   const lost = status === WSE_STATUS.RE_CONNECTING && (me || session)
   $('banner').hidden = !lost
   $('banner').textContent = lost ? 'The connection to the server is lost. Trying to get it back…' : ''
@@ -191,6 +191,8 @@ const showMode = () => {
   if (!$('device').value) $('device').value = `${browser()} on ${system()}`
 }
 
+// A button whose work is going on stays disabled, whatever else is drawn meanwhile.
+const isBusy = (button) => button.hasAttribute('aria-busy')
 const whileBusy = async (button, work) => {
   if (button.disabled) return
   button.disabled = true
@@ -409,15 +411,27 @@ const send = () => {
   $('text').focus()
 }
 
+// Lists that are drawn anew when something changes.
+
+/** Draw the items of a list. The one whose button has the focus keeps it, if it is still there. */
+const redraw = (list, items) => {
+  const focused = document.activeElement?.closest('li')
+  const key = focused?.parentElement === list && focused.dataset.key
+  list.replaceChildren(...items)
+  if (key) (items.find((item) => item.dataset.key === key)?.querySelector('button') ?? $('text')).focus()
+}
+
 // People.
 
 const showPeople = (online) => {
   const names = Object.keys(online).sort()
   const others = names.filter((name) => name !== me.user)
   const chosen = $('to').value
-  $('people').replaceChildren(
-    ...names.map((name) => {
+  redraw(
+    $('people'),
+    names.map((name) => {
       const item = copy('person-template')
+      item.dataset.key = name
       portrait(item.querySelector('.avatar'), name)
       item.querySelector('.label').textContent = name === me.user ? `${name} (you)` : name
       item.querySelector('.count').textContent = online[name] > 1 ? `${online[name]} devices` : '1 device'
@@ -468,12 +482,13 @@ const showDevices = async () => {
   }
   if (asked !== showDevices.asked || !me) return // asked again meanwhile, or logged out
   $('devices-error').textContent = ''
-  const focused = document.activeElement?.closest('#devices li')?.dataset.device
-  $('devices').replaceChildren(
-    ...devices.map(({ device, name, info }) => {
+  const busy = new Map([...$('devices').querySelectorAll('[aria-busy]')].map((button) => [button.closest('li').dataset.key, button]))
+  redraw(
+    $('devices'),
+    devices.map(({ device, name, info }) => {
       const label = name.slice(name.indexOf('/') + 1)
       const item = copy('device-template')
-      item.dataset.device = device
+      item.dataset.key = device
       item.querySelector('.label').textContent = label
       if (device !== me.device) item.querySelector('.this').remove()
       const { browser, system, timezone, ...other } = info ?? {}
@@ -482,10 +497,10 @@ const showDevices = async () => {
       const button = item.querySelector('button')
       button.setAttribute('aria-label', `Log out ${label}${device === me.device ? ' (this one)' : ''}`)
       button.addEventListener('click', () => whileBusy(button, () => logOutDevice(device)))
+      if (busy.has(device)) button.replaceWith(busy.get(device))
       return item
     }),
   )
-  if (focused) ($('devices').querySelector(`[data-device="${focused}"] button`) ?? $('text')).focus()
 }
 
 const logOutDevice = async (device) => {

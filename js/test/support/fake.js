@@ -79,9 +79,9 @@ export const fakeClient = (options = {}) => {
 }
 
 /** The same, connected and welcomed, with what that told already taken away. */
-export const readyClient = async (options = {}, welcome = null) => {
+export const readyClient = async (options = {}, welcome = null, identity = undefined) => {
   const all = fakeClient(options)
-  const connected = all.client.connect()
+  const connected = all.client.connect(identity)
   const socket = all.Socket.last
   socket.open()
   socket.receive(['~wse:welcome', welcome, null])
@@ -91,6 +91,22 @@ export const readyClient = async (options = {}, welcome = null) => {
   all.events.length = 0
   return { ...all, socket }
 }
+
+/** The server on a fake socket welcomes. */
+export const welcome = (Socket, payload = null) => {
+  Socket.last.open()
+  Socket.last.receive(['~wse:welcome', payload])
+}
+
+/** Time is the test's: `pass` moves it. */
+export const withTimers = (t) => t.mock.timers.enable({ apis: ['setTimeout'] })
+export const pass = async (t, seconds) => {
+  t.mock.timers.tick(seconds * 1000)
+  await settled()
+}
+
+export const codes = (errors) => errors.map((error) => error.code)
+export const statuses = (events) => events.filter(([name]) => name === 'updated').map(([, status]) => status)
 
 /** Let everything that waits for a promise run. */
 export const settled = () => new Promise((resolve) => setImmediate(resolve))

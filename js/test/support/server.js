@@ -21,10 +21,12 @@ export const startServers = async (port) => {
   return {
     ...JSON.parse(line),
     stop: async () => {
+      child.ref()
       child.stdin.end()
       await exited
     },
     kill: async () => {
+      child.ref()
       child.kill('SIGKILL')
       await exited
     },

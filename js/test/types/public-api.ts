@@ -24,6 +24,9 @@ new WseClient({ url: '', protocol: new WseMsgpack(msgpack) })
 // @ts-expect-error the URL is required
 new WseClient({})
 new WseClient({ url: '', reconnect: true, timeout: 5, retry: (code, reason) => code === 1000 && reason === '', heartbeat: { interval: 5 }, messageSize: 1 << 20, share: true })
+new WseClient({ url: '', reconnect: true, resume: true }).when.lost((loss) => loss.resend())
+new WseClient({ url: '', resume: { window: 60, bytes: 1 << 18, messages: 100 } }).when.resumed((welcome: string) => welcome)
+is<Equal<ReturnType<typeof client.flush>, Promise<void>>>()
 // @ts-expect-error there is no such option
 new WseClient({ url: '', timeOut: 5 })
 // @ts-expect-error a rule returns a boolean

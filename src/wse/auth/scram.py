@@ -28,7 +28,7 @@ from wse.errors import ErrorCode, WseError
 try:
     from scramp import ScramClient, ScramException, ScramMechanism
 except ImportError as exc:  # pragma: no cover - the tests have the extra
-    raise ImportError("wse.auth needs the scramp library: pip install wse[scram]") from exc
+    raise ImportError('wse.auth needs the scramp library: pip install "wse[scram]"') from exc
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -39,8 +39,8 @@ if TYPE_CHECKING:
 
 MECHANISM = "SCRAM-SHA-256"
 ITERATIONS = 600_000
-"""How often the password is hashed by default. The count slows down an attacker who tries passwords on stolen keys. At
-login only the client has to hash. RFC 7677 requires at least 4096."""
+"""The default number of times that a password is hashed. It slows down an attacker who tries passwords on stolen keys.
+At login only the client has to hash. RFC 7677 requires at least 4096."""
 
 _SALT_BYTES = 16
 
@@ -51,9 +51,9 @@ class ScramKeys:
 
     Attributes:
         salt: Random bytes, different for each user.
-        stored_key: For checking the client's proof.
-        server_key: For making the server's proof.
-        iterations: How often the password was hashed.
+        stored_key: The key that checks the client's proof.
+        server_key: The key that makes the server's proof.
+        iterations: The number of times that the password was hashed.
     """
 
     salt: bytes
@@ -113,7 +113,7 @@ class UserStore(typing.Protocol):
 
 
 class Scram:
-    """The client's half: the identity of a user with a password.
+    """SCRAM-SHA-256 at the client: the identity of a user with a password.
 
         async with WseClient(url, identity=Scram("ada", "secret")) as client: ...
 
@@ -174,7 +174,7 @@ class Scram:
 
 
 class ScramServer:
-    """The server's half.
+    """SCRAM-SHA-256 at the server: challenges clients, and checks their proofs.
 
     The short form accepts every client that knows a user's password, with the username as `cid`:
 
@@ -184,13 +184,14 @@ class ScramServer:
     `scram.verify(auth)`, then `scram.accept(auth, cid, welcome)`.
 
     An unknown user gets the same questions as a known one and fails at the same point, so attackers do not learn which
-    users exist. For that, an unknown name needs a made-up salt that is always the same for the name.
+    users exist. For this, the server derives a salt for an unknown name, which is always the same for that name.
 
     Args:
         users: The storage of the keys.
-        secret: The made-up salts are derived from it: at least 16 random bytes, the same on every server and after
-            every restart. By default it is random, so a patient attacker can recognise unknown users after a restart.
-        iterations: The count for unknown users; it should be the count of the users' keys.
+        secret: The salts for unknown names are derived from this secret: at least 16 random bytes, the same on every
+            server and after every restart. By default it is random at each start, so a patient attacker can recognise
+            unknown users after a restart.
+        iterations: The iteration count for unknown users; it should be that of the users' keys.
 
     Raises:
         ValueError: The secret is shorter than 16 bytes.
@@ -206,12 +207,12 @@ class ScramServer:
         self._exchanges: WeakKeyDictionary[Handshake, _Exchange] = WeakKeyDictionary()
 
     def attach(self, server: WseServer) -> None:
-        """Let a server accept the users, each with the name as `cid`."""
+        """Set the server's challenge generator and identify handler; a user's name becomes the `cid`."""
         server.use_challenge(self.challenge)
         server.identify(self._identify)
 
     async def challenge(self, auth: Handshake) -> dict[str, str] | None:
-        """Make the challenge: server-first for the user that `hi` names. A malformed `hi` is refused."""
+        """Make the challenge: server-first for the user that `hi` names. Refuse a malformed `hi`."""
         try:
             client_first = _message(auth.identity)
             username = _username(client_first)

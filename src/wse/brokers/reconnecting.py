@@ -115,6 +115,13 @@ async def answer(connection: Connection, question: Awaitable[T], within: float) 
         connection.broken.remove_done_callback(end)
 
 
+def cut(transport: asyncio.WriteTransport) -> None:
+    """End a connection that is being closed, if that waits until the engine has taken what was written."""
+    with suppress(AttributeError):  # of asyncio's own transports, if they have closed already
+        if transport.get_write_buffer_size():
+            transport.abort()
+
+
 class ReconnectingBroker(ABC, Generic[C]):
     """The part of a `wse.core.ports.broker.Broker` that connects and carries messages.
 
@@ -207,7 +214,7 @@ class ReconnectingBroker(ABC, Generic[C]):
             urgent: Do not wait for other steps that are under way.
 
         Raises:
-            WseError: `BROKER_UNAVAILABLE`, caused by whatever the engine or its library raised.
+            WseError: `BROKER_UNAVAILABLE`, caused by the exception of the engine or its library.
         """
         if urgent:
             return await self._ask(step, within)

@@ -12,5 +12,5 @@ def main() -> None:
     except ImportError as exc:
         if exc.name != "click":
             raise
-        sys.exit("the wse command needs the click library: pip install wse[cli]")
+        sys.exit('the wse command needs the click library: pip install "wse[cli]"')
     wse(prog_name="wse")

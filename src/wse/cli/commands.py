@@ -44,7 +44,7 @@ def version() -> None:
 @click.option("--port", type=click.IntRange(0, 65535), help="The port to listen on.  [default: the server's own]")
 @click.option("--workers", type=click.IntRange(1), default=1, show_default=True, help="Processes that share the port.")
 @click.option("--broker", metavar="URL", help="The broker that connects workers and nodes: nats://... or redis://...")
-@click.option("--uvloop", is_flag=True, help="Run on uvloop (pip install wse[uvloop]).")
+@click.option("--uvloop", is_flag=True, help='Run on uvloop (pip install "wse[uvloop]").')
 @click.option("--log-level", type=click.Choice(LEVELS), default="info", show_default=True, help="The lowest level.")
 @click.option(
     "--grace",
@@ -150,7 +150,7 @@ def uvloop_factory() -> Callable[[], asyncio.AbstractEventLoop]:
     try:
         import uvloop
     except ImportError as exc:
-        raise click.UsageError("--uvloop needs the uvloop library: pip install wse[uvloop]") from exc
+        raise click.UsageError('--uvloop needs the uvloop library: pip install "wse[uvloop]"') from exc
     return uvloop.new_event_loop
 
 

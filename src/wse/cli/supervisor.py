@@ -1,7 +1,7 @@
 """The supervisor of several workers that serve on one port (SO_REUSEPORT).
 
 A worker is a process with an interpreter of its own. It gets its number and the descriptor of a socket (`WorkerSlot`),
-reports when it is ready, and ends at SIGTERM or when the supervisor has gone.
+reports when it is ready, and ends at SIGTERM or when the supervisor has ended.
 
     started -> ready -> ended                 another worker replaces it, after a wait that grows
                      -> retired -> ended      replaced (SIGHUP), or the supervisor ends (SIGINT, SIGTERM)
@@ -22,7 +22,7 @@ from typing import Any
 
 from wse.backoff import Backoff
 from wse.cli.worker import READY, VARIABLE
-from wse.core.hub.hub import CLOSED_WITHIN
+from wse.core.hub.sockets import CLOSED_WITHIN
 
 logger = logging.getLogger("wse.supervisor")
 

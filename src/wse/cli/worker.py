@@ -37,8 +37,8 @@ class WorkerSlot:
 
     Attributes:
         number: From 1 on. The worker that replaces a dead one has the same number.
-        socket: A worker sends `READY` on it. The supervisor sends nothing: its end closes when the supervisor ends, for
-            whatever reason, and the worker then ends by itself.
+        socket: A worker sends `READY` on it. The supervisor sends nothing. Its end of the socket closes when the
+            supervisor ends, for any reason, and the worker then ends as well.
     """
 
     number: int
@@ -62,7 +62,7 @@ class WorkerSlot:
 
 
 async def serve(server: WseServer, *, grace: float, notice: float = 0.0, slot: WorkerSlot | None = None) -> None:
-    """Serve until SIGINT or SIGTERM, or until the supervisor has gone; then close. A second signal ends the waiting.
+    """Serve until SIGINT or SIGTERM, or until the supervisor has ended; then close. A second signal ends the wait.
 
     Args:
         server: A server that does not listen yet.
@@ -98,7 +98,7 @@ async def serve(server: WseServer, *, grace: float, notice: float = 0.0, slot: W
 
 @contextmanager
 def watched(slot: WorkerSlot | None, stop: asyncio.Event) -> Iterator[None]:
-    """Stop when the supervisor has gone."""
+    """Stop when the supervisor has ended."""
     if slot is None:
         yield
         return
@@ -106,7 +106,7 @@ def watched(slot: WorkerSlot | None, stop: asyncio.Event) -> Iterator[None]:
 
     def supervisor_gone() -> None:
         loop.remove_reader(slot.socket)
-        logger.warning("the supervisor has gone")
+        logger.warning("the supervisor has ended; this worker closes")
         stop.set()
 
     loop.add_reader(slot.socket, supervisor_gone)

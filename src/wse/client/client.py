@@ -14,6 +14,7 @@ from wse.client.signals import ClientSignals
 from wse.core.heartbeat import Heartbeat
 from wse.core.limits import Limits, Overflow
 from wse.core.ports.protocol import Protocol
+from wse.core.resume import Resume
 from wse.core.session.endpoint import Endpoint, emit_error
 from wse.core.session.rpc import ExposeErrors
 from wse.core.session.signals import Channel, check_handler
@@ -40,30 +41,35 @@ LISTENERS_GRACE = 1.0
 class WseClient:
     """A WSE client.
 
-    Entering it as a context manager connects, leaving it closes.
+    As a context manager it connects on entering, and closes on leaving.
 
     Args:
         url: The address of the server, `ws:` or `wss:`.
-        identity: The client's identity: any value that the server's identify handler understands, or credentials that
-            take part in the handshake, such as `wse.auth.Scram`, or a function, plain or async, that returns one of
-            these. The function is asked before every attempt; an exception in it counts as a failed attempt. After a
-            refusal it is asked once more.
+        identity: The client's identity. It is any value that the server's identify handler understands, or credentials
+            that take part in the handshake, such as `wse.auth.Scram`. It may also be a function, plain or async, that
+            returns one of these. The function is called before every attempt, and an exception in it counts as a failed
+            attempt. After a refusal it is called once more.
         meta: Further facts about the client, for the server.
         reconnect: Reconnect when the connection is lost, after the waits that `backoff` gives.
-        retry: With `reconnect`, decides after which closes: `retry(code, reason)` returns `True` or `False`. It
+        retry: With `reconnect`, a function `retry(code, reason)` that returns whether to reconnect after a close. It
             replaces the default rule for every code but 4000. A server that cannot be reached counts as (1006, "").
         timeout: Seconds that a call waits for its answer, and that an attempt to connect may take up to the welcome;
-            0 for ever.
+            0 means for ever.
         protocol: The message protocol; `WseJSON` by default.
         ssl: For `wss:`, an `ssl.SSLContext`; by default the system's certificates are trusted.
-        headers: Headers of the HTTP request that opens the WebSocket.
+        headers: Headers of the HTTP request that opens the WebSocket, besides those of the handshake itself.
         backoff: The waits before the attempts to reconnect.
         limits: Limits on messages from the server.
         compression: Offers permessage-deflate to the server; off by default.
         overflow: The treatment of messages that a slow server does not take in time, by message type; see `Overflow`.
-        heartbeat: When a silent server is pinged, and when the connection is given up. On transports without pings the
-            client asks the server a question instead.
-        expose_errors: How much the server learns about exceptions in procedures that it calls; see `ExposeErrors`.
+        heartbeat: The times after which a silent server is pinged, and after which its connection counts as lost. On
+            transports without pings, the client calls the server instead.
+        resume: With `reconnect`, keep the session over a lost connection, if the server supports it. Messages and calls
+            of both sides then arrive once, in order, when the client is connected again, including those that were made
+            in between. If that is impossible, `when.lost` says why. A `Resume` sets how much the client keeps, and how
+            long it asks the server to wait. `True` means the defaults, and the server's window.
+        expose_errors: The part of an exception that the server receives when it calls a failing procedure; see
+            `ExposeErrors`.
         debug: Also send stack traces of failing procedures to the server.
         connector: Opens WebSockets; for tests and other transports.
 
@@ -89,6 +95,7 @@ class WseClient:
         compression: Compression | None = None,
         overflow: Mapping[MessageType, Overflow | str] | None = None,
         heartbeat: Heartbeat | None = None,
+        resume: Resume | bool = False,
         expose_errors: ExposeErrors | str = ExposeErrors.MESSAGE,
         debug: bool = False,
         connector: Connector | None = None,
@@ -119,6 +126,7 @@ class WseClient:
             retry=Retry(reconnect=reconnect, backoff=backoff or Backoff(), rule=retry, report=self._endpoint.report),
             heartbeat=heartbeat or Heartbeat(),
             scheduler=self._scheduler,
+            resume=resume,
         )
 
     @property
@@ -133,10 +141,15 @@ class WseClient:
 
     @property
     def gave_up(self) -> WseError | None:
-        """The reason why the client has no connection and does not try again; `None` while it has one or tries, and
-        after `close`.
+        """The error for which the client has given up; `None` while it is connected or tries to connect, and after
+        `close`.
         """
         return self._connections.gave_up
+
+    @property
+    def recovered(self) -> bool:
+        """Whether the session has gone on over the present connection, or the last one."""
+        return self._connections.recovered
 
     @property
     def protocol(self) -> Protocol:
@@ -145,8 +158,8 @@ class WseClient:
 
     @property
     def rtt(self) -> float | None:
-        """Seconds from the last ping to its pong; `None` before the first. The client pings a server that has been
-        silent for `Heartbeat.interval`.
+        """The round-trip time of the last ping, in seconds; `None` before the first. The client pings a server that has
+        been silent for `Heartbeat.interval`.
         """
         session = self._connections.session
         return None if session is None else session.rtt
@@ -159,12 +172,12 @@ class WseClient:
     # Messages and calls.
 
     def send(self, type: MessageType, payload: Any = None, *, key: MessageKey | None = None) -> None:
-        """Send a message to the server.
+        """Send a message to the server. With `resume` it waits while the client is reconnecting.
 
         Args:
             type: The message's type.
             payload: The message's content.
-            key: Its subject: for a slow server `Overflow.LATEST` keeps the newest message of each key.
+            key: The subject of the message. With `Overflow.LATEST`, a slow server gets the newest message of each key.
 
         Raises:
             WseError: `CLIENT_NOT_READY`; `PROTOCOL_VIOLATION` for a type that is WSE's own; `MSG_PROCESSING_ERROR`
@@ -182,9 +195,23 @@ class WseClient:
 
         Raises:
             WseError: The error that the procedure raised, or `CLIENT_NOT_READY`, `RP_NOT_REGISTERED`, `RP_TIMEOUT`,
-                `RP_DISCONNECT`, `RP_SEND_FAILED` (WIRE.md section 4).
+                `RP_DISCONNECT`, `RP_SEND_FAILED`.
         """
         return await self._connections.ready_session().call(name, payload, timeout)
+
+    async def flush(self, timeout: float | None = None) -> None:
+        """Wait until the server has handled everything that was sent before this call. Its async handlers need not have
+        ended. The wait continues while the client has no connection.
+
+        Args:
+            timeout: Seconds to wait; `None` waits until the session ends.
+
+        Raises:
+            WseError: `CLIENT_NOT_READY`; `UNSUPPORTED`, if the session ends with its connection (see `resume`);
+                `SESSION_LOST`, if the session has ended.
+            TimeoutError: The server has not handled everything in time.
+        """
+        await self._connections.ready_session().flush(timeout)
 
     @overload
     def register(self, name: MessageType, fn: F) -> F: ...
@@ -227,8 +254,8 @@ class WseClient:
         can add listeners first.
 
         Args:
-            identity: The client's identity; by default as before.
-            meta: Further facts for the server; by default as before, or none if an identity is given.
+            identity: The client's identity; by default the same as before.
+            meta: Further facts for the server; by default the same as before, or none if an identity is given.
 
         Raises:
             WseError: `CLIENT_ALREADY_CONNECTED`; `WS_CLIENT_ERROR`, no WebSocket could be opened; `NOT_AUTHORIZED`,
@@ -242,11 +269,11 @@ class WseClient:
 
         Args:
             url: The address of the other server.
-            identity: The identity there; by default as before.
-            meta: Further facts for that server; by default as before, or none if an identity is given.
+            identity: The identity there; by default the same as before.
+            meta: Further facts for that server; by default the same as before, or none if an identity is given.
 
         Raises:
-            WseError: As `connect`; `CLIENT_ALREADY_CONNECTED`, while a `connect` or another `jump` is under way.
+            WseError: As `connect`; `CLIENT_ALREADY_CONNECTED`, while a `connect` or another `jump` is running.
             ValueError: `url` is not a WebSocket URL.
         """
         return await self._connections.jump(url, identity, meta)
@@ -254,7 +281,7 @@ class WseClient:
     async def close(self, reason: str = CloseReason.BY_CLIENT) -> None:
         """Disconnect with code 1000, and do not reconnect.
 
-        Returns when the socket is closed, within 5 seconds whatever the server does. No signal fires after that.
+        Returns when the socket is closed, after at most 5 seconds. No signal fires after that.
 
         Args:
             reason: The reason that the server sees; at most 123 bytes of UTF-8.
@@ -262,16 +289,14 @@ class WseClient:
         await self._connections.close(reason)
 
     async def wait_ready(self, timeout: float | None = None) -> Any:
-        """Wait until the client is connected and return the welcome payload; at once if it is connected.
-
-        It does not connect by itself.
+        """Wait until the client is connected, and return the welcome payload. This method does not connect the client.
 
         Args:
             timeout: Seconds; `None` waits for ever.
 
         Raises:
-            WseError: The client has given up, for this reason; `CLIENT_NOT_READY`, it was closed.
-            TimeoutError: It is not connected in time.
+            WseError: The error for which the client has given up; `CLIENT_NOT_READY`, if the client was closed.
+            TimeoutError: The client has not connected in time.
         """
         return await self._connections.wait_ready(timeout)
 

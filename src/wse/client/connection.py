@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING, Any
 from wse.client.session import ClientOpening, ClientSession
 from wse.core.packed import encode
 from wse.core.ports.credentials import Credentials
+from wse.core.session.signals import HANDLER_ERRORS
 from wse.errors import CloseReason, ErrorCode, WseError
+from wse.tasks import is_cancelled
 
 if TYPE_CHECKING:
     from wse.core.packed import Packed
@@ -34,7 +36,7 @@ def is_asked_for(identity: Any) -> bool:
 @cache
 def warn_of_replacement() -> None:
     """Say what to set, once: with the server's default, a second device replaces the first."""
-    logger.warning("a newer connection of this user has replaced this one; the server's conns_per_user allows more")
+    logger.warning("a newer connection of this user has replaced this one; the server allows more with conns_per_user")
 
 
 class ConnectionOwner(typing.Protocol):
@@ -43,8 +45,16 @@ class ConnectionOwner(typing.Protocol):
     def connection_opened(self, connection: Connection, session: ClientSession) -> None:
         """The socket is open, and the client has said hi."""
 
+    @property
+    def keeps_session(self) -> bool:
+        """Whether a session waits for a connection."""
+        ...
+
     def connection_welcomed(self, connection: Connection, welcome: Any) -> None:
         """The server has accepted the client."""
+
+    def connection_detached(self, connection: Connection, error: WseError, code: int, reason: str) -> None:
+        """The connection has ended; its session can go on over another one."""
 
     def connection_ended(self, connection: Connection, error: WseError, code: int, reason: str) -> None:
         """The connection has ended, before or after the welcome."""
@@ -119,7 +129,7 @@ class Connection:
 
         Raises:
             WseError: There is no connection, for the reason that `connection_ended` also brings if the socket was open.
-            Exception: Whatever the connector or the credentials raise.
+            Exception: Any exception of the connector or the credentials.
         """
         deadline = asyncio.timeout(self._endpoint.timeout or None)
         try:
@@ -134,9 +144,9 @@ class Connection:
             raise self._error(1006, "") from exc
         finally:
             if not self._welcome.cancel() and not self._welcome.cancelled():
-                self._welcome.exception()  # so that asyncio does not complain that nobody has looked at it
+                self._welcome.exception()  # so that asyncio does not report it as never retrieved
             if self.welcomed_at is None:
-                self.close(1000, CloseReason.BY_CLIENT)
+                self._give_up()
 
     def close(self, code: int, reason: str) -> bool:
         """End the connection from the client's side; whether it was open."""
@@ -145,6 +155,13 @@ class Connection:
             return False
         session.close(code, reason)
         return True
+
+    def _give_up(self) -> None:
+        session = self.session
+        if session is not None and not session.ended and self._owner.keeps_session:
+            session.give_up()  # a proper close would end that session at the server, which may have just taken it up
+        else:
+            self.close(1000, CloseReason.BY_CLIENT)
 
     @property
     def failed_itself(self) -> bool:
@@ -179,7 +196,9 @@ class Connection:
         try:
             identity = identity()
             return await identity if isawaitable(identity) else identity
-        except Exception as exc:
+        except HANDLER_ERRORS as exc:
+            if is_cancelled(exc):
+                raise
             problem = f"the identity function failed: {exc!r}"
             raise WseError(ErrorCode.WS_CLIENT_ERROR, {"url": self._url}, problem) from exc
 
@@ -193,7 +212,7 @@ class Connection:
         session.enter(opening)
         link.write_shared(hi)
         if self._welcome.done():  # given up while the socket opened
-            session.close(1000, CloseReason.BY_CLIENT)
+            self._give_up()
         else:
             self._owner.connection_opened(self, session)
         return session
@@ -201,6 +220,8 @@ class Connection:
     def _error(self, code: int, reason: str) -> WseError:
         if self._failure is not None:
             return self._failure
+        if reason == CloseReason.CLIENTS_CONCURRENCY:
+            warn_of_replacement()
         details = {"code": code, "reason": reason}
         if reason != CloseReason.NOT_AUTHORIZED or self.session is None:
             return WseError(ErrorCode.CONNECTION_CLOSED, details)
@@ -231,9 +252,10 @@ class Connection:
     def session_failed(self, session: ClientSession, error: WseError) -> None:
         self._failure = error
 
+    def session_detached(self, session: ClientSession, code: int, reason: str) -> None:
+        self._owner.connection_detached(self, self._error(code, reason), code, reason)
+
     def session_ended(self, session: ClientSession, code: int, reason: str) -> None:
-        if reason == CloseReason.CLIENTS_CONCURRENCY:
-            warn_of_replacement()
         error = self._error(code, reason)
         if not self._welcome.done():
             self._welcome.set_exception(error)

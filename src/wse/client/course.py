@@ -7,9 +7,9 @@ from typing import Any
 
 
 class Course:
-    """What follows from one `connect`, `jump` or `close` of the application, until the next one.
+    """The consequences of one `connect`, `jump` or `close` of the application, until the next one.
 
-    A listener may decide anew while it is called, so whatever follows an emission first asks whether the course is
+    A listener may call one of them while it runs. So the code after an emission first checks whether the course is
     still the same.
 
     Args:

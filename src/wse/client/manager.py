@@ -11,26 +11,27 @@ from wse.client.connection import Connection, is_asked_for
 from wse.client.course import Course
 from wse.client.extensions import add_client_extensions
 from wse.client.request import checked_url
-from wse.client.retry import JUMP
+from wse.client.resumption import Resumption
+from wse.client.session import CLOSE_TIMEOUT
 from wse.client.status import BUSY, TRANSITIONS, Event
-from wse.core.closing import check_close
+from wse.core.closing import JUMP, check_close
 from wse.core.session.keepalive import Keepalive
 from wse.errors import CloseReason, ErrorCode, WseError
-from wse.types import ClientStatus, ReadyState
+from wse.types import ClientStatus, MessageKey, MessageType, ReadyState
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from wse.client.resumption import Loss
     from wse.client.retry import Retry
     from wse.client.session import ClientSession
     from wse.client.signals import ClientSignals
     from wse.core.heartbeat import Heartbeat
     from wse.core.ports.transport import Connector
+    from wse.core.resume import Resume
     from wse.core.session.endpoint import Endpoint
+    from wse.core.session.leftover import Leftover
     from wse.scheduler import AsyncioScheduler
-
-CLOSE_TIMEOUT: Final = 4.0
-"""Seconds that the server has for its part of the closing handshake, before `close` cuts the socket."""
 
 _ABORT_TIMEOUT: Final = 0.5
 """Seconds for a socket that is cut to be gone."""
@@ -60,10 +61,12 @@ class ConnectionManager:
         retry: Decides whether and when to try again.
         heartbeat: When a silent server is asked for a sign of life, and when the connection is given up.
         scheduler: The endpoint's scheduler, which is bound to an event loop here.
+        resume: Whether the session outlives its connection, or how much of it is kept.
 
     Attributes:
         respond: The application's challenge handler.
         status: The state of the client.
+        recovered: Whether the session has gone on over the present connection.
         gave_up: The reason why the client has no connection and does not try again.
     """
 
@@ -80,9 +83,13 @@ class ConnectionManager:
         retry: Retry,
         heartbeat: Heartbeat,
         scheduler: AsyncioScheduler,
+        resume: Resume | bool,
     ) -> None:
         self._endpoint = endpoint
         add_client_extensions(endpoint)
+        self._resumption = Resumption(endpoint, resume, self._send)
+        if resume is not False:
+            endpoint.extensions.add(self._resumption)
         self._scheduler = scheduler
         self._when = when
         self.url = checked_url(url)
@@ -95,7 +102,8 @@ class ConnectionManager:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._course = Course(None)
         self._connection: Connection | None = None
-        self._sockets: set[ClientSession] = set()  # whose socket has not closed yet
+        self._sockets: set[ClientSession | Leftover] = set()  # whose socket has not closed yet
+        self.recovered = False
         self.respond: Callable[[Any], Any] | None = None
         self.status = ClientStatus.IDLE
         self.gave_up: WseError | None = None
@@ -106,11 +114,13 @@ class ConnectionManager:
         return None if self._connection is None else self._connection.session
 
     def ready_session(self) -> ClientSession:
-        """The session, of a client that is connected.
+        """The session, of a client that is connected or keeps its session for the next connection.
 
         Raises:
             WseError: `CLIENT_NOT_READY`.
         """
+        if self._resumption.kept is not None:
+            return self._resumption.kept
         if self.status is ClientStatus.READY:
             session = self.session
             if session is not None:
@@ -139,7 +149,7 @@ class ConnectionManager:
         self.url = url
         self._introduce(identity, meta)
         course = self._new_course(awaited=True)
-        self._leave(JUMP, "jump")
+        self._leave(JUMP, "jump", keep=identity is UNSET)
         return await self._run(course, Event.RETRY if was_busy else Event.CONNECT)
 
     async def close(self, reason: str) -> None:
@@ -158,6 +168,7 @@ class ConnectionManager:
 
     async def wait_ready(self, timeout: float | None) -> Any:
         """See `WseClient.wait_ready`."""
+        self._enter()
         async with asyncio.timeout(timeout):
             while self.status is not ClientStatus.READY:
                 if self.status is ClientStatus.OFFLINE:
@@ -168,6 +179,7 @@ class ConnectionManager:
 
     async def wait_closed(self) -> WseError | None:
         """See `WseClient.wait_closed`."""
+        self._enter()
         while self.status in BUSY:
             await self._when.updated.wait()
         for session in tuple(self._sockets):
@@ -198,6 +210,7 @@ class ConnectionManager:
             with suppress(RuntimeError):  # the loop is closed
                 session.link.abort()
         was_open = self.session is not None
+        self._resumption.forget()
         self._sockets.clear()
         self._connection = None
         course = self._course = Course(None)
@@ -207,6 +220,7 @@ class ConnectionManager:
 
     def _introduce(self, identity: Any, meta: Any) -> None:
         if identity is not UNSET:
+            self._resumption.drop(1000, CloseReason.BY_CLIENT)
             self._identity = identity
             self._meta = None  # it was that of another identity
         if meta is not UNSET:
@@ -221,11 +235,19 @@ class ConnectionManager:
         self._retry.start_anew()
         return self._course
 
-    def _leave(self, code: int, reason: str) -> None:
-        """End the connection, if there is one."""
+    def _leave(self, code: int, reason: str, *, keep: bool = False) -> None:
+        """End the connection, if there is one, and the session, unless it is to be kept."""
         self._keepalive.stop()
         connection, self._connection = self._connection, None
-        if connection is None or not connection.close(code, reason):
+        if not keep:
+            self._resumption.drop(code, reason)
+        if connection is None:
+            return
+        session = connection.session
+        if keep and session is not None and session.ledger is not None and not session.ended:
+            self._sockets.add(session.cut(code, reason, self._sockets.discard))
+            self._resumption.keep(session, code, reason)
+        elif not connection.close(code, reason):
             return
         course = self._course
         self._move(Event.LOSS if code == JUMP else Event.END)
@@ -271,7 +293,7 @@ class ConnectionManager:
                     for session in self._ending():
                         await session.wait_closed()
 
-    def _ending(self) -> list[ClientSession]:
+    def _ending(self) -> list[ClientSession | Leftover]:
         return [s for s in self._sockets if s.ended and s.ready_state is not ReadyState.CLOSED]
 
     # One attempt.
@@ -281,7 +303,7 @@ class ConnectionManager:
 
     async def _attempt(self, wait: float) -> None:
         if wait:
-            await asyncio.sleep(wait)
+            await self._scheduler.sleep(wait)
         connection = self._connection = Connection(
             self,
             self._endpoint,
@@ -332,7 +354,9 @@ class ConnectionManager:
         if self._course is not course:
             return
         if wait is None:
-            self._when.gave_up._emit(error)
+            self._tell_loss(self._resumption.lose("ended"))
+            if self._course is course:
+                self._when.gave_up._emit(error)
             return
         self._move(Event.RETRY)
         if self._course is course:
@@ -347,8 +371,22 @@ class ConnectionManager:
             self._when.connected._emit()
 
     def connection_welcomed(self, connection: Connection, welcome: Any) -> None:
-        if connection is not self._connection:
+        session = connection.session
+        if connection is not self._connection or session is None:
             return
+        try:
+            going_on, loss = self._resumption.welcomed(session)
+        except WseError as exc:
+            self._endpoint.report(exc, session)
+            loss = self._resumption.lose("mismatch")
+            session.close(1000, CloseReason.PROTOCOL_ERROR)
+            self._tell_loss(loss)
+            return
+        if going_on is not None:
+            self._sockets.discard(session)
+            self._sockets.add(going_on)
+            session = connection.session = going_on
+        self.recovered = going_on is not None
         course = self._course
         self._move(Event.WELCOME)
         if self._course is not course:
@@ -356,13 +394,38 @@ class ConnectionManager:
         self._keepalive.start()
         if course.is_awaited:
             course.succeed(welcome)
-        elif connection.session is not None:
-            connection.session.release_input_soon()
-        self._when.ready._emit(welcome)
+        else:
+            session.release_input_soon()
+        self._tell_loss(loss)
+        if self._connection is not connection:
+            return
+        if going_on is None:
+            self._when.ready._emit(welcome)
+        else:
+            self._when.ready._emit_to_new(welcome)
+            self._when.resumed._emit(welcome)
+
+    @property
+    def keeps_session(self) -> bool:
+        return self._resumption.kept is not None
+
+    def connection_detached(self, connection: Connection, error: WseError, code: int, reason: str) -> None:
+        if connection is self._connection and connection.session is not None:
+            self._resumption.keep(connection.session, code, reason)
+            self._connection_lost(connection, error, code, reason)
 
     def connection_ended(self, connection: Connection, error: WseError, code: int, reason: str) -> None:
-        if connection is not self._connection:
-            return
+        session = connection.session
+        if connection is self._connection:
+            had_welcome = connection.welcomed_at is not None
+            self._connection_lost(connection, error, code, reason)
+            if had_welcome and session is not None and session.ledger is not None:
+                self._tell_loss(self._resumption.loss(session, "overflow" if code == 1013 else "ended"))
+        elif session is not None and session is self._resumption.kept:  # too much has waited
+            self._resumption.forget()
+            self._tell_loss(self._resumption.loss(session, "overflow"))
+
+    def _connection_lost(self, connection: Connection, error: WseError, code: int, reason: str) -> None:
         self._connection = None
         if connection.welcomed_at is not None:
             self._retry.lasted(self._scheduler.time() - connection.welcomed_at)
@@ -386,6 +449,13 @@ class ConnectionManager:
         self._when.ignored._emit(type, payload, stamp)
 
     # Inside.
+
+    def _tell_loss(self, loss: Loss | None) -> None:
+        if loss is not None:
+            self._when.lost._emit(loss)
+
+    def _send(self, type: MessageType, payload: Any, key: MessageKey | None) -> None:
+        self.ready_session().send(type, payload, key)
 
     def _open_sessions(self) -> tuple[ClientSession, ...]:
         session = self.session

@@ -11,7 +11,10 @@ from urllib.parse import urlsplit
 
 _TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # RFC 9110, 5.6.2
 _VALUE = re.compile(r"[^\x00-\x08\x0a-\x1f\x7f]*")  # RFC 9110, 5.5
-_URL = re.compile(r"[^\x00-\x20\x7f]*")
+_URL = re.compile(r"[^\x00-\x20\x7f\\]*")
+
+_HANDSHAKE_HEADERS = frozenset(("connection", "upgrade", "content-length", "transfer-encoding"))
+"""Headers that the handshake writes itself, or that would announce a body, besides those of `Sec-WebSocket-`."""
 
 
 def checked_url(url: str) -> str:
@@ -24,11 +27,17 @@ def checked_url(url: str) -> str:
     if parts.scheme not in ("ws", "wss") or not parts.hostname or parts.fragment:
         raise ValueError(f"a WebSocket URL is ws://host or wss://host, not {url!r}")
     if not _URL.fullmatch(url):
-        raise ValueError(f"a WebSocket URL has neither spaces nor control characters: {url!r}")
+        raise ValueError(f"a WebSocket URL has neither spaces, backslashes nor control characters: {url!r}")
     try:
-        parts.port  # noqa: B018 - raises for what is not a port
-    except ValueError as exc:
-        raise ValueError(f"a WebSocket URL with a wrong port: {url!r}") from exc
+        has_port = parts.port != 0
+    except ValueError:
+        has_port = False
+    if not has_port:
+        raise ValueError(f"a WebSocket URL with a wrong port: {url!r}")
+    try:
+        parts.hostname.encode("idna")
+    except UnicodeError as exc:
+        raise ValueError(f"a WebSocket URL with a wrong host: {url!r}") from exc
     return url
 
 
@@ -42,6 +51,8 @@ def checked_headers(headers: Mapping[str, str] | None) -> dict[str, str]:
     for name, value in headers.items():
         if not _TOKEN.fullmatch(name):
             raise ValueError(f"{name!r} cannot be the name of a header")
+        if name.lower() in _HANDSHAKE_HEADERS or name.lower().startswith("sec-websocket-"):
+            raise ValueError(f"the handshake itself decides about the header {name}")
         if not _VALUE.fullmatch(value):
             raise ValueError(f"the header {name} has a control character in its value")
     return headers

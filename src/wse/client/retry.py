@@ -6,28 +6,18 @@ import inspect
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
+from wse.core.closing import JUMP, is_retried
 from wse.core.session.signals import check_handler
 from wse.errors import ErrorCode, WseError
 
 if TYPE_CHECKING:
     from wse.backoff import Backoff
 
-JUMP: Final = 4000
-"""The close code of `jump`; the client always reconnects at once after it (WIRE.md section 6)."""
-
 STABLE: Final = 10.0
 """Seconds that a connection must have lasted before the waits start anew."""
 
-FINAL: Final = frozenset((1000, 1002, 1003, 1007, 1008, 1009, 1010))
-"""Close codes after which a client does not try again, besides those of applications (3000 to 4999)."""
-
 RetryRule: TypeAlias = Callable[[int, str], bool]
 """An application's own rule: takes the code and the reason of a close, returns whether to try again."""
-
-
-def is_retried(code: int) -> bool:
-    """Whether a reconnecting client tries again after that close code."""
-    return code not in FINAL and not 3000 <= code <= 4999
 
 
 def checked_rule(rule: RetryRule | None) -> RetryRule | None:

@@ -7,6 +7,7 @@ from inspect import isawaitable
 from math import inf
 from typing import TYPE_CHECKING, Any, Final
 
+from wse.core.session.leftover import Leftover
 from wse.core.session.rpc import PendingCalls
 from wse.core.session.session import Session
 from wse.core.session.signals import run_handler
@@ -18,9 +19,13 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from wse.core.ports.protocol import Protocol
-    from wse.core.ports.transport import Link, Pinger
+    from wse.core.ports.transport import Link, Pinger, Receiver
     from wse.core.session.endpoint import Endpoint
+    from wse.core.session.ledger import Ledger
 
+
+CLOSE_TIMEOUT: Final = 4.0
+"""Seconds that the server has for its part of the closing handshake, before the socket is cut."""
 
 PROBE: Final = "~wse:alive"
 """A name that no server registers, since applications cannot."""
@@ -41,6 +46,9 @@ class SessionOwner(typing.Protocol):
     def session_ended(self, session: ClientSession, code: int, reason: str) -> None:
         """The session has ended, before or after the welcome."""
 
+    def session_detached(self, session: ClientSession, code: int, reason: str) -> None:
+        """The connection is gone; the session can go on over another one."""
+
     def socket_closed(self, session: ClientSession) -> None:
         """The socket has closed."""
 
@@ -54,9 +62,11 @@ class ClientSession(Session):
     Attributes:
         refusal: The server's explanation of the refusal with which it is about to close, a dict with `reason` and
             `retry`; `None` if there is none.
+        answer: The server's answer to the `resume` extension; `None` if there is none.
+        ticket: The id and the key with which the session can go on over another connection.
     """
 
-    __slots__ = ("_closed_waiters", "_held", "_held_close", "_owner", "_probe", "refusal")
+    __slots__ = ("_closed_waiters", "_held", "_held_close", "_owner", "_probe", "answer", "refusal", "ticket")
 
     requires_type = False
 
@@ -68,6 +78,8 @@ class ClientSession(Session):
         self._held_close: tuple[int, str] | None = None
         self._probe: Probe | None = None if link.pings else Probe(self)
         self.refusal: dict[str, Any] | None = None
+        self.answer: dict[str, Any] | None = None
+        self.ticket: tuple[str, str] = ("", "")
 
     def describe(self) -> str:
         return "server"
@@ -127,11 +139,16 @@ class ClientSession(Session):
         if held is None:
             return
         self._decode = self.protocol.codec.decode
+        receiver: Receiver = self
+        if self.ledger is not None:
+            self.ledger.listen()
+            receiver = self.ledger
         for data in held:
             self._counters.bytes_in -= len(data)  # counted when it came
-            self.receive(data)
-        if self._held_close is not None:
-            self.closed(*self._held_close)
+            receiver.receive(data)
+        close, self._held_close = self._held_close, None
+        if close is not None:
+            receiver.closed(*close)
 
     def _decode_again(self, data: str | bytes | memoryview) -> tuple[Any, Any, Any] | None:
         if self._held is None:
@@ -149,7 +166,39 @@ class ClientSession(Session):
         self.release_input()
         super().violated(code, problem)
 
-    # The owner learns what happens.
+    # A session that outlives its connection.
+
+    def begin_counting(self, ledger: Ledger) -> None:
+        """The welcome has come: count from here on, what comes in when it is dispatched."""
+        ledger.begin(self.link, self._writable)
+        self.ledger = ledger
+        self.link = ledger
+
+    def hand_over_to(self, kept: ClientSession) -> None:
+        """Give the connection to a session that goes on over it."""
+        self.absorbed_by(kept)
+        self._held = None
+        kept.agreement = self.agreement
+        kept.limit_output(self._max_out)
+        kept._owner, owner = self._owner, kept._owner
+        self._owner = owner
+        kept.attached()
+
+    def outlives(self, code: int) -> bool:
+        return True  # the owner decides
+
+    def cut(self, code: int, reason: str, gone: Callable[[Leftover], None]) -> Leftover:
+        """Close the connection and go on without it."""
+        ledger = self.ledger
+        assert ledger is not None  # else it cannot go on
+        self.release_input()
+        leftover = Leftover(ledger.link, code, reason, self.endpoint.scheduler, CLOSE_TIMEOUT, gone)
+        ledger.detach(code, reason)
+        return leftover
+
+    def _on_detached(self, code: int, reason: str) -> None:
+        self._wake_closed()
+        self._owner.session_detached(self, code, reason)
 
     # What extensions bring.
 
@@ -178,9 +227,13 @@ class ClientSession(Session):
             self.closed(*self._held_close)
 
     def _on_closed(self) -> None:
+        self._wake_closed()
+
+    def _wake_closed(self) -> None:
         for waiter in self._closed_waiters:
             if not waiter.done():
                 waiter.set_result(None)
+        self._closed_waiters.clear()
         self._owner.socket_closed(self)
 
 
@@ -214,7 +267,11 @@ class Probe:
         self._seen = self._session.endpoint.counters.bytes_in
 
     def ping(self) -> None:
-        self.works = self._session.probe(self._answered)
+        ledger = self._session.ledger
+        if ledger is not None:
+            ledger.ask()
+        else:
+            self.works = self._session.probe(self._answered)
 
     def silence(self) -> float:
         return inf

@@ -58,12 +58,12 @@ class Admission:
 
     Args:
         origins: The origins of web pages that may connect, besides those of the server's own host.
-        trusted_proxies: Addresses and networks whose forwarding headers are believed; `"unix"` stands for peers without
+        trusted_proxies: Addresses and networks whose forwarding headers are trusted; `"unix"` stands for peers without
             an address, which connect by a Unix socket.
 
     Attributes:
-        unready: The reasons why nobody may connect at present.
-        refused_origins: How many requests were refused for their origin.
+        unready: The reasons why no client may connect at present.
+        refused_origins: The number of requests that were refused for their origin.
 
     Raises:
         ValueError: An entry is not an origin, an address or a network.
@@ -127,14 +127,14 @@ class Admission:
         return match is not None and (match[1], match[2] or str(usual)) == (name, str(port))
 
     def address(self, peer: str, headers: Headers) -> str:
-        """The client's IP address.
+        """Return the client's IP address.
 
-        Seen from the server, it is the first address that is not a trusted proxy's: first the socket's peer, then
-        those in `X-Forwarded-For`, or else `Forwarded` (RFC 7239), from right to left. An entry that is not an address
+        It is the first address that is not a trusted proxy's. The search begins with the socket's peer, and goes
+        through `X-Forwarded-For`, or else `Forwarded` (RFC 7239), from right to left. An entry that is not an address
         ends the search at the last proxy before it.
 
         Args:
-            peer: The socket's peer; an empty string where it has no address.
+            peer: The socket's peer; an empty string if it has no address.
             headers: The request's headers.
         """
         if not (self._proxies or self._unix) or not self._trusts(_address(peer)):

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 class Overflow(StrEnum):
     """The policy for a message to a receiver whose queue is full (`Limits.send_buffer`).
 
-    Without a choice for its type a message closes the connection, so nothing is ever lost in silence.
+    By default a message that does not fit closes the connection, so messages are never dropped unless you choose that.
     """
 
     CLOSE = "close"
@@ -26,55 +26,56 @@ class Overflow(StrEnum):
     """Drop waiting messages of this type, the oldest first, until the new one fits."""
 
     LATEST = "latest"
-    """Keep only the newest of this type, or of each `key` of it. This applies as soon as one waits, not only when the
-    queue is full. A message with a key takes the place of the older one; one without goes to the end of the queue."""
+    """Keep only the newest of this type, or the newest of each `key`. This applies as soon as one waits, not only when
+    the queue is full. A message with a key takes the place of the older one. A message without a key goes to the end of
+    the queue."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """Bounds on what one peer may ask of this side; `None` for no bound.
+    """Limits on the messages, calls and connections of peers; `None` means no limit.
 
-    A peer that exceeds a limit is told which one: its call is answered with `wse.limit-exceeded` and the limit's name,
-    or its connection is closed with a reason of its own (`CloseReason`). The excess is reported on `error`, once for
-    each connection and limit, and counted every time (`WseServer.stats`).
+    A peer that exceeds a limit learns which one. Its call is answered with `wse.limit-exceeded` and the limit's name,
+    or its connection is closed with a reason that names the limit (`CloseReason`). The excess is reported on `error`,
+    once for each connection and limit, and counted every time (`WseServer.stats`).
 
     Args:
-        message_size: Bytes of one message, in however many frames, before and after inflation. 1 MiB:
-            far above a chat or a call, far below what would hurt. Closes with 1009 (RFC 6455, 7.4.1).
-        frame_size: Bytes of one frame, on the built-in listener and client; `None` for `message_size`, since a frame
-            can be as large as a message. Closes with 1009.
-        handshake_size: Bytes of a message before the welcome, with identity and meta. 64 KiB is room for any token, and
-            more than strangers need. Closes with 1009.
-        nesting: How deep arrays and objects may be nested. 100 is more than any hand-written message, and recursive
-            code of applications survives it. Closes with 1008.
-        connections: Connections of a server. No bound by default, because only the operator knows the memory and the
-            file descriptors. Closes with 1013, so that reconnecting clients come again.
-        connections_per_address: Connections from one address; for IPv6 from one network of 64 bits, which is the
-            size of a subscriber's. No bound by default: behind a proxy or a company's network thousands share one; with
-            `trusted_proxies` in place, some 100 are sensible. Closes with 1013.
-        unauthenticated: Connections that are not authenticated yet. 4,096: a burst of returning clients fits, and costs
-            some 50 MiB while they are silent; what they send is taken in up to `frame_size`. Closes with 1013. Each
-            may last for `auth_timeout`.
-        incoming_calls: Calls of one peer that wait for an answer. 1,000 is far above what a page has in flight.
-            More are answered with `wse.limit-exceeded`.
-        outgoing_calls: Calls to one peer that wait for its answer. 10,000: a peer that never answers holds no more. A
-            call above raises `LIMIT_EXCEEDED`.
-        handlers: `async` handlers that run for one connection, including those of calls. 1,000, as each costs a few
-            KiB. A call above is answered with `wse.limit-exceeded`, a message closes with 1008.
-        handler_linger: Seconds that `async` handlers may go on after their connection has ended, then they are
-            cancelled. 10: time to finish the work for a client that has just left. `None` lets them run.
-        message_rate: Messages a second from one connection, including calls and answers. No bound by default: a chat
-            needs 10, a game 100, a bulk producer 100,000. Closes with 1008.
-        message_burst: Messages that may come at once after a pause; `None` for those of two seconds.
-        byte_rate: Bytes a second from one connection. No bound by default, as for `message_rate`. Closes with 1008.
-        byte_burst: Bytes that may come at once after a pause; `None` for those of two seconds, or `message_size`
-            where that is more.
-        send_buffer: Bytes that wait for one peer to take them. 1 MiB: seconds of a slow phone's line. Above it, the
-            message type's `Overflow` decides; by default it closes with 1013 and `wse.slow-receiver`. A single message
-            may be larger when nothing else waits.
+        message_size: The largest message, in bytes, before and after inflation. The default of 1 MiB is far above a
+            chat message or a call, and far below a harmful size. Closes with 1009 (RFC 6455, 7.4.1).
+        frame_size: The largest frame, in bytes, on the built-in listener and client; `None` means `message_size`, since
+            a frame can be as large as a message. Closes with 1009.
+        handshake_size: The largest message before the welcome, in bytes, with identity and meta. The default of 64 KiB
+            has room for any token, and is more than unauthenticated peers need. Closes with 1009.
+        nesting: The depth to which arrays and objects may be nested. The default of 100 is more than any hand-written
+            message, and recursive code of applications survives it. Closes with 1008.
+        connections: Connections of a server. There is no default limit, because only the operator knows the memory and
+            the file descriptors. Closes with 1013, so that reconnecting clients try again.
+        connections_per_address: Connections from one address; for IPv6 from one network of 64 bits, which usually
+            belongs to one subscriber. There is no default limit, because thousands of users may share the address of a
+            proxy or a company. With `trusted_proxies`, about 100 are sensible. Closes with 1013.
+        unauthenticated: Connections that are not authenticated yet. The default of 4,096 has room for a burst of
+            returning clients. While they are silent, they cost about 50 MiB; the server reads their messages up to
+            `frame_size`. Each may last for `auth_timeout`. Closes with 1013.
+        incoming_calls: Calls of one peer that wait for an answer. The default of 1,000 is far more than a page has in
+            flight. Further calls are answered with `wse.limit-exceeded`.
+        outgoing_calls: Calls to one peer that wait for its answer. The default of 10,000 limits the memory that a peer
+            costs if it never answers. Further calls raise `LIMIT_EXCEEDED`.
+        handlers: `async` handlers that run for one connection, including those of calls. The default is 1,000, as each
+            costs a few KiB. A further call is answered with `wse.limit-exceeded`; a further message closes with 1008.
+        handler_linger: Seconds that `async` handlers may run after their connection has ended; then they are cancelled.
+            The default of 10 is time to finish the work for a client that has just left. `None` lets them run.
+        message_rate: Messages per second from one connection, including calls and answers. There is no default limit: a
+            chat needs 10, a game 100, a bulk producer 100,000. Closes with 1008.
+        message_burst: Messages that may arrive at once after a pause; `None` means the messages of two seconds.
+        byte_rate: Bytes per second from one connection. There is no default limit. Closes with 1008.
+        byte_burst: Bytes that may arrive at once after a pause; `None` means the bytes of two seconds, or
+            `message_size` if that is more.
+        send_buffer: Bytes that wait for one peer. The default of 1 MiB takes seconds on a slow phone's line. Above it,
+            the message type's `Overflow` decides; by default the connection is closed with 1013 and
+            `wse.slow-receiver`. A single message may be larger if no other message waits.
 
     Raises:
-        ValueError: A bound that is not positive.
+        ValueError: A limit is not positive.
     """
 
     message_size: int = 1024 * 1024
@@ -98,17 +99,17 @@ class Limits:
         for field in fields(self):
             value = getattr(self, field.name)
             if value is None and field.default is not None and field.name in _ALWAYS:
-                raise ValueError(f"{field.name} needs a bound")
+                raise ValueError(f"{field.name} must not be None")
             if value is not None and value <= 0 and field.name != "handler_linger":
                 raise ValueError(f"{field.name} must be more than 0, not {value}")
         if self.message_burst is not None and self.message_burst < 1:
-            raise ValueError(f"message_burst must let a message through, not {self.message_burst}")
+            raise ValueError(f"message_burst must be at least 1, not {self.message_burst}")
         if self.handler_linger is not None and self.handler_linger < 0:
-            raise ValueError(f"handler_linger is in seconds, not {self.handler_linger}")
+            raise ValueError(f"handler_linger must not be negative, as {self.handler_linger} is")
 
     @property
     def max_frame_size(self) -> int:
-        """Bytes that one frame may have."""
+        """The largest frame, in bytes."""
         return self.message_size if self.frame_size is None else min(self.frame_size, self.message_size)
 
 

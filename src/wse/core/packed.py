@@ -18,16 +18,18 @@ class Packed:
         data: The payload of the WebSocket message: `str` for a text message, `bytes` for a binary one.
         utf8: Whether `data` is a text message as UTF-8.
         key: Its key, for receivers that are slow.
+        shared: Whether it may go to several receivers, which then keep one copy.
 
     Attributes:
         frame: The unmasked RFC 6455 frame that carries it, once a transport has built it; a server sends the same
             frame to every receiver.
     """
 
-    __slots__ = ("_deflated", "data", "frame", "key", "utf8")
+    __slots__ = ("_deflated", "data", "frame", "key", "shared", "utf8")
 
-    def __init__(self, data: str | bytes, utf8: bool, key: MessageKey | None = None) -> None:
+    def __init__(self, data: str | bytes, utf8: bool, key: MessageKey | None = None, shared: bool = False) -> None:
         self.data = data
+        self.shared = shared
         self.utf8 = utf8
         self.key = key
         self.frame: bytes | None = None
@@ -55,13 +57,13 @@ def encode(protocol: Protocol, type: MessageType, payload: Any, key: MessageKey 
 
     Raises:
         WseError: `MSG_PROCESSING_ERROR`, with the encoder's exception as its cause.
-        TypeError: The key is neither a string nor an integer.
+        TypeError: The key is neither a string nor an integer of 64 bits.
     """
     if key is not None:
         check_key(key)
     codec = protocol.codec
     try:
-        return Packed(codec.encode((type, payload, None)), codec.utf8, key)
+        return Packed(codec.encode((type, payload, None)), codec.utf8, key, True)
     except Exception as exc:
         raise unencodable(type, exc) from exc
 
@@ -70,10 +72,12 @@ def check_key(key: object) -> None:
     """Reject a key that could not be compared, or could not cross to other nodes.
 
     Raises:
-        TypeError: It is neither a string nor an integer.
+        TypeError: It is neither a string nor an integer of 64 bits.
     """
-    if not isinstance(key, (str, int)):
-        raise TypeError(f"a message's key must be a string or an integer, not {key!r}")
+    if isinstance(key, str):
+        return
+    if isinstance(key, bool) or not isinstance(key, int) or not -(2**63) <= key < 2**64:
+        raise TypeError(f"a message's key must be a string or an integer of 64 bits, not {key!r}")
 
 
 def unencodable(type: MessageType, exc: Exception) -> WseError:

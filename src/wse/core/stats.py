@@ -54,7 +54,7 @@ class Counters:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stats:
-    """The work of a server since it was made, and what it holds now: `WseServer.stats`.
+    """The present state of a server, and its counters since it was created: the result of `WseServer.stats`.
 
     Attributes:
         uptime: Seconds since it was started; 0 before.
@@ -62,22 +62,24 @@ class Stats:
         unauthenticated: Those of them that are not authenticated yet.
         identities: Users with a connection.
         queued_bytes: Bytes that wait for receivers to take them.
-        queued_bytes_max: The largest number of such bytes for one connection.
+        queued_bytes_max: The largest number of bytes that wait for one receiver.
         running_handlers: `async` handlers that have not ended.
         pending_calls: Calls to clients that wait for their answer.
+        detached: Sessions whose client is away and may return.
+        retained: Bytes that all sessions keep for clients that may have to be sent them again.
         opened: Connections opened so far.
         messages_in: Messages received, without calls and answers.
         messages_out: Messages sent, one for each receiver, without calls and answers.
         calls_in: Calls received.
         calls_out: Calls made to clients.
         bytes_in: Bytes of all messages, calls and answers received, without the framing of WebSocket.
-        bytes_out: The same sent, before compression.
+        bytes_out: Bytes of all messages, calls and answers sent, before compression and without the framing.
         errors: Reports on `error`, by code.
         closes: Connections that have ended, by reason; reasons that are not WSE's own are `other`.
-        close_codes: The same by close code; 1006 is a connection that was lost.
-        dropped: Messages not delivered to slow receivers, by their `Overflow` policy; `too-large` are those
-            of more bytes than the receiver takes.
-        limits: How often each of `Limits` was exceeded.
+        close_codes: Connections that have ended, by close code; 1006 is a connection that was lost.
+        dropped: Messages not delivered to slow receivers, by their `Overflow` policy; `too-large` counts messages that
+            were larger than the receiver accepts.
+        limits: The number of times that each of `Limits` was exceeded.
         refused_origins: Connections refused for their origin.
     """
 
@@ -102,3 +104,5 @@ class Stats:
     dropped: dict[str, int] = field(default_factory=dict)
     limits: dict[str, int] = field(default_factory=dict)
     refused_origins: int = 0
+    detached: int = 0
+    retained: int = 0

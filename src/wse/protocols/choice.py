@@ -22,7 +22,7 @@ def as_protocols(protocol: Protocol | Iterable[Protocol] | None) -> tuple[Protoc
         if not isinstance(item, Protocol):
             raise TypeError(f"a protocol must be a wse.Protocol, not {item!r}")
         if not getattr(item, "name", None):
-            raise TypeError(f"a protocol needs a name, the WebSocket subprotocol that stands for it: {item!r}")
+            raise TypeError(f"a protocol must have a name, which is its WebSocket subprotocol: {item!r} has none")
     if not protocols or len({item.name for item in protocols}) < len(protocols):
         raise ValueError("a server needs at least one protocol, each with a name of its own")
     return protocols

@@ -12,11 +12,11 @@ from wse.types import MessageType
 
 
 class WseJSON(Protocol):
-    """JSON arrays `[type, payload, stamp]` in text messages (WIRE.md section 2).
+    """JSON arrays `[type, payload, stamp]` in text messages.
 
-    Payloads may hold what JSON has, and dataclasses, msgspec Structs, datetimes, UUIDs, enums, decimals, sets and
-    bytes (as base64), which arrive as the JSON that msgspec makes of them. NaN and infinities become null, as in
-    JavaScript.
+    Payloads may contain all JSON values. They may also contain dataclasses, msgspec Structs, datetimes, UUIDs, enums,
+    decimals, sets and bytes (as base64), which arrive as the JSON that msgspec makes of them. NaN and infinities become
+    null, as in JavaScript.
     """
 
     name = "wse-default-json"

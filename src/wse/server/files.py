@@ -11,6 +11,9 @@ from pathlib import Path
 
 _PACKAGE = Path(__file__).parent.parent
 
+JS_MODULES = ("wse.js", "wse-share.js", "wse-resume.js")
+"""The JavaScript client, and the modules that it loads from beside it when an option asks for them."""
+
 
 def js_client_path() -> Path:
     """The path of the JavaScript client, an ES module without dependencies, for web frameworks that serve files.

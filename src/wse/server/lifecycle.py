@@ -160,7 +160,7 @@ class Lifecycle:
         if self._hub.identify is None:
             raise WseError(ErrorCode.IDENTIFY_HANDLER_MISSING)
         if self._starting or self._listener is not None or self.is_begun:
-            raise RuntimeError("the server has been started")
+            raise RuntimeError("the server has already been started")
         self._starting = True
         try:
             await self.attach()
@@ -242,7 +242,7 @@ class Lifecycle:
         listener, self._listener = self._listener, None
         if listener is not None:
             listener.close()
-        self._hub.refuse(1012, CloseReason.BY_SERVER)
+        self._hub.sockets.refuse(1012, CloseReason.BY_SERVER)
         grace = await self._settle(self._hub.tasks, grace)
         await self._hub.close(1012, CloseReason.BY_SERVER)
         grace = await self._settle((), grace)  # listeners of the last clients' `disconnected` and `left`
@@ -268,11 +268,14 @@ class Lifecycle:
         listener, self._listener = self._listener, None
         if listener is not None:
             listener.close()
-        for session in tuple(self._hub.sessions):
+        for session in tuple(self._hub.sockets.open):
             with suppress(RuntimeError):  # the socket's own event loop is closed
                 session.link.abort()
             session.closed(1006, "")
-        self._hub.stop_keepalive()
+        self._hub.sockets.stop_keepalive()
+        if self._hub.resumption is not None:
+            self._hub.resumption.forget_loop()
+            self._hub.resumption.end_all()
         if self._watchdog is not None:
             self._watchdog.stop()
         self._closing = None

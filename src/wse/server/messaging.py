@@ -32,7 +32,7 @@ class Messaging:
         Args:
             type: The message's type.
             payload: The message's content.
-            exclude: A connection, or a user by its `cid` or identity, that does not receive it.
+            exclude: A connection, or a user (by `cid` or identity), that does not receive the message.
             key: As for `WseConnection.send`.
 
         Raises:
@@ -55,7 +55,7 @@ class Messaging:
             cid: The user.
             type: The message's type.
             payload: The message's content.
-            exclude: A connection that does not receive it, such as the sender's.
+            exclude: A connection that does not receive the message, such as the sender's.
             key: As for `WseConnection.send`.
 
         Raises:
@@ -78,7 +78,7 @@ class Messaging:
         self._hub.drop_client(cid, reason, code)
 
     def room(self, name: RoomName) -> Room:
-        """A room. It need not be created; it exists while it has members."""
+        """Return the room of that name. You need not create it; a room exists while it has members."""
         return Room(self._hub.rooms, name)
 
     @overload
@@ -90,6 +90,7 @@ class Messaging:
         *,
         mode: Literal["all"],
         timeout: float | None = None,
+        wait: float = 0.0,
     ) -> list[Any]: ...
     @overload
     async def call(
@@ -100,6 +101,7 @@ class Messaging:
         *,
         mode: Mode = "first",
         timeout: float | None = None,
+        wait: float = 0.0,
     ) -> Any: ...
     async def call(
         self,
@@ -109,6 +111,7 @@ class Messaging:
         *,
         mode: Mode = "first",
         timeout: float | None = None,
+        wait: float = 0.0,
     ) -> Any:
         """Call a procedure on a user's devices.
 
@@ -121,16 +124,18 @@ class Messaging:
                 `"any"` calls exactly one device, the newest. Devices that have not received their welcome, or that
                 disconnect before they are called, do not count.
             timeout: Seconds to wait for an answer; `None` means the server's `timeout`, 0 for ever.
+            wait: Seconds to wait for a user who is not connected, such as one whose page is just being reloaded. The
+                timeout begins after that.
 
         Raises:
             WseError: `NOT_STARTED`; `CONNECTION_MISSING`, if the user is not connected; with `"first"`, the error of
                 the last device if all have failed; with `"any"`, as `WseConnection.call`.
-            ValueError: The mode is not one of these.
+            ValueError: The mode is not one of these, or `wait` is negative.
         """
-        return await self._hub.call(cid, name, payload, mode, timeout)
+        return await self._hub.call(cid, name, payload, mode, timeout, wait)
 
     async def devices(self, cid: ClientId) -> list[DeviceInfo]:
-        """The user's devices, the oldest first.
+        """Return the user's devices, the oldest first.
 
         Raises:
             WseError: `BROKER_UNAVAILABLE`, in a cluster.
@@ -138,7 +143,7 @@ class Messaging:
         return await self._hub.network.devices(cid)
 
     async def online(self) -> int:
-        """How many users are connected.
+        """Return the number of connected users.
 
         Raises:
             WseError: `BROKER_UNAVAILABLE`, in a cluster.
@@ -146,8 +151,8 @@ class Messaging:
         return await self._hub.network.online()
 
     async def users(self) -> AsyncIterator[Any]:
-        """All users that are connected, in no order; a user that connects or leaves during the iteration may be
-        included or not.
+        """Iterate over the `cid`s of all connected users, in no particular order. A user that connects or leaves during
+        the iteration may be included or not.
 
         Raises:
             WseError: `BROKER_UNAVAILABLE`, in a cluster.
@@ -157,6 +162,6 @@ class Messaging:
 
     @property
     def cluster(self) -> Cluster | None:
-        """The cluster that this server is a node of; None without a broker."""
+        """The cluster that this server belongs to; `None` without a broker."""
         network = self._hub.network
         return Cluster(network) if isinstance(network, ClusterNode) else None

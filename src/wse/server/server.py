@@ -8,82 +8,55 @@ from collections.abc import Iterable, Mapping
 from functools import cached_property, partial
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Self, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Self
 
 from wse.brokers import as_broker
 from wse.core.admission import Admission
 from wse.core.cluster.node import ClusterNode
 from wse.core.cluster.settings import ClusterSettings
 from wse.core.heartbeat import Heartbeat
-from wse.core.hub.connection import ServerSession, WseConnection, WseIdentity
+from wse.core.hub.census import take_stats
+from wse.core.hub.connection import ServerSession, WseIdentity
 from wse.core.hub.hub import Hub
 from wse.core.hub.single_node import SingleNode
 from wse.core.limits import Limits, Overflow
 from wse.core.ports.protocol import Protocol
-from wse.core.session.endpoint import Endpoint, emit_error, error_listener_failed
+from wse.core.resume import Resume
+from wse.core.session.endpoint import Endpoint, emit_error
 from wse.core.session.rpc import ExposeErrors
-from wse.core.session.signals import Channel, Signal, check_handler
 from wse.errors import ErrorCode, WseError
 from wse.protocols.choice import as_protocols
 from wse.protocols.json import WseJSON
 from wse.protocols.msgpack import WseMsgpack
 from wse.scheduler import AsyncioScheduler
 from wse.server.acceptor import ServerAcceptor
-from wse.server.files import StaticFile, js_client_path
+from wse.server.files import JS_MODULES, StaticFile, js_client_path
+from wse.server.handling import Handling
 from wse.server.lifecycle import LIFESPAN_GRACE, Lifecycle, ListenerOptions, commanded, serve_until_signal
 from wse.server.messaging import Messaging
+from wse.server.signals import ServerSignals
 from wse.server.watchdog import Watchdog
 from wse.transports.asgi import AsgiApp
-from wse.types import F, MessageType
+from wse.types import MessageType
 
 if TYPE_CHECKING:
     import ssl
     from collections.abc import Awaitable, Callable
 
-    from wse.core.hub.auth import ReauthHandler
     from wse.core.hub.handshake import AuthHandler
     from wse.core.ports.broker import Broker
     from wse.core.stats import Stats
     from wse.transports.deflate import Compression
 
-A = TypeVar("A", bound="AuthHandler")
-R = TypeVar("R", bound="ReauthHandler")
 
-
-class ServerSignals:
-    """The events of a server: `server.when`.
-
-    Attributes:
-        joined: `(identity, meta)`: a user has connected with a first device.
-        left: `(identity, code, reason)`: a user's last device has disconnected.
-        connected: `(conn)`: a device has connected.
-        disconnected: `(conn, code, reason)`: a device has disconnected.
-        ignored: `(conn, type, payload)`: a message came that has no listener.
-        error: `(err, conn)`: a `WseError`, with the exception behind it as `__cause__`; `conn` may be None. Without a
-            listener, errors are logged.
-    """
-
-    __slots__ = ("connected", "disconnected", "error", "ignored", "joined", "left")
-
-    def __init__(self, hub: Hub) -> None:
-        self.joined = hub.joined
-        self.left = hub.left
-        self.connected = hub.connected
-        self.disconnected = hub.disconnected
-        self.ignored = hub.ignored
-        self.error: Signal[WseError, WseConnection | None] = Signal(
-            "error", ("err", "conn"), hub.endpoint.scheduler, error_listener_failed
-        )
-
-
-class WseServer(Messaging):
+class WseServer(Handling, Messaging):
     """A WSE server.
 
     Args:
-        identify: The identify handler, `fn(auth)`: it looks at a `Handshake` and calls `auth.accept` or
-            `auth.refuse`. Also settable later, as the decorator `@server.identify`.
+        identify: The identify handler, `fn(auth)`: it checks a `Handshake` and calls `auth.accept` or `auth.refuse`.
+            The decorator `@server.identify` sets it as well.
         host: The interface to listen on; `None` for all.
-        port: The port to listen on; 0 takes a free one, and the same again at the next start if it is free.
+        port: The port to listen on; 0 takes a free port, and the same port at the next start if it is still free.
         path: The only path that opens a WebSocket; others get HTTP 404. `None` accepts every path.
         ssl: For `wss:`, an `ssl.SSLContext` with the server's certificate.
         conns_per_user: How many devices of one user may be connected; one more disconnects the oldest.
@@ -94,31 +67,34 @@ class WseServer(Messaging):
         protocol: The message protocol, or several in order of preference; the client's offer decides.
         limits: Bounds on what one client sends.
         origins: The origins of web pages that may connect. A browser sends the page's origin with its request. A page
-            of the host and port that the request's `Host` header names may always connect, whatever the scheme. So may
-            a program, which sends no origin. Other pages are refused with HTTP 403 unless their origin is listed:
-            `"https://app.example"`, `"https://*.example.com"` for all subdomains, `"null"`, or `"*"` for all.
-        trusted_proxies: Addresses and networks of the proxies in front, such as `"10.0.0.0/8"`; `"unix"` for proxies
-            that connect by a Unix socket. `X-Forwarded-For`, or else `Forwarded`, gives a client's address if it comes
-            from one of these.
-        compression: Compress messages of 1 KiB and more for clients that can (permessage-deflate); off by default,
-            since it costs far more time than it saves where the network is fast.
-        serve_client: Serve the JavaScript client at `/wse.js`, and its module for tabs at `/wse-share.js`.
-        files: Files to answer plain GETs with, by path: `{"/": "index.html"}`.
+            may always connect if its host and port are those of the request's `Host` header; the scheme may differ.
+            Programs send no origin and may connect as well. Other pages are refused with HTTP 403 unless their origin
+            is listed: `"https://app.example"`, `"https://*.example.com"` for all subdomains, `"null"`, or `"*"` for
+            all.
+        trusted_proxies: Addresses and networks of your proxies, such as `"10.0.0.0/8"`; `"unix"` for proxies that
+            connect by a Unix socket. The client's address is taken from `X-Forwarded-For`, or else `Forwarded`, if the
+            request comes from one of these.
+        compression: Compresses messages of 1 KiB and more for clients that support permessage-deflate. It is off by
+            default, because on a fast network it costs far more time than it saves.
+        serve_client: Serve the JavaScript client at `/wse.js`, and the modules that it loads beside it.
+        files: Files to send in answer to plain GETs, by path: `{"/": "index.html"}`.
         overflow: The policy, by message type, for messages to a device that reads too slowly; see `Overflow`. Messages
             of other types close its connection when `limits.send_buffer` is reached.
-        heartbeat: When silent devices are pinged and when they are disconnected, on the built-in listener and in
+        heartbeat: The times after which silent devices are pinged and disconnected, on the built-in listener and in
             aiohttp. ASGI servers have a heartbeat of their own.
         watchdog: Seconds for which a handler may block the event loop before it is reported on `error`, with its name,
             as `HANDLER_BLOCKED`; `None` turns the watchdog off.
         broker: Joins this server to a cluster: a broker's URL, `nats://...` or `redis://...`, or a broker. By default
             the server is not part of a cluster.
         cluster: Times and bounds of the cluster.
-        expose_errors: How much of an exception the caller of a failing procedure receives; see `ExposeErrors`.
+        resume: The limits for keeping the session of a client that has lost its connection, if the client asks for
+            that; `False` keeps nothing. Clients that do not ask cost nothing.
+        expose_errors: The part of an exception that the caller of a failing procedure receives; see `ExposeErrors`.
         debug: Also send the stack traces of failing procedures to their callers.
 
     Raises:
         ValueError: An argument is out of its range; an origin or a proxy is not valid.
-        OSError: A file that cannot be read.
+        OSError: A file cannot be read.
     """
 
     def __init__(
@@ -146,6 +122,7 @@ class WseServer(Messaging):
         expose_errors: ExposeErrors | str = ExposeErrors.MESSAGE,
         broker: str | Broker | None = None,
         cluster: ClusterSettings | None = None,
+        resume: Resume | bool = True,
         debug: bool = False,
     ) -> None:
         self._scheduler = AsyncioScheduler()
@@ -170,6 +147,7 @@ class WseServer(Messaging):
             heartbeat=heartbeat,
             clock=time.time,
             server=self,
+            resume=Resume() if resume is True else resume or None,
         )
         self._hub.network = SingleNode(self._hub)
         if broker is not None:
@@ -177,8 +155,7 @@ class WseServer(Messaging):
         self._acceptor = ServerAcceptor(self._hub, Admission(origins, trusted_proxies), heartbeat)
         served = {at: StaticFile(Path(file)) for at, file in (files or {}).items()}
         if serve_client:
-            served["/wse.js"] = StaticFile(js_client_path())
-            served["/wse-share.js"] = StaticFile(js_client_path().with_name("wse-share.js"))
+            served |= {f"/{name}": StaticFile(js_client_path().with_name(name)) for name in JS_MODULES}
         self._lifecycle = Lifecycle(
             self._hub,
             self._scheduler,
@@ -189,44 +166,6 @@ class WseServer(Messaging):
         self.when = ServerSignals(self._hub)
         if identify is not None:
             self.identify(identify)
-
-    # Authentication.
-
-    def identify(self, fn: A) -> A:
-        """Set the identify handler; usable as a decorator."""
-        check_handler(fn, "auth")
-        self._hub.identify = fn
-        return fn
-
-    def use_challenge(self, fn: A) -> A:
-        """Set the challenge generator, `fn(auth)`; usable as a decorator.
-
-        It runs before the identify handler and calls `auth.quest(value)` or `auth.refuse()`; a value other than None
-        that it returns is the quest.
-
-        Raises:
-            WseError: `INVALID_CRA_GENERATOR`, which is also a `TypeError`: `fn` cannot take `(auth)`.
-        """
-        check_handler(fn, "auth", code=ErrorCode.INVALID_CRA_GENERATOR)
-        self._hub.generator = fn
-        return fn
-
-    def reauthenticate(self, fn: R) -> R:
-        """Set the handler for fresh identities, `fn(conn, identity)`; usable as a decorator.
-
-        A client whose session expires (`Handshake.accept` with `expires`) is asked for a fresh identity a minute before
-        the end, or at half of a shorter time, if it can be asked (the original's clients cannot). The handler checks
-        the identity and returns the new time, a `datetime` with a time zone or Unix seconds, or `None` to let the
-        session end. Raising a `WseError` of `NOT_AUTHORIZED`, for example because the identity is another user's,
-        closes the connection with `wse.not-authorized`; `reason` and `retry` in its details are as for
-        `Handshake.refuse`. Another exception is reported on `error`, and the session ends at its time.
-
-        Raises:
-            TypeError: `fn` cannot take `(conn, identity)`.
-        """
-        check_handler(fn, "conn", "identity")
-        self._hub.auth.reauthenticate = fn
-        return fn
 
     # State.
 
@@ -248,7 +187,7 @@ class WseServer(Messaging):
 
     @property
     def conns_per_user(self) -> int:
-        """How many devices of one user may be connected at the same time."""
+        """The number of devices of one user that may be connected at the same time."""
         return self._hub.conns_per_user
 
     @property
@@ -257,51 +196,21 @@ class WseServer(Messaging):
         return self._endpoint.timeout
 
     def stats(self) -> Stats:
-        """Counters since the server was made, and its present state. Counting costs next to nothing; this method looks
-        at each connection once.
+        """Return the server's present state, and its counters since it was created.
+
+        Counting costs next to nothing. This method looks at each connection once.
         """
-        return self._hub.stats(
+        return take_stats(
+            self._hub,
             uptime=self._lifecycle.uptime,
             running_handlers=self._scheduler.running,
             refused_origins=self._acceptor.admission.refused_origins,
         )
 
-    # Messages and calls.
-
-    @property
-    def channel(self) -> Channel:
-        """The listeners of messages by type; they take `(conn, payload)`."""
-        return self._endpoint.channel
-
-    @overload
-    def register(self, name: MessageType, fn: F) -> F: ...
-    @overload
-    def register(self, name: MessageType) -> Callable[[F], F]: ...
-    def register(self, name: MessageType, fn: F | None = None) -> F | Callable[[F], F]:
-        """Let clients call `fn(conn, payload)` under that name; without `fn`, a decorator.
-
-        Its return value is the caller's result. A `WseError` that it raises reaches the caller unchanged, any other
-        exception as `RP_EXECUTION_FAILED`.
-
-        Raises:
-            WseError: `RP_ALREADY_REGISTERED`; `PROTOCOL_VIOLATION`, for a name that is reserved.
-            TypeError: `fn` cannot take `(conn, payload)`.
-        """
-        procedures = self._endpoint.procedures
-        return procedures.register(name) if fn is None else procedures.register(name, fn)
-
-    def unregister(self, name: MessageType) -> None:
-        """Remove a procedure.
-
-        Raises:
-            WseError: `RP_NOT_REGISTERED`.
-        """
-        self._endpoint.procedures.unregister(name)
-
     # Life cycle.
 
     def configure(self, *, host: str | None = None, port: int | None = None, reuse_port: bool | None = None) -> None:
-        """Change where the server will listen, as the `wse` command does; an argument of None changes nothing.
+        """Set the address for the server to listen on, as the `wse` command does; an argument of None changes nothing.
 
         Args:
             host: The interface; `""` for all.
@@ -312,7 +221,7 @@ class WseServer(Messaging):
             RuntimeError: The server is already listening.
         """
         if self._lifecycle.is_listening:
-            raise RuntimeError("the server has been started")
+            raise RuntimeError("the server has already been started")
         options = self._lifecycle.options
         if host is not None:
             options.host = host
@@ -325,12 +234,12 @@ class WseServer(Messaging):
         """Join a cluster, as the arguments `broker` and `cluster` of `WseServer` do.
 
         Raises:
-            RuntimeError: The server has been started.
+            RuntimeError: The server has already been started.
             ValueError: The URL's scheme is not that of a known broker.
             ImportError: The broker needs a library that is not installed.
         """
         if self._lifecycle.is_started:
-            raise RuntimeError("the server has been started")
+            raise RuntimeError("the server has already been started")
         self._join_cluster(broker, settings)
 
     def _join_cluster(self, broker: str | Broker, settings: ClusterSettings | None) -> None:
@@ -357,17 +266,17 @@ class WseServer(Messaging):
         """Whether a load balancer should send new connections here; if not, `/readyz` of the built-in listener answers
         503.
 
-        A server is ready from `start`, or from the beginning if it has no port, until `close`, which refuses new
-        connections with HTTP 503. A node of a cluster that does not receive from the others is not ready either, but
-        accepts connections all the same.
+        A server is ready from `start` on, or from the beginning if it has no port. `close` ends this, and refuses new
+        connections with HTTP 503. A node of a cluster is not ready while it receives nothing from the other nodes, but
+        it still accepts connections.
         """
         return self._acceptor.ready
 
     async def start(self) -> None:
         """Start the server: join the cluster, begin to listen if there is a port, and become ready.
 
-        A server without a port lives inside a web application, whose lifespan awaits this. In a cluster a process that
-        has not started receives no messages from the others, and cannot send any.
+        A server without a port runs inside a web application, whose lifespan awaits this method. In a cluster, a server
+        that has not been started neither sends nor receives messages.
 
         Raises:
             WseError: `IDENTIFY_HANDLER_MISSING`; `BROKER_UNAVAILABLE`, at once or after `wait_for_broker` seconds of
@@ -390,23 +299,23 @@ class WseServer(Messaging):
     async def close(self, grace: float = 0.0, *, notice: float = 0.0) -> None:
         """Stop serving; returns when all sockets are closed.
 
-        In this order: `/readyz` answers 503, and new connections are refused; the port is closed; running handlers
-        have `grace` seconds to end; every connection is closed with 1012 and `wse.by-server`, at a thousand per second,
-        so that not all clients return at once, or faster if that would take more than 15 seconds; handlers that are
-        still running are cancelled.
+        These steps follow each other. `/readyz` answers 503, and new connections are refused. The port is closed.
+        Running handlers have `grace` seconds to finish. Every connection is closed with 1012 and `wse.by-server`, a
+        thousand per second, or more if this would take longer than 15 seconds, so that not all clients return at once.
+        Handlers that are still running are cancelled.
 
         Args:
-            grace: Seconds that running handlers have to end, those of calls included. Messages and calls are still
-                served during that time.
-            notice: Seconds for which the port stays open while `/readyz` and requests for a WebSocket are answered
-                with 503, so that a load balancer that polls notices it in time.
+            grace: Seconds that running handlers have to finish, including those of calls. The server still handles
+                messages and calls during that time.
+            notice: Seconds for which the port stays open while `/readyz` and new WebSockets are answered with 503, so
+                that load balancers notice in time.
         """
         await self._lifecycle.close(grace, notice=notice)
 
     def run(self, *, grace: float = 10.0, notice: float = 0.0) -> None:
-        """Serve in a new event loop until SIGINT or SIGTERM, or until the server is closed. Blocks.
+        """Serve in a new event loop until SIGINT or SIGTERM, or until the server is closed. This call blocks.
 
-        In another thread than the main one Python delivers no signals, so a handler has to await `close`.
+        Python delivers signals to the main thread only. In another thread, a handler must await `close`.
 
         Args:
             grace: As for `close`. A second signal ends it at once.
@@ -434,8 +343,8 @@ class WseServer(Messaging):
     def asgi(self) -> AsgiApp:
         """The server as an ASGI 3 application, for `websocket` and `lifespan` scopes.
 
-        The application's lifespan starts and stops it. Where a framework does not pass the lifespan on, the
-        application's own should await `start` and `close`; otherwise the first connection starts the server.
+        The application's lifespan starts and stops the server. If a framework does not pass its lifespan on, await
+        `start` and `close` in the framework's lifespan. Otherwise the first connection starts the server.
         """
         close = partial(self.close, LIFESPAN_GRACE)
         return AsgiApp(self._acceptor, self._lifecycle.options.path, self._lifecycle.attach, close)

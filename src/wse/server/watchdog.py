@@ -33,7 +33,7 @@ class Watchdog:
 
     def __init__(self, threshold: float, blocked: Callable[[str, float], None]) -> None:
         if threshold <= 0:
-            raise ValueError(f"the watchdog's threshold is in seconds, not {threshold}")
+            raise ValueError(f"the watchdog's threshold must be more than 0 seconds, not {threshold}")
         self._threshold = threshold
         self._blocked = blocked
         self._loop: asyncio.AbstractEventLoop

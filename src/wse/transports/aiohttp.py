@@ -1,4 +1,4 @@
-"""WebSockets inside an aiohttp application. Needs `pip install wse[aiohttp]`."""
+"""WebSockets inside an aiohttp application. Needs the extra `wse[aiohttp]`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ try:
     from aiohttp import WSMessage, WSMsgType, web
     from aiohttp.http_websocket import WebSocketError
 except ImportError as exc:  # pragma: no cover - the tests have the extra
-    raise ImportError("server.aiohttp needs the aiohttp library: pip install wse[aiohttp]") from exc
+    raise ImportError('server.aiohttp needs the aiohttp library: pip install "wse[aiohttp]"') from exc
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable

@@ -153,13 +153,14 @@ class AsgiApp:
 def _is_at(path: str, requested: str, root: str) -> bool:
     """Whether a request is for a path, by itself or below the root path that a proxy or a mount has in front of it.
 
-    ASGI's `path` includes its `root_path`. The root path may also be longer than the part in front of ours: a server's
-    `--root-path` and a mount under a path that is part of ours.
+    ASGI's `path` includes its `root_path`. The root path may also be longer than the part in front of ours: by the end,
+    where a mount is part of ours; by the beginning, where the proxy has taken that away, and neither the web server nor
+    the framework has put it back.
     """
     if not requested.endswith(path):
         return False
     before = requested.removesuffix(path)
-    return not before or f"{root}/".startswith(f"{before}/")
+    return not before or f"{root}/".startswith(f"{before}/") or root.rstrip("/").endswith(before)
 
 
 async def _respond(send: Send, kind: str, status: int, body: bytes, *headers: tuple[bytes, bytes]) -> None:

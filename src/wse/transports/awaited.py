@@ -124,6 +124,8 @@ class AwaitedLink(ABC):
 
     def close(self, code: int, reason: str) -> None:
         if self._closing:
+            if code == SERVICE_RESTART:
+                self._close_deadline = min(self._close_deadline, self._loop.time() + CLOSE_TIMEOUT)
             return
         self._close = code, reason
         if code == SERVICE_RESTART:
@@ -132,6 +134,9 @@ class AwaitedLink(ABC):
             self._stop_writing(CLOSE_TIMEOUT, CLOSE_LIMIT)
         if not self._busy:
             self._wake()
+
+    def attach(self, session: Receiver) -> None:
+        self.session = session
 
     def abort(self) -> None:
         self._closing = True
@@ -176,7 +181,7 @@ class AwaitedLink(ABC):
 
     async def _exchange(self) -> tuple[int, str]:
         """Hand messages to the session and send its messages; returns the close of the peer."""
-        receive, read, session, out = self._receive, self._read, self.session, self._out
+        receive, read, out = self._receive, self._read, self._out
         limit = self._limit
         surely_small = limit // 4  # characters of four bytes each at most
         while True:
@@ -184,12 +189,12 @@ class AwaitedLink(ABC):
             if isinstance(received, tuple):
                 return received
             if len(received) > surely_small and _size(received) > limit:
-                session.violated(1009, f"a message is larger than {limit} bytes")
+                self.session.violated(1009, f"a message is larger than {limit} bytes")
             elif self._busy:
-                session.receive(received)  # the coroutine that is sending also sends the answers
+                self.session.receive(received)  # the coroutine that is sending also sends the answers
             else:
                 self._busy = True
-                session.receive(received)
+                self.session.receive(received)
                 if out or self._close:
                     await self._flush()
                 else:

@@ -24,6 +24,7 @@ class MemoryLink:
         self._limit = limits.message_size
         self._inbox: deque[tuple[Callable[..., None], Any]] = deque()
         self._scheduled = False
+        self._held = False
         self._closing = False  # this end writes no more
         self._closed = False
         self.peer: MemoryLink
@@ -59,19 +60,44 @@ class MemoryLink:
             self._closing = True
             self.peer._put(self.peer._on_close, (code, reason))
 
+    def attach(self, session: Receiver) -> None:
+        self.session = session
+
     def abort(self) -> None:
         self._closing = True
         self._put(self._on_closed, (1006, ""))
         self.peer._put(self.peer._on_closed, (1006, ""))
 
+    # Faults, for tests.
+
+    def hold(self, held: bool) -> None:
+        """Whether what comes in waits."""
+        self._held = held
+        if not held and self._inbox:
+            self._schedule()
+
+    def lose(self) -> None:
+        """This end loses the connection, and all that was on its way to it; the other end does not notice."""
+        self._inbox.clear()
+        self._closing = True
+        self._loop.call_soon(self._on_closed, (1006, ""))
+
+    # Inside.
+
     def _put(self, step: Callable[..., None], item: Any) -> None:
         self._inbox.append((step, item))
+        if not self._held:
+            self._schedule()
+
+    def _schedule(self) -> None:
         if not self._scheduled:
             self._scheduled = True
             self._loop.call_soon(self._deliver)
 
     def _deliver(self) -> None:
         self._scheduled = False
+        if self._held:
+            return
         inbox, self._inbox = self._inbox, deque()
         for step, item in inbox:
             step(item)

@@ -18,9 +18,8 @@ A second bucket has hints, `<node>.<user>`, with the connections that the node h
 found without reading the whole register. Hints are sent without waiting for an answer. They may lag behind, and
 reconciliation repairs them.
 
-Every topic is a subject, so that the servers send a node what it asks for and nothing else. nats-py gives each
-subscription a task and a queue, 4.7 KiB; here all share one inbox, which is called from its parser, and a topic costs
-0.6 KiB (`bench/brokers.py`; see `Inbox`).
+Every topic is a subject, so that the servers send a node what it asks for and nothing else. nats-py connects, and
+manages streams; messages and the steps of the register pass it by (`wse.brokers.nats.wire`).
 """
 
 from __future__ import annotations
@@ -318,7 +317,7 @@ class NatsBroker(ReconnectingBroker[NatsConnection]):
                 return result
             is_guess = False
             revision, value = await connection.get(key)
-        raise OutdatedError(f"other nodes changed the same user {MAX_ATTEMPTS} times meanwhile")
+        raise OutdatedError(f"other nodes changed the record of this user {MAX_ATTEMPTS} times at the same moment")
 
     def _hint(self, user: str, conn_id: str, *, held: bool) -> None:
         """Note which connections of the user this node holds."""

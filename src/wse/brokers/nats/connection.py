@@ -4,25 +4,27 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
+from base64 import b64decode
 from collections import deque
 from contextlib import asynccontextmanager, suppress
+from itertools import count
 from typing import TYPE_CHECKING, Any
 
-from wse.brokers.nats.private import SecureClient, share_queue
+from wse.brokers.nats.private import WiredClient
+from wse.brokers.nats.wire import Message, Wire
 from wse.brokers.reconnecting import ANSWER_TIMEOUT, MAX_BUFFERED, REGISTER_VERSION
 
 try:
     from nats.aio.msg import Msg
-    from nats.errors import Error, NoServersError
+    from nats.errors import BadSubjectError, NoRespondersError, NoServersError
     from nats.js import api
     from nats.js.errors import APIError, BadRequestError, NoStreamResponseError, NotFoundError
 except ImportError as exc:  # pragma: no cover - the tests have the extra
-    raise ImportError("wse.brokers.nats needs the nats-py library: pip install wse[nats]") from exc
+    raise ImportError('wse.brokers.nats needs the nats-py library: pip install "wse[nats]"') from exc
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Collection
-
-    from nats.aio.subscription import Subscription
 
 PING_INTERVAL = 0.5
 """Seconds for which messages are handed to an engine that does not answer. Whether these arrive is unknown."""
@@ -36,8 +38,23 @@ NO_KEY = 10037
 OTHER_CONFIGURATION = 10058
 GONE = (*WRONG_REVISION, NO_KEY)
 
-EXPIRES = {"Nats-TTL": "1s"}
+EXPIRES = "Nats-TTL: 1s"
 """The header of a message that the server takes away after a second."""
+
+NO_RESPONDERS = b"NATS/1.0 503"
+"""The start of an answer that the server gives when nobody else answers."""
+
+NO_SUBJECT = re.compile(r"\s").search
+"""Finds what would end a subject, and could be taken for a command."""
+
+ANSWERS = b"a"
+"""The id of the subscription to answers."""
+
+MAX_WRITTEN = 256 * 1024
+"""Bytes of messages in one write, about. Whether those in a socket's buffer arrive is unknown."""
+
+MAX_LINES = 1000
+"""Subscriptions in one write."""
 
 PAGE_SIZE = 1000
 """Keys that the server sends at once."""
@@ -50,23 +67,11 @@ class OutdatedError(Exception):
     """The key's revision is not the expected one."""
 
 
-class Inbox(asyncio.Future[Msg]):
-    """Receives the messages of subscriptions straight from the client's parser.
-
-    nats-py hands the messages of a subscription with a future to that future, and then needs neither a task nor a queue
-    for the subscription. This future is never done.
-    """
-
-    def __init__(self, heard: Callable[[Msg], None]) -> None:
-        super().__init__()
-        self._heard = heard
-
-    def set_result(self, message: Msg, /) -> None:
-        self._heard(message)
-
-
 class NatsConnection:
-    """A client of nats-py that lasts until the first failure, with a queue in front of it."""
+    """A client of nats-py that lasts until the first failure. Messages and requests are sent past it, on its socket.
+
+    All that is sent in one turn of the event loop leaves in one write.
+    """
 
     def __init__(self, prefix: str, received: Callable[[str, bytes], None]) -> None:
         self._loop = asyncio.get_running_loop()
@@ -76,22 +81,24 @@ class NatsConnection:
         self._name = f"{prefix}-v{REGISTER_VERSION}"
         self._bucket = f"KV_{self._name}"
         self._hints = f"KV_{self._name}-hints"
-        self._client = SecureClient()
+        self._wire = Wire(self._heard, self._send)
+        self._client = WiredClient(self._wire)
         self._stream = self._client.jetstream(timeout=ANSWER_TIMEOUT)
         self._received = received
         self._start = len(prefix) + 1  # where the topic starts in a subject
-        self._inbox = Inbox(self._heard)
-        self._unused: asyncio.Queue[Msg] = asyncio.Queue()
-        self._subscriptions: dict[str, Subscription] = {}
-        self._queue: deque[tuple[str, bytes, dict[str, str] | None]] = deque()
+        self._numbers = count(1)  # of subscriptions and requests
+        self._topics: dict[str, int] = {}  # the numbers of the subscriptions
+        self._lines: list[bytes] = []  # what waits for the end of the turn only
+        self._queue: deque[tuple[str, bytes]] = deque()  # messages, which may wait longer
         self._size = 0  # bytes in the queue
-        self._topics: dict[str, bool] = {}  # subscriptions to be changed
-        self._queued = asyncio.Event()
+        self._is_scheduled = False
         self._flushes: list[asyncio.Future[None]] = []
+        self._inbox = ""  # where answers to requests go
+        self._requests: dict[str, asyncio.Future[Message]] = {}
         self._pong: asyncio.Future[Any] | None = None  # the answer to the last ping
         self._pinged = 0.0  # when that ping was sent
         self._failure: Exception | None = None
-        self._sender: asyncio.Task[None] | None = None
+        self._is_connected = False
 
     async def connect(self, servers: list[str], options: dict[str, Any]) -> None:
         try:
@@ -108,7 +115,10 @@ class NatsConnection:
             )
         except NoServersError as exc:
             raise self._failure or exc from None
-        self._sender = self._loop.create_task(self._send_until_broken())
+        self._is_connected = True
+        self._inbox = self._client.new_inbox()
+        self._wire.listeners[ANSWERS] = self._answered
+        self._write(f"SUB {self._inbox}.* {ANSWERS.decode()}\r\n".encode())
 
     @property
     def message_size(self) -> int:
@@ -116,54 +126,58 @@ class NatsConnection:
         return self._client.max_payload
 
     def publish(self, topic: str, data: bytes) -> None:
-        self._queue.append((f"{self._prefix}.{topic}", data, None))
+        if NO_SUBJECT(topic):
+            self._break(BadSubjectError())
+            return
+        self._queue.append((topic, data))
         self._size += len(data)
-        self._queued.set()
+        self._schedule()
         if self._size > MAX_BUFFERED:
             self._break(OverflowError(f"more than {MAX_BUFFERED} bytes wait for the engine"))
 
     def take_unsent(self) -> list[tuple[str, bytes]]:
-        own = f"{self._prefix}."
-        unsent = [(subject[self._start :], data) for subject, data, _ in self._queue if subject.startswith(own)]
+        unsent = [*self._queue]
         self._queue.clear()
         return unsent
 
     def subscribe(self, topic: str) -> None:
-        self._topics[topic] = True
-        self._queued.set()
+        if NO_SUBJECT(topic):
+            self._break(BadSubjectError())
+        elif topic not in self._topics:
+            self._topics[topic] = number = next(self._numbers)
+            self._write(f"SUB {self._prefix}.{topic} t{number}\r\n".encode())
 
     def unsubscribe(self, topic: str) -> None:
-        self._topics[topic] = False
-        self._queued.set()
+        number = self._topics.pop(topic, None)
+        if number is not None:
+            self._write(f"UNSUB t{number}\r\n".encode())
 
     async def flush(self) -> None:
-        sent = self._loop.create_future()
-        self._flushes.append(sent)
-        self._queued.set()
-        await sent
-        await asyncio.shield(await self._ping())
+        if self._queue or self._lines:
+            sent = self._loop.create_future()
+            self._flushes.append(sent)
+            await sent
+        await asyncio.shield(self._ping())
 
-    async def _ping(self) -> asyncio.Future[Any]:
+    def _ping(self) -> asyncio.Future[Any]:
         """Send a ping; the future is done when the server answers. It must never be cancelled."""
         pong = self._loop.create_future()
-        await self._client.ping(pong)
+        self._client.ping(pong)
         return pong
 
     async def close(self) -> None:
         self._break(ConnectionError("the connection is closed"))
-        if self._sender is not None:
-            self._sender.cancel()
-            await asyncio.wait((self._sender,))
         with suppress(Exception):  # nats-py raises errors of the socket, or waits for an answer that never comes
             async with asyncio.timeout(CLOSE_TIMEOUT):
                 await self._client.close()
+        self._wire.abort()
 
     # Failures.
 
     async def _failed(self, exc: Exception) -> None:
         self._failure = exc
         # While the client connects, another server may accept it.
-        if self._sender is not None:
+        if self._is_connected:
             self._break(exc)
 
     async def _closed(self) -> None:
@@ -173,53 +187,92 @@ class NatsConnection:
         if not self.broken.done():
             self.broken.set_result(cause)
 
-    def _heard(self, message: Msg) -> None:
-        self._received(message.subject[self._start :], message.data)
-
     # Sending.
 
-    async def _send_until_broken(self) -> None:
-        try:
-            while not self.broken.done():  # nats-py swallows a cancellation while it waits for its buffer to empty
-                await self._queued.wait()
-                self._queued.clear()
-                await self._send()
-        except Exception as exc:
-            self._break(exc)
-
-    async def _send(self) -> None:
-        client, queue = self._client, self._queue
-        flushes, self._flushes = self._flushes, []
-        changes, self._topics = self._topics, {}
-        for topic, wanted in changes.items():
-            if not wanted:
-                subscription = self._subscriptions.pop(topic, None)
-                if subscription is not None:
-                    await subscription.unsubscribe()
-            elif topic not in self._subscriptions:
-                subscription = await client.subscribe(f"{self._prefix}.{topic}", future=self._inbox)
-                share_queue(subscription, self._unused)
-                self._subscriptions[topic] = subscription
-        if queue:
-            await self._see_to_an_answer()
-        while queue and not self.broken.done():
-            subject, data, headers = queue.popleft()
-            if not subject.startswith("$KV."):
-                self._size -= len(data)
-            await client.publish(subject, data, headers=headers)
-        for flush in flushes:
-            if not flush.done():
-                flush.set_result(None)
-
-    async def _see_to_an_answer(self) -> None:
-        """Wait while the engine does not answer: messages that it is handed might be lost, waiting ones are not."""
-        now = self._loop.time()
-        if now - self._pinged < PING_INTERVAL:
-            return
-        if self._pong is None or self._pong.done():
-            self._pong, self._pinged = await self._ping(), now
+    def _write(self, line: bytes) -> None:
+        """Send a line of the protocol, which waits for no message, at the end of this turn."""
+        self._lines.append(line)
+        if len(self._lines) < MAX_LINES:
+            self._schedule()
         else:
-            await asyncio.shield(self._pong)
+            self._send()
+
+    def _schedule(self) -> None:
+        if not self._is_scheduled:
+            self._is_scheduled = True
+            self._loop.call_soon(self._end_turn)
+
+    def _end_turn(self) -> None:
+        self._is_scheduled = False
+        self._send()
+
+    def _send(self) -> None:
+        if self.broken.done() or not self._is_connected:
+            return
+        queue, lines = self._queue, self._lines
+        while True:
+            if queue and self._may_send():
+                size = 0
+                while queue and size < MAX_WRITTEN:
+                    topic, data = queue.popleft()
+                    lines += f"PUB {self._prefix}.{topic} {len(data)}\r\n".encode(), data, b"\r\n"
+                    size += len(data)
+                self._size -= size
+            if not lines:
+                break
+            self._wire.write(b"".join(lines))
+            lines.clear()
+        if not queue:
+            for flush in self._flushes:
+                if not flush.done():
+                    flush.set_result(None)
+            self._flushes.clear()
+
+    def _may_send(self) -> bool:
+        """Whether messages can be handed to the engine now: if it does not answer they might be lost, waiting ones are
+        not."""
+        if self._wire.is_full:
+            return False
+        now = self._loop.time()
+        if now - self._pinged >= PING_INTERVAL:
+            if self._pong is not None and not self._pong.done():
+                return False
+            self._pong, self._pinged = self._ping(), now
+            self._pong.add_done_callback(lambda _: self._send())
+        return True
+
+    # Receiving.
+
+    def _heard(self, subject: bytes, data: bytes) -> None:
+        self._received(subject[self._start :].decode(), data)
+
+    async def _request(self, subject: str, data: bytes, header: str = "") -> dict[str, Any]:
+        """The answer to a request, which is JSON.
+
+        The library's own requests take three times as long.
+
+        Raises:
+            BadSubjectError: The subject is none.
+            NoRespondersError: Nobody answers such requests.
+            APIError: The answer is an error.
+        """
+        if NO_SUBJECT(subject):
+            raise BadSubjectError
+        number = str(next(self._numbers))
+        self._requests[number] = request = self._loop.create_future()
+        self._write(_pack(subject, data, f"{self._inbox}.{number}", header))
+        try:
+            answer = await request
+        finally:
+            del self._requests[number]
+        if answer.header.startswith(NO_RESPONDERS):
+            raise NoRespondersError
+        return _checked(json.loads(answer.data))
+
+    def _answered(self, answer: Message) -> None:
+        request = self._requests.get(answer.subject.rpartition(".")[2])
+        if request is not None and not request.done():
+            request.set_result(answer)
 
     # The bucket.
 
@@ -254,11 +307,10 @@ class NatsConnection:
         """
         data = " ".join(conn_ids).encode()
         # The server takes a hint that says nothing away by itself.
-        headers = {} if data else dict(EXPIRES)
+        headers = [] if data else [EXPIRES]
         if revision is not None:
-            headers[api.Header.EXPECTED_LAST_SUBJECT_SEQUENCE.value] = str(revision)
-        self._queue.append((self._hint_key(f"{node}.{user}"), data, headers or None))
-        self._queued.set()
+            headers.append(f"Nats-Expected-Last-Subject-Sequence: {revision}")
+        self._write(_pack(self._hint_key(f"{node}.{user}"), data, header="\r\n".join(headers)))
 
     async def hints(self, node: str) -> AsyncIterator[tuple[str, int, list[str]]]:
         """Users of whom a node holds connections, the revision of the hint, and which connections.
@@ -291,10 +343,12 @@ class NatsConnection:
         """A key's revision and value; 0 and an empty value if there is no such key."""
         try:
             async with self._register():
-                message = await self._stream.get_msg(self._bucket, subject=self._key(key))
+                question = json.dumps({"last_by_subj": self._key(key)}).encode()
+                answer = await self._request(f"$JS.API.STREAM.MSG.GET.{self._bucket}", question)
         except NotFoundError:
             return 0, b""
-        return message.seq or 0, message.data or b""
+        message = answer["message"]
+        return message["seq"], b64decode(message.get("data", ""))
 
     async def put(self, key: str, value: bytes, revision: int | None = None, ttl: int | None = None) -> int:
         """Set a key, for `ttl` seconds if given, and return its new revision.
@@ -302,10 +356,18 @@ class NatsConnection:
         Raises:
             OutdatedError: The key's revision is not `revision`, where 0 stands for a key that does not exist.
         """
-        headers = None if revision is None else {api.Header.EXPECTED_LAST_SUBJECT_SEQUENCE.value: str(revision)}
+        headers = []
+        if revision is not None:
+            headers.append(f"Nats-Expected-Last-Subject-Sequence: {revision}")
+        if ttl is not None:
+            headers.append(f"Nats-TTL: {ttl}")
         async with self._register():
-            answer = await self._stream.publish(self._key(key), value, headers=headers, msg_ttl=ttl)
-        return answer.seq
+            try:
+                answer = await self._request(self._key(key), value, "\r\n".join(headers))
+            except NoRespondersError as exc:
+                raise NoStreamResponseError from exc
+        seq: int = answer["seq"]
+        return seq
 
     async def delete(self, revision: int) -> None:
         """Delete the key with this revision, without a trace.
@@ -314,7 +376,7 @@ class NatsConnection:
             OutdatedError: The key has a later revision.
         """
         async with self._register():
-            await self._stream.delete_msg(self._bucket, revision)
+            await self._request(f"$JS.API.STREAM.MSG.DELETE.{self._bucket}", b'{"seq":%d}' % revision)
 
     async def purge(self, keys: str) -> None:
         """Delete keys, whatever their revision; `*` stands for any part."""
@@ -332,10 +394,9 @@ class NatsConnection:
 
     async def _subjects(self, bucket: str, which: str, offset: int) -> tuple[list[str], int]:
         question = json.dumps({"subjects_filter": which, "offset": offset}).encode()
-        async with self._register():
+        async with self._register(), asyncio.timeout(ANSWER_TIMEOUT):
             # The library's own method for this request has no offset.
-            reply = await self._client.request(f"$JS.API.STREAM.INFO.{bucket}", question, timeout=ANSWER_TIMEOUT)
-            state = _checked(json.loads(reply.data))["state"]
+            state = (await self._request(f"$JS.API.STREAM.INFO.{bucket}", question))["state"]
         return [*(state.get("subjects") or ())], state["messages"]
 
     async def _scan(self, subjects: str) -> AsyncIterator[tuple[str, int, bytes]]:
@@ -355,44 +416,36 @@ class NatsConnection:
             question = json.dumps({"batch": PAGE_SIZE, "expires": int(PAGE_TIMEOUT * 1e9)}).encode()
             pending = consumer.num_pending or 0
             while pending:
-                page: list[Msg] = []
-
-                def heard(message: Msg, page: list[Msg] = page) -> bool:
-                    if not message.reply:  # a status: the pending keys have been removed
-                        return True
-                    page.append(message)
-                    return len(page) == PAGE_SIZE or message.metadata.num_pending == 0
-
-                await self._converse([(next_page, question)], heard)
+                page = await self._page(next_page, question)
                 for message in page:
-                    yield message.subject, message.metadata.sequence.stream, message.data
-                pending = page[-1].metadata.num_pending if page else 0
+                    yield message.subject, self._metadata(message).sequence.stream, message.data
+                pending = self._metadata(page[-1]).num_pending if page else 0
 
-    async def _converse(self, questions: list[tuple[str, bytes]], heard: Callable[[Msg], bool]) -> None:
-        """Send all requests at once, and pass each answer to `heard` until it returns True.
-
-        The last part of an answer's subject is the number of its request. The library's own requests take three times
-        as long, and allow only one answer each.
-        """
+    async def _page(self, next_page: str, question: bytes) -> list[Message]:
+        """One page of what a consumer delivers."""
+        page: list[Message] = []
         done = self._loop.create_future()
 
-        def answered(message: Msg) -> None:
-            if not done.done():
-                try:
-                    if heard(message):
-                        done.set_result(None)
-                except Exception as exc:
-                    done.set_exception(exc)
+        def heard(message: Message) -> None:
+            if message.reply:  # otherwise it is a status: the pending keys have been removed
+                page.append(message)
+            is_last = not message.reply or len(page) == PAGE_SIZE or not self._metadata(message).num_pending
+            if is_last and not done.done():
+                done.set_result(None)
 
-        inbox = self._client.new_inbox()
-        subscription = await self._client.subscribe(f"{inbox}.*", future=Inbox(answered))
+        inbox, listener = self._client.new_inbox(), f"p{next(self._numbers)}"
+        self._wire.listeners[listener.encode()] = heard
+        self._write(f"SUB {inbox} {listener}\r\n".encode() + _pack(next_page, question, inbox))
         try:
-            for number, (subject, data) in enumerate(questions):
-                await self._client.publish(subject, data, reply=f"{inbox}.{number}")
             await done
         finally:
-            with suppress(Error):  # the connection may have failed
-                await subscription.unsubscribe()
+            del self._wire.listeners[listener.encode()]
+            self._write(f"UNSUB {listener}\r\n".encode())
+        return page
+
+    def _metadata(self, message: Message) -> Msg.Metadata:
+        """What the server says of a message that a consumer delivers."""
+        return Msg(self._client, reply=message.reply).metadata
 
     def _key(self, key: str) -> str:
         return f"$KV.{self._name}.{key}"
@@ -409,6 +462,15 @@ class NatsConnection:
                 self._break(exc)
                 raise ConnectionError("the register is lost") from exc
             raise
+
+
+def _pack(subject: str, data: bytes, reply: str = "", header: str = "") -> bytes:
+    """A message as the protocol writes it."""
+    if not header:
+        return f"PUB {subject} {reply} {len(data)}\r\n".encode() + data + b"\r\n"
+    head = f"NATS/1.0\r\n{header}\r\n\r\n"  # ASCII
+    line = f"HPUB {subject} {reply} {len(head)} {len(head) + len(data)}\r\n"
+    return f"{line}{head}".encode() + data + b"\r\n"
 
 
 def _checked(answer: dict[str, Any]) -> dict[str, Any]:

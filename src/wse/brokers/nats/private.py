@@ -12,18 +12,24 @@ try:
     from nats.aio.client import Client
     from nats.errors import Error
 except ImportError as exc:  # pragma: no cover - the tests have the extra
-    raise ImportError("wse.brokers.nats needs the nats-py library: pip install wse[nats]") from exc
+    raise ImportError('wse.brokers.nats needs the nats-py library: pip install "wse[nats]"') from exc
 
 if TYPE_CHECKING:
     import asyncio
     from typing import Any
 
-    from nats.aio.msg import Msg
-    from nats.aio.subscription import Subscription
+    from wse.brokers.nats.wire import Wire
 
 
-class SecureClient(Client):
-    """A client that insists on TLS for `tls://`: nats-py would go on in plain text if the server does not offer it."""
+class WiredClient(Client):
+    """A client on a transport of ours.
+
+    It insists on TLS for `tls://`: nats-py would go on in plain text if the server does not offer it.
+    """
+
+    def __init__(self, wire: Wire) -> None:
+        super().__init__()
+        self._transport = self.wire = wire
 
     def _connect_command(self) -> bytes:
         server = self._current_server
@@ -31,17 +37,10 @@ class SecureClient(Client):
             raise Error("nats: the server does not offer TLS")
         return super()._connect_command()
 
-    async def ping(self, pong: asyncio.Future[Any]) -> None:
+    def ping(self, pong: asyncio.Future[Any]) -> None:
         """Send a ping; the future is done when the server answers.
 
         It must never be cancelled: nats-py would fail at the answer. Its own `flush` has this fault.
         """
-        await self._send_ping(pong)
-
-
-def share_queue(subscription: Subscription, queue: asyncio.Queue[Msg]) -> None:
-    """Replace the queue of a subscription that delivers to a future, and so never uses its own.
-
-    The queue takes four fifths of a subscription's memory.
-    """
-    subscription._pending_queue = queue
+        self._pongs.append(pong)
+        self.wire.write(b"PING\r\n")

@@ -56,7 +56,7 @@ try:
     from redis.asyncio.retry import Retry
     from redis.backoff import NoBackoff
 except ImportError as exc:  # pragma: no cover - the tests have the extra
-    raise ImportError("wse.brokers.redis needs the redis library with hiredis: pip install wse[redis]") from exc
+    raise ImportError('wse.brokers.redis needs the redis library with hiredis: pip install "wse[redis]"') from exc
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Collection, Iterable, Mapping

@@ -20,7 +20,7 @@ class Cluster:
 
     @property
     def node(self) -> str:
-        """The id of this node: a new one each time that it starts, and an empty string before."""
+        """The id of this node. It is new at each start, and an empty string before the first."""
         return self._node.node
 
     @property
@@ -30,9 +30,9 @@ class Cluster:
 
     @property
     def lost(self) -> int:
-        """How many messages to other nodes were lost because the broker was out of reach for too long.
+        """The number of messages to other nodes that were lost because the broker could not be reached for too long.
 
-        Messages that were in flight when the connection broke do not count: whether they arrived is unknown.
+        Messages that were in flight when the connection broke do not count, because they may have arrived.
         """
         return self._node.bus.lost
 

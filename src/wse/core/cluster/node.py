@@ -235,8 +235,8 @@ class ClusterNode:
     def admit(self, session: ServerSession, cid: ClientId, welcome: Packed) -> None:
         self.presence.admit(session, cid, welcome)
 
-    def leave(self, conn: WseConnection, identity: WseIdentity, code: int, reason: str, is_last_here: bool) -> None:
-        self.presence.leave(conn, identity, code, reason, is_last_here=is_last_here)
+    def leave(self, conn: WseConnection, identity: WseIdentity, code: int, reason: str, grace: float | None) -> None:
+        self.presence.leave(conn, identity, code, reason, grace or 0.0)
 
     def drop_joining(self, cid: ClientId, reason: str, code: int) -> None:
         self.presence.drop_joining(cid, reason, code)

@@ -81,7 +81,7 @@ class NodeRpc:
             self._send(node, plain(Call(self._bus.node, stamp, conn_id, name, payload, timeout)))
         except Exception as exc:
             self._pending.discard(stamp)
-            raise WseError(ErrorCode.RP_SEND_FAILED, {"rp": name}, f"the call cannot cross: {exc}") from exc
+            raise WseError(ErrorCode.RP_SEND_FAILED, {"rp": name}, f"the call cannot leave this node: {exc}") from exc
         self._asked[stamp] = node, name
         return stamp, future
 
@@ -264,7 +264,7 @@ class NodeRpc:
         try:
             self._send(origin, plain(Answer(self._bus.node, stamp, value, parts=parts)))
         except Exception as exc:
-            problem = f"the result cannot cross: {exc}"
+            problem = f"the result cannot leave this node: {exc}"
             self._answer_error(origin, stamp, WseError(ErrorCode.RP_EXECUTION_FAILED, {}, problem))
             return False
         return True

@@ -148,10 +148,8 @@ class Presence:
 
     # A connection goes.
 
-    def leave(
-        self, conn: WseConnection, identity: WseIdentity, code: int, reason: str, *, is_last_here: bool = False
-    ) -> None:
-        """The connection has ended."""
+    def leave(self, conn: WseConnection, identity: WseIdentity, code: int, reason: str, grace: float = 0.0) -> None:
+        """The connection has ended; if there is a grace, the user has so many seconds to return."""
         registration = self._registrations.get(conn.conn_id)
         if registration is None:  # the node has left the cluster already
             return
@@ -160,19 +158,19 @@ class Presence:
             self._registrations.forget(registration)
             return
         registration.end = identity, code, reason
-        if is_last_here and self._hub.leave_grace and registration.state is State.INSIDE:
-            self._begin_grace(registration)
+        if grace and registration.state is State.INSIDE:
+            self._begin_grace(registration, grace)
         else:
             self._registrations.enter(registration, State.LEAVING)
         self._scheduler.spawn(self._try(self._steps.settle(registration)))
 
-    def _begin_grace(self, registration: Registration) -> None:
+    def _begin_grace(self, registration: Registration, grace: float) -> None:
         """Keep a device in the register whose connection has ended, so that its user is still there."""
         user = registration.device.user
         self._end_grace(user)  # of an earlier one
         registration.device = replace(registration.device, away=True)
         self._registrations.enter(registration, State.AWAY)
-        self._graces[user] = registration, self._scheduler.call_later(self._hub.leave_grace, self._end_grace, user)
+        self._graces[user] = registration, self._scheduler.call_later(grace, self._end_grace, user)
 
     def _end_grace(self, user: str) -> None:
         if user in self._graces:

@@ -15,14 +15,15 @@ class ClusterSettings:
             second more.
         renew_interval: Seconds between two renewals of the lease, and between two searches for dead nodes.
         canary_interval: Seconds between two messages that a node sends itself through the broker.
-        canary_misses: How many of these may fail to come back before the node reports that the broker does not deliver.
+        canary_misses: The number of these messages that may be lost before the node reports that the broker does not
+            deliver.
         query_timeout: Seconds that other nodes have to answer a query, such as for the members of a room.
-        backlog: How many messages to other nodes are kept while the broker cannot be reached.
-        backlog_bytes: How many bytes the backlog may hold.
-        close_timeout: The longest time, in seconds, that a node takes to leave the cluster when it closes. Cutting the
-            connection to an engine that hangs takes up to one second more.
-        wait_for_broker: Seconds for which a start tries again if the broker cannot be reached; 0 makes it an error at
-            once, and `math.inf` waits for ever.
+        backlog: The number of messages to other nodes that are kept while the broker cannot be reached.
+        backlog_bytes: The number of bytes that the backlog may hold.
+        close_timeout: The longest time, in seconds, that a node takes to leave the cluster when it closes. If the
+            broker does not respond, cutting the connection takes up to one second more.
+        wait_for_broker: Seconds for which `start` tries to reach the broker; with 0 it raises at once, and with
+            `math.inf` it tries for ever.
 
     Raises:
         ValueError: A time or bound is out of its range.
@@ -46,6 +47,6 @@ class ClusterSettings:
         if min(self.canary_interval, self.query_timeout, self.close_timeout) <= 0 or self.canary_misses < 1:
             raise ValueError("the times of a cluster must be above 0 seconds, and canary_misses at least 1")
         if not self.wait_for_broker >= 0:
-            raise ValueError(f"wait_for_broker is in seconds, or 0 for no waiting, not {self.wait_for_broker}")
+            raise ValueError(f"wait_for_broker must be 0 (no waiting) or more seconds, not {self.wait_for_broker}")
         if min(self.backlog, self.backlog_bytes) < 0:
             raise ValueError("backlog and backlog_bytes must not be negative")

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from wse.core.session.session import Session
 
 ASK_BEFORE = 60.0
-"""Seconds before its end at which the client of a session is asked for a fresh identity; of a session that lasts less
-than twice as long, at half of its time."""
+"""Seconds before the end of a session at which its client is asked for a fresh identity. If the session lasts less than
+twice as long, the client is asked halfway through."""
 
 CHECK_EVERY = 3600.0
 """Seconds after which a session looks at the clock again, which may have been set, or have stopped with the machine."""
@@ -112,7 +112,7 @@ class Expiry:
         assert self.at is not None  # else there is no timer
         now = self._clock()
         if now >= self.at:
-            self._session.close(1012, CloseReason.SESSION_EXPIRED)
+            self._session.cut(1012, CloseReason.SESSION_EXPIRED)
             return
         if self._ask_at is not None and now >= self._ask_at:
             self._ask_at = None
@@ -133,6 +133,7 @@ class AuthExtension(Extension):
         clock: The time of day, in Unix seconds.
 
     Attributes:
+        clock: The time of day, in Unix seconds.
         reauthenticate: The application's handler for fresh identities.
     """
 
@@ -140,7 +141,7 @@ class AuthExtension(Extension):
 
     def __init__(self, scheduler: Scheduler, clock: Callable[[], float]) -> None:
         self._scheduler = scheduler
-        self._clock = clock
+        self.clock = clock
         self.reauthenticate: ReauthHandler | None = None
 
     def controls(self, types: ExtensionTypes) -> Mapping[MessageType, Control]:
@@ -148,7 +149,7 @@ class AuthExtension(Extension):
 
     def has_passed(self, t: float) -> bool:
         """Whether a time in Unix seconds has passed."""
-        return self._clock() >= t
+        return self.clock() >= t
 
     def expire(self, session: ServerSession, at: float | None) -> None:
         """Set when a session ends; nothing happens if it has ended."""
@@ -157,7 +158,7 @@ class AuthExtension(Extension):
         if session.expiry is None:
             if at is None:
                 return
-            session.expiry = Expiry(session, self._scheduler, self._clock, self._ask)
+            session.expiry = Expiry(session, self._scheduler, self.clock, self._ask)
         session.expiry.set(at)
 
     def _ask(self, session: ServerSession) -> bool:
@@ -170,7 +171,7 @@ class AuthExtension(Extension):
     def _identity_came(self, session: ServerSession, identity: Any, stamp: Any) -> None:
         expiry, handler = session.expiry, self.reauthenticate
         if expiry is None or handler is None or not expiry.is_asked:
-            return  # nobody asked
+            return  # the client was not asked
         expiry.is_asked = False
         run_handler(session, self._handle, (handler, session, identity), self._failed, session)
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, overload
 
-from wse.core.closing import check_close
+from wse.core.closing import OUTLIVED, check_close
 from wse.core.hub.auth import unix_time
 from wse.core.limits import TokenBucket
 from wse.core.session.session import Session
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from wse.core.hub.auth import AuthExtension, Expiry
     from wse.core.hub.calls import Mode
     from wse.core.hub.handshake import Challenge
+    from wse.core.hub.resumption import Resumption, Ticket
+    from wse.core.hub.sockets import Sockets
     from wse.core.ports.protocol import Protocol
     from wse.core.ports.transport import Link, Request
     from wse.core.session.endpoint import Endpoint
@@ -34,12 +36,11 @@ class SessionOwner(typing.Protocol):
     ignored: Signal[WseConnection, Any, Any]
     auth: AuthExtension
     server: Any
+    sockets: Sockets
+    resumption: Resumption | None
 
     def leave(self, session: ServerSession, code: int, reason: str) -> None:
         """Note that the connection has ended; it may not have been valid."""
-
-    def forget(self, session: ServerSession) -> None:
-        """Note that the socket has closed."""
 
 
 class Users(typing.Protocol):
@@ -63,14 +64,16 @@ class ServerSession(Session):
     Attributes:
         conn: The connection that the application sees.
         expiry: Its end at a given time, if there is one.
+        ticket: What its client needs to come back, if it has asked for that.
     """
 
-    __slots__ = ("_owner", "conn", "expiry")
+    __slots__ = ("_owner", "conn", "expiry", "ticket")
 
     def __init__(self, owner: SessionOwner, link: Link, request: Request, protocol: Protocol) -> None:
         super().__init__(owner.endpoint, link, protocol)
         self._owner = owner
         self.expiry: Expiry | None = None
+        self.ticket: Ticket | None = None
         self.conn = WseConnection(self, secrets.token_hex(8), request)
         self._conn = self.conn
 
@@ -93,19 +96,37 @@ class ServerSession(Session):
             self.expiry.stop()
         self._owner.leave(self, code, reason)
 
+    def outlives(self, code: int) -> bool:
+        return code in OUTLIVED and self._owner.sockets.closing is None
+
+    def _on_detached(self, code: int, reason: str) -> None:
+        assert self._owner.resumption is not None  # it has made the ledger
+        self._owner.resumption.note_detached(self, code, reason)
+
+    def cut(self, code: int, reason: str) -> None:
+        """Close the socket; a session that outlives it goes on, any other ends."""
+        if self.ledger is None or self._owner.resumption is None:
+            self.close(code, reason)
+        elif self.ledger.is_attached and not self.ended:
+            self._owner.resumption.cut(self, code, reason)
+
+    def excuse(self, messages: int) -> None:
+        """Let the client send that many messages that it has had to keep, whatever its rate."""
+
     def _on_closed(self) -> None:
-        self._owner.forget(self)
+        self._owner.sockets.remove(self)
 
 
 class MeteredSession(ServerSession):
     """A session whose peer may send only so many messages and bytes a second."""
 
-    __slots__ = ("_bytes", "_messages")
+    __slots__ = ("_bytes", "_excused", "_messages")
 
     def __init__(self, owner: SessionOwner, link: Link, request: Request, protocol: Protocol) -> None:
         super().__init__(owner, link, request, protocol)
         limits, scheduler = owner.endpoint.limits, owner.endpoint.scheduler
         self._messages = self._bytes = None
+        self._excused = 0
         if limits.message_rate is not None:
             burst = limits.message_burst or max(1, 2 * limits.message_rate)
             self._messages = TokenBucket(scheduler, limits.message_rate, burst)
@@ -116,23 +137,29 @@ class MeteredSession(ServerSession):
     def receive(self, data: str | bytes | memoryview) -> None:
         if self.ended:
             return
-        if self._messages is not None and not self._messages.take(1):
+        if self._excused:
+            self._excused -= 1
+            super().receive(data)
+        elif self._messages is not None and not self._messages.take(1):
             self.exceeded("message_rate", CloseReason.LIMIT_MESSAGE_RATE)
         elif self._bytes is not None and not self._bytes.take(len(data)):
             self.exceeded("byte_rate", CloseReason.LIMIT_BYTE_RATE)
         else:
             super().receive(data)
 
+    def excuse(self, messages: int) -> None:
+        self._excused = messages
+
 
 class WseConnection:
-    """One device of a user: one WebSocket.
+    """One device of a user: one WebSocket, or a session over several of them, one after the other (`Resume`).
 
     Attributes:
-        conn_id: Its id, unique among all connections.
+        conn_id: The connection's id, unique among all connections.
         cid: The user's id; `None` until the user is accepted.
-        identity: The identity that the client sent, the last one if it was asked for a fresh one.
-        meta: Further facts that it sent, a dict.
-        challenge: The quest with the client's response, or `None` without a challenge.
+        identity: The identity that the client sent; the latest one, if the client has sent several.
+        meta: The meta that the client sent, a dict.
+        challenge: The quest and the client's response; `None` without a challenge.
         request: The HTTP request that opened the WebSocket.
     """
 
@@ -150,8 +177,8 @@ class WseConnection:
 
     @property
     def client(self) -> WseIdentity:
-        """The user, a `WseIdentity`. It is `None` on a connection that is not accepted yet, which only listeners of
-        `error` can meet; its type leaves that out, because all other handlers get accepted connections.
+        """The user, a `WseIdentity`. On a connection that is not accepted yet it is `None`, which only listeners of
+        `error` can see. The type does not include `None`, because all other handlers get accepted connections.
         """
         return typing.cast("WseIdentity", self._user)
 
@@ -162,13 +189,13 @@ class WseConnection:
 
     @property
     def expires(self) -> float | None:
-        """When the session ends, in Unix seconds; `None` for a session without such a time. See `extend`."""
+        """The time at which the session ends, in Unix seconds; `None` if it does not expire. See `extend`."""
         expiry = self._session.expiry
         return None if expiry is None else expiry.at
 
     @property
     def remote_addr(self) -> str:
-        """The client's IP address: the socket's, or that of a trusted proxy's header; an empty string without one."""
+        """The client's IP address, from the socket or a trusted proxy's header; an empty string if there is none."""
         return self.request.remote_addr
 
     @property
@@ -183,18 +210,18 @@ class WseConnection:
 
     @property
     def rtt(self) -> float | None:
-        """Seconds that the last ping and its pong took; `None` before the first, and inside web servers, which keep
-        their own heartbeat. A device is pinged when it has been silent for `Heartbeat.interval`.
+        """The round-trip time of the last ping, in seconds; `None` before the first, and inside web servers, which send
+        their own pings. A device is pinged when it has been silent for `Heartbeat.interval`.
         """
         return self._session.rtt
 
     @property
     def queued(self) -> int:
-        """Bytes that wait for the device to take them."""
+        """The number of bytes that wait for the device."""
         return self._session.queued
 
     def send(self, type: MessageType, payload: Any = None, *, key: MessageKey | None = None) -> None:
-        """Send a message to this device. On a connection that has ended nothing happens.
+        """Send a message to this device. Nothing happens if the connection has ended.
 
         Args:
             type: The message's type.
@@ -206,7 +233,7 @@ class WseConnection:
             WseError: `PROTOCOL_VIOLATION` for a type that is WSE's own; `MSG_PROCESSING_ERROR` for a payload that
                 cannot be encoded; `LIMIT_EXCEEDED` for a message that is larger than the device has said it takes. A
                 message to many devices skips such a device, which is reported on `error` once.
-            TypeError: The key is neither a string nor an integer.
+            TypeError: The key is neither a string nor an integer of 64 bits.
         """
         self._session.send(type, payload, key)
 
@@ -220,8 +247,8 @@ class WseConnection:
 
         Raises:
             WseError: The error of the procedure, or `RP_NOT_REGISTERED`, `RP_TIMEOUT`, `RP_DISCONNECT`,
-                `RP_SEND_FAILED`, `CLIENT_NOT_READY` (WIRE.md section 4); `LIMIT_EXCEEDED`, when too many calls wait,
-                or the call is larger than the device takes.
+                `RP_SEND_FAILED`, `CLIENT_NOT_READY`; `LIMIT_EXCEEDED`, when too many calls wait, or the call is larger
+                than the device takes.
         """
         return await self._session.call(name, payload, timeout)
 
@@ -239,7 +266,7 @@ class WseConnection:
         self._session.close(code, reason)
 
     def extend(self, expires: datetime | float | None) -> None:
-        """Set when the session ends, in place of the time given to `Handshake.accept`, if any.
+        """Set the time at which the session ends. It replaces the time given to `Handshake.accept`.
 
         Args:
             expires: As for `Handshake.accept`; `None` for a session that does not expire. A time that has passed ends
@@ -251,8 +278,38 @@ class WseConnection:
         session = self._session
         session._owner.auth.expire(session, None if expires is None else unix_time(expires))
 
+    @property
+    def attached(self) -> bool:
+        """Whether the device is connected. If its session outlives a lost connection, this is `False` until the client
+        has reconnected. Messages and calls wait during that time.
+        """
+        ledger = self._session.ledger
+        return ledger is None or ledger.is_attached
+
+    async def flush(self, timeout: float | None = None) -> None:
+        """Wait until the device has handled everything that was sent to it before this call. Its async handlers need
+        not have ended. The wait continues while the device is disconnected.
+
+        Args:
+            timeout: Seconds; `None` waits until the session ends.
+
+        Raises:
+            WseError: `UNSUPPORTED`: the client has not asked for a session that outlives its connection;
+                `SESSION_LOST`: the session has ended.
+            TimeoutError: Not in time.
+        """
+        await self._session.flush(timeout)
+
+    def undelivered(self) -> list[tuple[Any, Any]]:
+        """Return the messages that the device has not confirmed, as `(type, payload)`, the oldest first.
+
+        A listener of `disconnected` may store them, or send them by other means. The device may have handled some of
+        them. The list is empty if the client has not asked for a session that outlives its connection.
+        """
+        return self._session.undelivered()
+
     async def drain(self) -> None:
-        """Wait until the socket takes more, for producers that may send faster than the device reads."""
+        """Wait until the socket takes more. Call this between messages if you may send faster than the device reads."""
         await self._session.drain()
 
     def __repr__(self) -> str:

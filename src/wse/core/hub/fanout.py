@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from wse.core.hub.connection import WseConnection, WseIdentity
 from wse.core.packed import encode
-from wse.core.session.session import EASY_SIZE
+from wse.core.session.output import EASY_SIZE
 from wse.types import ClientId, MessageKey, MessageType
 
 if TYPE_CHECKING:

@@ -82,8 +82,8 @@ class Handshake:
 
     Attributes:
         identity: The identity that the client sent; anything, including `None`.
-        meta: Further facts that it sent, a dict.
-        challenge: The quest with the client's response, or `None` without a challenge.
+        meta: The meta that the client sent, a dict.
+        challenge: The quest and the client's response; `None` without a challenge.
         conn_id: The id of the connection.
         request: The HTTP request that opened the WebSocket: `path`, `query`, `headers`, `remote_addr`.
     """
@@ -99,15 +99,15 @@ class Handshake:
         self.challenge: Challenge | None = None
 
     def accept(self, cid: ClientId, welcome: Any = None, *, expires: datetime | float | None = None) -> None:
-        """Let the client in.
+        """Accept the client.
 
         Args:
             cid: The user's id, hashable. A falsy one refuses the client.
             welcome: The payload of the welcome.
-            expires: When the session ends, a `datetime` with a time zone or Unix seconds, as the `exp` of a JWT. It is
-                then closed with 1012 and `wse.session-expired`, after which clients reconnect. Before that, a client
-                is asked for a fresh identity if there is a `WseServer.reauthenticate` handler. A time that has passed
-                refuses the client.
+            expires: The time at which the session ends: a `datetime` with a time zone, or Unix seconds like the `exp`
+                of a JWT. The connection is then closed with 1012 and `wse.session-expired`, after which clients
+                reconnect. If there is a `WseServer.reauthenticate` handler, the client is asked for a fresh identity
+                before that. A time that has passed refuses the client.
 
         A second decision does nothing, nor does one after the client has gone.
 
@@ -124,8 +124,8 @@ class Handshake:
         """Close the connection with `wse.not-authorized`. A second decision does nothing.
 
         Args:
-            reason: Why, for the client: `error.details["reason"]` of its `NOT_AUTHORIZED`. Clients of the original do
-                not get it.
+            reason: The reason for the client: `error.details["reason"]` of its `NOT_AUTHORIZED`. Clients of the
+                original JavaScript package do not get it.
             retry: Whether a client that reconnects may try again with the same identity.
 
         Raises:
@@ -165,9 +165,10 @@ class ServerOpening(Generic[S]):
         deadline: Seconds until the connection must be valid; 0 for ever.
         auth: Knows when sessions expire.
         join: Makes the connection a user's and sends it the welcome.
+        refused: Called before a refusal, with whether the client may try again.
     """
 
-    __slots__ = ("_auth", "_deadline", "_generator", "_identify", "_join", "_session", "handshake", "state")
+    __slots__ = ("_auth", "_deadline", "_generator", "_identify", "_join", "_refused", "_session", "handshake", "state")
 
     def __init__(
         self,
@@ -180,6 +181,7 @@ class ServerOpening(Generic[S]):
         deadline: float,
         auth: AuthExtension,
         join: Callable[[S, Handshake, ClientId, Packed, float | None], None],
+        refused: Callable[[S, bool], None],
     ) -> None:
         self.state = State.STRANGER
         self.handshake = Handshake(self, conn_id, request)
@@ -188,6 +190,7 @@ class ServerOpening(Generic[S]):
         self._generator = generator
         self._auth = auth
         self._join = join
+        self._refused = refused
         self._deadline: Timer | None = None
         if deadline:
             self._deadline = session.endpoint.scheduler.call_later(deadline, self._too_late)
@@ -238,13 +241,15 @@ class ServerOpening(Generic[S]):
     def refuse(self, reason: str | None = None, retry: bool = False) -> None:
         # A challenge generator may still refuse, or raise, after it has asked.
         if self.state in (State.VALIDATING, State.CHALLENGED):
+            self._refused(self._session, retry)
             refuse(self._session, reason, retry)
 
     def quest(self, value: Any) -> None:
         if self.state is not State.VALIDATING:
             return
         if self._generator is None or self.handshake.challenge is not None:
-            raise WseError(ErrorCode.INVALID_CRA_GENERATOR, None, "only a challenge generator may ask, and only once")
+            problem = "only the challenge generator may send a quest, and only once"
+            raise WseError(ErrorCode.INVALID_CRA_GENERATOR, None, problem)
         self._session.write(self._session.protocol.internal_types.challenge, value)
         self.handshake.challenge = Challenge(value)
         self._move(Event.QUEST)
@@ -296,7 +301,7 @@ class ServerOpening(Generic[S]):
     def _no_value(self, value: Any) -> None:
         if self.state is State.VALIDATING:
             raise TypeError(
-                "an identify handler decides by auth.accept(cid, welcome) or auth.refuse() and returns None, "
+                "an identify handler must call auth.accept(cid, welcome) or auth.refuse() and return None, "
                 f"not a value of type {type(value).__name__}"
             )
 

@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import logging
 import math
-from collections import Counter
-from collections.abc import Collection, Hashable, Iterator
-from contextlib import suppress
-from ipaddress import ip_network
-from itertools import islice
+from collections.abc import Collection, Hashable, Iterable, Iterator
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from wse.core.closing import check_close
@@ -20,13 +17,13 @@ from wse.core.hub.extensions import LimitsExtension
 from wse.core.hub.fanout import excluded, without
 from wse.core.hub.handshake import ServerOpening
 from wse.core.hub.network import EVERYONE, USER, Network
+from wse.core.hub.resumption import Resumption
 from wse.core.hub.rooms import Rooms
-from wse.core.packed import Packed
+from wse.core.hub.sockets import Sockets
+from wse.core.packed import Packed, encode
 from wse.core.session.extensions import NOTHING
-from wse.core.session.keepalive import Keepalive
 from wse.core.session.rpc import NotAskedError
 from wse.core.session.signals import Signal
-from wse.core.stats import Stats
 from wse.errors import CloseReason, ErrorCode, WseError
 from wse.types import ClientId, MessageKey, MessageType
 
@@ -39,16 +36,15 @@ if TYPE_CHECKING:
     from wse.core.hub.handshake import AuthHandler, Handshake
     from wse.core.ports.protocol import Protocol
     from wse.core.ports.transport import Link, Request
+    from wse.core.resume import Resume
     from wse.core.session.endpoint import Endpoint
 
 
 logger = logging.getLogger("wse")
 
-CLOSES_PER_SECOND = 1000
-"""Connections closed in a second when a server ends: as many as another server can let in at that time."""
 
-CLOSED_WITHIN = 15.0
-"""Seconds until the last connection is closed, however many there are: the end of a server must not take for ever."""
+LOOK_AGAIN = 0.25
+"""Seconds after which the register is asked again for a user who is waited for."""
 
 
 class Hub:
@@ -62,6 +58,7 @@ class Hub:
         heartbeat: When silent connections are pinged, and given up.
         clock: The time of day, in Unix seconds.
         server: The server, for applications that have a connection.
+        resume: How long and how much is kept of sessions that lose their connection; `None` for nothing.
     """
 
     def __init__(
@@ -74,13 +71,14 @@ class Hub:
         heartbeat: Heartbeat,
         clock: Callable[[], float],
         server: Any = None,
+        resume: Resume | None = None,
     ) -> None:
         if conns_per_user < 1:
             raise ValueError(f"conns_per_user must be at least 1, not {conns_per_user}")
         if not 0 <= leave_grace < math.inf:
             raise ValueError(f"leave_grace is in seconds, or 0 for none, not {leave_grace}")
         if auth_timeout < 0:
-            raise ValueError(f"auth_timeout is in seconds, or 0 for none, not {auth_timeout}")
+            raise ValueError(f"auth_timeout must be 0 (none) or more seconds, not {auth_timeout}")
         self.endpoint = endpoint
         self.server = server
         self.started = True  # unless a server says otherwise
@@ -95,22 +93,23 @@ class Hub:
         self.generator: AuthHandler | None = None
         self.identities: dict[ClientId, WseIdentity] = {}
         self.connections: dict[str, WseConnection] = {}  # the valid ones
-        self.sessions: set[ServerSession] = set()  # all whose socket is not closed yet
-        self.unauthenticated = 0  # those of them that have not been let in, and have not ended
-        self.by_address: Counter[str] = Counter()  # how many of them, where there is a limit
-        self._closing: tuple[int, str] | None = None
-        self._closers: list[asyncio.Future[None]] = []  # one for each `close` that waits for the last socket
-        self._keepalive = Keepalive(endpoint.scheduler, heartbeat, lambda: self.sessions)
+        self.sockets = Sockets(endpoint, heartbeat)
         limits = endpoint.limits
         metered = limits.message_rate is not None or limits.byte_rate is not None
         self._session_class = MeteredSession if metered else ServerSession
 
+        self.resumption = None if resume is None else Resumption(self, resume)
+        if self.resumption is not None:
+            endpoint.extensions.add(self.resumption)
+        self._arrivals: dict[ClientId, list[asyncio.Future[None]]] = {}  # for users who are waited for
         self.rooms = Rooms(self)
         self.network: Network
         self.joined: Signal[WseIdentity, dict[str, Any]] = self.signal("joined", "identity", "meta")
         self.left: Signal[WseIdentity, int, str] = self.signal("left", "identity", "code", "reason")
         self.connected: Signal[WseConnection] = self.signal("connected", "conn")
         self.disconnected: Signal[WseConnection, int, str] = self.signal("disconnected", "conn", "code", "reason")
+        self.detached: Signal[WseConnection, int, str] = self.signal("detached", "conn", "code", "reason")
+        self.resumed: Signal[WseConnection] = self.signal("resumed", "conn")
         self.ignored: Signal[WseConnection, Any, Any] = self.signal("ignored", "conn", "type", "payload")
 
     def signal(self, name: str, *takes: str) -> Signal[*tuple[Any, ...]]:
@@ -128,8 +127,8 @@ class Hub:
         if self.identify is None:
             raise WseError(ErrorCode.IDENTIFY_HANDLER_MISSING)
         session = self._session_class(self, link, request, protocol or self.endpoint.protocols[0])
-        excess = self._find_excess(request.remote_addr)
-        self._count_in(session)
+        excess = self.sockets.find_excess(request.remote_addr)
+        self.sockets.add(session)
         opening: ServerOpening[ServerSession] = ServerOpening(
             session,
             conn_id=session.conn.conn_id,
@@ -139,10 +138,11 @@ class Hub:
             deadline=self.auth_timeout,
             auth=self.auth,
             join=self._join,
+            refused=self._refused,
         )
         session.enter(opening)
-        if self._closing is not None:
-            session.close(*self._closing)
+        if self.sockets.closing is not None:
+            session.close(*self.sockets.closing)
         elif excess is not None:
             session.exceeded(*excess, 1013)
         elif protocol is None:
@@ -150,30 +150,13 @@ class Hub:
             session.violation(f"the client offers no subprotocol that the server has: {names}")
         return session
 
-    def _find_excess(self, address: str) -> tuple[str, CloseReason] | None:
-        """The limit that one more connection would exceed."""
-        limits = self.endpoint.limits
-        if limits.connections is not None and len(self.sessions) >= limits.connections:
-            return "connections", CloseReason.LIMIT_CONNECTIONS
-        if limits.unauthenticated is not None and self.unauthenticated >= limits.unauthenticated:
-            return "unauthenticated", CloseReason.LIMIT_UNAUTHENTICATED
-        most = limits.connections_per_address
-        if most is not None and self.by_address[network_of(address)] >= most:
-            return "connections_per_address", CloseReason.LIMIT_CONNECTIONS_PER_ADDRESS
-        return None
-
-    def _count_in(self, session: ServerSession) -> None:
-        self.sessions.add(session)
-        self.unauthenticated += 1
-        if self.endpoint.limits.connections_per_address is not None:
-            self.by_address[network_of(session.conn.request.remote_addr)] += 1
-        if session.link.pings:
-            self._keepalive.start()
-
     def _join(
         self, session: ServerSession, auth: Handshake, cid: ClientId, welcome: Packed, expires: float | None
     ) -> None:
-        """Make the connection a user's (WIRE.md section 3, step 5)."""
+        """Make the connection a user's (WIRE.md section 3, step 5), or give it to a session that goes on over it."""
+        resumption = self.resumption if session.ticket is not None else None
+        if resumption is not None and resumption.resume(session, auth, cid, welcome, expires):
+            return
         conn = session.conn
         conn.identity = auth.identity
         conn.meta = auth.meta
@@ -194,11 +177,12 @@ class Hub:
         return is_new
 
     def push_out(self, conn: WseConnection) -> None:
-        """Close the oldest connection of the user of a new one, if there are too many."""
+        """End the oldest connection of the user of a new one, if there are too many; first one without a socket."""
         conns = conn.client._devices
         if len(conns) > self.conns_per_user:
+            away = [other for other in conns if not other.attached]
             # Its listeners may send to the user: the new one is not valid yet, so nothing precedes the welcome.
-            conns[0].drop(CloseReason.CLIENTS_CONCURRENCY)
+            (away or conns)[0].drop(CloseReason.CLIENTS_CONCURRENCY)
 
     def welcome(self, session: ServerSession, welcome: Packed, is_first: bool) -> None:
         """Let a user's connection in, unless it has ended since it was added."""
@@ -207,23 +191,40 @@ class Hub:
         if session.ended or identity is None:
             return
         self.connections[conn.conn_id] = conn
-        self.unauthenticated -= 1
+        self.sockets.unauthenticated -= 1
         session.enter(None)
-        types = session.protocol.extensions
-        if types is not None and session.agreement is not NOTHING:
-            session.write(types.ext, self.endpoint.extensions.answers(session, session.agreement))
+        if session.agreement is not NOTHING:
+            session.link.write_shared(self.answer(session))
         session.link.write_shared(welcome)
+        if session.ticket is not None and self.resumption is not None:
+            self.resumption.begin(session)
+        if self._arrivals:
+            self._note_arrival(identity.cid)
         if is_first:
             self.joined._emit(identity, conn.meta)
         if session.valid:
             self.connected._emit_on(session, conn)
 
+    def answer(self, session: ServerSession) -> Packed:
+        """The answer to the extensions that a client has offered."""
+        types = session.protocol.extensions
+        assert types is not None  # else there would be no agreement
+        return encode(session.protocol, types.ext, self.endpoint.extensions.answers(session, session.agreement))
+
+    def _refused(self, session: ServerSession, retry: bool) -> None:
+        if self.resumption is not None:
+            self.resumption.refused(session, retry)
+
     def leave(self, session: ServerSession, code: int, reason: str) -> None:
         """Remove a connection that has ended; it may not have been valid."""
         conn = session.conn
+        grace = self.leave_grace
+        if session.ticket is not None and self.resumption is not None:
+            grace = max(0.0, grace - self.resumption.away(session))
+            self.resumption.note_end(session, session.ticket, code, reason)
         identity = conn._user
         if self.connections.pop(conn.conn_id, None) is None:
-            self.unauthenticated -= 1
+            self.sockets.unauthenticated -= 1
         if identity is None:
             return
         self.rooms.forget(conn)
@@ -234,94 +235,31 @@ class Hub:
         if reason == CloseReason.CLIENTS_CONCURRENCY and self.conns_per_user == 1 and not self._has_displaced:
             self._has_displaced = True
             logger.warning(
-                "a second connection of user %r has closed the first: a user may have one, unless the server allows "
-                "more: WseServer(conns_per_user=…); this is logged once",
+                "a second connection of user %r has closed the first, because a user may have only one; to allow more, "
+                "set WseServer(conns_per_user=…) (this warning is logged once)",
                 identity.cid,
             )
         self.disconnected._emit(conn, code, reason)
-        self.network.leave(conn, identity, code, reason, is_last_here)
-
-    def forget(self, session: ServerSession) -> None:
-        """Forget a session whose socket has closed."""
-        self.sessions.discard(session)
-        if self.by_address:
-            network = network_of(session.conn.request.remote_addr)
-            self.by_address[network] -= 1
-            if not self.by_address[network]:
-                del self.by_address[network]
-        if not self.sessions:
-            for emptied in self._closers:
-                if not emptied.done():
-                    emptied.set_result(None)
-
-    def refuse(self, code: int, reason: str) -> None:
-        """Let no more clients in: close each new connection with this code and reason."""
-        self._closing = code, reason
+        self.network.leave(conn, identity, code, reason, grace if is_last_here else None)
 
     async def close(self, code: int, reason: str) -> None:
-        """Close every connection; returns when the last socket has closed.
+        """Close every connection; returns when the last socket has closed."""
+        closing = self.sockets.close(code, reason)
+        if self.resumption is not None:
+            self.sockets.refuse(code, reason)  # before listeners of those that end now run
+            self.resumption.end_all()
+        await closing
 
-        Many are closed over some seconds, `CLOSES_PER_SECOND` of them in each, or more if it would take longer than
-        `CLOSED_WITHIN`, so that they do not all return at once. New connections are closed as well.
-        """
-        self._closing = code, reason
-        emptied = self.endpoint.scheduler.create_future()
-        self._closers.append(emptied)
-        try:
-            pace = max(CLOSES_PER_SECOND, len(self.sessions) / CLOSED_WITHIN)
-            self._close_some(iter(tuple(self.sessions)), math.ceil(pace / 10))
-            if self.sessions:
-                await emptied
-        finally:
-            self._closers.remove(emptied)
-            if not self._closers:  # else another `close` still waits
-                self._closing = None
-                self._keepalive.stop()
-
-    def stop_keepalive(self) -> None:
-        """Look for silent peers no longer, until a connection opens."""
-        self._keepalive.stop()
-
-    def _close_some(self, sessions: Iterator[ServerSession], count: int) -> None:
-        if self._closing is None:
-            return
-        for session in islice(sessions, count):
-            session.close(*self._closing)
-        if sessions.__length_hint__():  # type: ignore[attr-defined]  # tuple iterators have it
-            self.endpoint.scheduler.call_later(0.1, self._close_some, sessions, count)
+    @property
+    def sessions(self) -> Iterator[ServerSession]:
+        """All sessions, with a socket or without."""
+        away: Iterable[ServerSession] = () if self.resumption is None else self.resumption.detached
+        return chain(self.sockets.open, away)
 
     @property
     def tasks(self) -> list[asyncio.Task[Any]]:
         """The async handlers of all connections that have not ended."""
         return [task for session in self.sessions if not session.ended for task in session.tasks]
-
-    def stats(self, *, uptime: float, running_handlers: int, refused_origins: int) -> Stats:
-        """See `WseServer.stats`."""
-        counters = self.endpoint.counters
-        queued = [session.queued for session in self.sessions]
-        return Stats(
-            uptime=uptime,
-            connections=len(self.sessions),
-            unauthenticated=self.unauthenticated,
-            identities=len(self.identities),
-            queued_bytes=sum(queued),
-            queued_bytes_max=max(queued, default=0),
-            running_handlers=running_handlers + len(self.tasks),
-            pending_calls=sum(session.pending_calls for session in self.sessions),
-            opened=counters.opened,
-            messages_in=counters.messages_in,
-            messages_out=counters.messages_out,
-            calls_in=counters.calls_in,
-            calls_out=counters.calls_out,
-            bytes_in=counters.bytes_in,
-            bytes_out=counters.bytes_out,
-            errors=dict(counters.errors),
-            closes=dict(counters.closes),
-            close_codes=dict(counters.close_codes),
-            dropped=dict(counters.dropped),
-            limits=dict(counters.limits),
-            refused_origins=refused_origins,
-        )
 
     # Messages.
 
@@ -367,7 +305,7 @@ class Hub:
             conn_id, cid = excluded(exclude)
             conns = without(conns, conn_id, cid)
         self.network.send(kind, name, conns, type, payload, conn_id, cid, key)
-        if not self.started:  # then nobody was reached, and the message was found to be in order
+        if not self.started:  # the message is valid, but has reached no client
             raise WseError(ErrorCode.NOT_STARTED)
 
     def drop_client(self, cid: ClientId, reason: str, code: int) -> None:
@@ -386,8 +324,55 @@ class Hub:
                 conn.drop(reason, code)
         self.network.drop_joining(cid, reason, code)
 
-    async def call(self, cid: ClientId, name: MessageType, payload: Any, mode: Mode, timeout: float | None) -> Any:
+    async def call(
+        self,
+        cid: ClientId,
+        name: MessageType,
+        payload: Any,
+        mode: Mode,
+        timeout: float | None,
+        wait: float = 0.0,
+    ) -> Any:
         """Call a procedure on a user's devices; see `WseServer.call`."""
+        if wait < 0:
+            raise ValueError(f"wait is in seconds, not {wait}")
+        until = self.endpoint.scheduler.time() + wait
+        while True:
+            try:
+                return await self._call(cid, name, payload, mode, timeout)
+            except WseError as exc:
+                left = until - self.endpoint.scheduler.time()
+                if exc.code != ErrorCode.CONNECTION_MISSING or left <= 0:
+                    raise
+            await self._wait_for(cid, left)
+
+    async def _wait_for(self, cid: ClientId, seconds: float) -> None:
+        """Return when the user may have a new connection, and at the latest after that time."""
+        scheduler = self.endpoint.scheduler
+        arrival = scheduler.create_future()
+        self._arrivals.setdefault(cid, []).append(arrival)
+        # One that comes to another node makes itself known to the register only.
+        timer = scheduler.call_later(
+            min(seconds, LOOK_AGAIN) if self.network.reaches_others else seconds, _done, arrival
+        )
+        try:
+            await arrival
+        finally:
+            timer.cancel()
+            self._forget_arrival(cid, arrival)
+
+    def _forget_arrival(self, cid: ClientId, arrival: asyncio.Future[None]) -> None:
+        waiting = self._arrivals.get(cid, [])
+        if arrival in waiting:
+            waiting.remove(arrival)
+        if not waiting:
+            self._arrivals.pop(cid, None)
+
+    def _note_arrival(self, cid: ClientId) -> None:
+        for arrival in self._arrivals.get(cid, ()):
+            _done(arrival)
+
+    async def _call(self, cid: ClientId, name: MessageType, payload: Any, mode: Mode, timeout: float | None) -> Any:
         if mode not in ("first", "all", "any"):
             raise ValueError(f'mode must be "first", "all" or "any", not {mode!r}')
         if not self.started:
@@ -411,7 +396,11 @@ class Hub:
         identity = self.identities.get(cid)
         if identity is None:
             return []
-        return [conn._session for conn in identity._devices if conn._session.valid]
+        sessions = [conn._session for conn in identity._devices if conn._session.valid]
+        if self.resumption is not None and self.resumption.detached:
+            # A call to the newest device prefers one that is there.
+            sessions.sort(key=lambda session: session.conn.attached)
+        return sessions
 
     def _listener_failed(self, exc: Exception, signal: str, args: tuple[Any, ...]) -> None:
         session = args[0]._session if isinstance(args[0], WseConnection) else None
@@ -419,10 +408,6 @@ class Hub:
         self.endpoint.report(error, session, exc)
 
 
-def network_of(address: str) -> str:
-    """The key under which an address is counted: for IPv6 its network of 64 bits, which belongs to one subscriber."""
-    if ":" not in address:
-        return address
-    with suppress(ValueError):
-        return str(ip_network((address.partition("%")[0], 64), strict=False))
-    return address
+def _done(future: asyncio.Future[None]) -> None:
+    if not future.done():
+        future.set_result(None)

@@ -21,12 +21,12 @@ EVERYONE, USER, ROOM = "all", "u.", "r."
 
 @dataclass(frozen=True, slots=True)
 class DeviceInfo:
-    """A device of a user, on whichever node it is connected.
+    """A device of a user, on any node of the cluster.
 
     Attributes:
         cid: The user's id.
         conn_id: The connection's id.
-        node: The node that holds it; an empty string on a server without a cluster.
+        node: The id of the node that it is connected to; an empty string on a server without a cluster.
     """
 
     cid: Any
@@ -60,8 +60,16 @@ class Network(typing.Protocol):
     def admit(self, session: ServerSession, cid: ClientId, welcome: Packed) -> None:
         """Make a connection the user's, and welcome it, now or when all nodes know."""
 
-    def leave(self, conn: WseConnection, identity: WseIdentity, code: int, reason: str, is_last_here: bool) -> None:
-        """Note that a connection of a user has ended."""
+    def leave(self, conn: WseConnection, identity: WseIdentity, code: int, reason: str, grace: float | None) -> None:
+        """Note that a connection of a user has ended.
+
+        Args:
+            conn: The connection.
+            identity: Its user.
+            code: Of the close.
+            reason: The same.
+            grace: If it was the user's last one here: seconds that the user has to return before `left` fires.
+        """
 
     def drop_joining(self, cid: ClientId, reason: str, code: int) -> None:
         """Close the user's devices here that have no welcome yet."""

@@ -55,12 +55,12 @@ class RoomSignals:
 
 
 class Room:
-    """A room, by its name: `server.room(name)`.
+    """A room: `server.room(name)`.
 
-    A room exists while it has members. A connection is in any number of rooms, and leaves them when it ends.
+    A room exists while it has members. A connection may be in any number of rooms, and leaves them when it ends.
 
     Attributes:
-        name: Its name; any hashable value, and a string or an integer in a cluster.
+        name: The room's name: any hashable value; in a cluster, a string or an integer.
     """
 
     __slots__ = ("_rooms", "name")
@@ -83,7 +83,7 @@ class Room:
             self._rooms.enter_elsewhere(self.name, member.cid, enter=True)
 
     def discard(self, member: WseConnection | WseIdentity) -> None:
-        """Remove a connection, or all connections of a user; nothing happens for one that is not in the room.
+        """Remove a connection, or all connections of a user. Connections that are not in the room are ignored.
 
         Raises:
             TypeError: It is neither a connection nor an identity.
@@ -101,7 +101,7 @@ class Room:
         Args:
             type: The message's type.
             payload: The payload of the message.
-            exclude: A connection, or a user by its `cid` or identity, that does not get it.
+            exclude: A connection, or a user (by `cid` or identity), that does not receive the message.
             key: As for `WseConnection.send`.
 
         Raises:
@@ -110,18 +110,18 @@ class Room:
         self._rooms.send(self.name, type, payload, exclude, key)
 
     async def members(self) -> frozenset[Any]:
-        """The users with a connection in the room.
+        """Return the `cid`s of the users with a connection in the room.
 
-        In a cluster every node is asked for its own; the users of one that does not answer within a second are missing.
+        In a cluster, this asks every node. If a node does not answer within a second, its users are missing.
 
         Raises:
-            WseError: `BROKER_UNAVAILABLE`, in a cluster; also when a node that answers does not know its members.
+            WseError: `BROKER_UNAVAILABLE`, in a cluster: the broker cannot be reached, or a node answers with an error.
         """
         return await self._rooms.members(self.name)
 
     @property
     def when(self) -> RoomSignals:
-        """The room's signals. The server keeps them for as long as it lives, also while the room is empty."""
+        """The room's signals. Once used, the server keeps them as long as it lives, even while the room is empty."""
         return self._rooms.signals(self.name)
 
     def __repr__(self) -> str:

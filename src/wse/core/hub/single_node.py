@@ -45,11 +45,11 @@ class SingleNode:
         self._hub.push_out(session.conn)
         self._hub.welcome(session, welcome, is_first)
 
-    def leave(self, conn: WseConnection, identity: WseIdentity, code: int, reason: str, is_last_here: bool) -> None:
-        if not is_last_here:
+    def leave(self, conn: WseConnection, identity: WseIdentity, code: int, reason: str, grace: float | None) -> None:
+        if grace is None:
             return
-        if self._hub.leave_grace:
-            timer = self._endpoint.scheduler.call_later(self._hub.leave_grace, self._left, identity.cid)
+        if grace:
+            timer = self._endpoint.scheduler.call_later(grace, self._left, identity.cid)
             self._leaving[identity.cid] = timer, (identity, code, reason)
         else:
             self._hub.left._emit(identity, code, reason)

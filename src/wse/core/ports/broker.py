@@ -1,9 +1,8 @@
 """The interface to brokers: messages between the nodes of one cluster, and the register of connected devices.
 
-A broker carries bytes between nodes and keeps the register of all devices. It knows nothing of sockets, messages or
-protocols: `wse.core.cluster` does, and is the only caller. Users, connections, nodes and topics are named to a broker
-by strings of `A-Z a-z 0-9 _ - =`, which every engine takes as a part of its own names; topics may have single dots
-between such strings.
+A broker carries bytes between nodes and keeps the register of all devices. It does not know about sockets, messages and
+protocols. Only `wse.core.cluster` calls it. The names of users, connections, nodes and topics are strings of
+`A-Z a-z 0-9 _ - =`, which every engine accepts as a part of its own names. Topics may have single dots between them.
 
     publish, subscribe            bytes to topics, at most once
     join, leave, settle, reap,    steps of the register: each is atomic for the whole cluster
@@ -11,12 +10,12 @@ between such strings.
     pending, claim, fired         the register's outbox: `joined` and `left` events that are still to be fired
     renew, registered, nodes      leases: a node that does not renew its lease is dead, and others reap its devices
 
-The register holds for each user the devices, and a generation number. The number is odd while the cluster has announced
-the user as present, and even while it has not. Every step ends with the same rule: if the user has devices and the
-generation is even, or none and it is odd, the generation rises by one, and that transition is written into the outbox
-of the node that must fire it. All of this is one atomic step. A node claims a transition before it fires it, and only
-one node can: if it dies first, the node that reaps it inherits the transition. So each transition is fired by exactly
-one node, and transitions of a user alternate. See `docs/explanation/cluster.md`.
+For each user the register holds the devices, and a generation number. The number is odd while the cluster has announced
+the user as present, and even while it has not. Every step ends with the same rule. If the user has devices and the
+generation is even, or has none and it is odd, the generation rises by one. The register writes this transition into the
+outbox of the node that must fire it. All of this is one atomic step. A node claims a transition before it fires it, and
+only one node can claim it. If that node dies first, the node that reaps it inherits the transition. So exactly one node
+fires each transition, and the transitions of a user alternate. See `docs/explanation/cluster.md`.
 """
 
 from __future__ import annotations
@@ -34,7 +33,7 @@ class Device:
         user: The user's name.
         conn_id: The connection's id, unique in the cluster.
         node: The node that holds the connection.
-        place: Its position in the order of the user's devices, which the register assigns; no clock has a part in it.
+        place: Its position in the order of the user's devices. The register assigns it, without a clock.
         away: Whether its connection is broken and may be resumed.
     """
 
@@ -88,8 +87,8 @@ class Joined(Step):
 
     Attributes:
         device: The device as it is registered.
-        displaced: Devices that had to go because there were more than `limit`, and that the register has taken out.
-            The new one may be among them when it is not fresh.
+        displaced: Devices that the register has removed because there were more than `limit`. The new device may be
+            among them if it is not fresh.
     """
 
     device: Device = Device("", "", "")
@@ -101,13 +100,14 @@ class Lease:
     """The result of `renew`.
 
     Attributes:
-        register: The identity of the register, a random word that is made with it. An engine that has lost the register
-            has another one.
-        state: `"kept"`: the register holds what this node has registered. `"reaped"`: the lease had run out, and others
-            have taken the node's devices out. `"new"`: the register does not know the node: it has just started, or
-            the engine has lost the register or its latest changes. The last two are repeated until `registered`.
-        is_recovering: The register was lost, and nodes that were part of the cluster have not registered their devices
-            again: transitions are held.
+        register: The identity of the register, a random string that is made with it. If an engine has lost the
+            register, the new one has another identity.
+        state: `"kept"`: the register holds the devices that this node has registered. `"reaped"`: the lease had run
+            out, and other nodes have removed the node's devices. `"new"`: the register does not know the node, because
+            the node has just started, or the engine has lost the register or its latest changes. `renew` returns the
+            last two until the node calls `registered`.
+        is_recovering: Whether the register was lost, and some nodes of the cluster have not registered their devices
+            again. Transitions are held during that time.
         has_pending: Whether the node's outbox holds transitions.
     """
 
@@ -118,44 +118,45 @@ class Lease:
 
 
 class BrokerListener(typing.Protocol):
-    """A node, as its broker sees it. Everything is called on the node's event loop, and none of it raises."""
+    """A node, as its broker sees it. The broker calls these methods on the node's event loop. They do not raise."""
 
     def received(self, topic: str, data: bytes) -> None:
-        """A message was published on a topic that the node has subscribed to, by itself or by another."""
+        """Handle a message on a topic that the node has subscribed to, published by this node or another."""
 
     def connection_lost(self, cause: Exception | None, unsent: list[tuple[str, bytes]]) -> None:
-        """The engine cannot be reached; the broker goes on trying. Not called twice without `connection_restored`.
+        """Note that the engine cannot be reached. The broker keeps trying, and calls `connection_restored` before it
+        calls this again.
 
         Args:
-            cause: What the engine or its library raised.
-            unsent: Topics and data of what was published but certainly never left, in that order.
+            cause: The exception of the engine or its library.
+            unsent: Topics and data of the messages that were published but certainly not sent, in that order.
         """
 
     def connection_restored(self) -> None:
-        """The engine is reached again, and every subscription is in force again.
+        """Note that the engine is reached again, and that every subscription is in force again.
 
-        It may have lost the last of what it knew, so the node joins all its devices anew, whether or not its lease is
-        still in force.
+        The engine may have lost its latest changes. So the node joins all its devices anew, even if its lease is still
+        in force.
         """
 
 
 class Broker(typing.Protocol):
-    """One node's way to the others.
+    """The connection of one node to the other nodes, and to the register.
 
     Guarantees:
 
     * Messages that one node publishes on one topic arrive in that order, each at most once. Messages that are under way
-      when the connection to the engine breaks may be lost; those that have not left by then are given back.
-    * A step of the register is atomic for the whole cluster, and idempotent: a step that is repeated, because its
-      answer was lost, changes nothing. The transitions that it has caused stand in the outbox (`pending`).
-    * A step of a lease that is no longer in force does nothing and fails: a request of a connection that has ended, or
-      of a node that was reaped, cannot change the register later.
-    * `publish`, `subscribe`, `unsubscribe` and `fired` never block and never raise for what the engine or the network
-      does. What is published in one turn of the event loop may leave in one write. An engine that takes less than is
-      published, for so long that the broker's buffer is full, counts as one that cannot be reached.
+      when the connection to the engine breaks may be lost. Messages that have not left by then are returned as unsent.
+    * A step of the register is atomic for the whole cluster, and idempotent. If a step is repeated because its answer
+      was lost, it changes nothing. The transitions that it has caused stay in the outbox (`pending`).
+    * A step under a lease that is no longer in force does nothing and fails. So a connection that has ended, or a node
+      that was reaped, cannot change the register later.
+    * `publish`, `subscribe`, `unsubscribe` and `fired` never block, and never raise because of the engine or the
+      network. Messages of one turn of the event loop may leave in one write. If the engine is so slow that the broker's
+      buffer is full, it counts as one that cannot be reached.
     * The asynchronous methods raise a `WseError` with `ErrorCode.BROKER_UNAVAILABLE`, and the engine's own exception as
-      its cause, when the engine cannot be reached or does not answer within a few seconds. Whether the step was made
-      is then unknown. The node compares what the register holds of it (`mine`) with what it holds itself, and repairs.
+      its cause, if the engine cannot be reached or does not answer within a few seconds. It is then unknown whether the
+      step was made. The node compares its devices in the register (`mine`) with its own list, and repairs both.
     """
 
     @property
@@ -171,57 +172,57 @@ class Broker(typing.Protocol):
         """
 
     async def close(self, within: float = 3.0) -> None:
-        """Send what is still to be sent, for so many seconds at most, and disconnect, which takes one more at most.
+        """Send the remaining messages, for at most `within` seconds, and disconnect, which takes at most one second.
 
-        Nothing is received any more. Harmless when not open.
+        The broker receives nothing after that. If it is not open, nothing happens.
         """
 
     # Messages.
 
     def publish(self, topic: str, data: bytes) -> None:
-        """Send to every node that has subscribed to the topic, this one included. Nothing happens while the engine is
-        not reached: who must not lose the message asks `connected` first.
+        """Send to every node that has subscribed to the topic, including this one. Nothing happens while the engine
+        cannot be reached. A caller that must not lose the message checks `connected` first.
 
         Raises:
-            WseError: `LIMIT_EXCEEDED`, with `size` and `limit` in bytes: the engine takes no message that large.
-                Nothing was sent, and the connection to the engine goes on.
+            WseError: `LIMIT_EXCEEDED`, with `size` and `limit` in bytes: the message is larger than the engine accepts.
+                Nothing was sent, and the connection to the engine stays open.
         """
 
     def subscribe(self, topic: str) -> None:
-        """Receive what is published on the topic from soon on. A topic is subscribed to once, however often asked."""
+        """Begin to receive messages on the topic, soon after this call. A second call for a topic does nothing."""
 
     def unsubscribe(self, topic: str) -> None:
-        """Receive no more of the topic; harmless when it is not subscribed to."""
+        """Stop receiving messages on the topic; nothing happens if it is not subscribed to."""
 
     async def flush(self) -> None:
-        """Return when the engine has taken all that was published and subscribed to before."""
+        """Return when the engine has taken all messages and subscriptions so far."""
 
     # The register. Each step needs a lease in force.
 
     async def join(self, device: Device, limit: int, *, generation: int = 0, fresh: bool = True) -> Joined:
-        """Add a device to its user's, and take out those above `limit`: first devices of dead nodes, then devices that
-        are away, then the oldest.
+        """Add a device to its user, and remove devices above `limit`: first those of dead nodes, then those that are
+        away, then the oldest.
 
         Args:
             device: The device; its `place` counts only if it is not fresh.
-            limit: How many devices the user may have.
-            generation: The user's generation as this node last heard it; 0 if it has not. The register's own is never
-                lowered, and raised to this one.
-            fresh: Whether the device is new, and so the newest of the user's. One that is registered again keeps its
-                place; in a register that was made anew, it is older than any fresh one.
+            limit: The number of devices that the user may have.
+            generation: The user's generation as this node last received it; 0 if it has received none. The register
+                raises its own generation to this one, and never lowers it.
+            fresh: Whether the device is new, and so the newest of its user. A device that is registered again keeps its
+                place. In a register that was made anew, it is older than any fresh device.
 
-        A device that is registered already stays as it is, and displaces nobody.
+        A device that is already registered stays as it is, and displaces no other.
         """
         ...
 
     async def leave(self, device: Device, *, generation: int = 0, code: int = 1006, reason: str = "") -> Step:
-        """Take a device out, if it is registered by this node.
+        """Remove a device, if this node has registered it.
 
         Args:
             device: The device.
             generation: As for `join`.
-            code: Of the close, for the transition that this may cause.
-            reason: The same.
+            code: The close code, for the transition that this may cause.
+            reason: The close reason, for the same transition.
         """
         ...
 
@@ -229,50 +230,53 @@ class Broker(typing.Protocol):
         """Note whether the device's connection is broken, as `device.away` says, if it is registered by this node."""
 
     async def settle(self, undecided: Transition) -> Step:
-        """Decide a transition that the outbox holds with generation 0: apply the rule, and take the entry out."""
+        """Decide a transition that the outbox holds with generation 0: apply the rule, and remove the entry."""
         ...
 
     async def reap(self) -> list[Transition]:
-        """Take out the devices of nodes without a lease, take over their outboxes, and forget these nodes.
+        """Remove the devices of nodes without a lease, take over their outboxes, and forget these nodes.
 
         Returns:
-            Transitions that this node must fire. Each is given to exactly one of the nodes that reap at the same time.
+            Transitions that this node must fire. If several nodes reap at the same time, exactly one gets each of them.
         """
         ...
 
     async def pending(self) -> list[Transition]:
-        """The node's outbox: transitions that it must claim and fire, in order of their generations."""
+        """Return the node's outbox: transitions that it must claim and fire, in order of their generations."""
         ...
 
     async def claim(self, transitions: Iterable[Transition]) -> list[Transition]:
         """Take transitions out of the node's outbox, to fire them.
 
         Returns:
-            Those that are the node's to fire: from its outbox, or claimed by it before and not yet reported as `fired`,
-            since that answer may have been lost. The others belong to the node that has reaped this one.
+            The transitions that the node must fire: those from its outbox, and those that it has claimed before and not
+            yet reported as `fired`, because that answer may have been lost. The others belong to the node that has
+            reaped this one.
         """
         ...
 
     def fired(self, transitions: Iterable[Transition]) -> None:
-        """Forget that transitions were claimed, because they have been fired. Nothing depends on it but memory."""
+        """Forget that transitions were claimed, because they have been fired. This only frees memory."""
 
     def mine(self) -> AsyncIterator[list[Device]]:
-        """All devices that the register holds of this node, in pages and in no order.
+        """Iterate over all devices of this node in the register, in pages and in no particular order.
 
-        Devices that come or go meanwhile may be missing or there.
+        Devices that join or leave during the iteration may be included or not.
         """
         ...
 
     async def devices(self, user: str) -> list[Device]:
-        """The user's devices on all nodes, the oldest first."""
+        """Return the user's devices on all nodes, the oldest first."""
         ...
 
     async def online(self) -> int:
-        """How many users have a device on any node."""
+        """Return the number of users with a device on any node."""
         ...
 
     def users(self) -> AsyncIterator[str]:
-        """All users with a device on any node, in no order; users who come or go meanwhile may be missing or there."""
+        """Iterate over all users with a device on any node, in no particular order. Users that come or go during the
+        iteration may be included or not.
+        """
         ...
 
     # Leases.
@@ -283,19 +287,19 @@ class Broker(typing.Protocol):
         Every new connection to the engine begins with this. Renewals do not wait for steps that are under way.
 
         Args:
-            ttl: Seconds.
+            ttl: The length of the lease, in seconds.
             register: The identity of the register that the node knew last; empty if it knew none.
-            peers: Other nodes of the cluster that the node knew. If the register is another one now, it recovers until
-                each of these has called `registered`, or has not come for `ttl` seconds.
+            peers: The other nodes of the cluster that the node knew. If the register has another identity now, it
+                recovers until each of these nodes has called `registered`, or has not appeared for `ttl` seconds.
         """
         ...
 
     async def registered(self) -> None:
-        """Say that the register now holds all devices of this node."""
+        """State that the register now holds all devices of this node."""
 
     async def resign(self) -> None:
-        """Give the lease up: the node has left with all its devices."""
+        """Give up the lease: the node has left with all its devices."""
 
     async def nodes(self) -> frozenset[str]:
-        """The nodes whose lease is in force."""
+        """Return the nodes whose lease is in force."""
         ...

@@ -10,15 +10,15 @@ from typing import Any
 class Credentials(typing.Protocol):
     """An identity that takes part in the handshake itself; see `wse.auth.Scram`.
 
-    Given as `identity` to a client, it makes the identity in `hi`, answers the server's quest and checks the welcome.
+    Pass it to a client as `identity`. It makes the identity in `hi`, answers the server's quest and checks the welcome.
     One object serves any number of connections, one after the other: each begins with `start`.
     """
 
     def start(self) -> Any:
-        """The identity that `hi` carries."""
+        """Return the identity that `hi` carries."""
 
     async def respond(self, quest: Any) -> Any:
-        """The response to the server's quest."""
+        """Return the response to the server's quest."""
 
     def finish(self, welcome: Any) -> Any:
         """Check the welcome payload, and return the part that belongs to the application.

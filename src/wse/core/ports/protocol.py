@@ -16,7 +16,7 @@ RESERVED_PREFIX = "~wse:"
 
 @dataclass(frozen=True, slots=True)
 class InternalTypes:
-    """The type names that a protocol uses for WSE's own messages (WIRE.md section 2).
+    """The type names that a protocol uses for WSE's own messages.
 
     The defaults are the JSON protocol's. A custom protocol may use any hashable value that its messages can carry,
     small integers for example.
@@ -36,19 +36,21 @@ class InternalTypes:
 
 @dataclass(frozen=True, slots=True)
 class ExtensionTypes:
-    """The type names that a protocol uses for the messages of extensions (WIRE.md section 7).
+    """The type names that a protocol uses for the messages of extensions.
 
-    The defaults are those of the shipped protocols. They travel only between peers that have agreed on an extension.
+    The defaults are those of `WseJSON` and `WseMsgpack`. Only peers that have agreed on an extension send them.
     """
 
     ext: MessageType = "~wse:ext"
     auth: MessageType = "~wse:auth"
     refused: MessageType = "~wse:refused"
     ask: MessageType = "~wse:ask"
+    ack: MessageType = "~wse:ack"
+    gap: MessageType = "~wse:gap"
 
     def names(self) -> frozenset[MessageType]:
         """All of them, which an application may not use."""
-        return frozenset((self.ext, self.auth, self.refused, self.ask))
+        return frozenset((self.ext, self.auth, self.refused, self.ask, self.ack, self.gap))
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,14 +69,14 @@ class Codec:
 
 
 class Protocol(ABC):
-    """A message protocol: how one message `(type, payload, stamp)` becomes bytes, and back (WIRE.md section 2).
+    """A message protocol: it turns a message `(type, payload, stamp)` into bytes, and back.
 
-    One instance serves any number of connections, so it keeps no state about any of them.
+    One instance serves any number of connections, so it must not store the state of a connection.
 
     Attributes:
-        name: The WebSocket subprotocol that stands for it (WIRE.md section 1).
-        internal_types: The type names of WSE's own messages in it.
-        extensions: The type names of the messages of extensions; a protocol without them is never offered any.
+        name: The protocol's name, which is its WebSocket subprotocol.
+        internal_types: The type names of WSE's own messages.
+        extensions: The type names of the messages of extensions; without them, no extension is used.
     """
 
     name: str
@@ -90,7 +92,7 @@ class Protocol(ABC):
 
     @abstractmethod
     def pack(self, type: MessageType, payload: Any = None, stamp: Any = None) -> str | bytes:
-        """Encode one message; a `str` goes out as a text message, `bytes` as a binary one.
+        """Encode one message; a `str` is sent as a text message, `bytes` as a binary one.
 
         Raises:
             Exception: Any, if the payload cannot be encoded.
@@ -98,7 +100,7 @@ class Protocol(ABC):
 
     @abstractmethod
     def unpack(self, data: str | bytes | memoryview) -> tuple[Any, Any, Any]:
-        """Decode one message into `(type, payload, stamp)`: `str` came as a text message, the others as binary.
+        """Decode one message into `(type, payload, stamp)`. Text messages arrive as `str`, binary ones as the others.
 
         A `memoryview` is valid only during the call.
 
@@ -108,5 +110,5 @@ class Protocol(ABC):
 
     @cached_property
     def codec(self) -> Codec:
-        """How sessions encode and decode: by `pack` and `unpack`, unless a protocol has a shorter way."""
+        """The functions with which sessions encode and decode; by default they call `pack` and `unpack`."""
         return Codec(lambda message: self.pack(*message), self.unpack)

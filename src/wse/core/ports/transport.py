@@ -17,12 +17,15 @@ if TYPE_CHECKING:
 class Link(typing.Protocol):
     """One open WebSocket, as a transport gives it to a session.
 
-    Guarantees: messages leave in the order in which they were written, before a close; after `close`, `abort` or the
-    peer's close, `write` does nothing; no method raises because of the peer or the network, and none calls the session
-    back before it returns, except `writable(False)`.
+    Guarantees:
+
+    * Messages leave in the order in which they were written, and before a close.
+    * After `close`, `abort` or the peer's close, `write` does nothing.
+    * No method raises because of the peer or the network.
+    * No method calls the session back before it returns, except `writable(False)`.
 
     Attributes:
-        pings: Whether it is also a `PingingLink`; web servers keep a heartbeat of their own.
+        pings: Whether the link is also a `PingingLink`; web servers send their own pings.
     """
 
     pings: bool
@@ -37,10 +40,17 @@ class Link(typing.Protocol):
         """Send one message that also goes to other links; its wire form is built once for all of them."""
 
     def close(self, code: int, reason: str) -> None:
-        """Send what was written before, do the closing handshake, then close the socket."""
+        """Send the messages that were written before, do the closing handshake, then close the socket.
+
+        A peer that still takes messages has some time for them. A second close, with 1012, ends this time, because the
+        server itself closes.
+        """
 
     def abort(self) -> None:
         """Close the socket at once."""
+
+    def attach(self, session: Receiver) -> None:
+        """Hand everything that comes from now on to another receiver."""
 
     @property
     def buffered(self) -> int:
@@ -49,7 +59,7 @@ class Link(typing.Protocol):
 
     @property
     def remote_addr(self) -> str:
-        """The IP address of the socket's peer, or an empty string where there is none."""
+        """The IP address of the socket's peer, or an empty string if there is none."""
         ...
 
 
@@ -68,12 +78,12 @@ class Pinger(typing.Protocol):
         """Ask the peer for a sign of life; the session's `pong` is called when it answers (RFC 6455, 5.5.2)."""
 
     def silence(self) -> float:
-        """Seconds since the last byte came from the peer, part of a message or not; infinite where that is unknown."""
+        """Return the seconds since the last byte came from the peer; infinity if that is unknown."""
         ...
 
 
 class PingingLink(Link, Pinger, typing.Protocol):
-    """A link whose heartbeat is ours."""
+    """A link on which WSE sends the pings."""
 
 
 class Receiver(typing.Protocol):
@@ -83,16 +93,18 @@ class Receiver(typing.Protocol):
         """Handle one whole message: `str` from a text message, anything else from a binary one."""
 
     def closed(self, code: int, reason: str) -> None:
-        """The socket has closed; `code` and `reason` are the peer's, or 1006 if it sent none (RFC 6455, 7.1.5)."""
+        """Note that the socket has closed. `code` and `reason` are the peer's, or 1006 if it sent none (RFC 6455,
+        7.1.5).
+        """
 
     def writable(self, writable: bool) -> None:
-        """Whether the socket takes more, or its buffer is above the high-water mark."""
+        """Note whether the socket takes more, or its buffer is above the high-water mark."""
 
     def violated(self, code: int, problem: str) -> None:
         """End the connection for a violation of RFC 6455 or of a limit."""
 
     def pong(self) -> None:
-        """The peer has answered a ping."""
+        """Note that the peer has answered a ping."""
 
     def close(self, code: int, reason: str) -> None:
         """End the connection from our side; nothing happens if it has ended."""
@@ -131,12 +143,12 @@ class Request(typing.Protocol):
 
     @property
     def remote_addr(self) -> str:
-        """The client's IP address (`Admission.address`), or an empty string where there is none."""
+        """The client's IP address (`Admission.address`), or an empty string if there is none."""
         ...
 
 
 class StaticResource(typing.Protocol):
-    """A file that a transport may answer plain GETs with."""
+    """A file that a transport may send in answer to plain GETs."""
 
     @property
     def body(self) -> bytes:

@@ -31,7 +31,7 @@ class Endpoint:
         protocols: The message protocols, the preferred one first.
         scheduler: The source of time, futures and tasks.
         timeout: Seconds that a call waits for its answer, 0 for ever.
-        limits: The bounds on what a peer may ask of this side.
+        limits: The limits for each peer.
         overflow: The overflow policy for messages to a slow receiver, by type.
         expose: How much the caller of a procedure learns about an exception in it.
         debug: Whether callers also get stack traces.
@@ -71,7 +71,7 @@ class Endpoint:
         debug: bool = False,
     ) -> None:
         if timeout < 0:
-            raise ValueError(f"timeout is in seconds, or 0 for none, not {timeout}")
+            raise ValueError(f"timeout must be 0 (none) or more seconds, not {timeout}")
         self.protocols = tuple(protocols)
         self.reserved = frozenset[MessageType]().union(*(p.reserved for p in self.protocols))
         self.scheduler = scheduler

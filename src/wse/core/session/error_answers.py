@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+from wse.core.limits import Limits, nests_deeper
 from wse.core.session.rpc import ExposeErrors, error_to_wire
 from wse.errors import ErrorCode, WseError
 from wse.types import MessageType
@@ -36,6 +37,7 @@ def encode_error(
     encode: Encode,
     response_error: MessageType,
     takes: Callable[[Any], bool],
+    nesting: int,
     expose: ExposeErrors,
     debug: bool,
 ) -> ErrorAnswer:
@@ -47,12 +49,17 @@ def encode_error(
         encode: Encodes a message.
         response_error: The type of the answer.
         takes: Whether the peer takes an encoded message of that size.
+        nesting: How deep the payload of a call may be nested.
         expose: How much the caller learns.
         debug: Whether the caller gets stack traces.
     """
     name, payload, stamp = call
     echoed = payload
-    if expose is ExposeErrors.NONE or not _is_small(payload, response_error, encode, takes):
+    if (
+        expose is ExposeErrors.NONE
+        or nests_deeper(payload, nesting - 2)  # it is two levels deeper in the answer
+        or not _is_small(payload, response_error, encode, takes)
+    ):
         echoed = None
     cause: Exception | None = None
     data: Any = None
@@ -60,8 +67,10 @@ def encode_error(
     try:
         wire = error_to_wire(exc, name, echoed, expose=expose, debug=debug)
         data = encode((response_error, wire, stamp))
+        if len(data) > _DEEPEST and nests_deeper(wire, _DEEPEST):
+            raise ValueError(f"the details are nested more than {_DEEPEST} deep")
     except Exception as error:
-        cause = error
+        cause, data = error, None
         if wire is not None:  # else the exception cannot even tell its text
             kept = encodable(wire, lambda value: _try((response_error, value, stamp), encode) is not None)
             data = _try((response_error, kept, stamp), encode)
@@ -84,28 +93,48 @@ def _is_small(payload: Any, kind: MessageType, encode: Encode, takes: Callable[[
     return len(data) - len(envelope) + 1 <= ECHOED and takes(data * 4)
 
 
-_DEEPEST = 20
-"""The depth to which the details of an error are searched for values that cannot be encoded."""
+_DEEPEST = Limits().nesting
+"""The levels of lists and dicts that an answer may have. The peer's own limit is not known; this is the default."""
 
 _LOST: Any = object()
 
 
 def encodable(value: Any, can_encode: Callable[[Any], bool]) -> Any:
-    """The value without the parts that cannot be encoded: entries of a dict are left out, in a list they are `None`."""
-    kept = _encodable(value, can_encode, _DEEPEST)
+    """The value without the parts that cannot be encoded or are nested too deep: entries of a dict are left out, in a
+    list they are `None`.
+    """
+    kept = _encodable(value, can_encode, _DEEPEST, {})
     return None if kept is _LOST else kept
 
 
-def _encodable(value: Any, can_encode: Callable[[Any], bool], depth: int) -> Any:
-    if can_encode(value):
+def _encodable(value: Any, can_encode: Callable[[Any], bool], nesting: int, seen: dict[int, Any]) -> Any:
+    """As `encodable`.
+
+    Args:
+        value: The value.
+        can_encode: Whether a value can be encoded.
+        nesting: The levels of lists and dicts that it may have.
+        seen: What has been kept of each list and dict, by `id`. Each is looked at once: the ways through objects that
+            refer to each other have no end.
+    """
+    if not isinstance(value, dict | list | tuple):
+        return value if can_encode(value) else _LOST
+    if nesting <= 0:
+        return _LOST
+    if id(value) in seen:
+        return seen[id(value)]
+    if can_encode(value) and not nests_deeper(value, nesting):
         return value
-    if isinstance(value, dict) and depth:
-        kept = {key: _encodable(item, can_encode, depth - 1) for key, item in value.items() if can_encode({key: None})}
-        return {key: item for key, item in kept.items() if item is not _LOST}
-    if isinstance(value, list | tuple) and depth:
-        items = [_encodable(item, can_encode, depth - 1) for item in value]
-        return [None if item is _LOST else item for item in items]
-    return _LOST
+    seen[id(value)] = _LOST  # inside of itself
+    kept: Any
+    if isinstance(value, dict):
+        items = {k: _encodable(v, can_encode, nesting - 1, seen) for k, v in value.items() if can_encode({k: None})}
+        kept = {key: item for key, item in items.items() if item is not _LOST}
+    else:
+        kept = [_encodable(item, can_encode, nesting - 1, seen) for item in value]
+        kept = [None if item is _LOST else item for item in kept]
+    seen[id(value)] = kept
+    return kept
 
 
 def _try(message: tuple[Any, Any, Any], encode: Encode) -> Any:

@@ -1,4 +1,4 @@
-"""Extensions of the wire protocol: what a client offers in `hi`, and a server answers before the welcome (WIRE.md
+"""Extensions of the wire protocol: offered by a client in `hi`, and answered by a server before the welcome (WIRE.md
 section 7).
 
 A side has an object for each extension that it knows, in `Endpoint.extensions`. A session keeps an `Agreement`: the
@@ -48,7 +48,7 @@ class Extension:
         return True
 
     def answer(self, session: Any) -> Any:
-        """The parameters of the answer, asked for when the client is let in."""
+        """The parameters of the answer, asked for when the client is accepted."""
         return {}
 
     # At both.
@@ -59,7 +59,7 @@ class Extension:
 
 
 class Agreement:
-    """What the two sides of a session have agreed on. Sessions with the same extensions share one object.
+    """The agreement of the two sides of a session. Sessions with the same extensions share one object.
 
     Attributes:
         names: The extensions.
@@ -98,7 +98,7 @@ class Extensions:
         return {} if types is None else {name: extension.offer() for name, extension in self._known.items()}
 
     def take_answers(self, session: Any, types: ExtensionTypes, answers: Any) -> Agreement:
-        """The server has answered; what this side did not offer is ignored."""
+        """Take the answer of the server; extensions that this side did not offer are ignored."""
         taken = list(self._common(answers))
         for extension, params in taken:
             extension.answered(session, params)
@@ -114,7 +114,7 @@ class Extensions:
         return self._agreement(types, (extension for extension, params in common if extension.offered(session, params)))
 
     def answers(self, session: Any, agreement: Agreement) -> dict[str, Any]:
-        """The answer to the offers of a client that is let in."""
+        """The answer to the offers of a client that is accepted."""
         return {name: self._known[name].answer(session) for name in self._known if name in agreement.names}
 
     # Inside.

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import asyncio
-    from collections.abc import Callable, Coroutine
+    from collections.abc import Callable, Coroutine, Iterable
 
     from wse.core.ports.scheduling import Scheduler
 
@@ -41,6 +41,12 @@ class Handlers:
         self.tasks.add(task)
         task.add_done_callback(self.tasks.discard)
         return task
+
+    def add(self, tasks: Iterable[asyncio.Task[Any]]) -> None:
+        """Count these tasks until they end."""
+        for task in tuple(tasks):
+            self.tasks.add(task)
+            task.add_done_callback(self.tasks.discard)
 
     def let_linger(self, tasks: set[asyncio.Task[Any]]) -> None:
         """Give these tasks some time to end, because their connection has ended."""

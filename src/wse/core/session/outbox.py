@@ -44,6 +44,34 @@ class Outbox:
     def __len__(self) -> int:
         return len(self._waiting)
 
+    @property
+    def first(self) -> int:
+        """The number of the oldest message; there must be one. Numbers grow, and none comes again."""
+        return next(iter(self._waiting))
+
+    @property
+    def last(self) -> int:
+        """The number of the newest message so far."""
+        return self._last
+
+    @property
+    def newest(self) -> Packed:
+        """The newest message; there must be one."""
+        return self._waiting[next(reversed(self._waiting))].packed
+
+    @property
+    def messages(self) -> list[Packed]:
+        """All messages, in order."""
+        return [waiting.packed for waiting in self._waiting.values()]
+
+    def withdraw(self, packed: object) -> bool:
+        """Take a message out; returns whether it was there."""
+        for number, waiting in self._waiting.items():
+            if waiting.packed is packed:
+                self._remove(number)
+                return True
+        return False
+
     def put(self, type: MessageType | None, packed: Packed, room: int) -> tuple[Overflow, int]:
         """Add a message.
 

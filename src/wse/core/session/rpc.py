@@ -68,13 +68,14 @@ class Procedures:
 class _Pending:
     """A call that waits for its answer."""
 
-    __slots__ = ("deadline", "future", "name", "timer")
+    __slots__ = ("deadline", "future", "message", "name", "timer")
 
     def __init__(self, name: MessageType, future: asyncio.Future[Any], deadline: float | None) -> None:
         self.name = name
         self.future = future
         self.deadline = deadline  # with the connection's own timeout; None: no deadline, or a timer of its own
         self.timer: Timer | None = None
+        self.message: Any = None  # as it was written, where it can be taken back
 
 
 class PendingCalls:
@@ -82,9 +83,13 @@ class PendingCalls:
 
     Calls with the connection's own timeout expire in the order in which they were made, so one timer, set for the
     oldest of them, serves all: an answered call costs no timer. Only a call with a timeout of its own has its own.
+
+    Attributes:
+        withdraw: Takes back the message of a call, and returns whether it has arrived, or `None` if that is not known;
+            `None` for a session that ends with its connection.
     """
 
-    __slots__ = ("_last_stamp", "_scheduler", "_timeout", "_timer", "_waiting")
+    __slots__ = ("_last_stamp", "_scheduler", "_timeout", "_timer", "_waiting", "withdraw")
 
     def __init__(self, scheduler: Scheduler, timeout: float) -> None:
         self._scheduler = scheduler
@@ -92,6 +97,7 @@ class PendingCalls:
         self._timer: Timer | None = None
         self._last_stamp = 0
         self._waiting: dict[Any, _Pending] = {}
+        self.withdraw: Callable[[Any], bool | None] | None = None
 
     def __len__(self) -> int:
         return len(self._waiting)
@@ -115,20 +121,24 @@ class PendingCalls:
                 if self._timer is None:
                     self._timer = scheduler.call_later(self._timeout, self._expire)
         elif timeout < 0:
-            raise ValueError(f"timeout is in seconds, or 0 for none, not {timeout}")
+            raise ValueError(f"timeout must be 0 (none) or more seconds, not {timeout}")
         elif timeout:
             pending.timer = scheduler.call_later(timeout, self._expire_one, stamp, timeout)
         self._waiting[stamp] = pending
         return stamp, pending.future
 
+    def note(self, stamp: int, message: Any) -> None:
+        """Remember the message of a call, as it was written, so that it can be taken back."""
+        self._waiting[stamp].message = message
+
     def resolve(self, stamp: Any, result: Any) -> None:
-        """Settle a call with its result. An unknown stamp is dropped in silence (WIRE.md section 4)."""
+        """Settle a call with its result. An unknown stamp is ignored (WIRE.md section 4)."""
         pending = self.discard(stamp)
         if pending is not None and not pending.future.done():
             pending.future.set_result(result)
 
     def reject(self, stamp: Any, error: WseError) -> None:
-        """Settle a call with an error. An unknown stamp is dropped in silence (WIRE.md section 4)."""
+        """Settle a call with an error. An unknown stamp is ignored (WIRE.md section 4)."""
         pending = self.discard(stamp)
         if pending is not None and not pending.future.done():
             pending.future.set_exception(error)
@@ -143,14 +153,27 @@ class PendingCalls:
             pending.timer.cancel()
         return pending
 
+    def forget(self, stamp: Any) -> None:
+        """The same, and take its message back if it has not arrived."""
+        if stamp in self._waiting:  # most have been answered
+            pending = self.discard(stamp)
+            if pending is not None:
+                self._arrived(pending)
+
+    def _arrived(self, pending: _Pending) -> dict[str, bool | None]:
+        """What is known about the arrival of a call, for the details of its error; the call is taken back."""
+        if self.withdraw is None or pending.message is None:
+            return {}
+        return {"arrived": self.withdraw(pending.message)}
+
     def close(self, code: int, reason: str) -> None:
         """Settle every call, because the connection has ended (WIRE.md section 4)."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
         for stamp in list(self._waiting):
-            name = self._waiting[stamp].name
-            details = {"rp": name, "disconnected": [code, str(reason)]}
+            pending = self._waiting[stamp]
+            details = {"rp": pending.name, "disconnected": [code, str(reason)], **self._arrived(pending)}
             self.reject(stamp, WseError(ErrorCode.RP_DISCONNECT, details))
 
     def _expire(self) -> None:
@@ -168,21 +191,25 @@ class PendingCalls:
             self._expire_one(stamp, self._timeout)
 
     def _expire_one(self, stamp: Any, timeout: float) -> None:
-        name = self._waiting[stamp].name
-        self.reject(stamp, WseError(ErrorCode.RP_TIMEOUT, {"rp": name, "timeout": timeout}))
+        pending = self._waiting[stamp]
+        details = {"rp": pending.name, "timeout": timeout, **self._arrived(pending)}
+        self.reject(stamp, WseError(ErrorCode.RP_TIMEOUT, details))
 
 
 class ExposeErrors(StrEnum):
-    """How much the caller of a failing procedure learns about the exception. A `WseError` always travels as it is."""
+    """The part of an exception that the caller of a failing procedure receives.
+
+    A `WseError` is always sent as it is.
+    """
 
     NONE = "none"
-    """Only that the procedure has failed."""
+    """Only the fact that the procedure has failed."""
 
     MESSAGE = "message"
-    """The exception's class and text, as WIRE.md section 4 has it."""
+    """The exception's class and text."""
 
     FULL = "full"
-    """The same, and the exceptions that led to it."""
+    """The exception's class and text, and those of its causes."""
 
 
 def error_to_wire(

@@ -8,24 +8,23 @@ from __future__ import annotations
 
 import typing
 from inspect import isawaitable
-from math import inf
 from types import CoroutineType
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
-from wse.core.limits import Overflow, nests_deeper
-from wse.core.packed import Packed, check_key, encode, unencodable
-from wse.core.session.error_answers import encode_error
+from wse.core.limits import nests_deeper
+from wse.core.packed import Packed, check_key, unencodable
+from wse.core.session.answering import Answering, discard
 from wse.core.session.extensions import NOTHING
-from wse.core.session.handlers import Handlers
-from wse.core.session.outbox import Outbox
+from wse.core.session.output import EASY_SIZE
+from wse.core.session.phase import ENDED, Phase
 from wse.core.session.rpc import NotAskedError, PendingCalls, error_from_wire
-from wse.core.session.signals import HANDLER_ERRORS, handler_of, settle
+from wse.core.session.signals import HANDLER_ERRORS, settle
 from wse.errors import CloseReason, ErrorCode, WseError
 from wse.types import MessageKey, MessageType, ReadyState
 
 if TYPE_CHECKING:
     import asyncio
-    from collections.abc import Callable, Coroutine
+    from collections.abc import Iterable
 
     from wse.core.ports.protocol import Protocol
     from wse.core.ports.transport import Link, Pinger, PingingLink
@@ -36,45 +35,7 @@ _TRUTHY_IN_JAVASCRIPT = (list, dict)
 """The types whose values are stamps even when empty: truth on the wire is JavaScript's (WIRE.md section 2)."""
 
 
-EASY_SIZE: Final = 64 * 1024
-"""The `len` of an encoded message up to which one look at `Session._direct` is enough."""
-
-
-class Phase(typing.Protocol):
-    """A part of a connection's life in which messages do not go to the application."""
-
-    @property
-    def ignores_input(self) -> bool:
-        """Whether incoming messages are ignored without being decoded."""
-        ...
-
-    @property
-    def max_size(self) -> int:
-        """The bytes that a message may have."""
-        ...
-
-    def message(self, type: Any, payload: Any, stamp: Any) -> None:
-        """Handle a decoded message."""
-
-    def stop(self) -> None:
-        """End the phase: the connection has ended."""
-
-
-class _Ended:
-    """The last phase, in which every message is ignored."""
-
-    ignores_input = True
-    max_size = 0
-
-    def message(self, type: Any, payload: Any, stamp: Any) -> None: ...
-
-    def stop(self) -> None: ...
-
-
-ENDED = _Ended()
-
-
-class Session:
+class Session(Answering):
     """One connection.
 
     A transport calls `receive`, `closed`, `writable`, `violated` and `pong`; the application's side calls `send`,
@@ -95,56 +56,24 @@ class Session:
     __slots__ = (
         "_calls",
         "_conn",
-        "_counters",
         "_decode",
-        "_direct",
-        "_drainers",
-        "_encode",
-        "_exceeded",
-        "_handlers",
-        "_max_out",
         "_nesting",
-        "_outbox",
         "_phase",
         "_procedures",
-        "_response",
-        "_running_calls",
-        "_utf8",
-        "_writable",
         "agreement",
-        "endpoint",
-        "link",
         "pinged_at",
-        "protocol",
-        "ready_state",
         "rtt",
         "silent_since",
     )
 
     def __init__(self, endpoint: Endpoint, link: Link, protocol: Protocol) -> None:
-        self.endpoint = endpoint
-        self.link = link
-        self.protocol = protocol
-        self.ready_state = ReadyState.OPEN
-        codec = protocol.codec
-        self._decode = codec.decode
-        self._encode: Callable[[tuple[Any, Any, Any]], Any] = codec.encode
-        self._utf8 = codec.utf8
-        self._response = protocol.internal_types.response
-        self._counters = endpoint.counters
-        self._writable = True
-        self._outbox: Outbox | None = None
-        self._drainers: dict[asyncio.Future[None], None] | None = None  # in order
-        self._exceeded: tuple[str, ...] = ()  # limits whose excess has been reported
-        self._handlers: Handlers | None = None
-        self._running_calls = 0  # async handlers that run and answer a call
+        super().__init__(endpoint, link, protocol)
+        self._decode = protocol.codec.decode
         self._procedures = endpoint.procedures.by_name
         self._nesting = endpoint.limits.nesting
         self._conn: Any = None  # what handlers get before the payload: the connection at a server, nothing at a client
         self._phase: Phase | None = ENDED
         self._calls: PendingCalls | None = None
-        self._max_out: float = inf  # bytes of a message that the peer takes
-        self._direct = True  # whether a message up to `EASY_SIZE` may be written at once
         self.agreement = NOTHING
         self.silent_since = 0.0
         self.pinged_at: float | None = None
@@ -156,16 +85,15 @@ class Session:
 
     # Overridden by each side.
 
-    def describe(self) -> str:
-        """The name of the peer in reports (WIRE.md section 4)."""
-        raise NotImplementedError  # pragma: no cover - both sides have their own
-
-    def context(self) -> dict[str, Any]:
-        """The details that identify the connection in an error."""
-        return {}
-
     def _on_end(self, code: int, reason: str) -> None:
         """Called when the session has just ended."""
+
+    def _on_detached(self, code: int, reason: str) -> None:
+        """Called when the session has just lost its socket and goes on."""
+
+    def outlives(self, code: int) -> bool:
+        """Whether a session with a ledger goes on without its socket, after a close with this code."""
+        return False
 
     def _on_closed(self) -> None:
         """Called when the socket has closed as well."""
@@ -231,17 +159,23 @@ class Session:
         self._wake_drainers()
         self._on_closed()
 
-    def writable(self, writable: bool) -> None:
-        """Whether the socket takes more, or its buffer is above the high-water mark."""
-        self._writable = writable
-        self._set_direct()
-        if not writable:
-            return
-        outbox = self._outbox
-        while outbox and self._writable:
-            self.link.write_shared(outbox.take())
-        if self._writable:
-            self._wake_drainers()
+    def detached(self, code: int, reason: str) -> None:
+        """The socket is gone; the session goes on without one."""
+        self._counters.count_close(code, reason)
+        self.ready_state = ReadyState.CONNECTING
+        self.pinged_at = None
+        self.writable(False)
+        self._on_detached(code, reason)
+
+    def absorbed_by(self, session: Session) -> None:
+        """Another session takes over the socket and the handlers that still run; nothing happens here any more."""
+        self._phase = ENDED
+        self.leave_handlers_to(session)
+
+    def attached(self) -> None:
+        """The session has a socket again."""
+        self.ready_state = ReadyState.OPEN
+        self.silent_since = self.endpoint.scheduler.time()
 
     def violated(self, code: int, problem: str) -> None:
         """End the connection, because the transport found a violation of RFC 6455 or of a limit."""
@@ -267,7 +201,9 @@ class Session:
     @property
     def pinger(self) -> Pinger | None:
         """Finds out whether a silent peer is alive; `None` where the heartbeat is not ours."""
-        return typing.cast("PingingLink", self.link) if self.link.pings else None
+        if not self.link.pings:
+            return None
+        return typing.cast("PingingLink", self.link) if self.ledger is None else self.ledger.pinger
 
     @property
     def ended(self) -> bool:
@@ -286,7 +222,7 @@ class Session:
             WseError: `PROTOCOL_VIOLATION` for a type that is WSE's own; `MSG_PROCESSING_ERROR` for a payload that
                 cannot be encoded, with the encoder's exception as its cause; `LIMIT_EXCEEDED` for a message that is
                 larger than the peer takes.
-            TypeError: The key is neither a string nor an integer.
+            TypeError: The key is neither a string nor an integer of 64 bits.
         """
         self.endpoint.check_type(type)
         if key is not None:
@@ -340,6 +276,9 @@ class Session:
             if len(data) > EASY_SIZE or not self._direct:
                 self.check_size(data, {"rp": name})
             self._write(data)
+            if self.ledger is not None:
+                calls.withdraw = self._withdraw
+                calls.note(stamp, self._outbox.newest if self._outbox else self.ledger.newest)
         except Exception as exc:
             calls.discard(stamp)
             if isinstance(exc, WseError):
@@ -349,44 +288,65 @@ class Session:
         return stamp, future
 
     def forget_call(self, stamp: int) -> None:
-        """Forget a call whose answer is no longer awaited."""
+        """Forget a call whose answer is no longer awaited; if it has not been sent yet, it never is."""
         if self._calls is not None:
-            self._calls.discard(stamp)
+            self._calls.forget(stamp)
+
+    def _withdraw(self, message: Any) -> bool | None:
+        """Take back a call that has not arrived; returns whether it has, or `None` if that is not known."""
+        if self._outbox is not None and self._outbox.withdraw(message):
+            return False
+        return None if self.ledger is None else self.ledger.withdraw(message)
 
     def close(self, code: int, reason: str) -> None:
         """End the session and close the socket; nothing happens if it has ended."""
         if self._phase is not ENDED:
-            self.ready_state = ReadyState.CLOSING
             reason = str(reason)  # it may be a member of CloseReason; listeners get what travels
-            self._write_all()
-            self.link.close(code, reason)
+            if self.ledger is not None and not self.ledger.is_attached:
+                self.ready_state = ReadyState.CLOSED
+            else:
+                self.ready_state = ReadyState.CLOSING
+                self._write_all()
+                self.link.close(code, reason)
             self._end(code, reason)
 
-    async def drain(self) -> None:
-        """Wait until the socket takes more; returns at once when the connection has ended.
+    async def flush(self, timeout: float | None) -> None:
+        """Wait until the peer has handled everything that has been sent until now.
 
-        What was written in this turn of the event loop leaves first, so a producer that drains between its messages
-        is held to the peer's pace.
+        Raises:
+            WseError: `UNSUPPORTED`, when the session does not outlive its connection; `SESSION_LOST`.
+            TimeoutError: Not in time.
         """
-        scheduler = self.endpoint.scheduler
-        turn = scheduler.create_future()
-        scheduler.call_soon(_wake, turn)
-        await turn
-        while not self._writable and self.ready_state is ReadyState.OPEN:
-            future = scheduler.create_future()
-            drainers = self._drainers
-            if drainers is None:
-                drainers = self._drainers = {}
-            drainers[future] = None
-            try:
-                await future
-            finally:
-                drainers.pop(future, None)  # a cancelled waiter leaves nothing behind
+        ledger = self.ledger
+        if ledger is None:
+            raise WseError(ErrorCode.UNSUPPORTED, {"extension": "resume"})
+        if self.ended:
+            raise WseError(ErrorCode.SESSION_LOST)
+        flushed = ledger.flushed(self._outbox)
+        timer = None
+        if timeout is not None:
+            timer = self.endpoint.scheduler.call_later(timeout, _expire, flushed, timeout)
+        try:
+            await flushed
+        finally:
+            if timer is not None:
+                timer.cancel()
 
-    @property
-    def queued(self) -> int:
-        """Bytes that wait for the peer to take them."""
-        return self.link.buffered + (self._outbox.size if self._outbox is not None else 0)
+    def undelivered(self) -> list[tuple[Any, Any]]:
+        """The messages that the peer has not confirmed, as `(type, payload)`, without calls and answers."""
+        ledger = self.ledger
+        if ledger is None:
+            return []
+        waiting = [] if self._outbox is None else self._outbox.messages
+        return self.plain_messages([*ledger.ring, *ledger.unsent, *waiting])
+
+    def plain_messages(self, encoded: Iterable[Packed | str | bytes | None]) -> list[tuple[Any, Any]]:
+        """Those of the encoded messages that are no calls, answers or WSE's own, as `(type, payload)`."""
+        unpack = self.protocol.unpack
+        decoded = [unpack(m.data if isinstance(m, Packed) else m) for m in encoded if m is not None]
+        return [
+            (type_, payload) for type_, payload, stamp in decoded if not stamp and type_ not in self.endpoint.reserved
+        ]
 
     @property
     def pending_calls(self) -> int:
@@ -398,18 +358,6 @@ class Session:
     def enter(self, phase: Phase | None) -> None:
         """Begin a phase; `None` is the one in which messages and calls are the application's."""
         self._phase = phase
-
-    def write(self, type: MessageType, payload: Any) -> None:
-        """Send one of WSE's own messages.
-
-        Raises:
-            WseError: `MSG_PROCESSING_ERROR`, when the payload cannot be encoded.
-        """
-        packed = encode(self.protocol, type, payload)
-        if self._writable:
-            self.link.write_shared(packed)
-        else:
-            self.hold(None, packed)
 
     def violation(
         self,
@@ -509,217 +457,6 @@ class Session:
             error = WseError(ErrorCode.RP_NOT_REGISTERED)
             self._answer_error(error, type_, payload, stamp)
 
-    # Handlers.
-
-    def spawn(self, coroutine: Coroutine[Any, Any, Any]) -> None:
-        """Run an async handler, which may outlive the connection by `Limits.handler_linger`."""
-        handlers = self._handlers
-        if handlers is None:
-            endpoint = self.endpoint
-            handlers = self._handlers = Handlers(endpoint.scheduler, endpoint.limits.handler_linger, self._overdue)
-        task = handlers.run(coroutine)
-        if task is not None and self.ready_state is not ReadyState.OPEN:
-            handlers.let_linger({task})  # this handler, or an earlier one, has closed the connection
-
-    @property
-    def tasks(self) -> tuple[asyncio.Task[Any], ...]:
-        """The async handlers that have not ended."""
-        return () if self._handlers is None else tuple(self._handlers.tasks)
-
-    @property
-    def running_handlers(self) -> int:
-        """How many async handlers have not ended."""
-        return 0 if self._handlers is None else len(self._handlers.tasks)
-
-    def _overdue(self, task: asyncio.Task[Any]) -> None:
-        """Report an async handler that has outlived the connection for too long and is about to be cancelled."""
-        details = {"handler": handler_of(task), **self.context()}
-        self.endpoint.report(WseError(ErrorCode.HANDLER_CANCELLED, details), self)
-
-    # Answers.
-
-    def _answer_when_done(self, awaitable: Any, name: MessageType, payload: Any, stamp: Any) -> None:
-        limit = None
-        if self._running_calls >= self.endpoint.max_incoming_calls:
-            limit = "incoming_calls"
-        elif self.running_handlers >= self.endpoint.max_handlers:
-            limit = "handlers"
-        if limit is None:
-            self._running_calls += 1
-            self.spawn(self._answer_later(awaitable, name, payload, stamp))
-        else:
-            discard(awaitable)
-            self._answer_error(self.exceeded(limit), name, payload, stamp)
-
-    async def _answer_later(self, awaitable: Any, name: MessageType, payload: Any, stamp: Any) -> None:
-        try:
-            result = await awaitable
-        except Exception as exc:
-            self._procedure_failed(exc, name, payload, stamp)
-        except BaseException as exc:
-            # Cancelled from within, or with the server: the caller must not wait for its timeout.
-            self._answer_error(exc, name, payload, stamp)
-            raise
-        else:
-            self._answer(result, name, payload, stamp)
-        finally:
-            self._running_calls -= 1
-
-    def _answer(self, result: Any, name: MessageType, payload: Any, stamp: Any) -> None:
-        try:
-            data = self._encode((self._response, result, stamp))
-        except Exception as exc:
-            self._procedure_failed(exc, name, payload, stamp)
-            return
-        if self._direct and len(data) <= EASY_SIZE:
-            self._write(data)
-        else:
-            self._write_answer(data, name, payload, stamp)
-
-    def _write_answer(self, data: Any, name: MessageType, payload: Any, stamp: Any) -> None:
-        if self.takes(data):
-            self._write(data)
-        else:
-            self._answer_error(self.skip(data, {"rp": name}), name, payload, stamp)
-
-    def _procedure_failed(self, exc: BaseException, name: MessageType, payload: Any, stamp: Any) -> None:
-        self._answer_error(exc, name, payload, stamp)
-        details = {"rp": name, "type": name, "payload": payload, "stamp": stamp, **self.context()}
-        message = f"{exc.__class__.__name__} in a procedure"
-        self.endpoint.report(WseError(ErrorCode.RP_EXECUTION_FAILED, details, message), self, exc)
-
-    def _answer_error(self, exc: BaseException, name: MessageType, payload: Any, stamp: Any) -> None:
-        endpoint = self.endpoint
-        answer = encode_error(
-            exc,
-            (name, payload, stamp),
-            encode=self._encode,
-            response_error=self.protocol.internal_types.response_error,
-            takes=self.takes,
-            expose=endpoint.expose,
-            debug=endpoint.debug,
-        )
-        if answer.cause is not None:
-            details = {"rp": name, **self.context()}
-            problem = "the error of a call cannot be sent as it is"
-            endpoint.report(WseError(ErrorCode.MSG_PROCESSING_ERROR, details, problem), self, answer.cause)
-        if answer.too_large is not None:
-            self.skip(answer.too_large, {"rp": name})
-        if answer.data is not None:
-            self._write(answer.data)
-
-    # Writing.
-
-    def hold(self, type: MessageType | None, packed: Packed) -> None:
-        """Keep a message until the socket takes more.
-
-        Args:
-            type: Its type, which decides what happens when too much waits; `None` for calls and answers.
-            packed: The message.
-        """
-        if self.ready_state is not ReadyState.OPEN:
-            return
-        outbox = self._outbox
-        if outbox is None:
-            outbox = self._outbox = Outbox(self.endpoint.overflow)
-        policy, dropped = outbox.put(type, packed, self.endpoint.limits.send_buffer - self.link.buffered)
-        if dropped:
-            self._overflow(policy, dropped, outbox)
-
-    def _write(self, data: Any, type: MessageType | None = None, key: MessageKey | None = None) -> None:
-        self._counters.bytes_out += len(data)
-        if not self._writable:
-            self.hold(type, Packed(data, self._utf8, key))
-        elif self._utf8:
-            self.link.write_utf8(data)
-        else:
-            self.link.write(data)
-
-    def _write_all(self) -> None:
-        """The connection is about to close: what waits leaves before."""
-        while self._outbox:
-            self.link.write_shared(self._outbox.take())
-
-    def _wake_drainers(self) -> None:
-        if self._drainers is not None:
-            for future in self._drainers:
-                _wake(future)
-            self._drainers = None
-
-    # The size of messages that the peer takes.
-
-    def limit_output(self, size: int) -> None:
-        """Send no messages of more bytes: the peer does not take them."""
-        self._max_out = size
-        self._set_direct()
-
-    def _set_direct(self) -> None:
-        self._direct = self._writable and self._max_out >= 4 * EASY_SIZE  # a character of text may have 4 bytes
-
-    def takes(self, data: str | bytes) -> bool:
-        """Whether the peer takes a message of that size."""
-        size = len(data)
-        if isinstance(data, str) and size <= self._max_out < 4 * size:
-            size = len(data.encode())
-        return size <= self._max_out
-
-    def check_size(self, data: str | bytes, details: dict[str, Any]) -> None:
-        """Reject a message that the peer does not take.
-
-        Raises:
-            WseError: `LIMIT_EXCEEDED`, with the details and the size.
-        """
-        if not self.takes(data):
-            raise self._too_large(data, details)
-
-    def skip(self, data: str | bytes, details: dict[str, Any]) -> WseError:
-        """Count a message that is not sent because the peer does not take it; the first time, report it."""
-        self._counters.dropped["too-large"] += 1
-        error = self._too_large(data, details)
-        self._report_once("too-large", ErrorCode.LIMIT_EXCEEDED, error.details, None, 0)
-        return error
-
-    def _too_large(self, data: str | bytes, details: dict[str, Any]) -> WseError:
-        whole = {"limit": "message_size", "allowed": self._max_out, "size": len(data), **details}
-        return WseError(ErrorCode.LIMIT_EXCEEDED, whole, "the message is larger than the peer takes")
-
-    # Excess.
-
-    def exceeded(self, limit: str, reason: CloseReason | None = None, code: int = 1008) -> WseError:
-        """Count that the peer has exceeded a limit, report it once, and close the connection if a reason is given.
-
-        Returns:
-            The error for the peer, when it was a call.
-        """
-        self._counters.limits[limit] += 1
-        details = {"limit": limit, "allowed": getattr(self.endpoint.limits, limit)}
-        self._report_once(limit, ErrorCode.LIMIT_EXCEEDED, details, reason, code)
-        if reason is not None:
-            self.close(code, reason)
-        return WseError(ErrorCode.LIMIT_EXCEEDED, details)
-
-    def _overflow(self, policy: Overflow, dropped: int, outbox: Outbox) -> None:
-        """Messages for a slow receiver had to give way."""
-        closes = policy is Overflow.CLOSE
-        self._counters.dropped[policy] += dropped + (outbox.clear() if closes else 0)
-        if policy is not Overflow.LATEST:  # whose messages give way before the bound is reached
-            self._counters.limits["send_buffer"] += 1
-        details = {"limit": "send_buffer", "allowed": self.endpoint.limits.send_buffer, "overflow": str(policy)}
-        reason = CloseReason.SLOW_RECEIVER if closes else None
-        self._report_once(f"send_buffer {policy}", ErrorCode.SLOW_RECEIVER, details, reason, 1013)
-        if closes:
-            self.close(1013, CloseReason.SLOW_RECEIVER)
-
-    def _report_once(
-        self, what: str, error: ErrorCode, details: dict[str, Any], reason: CloseReason | None, code: int
-    ) -> None:
-        """Report it the first time only: a peer that goes on must not flood the application's reports."""
-        if what not in self._exceeded:
-            self._exceeded += (what,)
-            close = {} if reason is None else {"close": [code, str(reason)]}
-            whole = {**details, "from": self.describe(), **close, **self.context()}
-            self.endpoint.report(WseError(error, whole), self)
-
     # The end.
 
     def _end(self, code: int, reason: str) -> None:
@@ -731,21 +468,18 @@ class Session:
             phase.stop()
         if self._calls is not None:
             self._calls.close(code, reason)
+        if self.ledger is not None:
+            self.ledger.end(self._outbox)
         if self._outbox is not None:
             self._outbox.clear()
         self._wake_drainers()
-        self._counters.count_close(code, reason)
+        if self.ledger is None or self.ledger.is_attached:
+            self._counters.count_close(code, reason)
         if self._handlers is not None and self._handlers.tasks:
             self._handlers.let_linger(self._handlers.tasks)
         self._on_end(code, reason)
 
 
-def discard(awaitable: Any) -> None:
-    """Close the coroutine of an async handler that is not going to run."""
-    if isinstance(awaitable, CoroutineType):
-        awaitable.close()
-
-
-def _wake(future: asyncio.Future[None]) -> None:
+def _expire(future: asyncio.Future[None], timeout: float) -> None:
     if not future.done():
-        future.set_result(None)
+        future.set_exception(TimeoutError(f"the peer has not confirmed everything within {timeout} s"))

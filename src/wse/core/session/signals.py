@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 import typing
 from asyncio import CancelledError
 from collections.abc import Callable, Coroutine
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVarTuple, overload
 
 from wse.errors import ErrorCode, HandlerError
+from wse.tasks import is_cancelled
 from wse.types import F, MessageType
 
 if TYPE_CHECKING:
@@ -23,7 +25,10 @@ Ts = TypeVarTuple("Ts")
 _WSE = str(Path(__file__).parent.parent.parent)
 
 HANDLER_ERRORS = (Exception, CancelledError)
-"""The exceptions of plain handlers that are reported; the second comes from the result of a cancelled future."""
+"""The exceptions of handlers that are reported; the second comes from a future or task that was cancelled."""
+
+_INJECTION = re.compile(r"\b(Depends|Security)\(")
+"""In an annotation that is text and has no value."""
 
 Failed = Callable[..., None]
 """Called with the exception of a handler, and with the context of its call."""
@@ -54,7 +59,7 @@ def _problem(fn: Any, takes: tuple[str, ...]) -> str | None:
     if inspect.isgeneratorfunction(called) or inspect.isasyncgenfunction(called):
         return f"a handler cannot be a generator; return a list, or send messages: {fn!r} contains a yield"
     try:
-        signature = inspect.signature(fn)
+        signature = _signature(fn)
     except ValueError:  # some builtins have no signature
         return None
     for parameter in signature.parameters.values():
@@ -70,9 +75,24 @@ def _problem(fn: Any, takes: tuple[str, ...]) -> str | None:
     return None
 
 
+def _signature(fn: Callable[..., Any]) -> inspect.Signature:
+    """The signature, with the values of annotations that are text: as `from __future__ import annotations` makes them.
+
+    Raises:
+        ValueError: The function has none.
+    """
+    try:
+        return inspect.signature(fn, eval_str=True)
+    except Exception:  # any exception: the text may use a name that is imported for type checkers only
+        return inspect.signature(fn)
+
+
 def _is_injected(parameter: inspect.Parameter) -> bool:
-    """Whether a web framework, such as FastAPI, would fill a parameter: `Depends(...)`, `Query(...)` and the like."""
-    markers = (parameter.default, *getattr(parameter.annotation, "__metadata__", ()))
+    """Whether a web framework, such as FastAPI, would fill a parameter: `Depends(...)`, `Query(...)` and others."""
+    annotation = parameter.annotation
+    if isinstance(annotation, str) and _INJECTION.search(annotation):
+        return True
+    markers = (parameter.default, *getattr(annotation, "__metadata__", ()))
     return any(
         type(m).__module__.startswith("fastapi.") or type(m).__name__ in ("Depends", "Security") for m in markers
     )
@@ -111,7 +131,9 @@ async def settle(awaitable: Any, failed: Failed, *context: Any) -> None:
     """Await an async handler; its exception goes to `failed(exception, *context)`."""
     try:
         await awaitable
-    except Exception as exc:
+    except HANDLER_ERRORS as exc:
+        if is_cancelled(exc):
+            raise
         failed(exc, *context)
 
 
@@ -175,13 +197,13 @@ class Listeners:
 
 
 class Signal(Generic[*Ts]):
-    """Something that happens to a server or client.
+    """An event of a server or client, with its listeners.
 
-    Calling it subscribes: `when.connected(fn)`, or `@when.connected` above the function. Listeners may be plain or
-    `async`; their exceptions are reported on `when.error`.
+    A call of the signal adds a listener: `when.connected(fn)`, or `@when.connected` above the function. Listeners may
+    be plain or `async`. Their exceptions are reported on `when.error`.
     """
 
-    __slots__ = ("_failed", "_holds", "_last", "_listeners", "_replay", "_scheduler", "_takes", "name")
+    __slots__ = ("_before", "_failed", "_holds", "_last", "_listeners", "_replay", "_scheduler", "_takes", "name")
 
     def __init__(
         self,
@@ -210,6 +232,7 @@ class Signal(Generic[*Ts]):
         self._replay = replay or holds
         self._holds = holds
         self._last: tuple[Any, ...] | None = None
+        self._before: tuple[Callable[..., Any], ...] = ()  # the listeners when the last emission ceased to hold
         self._listeners = Listeners()
 
     def __call__(self, fn: F) -> F:
@@ -244,13 +267,13 @@ class Signal(Generic[*Ts]):
     async def wait(self, timeout: float | None = None) -> tuple[*Ts]:
         """Wait for the next emission and return its arguments, always as a tuple.
 
-        Where the last emission still holds, as that of `client.when.ready` on a connected client, return it at once.
+        On a connected client, `when.ready.wait()` returns the arguments of the last emission at once.
 
         Args:
-            timeout: Seconds; `None` waits for ever.
+            timeout: Seconds to wait; `None` waits for ever.
 
         Raises:
-            TimeoutError: It did not happen in time.
+            TimeoutError: There was no emission in time.
         """
         if self._holds and self._last is not None:
             return self._last
@@ -283,6 +306,17 @@ class Signal(Generic[*Ts]):
     def _forget(self) -> None:
         """The last emission no longer holds."""
         self._last = None
+        self._before = self._listeners.fns
+
+    def _emit_to_new(self, *args: *Ts) -> None:
+        """The same for the listeners that have come since the last emission ceased to hold."""
+        self._last = args
+        before = list(self._before)
+        for fn in self._listeners.fns:
+            if fn in before:
+                before.remove(fn)
+            else:
+                self._run(fn, args)
 
     def _emit_on(self, spawner: Spawner, *args: *Ts) -> None:
         """The same, for a signal about a connection: its end also ends the async listeners."""

@@ -15,6 +15,7 @@ from wse.transports.picows.frames import RSV1, masked_frame
 from wse.transports.picows.handshake import Address, ClientHandshake, HandshakeError
 from wse.transports.picows.link import CLOSE_TIMEOUT, PicowsLink, Turn, payload_of
 from wse.transports.picows.protocol import websocket_protocol
+from wse.transports.picows.tls import tls_loop
 from wse.transports.tcp import bound_unsent
 
 if TYPE_CHECKING:
@@ -84,7 +85,11 @@ async def connect(
     handshake = ClientHandshake(make_websocket, make_listener, protocol)
     try:
         await aiofastnet.create_connection(
-            loop, lambda: handshake, address.host, address.port, ssl=(ssl or True) if address.secure else None
+            tls_loop(loop) if address.secure else loop,
+            lambda: handshake,
+            address.host,
+            address.port,
+            ssl=(ssl or True) if address.secure else None,
         )
         await handshake.opened
     except (OSError, ValueError) as exc:
@@ -128,6 +133,6 @@ class PicowsClientLink(PicowsLink):
 
 
 async def _retrieve_exception(transport: picows.WSTransport) -> None:
-    """Retrieve the exception that picows keeps, or asyncio complains that nobody has."""
+    """Retrieve the exception that picows keeps, so that asyncio does not report it as never retrieved."""
     with contextlib.suppress(Exception):
         await transport.wait_disconnected()

@@ -28,7 +28,7 @@ MAX_HEAD: Final = 16 * 1024
 """The most bytes that the head of an answer may have."""
 
 _GUID: Final = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
-_STATUS_LINE = re.compile(r"HTTP/1\.1 ([1-5]\d\d)(?: [^\x00-\x08\x0a-\x1f\x7f]*)?")  # RFC 9112, 4
+_STATUS_LINE = re.compile(r"HTTP/1\.(\d) ([1-5]\d\d)(?: [^\x00-\x08\x0a-\x1f\x7f]*)?")  # RFC 9112, 4
 _HEADER_LINE = re.compile(r"([!#$%&'*+.^_`|~0-9A-Za-z-]+):([^\x00-\x08\x0a-\x1f\x7f]*)")  # RFC 9110, 5.5
 _URL_DELIMITERS = "%:/?#[]@!$&'()*+,;="
 
@@ -86,20 +86,26 @@ class Answer:
         HandshakeError: It is not an HTTP response.
     """
 
-    __slots__ = ("headers", "status")
+    __slots__ = ("_is_1_0", "headers", "status")
 
     def __init__(self, head: bytes) -> None:
         first, *lines = head.decode("latin-1").split("\r\n")
         status = _STATUS_LINE.fullmatch(first)
         if status is None:
             raise HandshakeError(f"the server does not answer in HTTP/1.1: {first[:100]!r}")
-        self.status = int(status[1])
+        self.status = int(status[2])
+        self._is_1_0 = status[1] == "0"
         self.headers: CIMultiDict[str] = CIMultiDict()
         for line in lines:
             header = _HEADER_LINE.fullmatch(line)
             if header is None:
                 raise HandshakeError(f"the server's answer has a malformed header: {line[:100]!r}", self.status)
             self.headers.add(header[1], header[2].strip(" \t"))
+
+    @property
+    def is_interim(self) -> bool:
+        """Whether another answer follows, as after 103 Early Hints (RFC 9110, 15.2)."""
+        return 100 <= self.status < 200 and self.status != 101
 
     def check(self, key: str, protocol: str) -> None:
         """Check that the answer opens the WebSocket that was asked for, except for its extensions.
@@ -115,6 +121,8 @@ class Answer:
             # A redirect is not followed: it could take the identity, cookies and tokens to a host of its choice.
             redirect = "; redirects are not followed" if 300 <= self.status < 400 else ""
             raise HandshakeError(f"the server answers with HTTP status {self.status}{redirect}", self.status)
+        if self._is_1_0:
+            raise HandshakeError("the server does not answer in HTTP/1.1", self.status)
         if self.joined("Upgrade").lower() != "websocket":
             raise self._wrong("Upgrade")
         if "upgrade" not in (token.strip().lower() for token in self.joined("Connection").split(",")):
@@ -182,14 +190,10 @@ class ClientHandshake(asyncio.Protocol):
             return  # it was given up, and the socket is about to close
         received = self._received
         received += data
-        end = received.find(b"\r\n\r\n")
-        if (len(received) if end < 0 else end) > MAX_HEAD:
-            self._fail(HandshakeError(f"the head of the server's answer has more than {MAX_HEAD} bytes"))
-        elif end >= 0:
-            try:
-                self._upgrade(bytes(received[:end]), bytes(received[end + 4 :]))
-            except ValueError as exc:
-                self._fail(exc)
+        try:
+            self._read(received)
+        except ValueError as exc:
+            self._fail(exc)
 
     def connection_lost(self, exc: Exception | None) -> None:
         if not self.opened.done():
@@ -197,11 +201,21 @@ class ClientHandshake(asyncio.Protocol):
 
     # Inside.
 
-    def _upgrade(self, head: bytes, rest: bytes) -> None:
+    def _read(self, received: bytearray) -> None:
+        begin = 0
+        while (end := received.find(b"\r\n\r\n", begin)) >= 0 and end <= MAX_HEAD:
+            answer = Answer(bytes(received[begin:end]))
+            begin = end + 4
+            if not answer.is_interim:
+                self._upgrade(answer, bytes(received[begin:]))
+                return
+        if len(received) > MAX_HEAD:  # of all answers together
+            raise HandshakeError(f"the head of the server's answer has more than {MAX_HEAD} bytes")
+
+    def _upgrade(self, answer: Answer, rest: bytes) -> None:
         websocket, transport = self._websocket, self._transport
         assert transport is not None
         key = websocket.transport.request.headers["Sec-WebSocket-Key"]
-        answer = Answer(head)
         answer.check(key, self._protocol)
         self._listener = self._make_listener(answer.joined("Sec-WebSocket-Extensions"))
         transport.set_protocol(websocket)

@@ -79,7 +79,7 @@ class HttpHead:
         if self.target.startswith("/"):
             return
         absolute = _ABSOLUTE.fullmatch(self.target)
-        if absolute is None or not is_host(absolute[1]):
+        if absolute is None or not absolute[1] or not is_host(absolute[1]):
             raise HttpError(HTTPStatus.BAD_REQUEST)
         self.headers["Host"] = absolute[1]
         self.target = absolute[2] if absolute[2].startswith("/") else f"/{absolute[2]}"

@@ -206,12 +206,17 @@ class PicowsLink(WSListener):
 
     def close(self, code: int, reason: str) -> None:
         if self._closing:
+            if code == SERVICE_RESTART:
+                self._close_deadline = min(self._close_deadline, self._turn._loop.time() + CLOSE_TIMEOUT)
             return
         self._flush()
         self._closing = True
         transport = self._transport
         transport.send_close(code, reason.encode())  # type: ignore[arg-type]  # any integer will do
         self._wait_for_close(CLOSE_TIMEOUT if code == SERVICE_RESTART else self._close_limit)
+
+    def attach(self, session: Receiver) -> None:
+        self._session = session
 
     def abort(self) -> None:
         self._closing = True
@@ -412,21 +417,26 @@ class PicowsLink(WSListener):
         self._assembly = Assembly(text=False, limit=0, deflate=None)
 
     def _wait_for_close(self, limit: float) -> None:
-        self._close_deadline = self._turn._loop.time() + limit
-        self._uptake = Uptake(self._underlying)
-        self._await_close()
+        now = self._turn._loop.time()
+        self._close_deadline = now + limit
+        if self._uptake is None:
+            self._uptake = Uptake(self._underlying)
+        else:
+            self._uptake.pause(now)
+        self._await_close(CLOSE_TIMEOUT)
 
-    def _await_close(self) -> None:
+    def _await_close(self, wait: float) -> None:
         """Cut the socket if the peer does not close it in time."""
         loop = self._turn._loop
-        in_time = min(CLOSE_TIMEOUT, self._close_deadline - loop.time())
+        in_time = min(wait, self._close_deadline - loop.time())
         self._close_timer = loop.call_later(in_time, self._close_overdue)
 
     def _close_overdue(self) -> None:
         assert self._uptake is not None  # made by `close`
         now = self._turn._loop.time()
-        if now < self._close_deadline and not self._uptake.pause(now):
-            self._await_close()
+        pause = self._uptake.pause(now)  # the heartbeat looks as well, perhaps a moment ago
+        if now < self._close_deadline and pause < CLOSE_TIMEOUT:
+            self._await_close(CLOSE_TIMEOUT - pause)
         else:
             self._transport.disconnect(False)
 

@@ -7,7 +7,7 @@ import socket
 from collections.abc import Mapping
 from functools import partial
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, cast
 
 import aiofastnet
 import picows
@@ -17,6 +17,7 @@ from wse.transports.picows.http import HttpError, HttpHead, answer
 from wse.transports.picows.link import CLOSE_TIMEOUT, PicowsLink, Turn
 from wse.transports.picows.log import logger
 from wse.transports.picows.protocol import feed, websocket_protocol
+from wse.transports.picows.tls import tls_loop
 from wse.transports.request import HttpRequest, tokens
 from wse.transports.tcp import bound_unsent
 
@@ -70,7 +71,7 @@ async def listen(
     listener = Listener(acceptor, path, handshake_timeout, files, compression)
     loop = asyncio.get_running_loop()
     listener.server = server = await aiofastnet.create_server(
-        loop if ssl is None else cast("asyncio.AbstractEventLoop", _TlsLoop(loop)),
+        loop if ssl is None else tls_loop(loop),
         partial(HttpConnection, listener),
         host,
         port,
@@ -287,23 +288,3 @@ class HttpConnection(asyncio.Protocol):
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-
-
-class _TlsLoop:
-    """The event loop as aiofastnet's TLS sees it.
-
-    aiofastnet reports a peer that hangs up in the TLS handshake to the loop's exception handler, as if it were a fault
-    of the program: a port scanner would fill the log with tracebacks.
-    """
-
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        self._loop = loop
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._loop, name)
-
-    def call_exception_handler(self, context: dict[str, Any]) -> None:
-        if context.get("message") == "SSL handshake failed":
-            logger.debug("a TLS handshake failed: %r", context.get("exception"))
-        else:
-            self._loop.call_exception_handler(context)
