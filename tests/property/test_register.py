@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from dataclasses import replace
 
 import pytest
@@ -22,6 +22,8 @@ profile = settings(
     deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture], print_blob=True
 )
 NODES = 2
+LEASE = 600
+"""Seconds: no lease runs out while a story is told, however busy the machine is."""
 examples = itertools.count()
 
 nodes = st.integers(0, NODES - 1)
@@ -50,7 +52,12 @@ class Register:
         self.nodes = []
 
     async def open(self):
-        self.nodes = await self.cluster.nodes(NODES)
+        self.nodes = [await self._node() for _ in range(NODES)]
+
+    async def _node(self):
+        node = await self.cluster.node()
+        await node.broker.renew(LEASE)
+        return node
 
     def user(self, name):
         return f"{name}-{self.example}"
@@ -62,11 +69,8 @@ class Register:
         step = getattr(self, kind)
         if not is_lost:
             return await step(node, *args)
-        with self.cluster.lose_answers(node):
-            try:
-                await step(node, *args)
-            except WseError:
-                pass
+        with self.cluster.lose_answers(node), suppress(WseError):
+            await step(node, *args)
         return "lost"
 
     async def join(self, node, user, conn, limit, *, fresh=True):
@@ -95,7 +99,7 @@ class Register:
     async def die(self, node):
         await node.broker.resign()
         await node.broker.close()
-        self.nodes[self.nodes.index(node)] = await self.cluster.node()
+        self.nodes[self.nodes.index(node)] = await self._node()
 
     async def reap(self, node):
         reaped = []
