@@ -93,7 +93,8 @@ class Run:
 
     async def run(self):
         """Make the run; the report on it."""
-        self.log("begin", name=self.options.name, seed=self.options.seed)
+        scenario = self.options.scenario
+        self.log("begin", name=self.options.name, seed=self.options.seed, keeps_register=scenario.persists)
         self.engine = self._engine()
         polling = None
         try:
