@@ -193,14 +193,16 @@ def presence(history, report):
 def _wrong(entries):
     """The places at which the same event fires twice in a row, and the last one if it is not `left`.
 
-    Events of two nodes may be seen in another order: then both repeat shortly after each other.
+    Events of two nodes that follow each other shortly may be seen in another order.
     """
-    wrong, before = [], "left"
-    for place, entry in enumerate(entries):
+    order, wrong, before = [*range(len(entries))], [], "left"
+    for at, place in enumerate(order):
+        entry = entries[place]
         if entry["event"] == before:
-            other = entries[wrong[-1]] if wrong else None
-            if other and other["event"] != before and entry["t"] - other["t"] < TOLERANCE:
-                wrong.pop()
+            following = entries[order[at + 1]] if at + 1 < len(order) else None
+            if following and following["event"] != before and following["t"] - entry["t"] < TOLERANCE:
+                order[at + 1] = place
+                entry = following
             else:
                 wrong.append(place)
         before = entry["event"]
@@ -208,13 +210,14 @@ def _wrong(entries):
 
 
 def _only_the_register_knew(history, time):
-    """Whether the register was lost while a node was cut off: it cannot know what others had announced meanwhile."""
+    """Whether the register was lost before, while a node was cut off, which cannot know what others had announced.
+
+    A repeated event may show only later, when the user's events no longer follow each other closely.
+    """
     losses = [] if history.keeps_register else [fault for fault in history.faults if fault.kind in LOSSES]
     cuts = [fault for fault in history.faults if fault.kind in CUTS]
     return any(
-        cut.began < loss.healed and loss.began < cut.healed and loss.began < time < max(cut.healed, loss.healed) + AFTER
-        for loss in losses
-        for cut in cuts
+        cut.began < loss.healed and loss.began < cut.healed and loss.began < time for loss in losses for cut in cuts
     )
 
 
