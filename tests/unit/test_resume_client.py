@@ -276,6 +276,23 @@ async def test_an_attempt_that_is_given_up_does_not_end_the_session_at_the_serve
     await log.until("resumed")
 
 
+async def test_a_message_that_breaks_every_connection_is_not_sent_for_ever(far):
+    client, peer, log = await joined(far)
+    client.send("poison", 1)
+    await peer.hear()
+    for _ in range(5):
+        await peer.close(1006, "")
+        peer, offer = await let_in(far, {"id": "s1", "got": 0})
+        assert offer["sent"] == [1, 1]
+        assert await peer.hear() == ["poison", 1, None]
+    await peer.close(1006, "")
+    peer, offer = await let_in(far, ANSWER)
+    assert offer == {}
+    ((loss,),) = log.all("lost")
+    assert (loss.why, loss.uncertain) == ("stuck", [("poison", 1)])
+    await log.until("updated", "READY")
+
+
 async def test_without_reconnection_a_lost_connection_loses_the_session(far):
     client, peer, log = await joined(far, reconnect=False)
     client.send("chat", 1)

@@ -413,6 +413,7 @@ class ConnectionManager:
         if connection is self._connection and connection.session is not None:
             self._resumption.keep(connection.session, code, reason)
             self._connection_lost(connection, error, code, reason)
+            self._tell_loss(self._resumption.lose_if_stuck())
 
     def connection_ended(self, connection: Connection, error: WseError, code: int, reason: str) -> None:
         session = connection.session

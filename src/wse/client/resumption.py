@@ -150,6 +150,13 @@ class Resumption(Resuming):
         kept.close(*self._close)
         return self.loss(kept, why)
 
+    def lose_if_stuck(self) -> Loss | None:
+        """The same, if one of its messages has broken several connections."""
+        kept = self.kept
+        if kept is None or kept.ledger is None or not kept.ledger.is_stuck:
+            return None
+        return self.lose("stuck")
+
     def loss(self, session: ClientSession, why: str) -> Loss:
         """What a session that has ended leaves."""
         ledger = session.ledger
