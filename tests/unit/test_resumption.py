@@ -860,6 +860,19 @@ def test_a_resend_does_not_outrun_the_socket():
     assert peer.session.ledger.out == 12
 
 
+def test_nothing_overtakes_a_resend_after_a_loss_that_the_server_has_not_noticed():
+    side = Side()
+    peer = side.join_resumable()
+    peer.conn.send("news", 0)
+    new = side.open()
+    new.receiver.writable(False)
+    claim = peer.ticket | {"got": 0, "sent": [1, 0]}
+    new.say("~wse:hi", {"identity": "ann", "ext": {"resume": claim}})
+    peer.conn.send("news", 1)
+    new.receiver.writable(True)
+    assert [message[1] for message in new.heard[2:]] == [0, 1]
+
+
 def test_a_close_during_a_resend_sends_everything_first_in_order():
     side = Side()
     peer = side.join_resumable()

@@ -285,7 +285,8 @@ class Ledger:
         self.session.detached(code, reason)
 
     def leave(self) -> None:
-        """Write to the link no longer."""
+        """Write to the link no longer; until there is another one, and what was missed has been sent, messages wait."""
+        self.session.writable(False)
         self.link = NO_LINK
         self.pings = False
         self._asked = False
