@@ -651,6 +651,26 @@ def test_a_refusal_for_the_moment_leaves_the_session():
     assert why(side.back(peer, got=0))[0] is None
 
 
+def test_an_identify_handler_may_trust_the_key_of_a_session():
+    seen = []
+
+    async def identify(auth):
+        returning = await auth.resuming()
+        seen.append(returning)
+        auth.accept(auth.identity if returning is None else returning.cid, "welcome")
+        assert await auth.resuming() is None  # decided
+
+    side = Side(identify)
+    peer = side.join_resumable()
+    peer.vanish()
+    assert why(side.back(peer, got=0, cid="whoever", key="wrong"))[0]["why"] == "unknown"
+    assert why(side.back(peer, got=0, cid="whoever"))[0] is None
+    assert seen == [None, None, ("ann", {})]
+    assert side.join("bob").conn.cid == "bob"
+    plain = ServerSide(identify)
+    assert plain.join("cid").conn.cid == "cid"
+
+
 def test_the_window_waits_while_its_client_is_being_authenticated():
     release = []
 
