@@ -374,6 +374,11 @@ class ConnectionManager:
         session = connection.session
         if connection is not self._connection or session is None:
             return
+        if self._resumption.is_stale(session):
+            self._connection = None
+            session.close(1000, CloseReason.BY_CLIENT)
+            self._attempt_after(self._course, 0.0)
+            return
         try:
             going_on, loss = self._resumption.welcomed(session)
         except WseError as exc:
