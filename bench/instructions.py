@@ -430,7 +430,14 @@ def count(valgrind: str) -> dict[str, int]:
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "out"
         command = [valgrind, "--tool=callgrind", f"--callgrind-out-file={out}", "--dump-before=getppid"]
-        variables = {"PYTHONHASHSEED": "0", "PYTHONPATH": str(HERE.parent / "src"), "PATH": os.environ.get("PATH", "")}
+        variables = {
+            "PYTHONHASHSEED": "0",
+            "PYTHONPATH": str(HERE.parent / "src"),
+            "PATH": os.environ.get("PATH", ""),
+            # Else a heap whose end happens to lie at a large buffer grows and shrinks with every connection.
+            "MALLOC_TOP_PAD_": str(64 * 1024 * 1024),
+            "MALLOC_TRIM_THRESHOLD_": str(1024 * 1024 * 1024),
+        }
         command += [sys.executable, "-X", "utf8", __file__, "--work"]
         done = subprocess.run(command, env=variables, capture_output=True, text=True, timeout=300)
         if done.returncode:

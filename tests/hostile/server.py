@@ -24,7 +24,7 @@ async def serve():
         lambda auth: auth.accept(auth.identity),
         port=0,
         auth_timeout=AUTH_TIMEOUT,
-        heartbeat=Heartbeat(interval=1, timeout=2),
+        heartbeat=Heartbeat(interval=1, timeout=30),
         compression=Compression(),
         limits=Limits(handler_linger=1),
         resume=Resume(window=2, detached=300, retained=8 * 1024 * 1024),

@@ -203,7 +203,7 @@ class NatsCluster(EngineCluster):
 
     async def forget(self, *nodes):
         client = await nats.connect(self.engine.url())
-        for name in f"KV_{self.prefix}", f"KV_{self.prefix}-hints":
+        for name in f"KV_{self.prefix}-v2", f"KV_{self.prefix}-v2-hints":
             await client.jetstream().delete_stream(name)
         await client.close()
         for node in nodes:

@@ -182,6 +182,16 @@ def test_a_session_ends_with_its_window():
     assert side.scheduler.timers == [] or side.hub.resumption.detached == {}
 
 
+@pytest.mark.parametrize(("window", "grace", "leaves"), [(30, 10, 30), (10, 30, 30), (30, 30, 30)])
+def test_of_the_window_and_the_leave_grace_the_longer_one_holds(window, grace, leaves):
+    side = Side(resume=Resume(window=window), leave_grace=grace)
+    side.join_resumable(offer={"window": 50}).vanish()
+    side.scheduler.advance(leaves - 0.1)
+    assert side.names("left") == []
+    side.scheduler.advance(0.2)
+    assert side.names("left") == [("left", "ann", 1006, "")]
+
+
 def test_a_client_that_leaves_for_another_server_is_expected_for_ten_seconds():
     side = Side()
     peer = side.join_resumable()

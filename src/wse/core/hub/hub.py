@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Collection, Hashable, Iterable, Iterator
 from itertools import chain
 from typing import TYPE_CHECKING, Any
@@ -52,6 +53,7 @@ class Hub:
     Args:
         endpoint: The state that its sessions share.
         conns_per_user: How many devices of one user may be connected at a time.
+        leave_grace: Seconds that a user has to return, after the last device's end, before `left` fires.
         auth_timeout: Seconds that a connection has to become valid; 0 for ever.
         heartbeat: When silent connections are pinged, and given up.
         clock: The time of day, in Unix seconds.
@@ -64,6 +66,7 @@ class Hub:
         endpoint: Endpoint,
         *,
         conns_per_user: int,
+        leave_grace: float = 0.0,
         auth_timeout: float,
         heartbeat: Heartbeat,
         clock: Callable[[], float],
@@ -72,6 +75,8 @@ class Hub:
     ) -> None:
         if conns_per_user < 1:
             raise ValueError(f"conns_per_user must be at least 1, not {conns_per_user}")
+        if not 0 <= leave_grace < math.inf:
+            raise ValueError(f"leave_grace is in seconds, or 0 for none, not {leave_grace}")
         if auth_timeout < 0:
             raise ValueError(f"auth_timeout must be 0 (none) or more seconds, not {auth_timeout}")
         self.endpoint = endpoint
@@ -82,6 +87,7 @@ class Hub:
         endpoint.extensions.add(self.auth)
         endpoint.extensions.add(LimitsExtension())
         self.conns_per_user = conns_per_user
+        self.leave_grace = leave_grace
         self.auth_timeout = auth_timeout
         self.identify: AuthHandler | None = None
         self.generator: AuthHandler | None = None
@@ -216,7 +222,9 @@ class Hub:
     def leave(self, session: ServerSession, code: int, reason: str) -> None:
         """Remove a connection that has ended; it may not have been valid."""
         conn = session.conn
+        grace = self.leave_grace
         if session.ticket is not None and self.resumption is not None:
+            grace = max(0.0, grace - self.resumption.away(session))
             self.resumption.note_end(session, session.ticket, code, reason)
         identity = conn._user
         if self.connections.pop(conn.conn_id, None) is None:
@@ -236,7 +244,7 @@ class Hub:
                 identity.cid,
             )
         self.disconnected._emit(conn, code, reason)
-        self.network.leave(conn, identity, code, reason, is_last_here)
+        self.network.leave(conn, identity, code, reason, grace if is_last_here else None)
 
     async def close(self, code: int, reason: str) -> None:
         """Close every connection; returns when the last socket has closed."""

@@ -86,6 +86,7 @@ class Ticket:
         goes_on: The session that goes on; the answer says so.
         lost: What the answer says about the session that does not go on.
         key: The secret of the session; empty before the welcome.
+        since: When the session became detached.
         until: When the session ends, while it is detached.
         is_called_back: Whether this side has closed its last socket, for the client to come back.
         claimants: Clients that know the key and are being authenticated.
@@ -103,6 +104,7 @@ class Ticket:
         "key",
         "lost",
         "problem",
+        "since",
         "until",
         "why",
         "window",
@@ -116,6 +118,7 @@ class Ticket:
         self.goes_on: ServerSession | None = None
         self.lost: dict[str, Any] | None = None
         self.key = ""
+        self.since = 0.0
         self.until = 0.0
         self.is_called_back = False
         self.claimants = 0
@@ -321,7 +324,8 @@ class Resumption(Resuming):
         assert ledger is not None  # or the session would have ended
         self._hub.sockets.remove(session)
         self.detached[session] = code, reason
-        ticket.until = self._scheduler.time() + self._window(ticket, code)
+        ticket.since = self._scheduler.time()
+        ticket.until = ticket.since + self._window(ticket, code)
         ticket.is_overdue = False
         heapq.heappush(self._ends, (ticket.until, next(self._order), session))
         self._set_timer()
@@ -365,6 +369,11 @@ class Resumption(Resuming):
         """The event loop has been closed: its timers do not run."""
         self._timer = None
         self._acks.forget_loop()
+
+    def away(self, session: ServerSession) -> float:
+        """Seconds for which the session has had no socket."""
+        ticket = session.ticket
+        return 0.0 if ticket is None or session not in self.detached else self._scheduler.time() - ticket.since
 
     def note_end(self, session: ServerSession, ticket: Ticket, code: int, reason: str) -> None:
         """A session has ended, or a client that claimed one has gone."""
