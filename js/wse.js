@@ -471,7 +471,7 @@ export class WseClient {
       const arrived = sent && { arrived: this.#ledger.hasArrived(sent, got) }
       if (!before?.holds?.(stamp)) settle(new WseError(WSE_ERROR.RP_DISCONNECT, { rp, disconnected: [code, reason], ...arrived }))
     }
-    if (!this.#calls.size) this.#stamp = 0
+    if (!this.#calls.size && !before?.holds) this.#stamp = 0
   }
 
   // The session is over that would have outlived its connection.
@@ -760,7 +760,7 @@ export class WseClient {
     const fn = this.#procedures.get(rp)
     const write = (type, value) => {
       const data = this.#pack(type, value, stamp)
-      if (session.ledger || !session.ended) (session.ledger ?? session.ws).send(data)
+      if (session.ledger || session.ws.holds || !session.ended) (session.ledger ?? session.ws).send(data)
     }
     const isPackable = (value) => {
       try {

@@ -136,10 +136,10 @@ async def test_devices_with_browser_and_time_zone(two_and_two_tabs):
     assert await second.page.locator("#messages").inner_text() == ""
 
 
-async def test_a_long_call_tells_how_far_it_is(people):
+async def test_a_long_call_tells_how_far_it_is(chat, people):
     held = Held(of_a_report)
-    ann = await people(new_name("ann"), held=held)
-    await ann.enter("Sign up")
+    ann = await people(chat.new_user("ann"), held=held)
+    await ann.enter()
     second = await people(ann.user, beside=ann)
     await second.enter()
     await ann.say("one two three")
@@ -164,10 +164,10 @@ async def test_a_long_call_tells_how_far_it_is(people):
     await expect(second.page.locator("#percent")).to_be_empty()  # progress is for the caller
 
 
-async def test_a_device_that_is_being_logged_out_looks_so_when_the_devices_change(people):
+async def test_a_device_that_is_being_logged_out_looks_so_when_the_devices_change(chat, people):
     held = Held(lambda kind, payload: kind == "log-out-device")
-    ann = await people(new_name("ann"), held=held)
-    await ann.enter("Sign up", device="Desk")
+    ann = await people(chat.new_user("ann"), held=held)
+    await ann.enter(device="Desk")
     second = await people(ann.user, beside=ann)
     await second.enter(device="Second tab")
     button = ann.page.get_by_role("button", name="Log out Second tab")
@@ -183,7 +183,7 @@ async def test_a_device_that_is_being_logged_out_looks_so_when_the_devices_chang
     await expect(second.page.locator("#entry-error")).to_have_text("This device was logged out from another one.")
 
 
-@pytest.mark.parametrize("how", ["kill", "stop"])
+@pytest.mark.parametrize("how", ["kill", pytest.param("stop", marks=pytest.mark.slow)])
 async def test_the_server_goes_away_and_comes_back(chat, people, two_and_two_tabs, artifact, how):
     held = Held(of_a_report)
     _, second, bob = two_and_two_tabs
@@ -250,6 +250,7 @@ async def test_a_first_visitor_is_not_called_disconnected(people):
 # Messages that are not acknowledged.
 
 
+@pytest.mark.slow  # it waits until a server counts as lost
 async def test_in_a_stall_a_message_looks_unacknowledged_and_arrives_once(chat, people, two_and_two_tabs, artifact):
     held = Held(lambda kind, payload: kind == "say")
     _, second, bob = two_and_two_tabs

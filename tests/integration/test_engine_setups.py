@@ -22,7 +22,8 @@ from nats.js import api
 
 from support.brokers import Node, unavailable
 from support.cluster import cluster_of, until
-from support.engines import Nats, Sentinel, Valkey, free_port, nats_cluster
+from support.engines import Nats, Sentinel, Valkey, nats_cluster
+from support.programs import free_port
 from wse import ClusterSettings, ErrorCode
 from wse.brokers import from_url
 from wse.brokers.nats.broker import NatsBroker

@@ -14,7 +14,8 @@ from nats.js import api
 
 from support.brokers import WAIT, Node, RedisCluster, run_cluster, unavailable, until
 from support.cluster import cluster_of
-from support.engines import Nats, Valkey, free_port
+from support.engines import Nats, Valkey
+from support.programs import free_port
 from wse import ClusterSettings, ErrorCode, WseError
 from wse.brokers import from_url, reconnecting
 from wse.brokers.nats import broker as nats_broker
@@ -157,6 +158,24 @@ async def test_prefixes_keep_applications_apart(cluster):
     assert await one.broker.nodes() == {one.name}
     assert await two.broker.reap() == []
     assert await one.broker.online() == 1
+
+
+async def test_what_is_published_in_one_turn_leaves_in_one_write(cluster):
+    one, two = await cluster.nodes(2, "talk")
+    connection = one.broker._connection
+    wire = connection._wire if hasattr(connection, "_wire") else connection._commands
+    write, sizes = wire.write, []
+
+    def counted(data):
+        sizes.append(len(data))
+        write(data)
+
+    wire.write = counted
+    for n in range(10):
+        one.broker.publish("talk", b"x" * 1000 + b"%d" % n)
+    await two.until("received", "talk", b"x" * 1000 + b"9")
+    assert [size for size in sizes if size > 1000] == [max(sizes)]
+    assert [data[1000:] for _, data in two.all("received")] == [b"%d" % n for n in range(10)]
 
 
 # Engines in trouble.

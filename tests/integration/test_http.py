@@ -128,6 +128,16 @@ async def test_what_is_no_http_is_turned_away_and_the_server_goes_on(listen, dat
     await place.connect()
 
 
+@pytest.mark.parametrize(
+    "data", [b"GET /healthz HTTP/1.0\n\n", b"GET / HTTP/1.1\r\nHost: x\n", b"\x16\x03\x01\x02\x00\x01"]
+)
+async def test_what_cannot_become_a_request_is_answered_at_once(listen, data):
+    place = await listen(make_server(auth_timeout=0))  # no deadline
+    async with await RawSocket.open(place.url) as socket:
+        socket.writer.write(data)
+        assert (await soon(socket.reader.read())).startswith(b"HTTP/1.1 400 ")
+
+
 @pytest.mark.parametrize("target", ["/é", "/%zz?%zz=%", "/?" + "a=1&" * 500, "//double//", "*"])
 async def test_odd_targets_do_not_disturb_the_server(listen, target):
     place = await listen(make_server())

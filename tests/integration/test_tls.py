@@ -59,6 +59,14 @@ async def test_speaking_plain_to_a_tls_server_fails_with_ws_error(listen, server
     assert caught.value.code == ErrorCode.WS_CLIENT_ERROR
 
 
+async def test_speaking_tls_to_a_plain_server_fails_at_once(listen, client_ssl):
+    place = await listen(make_server(auth_timeout=0))
+    client = WseClient(place.url.replace("ws:", "wss:"), ssl=client_ssl, timeout=0)  # no deadline at either side
+    with pytest.raises(WseError) as caught:
+        await soon(client.connect())
+    assert caught.value.code == ErrorCode.WS_CLIENT_ERROR
+
+
 @pytest.mark.parametrize("data", [b"", b"\x16\x03\x01\x02\x00\x01"])
 async def test_a_peer_that_hangs_up_in_the_handshake_leaves_one_line_at_debug(listen, server_ssl, caplog, data):
     faults = []

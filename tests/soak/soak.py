@@ -103,7 +103,7 @@ class Soak:
             resident = (await self.watcher.call("counts"))["resident"]
             if seconds / 3 < now < seconds * 2 / 3:
                 samples.append(resident)
-        self.at_steady_state = median(samples)
+        self.at_steady_state = median(samples or [resident])  # a machine that is very busy may take none in that third
 
     async def at_rest(self, live):
         """All are there and nobody says anything: everything has arrived, and memory is what it was."""

@@ -567,11 +567,39 @@ def test_a_close_that_the_client_may_have_missed_is_told_again():
     assert side.back(peer, got=0).closed_with == (1000, "bye")
 
 
-def test_a_close_that_is_retried_begins_anew():
+def test_a_session_that_breaks_its_bounds_begins_anew():
+    side = Side(limits=Limits(send_buffer=100))
+    peer = side.join_resumable()
+    peer.say("chat", 1)
+    peer.receiver.writable(False)
+    peer.conn.send("news", "x" * 1000)
+    assert peer.closed_with == (1013, "wse.slow-receiver")
+    assert why(side.back(peer, got=0))[0] == {"why": "overflow", "got": 1}
+
+
+@pytest.mark.parametrize("code", [1012, 4000])
+def test_a_device_that_is_asked_to_come_back_keeps_its_session(code):
+    side = Side()
+    peer = side.join_resumable()
+    peer.conn.send("news", 1)
+    peer.conn.drop("jump", code)
+    assert peer.closed_with == (code, "jump")
+    assert side.names("detached", "left") == [("detached", "ann", code, "jump")]
+    peer.conn.send("news", 2)
+    side.hub.drop_client("ann", "jump", code)  # it is on its way already
+    side.scheduler.advance(50)
+    new = side.back(peer, got=0)
+    assert why(new) == (None, [("news", 1, None), ("news", 2, None)])
+    new.vanish(4000, "jump")  # the client's own
+    side.scheduler.advance(11)
+    assert side.names("left") == [("left", "ann", 4000, "jump")]
+
+
+def test_an_application_s_close_that_is_retried_begins_anew():
     side = Side()
     peer = side.join_resumable()
     peer.say("chat", 1)
-    peer.conn.drop("later", 1012)
+    peer.conn.drop("later", 1011)
     assert why(side.back(peer, got=0))[0] == {"why": "ended", "got": 1}
 
 

@@ -210,7 +210,7 @@ class ConnectionManager:
             with suppress(RuntimeError):  # the loop is closed
                 session.link.abort()
         was_open = self.session is not None
-        self._resumption.forget()
+        self._resumption.forget_loop()
         self._sockets.clear()
         self._connection = None
         course = self._course = Course(None)

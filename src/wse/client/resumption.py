@@ -121,6 +121,11 @@ class Resumption(Resuming):
         """Have nothing to do with the kept session."""
         self.kept = None
 
+    def forget_loop(self) -> None:
+        """The event loop has been closed: nothing of it runs again."""
+        self.kept = None
+        self._acks.forget_loop()
+
     def drop(self, code: int, reason: str) -> None:
         """End the kept session, because the application has decided so."""
         kept, self.kept = self.kept, None

@@ -285,7 +285,8 @@ class Lifecycle:
         """Wait for these tasks and those of the scheduler; returns the rest of the grace."""
         end = self._scheduler.time() + grace
         await self._scheduler.settle(tasks, grace)
-        return max(0.0, end - self._scheduler.time())
+        left: float = end - self._scheduler.time()
+        return max(0.0, left)
 
     @contextmanager
     def stopped_by(self, *signals: signal.Signals) -> Iterator[asyncio.Event]:

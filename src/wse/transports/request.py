@@ -49,7 +49,7 @@ class CompactHeaders(Mapping[str, str]):
     __slots__ = ("_block",)
 
     def __init__(self, headers: Iterable[tuple[str, str]]) -> None:
-        self._block = "\n".join(f"{name}:{value}" for name, value in headers)  # neither holds a line feed
+        self._block = "\n".join([f"{name}:{value}" for name, value in headers])  # neither holds a line feed
 
     def __getitem__(self, name: str) -> str:
         wanted = name.lower()

@@ -17,8 +17,11 @@ from wse.core.admission import is_host
 from wse.transports.request import CompactHeaders, decode_header, tokens
 
 _TOKEN = rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+"  # RFC 9110, 5.6.2
-_REQUEST_LINE = re.compile(rb"(%b) ([^\x00-\x20\x7f]+) HTTP/([0-9])\.([0-9])" % _TOKEN)
-_FIELD_LINES = re.compile(rb"(?:\r\n%b:[^\x00-\x08\x0a-\x1f\x7f]*)*" % _TOKEN)
+_BEGINNING = re.compile(_TOKEN)
+_REQUEST_LINE = re.compile(rb"(%b) ([^\x00-\x20\x7f]+) HTTP/([0-9])\.([0-9])(?=\r\n|\Z)" % _TOKEN)
+_FIELD_LINE = re.compile(  # its quantifiers are possessive, so that a line which does not match costs no more
+    rf"\r\n({_TOKEN.decode()}):[ \t]*+((?:[^\x00-\x08\x0a-\x1f\x7f]*[^\x00-\x20\x7f])?+)[ \t]*+(?=\r\n|\Z)"
+)
 _ABSOLUTE = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://([^/?#]*)(.*)")
 _NO_BODY = re.compile(r"0+(?:[ \t]*,[ \t]*0+)*")
 
@@ -38,6 +41,11 @@ class HttpError(Exception):
         self.headers = headers or {}
 
 
+def is_hopeless(received: bytes | bytearray) -> bool:
+    """Whether these bytes cannot become a request: they are TLS, for example, or a line ends with a line feed only."""
+    return _BEGINNING.match(received) is None or received.count(b"\n") > received.count(b"\r\n")
+
+
 class HttpHead:
     """The head of a request: the request line and the headers.
 
@@ -55,19 +63,18 @@ class HttpHead:
 
     def __init__(self, head: bytes) -> None:
         match = _REQUEST_LINE.match(head)
-        if match is None or not _FIELD_LINES.fullmatch(head, match.end()):
+        if match is None:
+            raise HttpError(HTTPStatus.BAD_REQUEST)
+        text = head.decode() if head.isascii() else "\r\n".join(map(decode_header, head.split(b"\r\n")))
+        fields = _FIELD_LINE.findall(text)
+        if len(fields) != text.count("\r\n"):
             raise HttpError(HTTPStatus.BAD_REQUEST)
         if match[3] != b"1":
             raise HttpError(HTTPStatus.HTTP_VERSION_NOT_SUPPORTED)
         self.method = match[1].decode()
         self.target = match[2].decode("utf-8", "replace")
         self._is_1_0 = match[4] == b"0"
-        if head.isascii():
-            lines = head.decode().split("\r\n")
-        else:
-            lines = [decode_header(line) for line in head.split(b"\r\n")]
-        fields = (line.partition(":") for line in lines[1:])
-        self.headers: CIMultiDict[str] = CIMultiDict((name, value.strip(" \t")) for name, _, value in fields)
+        self.headers: CIMultiDict[str] = CIMultiDict(fields)
         self._check_host()
         self._check_body()
         self.path = unquote(self.target.partition("?")[0])
@@ -92,11 +99,13 @@ class HttpHead:
     @property
     def wants_websocket(self) -> bool:
         """Whether the client asks for a WebSocket; in HTTP/1.0 it cannot (RFC 9110, 7.8)."""
-        return not self._is_1_0 and "websocket" in self.tokens("Upgrade")
+        return not self._is_1_0 and self._lists("Upgrade", "websocket")
 
-    def tokens(self, name: str) -> list[str]:
-        """The elements of a list header, in lower case; the list may be in several lines (RFC 9110, 5.3)."""
-        return [token.lower() for token in tokens(self.headers.getall(name, []))]
+    def _lists(self, name: str, token: str) -> bool:
+        """Whether a token is in a list header, which may be in several lines (RFC 9110, 5.3)."""
+        if self.headers.get(name, "").lower() == token:
+            return True
+        return token in [element.lower() for element in tokens(self.headers.getall(name, []))]
 
     def websocket_key(self) -> str:
         """The `Sec-WebSocket-Key` of a handshake that is in order (RFC 6455, 4.2.1); picows checks the key itself.
@@ -106,7 +115,7 @@ class HttpHead:
         """
         versions = self.headers.getall("Sec-WebSocket-Version", [])
         keys = self.headers.getall("Sec-WebSocket-Key", [])
-        if self.method != "GET" or "upgrade" not in self.tokens("Connection") or len(keys) != 1 or len(versions) != 1:
+        if self.method != "GET" or not self._lists("Connection", "upgrade") or len(keys) != 1 or len(versions) != 1:
             raise HttpError(HTTPStatus.BAD_REQUEST)
         if versions[0] not in _VERSIONS:
             raise HttpError(HTTPStatus.UPGRADE_REQUIRED, {"Upgrade": "websocket", "Sec-WebSocket-Version": "13"})
@@ -114,7 +123,7 @@ class HttpHead:
 
     def kept_headers(self) -> CompactHeaders:
         """The headers for the connection's life."""
-        return CompactHeaders(item for item in self.headers.items() if item[0].lower() not in _HANDSHAKE_HEADERS)
+        return CompactHeaders([item for item in self.headers.items() if item[0].lower() not in _HANDSHAKE_HEADERS])
 
 
 def answer(status: HTTPStatus, headers: Mapping[str, str], body: bytes | None = None, *, head_only: bool) -> bytes:

@@ -13,7 +13,7 @@ import aiofastnet
 import picows
 from multidict import CIMultiDict
 
-from wse.transports.picows.http import HttpError, HttpHead, answer
+from wse.transports.picows.http import HttpError, HttpHead, answer, is_hopeless
 from wse.transports.picows.link import CLOSE_TIMEOUT, PicowsLink, Turn
 from wse.transports.picows.log import logger
 from wse.transports.picows.protocol import feed, websocket_protocol
@@ -253,7 +253,7 @@ class HttpConnection(asyncio.Protocol):
         end = received.find(b"\r\n\r\n")
         if (len(received) if end < 0 else end) > MAX_HEAD:
             self._answer(answer(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, {}, head_only=False))
-        elif end >= 0 or received.startswith(b"\r\n"):
+        elif end >= 0 or (self._begun and is_hopeless(received)):
             self._handle(bytes(received[: max(end, 0)]), bytes(received[end + 4 :]))
 
     def abort(self) -> None:
