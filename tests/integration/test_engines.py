@@ -12,7 +12,7 @@ import pytest
 import redis.asyncio as redis_py
 from nats.js import api
 
-from support.brokers import WAIT, Node, RedisCluster, run_cluster, unavailable, until
+from support.brokers import WAIT, Node, RedisCluster, be_patient, run_cluster, unavailable, until
 from support.cluster import cluster_of
 from support.engines import Nats, Valkey
 from support.programs import free_port
@@ -651,6 +651,7 @@ async def test_a_hint_that_was_lost_is_repaired_when_the_device_is_registered_ag
 
 
 async def test_steps_that_always_come_second_give_up(nats_cluster, monkeypatch):
+    be_patient(monkeypatch)
     nodes = await nats_cluster.nodes(4)
     monkeypatch.setattr(nats_broker, "MAX_ATTEMPTS", 1)
     joins = [node.broker.join(node.device("ann", f"{node.name}-{n}"), 100) for node in nodes for n in range(5)]
