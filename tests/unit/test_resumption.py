@@ -661,6 +661,26 @@ def test_a_refusal_for_the_moment_leaves_the_session():
     assert why(side.back(peer, got=0))[0] is None
 
 
+def test_an_identify_handler_may_trust_the_key_of_a_session():
+    seen = []
+
+    async def identify(auth):
+        returning = await auth.resuming()
+        seen.append(returning)
+        auth.accept(auth.identity if returning is None else returning.cid, "welcome")
+        assert await auth.resuming() is None  # decided
+
+    side = Side(identify)
+    peer = side.join_resumable()
+    peer.vanish()
+    assert why(side.back(peer, got=0, cid="whoever", key="wrong"))[0]["why"] == "unknown"
+    assert why(side.back(peer, got=0, cid="whoever"))[0] is None
+    assert seen == [None, None, ("ann", {})]
+    assert side.join("bob").conn.cid == "bob"
+    plain = ServerSide(identify)
+    assert plain.join("cid").conn.cid == "cid"
+
+
 def test_the_window_waits_while_its_client_is_being_authenticated():
     release = []
 
@@ -868,6 +888,19 @@ def test_a_resend_does_not_outrun_the_socket():
     new.receiver.writable(True)
     assert [message[1] for message in new.heard[2:]] == list(range(12))
     assert peer.session.ledger.out == 12
+
+
+def test_nothing_overtakes_a_resend_after_a_loss_that_the_server_has_not_noticed():
+    side = Side()
+    peer = side.join_resumable()
+    peer.conn.send("news", 0)
+    new = side.open()
+    new.receiver.writable(False)
+    claim = peer.ticket | {"got": 0, "sent": [1, 0]}
+    new.say("~wse:hi", {"identity": "ann", "ext": {"resume": claim}})
+    peer.conn.send("news", 1)
+    new.receiver.writable(True)
+    assert [message[1] for message in new.heard[2:]] == [0, 1]
 
 
 def test_a_close_during_a_resend_sends_everything_first_in_order():

@@ -15,7 +15,7 @@ from wse.core.hub.calls import call_all, call_any, call_first
 from wse.core.hub.connection import MeteredSession, ServerSession, WseConnection, WseIdentity
 from wse.core.hub.extensions import LimitsExtension
 from wse.core.hub.fanout import excluded, without
-from wse.core.hub.handshake import ServerOpening
+from wse.core.hub.handshake import Returning, ServerOpening
 from wse.core.hub.network import EVERYONE, USER, Network
 from wse.core.hub.resumption import Resumption
 from wse.core.hub.rooms import Rooms
@@ -137,8 +137,7 @@ class Hub:
             generator=self.generator,
             deadline=self.auth_timeout,
             auth=self.auth,
-            join=self._join,
-            refused=self._refused,
+            owner=self,
         )
         session.enter(opening)
         if self.sockets.closing is not None:
@@ -150,7 +149,7 @@ class Hub:
             session.violation(f"the client offers no subprotocol that the server has: {names}")
         return session
 
-    def _join(
+    def join(
         self, session: ServerSession, auth: Handshake, cid: ClientId, welcome: Packed, expires: float | None
     ) -> None:
         """Make the connection a user's (WIRE.md section 3, step 5), or give it to a session that goes on over it."""
@@ -211,9 +210,14 @@ class Hub:
         assert types is not None  # else there would be no agreement
         return encode(session.protocol, types.ext, self.endpoint.extensions.answers(session, session.agreement))
 
-    def _refused(self, session: ServerSession, retry: bool) -> None:
+    def refused(self, session: ServerSession, retry: bool) -> None:
+        """A client is about to be refused."""
         if self.resumption is not None:
             self.resumption.refused(session, retry)
+
+    def returning(self, session: ServerSession) -> Returning | None:
+        """The session with which a client wants to go on."""
+        return None if self.resumption is None else self.resumption.returning(session)
 
     def leave(self, session: ServerSession, code: int, reason: str) -> None:
         """Remove a connection that has ended; it may not have been valid."""

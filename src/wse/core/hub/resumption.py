@@ -18,6 +18,7 @@ from itertools import count
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from wse.core.closing import JUMP, is_retried
+from wse.core.hub.handshake import Returning
 from wse.core.session.acks import Acks
 from wse.core.session.ledger import Ledger, is_count
 from wse.core.session.leftover import Leftover
@@ -397,6 +398,11 @@ class Resumption(Resuming):
             del stones[next(iter(stones))]
         conn = session.conn
         stones[conn.conn_id] = Tombstone(ticket.key, conn.cid, why, ledger.got, close, now + ticket.window)
+
+    def returning(self, session: ServerSession) -> Returning | None:
+        """See `Handshake.resuming`."""
+        held = None if session.ticket is None else session.ticket.holds
+        return None if held is None or held.ended else Returning(held.conn.cid, held.conn.meta)
 
     def refused(self, session: ServerSession, retry: bool) -> None:
         """A client is being refused; a session whose key it knows ends, unless it may try again."""

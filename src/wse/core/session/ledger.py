@@ -106,6 +106,7 @@ class Ledger:
         "_is_short",
         "_late_ack",
         "_mark",
+        "_owes_ack",
         "_receive",
         "_resend",
         "_retention",
@@ -149,6 +150,7 @@ class Ledger:
         self._acked = 0  # how much of `got` the peer has been told
         self._ack_scheduled = False
         self._late_ack = False  # an ack is due when the socket takes more
+        self._owes_ack = False  # the peer has asked for one
         self._asked = False  # the peer for an ack
         self._mark: float = 0.0  # `size` at which something has to be decided
         self._saved = 0  # bytes of `size` that others keep as well
@@ -269,7 +271,7 @@ class Ledger:
         self.link = link
         self.pings = link.pings
         self._takes = takes
-        self._late_ack = False
+        self._late_ack = self._owes_ack = False
         self._attached_at = self.session.endpoint.scheduler.time()
 
     def listen(self) -> None:
@@ -283,7 +285,8 @@ class Ledger:
         self.session.detached(code, reason)
 
     def leave(self) -> None:
-        """Write to the link no longer."""
+        """Write to the link no longer; until there is another one, and what was missed has been sent, messages wait."""
+        self.session.writable(False)
         self.link = NO_LINK
         self.pings = False
         self._asked = False
@@ -301,9 +304,16 @@ class Ledger:
             return "overflow"
         if self.got + 1 < sent[0]:
             return "gap"
-        if self._is_short and self.ring and self._first == got + 1 and self._returns >= STUCK_AFTER:
-            return "stuck"
-        return None
+        return "stuck" if self._breaks_links(got + 1) else None
+
+    @property
+    def is_stuck(self) -> bool:
+        """Whether the first message that is kept has broken too many links."""
+        return bool(self.ring) and self._breaks_links(self.base)
+
+    def _breaks_links(self, number: int) -> bool:
+        """Whether that message was the first to be sent again on each of the last links, which broke at once."""
+        return self._is_short and self._first == number and self._returns >= STUCK_AFTER
 
     def resume(self, link: Link, takes: bool, got: int) -> None:
         """Go on over a link whose peer has handled `got` messages: send the others again, then what waits."""
@@ -433,15 +443,17 @@ class Ledger:
             self.session.endpoint.scheduler.call_soon(self.send_ack)
 
     def send_ack(self) -> None:
-        """Tell the peer how many messages have been handled."""
+        """Tell the peer how many messages have been handled, if it does not know that or has asked."""
         self._ack_scheduled = False
         self._acks.remove(self)
-        if self.session.ended or not self.is_attached:
+        has_news = self.got > self._acked or self._owes_ack  # else two sides would confirm each other's acks for ever
+        if self.session.ended or not self.is_attached or not has_news:
             self.ack_at = self._acked + 1
         elif not self._takes:
             self._late_ack = True  # a peer that takes nothing must not make acks pile up
         else:
             self._acked = self.got
+            self._owes_ack = False
             self.ack_at = self.got + 1
             self._control(self._types.ack, self.got)
 
@@ -462,6 +474,7 @@ class Ledger:
 
     def ask_came(self) -> None:
         self.got -= 1
+        self._owes_ack = True
         self._ack_soon()
 
     def gap_came(self, count: Any) -> None:
