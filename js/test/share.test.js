@@ -1,7 +1,7 @@
 // The hub that tabs share, with fake tabs and a fake server: what tests/browser/test_share.py does not reach.
 import assert from 'node:assert/strict'
 import { afterEach, beforeEach, describe, test } from 'node:test'
-import { Hub } from '../wse-share.js'
+import { Hub } from '../wse-hub.js'
 import { WseClient } from '../wse.js'
 import { failure, FakeWebSocket, readyClient, settled } from './support/fake.js'
 

@@ -10,7 +10,7 @@ from itertools import islice
 
 import pytest
 
-from support.brokers import CLUSTERS, WAIT, run_cluster, unavailable, until
+from support.brokers import CLUSTERS, WAIT, be_patient, run_cluster, unavailable, until
 from support.net import soon
 from wse import ErrorCode, WseError
 from wse.core.ports.broker import Transition
@@ -21,6 +21,7 @@ EVERY_CHARACTER = string.ascii_letters + string.digits + "_-="
 @pytest.fixture(params=CLUSTERS)
 async def cluster(request, monkeypatch):
     monkeypatch.setattr("wse.brokers.nats.broker.new_generation", lambda: 0)  # for the tests that count them
+    be_patient(monkeypatch)
     async for cluster in run_cluster(request.param, request):
         yield cluster
 
@@ -717,7 +718,8 @@ async def reap_all(node):
     """All that there is to reap: one call may leave other nodes their share."""
     reaped = []
     for _ in range(3):
-        reaped += await node.broker.reap()
+        while found := await node.broker.reap():
+            reaped += found
     return reaped
 
 

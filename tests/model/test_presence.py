@@ -52,12 +52,21 @@ def test_any_one_fault_of_a_kind_is_repaired_while_a_second_device_displaces_the
 @pytest.mark.parametrize(
     "options",
     [
-        pytest.param({"nodes": 2, "users": TWO, "limit": 1, "faults": 1}, id="displaced"),
-        pytest.param({"nodes": 2, "users": TWO, "limit": 2, "faults": 1}, id="two devices"),
+        pytest.param({"nodes": 2, "users": TWO, "limit": 1, "faults": 1}, id="two devices"),
         pytest.param(
-            {"nodes": 3, "users": ("ann", "ann", "bob"), "limit": 1, "faults": 1}, id="two users, three nodes"
+            {"nodes": 3, "users": ("ann", "bob"), "limit": 1, "faults": 1, "kinds": ("crash", "stall")},
+            id="two users on three nodes",
         ),
-        pytest.param({"nodes": 2, "users": ONE, "faults": 2}, id="two faults"),
+        pytest.param(
+            {
+                "nodes": 2,
+                "users": ONE,
+                "limit": 1,
+                "faults": 2,
+                "kinds": ("slow", "make", "expire", "lose", "twice", "deaf", "stall"),
+            },
+            id="two faults",
+        ),
     ],
 )
 def test_any_faults_are_repaired(options):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import asyncio
 import importlib
 import json
@@ -450,3 +451,9 @@ def test_without_a_record_for_this_build_it_says_so_and_passes(monkeypatch, caps
     monkeypatch.setattr(sys, "argv", ["instructions.py"])
     assert instructions.main() == 0
     assert capsys.readouterr().out.startswith("instructions: not compared, none are recorded for this build: CPython")
+
+
+def test_servers_that_are_compared_use_public_names_only():
+    for server in (BENCH / "servers").glob("*.py"):
+        names = {node.attr for node in ast.walk(ast.parse(server.read_text())) if isinstance(node, ast.Attribute)}
+        assert not {name for name in names if name.startswith("_")}, server.name

@@ -49,7 +49,7 @@ MAX_ATTEMPTS = 40
 """How often a step is tried when others change the same user at the same time."""
 
 MAX_CONCURRENT_CHANGES = 100
-"""Users that a dead node's devices are taken from at the same time."""
+"""Users that a dead node's devices are taken from at the same time, and told of together."""
 
 CLAIM_TTL = 60
 """Seconds for which a record without devices is kept: the node that has claimed its last transition may ask again."""
@@ -105,6 +105,8 @@ class NatsBroker(ReconnectingBroker[NatsConnection]):
         self._held: dict[str, set[str]] = {}  # by user, the connections that this node has registered
         self._outbox: dict[str, None] = {}  # users whose record may have transitions for this node
         self._written: dict[str, tuple[int, bytes]] = {}  # by user, the record that this node wrote last
+        # By dead node, users to reap, and the revisions of its hints; None when it is to be found out.
+        self._doomed: dict[str, dict[str, int]] | None = None
         self._fired: dict[str, list[Transition]] = {}  # by user, `left` events whose claims are to be taken out
         self._cleaner: asyncio.Task[None] | None = None
 
@@ -119,6 +121,7 @@ class NatsBroker(ReconnectingBroker[NatsConnection]):
         self._held.clear()
         self._outbox.clear()
         self._written.clear()
+        self._doomed = None
         self._fired.clear()
         await super().open(node, listener)
 
@@ -202,9 +205,22 @@ class NatsBroker(ReconnectingBroker[NatsConnection]):
     def fired(self, transitions: Iterable[Transition]) -> None:
         # A record with devices keeps its claims until it is written the next time; without, it is to be deleted.
         for transition in transitions:
-            if not transition.is_joined:
+            if not transition.is_joined and not self._delete_at_once(transition):
                 self._fired.setdefault(transition.user, []).append(transition)
         self._clean()
+
+    def _delete_at_once(self, fired: Transition) -> bool:
+        """Delete the record if this node wrote it last, and nothing else is in it. If that fails, it runs out."""
+        written = self._written.get(fired.user)
+        if written is None or not self._ready or self._connection is None:
+            return False
+        revision, value = written
+        record = _read(fired.user, value)
+        record.fired(self._node, [fired])
+        if record.is_empty:
+            del self._written[fired.user]
+            self._connection.delete_soon(revision)
+        return record.is_empty
 
     def _clean(self) -> None:
         """Begin to take claims of fired transitions out of records, so that those without devices are deleted."""
@@ -417,10 +433,31 @@ class NatsBroker(ReconnectingBroker[NatsConnection]):
 
     async def reap(self) -> list[Transition]:
         self._check_lease()
+        if self._doomed is None:
+            self._doomed = await self._find_dead()
+        try:
+            while self._doomed:
+                dead, users = next(iter(self._doomed.items()))
+                if dead in await self.nodes():
+                    users.clear()  # it only slept
+                some = [*islice(users, MAX_CONCURRENT_CHANGES)]
+                reaped = await self._take_over(dead, {user: users.pop(user) for user in some})
+                if not users:
+                    del self._doomed[dead]
+                    await self.flush()  # the hints are gone
+                if reaped:
+                    return reaped
+        except BaseException:
+            self._doomed = None
+            raise
+        self._doomed = None  # the next time it sees to what is left
+        return []
+
+    async def _find_dead(self) -> dict[str, dict[str, int]]:
+        """Find what is to be reaped, and forget nodes that have been reaped."""
+        doomed: dict[str, dict[str, int]] = {}
         kinds = await self._nodes()
-        dead = kinds["known"] - kinds["lease"] - {self._node}
-        reaped: list[Transition] = []
-        for node in dead:
+        for node in kinds["known"] - kinds["lease"] - {self._node}:
             await self._put(f"node.known.{node}", b"reaping")
             users = {user: revision for user, revision, _ in await self._hints(node)}
             if not users:
@@ -431,25 +468,20 @@ class NatsBroker(ReconnectingBroker[NatsConnection]):
             # All survivors reap now, so each begins with a share of its own, and then sees to the rest.
             survivors = sorted(kinds["lease"])
             share = {user: revision for user, revision in users.items() if self._is_mine(user, survivors)}
-            try:
-                await self._take_over(node, share or users, reaped)
-            except WseError:
-                if not reaped:
-                    raise
-                break  # the rest is left for the next time
-        return reaped
+            doomed[node] = share or users
+        return doomed
 
     def _is_mine(self, user: str, survivors: list[str]) -> bool:
         return not survivors or survivors[crc32(user.encode()) % len(survivors)] == self._node
 
-    async def _take_over(self, dead: str, users: Mapping[str, int], reaped: list[Transition]) -> None:
-        """Take a dead node's devices and outbox over, and put what this node must fire into `reaped`.
+    async def _take_over(self, dead: str, users: Mapping[str, int]) -> list[Transition]:
+        """Take a dead node's devices and outbox over; what this node must fire.
 
         Args:
             dead: The node.
             users: Users of whom it has devices or transitions, and the revisions of its hints about them.
-            reaped: Where the transitions go.
         """
+        reaped: list[Transition] = []
 
         async def take(user: str) -> None:
             self._outbox[user] = None
@@ -462,14 +494,10 @@ class NatsBroker(ReconnectingBroker[NatsConnection]):
                 # If it only slept, and is back, it has a newer hint by now.
                 self._connection.hint(dead, user, (), users[user])
 
-        for some in batches([*users], MAX_CONCURRENT_CHANGES):
-            if dead in await self.nodes():
-                return  # it only slept
-            results = await asyncio.gather(*map(take, some), return_exceptions=True)
-            for result in results:
-                if isinstance(result, BaseException):
-                    raise result
-        await self.flush()  # the hints are gone
+        for result in await asyncio.gather(*map(take, users), return_exceptions=True):
+            if isinstance(result, BaseException):
+                raise result
+        return reaped
 
     async def _put(self, key: str, value: bytes, ttl: int | None = None) -> None:
         await self.ask(lambda connection: connection.put(key, value, ttl=ttl))

@@ -378,6 +378,10 @@ class NatsConnection:
         async with self._register():
             await self._request(f"$JS.API.STREAM.MSG.DELETE.{self._bucket}", b'{"seq":%d}' % revision)
 
+    def delete_soon(self, revision: int) -> None:
+        """Delete the key with this revision, unless it has a later one, without waiting for an answer."""
+        self._write(_pack(f"$JS.API.STREAM.MSG.DELETE.{self._bucket}", b'{"seq":%d}' % revision))
+
     async def purge(self, keys: str) -> None:
         """Delete keys, whatever their revision; `*` stands for any part."""
         async with self._register():

@@ -146,17 +146,10 @@ class RedisBroker(ReconnectingBroker[RedisConnection]):
         return Step(after, _transitions(transitions))
 
     async def reap(self) -> list[Transition]:
-        reaped: list[Transition] = []
         while True:
-            try:
-                more, transitions = await self._step(REAP, MAX_REAPED)
-            except WseError:
-                if not reaped:
-                    raise
-                return reaped  # the rest is left for the next time
-            reaped += _transitions(transitions)
-            if not more:
-                return reaped
+            more, transitions = await self._step(REAP, MAX_REAPED)
+            if transitions or not more:
+                return [*_transitions(transitions)]
 
     async def pending(self) -> list[Transition]:
         fields: list[bytes] = await self._command("HGETALL", f"{self._keys}o:{self._node}")

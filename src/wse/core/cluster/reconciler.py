@@ -164,7 +164,8 @@ class Reconciler:
         Raises:
             WseError: `BROKER_UNAVAILABLE`.
         """
-        await self._firing.fire(await self._broker.reap())
+        while transitions := await self._broker.reap():
+            await self._firing.fire(transitions)
 
     def reset(self) -> None:
         """The node has left the cluster."""

@@ -237,7 +237,8 @@ class Broker(typing.Protocol):
         """Remove the devices of nodes without a lease, take over their outboxes, and forget these nodes.
 
         Returns:
-            Transitions that this node must fire. If several nodes reap at the same time, exactly one gets each of them.
+            Transitions that this node must fire, some at a time; none if nothing is left for it to do now. If several
+            nodes reap at the same time, exactly one gets each of them.
         """
         ...
 
