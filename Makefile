@@ -19,7 +19,7 @@ JS_READY := $(JS_STAMP)
 js = cd js && npm run --silent $(2)
 endif
 
-.PHONY: setup demo test test-python test-js test-slow mutants autobahn soak lint format docs instructions bench fuzz clean
+.PHONY: setup demo test test-python test-js test-slow mutants autobahn soak chaos lint format docs instructions bench fuzz clean
 
 setup: $(STAMP) $(JS_READY)
 
@@ -64,6 +64,9 @@ autobahn: $(STAMP)  ## RFC 6455 and 7692 by the Autobahn TestSuite; ARGS=--full 
 
 soak: $(STAMP)  ## ten minutes of 2,000 clients that connect, send messages, call and leave
 	$(BIN)/python tests/soak/soak.py $(ARGS)
+
+chaos: $(STAMP)  ## clusters under faults, on both engines; ARGS="--engine nats --nemesis kill --seconds 30" for less
+	PYTHONPATH=tests $(BIN)/python -m chaos $(ARGS)
 
 lint: $(STAMP) $(JS_READY)  ## style, types, and the directions of imports
 	$(BIN)/ruff check .

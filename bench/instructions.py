@@ -42,6 +42,8 @@ REQUEST = (
     b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n"
     b"Sec-WebSocket-Protocol: wse-default-json\r\n\r\n"
 )
+RESUMABLE = '["~wse:hi",{"identity":"secret","meta":{},"ext":{"resume":{}}},null]'
+ACK_EVERY = 64
 HELLO = '["~wse:hi",{"identity":"secret","meta":{}},null]'
 
 
@@ -60,6 +62,9 @@ class CountingLink:
 
     write_utf8 = write_shared = write
 
+    def attach(self, session: Any) -> None:
+        self.receiver = session
+
     def close(self, code: int, reason: str) -> None:
         raise AssertionError(f"closed with {code} {reason}")
 
@@ -76,13 +81,13 @@ def new_server() -> Any:
     return server
 
 
-def new_session(server: Any) -> tuple[Any, CountingLink]:
+def new_session(server: Any, hello: str = HELLO) -> tuple[Any, CountingLink]:
     """A welcomed session, on a link that discards everything."""
     from wse.transports.request import HttpRequest
 
     link = CountingLink()
     session = server._acceptor.open(link, HttpRequest("/", {}, ""), server._acceptor.select(["wse-default-json"]))
-    session.receive(HELLO)
+    session.receive(hello)
     assert session.valid
     return session, link
 
@@ -161,6 +166,56 @@ def broadcast() -> Callable[[int], None]:
         for _ in range(times):
             server.broadcast("news", payload)
         assert links[99].writes == before + times
+
+    return run
+
+
+def resumable_message() -> Callable[[int], None]:
+    """A plain message in a session that outlives its connection, acks included."""
+    server = new_server()
+    ledger = new_session(server, RESUMABLE)[0].ledger
+    receive = ledger.receive
+    text = f'["chat",{PAYLOAD},null]'
+
+    def run(times: int) -> None:
+        for number in range(times):
+            receive(text)
+            if number % ACK_EVERY == 0:
+                ledger.send_ack()
+
+    return run
+
+
+def resumable_call() -> Callable[[int], None]:
+    """A call of a plain function in such a session."""
+    session, link = new_session(new_server(), RESUMABLE)
+    receive = session.ledger.receive
+
+    def run(times: int) -> None:
+        before = link.writes
+        for number in range(times):
+            receive(CALL)
+            if number % ACK_EVERY == 0:
+                receive(f'["~wse:ack",{session.ledger.out},null]')
+        assert link.writes >= before + times
+
+    return run
+
+
+def resumable_broadcast() -> Callable[[int], None]:
+    """A broadcast to 100 such sessions."""
+    server = new_server()
+    sessions = [new_session(server, RESUMABLE) for _ in range(100)]
+    payload = {"a": 5, "b": 3, "n": 7}
+
+    def run(times: int) -> None:
+        before = sessions[99][1].writes
+        for number in range(times):
+            server.broadcast("news", payload)
+            if number % ACK_EVERY == 0:
+                for session, _ in sessions:
+                    session.ledger.receive(f'["~wse:ack",{session.ledger.out},null]')
+        assert sessions[99][1].writes >= before + times
 
     return run
 
@@ -317,6 +372,9 @@ OPERATIONS: dict[str, tuple[Callable[[], Any], int]] = {
     "async call": (async_call, 960),
     "own call": (own_call, 960),
     "broadcast to 100": (broadcast, 60),
+    "resume: message": (resumable_message, 960),
+    "resume: sync call": (resumable_call, 960),
+    "resume: broadcast to 100": (resumable_broadcast, 192),
     "picows: call": (frame, 960),
     "picows: 32 calls in a read, each": (frames, 960),
     "picows: broadcast to 100": (picows_broadcast, 60),
@@ -372,7 +430,14 @@ def count(valgrind: str) -> dict[str, int]:
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "out"
         command = [valgrind, "--tool=callgrind", f"--callgrind-out-file={out}", "--dump-before=getppid"]
-        variables = {"PYTHONHASHSEED": "0", "PYTHONPATH": str(HERE.parent / "src"), "PATH": os.environ.get("PATH", "")}
+        variables = {
+            "PYTHONHASHSEED": "0",
+            "PYTHONPATH": str(HERE.parent / "src"),
+            "PATH": os.environ.get("PATH", ""),
+            # Else a heap whose end happens to lie at a large buffer grows and shrinks with every connection.
+            "MALLOC_TOP_PAD_": str(64 * 1024 * 1024),
+            "MALLOC_TRIM_THRESHOLD_": str(1024 * 1024 * 1024),
+        }
         command += [sys.executable, "-X", "utf8", __file__, "--work"]
         done = subprocess.run(command, env=variables, capture_output=True, text=True, timeout=300)
         if done.returncode:

@@ -77,6 +77,26 @@ export class Ledger {
     return true
   }
 
+  // From ledger to ledger: `wse-share.js` moves a session from one page to another.
+
+  /** What another ledger needs to go on. */
+  export() {
+    const ring = this.#ring.map(({ data }) => data)
+    return { id: this.#id, key: this.#key, ...this.#bounds, ring, base: this.#base, written: this.#written, heard: this.#heard, got: this.#got }
+  }
+
+  /** A ledger without a socket that goes on from what another one has exported. */
+  static from(state, protocol) {
+    const ledger = new Ledger(state, null, {}, protocol)
+    ledger.#ring = state.ring.map((data) => ({ data }))
+    ledger.#size = ledger.#ring.reduce((sum, entry) => sum + sizeOf(entry), 0)
+    ledger.#base = state.base
+    ledger.#written = state.written
+    ledger.#heard = state.heard
+    ledger.#got = ledger.#acked = state.got
+    return ledger
+  }
+
   // From socket to socket.
 
   /** What the client says when it comes back. */

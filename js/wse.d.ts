@@ -222,7 +222,7 @@ export interface WseClientOptions {
   /**
    * Share one connection among the tabs of this browser that have the same origin, url and user; false by default. Calls,
    * procedures and listeners stay each tab's. A string names the user; `true` tells users apart by their identity, if it is
-   * not a function. Needs `wse-share.js` beside `wse.js`, and the JSON protocol.
+   * not a function. Needs `wse-share.js`, `wse-hub.js` and `wse-resume.js` beside `wse.js`, and the JSON protocol.
    */
   share?: boolean | string
   /**

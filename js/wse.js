@@ -400,6 +400,7 @@ export class WseClient {
     if (identity !== undefined || meta !== undefined) this.#meta = meta || {}
     if (identity !== undefined) {
       this.#identity = identity
+      this.#ledger?.detach(JUMP, 'jump')
       this.#lose()
     }
     this.#forgive()
@@ -471,7 +472,7 @@ export class WseClient {
       const arrived = sent && { arrived: this.#ledger.hasArrived(sent, got) }
       if (!before?.holds?.(stamp)) settle(new WseError(WSE_ERROR.RP_DISCONNECT, { rp, disconnected: [code, reason], ...arrived }))
     }
-    if (!this.#calls.size) this.#stamp = 0
+    if (!this.#calls.size && !before?.holds) this.#stamp = 0
   }
 
   // The session is over that would have outlived its connection.
@@ -600,7 +601,7 @@ export class WseClient {
         } catch (cause) {
           const loss = this.#lose({ why: 'mismatch' })
           this.#violation(session, WSE_ERROR.PROTOCOL_VIOLATION, cause)
-          this.#emit('lost', loss)
+          if (loss) this.#emit('lost', loss)
         }
       }
     }
@@ -610,7 +611,7 @@ export class WseClient {
     const { answer, ws } = session
     const old = this.#ledger
     const lost = old?.lost(answer)
-    const isResumed = old && !lost
+    const isResumed = Boolean(old && !lost)
     const loss = isResumed ? old.resume(answer, ws) : this.#lose(lost)
     if (answer && !isResumed) this.#ledger = new this.#Ledger(answer, ws, this.#options.resume, this.protocol)
     session.ledger = this.#ledger
@@ -760,7 +761,7 @@ export class WseClient {
     const fn = this.#procedures.get(rp)
     const write = (type, value) => {
       const data = this.#pack(type, value, stamp)
-      if (session.ledger || !session.ended) (session.ledger ?? session.ws).send(data)
+      if (session.ledger || session.ws.holds || !session.ended) (session.ledger ?? session.ws).send(data)
     }
     const isPackable = (value) => {
       try {

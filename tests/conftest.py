@@ -5,16 +5,27 @@ from __future__ import annotations
 import os
 from contextlib import AsyncExitStack
 
+import hypothesis
 import pytest
 
 from support.core import FakeScheduler
 from support.engines import Nats, Valkey
-from support.net import EXCHANGES, TRANSPORTS, memory_exchange, on_picows
+from support.net import EXCHANGES, TRANSPORTS, memory_exchange, on_picows, transports
+
+# The same examples in every run, however long each takes: `make fuzz` looks for others.
+hypothesis.settings.register_profile(
+    "tests",
+    deadline=None,
+    derandomize=True,
+    max_examples=75,
+    suppress_health_check=[hypothesis.HealthCheck.too_slow],
+)
+hypothesis.settings.load_profile("tests")
 
 
 def pytest_xdist_auto_num_workers(config):
-    """One process more than there are cores: many tests wait for processes, engines and timeouts."""
-    return (os.cpu_count() or 1) + 1
+    """Two processes more than there are cores: many tests wait for processes, engines and timeouts."""
+    return (os.cpu_count() or 1) + 2
 
 
 @pytest.fixture(autouse=True)
@@ -25,7 +36,7 @@ def no_task_dies_unseen():
     assert [error for scheduler in FakeScheduler.made for error in scheduler.unseen] == []
 
 
-@pytest.fixture(params=TRANSPORTS)
+@pytest.fixture(params=transports())
 async def run(request):
     """`await run(server)` runs a server on the transport of the test's parameter and gives its `Place`."""
     async with AsyncExitStack() as stack:

@@ -46,6 +46,7 @@ PAGE = {
     "/": WEB / "index.html",
     "/chat.js": WEB / "chat.js",
     "/keys.js": WEB / "keys.js",
+    "/network.js": WEB / "network.js",
     "/chat.css": WEB / "chat.css",
     "/icon.svg": WEB / "icon.svg",
 }

@@ -21,7 +21,7 @@ test('the package holds the module, its types and its description, and nothing e
   const result = JSON.parse(output)
   const [packed] = Array.isArray(result) ? result : Object.values(result)
   assert.equal(`${packed.name}@${packed.version}`, 'wse@0.1.0')
-  assert.deepEqual(packed.files.map(({ path }) => path).sort(), ['LICENSE', 'README.md', 'package.json', 'wse-resume.js', 'wse-share.js', 'wse.d.ts', 'wse.js'])
+  assert.deepEqual(packed.files.map(({ path }) => path).sort(), ['LICENSE', 'README.md', 'package.json', 'wse-hub.js', 'wse-resume.js', 'wse-share.js', 'wse.d.ts', 'wse.js'])
 })
 
 test('it depends on nothing, and every tool has one version', () => {

@@ -75,7 +75,7 @@ describe('a return', () => {
   test('asks for the session, and brings what either side has missed, once and in order', async (t) => {
     const all = await resumable(t)
     const { client, socket, told } = all
-    assert.deepEqual(all.asked, {})
+    assert.deepEqual([all.asked, client.recovered], [{}, false])
     const heard = []
     client.channel.on('chat', (n) => heard.push(n))
     for (let n = 0; n < 3; n++) {
@@ -278,6 +278,19 @@ describe('calls', () => {
     assert.equal((await arrived).details.arrived, true)
   })
 
+  test('have stamps of their own in all of a session, so that late answers settle none of them', async (t) => {
+    const all = await resumable(t)
+    const late = failure(all.client.call('a', 1, { tO: 1 }))
+    await pass(t, 1)
+    assert.equal((await late).code, WSE_ERROR.RP_TIMEOUT)
+    await back(t, all, { id: 's-1', got: 1 })
+    const call = all.client.call('b', 2)
+    assert.deepEqual(all.Socket.last.read(), [['b', 2, 2]])
+    all.Socket.last.receive(['~wse:response', 'late', 1])
+    all.Socket.last.receive(['~wse:response', 'mine', 2])
+    assert.equal(await call, 'mine')
+  })
+
   test('that fail with their session say whether they have arrived', async (t) => {
     const all = await resumable(t)
     const arrived = (call) => failure(call).then(({ code, details }) => [code, details.disconnected, details.arrived])
@@ -374,7 +387,8 @@ describe('a loss', () => {
         if (end === 'close while away') all.socket.gone(1006)
         if (end === 'jump') void client.jump('ws://elsewhere', 'grace').catch(() => {})
         else void client.close()
-        assert.equal((await call).code, WSE_ERROR.RP_DISCONNECT)
+        const { code, details } = await call
+        assert.deepEqual([code, details.disconnected], [WSE_ERROR.RP_DISCONNECT, end === 'jump' ? [4000, 'jump'] : [1000, WSE_REASON.BY_CLIENT]])
         if (end === 'jump') {
           await pass(t, 1)
           assert.deepEqual(await admit(Socket, ANSWER), {})

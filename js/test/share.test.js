@@ -1,7 +1,7 @@
 // The hub that tabs share, with fake tabs and a fake server: what tests/browser/test_share.py does not reach.
 import assert from 'node:assert/strict'
 import { afterEach, beforeEach, describe, test } from 'node:test'
-import { Hub } from '../wse-share.js'
+import { Hub } from '../wse-hub.js'
 import { WseClient } from '../wse.js'
 import { failure, FakeWebSocket, readyClient, settled } from './support/fake.js'
 
@@ -18,11 +18,12 @@ afterEach(() => (globalThis.WebSocket = original))
 const HI = ['~wse:hi', { identity: 'ada' }, null]
 const frame = (message) => JSON.stringify(message)
 
+let tabs = 0
 class Tab {
   got = []
-  constructor(hub) {
+  constructor(hub, id = `tab-${++tabs}`, lock = undefined) {
     this.hub = hub
-    hub.receive(this, { open: ['ws://x', 'wse-default-json'] })
+    hub.receive(this, { open: ['ws://x', 'wse-default-json'], id, lock })
   }
   post(message) {
     this.got.push(message)
@@ -206,6 +207,104 @@ describe('calls that a shared socket holds', () => {
       assert.ok(!second.before)
     })
   }
+})
+
+describe('a hub whose page ends', () => {
+  const ANSWER = { id: 's-1', key: 'k', window: 60, bytes: 10_000, messages: 100 }
+
+  /** Three tabs, the first one in the hub's page, in a session that may move. */
+  const movable = (answer = ANSWER) => {
+    const hub = new Hub(true)
+    const tabs = ['a', 'b', 'c'].map((id) => new Tab(hub, id, `page of ${id}`))
+    Socket.last.open()
+    for (const tab of tabs) tab.send(HI)
+    assert.deepEqual(Socket.last.read(), [['~wse:hi', { identity: 'ada', ext: { resume: {} } }, null]])
+    if (answer) Socket.last.receive(['~wse:ext', { resume: answer }, null])
+    Socket.last.receive(['~wse:welcome', { proof: 1 }, null])
+    hub.receive(tabs[0], { welcome: ['checked'] })
+    for (const tab of tabs) tab.take()
+    return { hub, tabs, server: Socket.last }
+  }
+
+  /** The next hub, with tabs that come to it, and what it asks of the server. */
+  const next = (heritage, ids) => {
+    const hub = new Hub(true)
+    hub.inherit(structuredClone(heritage))
+    const tabs = ids.map((id) => new Tab(hub, id))
+    Socket.last.open()
+    for (const tab of tabs) tab.send(HI)
+    const [[, { ext }]] = Socket.last.read()
+    for (const tab of tabs) tab.take()
+    return { hub, tabs, server: Socket.last, asked: ext.resume }
+  }
+
+  test('leaves its session to the next one: calls of both sides, and messages for tabs that come later', () => {
+    const old = movable()
+    old.tabs[1].send(['slow', 1, 1])
+    old.tabs[2].send(['chat', 'not confirmed', null])
+    old.server.receive(['~wse:ack', 1, null])
+    old.server.receive(['paint', null, 's']) // asks the tab of the page that ends
+    const heritage = old.hub.handOver('page of a')
+    old.server.receive(['chat', 'to nobody', null])
+    assert.equal(old.server.closed, null)
+    assert.deepEqual(old.tabs.slice(1).map((tab) => tab.take()), [[], []])
+
+    const { hub, tabs: [b], server, asked } = next(heritage, ['b'])
+    // The other tabs may still answer, but that one cannot.
+    const failed = ['~wse:response-err', { code: 'wse.client.rp.disconnect', details: { rp: 'paint', rpc: 'paint' } }, 's']
+    assert.deepEqual(asked, { id: 's-1', key: 'k', got: 1, sent: [2, 3] })
+    server.receive(['~wse:ext', { resume: { id: 's-1', got: 1 } }, null])
+    server.receive(['~wse:welcome', 'again', null])
+    assert.deepEqual(server.read(), [['chat', 'not confirmed', null], failed])
+    assert.deepEqual(b.got.splice(0), [{ data: frame(['~wse:welcome', 'again', null]), isResumed: true }])
+    server.receive(['chat', 'to both', null])
+    server.receive(['~wse:response', 'done', 1])
+    assert.deepEqual(b.take(), [['chat', 'to both', null], ['~wse:response', 'done', 1]])
+
+    hub.receive(b, { welcome: ['checked'] })
+    const c = new Tab(hub, 'c')
+    c.send(HI)
+    const [opened, ...rest] = c.got
+    assert.deepEqual(opened, { open: true, joined: true })
+    assert.deepEqual(rest, [{ data: frame(['~wse:welcome', 'checked', null]), isResumed: true }, { data: frame(['chat', 'to both', null]) }])
+    const stranger = new Tab(hub, 'd')
+    stranger.send(HI)
+    assert.equal(stranger.got[1].isResumed, false)
+    c.send(['slow', 2, 1])
+    assert.deepEqual(server.read(), [['slow', 2, 2]])
+  })
+
+  test('whose session is lost leaves what the server has certainly not had', () => {
+    const old = movable()
+    for (const n of [1, 2]) old.tabs[1].send(['chat', n, null])
+    old.tabs[1].send(['slow', 1, 1])
+    const { tabs: [b], server } = next(old.hub.handOver('page of a'), ['b'])
+    server.receive(['~wse:ext', { resume: { ...ANSWER, id: 's-2', lost: { why: 'expired', got: 1 } } }, null])
+    server.receive(['~wse:welcome', 'anew', null])
+    assert.deepEqual(server.read(), [['chat', 2, null]])
+    assert.equal(b.got[0].isResumed, false)
+    server.receive(['~wse:response', 'late', 1])
+    assert.equal(b.got.length, 1)
+  })
+
+  test('is gone with its last tab', () => {
+    const { hub, tabs, server } = movable()
+    for (const tab of tabs.slice(1)) hub.receive(tab, { close: [1000, ''] })
+    assert.equal(hub.handOver('page of a'), null)
+    assert.deepEqual(server.closed, [1000, 'wse.by-client'])
+  })
+
+  test('has nothing to leave where the server keeps no sessions', () => {
+    const { hub, server } = movable(null)
+    assert.equal(hub.handOver('page of a'), null)
+    assert.equal(server.closed, null)
+  })
+
+  test('what breaks the protocol ends the connection', () => {
+    const { server } = movable()
+    server.receive(['~wse:ack', 7, null])
+    assert.deepEqual(server.closed, [1000, 'wse.protocol-error'])
+  })
 })
 
 test('messages go to all tabs, and the request for an identity to one', () => {

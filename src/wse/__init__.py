@@ -2,6 +2,7 @@
 
 from wse.backoff import Backoff
 from wse.client.client import WseClient
+from wse.client.resumption import Loss
 from wse.core.cluster.settings import ClusterSettings
 from wse.core.heartbeat import Heartbeat
 from wse.core.hub.connection import WseConnection, WseIdentity
@@ -42,6 +43,7 @@ __all__ = [
     "Heartbeat",
     "InternalTypes",
     "Limits",
+    "Loss",
     "Overflow",
     "Protocol",
     "Publisher",

@@ -16,8 +16,6 @@ from support.programs import Program, free_port, program
 from wse.auth import ScramKeys
 
 PASSWORD = "correct horse battery"
-SERVER = "from examples.chat import server; server.REPORT_PACE = 0.3; server.main()"
-"""Its reports take six seconds, so that there is time to look at one that is being made."""
 
 
 def new_name(prefix):
@@ -37,7 +35,7 @@ class ChatServer:
 
     def start(self) -> None:
         args = ("--port", str(self.port), "--database", str(self._database))
-        self.process = self._stack.enter_context(program("-c", SERVER, *args))
+        self.process = self._stack.enter_context(program("examples/chat/server.py", *args))
         self.process.wait_until_open(self.port)
 
     def new_user(self, name: str) -> str:

@@ -136,10 +136,10 @@ async def test_devices_with_browser_and_time_zone(two_and_two_tabs):
     assert await second.page.locator("#messages").inner_text() == ""
 
 
-async def test_a_long_call_tells_how_far_it_is(people):
+async def test_a_long_call_tells_how_far_it_is(chat, people):
     held = Held(of_a_report)
-    ann = await people(new_name("ann"), held=held)
-    await ann.enter("Sign up")
+    ann = await people(chat.new_user("ann"), held=held)
+    await ann.enter()
     second = await people(ann.user, beside=ann)
     await second.enter()
     await ann.say("one two three")
@@ -164,10 +164,10 @@ async def test_a_long_call_tells_how_far_it_is(people):
     await expect(second.page.locator("#percent")).to_be_empty()  # progress is for the caller
 
 
-async def test_a_device_that_is_being_logged_out_looks_so_when_the_devices_change(people):
+async def test_a_device_that_is_being_logged_out_looks_so_when_the_devices_change(chat, people):
     held = Held(lambda kind, payload: kind == "log-out-device")
-    ann = await people(new_name("ann"), held=held)
-    await ann.enter("Sign up", device="Desk")
+    ann = await people(chat.new_user("ann"), held=held)
+    await ann.enter(device="Desk")
     second = await people(ann.user, beside=ann)
     await second.enter(device="Second tab")
     button = ann.page.get_by_role("button", name="Log out Second tab")
@@ -183,7 +183,7 @@ async def test_a_device_that_is_being_logged_out_looks_so_when_the_devices_chang
     await expect(second.page.locator("#entry-error")).to_have_text("This device was logged out from another one.")
 
 
-@pytest.mark.parametrize("how", ["kill", "stop"])
+@pytest.mark.parametrize("how", ["kill", pytest.param("stop", marks=pytest.mark.slow)])
 async def test_the_server_goes_away_and_comes_back(chat, people, two_and_two_tabs, artifact, how):
     held = Held(of_a_report)
     _, second, bob = two_and_two_tabs
@@ -201,22 +201,18 @@ async def test_the_server_goes_away_and_comes_back(chat, people, two_and_two_tab
     for tab in tabs:
         await expect(tab.status).to_have_text("Reconnecting…")
         await expect(tab.banner).to_be_visible()
-        await expect(tab.page.get_by_role("button", name="Send")).to_be_disabled()
-    # A server that is stopped lets calls that run end before it closes.
-    lost, done = "The connection was lost before the server could answer.", re.compile(r"^\d+ messages, \d+ words\.")
-    await expect(ann.page.locator("#report")).to_have_text(lost if how == "kill" else done)
-    await ann.text.fill(between)
-    await ann.text.press("Enter")
+    await ann.say(between)
+    await expect(ann.page.locator(".pending", has_text=between)).to_contain_text("Not sent yet")
     await ann.page.screenshot(path=artifact(f"reconnecting-after-{how}.png"))
 
     chat.start()
     for tab in tabs:
         await expect(tab.status).to_have_text("Connected")
         await expect(tab.banner).to_be_hidden()
-    # Users and history are those from before, and messages flow again; what was being written is still there.
-    await expect(ann.text).to_have_value(between)
-    await expect(bob.message(between)).to_have_count(0)
-    await ann.text.press("Enter")
+    # A server that is stopped lets calls that run end before it closes.
+    lost, done = "The connection was lost before the server could answer.", re.compile(r"^\d+ messages, \d+ words\.")
+    await expect(ann.page.locator("#report")).to_have_text(lost if how == "kill" else done)
+    # Users and history are those from before, and messages flow again.
     await bob.say(after)
     late = await people(bob.user, beside=bob)
     await late.enter()
@@ -250,6 +246,7 @@ async def test_a_first_visitor_is_not_called_disconnected(people):
 # Messages that are not acknowledged.
 
 
+@pytest.mark.slow  # it waits until a server counts as lost
 async def test_in_a_stall_a_message_looks_unacknowledged_and_arrives_once(chat, people, two_and_two_tabs, artifact):
     held = Held(lambda kind, payload: kind == "say")
     _, second, bob = two_and_two_tabs
@@ -286,13 +283,40 @@ async def test_enter_while_away_says_what_happens(chat, people):
     await expect(tab.status).to_have_text("Reconnecting…")
     await tab.text.fill("Is anybody there?")
     await tab.text.press("Enter")
-    await expect(tab.page.locator("#composer-error")).to_contain_text("there is no connection at the moment")
-    await expect(tab.text).to_have_value("Is anybody there?")
+    pending = tab.page.locator(".pending", has_text="Is anybody there?")
+    await expect(pending).to_contain_text("Not sent yet: it will be when the connection is back.")
+    await expect(tab.text).to_have_value("")
     chat.start()
     await expect(tab.status).to_have_text("Connected")
-    await expect(tab.page.locator("#composer-error")).to_be_empty()
-    await tab.text.press("Enter")
+    await expect(pending).to_have_count(0)
     await expect(tab.message("Is anybody there?")).to_have_count(1)
+
+
+async def test_messages_of_both_sides_arrive_once_after_a_cut_of_the_network(two_and_two_tabs):
+    ann, second, bob = two_and_two_tabs
+    await ann.say("Before the cut.")
+    await expect(bob.message("Before the cut.")).to_have_count(1)
+    await ann.page.get_by_role("button", name="Cut the network").click()
+    await expect(ann.status).to_have_text("Reconnecting…")
+    await expect(ann.banner).to_be_visible()
+    for text in ("First of Bob's.", "Second of Bob's."):
+        await bob.say(text)
+        await expect(second.message(text)).to_have_count(1)
+    await ann.say("From the tunnel.")
+    await expect(ann.page.locator(".pending", has_text="From the tunnel.")).to_contain_text("Not sent yet")
+    await expect(ann.message("of Bob's.")).to_have_count(0)
+    # To the others she has not gone.
+    await expect(bob.messages).not_to_contain_text(f"{ann.user} has gone offline")
+    await ann.page.get_by_role("button", name="Mend the network").click()
+    await expect(ann.status).to_have_text("Connected")
+    await expect(ann.messages).to_contain_text(
+        re.compile(r"Back after \d+ s\. Messages that arrived meanwhile: 2; of yours that were sent: 1\.")
+    )
+    for tab in (ann, second, bob):
+        for text in ("First of Bob's.", "Second of Bob's.", "From the tunnel."):
+            await expect(tab.message(text)).to_have_count(1)
+    await expect(ann.page.locator(".pending")).to_have_count(0)
+    await expect(bob.messages).not_to_contain_text(f"{ann.user} has come back")
 
 
 # Reloading.

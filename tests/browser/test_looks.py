@@ -15,6 +15,7 @@ DESKTOP = {"width": 1100, "height": 720}
 PHONE = {"width": 390, "height": 780}
 
 
+@pytest.mark.slow
 async def test_looks(people, artifact):
     ada = await people("ada", held=Held(lambda kind, payload: of_a_report(kind, payload, after=10)))
 

@@ -58,14 +58,14 @@ class Users:
 
 class Tabs:
     def __init__(self, context, server):
-        self._context = context
+        self.context = context
         self.server = server
         self.pages = []
         self.connected = []
         self.disconnected = []
 
     async def open(self, name, *procedures, identity="ada"):
-        page = await self._context.new_page()
+        page = await self.context.new_page()
         self.pages.append(page)
         await page.goto(f"http://127.0.0.1:{self.server.port}/page")
         arguments = {"name": name, "identity": identity, "procedures": list(procedures)}
@@ -163,18 +163,49 @@ async def test_the_tab_that_came_first_may_close_and_nothing_is_lost(browser, tm
         await wait_until(lambda: tabs.disconnected)
 
 
-async def test_without_shared_workers_another_tab_leads_when_the_leader_closes(browser, tmp_path):
+async def test_without_shared_workers_too_the_tab_that_leads_may_close_and_nothing_is_lost(browser, tmp_path):
     async with three_tabs(browser, tmp_path, False) as (tabs, first, second, third):
-        await first.close()
+        (conn,) = tabs.connected
+        called, answers = asyncio.Event(), asyncio.Event()
+
+        @tabs.server.register("slow")
+        async def slow(conn, payload):
+            called.set()
+            await answers.wait()
+            return payload
+
+        # Calls of both sides are under way.
+        calling = asyncio.create_task(second.evaluate("client.call('slow', 'from the tab')"))
+        await third.evaluate("client.register('wait', () => new Promise((resolve) => window.answer = resolve))")
+        asking = asyncio.create_task(conn.call("wait"))
+        await called.wait()
+        await until(third, "Boolean(window.answer)")
+        sent = 0
+        closing = asyncio.create_task(first.close())
+        while not closing.done() or sent < 50:
+            tabs.server.send("ada", "chat", sent)
+            sent += 1
+            await asyncio.sleep(0.005)
+        await third.evaluate("answer('from the server')")
+        answers.set()
+        assert await asking == "from the server"
+        assert await calling == "from the tab"
         for page in (second, third):
-            await until(page, "walk.length === 5 && client.status === 'READY'")
+            await until(page, f"heard.length === {sent}")
+            assert await page.evaluate("heard") == list(range(sent))
+            await until(page, "walk.length === 5")
             assert await page.evaluate("walk.slice(2)") == ["OFFLINE", "RE_CONNECTING", "READY"]
-        assert len(tabs.connected) == 2
-        assert tabs.server.clients["ada"].conns.keys() == {tabs.connected[1].conn_id}
+        # To the server it is the same connection, and the next leader may close as well.
+        assert (len(tabs.connected), tabs.disconnected) == (1, [])
+        await second.close()
         tabs.server.send("ada", "chat", "again")
-        for page in (second, third):
-            await until(page, "heard.at(-1) === 'again'")
+        await until(third, "heard.at(-1) === 'again'")
         assert await third.evaluate("client.call('twice', 1)") == [1, 1]
+        assert (len(tabs.connected), tabs.disconnected) == (1, [])
+        # The last one ends the connection.
+        await third.close()
+        await wait_until(lambda: tabs.disconnected)
+        assert tabs.disconnected == [(1000, "wse.by-client")]
 
 
 async def test_what_a_leader_has_not_taken_before_it_closes_goes_out_once_by_the_next_one(browser, tmp_path):
@@ -199,8 +230,8 @@ async def test_what_a_leader_has_not_taken_before_it_closes_goes_out_once_by_the
         assert said.index(2) < said.index(3)
 
 
-async def test_a_call_that_a_leader_has_sent_and_that_has_no_answer_fails_with_it(browser, tmp_path):
-    async with three_tabs(browser, tmp_path, False) as (tabs, first, second, _):
+async def test_a_leader_that_crashes_costs_calls_without_an_answer_and_others_lead(browser, tmp_path):
+    async with three_tabs(browser, tmp_path, False) as (tabs, first, second, third):
         called = asyncio.Event()
         calls = []
 
@@ -212,10 +243,16 @@ async def test_a_call_that_a_leader_has_sent_and_that_has_no_answer_fails_with_i
 
         failing = asyncio.create_task(second.evaluate("client.call('slow', 1).catch((error) => error.code)"))
         await called.wait()
-        await first.close()
+        devtools = await tabs.context.new_cdp_session(first)
+        crashing = asyncio.ensure_future(devtools.send("Page.crash"))
         assert await failing == "wse.client.rp.disconnect"
-        await until(second, "client.status === 'READY'")
+        for page in (second, third):
+            await until(page, "walk.length === 5 && client.status === 'READY'")
+        assert await third.evaluate("client.call('twice', 1)") == [1, 1]
         assert calls == [1]
+        assert len(tabs.connected) == 2
+        crashing.cancel()
+        await asyncio.gather(crashing, return_exceptions=True)
 
 
 async def test_tabs_that_log_in_with_a_password_share_too(browser, tmp_path):

@@ -56,6 +56,7 @@ async def enter(page, user):
     await page.get_by_role("button", name="Enter").click()
 
 
+@pytest.mark.slow
 async def test_the_chapter_comes_true(browser, chat):
     async with AsyncExitStack() as stack:
 

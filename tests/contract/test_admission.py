@@ -2,9 +2,9 @@
 
 import pytest
 
-from support.net import TEXT, TRANSPORTS, RawSocket, ServerLog, accept_all, frame, hi, make_server, soon
+from support.net import TEXT, TRANSPORTS, RawSocket, ServerLog, accept_all, frame, hi, make_server, soon, transports
 
-pytestmark = pytest.mark.parametrize("run", sorted(TRANSPORTS.keys() - {"memory"}), indirect=True)
+pytestmark = pytest.mark.parametrize("run", transports(sorted(TRANSPORTS.keys() - {"memory"})), indirect=True)
 
 
 async def upgrade(place, **headers):

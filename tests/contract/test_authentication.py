@@ -337,9 +337,9 @@ async def test_a_client_that_nobody_decides_on_meets_the_deadline(run):
     assert await peer.closed() == (1000, "wse.auth-timeout")
 
 
-async def test_a_welcomed_client_outlives_the_deadline(run):
-    server = make_server(auth_timeout=1)
-    place = await run(server)
+async def test_a_welcomed_client_outlives_the_deadline(listen):
+    server = make_server(auth_timeout=3)
+    place = await listen(server)
     client = await place.connect()
     late = await place.peer()
     assert await late.closed() == (1000, "wse.auth-timeout")  # its deadline is later than the client's was

@@ -6,10 +6,11 @@ import asyncio
 import string
 from contextlib import suppress
 from dataclasses import replace
+from itertools import islice
 
 import pytest
 
-from support.brokers import CLUSTERS, WAIT, run_cluster, unavailable, until
+from support.brokers import CLUSTERS, WAIT, be_patient, run_cluster, unavailable, until
 from support.net import soon
 from wse import ErrorCode, WseError
 from wse.core.ports.broker import Transition
@@ -20,6 +21,7 @@ EVERY_CHARACTER = string.ascii_letters + string.digits + "_-="
 @pytest.fixture(params=CLUSTERS)
 async def cluster(request, monkeypatch):
     monkeypatch.setattr("wse.brokers.nats.broker.new_generation", lambda: 0)  # for the tests that count them
+    be_patient(monkeypatch)
     async for cluster in run_cluster(request.param, request):
         yield cluster
 
@@ -205,13 +207,14 @@ async def test_a_message_that_the_engine_does_not_take_is_told_of_and_harms_noth
 
 
 def transitions(*steps):
-    """The generations that these steps have caused, in order."""
-    return [transition.generation for step in steps for transition in step.transitions]
+    """The generations that these steps tell of, in order, each once."""
+    return list(dict.fromkeys(transition.generation for step in steps for transition in step.transitions))
 
 
 async def test_a_user_s_first_device_makes_the_user_present_and_the_last_one_absent(cluster):
     one, two = await cluster.nodes(2)
     first = await one.broker.join(one.device("ann", "c1"), 10)
+    await fire(one, first.transitions)
     second = await two.broker.join(two.device("ann", "c2"), 10)
     assert first.transitions == (Transition("ann", 1),)
     assert (first.generation, second.generation, second.transitions) == (1, 1, ())
@@ -232,6 +235,14 @@ async def test_a_user_s_first_device_makes_the_user_present_and_the_last_one_abs
     assert [transition.is_joined for transition in again.transitions] == [True]
 
 
+async def in_turns(steps):
+    """The results of the steps, some of them at a time: the engine has a few seconds for each."""
+    results = []
+    while few := list(islice(steps, 100)):
+        results += await asyncio.gather(*few)
+    return results
+
+
 async def online_is(node, count):
     """A user who has left may count until that was fired."""
     return await node.broker.online() == count
@@ -242,10 +253,11 @@ async def test_a_transition_stands_in_the_outbox_of_the_node_that_caused_it_unti
     joined = await one.broker.join(one.device("ann", "c1"), 10)
     left = await one.broker.leave(joined.device, code=1001, reason="bye")
     assert await two.broker.pending() == []
-    assert await one.broker.pending() == [*joined.transitions, *left.transitions]
-    assert await one.broker.claim(joined.transitions) == [*joined.transitions]
+    assert left.transitions == (*joined.transitions, Transition("ann", 2, 1001, "bye"))
     assert await one.broker.pending() == [*left.transitions]
-    assert await one.broker.claim(left.transitions) == [*left.transitions]
+    assert await one.broker.claim(joined.transitions) == [*joined.transitions]
+    assert await one.broker.pending() == [*left.transitions[1:]]
+    assert await one.broker.claim(left.transitions[1:]) == [*left.transitions[1:]]
     assert await one.broker.pending() == []
 
 
@@ -310,13 +322,51 @@ async def test_the_oldest_devices_are_displaced(cluster):
     devices = [
         (await node.broker.join(node.device("ann", f"c{n}"), 3)).device for n, node in enumerate([one, two, one])
     ]
+    await fire(one, await one.broker.pending())
     joined = await two.broker.join(two.device("ann", "c3"), 2)
     assert joined.displaced == (devices[0], devices[1])
     assert transitions(joined) == []
     assert await one.broker.devices("ann") == [devices[2], joined.device]
     assert transitions(await one.broker.leave(devices[0])) == []
     assert transitions(await two.broker.leave(joined.device)) == []
-    assert transitions(await one.broker.leave(devices[2])) == [2]
+    assert transitions(await one.broker.leave(devices[2]))[-1] == 2
+
+
+async def test_a_device_that_is_away_is_displaced_before_older_ones_of_living_nodes(cluster):
+    one, two = await cluster.nodes(2)
+    old = (await one.broker.join(one.device("ann", "c1"), 2)).device
+    away = (await two.broker.join(two.device("ann", "c2"), 2)).device
+    await two.broker.set_away(replace(away, away=True))
+    assert await one.broker.devices("ann") == [old, replace(away, away=True)]
+    joined = await one.broker.join(one.device("ann", "c3"), 2)
+    assert [device.conn_id for device in joined.displaced] == ["c2"]
+
+
+async def test_a_device_that_is_back_is_displaced_in_its_turn(cluster):
+    (node,) = await cluster.nodes(1)
+    old = (await node.broker.join(node.device("ann", "c1"), 2)).device
+    away = (await node.broker.join(node.device("ann", "c2"), 2)).device
+    await node.broker.set_away(replace(away, away=True))
+    await node.broker.set_away(away)
+    joined = await node.broker.join(node.device("ann", "c3"), 2)
+    assert joined.displaced == (old,)
+
+
+async def test_only_the_node_that_has_a_device_says_that_it_is_away(cluster):
+    one, two = await cluster.nodes(2)
+    device = (await one.broker.join(one.device("ann", "c1"), 2)).device
+    await two.broker.set_away(replace(device, node=two.name, away=True))
+    await two.broker.set_away(replace(device, conn_id="c2", node=two.name, away=True))
+    assert await two.broker.devices("ann") == [device]
+
+
+async def test_a_user_whose_device_is_away_is_still_there(cluster):
+    (node,) = await cluster.nodes(1)
+    device = (await node.broker.join(node.device("ann", "c1"), 2)).device
+    await node.broker.set_away(replace(device, away=True))
+    assert await node.broker.online() == 1
+    assert transitions(await node.broker.join(node.device("ann", "c2"), 2)) == []
+    assert transitions(await node.broker.leave(device)) == []
 
 
 async def test_a_device_of_a_dead_node_is_displaced_before_the_older_one_of_a_living_node(cluster):
@@ -358,9 +408,12 @@ async def test_a_place_before_all_others_is_kept(cluster):
     assert await node.broker.devices("ann") == [old, new]
 
 
-async def test_a_step_that_is_repeated_changes_nothing(cluster):
+async def test_a_step_that_is_repeated_changes_nothing_and_tells_what_was_not_fired(cluster):
     node = await cluster.node()
-    device = (await node.broker.join(node.device("ann", "c1"), 10)).device
+    joined = await node.broker.join(node.device("ann", "c1"), 10)
+    device = joined.device
+    assert (await node.broker.join(node.device("ann", "c1"), 10)).transitions == joined.transitions
+    await fire(node, joined.transitions)
     other = (await node.broker.join(node.device("ann", "c2"), 10)).device
     for fresh in True, False:
         again = await node.broker.join(node.device("ann", "c1"), 1, fresh=fresh)
@@ -392,7 +445,8 @@ async def test_a_generation_that_a_node_remembers_raises_that_of_the_register(cl
     assert transitions(lower) == [6]
     departed = await node.broker.leave(node.device("eve", "c3"), generation=7, code=1001, reason="bye")
     assert departed.transitions == (Transition("eve", 8, 1001, "bye"),)
-    assert (await node.broker.leave(node.device("eve", "c3"), generation=8)).transitions == ()
+    again = await node.broker.leave(node.device("eve", "c3"), generation=8)
+    assert (again.generation, again.transitions) == (8, departed.transitions)
 
 
 async def test_what_a_step_has_caused_is_found_in_the_outbox_when_its_answer_was_lost(cluster):
@@ -403,12 +457,13 @@ async def test_what_a_step_has_caused_is_found_in_the_outbox_when_its_answer_was
     assert device.conn_id == "c1"
     assert await one.broker.pending() == [Transition("ann", 1)]
     again = await one.broker.join(one.device("ann", "c1"), 10)
-    assert (again.device, again.generation, again.transitions) == (device, 1, ())
+    assert (again.device, again.generation, again.transitions) == (device, 1, (Transition("ann", 1),))
     with cluster.lose_answers(one):
         await unavailable(one.broker.leave(device, code=1001, reason="bye"))
     assert await two.broker.devices("ann") == []
-    assert (await one.broker.leave(device, code=1001, reason="bye")).transitions == ()
-    assert await one.broker.pending() == [Transition("ann", 1), Transition("ann", 2, 1001, "bye")]
+    told = (await one.broker.leave(device, code=1001, reason="bye")).transitions
+    assert told == (Transition("ann", 1), Transition("ann", 2, 1001, "bye"))
+    assert await one.broker.pending() == [*told]
 
 
 async def test_of_many_that_take_the_same_device_out_at_the_same_moment_one_is_told(cluster):
@@ -416,7 +471,7 @@ async def test_of_many_that_take_the_same_device_out_at_the_same_moment_one_is_t
     for n in range(10):
         device = (await node.broker.join(node.device(f"user-{n}", f"c{n}"), 10)).device
         steps = await asyncio.gather(*[node.broker.leave(device) for _ in range(3)])
-        assert transitions(*steps) == [2]
+        assert transitions(*steps) == [1, 2]
 
 
 async def test_of_nodes_that_join_one_user_at_the_same_moment_exactly_one_is_first(cluster):
@@ -449,36 +504,65 @@ async def test_no_device_is_displaced_twice_when_many_join_at_once(cluster):
         assert set(displaced) | set(left) == {each.device for each in joined}
 
 
-async def test_transitions_of_a_user_who_comes_and_goes_at_many_nodes_alternate_without_a_gap(cluster):
+async def test_transitions_of_a_user_who_comes_and_goes_at_many_nodes_alternate(cluster):
     nodes = await cluster.nodes(3)
+    fired = []
+
+    async def make(node, step):
+        step = await step
+        claimed = await node.broker.claim(step.transitions)
+        node.broker.fired(claimed)
+        fired.extend(one.generation for one in claimed)
+        return step
 
     async def come_and_go(node):
-        steps = []
         for n in range(10):
-            joined = await node.broker.join(node.device("ann", f"{node.name}-{n}"), 10)
-            steps += [joined, await node.broker.leave(joined.device)]
-        return steps
+            joined = await make(node, node.broker.join(node.device("ann", f"{node.name}-{n}"), 10))
+            await make(node, node.broker.leave(joined.device))
 
-    steps = await asyncio.gather(*map(come_and_go, nodes))
-    generations = sorted(transitions(*[step for each in steps for step in each]))
-    assert generations == [*range(1, len(generations) + 1)]
-    assert len(generations) % 2 == 0
-    for node, each in zip(nodes, steps, strict=True):
-        await fire(node, [transition for step in each for transition in step.transitions])
+    await asyncio.gather(*map(come_and_go, nodes))
+    assert sum(generation % 2 for generation in fired) == len(fired) / 2 > 0
     await until(lambda: online_is(nodes[0], 0))
+
+
+async def test_a_transition_and_its_opposite_on_another_node_cancel_out_before_the_first_is_claimed(cluster):
+    one, two = await cluster.nodes(2)
+    first = await one.broker.join(one.device("ann", "c1"), 10)
+    await fire(one, first.transitions)
+    left = await one.broker.leave(first.device)
+    assert transitions(left) == [2]
+    back = await two.broker.join(two.device("ann", "c2"), 10)
+    assert (back.generation, back.transitions) == (3, ())
+    assert await one.broker.claim(left.transitions) == []
+    assert await one.broker.pending() == await two.broker.pending() == []
+    gone = await two.broker.leave(back.device)
+    assert transitions(gone) == [4]
+    await fire(two, gone.transitions)
+    again = await one.broker.join(one.device("ann", "c3"), 10)
+    assert len(await one.broker.claim(again.transitions)) == 1
+
+
+async def test_a_transition_that_was_inherited_cancels_out_as_well(cluster):
+    (node,) = await cluster.nodes(1)
+    await cluster.dead_node(("ann", "c1"))
+    heir = await cluster.node()
+    assert [each.generation for each in await reap_all(heir)] == [1, 2]
+    back = await node.broker.join(node.device("ann", "c2"), 10)
+    assert back.transitions == ()
+    assert [each.generation for each in await heir.broker.pending()] == [1]
 
 
 async def test_all_users_are_told_and_counted(cluster):
     one, two = await cluster.nodes(2)
-    names = [f"user-{n}" for n in range(3000)]
-    joined = await asyncio.gather(*[one.broker.join(one.device(name, f"c-{name}"), 10) for name in names])
-    await asyncio.gather(*[two.broker.join(two.device(name, f"d-{name}"), 10) for name in names[:500]])
-    assert await two.broker.online() == 3000
+    names = [f"user-{n}" for n in range(1200)]
+    joined = await in_turns(one.broker.join(one.device(name, f"c-{name}"), 10) for name in names)
+    await in_turns(two.broker.join(two.device(name, f"d-{name}"), 10) for name in names[:200])
+    assert await two.broker.online() == len(names)
     assert sorted([user async for user in two.broker.users()]) == sorted(names)
-    steps = await asyncio.gather(*[one.broker.leave(each.device) for each in joined])
+    steps = await in_turns(one.broker.leave(each.device) for each in joined)
     await fire(one, [transition for step in [*joined, *steps] for transition in step.transitions])
-    await until(lambda: online_is(two, 500))
-    assert sorted([user async for user in two.broker.users()]) == sorted(names[:500])
+    await until(lambda: online_is(two, 200))
+    assert sorted([user async for user in two.broker.users()]) == sorted(names[:200])
 
 
 async def mine(node):
@@ -487,7 +571,7 @@ async def mine(node):
 
 async def test_a_node_reads_what_the_register_holds_under_its_name(cluster):
     one, two = await cluster.nodes(2)
-    joined = await asyncio.gather(*[one.broker.join(one.device(f"user-{n}", f"c{n}"), 10) for n in range(1200)])
+    joined = await in_turns(one.broker.join(one.device(f"user-{n}", f"c{n}"), 10) for n in range(1200))
     (other,) = [(await two.broker.join(two.device("user-7", "d7"), 10)).device]
 
     async def all_are_there():
@@ -575,13 +659,15 @@ async def test_a_node_whose_lease_has_run_out_reaps_nobody_and_keeps_its_outbox(
 
 async def test_steps_of_a_node_that_was_reaped_are_refused_until_it_has_a_new_lease(cluster):
     node, other = await cluster.nodes(2)
-    device = (await node.broker.join(node.device("ann", "c1"), 10)).device
+    joined = await node.broker.join(node.device("ann", "c1"), 10)
+    device = joined.device
+    await fire(node, joined.transitions)
     await node.broker.resign()
-    await reap_all(other)
+    await fire(other, await reap_all(other))
     await unavailable(node.broker.join(node.device("bob", "c2"), 10))
     assert (await node.broker.renew(10)).state == "reaped"
     again = await node.broker.join(device, 10, fresh=False)
-    assert transitions(again) == [3]
+    assert [generation % 2 for generation in transitions(again)] == [1]
     await node.broker.registered()
     assert (await node.broker.renew(10)).state == "kept"
     assert await reap_all(other) == []
@@ -607,7 +693,7 @@ async def test_a_lease_that_ran_out_and_was_not_reaped_is_taken_up_again(cluster
     await node.broker.resign()
     await node.broker.renew(10)
     again = await node.broker.join(device, 10, fresh=False)
-    assert (again.device, transitions(again)) == (device, [])
+    assert (again.device, transitions(again)) == (device, [1])  # which has not been fired
     await node.broker.registered()
     assert await reap_all(other) == []
     assert await other.broker.devices("ann") == [device]
@@ -632,7 +718,8 @@ async def reap_all(node):
     """All that there is to reap: one call may leave other nodes their share."""
     reaped = []
     for _ in range(3):
-        reaped += await node.broker.reap()
+        while found := await node.broker.reap():
+            reaped += found
     return reaped
 
 
@@ -648,25 +735,41 @@ async def test_a_user_with_another_device_does_not_leave_with_a_dead_node(cluste
     await until(lambda: online_is(living, 1))
 
 
+async def test_the_devices_that_a_dead_node_has_left_of_a_user_are_reaped_when_one_was_displaced(cluster):
+    living, dead = await cluster.nodes(2)
+    for conn_id in ("c1", "c2"):
+        await dead.broker.join(dead.device("ann", conn_id), 2)
+    newest = await living.broker.join(living.device("ann", "c3"), 2)
+    assert [device.conn_id for device in newest.displaced] == ["c1"]
+    await living.broker.flush()
+    await dead.broker.resign()
+    await dead.broker.close()
+    await reap_all(living)
+    assert await living.broker.devices("ann") == [newest.device]
+
+
 async def test_each_transition_of_a_dead_node_is_told_to_exactly_one_of_those_that_reap(cluster):
     nodes = await cluster.nodes(3)
-    devices = [(f"user-{n % 400}", f"c{n}") for n in range(1200)]
+    devices = [(f"user-{n // 600}-{n % 300}", f"c{n}") for n in range(1200)]
     await cluster.dead_node(*devices[:600])
     await cluster.dead_node(*devices[600:])
     shares = await asyncio.gather(*[reap_all(node) for node in nodes])
-    reaped = [each for share in shares for each in share]
-    for generation in 1, 2:
-        users = [each.user for each in reaped if each.generation == generation]
-        assert sorted(users) == sorted({user for user, _ in devices})
+    granted = {user: [] for user, _ in devices}
     for node, share in zip(nodes, shares, strict=True):
-        await fire(node, share)
+        for claimed in await node.broker.claim(dict.fromkeys(share)):
+            granted[claimed.user].append(claimed.generation)
+            node.broker.fired([claimed])
+    # Where one node had inherited the first, and another was to fire the second, they have cancelled each other out.
+    assert {tuple(sorted(generations)) for generations in granted.values()} <= {(1, 2), ()}
     await until(lambda: online_is(nodes[0], 0))
 
 
 async def test_a_user_who_leaves_while_another_device_is_reaped_leaves_once(cluster):
     one, two = await cluster.nodes(2)
     users = [f"user-{n}" for n in range(20)]
-    devices = [(await one.broker.join(one.device(user, f"c-{user}"), 10)).device for user in users]
+    joined = [await one.broker.join(one.device(user, f"c-{user}"), 10) for user in users]
+    devices = [step.device for step in joined]
+    await fire(one, [each for step in joined for each in step.transitions])
     await cluster.dead_node(*[(user, f"d-{user}") for user in users])
     left, reaped, reaped_too = await asyncio.gather(
         asyncio.gather(*[one.broker.leave(device) for device in devices]), reap_all(one), reap_all(two)
@@ -827,7 +930,7 @@ async def test_the_register_is_as_it_was_or_another_one_when_the_engine_is_back(
     assert (lease.register == register, lease.state == "kept") == (kept, kept)
     assert await node.broker.devices("ann") == ([device] if kept else [])
     joined = await node.broker.join(device, 10, generation=1, fresh=False)
-    assert (joined.device, joined.generation, joined.transitions) == (device, 1, ())
+    assert (joined.device, joined.generation, transitions(joined)) == (device, 1, [1] * kept)
     await node.broker.registered()
     assert await node.broker.reap() == []
     assert (await node.broker.renew(10)).state == "kept"

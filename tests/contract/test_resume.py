@@ -6,9 +6,11 @@ import json
 
 import pytest
 
-from support.net import ServerLog, make_server, soon
+from support.net import Log, ServerLog, make_server, soon
 from support.resume import RETURNING, Traffic, cut, cut_unnoticed, session_of, until
 from wse import ErrorCode, Resume, WseError
+from wse.brokers.memory import MemoryBroker, MemoryCluster
+from wse.testing import connect
 
 
 async def test_everything_arrives_once_and_in_order_over_cuts(run):
@@ -190,3 +192,31 @@ async def test_what_a_raw_client_hears_when_it_comes_back(run):
     assert await new.hear() == ["~wse:ext", {"resume": {"id": ticket["id"], "got": 1}}, None]
     assert (await new.hear())[0] == "~wse:welcome"
     assert await new.hear() == ["chat", 2, None]
+
+
+async def test_a_node_of_a_cluster_keeps_the_sessions_of_its_own_clients():
+    cluster = MemoryCluster()
+    one, two = (make_server(broker=MemoryBroker(cluster)) for _ in range(2))
+    log, other = ServerLog(one), ServerLog(two)
+    async with one, two, connect(one, "ann", **RETURNING) as client:
+        heard = Log()
+        client.channel.on("news", heard.adder("news"))
+        await log.until("connected", "ann")
+        two.send("ann", "news", 1)
+        await heard.until("news", 1)
+        with client.link.hold():
+            client.link.cut()
+            await log.until("detached", "ann")
+            two.send("ann", "news", 2)
+            two.broadcast("news", 3)
+            conn = await log.conn("ann")
+            await until(lambda: len(conn.undelivered()) >= 2)
+            assert [device.cid for device in await two.devices("ann")] == ["ann"]
+        await heard.until("news", 3)
+        assert [n for (n,) in heard.all("news")] == [1, 2, 3]
+        assert client.recovered
+        client.link.cut()
+        await until(lambda: len(log.all("resumed")) == 2)
+    await until(lambda: log.all("left") or other.all("left"))
+    assert len(log.all("joined")) + len(other.all("joined")) == 1
+    assert len(log.all("left")) + len(other.all("left")) == 1

@@ -333,7 +333,8 @@ def test_files_that_contributing_names_exist() -> None:
     named = set(re.findall(r"`((?:\w+/)*[\w.-]+\.(?:py|js|ts|md)|(?:\w+/)+)`", text))
     assert len(named) > 50
     folders = (ROOT, ROOT / "src/wse", ROOT / "js")
-    assert not {name for name in named if not any((folder / name).exists() for folder in folders)}
+    made = {"site/"}  # by `make docs`
+    assert not {name for name in named - made if not any((folder / name).exists() for folder in folders)}
 
 
 def test_preparations_belong_to_pages() -> None:

@@ -9,7 +9,8 @@ from pathlib import Path
 import msgspec
 
 from fuzz.source import Source
-from support import stories
+from support import returning, stories
+from support.returning import ReturningStory
 from support.stories import JSON, MSGPACK, ClientStory, ServerStory, shown
 from wse import Compression
 from wse.transports.picows.assembly import Assembly, ViolationError
@@ -139,6 +140,69 @@ def client_action(source):
             return "pass", source.pick(stories.PASSES)
 
 
+def resume(data):
+    """A server whose clients come back, with claims that fit and with any others (see `support.returning`)."""
+    source = Source(data)
+    story = ReturningStory()
+    for number, user in enumerate(returning.USERS):
+        story.hi(number, user, {})
+    for _ in range(STEPS):
+        if not source.left:
+            break
+        resume_action(story, source)
+        story.side.scheduler.run()
+        story.check()
+    story.finish()
+
+
+def resume_action(story, source):
+    what, number, user = source.byte() % 16, source.byte() % 6, source.pick(returning.USERS)
+    match what:
+        case 0 | 1 | 2:
+            id_, key = source.pick(story.tickets)
+            claim = {"id": id_, "key": key, "got": source.pick(returning.VALUES)}
+            claim["sent"] = [source.pick(returning.VALUES), source.pick(returning.VALUES)]
+            story.hi(number, user, claim)
+        case 3 | 4 | 5:
+            story.hi(number, user, honest_claim(story, source))
+        case 6:
+            offer = {"window": source.pick(returning.WINDOWS), source.pick(["id", "key", "sent", "x"]): source.value()}
+            story.hi(number, user, source.pick([offer, source.value()]))
+        case 7 | 8:
+            story.say(number, source.pick(["~wse:ack", "~wse:gap", "~wse:ask"]), source.pick(returning.VALUES))
+        case 9:
+            story.say(number, *source.message())
+        case 10 | 11:
+            story.send(user, source.pick(["news", "latest"]), source.pick([0, 10, 500, 5000]))
+        case 12:
+            story.gone(number, source.pick(returning.CLOSES))
+        case 13:
+            story.say(number, source.pick(["chat", "echo"]), 1, source.pick([None, 1]))
+        case 14:
+            story.side.scheduler.advance(source.pick([1, 2.5, 6, 61]))
+        case _:
+            match source.byte() % 4:
+                case 0:
+                    story.call(user)
+                case 1:
+                    story.side.hub.drop_client(user, "", 1000)
+                case _:
+                    peer = story.peer(number)
+                    if peer.link not in story.closed:
+                        peer.receiver.writable(bool(source.byte() % 2))
+
+
+def honest_claim(story, source):
+    """The claim of a client that has kept its books, for a session that may still be there."""
+    id_, key = source.pick(story.tickets)
+    conn = story.side.hub.connections.get(id_)
+    ledger = None if conn is None else conn._session.ledger
+    if ledger is None:
+        return {"id": id_, "key": key, "got": 0, "sent": [1, 0]}
+    got = ledger.base - 1 + source.byte() % (len(ledger.ring) + 1)
+    return {"id": id_, "key": key, "got": got, "sent": [ledger.got + 1, ledger.got + source.byte() % 3]}
+
+
 def assembly(data):
     """Parts become the message that they are parts of, wherever they were cut, and nothing above the limit."""
     source = Source(data)
@@ -193,7 +257,7 @@ def assembled(wire, cuts, text, limit, deflate):
     return message
 
 
-TARGETS = {target.__name__: target for target in (unpack, server, client, assembly)}
+TARGETS = {target.__name__: target for target in (unpack, server, client, resume, assembly)}
 
 
 def seeds(name):
@@ -212,6 +276,8 @@ def seeds(name):
     elif name == "assembly":
         found = [b"\x01\x00\x00\x03\x02\x03\x05\x00" + text for text in texts]
         found += [b"\x01\x01\x00\x03\x01\x05\x00" + zlib.compress(text, wbits=-15) for text in texts]
+    elif name == "resume":
+        found = [bytes((number, *text[:60])) for number, text in enumerate(texts[:200])]
     else:  # as raw messages of a stranger, of a valid connection, and of one that has been asked
         found = []
         for text in texts:

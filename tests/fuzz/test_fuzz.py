@@ -10,18 +10,22 @@ import pytest
 
 from fuzz.drivers import FoundError, plain
 from fuzz.targets import TARGETS, seeds
+from wse.core.hub.resumption import Resumption
+from wse.core.session.ledger import Ledger
 from wse.core.session.rpc import PendingCalls
 from wse.core.session.session import Session
 from wse.protocols.json import WseJSON
 from wse.transports.deflate import Deflate
 
 TESTS = Path(__file__).parents[1]
-INPUTS = {"unpack": 20_000, "server": 1500, "client": 2500, "assembly": 20_000}
+INPUTS = {"unpack": 20_000, "server": 1500, "client": 2500, "resume": 1500, "assembly": 20_000}
 
 
+@pytest.mark.parametrize("share", [5, pytest.param(1, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", TARGETS)
-def test_nothing_is_found(name):
-    assert plain(TARGETS[name], seeds(name), inputs=INPUTS[name]) == INPUTS[name]
+def test_nothing_is_found(name, share):
+    inputs = INPUTS[name] // share
+    assert plain(TARGETS[name], seeds(name), inputs=inputs) == inputs
 
 
 def finds(name):
@@ -63,6 +67,23 @@ def test_a_call_that_is_answered_twice_is_found(monkeypatch):
 def test_calls_that_stay_after_the_end_are_found(monkeypatch, name):
     monkeypatch.setattr(PendingCalls, "close", lambda self, code, reason: None)
     finds(name)
+
+
+def test_a_session_that_goes_on_for_another_user_is_found(monkeypatch):
+    original = Resumption._decide
+
+    def decide(self, session, ticket, auth, cid, *rest):
+        owner = cid if ticket.holds is None else ticket.holds.conn.cid
+        return original(self, session, ticket, auth, owner, *rest)
+
+    monkeypatch.setattr(Resumption, "_decide", decide)
+    finds("resume")
+
+
+def test_a_ring_that_is_never_trimmed_is_found(monkeypatch):
+    monkeypatch.setattr(Ledger, "_drop", lambda self, count: None)
+    monkeypatch.setattr(Ledger, "_grown", lambda self: None)
+    finds("resume")
 
 
 def test_an_inflation_without_its_limit_is_found(monkeypatch):

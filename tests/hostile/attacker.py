@@ -44,8 +44,8 @@ def message(type, payload=None, stamp=None):
     return masked_frame(json.dumps([type, payload, stamp]).encode(), TEXT)
 
 
-def hi():
-    return message("~wse:hi", {"identity": f"attacker{next(numbers)}", "meta": {}})
+def hi(**offers):
+    return message("~wse:hi", {"identity": f"attacker{next(numbers)}", "meta": {}, "ext": offers})
 
 
 class Enemy:
@@ -74,8 +74,8 @@ class Enemy:
         self.alive = True
         return self
 
-    async def join(self, **headers):
-        """Become a user."""
+    async def join(self, offers=None, **headers):
+        """Become a user, who offers these extensions."""
         await self.open(request(**headers))
         loop = asyncio.get_running_loop()
         with suppress(OSError):
@@ -85,7 +85,7 @@ class Enemy:
                     heard += (data := await loop.sock_recv(self.socket, 4096))
                     if not data:
                         raise ConnectionResetError
-                await loop.sock_sendall(self.socket, hi())
+                await loop.sock_sendall(self.socket, hi(**(offers or {})))
                 while b"welcome" not in heard:
                     heard += (data := await loop.sock_recv(self.socket, 4096))
                     if not data:
@@ -292,6 +292,39 @@ async def failing_handshakes(port, attacking):
             attacker.close()
 
 
+async def never_acking(port, attacking):
+    """Sessions that are to be kept, of clients that take everything and confirm nothing, or what was never sent."""
+    calls = message("echo", "x" * 10_000, 1) * 4
+    forged = message("~wse:ack", 2**53)
+    turn = count()
+    attackers = [await Enemy(port).join({"resume": {}}) for _ in range(20)]
+
+    def more():
+        return forged if next(turn) % 200 == 199 else calls
+
+    await repeat(attackers, more, 0.02, attacking, offers={"resume": {}})
+
+
+async def ghosts(port, attacking):
+    """Users who ask for their session to be kept, leave without a word, and return as others with forged claims."""
+    answers = message("echo", "x" * 10_000, 1) * 4
+    while True:
+        for _ in range(5):
+            attacker = await Enemy(port).join({"resume": {}})
+            attacker.send(answers)
+            attacker.close()
+        claims = [
+            {"id": "0" * 16, "key": "A" * 22, "got": 2**53 - 1, "sent": [1, 2**53 - 1]},
+            {"id": "x" * 10_000, "key": [], "got": -1, "sent": {}},
+        ]
+        for claim in claims:
+            attacker = await Enemy(port).join({"resume": claim})
+            attacker.send(message("~wse:gap", 2**53 - 1))
+            attacker.close()
+        attacking()
+        await asyncio.sleep(0.02)
+
+
 ATTACKS = {
     attack.__name__: attack
     for attack in (
@@ -310,6 +343,8 @@ ATTACKS = {
         forged_answers,
         reconnect_storm,
         failing_handshakes,
+        never_acking,
+        ghosts,
     )
 }
 

@@ -11,7 +11,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from support.counts import counts, raise_file_limit
-from wse import Compression, Heartbeat, Limits, WseServer
+from wse import Compression, Heartbeat, Limits, Resume, WseServer
 
 AUTH_TIMEOUT = 10.0
 """Seconds that strangers have; below the default of 20, for attacks that end when it is over."""
@@ -24,9 +24,10 @@ async def serve():
         lambda auth: auth.accept(auth.identity),
         port=0,
         auth_timeout=AUTH_TIMEOUT,
-        heartbeat=Heartbeat(interval=1, timeout=2),
+        heartbeat=Heartbeat(interval=1, timeout=30),
         compression=Compression(),
         limits=Limits(handler_linger=1),
+        resume=Resume(window=2, detached=300, retained=8 * 1024 * 1024),
     )
     server.register("echo", lambda conn, payload: payload)
     server.register("counts", lambda conn, payload: counts(server))

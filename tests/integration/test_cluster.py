@@ -263,7 +263,7 @@ async def test_without_the_engine_nodes_go_on_and_all_is_reconciled_when_it_is_b
     engine.stop()
     for log in nodes.logs:
         assert (await log.until("error"))[1].code == ErrorCode.BROKER_UNAVAILABLE
-    assert not any(server.cluster.healthy for server in nodes)
+    await until(lambda: not any(server.cluster.healthy for server in nodes))
     await gone.client.close()
     new = await nodes.device(0, "new")
     nodes[0].send("bob", "kept", 1)

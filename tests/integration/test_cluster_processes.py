@@ -14,7 +14,7 @@ from urllib.request import urlopen
 
 import pytest
 
-from support.brokers import ENGINES, run_cluster
+from support.brokers import run_cluster
 from support.cluster import WAIT, Device, until
 from support.net import Log
 from support.programs import free_port, program, unmeasured
@@ -123,7 +123,8 @@ class Cluster(list):
             await asyncio.sleep(0.02)
 
 
-@pytest.fixture(params=ENGINES)
+# That brokers on both engines do the same is shown in one process already (contract/test_brokers.py, test_cluster.py).
+@pytest.fixture(params=["redis", pytest.param("nats", marks=pytest.mark.slow)])
 async def cluster(request):
     async for engine in run_cluster(request.param, request):
         async with AsyncExitStack() as stack:
@@ -378,6 +379,7 @@ async def test_calls_reach_devices_of_all_processes_in_every_mode(cluster):
     await cluster.asks(askers[1], "ask", {"whom": "ann", "mode": "all"}, names)  # of two other nodes
 
 
+@pytest.mark.slow  # it waits for a lease of the default length
 async def test_a_killed_node_is_found_within_ten_seconds_and_its_users_leave_once(cluster):
     await cluster.start(3, {}, conns_per_user=2)  # with the default times
     assert ClusterSettings().lease_ttl == 5.0

@@ -22,7 +22,8 @@ from nats.js import api
 
 from support.brokers import Node, unavailable
 from support.cluster import cluster_of, until
-from support.engines import Nats, Sentinel, Valkey, free_port, nats_cluster
+from support.engines import Nats, Sentinel, Valkey, nats_cluster
+from support.programs import free_port
 from wse import ClusterSettings, ErrorCode
 from wse.brokers import from_url
 from wse.brokers.nats.broker import NatsBroker
@@ -324,7 +325,7 @@ async def until_it_works(url):
 async def test_a_cluster_of_nats_servers_keeps_the_register_on_several(three):
     await until_it_works(url_of_all(three, prefix="app", replicas=3))
     client = await nats_py.connect(f"nats://127.0.0.1:{three[0].port}")
-    info = await client.jetstream().stream_info("KV_app")
+    info = await client.jetstream().stream_info("KV_app-v2")
     assert info.config.num_replicas == 3
     assert len(info.cluster.replicas) == 2
     await client.close()
@@ -338,7 +339,7 @@ async def test_a_server_of_a_nats_cluster_that_dies_loses_nobody(three, victim):
 
     async def fail():
         client = await nats_py.connect(f"nats://127.0.0.1:{three[0].port}")
-        leader = (await client.jetstream().stream_info("KV_app")).cluster.leader
+        leader = (await client.jetstream().stream_info("KV_app-v2")).cluster.leader
         await client.close()
         used = [broker._connection._client.connected_url.port for broker in brokers]
         leads = [f"nats{number}" == leader for number in range(3)]

@@ -435,12 +435,19 @@ server.run(grace=3600)
 )
 
 
+# In development mode, asyncio reports turns of more than 0.1 s, of which a busy machine has some.
+QUIET = """
+import logging
+logging.getLogger("asyncio").addFilter(lambda record: record.msg != "Executing %s took %.3f seconds")
+"""
+
+
 @contextlib.asynccontextmanager
 async def running(program, *args):
     process = await asyncio.create_subprocess_exec(
         sys.executable,
         "-c",
-        textwrap.dedent(program),
+        QUIET + textwrap.dedent(program),
         *args,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,

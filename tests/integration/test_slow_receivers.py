@@ -26,6 +26,7 @@ from support.net import (
     hi,
     make_server,
     soon,
+    transports,
 )
 from wse import Heartbeat, Limits, Overflow
 
@@ -173,7 +174,7 @@ async def test_a_receiver_of_20_kilobytes_a_second_gets_messages_a_few_seconds_l
         assert set(keys) == set(range(5))
 
 
-@pytest.mark.parametrize("transport", REACHABLE)
+@pytest.mark.parametrize("transport", transports(REACHABLE))
 async def test_little_is_out_of_reach_of_newer_messages(transport):
     """A megabyte of prices, sent as fast as the socket takes them to a peer that reads nothing."""
     async with slow(transport, 1, overflow={"price": Overflow.LATEST}) as (_, conn, _):
@@ -215,7 +216,7 @@ async def test_a_frozen_peer_is_found_however_much_is_sent_to_it(busy):
 # Close.
 
 
-@pytest.mark.parametrize("transport", ["picows", *WEB_SERVERS])
+@pytest.mark.parametrize("transport", transports(["picows", *WEB_SERVERS]))
 async def test_a_slow_reader_hears_all_messages_before_the_close(transport, monkeypatch):
     for module in ("awaited", "picows.link"):
         monkeypatch.setattr(f"wse.transports.{module}.CLOSE_TIMEOUT", 1.2)

@@ -91,8 +91,9 @@ def supervised(
 ):
     """Run a supervisor; yields it and the URL of its workers."""
     port = free_port()
-    if command is None:
-        command = [sys.executable, "-m", "wse", "serve", "app:server", "--port", str(port)]
+    if command is None:  # coverage is measured of the supervisor; other tests start single workers
+        unmeasured = ["env", "-u", "COVERAGE_PROCESS_CONFIG"]
+        command = [*unmeasured, sys.executable, "-m", "wse", "serve", "app:server", "--port", str(port)]
     options = {
         "stable_after": stable_after,
         "start_timeout": start_timeout,

@@ -121,6 +121,9 @@ class Client:
     # The owner of its sessions.
 
     def session_welcomed(self, session, welcome):
+        if self.resumption.is_stale(session):
+            session.close(1000, "")
+            return
         before = self.id
         going_on, loss = self.resumption.welcomed(session)
         self.session, self.opening = going_on or session, None

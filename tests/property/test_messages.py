@@ -5,15 +5,13 @@ from __future__ import annotations
 import json
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from wse.protocols.json import WseJSON
 from wse.protocols.msgpack import WseMsgpack
 
 JSON, MSGPACK = WseJSON(), WseMsgpack()
-
-quick = settings(deadline=None, max_examples=150)
 
 floats = st.floats(allow_nan=False, allow_infinity=False)
 scalars = st.none() | st.booleans() | floats | st.text()
@@ -35,7 +33,6 @@ def same(one, other):
     return one == other and repr(one) == repr(other)
 
 
-@quick
 @given(st.tuples(json_values, json_values, json_values))
 def test_a_message_survives_json(message):
     text = JSON.pack(*message)
@@ -47,7 +44,6 @@ def test_a_message_survives_json(message):
     assert same(tuple(json.loads(text)), tuple(message))
 
 
-@quick
 @given(st.tuples(msgpack_values, msgpack_values, msgpack_values))
 def test_a_message_survives_msgpack(message):
     data = MSGPACK.pack(*message)
@@ -57,7 +53,6 @@ def test_a_message_survives_msgpack(message):
     assert MSGPACK.codec.encode(message) == data
 
 
-@quick
 @given(msgpack_values)
 def test_what_msgpack_decoded_outlives_the_transport_s_buffer(payload):
     buffer = bytearray(MSGPACK.pack("t", payload))
@@ -66,7 +61,6 @@ def test_what_msgpack_decoded_outlives_the_transport_s_buffer(payload):
     assert same(decoded, payload)
 
 
-@quick
 @given(json_values)
 def test_what_json_decoded_outlives_the_transport_s_buffer(payload):
     buffer = bytearray(JSON.pack("t", payload).encode())
@@ -86,7 +80,6 @@ def replaced(value):
     return value
 
 
-@quick
 @given(
     st.recursive(
         st.none() | hostile_text | st.text("\ud800\udbff\udc00\udfffu\\d8"),
@@ -101,19 +94,16 @@ def test_lone_surrogates_arrive_as_replacement_characters_and_pairs_arrive_whole
     assert same(JSON.unpack(text.encode())[1], expected)
 
 
-@quick
 @given(hostile_text | st.binary() | json_values.map(json.dumps))
 def test_json_decodes_to_a_message_or_fails(data):
     check_any(JSON, data)
 
 
-@quick
 @given(st.binary() | st.binary(max_size=30).map(b"\x93".__add__))
 def test_msgpack_decodes_to_a_message_or_fails(data):
     check_any(MSGPACK, data)
 
 
-@quick
 @given(st.tuples(json_values, json_values, json_values), st.data())
 def test_a_broken_message_decodes_to_a_message_or_fails(message, data):
     for protocol in (JSON, MSGPACK):

@@ -183,14 +183,26 @@ def names(monkeypatch):
     monkeypatch.setattr(secrets, "token_urlsafe", secrets.token_urlsafe)
 
 
-def test_nothing_is_lost_or_doubled_in_silence(names):
+def tell(examples, steps, *, same):
+    """Run that many stories; with `same`, each time the same ones."""
     run_state_machine_as_test(
         Story,
         settings=settings(
-            max_examples=60,
-            stateful_step_count=50,
+            max_examples=examples,
+            stateful_step_count=steps,
             deadline=None,
             suppress_health_check=list(HealthCheck),
             report_multiple_bugs=False,
+            derandomize=same,
         ),
     )
+
+
+def test_nothing_is_lost_or_doubled_in_silence(names):
+    tell(60, 50, same=True)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_nothing_is_lost_or_doubled_in_thousands_of_stories(names):
+    tell(3000, 70, same=False)

@@ -10,8 +10,6 @@ from support import stories
 from support.stories import JSON, MSGPACK, PROCEDURES, ClientStory, ServerStory
 from wse.core.hub.handshake import ServerOpening
 
-profile = settings(deadline=None, max_examples=150)
-
 keys = st.sampled_from(stories.KEYS)
 values = st.recursive(
     st.sampled_from(stories.SCALARS),
@@ -69,7 +67,6 @@ modes = st.sampled_from(stories.IDENTIFY)
 generators = st.sampled_from(stories.GENERATORS)
 
 
-@profile
 @given(modes, generators, st.integers(1, 2), st.sampled_from([0, 5]), st.lists(server_actions, max_size=25))
 def test_a_server_survives_any_story(identify, generator, conns_per_user, auth_timeout, actions):
     story = ServerStory(identify, generator, conns_per_user, auth_timeout)
@@ -80,7 +77,6 @@ def test_a_server_survives_any_story(identify, generator, conns_per_user, auth_t
     story.finish()
 
 
-@profile
 @given(st.lists(server_actions, min_size=5, max_size=25))
 def test_a_server_survives_any_story_of_connections_that_are_in(actions):
     story = ServerStory("accept", None, 2, 5)
@@ -99,7 +95,7 @@ STATES = ["stranger", "validating", "challenged", "valid", "ended"]
 
 @pytest.mark.parametrize("state", STATES)
 def test_a_message_in_any_state_leads_to_a_state_of_the_table(state):
-    @settings(deadline=None, max_examples=50)
+    @settings(max_examples=50)
     @given(messages | raw)
     def run(message):
         modes = {"validating": ("wait", None), "challenged": ("accept", "quest")}
@@ -143,7 +139,6 @@ client_actions = st.one_of(
 )
 
 
-@profile
 @given(
     st.sampled_from(stories.RESPOND),
     st.sampled_from(stories.FINISH),

@@ -11,7 +11,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from support.counts import counts, raise_file_limit
-from wse import Limits, WseError, WseServer
+from wse import Limits, Resume, WseError, WseServer
 
 
 class Account:
@@ -32,7 +32,7 @@ async def serve():
     raise_file_limit()
     logging.getLogger("wse").disabled = True  # calls to clients that go are no news here
     limits = Limits(handler_linger=2)  # the timers of those who have gone last as long
-    server = WseServer(lambda auth: auth.accept(auth.identity), port=0, limits=limits)
+    server = WseServer(lambda auth: auth.accept(auth.identity), port=0, limits=limits, resume=Resume(window=15))
     accounts = {}
     closed = []
 

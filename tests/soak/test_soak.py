@@ -2,7 +2,7 @@
 
 import pytest
 
-from soak.soak import CLIENTS, soak
+from soak.soak import CLIENTS, ResumingSoak, soak
 from support.counts import raise_file_limit
 
 
@@ -15,3 +15,15 @@ async def test_soak():
     print(run.summary())  # shown on failure
     assert run.problems == []
     assert run.after <= 1.05 * run.at_steady_state
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("error")
+async def test_a_soak_of_clients_that_keep_their_sessions():
+    if raise_file_limit() < 2 * CLIENTS + 200:
+        pytest.skip(f"{CLIENTS:,} clients and their lost sockets need {2 * CLIENTS + 200:,} open files")
+    run = await soak(30, kind=ResumingSoak)
+    print(run.summary())  # shown on failure
+    assert run.problems == []
+    assert run.counted["returns"] > 100
+    assert run.after <= 1.10 * run.at_steady_state

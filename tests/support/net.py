@@ -18,6 +18,7 @@ from functools import partial
 from typing import Any
 from urllib.parse import urlsplit
 
+import pytest
 from websockets.asyncio.client import connect as ws_connect
 from websockets.asyncio.server import serve as ws_serve
 from websockets.exceptions import ConnectionClosed
@@ -415,6 +416,14 @@ TRANSPORTS = {
     "aiohttp": mounted(frameworks.aiohttp_web, lambda server: server.aiohttp),
 }
 """The transports of a server: context managers that run it somewhere and yield its `Place`."""
+
+REPEATING = {"uvicorn-wsproto", "uvicorn-legacy"}
+"""Those that repeat what another one shows: the same server with another library that parses frames."""
+
+
+def transports(names=tuple(TRANSPORTS)):
+    """Parameters of tests that run on these transports; on those that repeat others, in `make test-slow`."""
+    return [pytest.param(name, marks=pytest.mark.slow) if name in REPEATING else name for name in names]
 
 
 def make_server(identify=accept_all, **options):

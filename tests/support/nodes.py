@@ -69,7 +69,7 @@ class Node(ServerSide):
         """The counts that must be zero when no client is connected."""
         presence, rpc = self.cluster.presence, self.cluster.rpc
         return [
-            *presence._registrations, *presence._joining,
+            *presence._registrations, *presence._joining, *presence._graces,
             *rpc._asked, *rpc._pending._waiting, *self.cluster.bus._interest, *self.cluster.bus._backlog,
         ]  # fmt: skip
 

@@ -11,7 +11,8 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from itertools import count, islice
 from pathlib import Path
 from typing import Any
 
@@ -20,15 +21,19 @@ PATIENCE = 60.0
 """Seconds until a test gives up on a program."""
 
 
+# Outside the range of outgoing connections. Processes that run tests side by side do not give out each other's ports,
+# and none gives out the same one again soon: a program takes a while to listen.
+_WORKER = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+_START = secrets.randbelow(1000)  # other runs on this machine begin elsewhere
+_ports = (20_000 + 1000 * (_WORKER % 12) + number % 1000 for number in count(_START))
+
+
 def free_port() -> int:
-    """A port for a program that must be given one, outside the range of outgoing connections."""
-    for _ in range(100):
-        port = 20_000 + secrets.randbelow(12_000)  # `random` is seeded by hypothesis, the same in every process
-        try:
+    """A port for a program that must be given one."""
+    for port in islice(_ports, 1000):
+        with suppress(OSError):
             socket.create_server(("127.0.0.1", port)).close()
-        except OSError:
-            continue
-        return port
+            return port
     raise OSError("no free port found")
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import struct
+from collections import deque
 from contextlib import suppress
 
 _RESET = struct.pack("ii", 1, 0)
@@ -19,21 +20,39 @@ class _Side(asyncio.Protocol):
         self.other: _Side | None = None
         self.transport: asyncio.Transport | None = None
         self.early = []  # bytes that came before the other side was connected
+        self.late = deque()  # what is delayed on its way from this side
+        self.ended = False
 
     def connection_made(self, transport):
         self.transport = transport
         transport.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.proxy.sides.add(self)
-        if self.proxy.stalled:
+        if self.is_stalled:
             transport.pause_reading()
+
+    @property
+    def is_stalled(self):
+        """Whether nothing is forwarded from this side."""
+        return self.proxy.stalled_to_client
 
     def data_received(self, data):
         if self.other is None:
             self.early.append(data)
-        elif self.proxy.delay:
-            asyncio.get_running_loop().call_later(self.proxy.delay, self.other.put, data)
+        elif self.proxy.delay or self.late:
+            self.late.append(data)
+            asyncio.get_running_loop().call_later(self.proxy.delay, self.pass_on)
         else:
             self.other.put(data)
+
+    def pass_on(self):
+        """Forward the oldest of what is delayed, in order also if the delay has changed meanwhile."""
+        data = self.late.popleft()
+        if data:
+            self.other.put(data)
+        else:
+            self.other.put_eof()
+        if self.ended and not self.late:
+            self.other.transport.close()
 
     def put(self, data):
         if self.transport.is_closing():
@@ -44,22 +63,30 @@ class _Side(asyncio.Protocol):
         else:
             self.transport.write(data)
 
+    def put_eof(self):
+        if self.transport.can_write_eof():
+            with suppress(OSError):
+                self.transport.write_eof()
+
     def pause_writing(self):
         self.other.transport.pause_reading()
 
     def resume_writing(self):
-        if not self.proxy.stalled:
+        if not self.other.is_stalled:
             self.other.transport.resume_reading()
 
     def eof_received(self):
-        if self.other is not None and self.other.transport.can_write_eof():
-            with suppress(OSError):
-                self.other.transport.write_eof()
+        if self.other is not None:
+            if self.proxy.delay or self.late:
+                self.data_received(b"")
+            else:
+                self.other.put_eof()
         return True  # the other direction stays open
 
     def connection_lost(self, exc):
         self.proxy.sides.discard(self)
-        if self.other is not None:
+        self.ended = True
+        if self.other is not None and not self.late:
             self.other.transport.close()
 
     def reset(self):
@@ -69,6 +96,10 @@ class _Side(asyncio.Protocol):
 
 class _Front(_Side):
     """The client's side; it opens the other."""
+
+    @property
+    def is_stalled(self):
+        return self.proxy.stalled_to_server
 
     def connection_made(self, transport):
         super().connection_made(transport)
@@ -102,7 +133,7 @@ class TcpProxy:
         self.to_port = to_port
         self.delay = 0.0
         self.split = False
-        self.stalled = False
+        self.stalled_to_server = self.stalled_to_client = False
         self.accepts = True
         self.opened = 0
         self.sides: set[_Side] = set()
@@ -146,11 +177,12 @@ class TcpProxy:
         for front in self.fronts:
             (front.other if to_server else front).transport.write_eof()
 
-    def stall(self, stalled=True):
-        """Stop forwarding, without closing; or continue."""
-        self.stalled = stalled
+    def stall(self, stalled=True, *, to_server=True, to_client=True):
+        """Stop forwarding in these directions, without closing; or continue. What waits arrives afterwards."""
+        self.stalled_to_server = stalled if to_server else self.stalled_to_server
+        self.stalled_to_client = stalled if to_client else self.stalled_to_client
         for side in self.sides:
-            if stalled:
+            if side.is_stalled:
                 side.transport.pause_reading()
             else:
                 side.transport.resume_reading()

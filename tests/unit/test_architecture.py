@@ -131,8 +131,8 @@ def test_everything_public_is_there() -> None:
     assert {
         "Backoff", "BlockingPublisher", "Challenge", "Channel", "ClientStatus", "CloseReason", "ClusterSettings",
         "Compression", "Credentials", "DeviceInfo", "ErrorCode", "ExposeErrors", "ExtensionTypes", "Handshake",
-        "Heartbeat", "InternalTypes", "Limits", "Overflow", "Protocol", "Publisher", "ReadyState", "Resume", "Room",
-        "Signal", "Stats", "WseClient", "WseConnection", "WseError", "WseIdentity", "WseJSON", "WseMsgpack",
+        "Heartbeat", "InternalTypes", "Limits", "Loss", "Overflow", "Protocol", "Publisher", "ReadyState", "Resume",
+        "Room", "Signal", "Stats", "WseClient", "WseConnection", "WseError", "WseIdentity", "WseJSON", "WseMsgpack",
         "WseServer", "js_client_path",
     } == set(wse.__all__)  # fmt: skip
     assert all(hasattr(wse, name) for name in wse.__all__)

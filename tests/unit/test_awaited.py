@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import socket
 
 import pytest
 from aiohttp import WSMsgType
@@ -14,18 +15,21 @@ from wse.core.packed import Packed
 from wse.transports import awaited
 from wse.transports.aiohttp import AiohttpLink
 from wse.transports.awaited import HIGH_WATER, AwaitedLink
+from wse.transports.tcp import FAST_HIGH_WATER, UNSENT
 
 
 @pytest.fixture(autouse=True)
-def short_timeouts(monkeypatch):
-    monkeypatch.setattr(awaited, "CLOSE_TIMEOUT", 0.02)
-    monkeypatch.setattr(awaited, "SHUTDOWN_TIMEOUT", 0.02)
+def long_timeouts(monkeypatch):
+    """Nothing is cut, however busy the machine is."""
+    monkeypatch.setattr(awaited, "CLOSE_TIMEOUT", 60)
+    monkeypatch.setattr(awaited, "SHUTDOWN_TIMEOUT", 60)
 
 
 @pytest.fixture
-def long_timeouts(short_timeouts, monkeypatch):
-    """For what must not be cut, however busy the machine is."""
-    monkeypatch.setattr(awaited, "CLOSE_TIMEOUT", 60)
+def short_timeouts(long_timeouts, monkeypatch):
+    """For tests of a peer that says nothing more."""
+    monkeypatch.setattr(awaited, "CLOSE_TIMEOUT", 0.02)
+    monkeypatch.setattr(awaited, "SHUTDOWN_TIMEOUT", 0.02)
 
 
 class Session:
@@ -56,8 +60,8 @@ class Session:
 class Link(AwaitedLink):
     """The side of a framework, played by the test."""
 
-    def __init__(self, limit=100):
-        super().__init__(limit, "10.0.0.1")
+    def __init__(self, limit=100, transport=None):
+        super().__init__(limit, "10.0.0.1", transport)
         self.incoming = asyncio.Queue()
         self.sent = []
         self.open = asyncio.Event()  # sends return
@@ -101,6 +105,44 @@ class Link(AwaitedLink):
     async def turn(self, times=5):
         for _ in range(times):
             await asyncio.sleep(0)
+
+
+class Clock:
+    """The time of the event loop, which passes when the test says so."""
+
+    def __init__(self, now):
+        self.now = now
+
+    def __call__(self):
+        return self.now
+
+
+@pytest.fixture
+async def clock(monkeypatch):
+    clock = Clock(1000.0)
+    monkeypatch.setattr(asyncio.get_running_loop(), "time", clock)
+    monkeypatch.setattr(awaited, "CLOSE_TIMEOUT", 7)
+    monkeypatch.setattr(awaited, "CLOSE_LIMIT", 60)
+    return clock
+
+
+class Transport:
+    """A framework's transport, and how many bytes wait in it."""
+
+    def __init__(self):
+        self.marks = []
+        self.waiting = 1000
+        self.takes = 0  # bytes that the peer takes between two looks
+
+    def set_write_buffer_limits(self, high):
+        self.marks.append(high)
+
+    def get_extra_info(self, name):
+        return None
+
+    def get_write_buffer_size(self):
+        self.waiting -= self.takes
+        return self.waiting
 
 
 async def test_what_a_session_writes_leaves_in_order_and_the_close_last():
@@ -161,7 +203,6 @@ async def test_messages_are_handed_to_the_framework_one_at_a_time(when):
     await soon(link.task)
 
 
-@pytest.mark.usefixtures("long_timeouts")
 async def test_a_close_in_answer_to_a_message_is_sent_at_once_and_once():
     link = Link()
     session = link.start()
@@ -274,7 +315,6 @@ async def test_the_limit_counts_bytes(message, fits):
     assert session.log == [message if fits else too_large, ("closed", 1000, "")]
 
 
-@pytest.mark.usefixtures("long_timeouts")
 async def test_when_a_send_fails_what_the_peer_had_sent_before_still_counts():
     link = Link()
     session = link.start()
@@ -291,7 +331,6 @@ async def test_when_a_send_fails_what_the_peer_had_sent_before_still_counts():
     assert link.buffered == 0
 
 
-@pytest.mark.usefixtures("long_timeouts")
 @pytest.mark.parametrize("failing", ["message", "close"])
 async def test_after_a_send_has_failed_nothing_more_is_sent(failing):
     link = Link()
@@ -314,6 +353,7 @@ async def test_after_a_send_has_failed_nothing_more_is_sent(failing):
     assert session.log[-2:] == ["last words", ("closed", 4001, "bye")]
 
 
+@pytest.mark.usefixtures("short_timeouts")
 async def test_when_a_send_fails_and_the_framework_tells_nothing_more_the_connection_is_cut():
     link = Link()
     session = link.start()
@@ -325,6 +365,7 @@ async def test_when_a_send_fails_and_the_framework_tells_nothing_more_the_connec
     assert link.cuts == 1
 
 
+@pytest.mark.usefixtures("short_timeouts")
 async def test_when_the_close_fails_the_connection_is_cut():
     link = Link()
     session = link.start()
@@ -351,6 +392,7 @@ async def test_a_peer_that_does_not_answer_the_close_is_cut(code, timeout, monke
     assert link.task.cancelling() == 0
 
 
+@pytest.mark.usefixtures("short_timeouts")
 async def test_a_close_behind_a_message_that_is_stuck_does_not_wait_for_ever():
     link = Link()
     session = link.start()
@@ -362,6 +404,98 @@ async def test_a_close_behind_a_message_that_is_stuck_does_not_wait_for_ever():
     await soon(link.task)
     assert link.sent == []
     assert session.log == [("closed", 1006, "")]
+
+
+@pytest.mark.parametrize("takes", [0, 1])
+async def test_a_peer_that_takes_what_waits_in_the_transport_has_longer_for_its_close_but_not_for_ever(clock, takes):
+    link = Link(transport=Transport())
+    session = link.start()
+    await link.turn()
+    link.close(1000, "bye")
+    await link.turn()
+    link._transport.takes = takes
+    for _ in range(8):  # of seven seconds
+        assert link.cuts == 0
+        clock.now += 7
+        await link.turn()
+        if not takes:
+            break
+    else:
+        assert link.cuts == 0
+        clock.now += 4
+        await link.turn()
+    assert link.cuts == 1
+    await link.task
+    assert session.log == [("closed", 1006, "")]
+
+
+async def test_a_peer_whose_web_server_takes_messages_has_longer_for_its_close(clock):
+    link = Link()
+    session = link.start()
+    await link.turn()
+    link.open.clear()
+    for message in ("a", "b", "c", "d"):
+        link.write(message)
+    await link.turn()
+    link.close(1000, "bye")
+    for taken in (["a"], ["a", "b"]):
+        link.open.set()
+        link.open.clear()
+        await link.turn()
+        clock.now += 7
+        await link.turn()
+        assert (link.sent, link.cuts) == (taken, 0)
+    clock.now += 7
+    await link.turn()
+    assert (link.sent, link.cuts) == (["a", "b"], 1)
+    await link.task
+    assert session.log == [("closed", 1006, "")]
+
+
+async def test_a_receiver_that_shows_to_be_fast_is_held_back_later_where_the_transport_is_out_of_reach_too(clock):
+    link = Link()
+    session = link.start()
+    await link.turn()
+    for _ in range(16):
+        link.write("x" * (HIGH_WATER + 1))
+        await link.turn()
+    session.log.clear()
+    link.write("x" * FAST_HIGH_WATER)
+    assert session.log == []
+    await link.turn()
+    assert len(link.sent) == 17
+    link.incoming.put_nowait((1000, ""))
+    await link.task
+
+
+@pytest.mark.skipif(not hasattr(socket, "TCP_NOTSENT_LOWAT"), reason="this system has no such bound")
+async def test_what_waits_in_the_kernel_is_bounded_where_the_transport_has_a_socket(monkeypatch):
+    with socket.socket() as sock:
+        monkeypatch.setattr(Transport, "get_extra_info", lambda self, name: {"socket": sock}[name])
+        Link(transport=Transport())
+        assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT) == UNSENT
+
+
+async def test_a_receiver_that_shows_to_be_fast_is_held_back_later(clock):
+    link = Link(transport=Transport())
+    session = link.start()
+    await link.turn()
+    assert link._transport.marks == [HIGH_WATER]
+    for _ in range(16):
+        link.write("x" * (HIGH_WATER + 1))
+        clock.now += 0.04
+        await link.turn()
+    assert link._transport.marks == [HIGH_WATER, FAST_HIGH_WATER]
+    session.log.clear()
+    link.write("x" * FAST_HIGH_WATER)
+    assert session.log == []
+    link.write("x")
+    assert session.log == [("writable", False)]
+    clock.now += 1
+    await link.turn()
+    assert link._transport.marks == [HIGH_WATER, FAST_HIGH_WATER, HIGH_WATER]
+    link.incoming.put_nowait((1000, ""))
+    await link.task
 
 
 async def test_abort_ends_the_connection_and_not_the_framework_s_task():
@@ -459,6 +593,19 @@ async def test_a_web_server_that_cancels_a_connection_still_says_goodbye(stuck):
     with pytest.raises(asyncio.CancelledError):
         await soon(link.task)
     assert link.sent == ([] if stuck else [(1012, "wse.by-server")])
+    assert session.log == [("closed", 1006, "")]
+
+
+@pytest.mark.usefixtures("short_timeouts")
+async def test_a_web_server_that_cancels_a_connection_and_takes_no_close_is_not_kept_waiting():
+    link = Link()
+    session = link.start()
+    await link.turn()
+    link.open.clear()
+    link.task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await soon(link.task)
+    assert (link.sent, link.given_up) == ([], [(1012, "wse.by-server")])
     assert session.log == [("closed", 1006, "")]
 
 
@@ -565,6 +712,7 @@ async def test_what_a_server_says_of_a_disconnect(event, close):
     assert log.all("left") == [("ann", *close)]
 
 
+@pytest.mark.usefixtures("short_timeouts")
 @pytest.mark.parametrize("extensions", [{}, {"extensions": {}}, {"extensions": None}])
 async def test_another_path_is_refused_with_what_the_server_has(extensions):
     server = WseServer(accept_all, path="/ws")
@@ -666,6 +814,7 @@ async def test_aiohttp_echoes_the_peer_s_close(code, payload):
         await socket.eof()
 
 
+@pytest.mark.usefixtures("short_timeouts")
 async def test_aiohttp_cuts_a_peer_that_does_not_answer_the_close():
     server = make_server()
     log = ServerLog(server)

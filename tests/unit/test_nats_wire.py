@@ -21,6 +21,8 @@ SENT = [
     b"HMSG box.3 a box 16 18\r\n" + HEADER + b"yo\r\n",
     b"HMSG other 17 16 16\r\n" + HEADER + b"\r\n",
     b"MSG box.4 a box.5 1\r\nx\r\n",
+    b"MSG box.5 p7 box.6 4\r\nlate\r\n",  # of a subscription that has ended
+    b"HMSG box.5 p7 16 16\r\n" + HEADER + b"\r\n",
     b"+OK\r\n",
 ]
 TOPICS = [(b"wse.all", b"hello"), (b"wse.all", b"\r\n"), (b"wse.u.sann", b"hi")]
@@ -30,7 +32,7 @@ ANSWERS = [
     Message("box.3", "box", HEADER, b"yo"),
     Message("box.4", "box.5", b"", b"x"),
 ]
-LIBRARY = b"".join(part for part in SENT if b" t" not in part[:16] and b" a " not in part[:16])
+LIBRARY = b"".join(part for part in SENT if b" t" not in part[:16] and b" a " not in part[:16] and b" p7 " not in part)
 
 
 class Received:

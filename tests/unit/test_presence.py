@@ -7,9 +7,10 @@ import pytest
 from support.nodes import Nodes, heard
 from wse import ErrorCode, WseError
 from wse.core.cluster import envelope
-from wse.core.cluster.envelope import NODE
-from wse.core.cluster.presence import each
+from wse.core.cluster.envelope import NODE, encode_name
+from wse.core.cluster.reconciler import each
 from wse.core.cluster.settings import ClusterSettings
+from wse.core.ports.broker import Device
 
 JOINED, LEFT = ("joined", "ann"), ("left", "ann")
 
@@ -27,6 +28,31 @@ def held_up(broker, name):
     setattr(broker, name, wait)
     gate.add_done_callback(lambda _: setattr(broker, name, step))
     return gate
+
+
+def made_late(broker, name):
+    """Make a step of the register only when the returned future lets it go."""
+    step, loop = getattr(broker, name), broker._side.scheduler
+    gate = asyncio.Future(loop=loop)
+
+    async def wait(*args, **options):
+        await gate
+        return await step(*args, **options)
+
+    setattr(broker, name, wait)
+    gate.add_done_callback(lambda _: setattr(broker, name, step))
+    return gate
+
+
+def fails_once(broker, name):
+    """Make a step of the register fail the next time, and not be made."""
+    step = getattr(broker, name)
+
+    async def fail(*args, **options):
+        setattr(broker, name, step)
+        raise WseError(ErrorCode.BROKER_UNAVAILABLE)
+
+    setattr(broker, name, fail)
 
 
 def begin(node, cid="ann"):
@@ -144,10 +170,10 @@ def test_a_node_that_is_taken_for_dead_just_as_it_wakes_hears_of_it():
     assert one.do(one.server.online()) == 0  # it has reaped, but has no answer yet
     nodes.wake(two)
     nodes.advance(1)
-    assert nodes.presence() == [JOINED, JOINED]  # the node that has reaped fires `left` as soon as it knows
     gate.set_result(None)
     nodes.advance(20)
-    assert sorted(nodes.presence()) == [JOINED, JOINED, LEFT]
+    assert nodes.presence() == [JOINED]  # it is back before anybody has fired `left`
+    assert one.do(one.server.online()) == 1
 
 
 def test_a_node_keeps_its_lease_however_long_it_reaps():
@@ -895,6 +921,91 @@ def test_a_device_that_ends_while_it_is_registered_again_leaves_no_ghost():
     assert one.do(one.server.online()) == 0
 
 
+def test_a_device_that_ends_before_it_is_registered_again_leaves_after_that():
+    nodes = Nodes(1)
+    (one,) = nodes
+    fails_once(one.broker, "join")
+    peer = nodes.join(one)
+    gate = made_late(one.broker, "join")
+    nodes.advance(2)
+    peer.session.closed(1001, "")
+    nodes.run()
+    gate.set_result(None)
+    nodes.run()
+    assert one.do(one.server.online()) == 0
+    assert one.leftovers == []
+    assert nodes.presence() == [JOINED, LEFT]
+
+
+def test_a_device_that_is_displaced_before_it_is_registered_again_is_taken_out():
+    nodes = Nodes(2)
+    one, two = nodes
+    fails_once(one.broker, "join")
+    old = nodes.join(one)
+    gate = made_late(one.broker, "join")
+    nodes.advance(2)
+    two.cluster.bus.send_to(one.cluster.node, envelope.Displaced(two.cluster.node, old.conn.conn_id))
+    nodes.run()
+    assert old.closed_with == (1000, "wse.clients-concurrency")
+    gate.set_result(None)
+    nodes.run()
+    assert one.do(one.server.online()) == 0
+    assert one.leftovers == []
+    assert nodes.presence() == [JOINED, LEFT]
+
+
+def test_a_device_that_was_joined_again_after_it_was_displaced_and_hears_of_it_then_leaves_no_ghost():
+    nodes = Nodes(2)
+    one, two = nodes
+    old = nodes.join(one)
+    one.cluster.steps.check(encode_name("ann"))
+    nodes.advance(1)
+    two.cluster.bus.send_to(one.cluster.node, envelope.Displaced(two.cluster.node, old.conn.conn_id))
+    nodes.run()
+    assert old.closed_with == (1000, "wse.clients-concurrency")
+    assert one.do(one.server.online()) == 0
+    assert one.leftovers == []
+    assert nodes.presence() == [JOINED, LEFT]
+
+
+def test_a_device_hears_that_it_was_displaced_by_one_that_had_no_answer_and_has_left_since():
+    nodes = Nodes(2)
+    one, two = nodes
+    old = nodes.join(one)
+    nodes.advance(2)  # past the first reconciliation
+    join = two.broker.join
+
+    async def made_but_not_told(*args, **options):
+        two.broker.join = join
+        await join(*args, **options)
+        raise WseError(ErrorCode.BROKER_UNAVAILABLE)
+
+    two.broker.join = made_but_not_told
+    nodes.join(two).session.closed(1001, "")
+    nodes.advance(3)
+    assert old.closed_with is None
+    assert [device.conn_id for device in one.do(one.server.devices("ann"))] == [old.conn.conn_id]
+    nodes.advance(10)
+    assert nodes.presence().count(JOINED) - nodes.presence().count(LEFT) == 1
+
+
+def test_what_a_node_remembers_is_not_restored_in_a_register_that_lost_nothing():
+    nodes = Nodes(2)
+    one, two = nodes
+    for _ in range(3):
+        nodes.join(one).session.closed(1001, "")
+    nodes.join(two)
+    nodes.run()
+    record = nodes.engine._users[encode_name("ann")]
+    assert record.generation == 7
+    record.generation = 1  # as NATS begins a record anew
+    record.devices["ghost"] = Device(record.user, "ghost", one.cluster.node)
+    nodes.advance(31)
+    assert [*record.devices.values()] == two.do(two.broker.devices(record.user))
+    assert record.generation == 1
+    assert nodes.presence().count(JOINED) == 4
+
+
 def test_leaving_is_tried_again_when_the_broker_did_not_answer():
     nodes = Nodes(1)
     (one,) = nodes
@@ -939,6 +1050,54 @@ def test_being_displaced_twice_or_unknown_is_harmless():
     assert one.errors == []
 
 
+def claims_fail(node):
+    """Let the node's claims fail until the returned function is called."""
+    claim = node.broker.claim
+
+    async def fail(transitions):
+        raise WseError(ErrorCode.BROKER_UNAVAILABLE)
+
+    node.broker.claim = fail
+    return lambda: setattr(node.broker, "claim", claim)
+
+
+def test_a_user_who_left_and_came_to_another_node_before_it_could_fire_was_there_all_the_time():
+    nodes = Nodes(2)
+    one, two = nodes
+    peer = nodes.join(one)
+    heal = claims_fail(one)
+    peer.session.closed(1001, "")
+    nodes.advance(2)
+    back = nodes.join(two)
+    nodes.advance(2)
+    heal()
+    nodes.advance(2)
+    assert nodes.presence() == [JOINED]
+    assert one.leftovers == []
+    back.session.closed(1001, "")
+    nodes.run()
+    assert sorted(nodes.presence()) == [JOINED, LEFT]
+
+
+@pytest.mark.parametrize("is_back", [True, False])
+def test_whether_a_user_has_left_is_decided_anew_when_the_register_is_lost_before_it_could_fire(is_back):
+    nodes = Nodes(2)
+    one, two = nodes
+    peer = nodes.join(one)
+    heal = claims_fail(one)
+    peer.session.closed(1001, "bye")
+    nodes.run()
+    if is_back:
+        nodes.join(two)
+    nodes.engine.forget()
+    heal()
+    nodes.advance(10)
+    assert nodes.presence() == ([JOINED] if is_back else [JOINED, LEFT])
+    assert one.do(one.server.online()) == is_back
+    if not is_back:
+        assert [node.leftovers for node in nodes] == [[], []]
+
+
 # Nodes that start and close.
 
 
@@ -955,6 +1114,22 @@ def test_a_node_that_closes_takes_its_devices_along_and_leaves_nothing():
     assert one.leftovers == []
     assert one.scheduler.timers == []
     assert not one.cluster.healthy
+
+
+@pytest.mark.parametrize("held", ["leave", "claim"])
+def test_a_node_that_closes_waits_until_left_has_fired(held):
+    nodes = Nodes(1)
+    (one,) = nodes
+    peer = nodes.join(one)
+    gate = held_up(one.broker, held)
+    peer.session.closed(1001, "")
+    nodes.run()
+    closing = one.scheduler.start(one.cluster.close())
+    nodes.advance(1)
+    gate.set_result(None)
+    nodes.run()
+    assert closing.done()
+    assert nodes.presence() == [JOINED, LEFT]
 
 
 def test_a_node_that_closes_waits_for_the_register_but_not_for_ever():
@@ -1128,7 +1303,7 @@ def test_a_lease_that_runs_out_again_while_devices_are_registered_is_no_harm():
     nodes.advance(10)
     assert one.do(one.broker.online()) == 40
     assert [entry[1] for entry in nodes.log("joined")] == users
-    assert one.cluster.presence._unsettled == set()
+    assert not one.cluster.presence._registrations.unsettled
 
 
 def test_a_lease_that_runs_out_while_a_device_joins_registers_it_again():
@@ -1342,3 +1517,68 @@ def test_a_device_is_owed_nothing_when_the_register_was_lost_and_knew_it():
     nodes.advance(4)
     assert nodes.presence() == [JOINED]
     assert len(one.do(one.server.devices("ann"))) == 2
+
+
+# Found by tests/model.
+
+
+def test_a_user_s_events_keep_their_order_when_the_answer_to_the_first_is_lost():
+    nodes = Nodes(1)
+    (one,) = nodes
+    nodes.engine.answers = False
+    peer = begin(one)
+    nodes.run()
+    nodes.engine.answers = True
+    peer.session.closed(1001, "")
+    nodes.run()
+    assert nodes.presence() == [JOINED, LEFT]
+
+
+def test_a_device_that_came_without_the_register_does_not_announce_a_user_who_was_announced_before():
+    nodes = Nodes(2, conns_per_user=2)
+    one = nodes[0]
+    nodes.join(one)
+    nodes.engine.pause()
+    nodes.engine.forget()
+    begin(one)  # it has heard no generation, and is the first to be registered again
+    nodes.run()
+    nodes.engine.resume()
+    nodes.advance(20)
+    assert nodes.presence() == [JOINED]
+    assert len(one.do(one.server.devices("ann"))) == 2
+
+
+def test_a_user_who_had_left_with_a_node_that_only_slept_is_there_when_the_register_is_lost_before_left_has_fired():
+    nodes = Nodes(2)
+    one, two = nodes
+    nodes.join(two)
+    nodes.advance(8)
+    nodes.sleep(two)
+    claim = held_up(one.broker, "claim")
+    nodes.advance(6)
+    assert one.cluster.firing._open  # it has reaped, and wants to fire `left`
+    nodes.engine.pause()
+    nodes.engine.forget()
+    claim.set_exception(WseError(ErrorCode.BROKER_UNAVAILABLE))
+    nodes.engine.resume()
+    nodes.wake(two)
+    nodes.advance(20)
+    assert nodes.presence() == [JOINED]
+
+
+def test_a_user_who_had_left_with_a_dead_node_leaves_when_the_register_is_lost_before_left_has_fired():
+    nodes = Nodes(2)
+    one, two = nodes
+    nodes.join(two)
+    nodes.advance(8)
+    nodes.kill(two)
+    claim = held_up(one.broker, "claim")
+    nodes.advance(6)
+    assert one.cluster.firing._open
+    nodes.engine.pause()
+    nodes.engine.forget()
+    claim.set_exception(WseError(ErrorCode.BROKER_UNAVAILABLE))
+    nodes.engine.resume()
+    nodes.advance(20)
+    assert nodes.presence() == [LEFT]
+    assert one.do(one.broker.pending()) == []

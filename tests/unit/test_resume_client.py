@@ -276,6 +276,42 @@ async def test_an_attempt_that_is_given_up_does_not_end_the_session_at_the_serve
     await log.until("resumed")
 
 
+async def test_a_message_that_breaks_every_connection_is_not_sent_for_ever(far):
+    client, peer, log = await joined(far)
+    client.send("poison", 1)
+    await peer.hear()
+    for _ in range(5):
+        await peer.close(1006, "")
+        peer, offer = await let_in(far, {"id": "s1", "got": 0})
+        assert offer["sent"] == [1, 1]
+        assert await peer.hear() == ["poison", 1, None]
+    await peer.close(1006, "")
+    peer, offer = await let_in(far, ANSWER)
+    assert offer == {}
+    ((loss,),) = log.all("lost")
+    assert (loss.why, loss.uncertain) == ("stuck", [("poison", 1)])
+    await log.until("updated", "READY")
+
+
+async def test_a_session_that_ends_while_the_server_takes_it_up_is_ended_there_as_well(far):
+    client, peer, log = await joined(far, resume=Resume(bytes=1000))
+    await peer.close(1006, "")
+    peer = await far.peer()
+    offer = await hear_hi(peer)
+    assert offer["id"] == "s1"
+    while not log.all("lost"):
+        client.send("chat", "x" * 100)
+    await peer.say("~wse:ext", {"resume": {"id": "s1", "got": 0}})
+    await peer.say("~wse:welcome", None)
+    await peer.say("news", "of the old session")
+    assert await peer.closed() == (1000, "wse.by-client")
+    peer, offer = await let_in(far, ANSWER)
+    assert "id" not in offer
+    await log.until("updated", "READY")
+    assert log.all("news") == []
+    assert len(log.all("lost")) == 1
+
+
 async def test_without_reconnection_a_lost_connection_loses_the_session(far):
     client, peer, log = await joined(far, reconnect=False)
     client.send("chat", 1)

@@ -182,6 +182,16 @@ def test_a_session_ends_with_its_window():
     assert side.scheduler.timers == [] or side.hub.resumption.detached == {}
 
 
+@pytest.mark.parametrize(("window", "grace", "leaves"), [(30, 10, 30), (10, 30, 30), (30, 30, 30)])
+def test_of_the_window_and_the_leave_grace_the_longer_one_holds(window, grace, leaves):
+    side = Side(resume=Resume(window=window), leave_grace=grace)
+    side.join_resumable(offer={"window": 50}).vanish()
+    side.scheduler.advance(leaves - 0.1)
+    assert side.names("left") == []
+    side.scheduler.advance(0.2)
+    assert side.names("left") == [("left", "ann", 1006, "")]
+
+
 def test_a_client_that_leaves_for_another_server_is_expected_for_ten_seconds():
     side = Side()
     peer = side.join_resumable()
@@ -557,11 +567,39 @@ def test_a_close_that_the_client_may_have_missed_is_told_again():
     assert side.back(peer, got=0).closed_with == (1000, "bye")
 
 
-def test_a_close_that_is_retried_begins_anew():
+def test_a_session_that_breaks_its_bounds_begins_anew():
+    side = Side(limits=Limits(send_buffer=100))
+    peer = side.join_resumable()
+    peer.say("chat", 1)
+    peer.receiver.writable(False)
+    peer.conn.send("news", "x" * 1000)
+    assert peer.closed_with == (1013, "wse.slow-receiver")
+    assert why(side.back(peer, got=0))[0] == {"why": "overflow", "got": 1}
+
+
+@pytest.mark.parametrize("code", [1012, 4000])
+def test_a_device_that_is_asked_to_come_back_keeps_its_session(code):
+    side = Side()
+    peer = side.join_resumable()
+    peer.conn.send("news", 1)
+    peer.conn.drop("jump", code)
+    assert peer.closed_with == (code, "jump")
+    assert side.names("detached", "left") == [("detached", "ann", code, "jump")]
+    peer.conn.send("news", 2)
+    side.hub.drop_client("ann", "jump", code)  # it is on its way already
+    side.scheduler.advance(50)
+    new = side.back(peer, got=0)
+    assert why(new) == (None, [("news", 1, None), ("news", 2, None)])
+    new.vanish(4000, "jump")  # the client's own
+    side.scheduler.advance(11)
+    assert side.names("left") == [("left", "ann", 4000, "jump")]
+
+
+def test_an_application_s_close_that_is_retried_begins_anew():
     side = Side()
     peer = side.join_resumable()
     peer.say("chat", 1)
-    peer.conn.drop("later", 1012)
+    peer.conn.drop("later", 1011)
     assert why(side.back(peer, got=0))[0] == {"why": "ended", "got": 1}
 
 
@@ -621,6 +659,26 @@ def test_a_refusal_for_the_moment_leaves_the_session():
     side.back(peer, got=0)
     refuse.clear()
     assert why(side.back(peer, got=0))[0] is None
+
+
+def test_an_identify_handler_may_trust_the_key_of_a_session():
+    seen = []
+
+    async def identify(auth):
+        returning = await auth.resuming()
+        seen.append(returning)
+        auth.accept(auth.identity if returning is None else returning.cid, "welcome")
+        assert await auth.resuming() is None  # decided
+
+    side = Side(identify)
+    peer = side.join_resumable()
+    peer.vanish()
+    assert why(side.back(peer, got=0, cid="whoever", key="wrong"))[0]["why"] == "unknown"
+    assert why(side.back(peer, got=0, cid="whoever"))[0] is None
+    assert seen == [None, None, ("ann", {})]
+    assert side.join("bob").conn.cid == "bob"
+    plain = ServerSide(identify)
+    assert plain.join("cid").conn.cid == "cid"
 
 
 def test_the_window_waits_while_its_client_is_being_authenticated():
@@ -830,6 +888,19 @@ def test_a_resend_does_not_outrun_the_socket():
     new.receiver.writable(True)
     assert [message[1] for message in new.heard[2:]] == list(range(12))
     assert peer.session.ledger.out == 12
+
+
+def test_nothing_overtakes_a_resend_after_a_loss_that_the_server_has_not_noticed():
+    side = Side()
+    peer = side.join_resumable()
+    peer.conn.send("news", 0)
+    new = side.open()
+    new.receiver.writable(False)
+    claim = peer.ticket | {"got": 0, "sent": [1, 0]}
+    new.say("~wse:hi", {"identity": "ann", "ext": {"resume": claim}})
+    peer.conn.send("news", 1)
+    new.receiver.writable(True)
+    assert [message[1] for message in new.heard[2:]] == [0, 1]
 
 
 def test_a_close_during_a_resend_sends_everything_first_in_order():

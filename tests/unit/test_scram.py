@@ -102,7 +102,7 @@ async def test_a_malformed_hello_is_refused_without_a_quest(identity: Any) -> No
     assert errors == []
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(response=st.none() | st.text() | st.dictionaries(st.just("scram"), st.text() | st.integers() | st.none()))
 async def test_a_malformed_response_is_refused_and_nothing_raises(response: Any) -> None:
     errors: list[WseError] = []

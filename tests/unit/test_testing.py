@@ -5,7 +5,7 @@ import asyncio
 import pytest
 
 from support.net import TIMEOUT, Log, ServerLog, make_server, soon
-from wse import ClientStatus, ErrorCode, Limits, ReadyState, WseError, WseJSON, WseMsgpack, WseServer
+from wse import ClientStatus, ErrorCode, Heartbeat, Limits, ReadyState, WseError, WseJSON, WseMsgpack, WseServer
 from wse.testing import Clock, connect
 
 
@@ -190,6 +190,22 @@ async def test_a_network_that_is_held_delays_everything():
         assert await soon(late) == 2
         with pytest.raises(WseError, match="timeout"):
             await early
+
+
+async def test_two_sides_that_have_confirmed_everything_are_silent():
+    server = make_server()
+    log = ServerLog(server)
+    server.channel.on("chat", log.adder("chat"))
+    clock = Clock()
+    async with connect(server, "ann", clock=clock, heartbeat=Heartbeat(interval=0), **RETURNING) as client:
+        conn = await log.conn("ann")
+        client.send("chat", 1)
+        conn.send("news", 1)
+        await clock.advance(10)
+        before = server.stats().bytes_in
+        await clock.advance(1000)
+        assert server.stats().bytes_in == before
+        assert conn.undelivered() == []
 
 
 async def test_the_clock_moves_the_end_of_a_session():

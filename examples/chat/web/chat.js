@@ -1,6 +1,7 @@
 // The chat page. The messages that it exchanges with the server are described in ../server.py.
 import { Scram, WSE_ERROR, WSE_REASON, WSE_STATUS, WseClient } from '/wse.js'
 import { signUpKeys } from '/keys.js'
+import { CuttableSocket, cutNetwork } from '/network.js'
 
 const $ = (id) => document.getElementById(id)
 const url = Object.assign(new URL('/', location), { protocol: location.protocol === 'https:' ? 'wss:' : 'ws:' }).href
@@ -46,7 +47,7 @@ const showStatus = (status) => {
   const isLate = ready && [...pending.values()].some(({ isLate }) => isLate)
   $('status').textContent = isLate ? 'Waiting for an answer…' : STATUS[status]
   document.body.dataset.status = isLate ? 'WAITING' : status
-  for (const id of ['send', 'make-report']) $(id).disabled = !ready || isBusy($(id))
+  $('make-report').disabled = !ready || isBusy($('make-report'))
   const lost = status === WSE_STATUS.RE_CONNECTING && (me || session)
   $('banner').hidden = !lost
   $('banner').textContent = lost ? 'The connection to the server is lost. Trying to get it back…' : ''
@@ -105,7 +106,9 @@ const signUp = async (name, password) => {
 const logIn = async (scram, device) => {
   const candidate = new WseClient({
     url,
+    WebSocket: CuttableSocket,
     reconnect: true,
+    resume: true,
     backoff: { base: 0.5, cap: 4 },
     heartbeat: { interval: 5, timeout: 5 }, // so that a server that has stopped is noticed soon
   })
@@ -114,7 +117,10 @@ const logIn = async (scram, device) => {
     // A first attempt is not repeated: the user is there to try again.
     if (status === WSE_STATUS.RE_CONNECTING && client !== candidate && !session) candidate.close()
     else showStatus(status)
+    if (status === WSE_STATUS.RE_CONNECTING) leftAt ??= Date.now()
+    for (const message of pending.values()) if (client === candidate) mark(message, NOT_SENT[status] ?? 'Sending…')
   })
+  candidate.when.resumed(backInSession)
   candidate.when.ready((welcome) => {
     client = candidate
     me = welcome
@@ -129,8 +135,8 @@ const logIn = async (scram, device) => {
   })
   candidate.register('client-info', clientInfo)
   candidate.channel
-    .on('message', showMessage)
-    .on('direct', showMessage)
+    .on('message', showNews)
+    .on('direct', showNews)
     .on('sent', showMessage)
     .on('note', ({ from, text }) => showEvent(`${from}, to this device: ${text}`))
     .on('news', ({ text }) => showEvent(text))
@@ -143,6 +149,7 @@ const logIn = async (scram, device) => {
 /** After every welcome: the first, and those after the connection was lost. */
 const enter = async () => {
   const first = $('chat').hidden
+  leftAt = null
   showStatus(client.status)
   $('who').textContent = me.user
   for (const id of ['session', 'chat']) $(id).hidden = false
@@ -158,8 +165,22 @@ const enter = async () => {
     showEvent(sentence(error))
   }
   // Messages whose answer was lost: those that have arrived were in the history.
-  for (const message of [...pending.values()]) deliver(message)
+  deliverAll()
 }
+
+let leftAt = null // when the connection was lost
+let arrived = 0 // messages of others in this session
+
+/** The connection is back, and the session as well: messages and answers of the time between are on their way. */
+const backInSession = async () => {
+  const seconds = Math.round((Date.now() - leftAt) / 1000)
+  leftAt = null
+  const [before, sent] = [arrived, pending.size]
+  deliverAll()
+  await client.call('who-is-online').catch(() => {}) // what came meanwhile comes before the answer
+  showEvent(`Back after ${seconds} s. Messages that arrived meanwhile: ${arrived - before}; of yours that were sent: ${sent}.`)
+}
+const deliverAll = () => [...pending.values()].filter(({ isUnderWay }) => !isUnderWay).forEach(deliver)
 
 const leave = (reason) => {
   client = null
@@ -283,6 +304,11 @@ const makeItem = ({ at, from, to, text }) => {
   return item
 }
 
+const showNews = (message) => {
+  if (!message.from.startsWith(`${me.user}/`)) arrived++
+  showMessage(message)
+}
+
 const showMessage = (message) => {
   const { id, ref } = message
   const mine = pending.get(ref)
@@ -329,19 +355,24 @@ const arrange = (item) => {
 
 // Messages that this tab sends are shown at once, and look unacknowledged until the server has answered.
 
+const AWAY = 'Not sent yet: it will be when the connection is back.'
+const NOT_SENT = { [WSE_STATUS.OFFLINE]: AWAY, [WSE_STATUS.RE_CONNECTING]: AWAY }
+
 /** Send a message, again if need be: the server keeps one `ref` once. */
 const deliver = async (message) => {
   const { ref, to, text, item } = message
   const late = setTimeout(() => {
+    if (client?.status !== WSE_STATUS.READY) return
     message.isLate = true
     mark(message, 'No answer from the server yet…')
   }, PATIENCE)
-  mark(message, 'Sending…')
+  message.isUnderWay = true
+  mark(message, NOT_SENT[client.status] ?? 'Sending…')
   try {
     showMessage(await (to ? client.call('tell', { to, text, ref }) : client.call('say', { text, ref })))
   } catch (error) {
     if (!pending.has(ref)) return // it has arrived all the same, or the user has logged out
-    message.isLate = false
+    message.isLate = message.isUnderWay = false
     if (error.code?.startsWith('chat.')) {
       // The server does not take it: it goes back to where it was written.
       pending.delete(ref)
@@ -349,7 +380,7 @@ const deliver = async (message) => {
       if (!$('text').value) $('text').value = text
       $('composer-error').textContent = sentence(error)
     } else {
-      mark(message, 'Not sent yet: it will be when the connection is back.')
+      mark(message, AWAY)
       if (client?.status === WSE_STATUS.READY) deliver(message)
     }
   } finally {
@@ -393,10 +424,6 @@ $('composer').addEventListener('submit', (event) => {
 const send = () => {
   const [to, text] = [$('to').value, $('text').value.trim()]
   if (!text) return
-  if (client.status !== WSE_STATUS.READY) {
-    $('composer-error').textContent = 'Not sent: there is no connection at the moment. Your message stays here until there is.'
-    return
-  }
   $('composer-error').textContent = ''
   $('text').value = ''
   const at = new Date().toISOString()
@@ -533,6 +560,15 @@ $('make-report').addEventListener('click', () =>
     for (const id of ['progress', 'percent']) $(id).hidden = true
   }).then(() => showStatus(client?.status ?? WSE_STATUS.OFFLINE)),
 )
+
+// The network.
+
+$('cut-network').addEventListener('click', () => {
+  const cut = $('cut-network').getAttribute('aria-pressed') !== 'true'
+  $('cut-network').setAttribute('aria-pressed', String(cut))
+  $('cut-network').textContent = cut ? 'Mend the network' : 'Cut the network'
+  cutNetwork(cut)
+})
 
 // On a narrow screen the side is a sheet.
 

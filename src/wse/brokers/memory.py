@@ -127,6 +127,11 @@ class MemoryCluster:
         self._keep(record)
         return step
 
+    def set_away(self, device: Device) -> None:
+        record = self._record(device.user)
+        record.set_away(device)
+        self._keep(record)
+
     def settle(self, node: str, undecided: Transition) -> Step:
         record = self._record(undecided.user)
         step = record.settle(node, undecided, recovering=self.is_recovering)
@@ -314,6 +319,10 @@ class MemoryBroker:
 
     async def leave(self, device: Device, *, generation: int = 0, code: int = 1006, reason: str = "") -> Step:
         return self._answer(self._step().leave(device, generation, code, reason))
+
+    async def set_away(self, device: Device) -> None:
+        self._step().set_away(device)
+        self._answer(None)
 
     async def settle(self, undecided: Transition) -> Step:
         return self._answer(self._step().settle(self._node, undecided))

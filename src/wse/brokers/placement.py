@@ -78,7 +78,8 @@ class UserRecord:
         else:
             device = registered
         step = self._decide(device.node, 1006, "", recovering)
-        return Joined(step.generation, step.transitions, device, tuple(displaced))
+        transitions = step.transitions if registered is None else self._open(device.node)
+        return Joined(step.generation, transitions, device, tuple(displaced))
 
     def leave(self, device: Device, generation: int, code: int, reason: str, *, recovering: bool) -> Step:
         """See `wse.core.ports.broker.Broker.leave`."""
@@ -86,7 +87,14 @@ class UserRecord:
         registered = self.devices.get(device.conn_id)
         if registered is not None and registered.node == device.node:
             del self.devices[device.conn_id]
-        return self._decide(device.node, code, reason, recovering)
+        step = self._decide(device.node, code, reason, recovering)
+        return step if registered is not None else Step(step.generation, self._open(device.node))
+
+    def set_away(self, device: Device) -> None:
+        """See `wse.core.ports.broker.Broker.set_away`."""
+        registered = self.devices.get(device.conn_id)
+        if registered is not None and registered.node == device.node:
+            self.devices[device.conn_id] = replace(registered, away=device.away)
 
     def settle(self, node: str, undecided: Transition, *, recovering: bool) -> Step:
         """See `wse.core.ports.broker.Broker.settle`."""
@@ -97,10 +105,10 @@ class UserRecord:
         """Take out devices of dead nodes, and hand their outboxes to a living one; what that one must fire."""
         for device in [device for device in self.devices.values() if device.node in dead]:
             del self.devices[device.conn_id]
-        inherited = tuple(transition for owner, transition in self.pending if owner in dead)
+        has_inherited = any(owner in dead for owner, _ in self.pending)
         self.pending = [(node if owner in dead else owner, transition) for owner, transition in self.pending]
         step = self._decide(node, 1006, "", recovering)
-        return (*[one for one in inherited if one.generation], *step.transitions)
+        return self._open(node) if has_inherited else step.transitions
 
     def claim(self, node: str, transitions: Iterable[Transition]) -> list[Transition]:
         """See `wse.core.ports.broker.Broker.claim`."""
@@ -127,11 +135,19 @@ class UserRecord:
         """The rule: what is announced follows what is there, by a transition that stands in a node's outbox."""
         if bool(self.devices) == bool(self.generation % 2):
             return Step(self.generation)
+        opposite = [one for one in self.pending if one[0] != node and one[1].generation == self.generation > 0]
+        if opposite:  # another node has not claimed it yet, and would fire it after this one
+            self.pending = [one for one in self.pending if one not in opposite]
+            self.generation += 1
+            return Step(self.generation)
         if recovering:
             self._drop_undecided(node)
             self.pending.append((node, Transition(self.user, 0, code, reason)))
             return Step(self.generation)
         self.generation += 1
-        transition = Transition(self.user, self.generation, code, reason)
-        self.pending.append((node, transition))
-        return Step(self.generation, (transition,))
+        self.pending.append((node, Transition(self.user, self.generation, code, reason)))
+        return Step(self.generation, self._open(node))
+
+    def _open(self, node: str) -> tuple[Transition, ...]:
+        """What the node has still to fire; the answers that told it of earlier ones may have been lost."""
+        return tuple(transition for transition in self.of_node(node) if transition.generation)

@@ -42,6 +42,10 @@ MAX_BUFFERED = 64 * 1024 * 1024
 """Bytes that may wait for the engine to take them."""
 
 
+REGISTER_VERSION = 2
+"""The format of the register, a part of its name in an engine. Nodes of a version with another format keep a register
+of their own, so neither damages the other's."""
+
 DEFAULT_PREFIX = "wse"
 """The start of all names in an engine, unless the URL has a `prefix`."""
 

@@ -210,7 +210,7 @@ class ConnectionManager:
             with suppress(RuntimeError):  # the loop is closed
                 session.link.abort()
         was_open = self.session is not None
-        self._resumption.forget()
+        self._resumption.forget_loop()
         self._sockets.clear()
         self._connection = None
         course = self._course = Course(None)
@@ -374,6 +374,11 @@ class ConnectionManager:
         session = connection.session
         if connection is not self._connection or session is None:
             return
+        if self._resumption.is_stale(session):
+            self._connection = None
+            session.close(1000, CloseReason.BY_CLIENT)
+            self._attempt_after(self._course, 0.0)
+            return
         try:
             going_on, loss = self._resumption.welcomed(session)
         except WseError as exc:
@@ -413,6 +418,7 @@ class ConnectionManager:
         if connection is self._connection and connection.session is not None:
             self._resumption.keep(connection.session, code, reason)
             self._connection_lost(connection, error, code, reason)
+            self._tell_loss(self._resumption.lose_if_stuck())
 
     def connection_ended(self, connection: Connection, error: WseError, code: int, reason: str) -> None:
         session = connection.session

@@ -92,13 +92,14 @@ class Resumption(Resuming):
         self._acks = Acks(endpoint.scheduler)
         self._retention = Retention(inf, lambda ledger: None)
         self.kept: ClientSession | None = None
+        self._claimed: ClientSession | None = None  # by the attempt that is being made
         self._close = (1006, "")  # of its last connection
 
     # Extension.
 
     def offer(self) -> Any:
         offer: dict[str, Any] = {"window": self._settings.window} if self._offers_window else {}
-        kept = self.kept
+        kept = self._claimed = self.kept
         if kept is not None:
             ledger = kept.ledger
             assert ledger is not None  # else it would not be kept
@@ -120,6 +121,11 @@ class Resumption(Resuming):
     def forget(self) -> None:
         """Have nothing to do with the kept session."""
         self.kept = None
+
+    def forget_loop(self) -> None:
+        """The event loop has been closed: nothing of it runs again."""
+        self.kept = None
+        self._acks.forget_loop()
 
     def drop(self, code: int, reason: str) -> None:
         """End the kept session, because the application has decided so."""
@@ -145,6 +151,13 @@ class Resumption(Resuming):
         kept.close(*self._close)
         return self.loss(kept, why)
 
+    def lose_if_stuck(self) -> Loss | None:
+        """The same, if one of its messages has broken several connections."""
+        kept = self.kept
+        if kept is None or kept.ledger is None or not kept.ledger.is_stuck:
+            return None
+        return self.lose("stuck")
+
     def loss(self, session: ClientSession, why: str) -> Loss:
         """What a session that has ended leaves."""
         ledger = session.ledger
@@ -154,6 +167,11 @@ class Resumption(Resuming):
         if ledger.is_certain:
             return Loss(why, [], [*sent, *unsent], forgotten, self._send)
         return Loss(why, sent, unsent, forgotten, self._send)
+
+    def is_stale(self, session: ClientSession) -> bool:
+        """Whether the server goes on with a session that has ended here since the client claimed it."""
+        has_ended = self._claimed is not None and self._claimed is not self.kept
+        return has_ended and session.answer is not None and "lost" not in session.answer
 
     def welcomed(self, session: ClientSession) -> tuple[ClientSession | None, Loss | None]:
         """The server has let the client in.

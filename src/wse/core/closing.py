@@ -19,6 +19,9 @@ JUMP = 4000
 OUTLIVED = frozenset((1001, 1005, 1006, JUMP))
 """Close codes of a client after which its session can go on: it goes away, says nothing, or is gone."""
 
+RETURNS = frozenset((1012, JUMP))
+"""Close codes of a server with which it asks a client to come back."""
+
 
 def is_retried(code: int) -> bool:
     """Whether a reconnecting client tries again after that close code (WIRE.md section 6)."""

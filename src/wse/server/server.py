@@ -60,6 +60,8 @@ class WseServer(Handling, Messaging):
         path: The only path that opens a WebSocket; others get HTTP 404. `None` accepts every path.
         ssl: For `wss:`, an `ssl.SSLContext` with the server's certificate.
         conns_per_user: How many devices of one user may be connected; one more disconnects the oldest.
+        leave_grace: Seconds for which `left` waits after a user's last device has gone. If the user returns meanwhile,
+            neither `left` nor `joined` fires. 0, the default, is no wait.
         timeout: Seconds that a call to a client waits for its answer; 0 means for ever.
         auth_timeout: Seconds that a connection has to become valid; 0 means for ever, `None` the value of `timeout`.
         protocol: The message protocol, or several in order of preference; the client's offer decides.
@@ -104,6 +106,7 @@ class WseServer(Handling, Messaging):
         path: str | None = None,
         ssl: ssl.SSLContext | None = None,
         conns_per_user: int = 1,
+        leave_grace: float = 0.0,
         timeout: float = 20.0,
         auth_timeout: float | None = None,
         protocol: Protocol | Iterable[Protocol] | None = None,
@@ -139,6 +142,7 @@ class WseServer(Handling, Messaging):
         self._hub = Hub(
             self._endpoint,
             conns_per_user=conns_per_user,
+            leave_grace=leave_grace,
             auth_timeout=deadline,
             heartbeat=heartbeat,
             clock=time.time,

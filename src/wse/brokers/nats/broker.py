@@ -4,7 +4,8 @@ The server is NATS 2.11.10 or later but 2.12.0: older ones let no key run out wh
 
     nats://[[user]:password@]host[:port][,host[:port]...][?prefix=app&replicas=3]       tls:// never without TLS
 
-The register is a bucket as the key/value tools know it, in memory, on `replicas` servers, changed by compare-and-set:
+The register is a bucket as the key/value tools know it, `app-v2` (2 is the version of its format), in memory, on
+`replicas` servers, changed by compare-and-set:
 
     user.<user>         the user's record: numbers, devices, and the transitions that nodes have still to fire
     node.lease.<node>   for as long as the lease is in force: the server takes it away
@@ -27,6 +28,7 @@ import asyncio
 import math
 import random
 from functools import partial
+from itertools import islice
 from secrets import token_hex
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 from urllib.parse import quote, unquote, urlsplit
@@ -39,7 +41,7 @@ from wse.core.ports.broker import Device, Joined, Lease, Step, Transition
 from wse.errors import ErrorCode, WseError
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Collection, Iterable, Iterator
+    from collections.abc import AsyncIterator, Callable, Collection, Iterable, Iterator, Mapping
 
     from wse.core.ports.broker import BrokerListener
 
@@ -47,7 +49,10 @@ MAX_ATTEMPTS = 40
 """How often a step is tried when others change the same user at the same time."""
 
 MAX_CONCURRENT_CHANGES = 100
-"""Users that a dead node's devices are taken from at the same time."""
+"""Users that a dead node's devices are taken from at the same time, and told of together."""
+
+CLAIM_TTL = 60
+"""Seconds for which a record without devices is kept: the node that has claimed its last transition may ask again."""
 
 MAX_WRITTEN = 1000
 """Records that are remembered as they were written."""
@@ -100,7 +105,10 @@ class NatsBroker(ReconnectingBroker[NatsConnection]):
         self._held: dict[str, set[str]] = {}  # by user, the connections that this node has registered
         self._outbox: dict[str, None] = {}  # users whose record may have transitions for this node
         self._written: dict[str, tuple[int, bytes]] = {}  # by user, the record that this node wrote last
-        self._tasks: set[asyncio.Task[None]] = set()
+        # By dead node, users to reap, and the revisions of its hints; None when it is to be found out.
+        self._doomed: dict[str, dict[str, int]] | None = None
+        self._fired: dict[str, list[Transition]] = {}  # by user, `left` events whose claims are to be taken out
+        self._cleaner: asyncio.Task[None] | None = None
 
     def publish(self, topic: str, data: bytes) -> None:
         connection = self._connection
@@ -113,6 +121,8 @@ class NatsBroker(ReconnectingBroker[NatsConnection]):
         self._held.clear()
         self._outbox.clear()
         self._written.clear()
+        self._doomed = None
+        self._fired.clear()
         await super().open(node, listener)
 
     async def _connect(self) -> NatsConnection:
@@ -141,10 +151,8 @@ class NatsBroker(ReconnectingBroker[NatsConnection]):
         self._hint(device.user, device.conn_id, held=True)
         joined = await self._step(device.user, step, likely_none=True)
         for other in joined.displaced:
-            if other.node == self._node:
+            if other.node == self._node:  # any other node corrects its hint itself
                 self._hint(other.user, other.conn_id, held=False)
-            elif self._connection is not None:
-                self._connection.hint(other.node, other.user, ())  # that node finds out, and renews it
         return joined
 
     async def leave(self, device: Device, *, generation: int = 0, code: int = 1006, reason: str = "") -> Step:
@@ -154,6 +162,10 @@ class NatsBroker(ReconnectingBroker[NatsConnection]):
         result = await self._step(device.user, step)
         self._hint(device.user, device.conn_id, held=False)
         return result
+
+    async def set_away(self, device: Device) -> None:
+        self._check_lease()
+        await self._change(device.user, partial(UserRecord.set_away, device=device))
 
     async def settle(self, undecided: Transition) -> Step:
         def step(record: UserRecord) -> Step:
@@ -192,27 +204,50 @@ class NatsBroker(ReconnectingBroker[NatsConnection]):
 
     def fired(self, transitions: Iterable[Transition]) -> None:
         # A record with devices keeps its claims until it is written the next time; without, it is to be deleted.
-        by_user = _by_user(transition for transition in transitions if not transition.is_joined)
-        if by_user and self._ready:
-            task = asyncio.get_running_loop().create_task(self._take_out(by_user))
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
+        for transition in transitions:
+            if not transition.is_joined and not self._delete_at_once(transition):
+                self._fired.setdefault(transition.user, []).append(transition)
+        self._clean()
 
-    async def _take_out(self, by_user: dict[str, list[Transition]]) -> None:
-        """Take claims of fired transitions out of records, so that those without devices are deleted."""
-        for user, fired in by_user.items():
+    def _delete_at_once(self, fired: Transition) -> bool:
+        """Delete the record if this node wrote it last, and nothing else is in it. If that fails, it runs out."""
+        written = self._written.get(fired.user)
+        if written is None or not self._ready or self._connection is None:
+            return False
+        revision, value = written
+        record = _read(fired.user, value)
+        record.fired(self._node, [fired])
+        if record.is_empty:
+            del self._written[fired.user]
+            self._connection.delete_soon(revision)
+        return record.is_empty
+
+    def _clean(self) -> None:
+        """Begin to take claims of fired transitions out of records, so that those without devices are deleted."""
+        if self._fired and self._ready and (self._cleaner is None or self._cleaner.done()):
+            self._cleaner = asyncio.get_running_loop().create_task(self._take_out())
+
+    async def _take_out(self) -> None:
+        async def take_out(user: str) -> bool:
+            fired = self._fired.pop(user)
             try:
                 await self._change(user, partial(UserRecord.fired, node=self._node, transitions=fired))
             except WseError:
-                return  # the record keeps that it was claimed
+                self._fired[user] = fired + self._fired.get(user, [])
+                return False
+            return True
+
+        while self._fired:
+            if not all(await asyncio.gather(*map(take_out, [*islice(self._fired, MAX_CONCURRENT_CHANGES)]))):
+                return  # the next renewal tries again
 
     async def mine(self) -> AsyncIterator[list[Device]]:
         self._check_lease()
-        for user, conn_ids in await self._hints(self._node):
+        for user, _, conn_ids in await self._hints(self._node):
             yield [Device(user, conn_id, self._node) for conn_id in conn_ids if conn_id != OUTBOX]
 
-    async def _hints(self, node: str) -> list[tuple[str, list[str]]]:
-        async def scan(connection: NatsConnection) -> list[tuple[str, list[str]]]:
+    async def _hints(self, node: str) -> list[tuple[str, int, list[str]]]:
+        async def scan(connection: NatsConnection) -> list[tuple[str, int, list[str]]]:
             return [hint async for hint in connection.hints(node)]
 
         return await self.ask(scan, within=SCAN)
@@ -284,7 +319,8 @@ class NatsBroker(ReconnectingBroker[NatsConnection]):
                 continue
             try:
                 if after:
-                    revision = await connection.put(key, after, revision)
+                    ttl = None if record.devices or record.pending else CLAIM_TTL
+                    revision = await connection.put(key, after, revision, ttl)
                     self._written[user] = revision, after
                     if len(self._written) > MAX_WRITTEN:
                         del self._written[next(iter(self._written))]
@@ -358,6 +394,7 @@ class NatsBroker(ReconnectingBroker[NatsConnection]):
         awaited, _ = await connection.keys("meta.await.*")
         self._recovering = bool(awaited)
         connection.register = identity
+        self._clean()
         return Lease(identity, _STATES[self._state], self._recovering, bool(self._outbox))
 
     async def _identify(self, connection: NatsConnection) -> str:
@@ -396,12 +433,33 @@ class NatsBroker(ReconnectingBroker[NatsConnection]):
 
     async def reap(self) -> list[Transition]:
         self._check_lease()
+        if self._doomed is None:
+            self._doomed = await self._find_dead()
+        try:
+            while self._doomed:
+                dead, users = next(iter(self._doomed.items()))
+                if dead in await self.nodes():
+                    users.clear()  # it only slept
+                some = [*islice(users, MAX_CONCURRENT_CHANGES)]
+                reaped = await self._take_over(dead, {user: users.pop(user) for user in some})
+                if not users:
+                    del self._doomed[dead]
+                    await self.flush()  # the hints are gone
+                if reaped:
+                    return reaped
+        except BaseException:
+            self._doomed = None
+            raise
+        self._doomed = None  # the next time it sees to what is left
+        return []
+
+    async def _find_dead(self) -> dict[str, dict[str, int]]:
+        """Find what is to be reaped, and forget nodes that have been reaped."""
+        doomed: dict[str, dict[str, int]] = {}
         kinds = await self._nodes()
-        dead = kinds["known"] - kinds["lease"] - {self._node}
-        reaped: list[Transition] = []
-        for node in dead:
+        for node in kinds["known"] - kinds["lease"] - {self._node}:
             await self._put(f"node.known.{node}", b"reaping")
-            users = [user for user, _ in await self._hints(node)]
+            users = {user: revision for user, revision, _ in await self._hints(node)}
             if not users:
                 # Only now: until then another node goes on if this one dies.
                 await self._put(f"node.reaped.{node}", b"1", TOMBSTONE_TTL)
@@ -409,20 +467,21 @@ class NatsBroker(ReconnectingBroker[NatsConnection]):
                 continue
             # All survivors reap now, so each begins with a share of its own, and then sees to the rest.
             survivors = sorted(kinds["lease"])
-            share = [user for user in users if self._is_mine(user, survivors)]
-            try:
-                await self._take_over(node, share or users, reaped)
-            except WseError:
-                if not reaped:
-                    raise
-                break  # the rest is left for the next time
-        return reaped
+            share = {user: revision for user, revision in users.items() if self._is_mine(user, survivors)}
+            doomed[node] = share or users
+        return doomed
 
     def _is_mine(self, user: str, survivors: list[str]) -> bool:
         return not survivors or survivors[crc32(user.encode()) % len(survivors)] == self._node
 
-    async def _take_over(self, dead: str, users: list[str], reaped: list[Transition]) -> None:
-        """Take a dead node's devices and outbox over, and put what this node must fire into `reaped`."""
+    async def _take_over(self, dead: str, users: Mapping[str, int]) -> list[Transition]:
+        """Take a dead node's devices and outbox over; what this node must fire.
+
+        Args:
+            dead: The node.
+            users: Users of whom it has devices or transitions, and the revisions of its hints about them.
+        """
+        reaped: list[Transition] = []
 
         async def take(user: str) -> None:
             self._outbox[user] = None
@@ -432,16 +491,13 @@ class NatsBroker(ReconnectingBroker[NatsConnection]):
 
             reaped.extend(await self._change(user, step))
             if self._connection is not None:
-                self._connection.hint(dead, user, ())
+                # If it only slept, and is back, it has a newer hint by now.
+                self._connection.hint(dead, user, (), users[user])
 
-        for some in batches(users, MAX_CONCURRENT_CHANGES):
-            if dead in await self.nodes():
-                return  # it only slept
-            results = await asyncio.gather(*map(take, some), return_exceptions=True)
-            for result in results:
-                if isinstance(result, BaseException):
-                    raise result
-        await self.flush()  # the hints are gone
+        for result in await asyncio.gather(*map(take, users), return_exceptions=True):
+            if isinstance(result, BaseException):
+                raise result
+        return reaped
 
     async def _put(self, key: str, value: bytes, ttl: int | None = None) -> None:
         await self.ask(lambda connection: connection.put(key, value, ttl=ttl))

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from wse.brokers.nats.private import WiredClient
 from wse.brokers.nats.wire import Message, Wire
-from wse.brokers.reconnecting import ANSWER_TIMEOUT, MAX_BUFFERED
+from wse.brokers.reconnecting import ANSWER_TIMEOUT, MAX_BUFFERED, REGISTER_VERSION
 
 try:
     from nats.aio.msg import Msg
@@ -78,8 +78,9 @@ class NatsConnection:
         self.broken: asyncio.Future[Exception] = self._loop.create_future()
         self.register = ""  # the identity of the register, once the lease has been renewed on this connection
         self._prefix = prefix
-        self._bucket = f"KV_{prefix}"
-        self._hints = f"KV_{prefix}-hints"
+        self._name = f"{prefix}-v{REGISTER_VERSION}"
+        self._bucket = f"KV_{self._name}"
+        self._hints = f"KV_{self._name}-hints"
         self._wire = Wire(self._heard, self._send)
         self._client = WiredClient(self._wire)
         self._stream = self._client.jetstream(timeout=ANSWER_TIMEOUT)
@@ -299,35 +300,42 @@ class NatsConnection:
 
     # Hints: what each node holds of each user.
 
-    def hint(self, node: str, user: str, conn_ids: Collection[str]) -> None:
-        """Note the connections that a node holds of a user, without waiting for an answer."""
-        # The server takes a hint that says nothing away by itself.
-        data = " ".join(conn_ids).encode()
-        self._write(_pack(self._hint_key(f"{node}.{user}"), data, header="" if data else EXPIRES))
+    def hint(self, node: str, user: str, conn_ids: Collection[str], revision: int | None = None) -> None:
+        """Note the connections that a node holds of a user, without waiting for an answer.
 
-    async def hints(self, node: str) -> AsyncIterator[tuple[str, list[str]]]:
-        """Users of whom a node holds connections, and which.
+        If a revision is given, and the hint has another one when this arrives, nothing happens.
+        """
+        data = " ".join(conn_ids).encode()
+        # The server takes a hint that says nothing away by itself.
+        headers = [] if data else [EXPIRES]
+        if revision is not None:
+            headers.append(f"Nats-Expected-Last-Subject-Sequence: {revision}")
+        self._write(_pack(self._hint_key(f"{node}.{user}"), data, header="\r\n".join(headers)))
+
+    async def hints(self, node: str) -> AsyncIterator[tuple[str, int, list[str]]]:
+        """Users of whom a node holds connections, the revision of the hint, and which connections.
 
         None is missing that was hinted at before: a server that is busy may send less than there is.
         """
         prefix = self._hint_key(f"{node}.")
-        scanned = {subject: value async for subject, value in self._scan(self._hints, f"{prefix}*")}
+        scanned = {subject: (revision, value) async for subject, revision, value in self._scan(f"{prefix}*")}
         offset = 0
         while True:
             subjects, _ = await self._subjects(self._hints, f"{prefix}*", offset)
             for subject in subjects:
                 if subject not in scanned:
                     with suppress(NotFoundError):
-                        scanned[subject] = (await self._stream.get_msg(self._hints, subject=subject)).data or b""
+                        message = await self._stream.get_msg(self._hints, subject=subject)
+                        scanned[subject] = message.seq or 0, message.data or b""
             offset += len(subjects)
             if not subjects:
                 break
-        for subject, value in scanned.items():
+        for subject, (revision, value) in scanned.items():
             if value:
-                yield subject[len(prefix) :], value.decode().split()
+                yield subject[len(prefix) :], revision, value.decode().split()
 
     def _hint_key(self, key: str) -> str:
-        return f"$KV.{self._prefix}-hints.{key}"
+        return f"$KV.{self._name}-hints.{key}"
 
     # The register.
 
@@ -370,6 +378,10 @@ class NatsConnection:
         async with self._register():
             await self._request(f"$JS.API.STREAM.MSG.DELETE.{self._bucket}", b'{"seq":%d}' % revision)
 
+    def delete_soon(self, revision: int) -> None:
+        """Delete the key with this revision, unless it has a later one, without waiting for an answer."""
+        self._write(_pack(f"$JS.API.STREAM.MSG.DELETE.{self._bucket}", b'{"seq":%d}' % revision))
+
     async def purge(self, keys: str) -> None:
         """Delete keys, whatever their revision; `*` stands for any part."""
         async with self._register():
@@ -391,8 +403,8 @@ class NatsConnection:
             state = (await self._request(f"$JS.API.STREAM.INFO.{bucket}", question))["state"]
         return [*(state.get("subjects") or ())], state["messages"]
 
-    async def _scan(self, bucket: str, subjects: str) -> AsyncIterator[tuple[str, bytes]]:
-        """Subjects of a bucket, `*` stands for any part, with their values.
+    async def _scan(self, subjects: str) -> AsyncIterator[tuple[str, int, bytes]]:
+        """Subjects of hints, `*` stands for any part, with their revisions and values.
 
         What comes, goes or changes meanwhile may be missing.
         """
@@ -403,15 +415,15 @@ class NatsConnection:
                 ack_policy=api.AckPolicy.NONE,
                 inactive_threshold=2 * PAGE_TIMEOUT,
             )
-            consumer = await self._stream.add_consumer(bucket, config)
-            next_page = f"$JS.API.CONSUMER.MSG.NEXT.{bucket}.{consumer.name}"
+            consumer = await self._stream.add_consumer(self._hints, config)
+            next_page = f"$JS.API.CONSUMER.MSG.NEXT.{self._hints}.{consumer.name}"
             question = json.dumps({"batch": PAGE_SIZE, "expires": int(PAGE_TIMEOUT * 1e9)}).encode()
             pending = consumer.num_pending or 0
             while pending:
                 page = await self._page(next_page, question)
                 for message in page:
-                    yield message.subject, message.data
-                pending = self._pending_after(page[-1]) if page else 0
+                    yield message.subject, self._metadata(message).sequence.stream, message.data
+                pending = self._metadata(page[-1]).num_pending if page else 0
 
     async def _page(self, next_page: str, question: bytes) -> list[Message]:
         """One page of what a consumer delivers."""
@@ -421,7 +433,7 @@ class NatsConnection:
         def heard(message: Message) -> None:
             if message.reply:  # otherwise it is a status: the pending keys have been removed
                 page.append(message)
-            is_last = not message.reply or len(page) == PAGE_SIZE or not self._pending_after(message)
+            is_last = not message.reply or len(page) == PAGE_SIZE or not self._metadata(message).num_pending
             if is_last and not done.done():
                 done.set_result(None)
 
@@ -435,13 +447,12 @@ class NatsConnection:
             self._write(f"UNSUB {listener}\r\n".encode())
         return page
 
-    def _pending_after(self, message: Message) -> int:
-        """How many messages the consumer has after this one."""
-        pending: int = Msg(self._client, reply=message.reply).metadata.num_pending
-        return pending
+    def _metadata(self, message: Message) -> Msg.Metadata:
+        """What the server says of a message that a consumer delivers."""
+        return Msg(self._client, reply=message.reply).metadata
 
     def _key(self, key: str) -> str:
-        return f"$KV.{self._prefix}.{key}"
+        return f"$KV.{self._name}.{key}"
 
     @asynccontextmanager
     async def _register(self) -> AsyncIterator[None]:

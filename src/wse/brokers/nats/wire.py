@@ -142,14 +142,14 @@ class Parser(asyncio.StreamReaderProtocol):
                     break
                 subscription = fields[2]
                 is_topic = subscription.startswith(_TOPIC)
-                if is_topic or subscription in wire.listeners:
+                if is_topic or not subscription.isdigit():
                     if passed < position:
                         super().data_received(data[passed:position])
                     passed = after
                     body = start + int(fields[-2]) if fields[0] == b"HMSG" else start
                     if is_topic:
                         wire.heard(fields[1], data[body : after - 2])
-                    else:
+                    elif subscription in wire.listeners:  # else it has just ended
                         reply = fields[3].decode() if len(fields) > (4 if body == start else 5) else ""
                         message = Message(fields[1].decode(), reply, data[start:body], data[body : after - 2])
                         wire.listeners[subscription](message)

@@ -4,11 +4,12 @@
 
 or the URL of Sentinels that know the primary; see `wse.brokers.redis.sentinel`.
 
-What the register is made of, under the prefix:
+What the register is made of, under the prefix and `v2:`, the version of the format:
 
     register   string  a random word, made with the register: an engine that has lost it has another one
-    u:<user>   hash    connection id to "node place away"; "#g" the generation, "#p" the place of the newest device.
-                       Without a device it is kept for ten minutes, for the numbers
+    u:<user>   hash    connection id to "node place away"; "#p" the place of the newest device; "#g" the generation and,
+                       until that transition is claimed, the node whose outbox it is in. Without a device it is kept for
+                       ten minutes, for the numbers
     users      set     users with a device
     o:<node>   hash    the node's outbox: "user generation" to "code reason"
     c:<node>   hash    what it has claimed of that and not yet reported as fired, likewise; for ten minutes
@@ -31,9 +32,21 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from wse.brokers.placement import by_place
-from wse.brokers.reconnecting import ReconnectingBroker, take
+from wse.brokers.reconnecting import REGISTER_VERSION, ReconnectingBroker, take
 from wse.brokers.redis.connection import RedisConnection
-from wse.brokers.redis.scripts import CLAIM, JOIN, LEAVE, NODES, REAP, REGISTERED, RENEW, RESIGN, SETTLE, Script
+from wse.brokers.redis.scripts import (
+    CLAIM,
+    JOIN,
+    LEAVE,
+    NODES,
+    REAP,
+    REGISTERED,
+    RENEW,
+    RESIGN,
+    SET_AWAY,
+    SETTLE,
+    Script,
+)
 from wse.brokers.redis.sentinel import SCHEMES, Sentinels, split
 from wse.core.ports.broker import Device, Joined, Lease, Step, Transition
 from wse.errors import ErrorCode, WseError
@@ -72,6 +85,7 @@ class RedisBroker(ReconnectingBroker[RedisConnection]):
         url, ours = take(url)
         watched = split(url) if urlsplit(url).scheme in SCHEMES else None
         self._prefix = ours["prefix"] + ":"
+        self._keys = f"{self._prefix}v{REGISTER_VERSION}:"
         self._epoch = ""
         # RESP2, where a connection with subscriptions answers in the order of the commands, as any other does.
         # `ReconnectingBroker` retries, and limits the time of an answer.
@@ -98,7 +112,7 @@ class RedisBroker(ReconnectingBroker[RedisConnection]):
         try:
             await commands.connect()
             # A replica accepts connections, and then refuses every change of the register.
-            await commands.send_command("DEL", self._prefix + "nothing")
+            await commands.send_command("DEL", self._keys + "nothing")
             await commands.read_response()
             await messages.connect()
             await leases.connect()
@@ -124,25 +138,21 @@ class RedisBroker(ReconnectingBroker[RedisConnection]):
         after, transitions = await self._step(LEAVE, device.user, device.conn_id, generation, code, reason)
         return Step(after, _transitions(transitions))
 
+    async def set_away(self, device: Device) -> None:
+        await self._step(SET_AWAY, device.user, device.conn_id, int(device.away))
+
     async def settle(self, undecided: Transition) -> Step:
         after, transitions = await self._step(SETTLE, undecided.user, undecided.code, undecided.reason)
         return Step(after, _transitions(transitions))
 
     async def reap(self) -> list[Transition]:
-        reaped: list[Transition] = []
         while True:
-            try:
-                more, transitions = await self._step(REAP, MAX_REAPED)
-            except WseError:
-                if not reaped:
-                    raise
-                return reaped  # the rest is left for the next time
-            reaped += _transitions(transitions)
-            if not more:
-                return reaped
+            more, transitions = await self._step(REAP, MAX_REAPED)
+            if transitions or not more:
+                return [*_transitions(transitions)]
 
     async def pending(self) -> list[Transition]:
-        fields: list[bytes] = await self._command("HGETALL", f"{self._prefix}o:{self._node}")
+        fields: list[bytes] = await self._command("HGETALL", f"{self._keys}o:{self._node}")
         entries = zip(fields[::2], fields[1::2], strict=True)
         found = [_transition(*key.split(b" "), *value.split(b" ", 1)) for key, value in entries]
         return sorted(found, key=lambda transition: transition.generation)
@@ -154,7 +164,7 @@ class RedisBroker(ReconnectingBroker[RedisConnection]):
     def fired(self, transitions: Iterable[Transition]) -> None:
         entries = [_entry(transition) for transition in transitions]
         if entries and self._connection is not None:
-            self._connection.send("HDEL", f"{self._prefix}c:{self._node}", *entries)
+            self._connection.send("HDEL", f"{self._keys}c:{self._node}", *entries)
 
     async def mine(self) -> AsyncIterator[list[Device]]:
         async for page in self._scan("n:" + self._node):
@@ -162,12 +172,12 @@ class RedisBroker(ReconnectingBroker[RedisConnection]):
             yield [Device(user, conn_id, self._node) for user, conn_id in names]
 
     async def devices(self, user: str) -> list[Device]:
-        fields: list[bytes] = await self._command("HGETALL", f"{self._prefix}u:{user}")
+        fields: list[bytes] = await self._command("HGETALL", f"{self._keys}u:{user}")
         values = zip(fields[::2], fields[1::2], strict=True)
         return by_place(_device(user, key, *value.split()) for key, value in values if not key.startswith(b"#"))
 
     async def online(self) -> int:
-        count: int = await self._command("SCARD", self._prefix + "users")
+        count: int = await self._command("SCARD", self._keys + "users")
         return count
 
     async def users(self) -> AsyncIterator[str]:
@@ -180,7 +190,7 @@ class RedisBroker(ReconnectingBroker[RedisConnection]):
     async def _scan(self, key: str) -> AsyncIterator[list[bytes]]:
         cursor = b"0"
         while True:
-            cursor, page = await self._command("SSCAN", self._prefix + key, cursor, "COUNT", 1000)
+            cursor, page = await self._command("SSCAN", self._keys + key, cursor, "COUNT", 1000)
             yield page
             if cursor == b"0":
                 return
@@ -190,7 +200,7 @@ class RedisBroker(ReconnectingBroker[RedisConnection]):
     async def renew(self, ttl: float, *, register: str = "", peers: Collection[str] = ()) -> Lease:
         args: tuple[str | int, ...] = (token_hex(8), int(ttl * 1000), register, token_hex(8), *peers)
         reply = await self.ask(
-            lambda connection: connection.run_apart(RENEW, self._prefix, self._node, self._epoch, *args), urgent=True
+            lambda connection: connection.run_apart(RENEW, self._keys, self._node, self._epoch, *args), urgent=True
         )
         identity, epoch, state, recovering, pending = reply
         self._epoch = epoch.decode()
@@ -211,7 +221,7 @@ class RedisBroker(ReconnectingBroker[RedisConnection]):
         return await self._run(script, *args)
 
     async def _run(self, script: Script, *args: Any) -> Any:
-        return await self.ask(lambda connection: connection.run(script, self._prefix, self._node, self._epoch, *args))
+        return await self.ask(lambda connection: connection.run(script, self._keys, self._node, self._epoch, *args))
 
     async def _command(self, *args: Any) -> Any:
         return await self.ask(lambda connection: connection.command(*args))

@@ -51,7 +51,7 @@ end
 -- The generation of a user and the place of the newest device, the former raised to what a node remembers.
 local function numbers(key, known)
   local found = redis.call('HMGET', key, '#g', '#p')
-  local generation, place = tonumber(found[1] or 0), tonumber(found[2] or 0)
+  local generation, place = tonumber(string.match(found[1] or '0', '^%d+')), tonumber(found[2] or 0)
   if not found[1] or generation < tonumber(known) then
     generation = math.max(generation, tonumber(known))
     redis.call('HSET', key, '#g', generation, '#p', string.format('%d', place))
@@ -61,6 +61,28 @@ end
 local function forget(key, user, id, holder)
   redis.call('HDEL', key, id)
   redis.call('SREM', prefix .. 'n:' .. holder, user .. ' ' .. id)
+end
+-- An entry of an outbox has been claimed, or has another owner.
+local function hand_over(entry, from, to)
+  local user, generation = string.match(entry, '^(%S+) (%d+)$')
+  local key = prefix .. 'u:' .. user
+  if redis.call('HGET', key, '#g') == generation .. ' ' .. from then
+    redis.call('HSET', key, '#g', generation .. to)
+  end
+end
+local told = {}
+local function tell(user, generation)
+  local field = user .. ' ' .. string.format('%d', generation)
+  local entry = not told[field] and redis.call('HGET', prefix .. 'o:' .. node, field)
+  if entry then
+    told[field] = true
+    local code, reason = string.match(entry, '^(%d+) (.*)$')
+    table.insert(out, {user, generation, code, reason})
+  end
+end
+-- The answers that told the node of earlier transitions may have been lost.
+local function tell_open(user, generation)
+  for one = math.max(1, generation - 7), generation do tell(user, one) end
 end
 -- The rule: what is announced follows what is there, by a transition in the outbox of this node.
 local function decide(key, user, generation, code, reason)
@@ -74,14 +96,21 @@ local function decide(key, user, generation, code, reason)
   end
   if present == (generation % 2 == 1) then return generation end
   local outbox = prefix .. 'o:' .. node
+  local owner = string.match(redis.call('HGET', key, '#g'), ' (%S+)$')
+  if owner and owner ~= node then  -- it has not claimed the opposite one yet, and would fire it after this one
+    redis.call('HDEL', prefix .. 'o:' .. owner, user .. ' ' .. generation)
+    generation = generation + 1
+    redis.call('HSET', key, '#g', generation)
+    return generation
+  end
   if is_recovering() then
     redis.call('HSET', outbox, user .. ' 0', code .. ' ' .. reason)
     return generation
   end
   generation = generation + 1
-  redis.call('HSET', key, '#g', generation)
+  redis.call('HSET', key, '#g', generation .. ' ' .. node)
   redis.call('HSET', outbox, user .. ' ' .. generation, code .. ' ' .. reason)
-  table.insert(out, {user, generation, code, reason})
+  tell_open(user, generation)
   return generation
 end
 """
@@ -129,7 +158,9 @@ elseif holder ~= node then
   redis.call('SREM', prefix .. 'n:' .. holder, user .. ' ' .. id)
   redis.call('SADD', prefix .. 'n:' .. node, user .. ' ' .. id)
 end
-return {decide(key, user, generation, '1006', ''), out, place, displaced}
+generation = decide(key, user, generation, '1006', '')
+if registered then tell_open(user, generation) end
+return {generation, out, place, displaced}
 """
 )
 """user, connection id, place, limit, known generation, fresh (0 or 1); replies generation, transitions, place and
@@ -143,10 +174,27 @@ local key = prefix .. 'u:' .. user
 local generation = numbers(key, known)
 local registered = redis.call('HGET', key, id)
 if registered and read(registered) == node then forget(key, user, id, node) end
-return {decide(key, user, generation, code, reason), out}
+generation = decide(key, user, generation, code, reason)
+if not registered then tell_open(user, generation) end
+return {generation, out}
 """
 )
 """user, connection id, known generation, code, reason; replies generation and transitions."""
+
+SET_AWAY = Script(
+    _STEP
+    + """
+local user, id, away = unpack(ARGV, 4)
+local key = prefix .. 'u:' .. user
+local registered = redis.call('HGET', key, id)
+if registered then
+  local holder, place = read(registered)
+  if holder == node then redis.call('HSET', key, id, node .. ' ' .. place .. ' ' .. away) end
+end
+return 1
+"""
+)
+"""user, connection id, away (0 or 1)."""
 
 CLAIM = Script(
     _STEP
@@ -157,6 +205,7 @@ for i = 4, #ARGV do
   if entry then
     redis.call('HDEL', outbox, ARGV[i])
     redis.call('HSET', claims, ARGV[i], entry)
+    hand_over(ARGV[i], node, '')
     table.insert(out, ARGV[i])
   elseif redis.call('HEXISTS', claims, ARGV[i]) == 1 then
     table.insert(out, ARGV[i])
@@ -196,9 +245,9 @@ for _, dead in ipairs(redis.call('ZRANGEBYSCORE', leases, '-inf', now)) do
     for i = 1, #entries, 2 do
       redis.call('HSET', outbox, entries[i], entries[i + 1])
       redis.call('HDEL', its_outbox, entries[i])
+      hand_over(entries[i], dead, ' ' .. node)
       local user, generation = string.match(entries[i], '^(%S+) (%d+)$')
-      local code, reason = string.match(entries[i + 1], '^(%d+) (.*)$')
-      if generation ~= '0' then table.insert(out, {user, tonumber(generation), code, reason}) end
+      if generation ~= '0' then tell(user, tonumber(generation)) end
       left = left - 1
     end
   end

@@ -13,7 +13,8 @@ if TYPE_CHECKING:
     from wse.core.cluster.delivery import Delivery
     from wse.core.cluster.liveness import Liveness
     from wse.core.cluster.node_rpc import NodeRpc
-    from wse.core.cluster.presence import Presence
+    from wse.core.cluster.reconciler import Reconciler
+    from wse.core.cluster.steps import Steps
     from wse.core.hub.hub import Hub
     from wse.types import ClientId, RoomName
 
@@ -29,7 +30,8 @@ class Inbox:
         hub: The connections of this node.
         delivery: Handles messages of the application.
         rpc: Handles queries, calls and answers.
-        presence: Handles changes of devices.
+        steps: Handles changes of devices.
+        reconciler: Is told of disturbances.
         liveness: Handles canaries, and the loss and return of the broker.
         restore_within: Seconds to wait for the other nodes after the broker has returned. A node that is not back by
             then is dead.
@@ -41,7 +43,8 @@ class Inbox:
         hub: Hub,
         delivery: Delivery,
         rpc: NodeRpc,
-        presence: Presence,
+        steps: Steps,
+        reconciler: Reconciler,
         liveness: Liveness,
         *,
         restore_within: float,
@@ -52,7 +55,8 @@ class Inbox:
         self._scheduler = hub.endpoint.scheduler
         self._delivery = delivery
         self._rpc = rpc
-        self._presence = presence
+        self._steps = steps
+        self._reconciler = reconciler
         self._liveness = liveness
         self._restore_within = restore_within
         self._restoring = False
@@ -75,7 +79,7 @@ class Inbox:
 
     def connection_restored(self) -> None:
         self._bus.hold()
-        self._presence.is_disturbed = True
+        self._reconciler.is_disturbed = True
         self._liveness.renew()
         if not self._restoring:
             self._restoring = True
@@ -102,9 +106,9 @@ class Inbox:
             case envelope.Enter():
                 self._enter(decode_name(topic.removeprefix(USER)), decode_name(message.room), enter=message.enter)
             case envelope.Displaced():
-                self._presence.displaced(message.conn_id)
+                self._steps.displaced(message.conn_id)
             case envelope.Check():
-                self._presence.check(topic.removeprefix(USER))
+                self._steps.check(topic.removeprefix(USER))
             case envelope.Hello():
                 self._bus.peers |= {message.origin}
             case envelope.Canary():

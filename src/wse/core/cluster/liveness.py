@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
     from wse.core.cluster.bus import Bus
     from wse.core.cluster.node_rpc import NodeRpc
-    from wse.core.cluster.presence import Presence
+    from wse.core.cluster.reconciler import Reconciler
     from wse.core.cluster.settings import ClusterSettings
     from wse.core.ports.broker import Lease
     from wse.core.ports.scheduling import Timer
@@ -30,13 +30,13 @@ class Liveness:
     """Renews the node's lease, looks for dead nodes, and sends the node a canary through the broker."""
 
     def __init__(
-        self, bus: Bus, endpoint: Endpoint, settings: ClusterSettings, presence: Presence, rpc: NodeRpc
+        self, bus: Bus, endpoint: Endpoint, settings: ClusterSettings, reconciler: Reconciler, rpc: NodeRpc
     ) -> None:
         self._bus = bus
         self._endpoint = endpoint
         self._scheduler = endpoint.scheduler
         self._settings = settings
-        self._presence = presence
+        self._reconciler = reconciler
         self._rpc = rpc
         self._timers: dict[str, Timer] = {}
         self._misses = 0  # canaries that have not come back; their age would say nothing about a node that slept
@@ -84,7 +84,7 @@ class Liveness:
         self._misses = 0
         if self._deaf:
             self._deaf = False
-            self._presence.is_disturbed = True
+            self._reconciler.is_disturbed = True
 
     # The lease.
 
@@ -99,11 +99,11 @@ class Liveness:
         self._renewed_since = None
 
     async def _renew(self) -> None:
-        broker, presence = self._bus.broker, self._presence
+        broker, reconciler = self._bus.broker, self._reconciler
         try:
-            lease = await broker.renew(self._settings.lease_ttl, register=presence.register, peers=self._bus.peers)
+            lease = await broker.renew(self._settings.lease_ttl, register=reconciler.register, peers=self._bus.peers)
             self._mark_renewed()
-            presence.renewed(lease)
+            reconciler.renewed(lease)
             if not self._maintaining:
                 self._maintaining = True
                 self._scheduler.spawn(self._maintain(lease))  # it may take longer than the lease lasts
@@ -119,25 +119,25 @@ class Liveness:
 
     async def _maintain(self, lease: Lease) -> None:
         """Bring the register and this node into agreement, and see to dead nodes."""
-        broker, presence = self._bus.broker, self._presence
+        broker, reconciler = self._bus.broker, self._reconciler
         now = self._scheduler.time()
         try:
-            if presence.is_disturbed or now >= self._reconcile_at:
-                await presence.reconcile()
+            if reconciler.is_disturbed or now >= self._reconcile_at:
+                await reconciler.reconcile()
                 self._reconcile_at = now + RECONCILE_INTERVAL
             else:
-                await presence.settle()
+                await reconciler.settle()
             if lease.state != "kept":
                 await broker.registered()
             if lease.has_pending:
-                await presence.fire_pending(recovering=lease.is_recovering)
+                await reconciler.fire_pending(recovering=lease.is_recovering)
             # After the engine was away every lease has run out: all nodes must have had the time to renew theirs.
             since = self._renewed_since
             if since is not None and self._renewed - since >= self._settings.lease_ttl:
                 nodes = await broker.nodes()
                 self._bus.peers = nodes - {self._bus.node}
                 self._rpc.alive(nodes)
-                await presence.reap()
+                await reconciler.reap()
         except WseError:
             return  # the next renewal tries again
         finally:

@@ -6,7 +6,7 @@ when they come back. It subscribes to the users and rooms that it holds, and to 
     Bus        topics, and the backlog while the broker is away
     Delivery   messages of the application
     NodeRpc    queries to other nodes, and calls to their devices
-    Presence   this node's devices in the cluster's register
+    Presence   users come and go; with Registrations, Steps, Firing and Reconciler
     Liveness   the lease, and the canary
     Inbox      hands what the broker delivers to the part that handles it
 
@@ -25,10 +25,14 @@ from wse.core.cluster import envelope
 from wse.core.cluster.bus import Bus
 from wse.core.cluster.delivery import Delivery
 from wse.core.cluster.envelope import ALL, NODE, ROOM, USER, decode_name, encode_name, topic
+from wse.core.cluster.firing import Firing
 from wse.core.cluster.inbox import Inbox
 from wse.core.cluster.liveness import Liveness
 from wse.core.cluster.node_rpc import NodeRpc, RemoteDevice
 from wse.core.cluster.presence import Presence
+from wse.core.cluster.reconciler import Reconciler
+from wse.core.cluster.registration import Registrations
+from wse.core.cluster.steps import Steps
 from wse.core.hub.network import DeviceInfo
 from wse.errors import ErrorCode, WseError
 
@@ -86,10 +90,20 @@ class ClusterNode:
         self.bus = Bus(broker, hub.endpoint, backlog=settings.backlog, backlog_bytes=settings.backlog_bytes)
         self.delivery = Delivery(self.bus, hub, readers)
         self.rpc = NodeRpc(self.bus, hub, settings.query_timeout)
-        self.presence = Presence(self.bus, hub)
-        self.liveness = Liveness(self.bus, hub.endpoint, settings, self.presence, self.rpc)
+        registrations, self.firing = Registrations(), Firing(self.bus, hub)
+        self.steps = Steps(self.bus, hub, registrations, self.firing)
+        self.reconciler = Reconciler(broker, self._scheduler, registrations, self.steps, self.firing)
+        self.presence = Presence(self.bus, hub, registrations, self.steps, self.firing, self.reconciler)
+        self.liveness = Liveness(self.bus, hub.endpoint, settings, self.reconciler, self.rpc)
         self.inbox = Inbox(
-            self.bus, hub, self.delivery, self.rpc, self.presence, self.liveness, restore_within=settings.lease_ttl
+            self.bus,
+            hub,
+            self.delivery,
+            self.rpc,
+            self.steps,
+            self.reconciler,
+            self.liveness,
+            restore_within=settings.lease_ttl,
         )
         self.rpc.queries |= {"members": self._members_here, "here": self._here}
         self._pausing: asyncio.Future[None] | None = None  # between two attempts to reach the broker at the start
@@ -155,9 +169,9 @@ class ClusterNode:
         try:
             for topic in (ALL, NODE + bus.node):
                 self.broker.subscribe(topic)
-            self.presence.renewed(await self.broker.renew(self.settings.lease_ttl))
+            self.reconciler.renewed(await self.broker.renew(self.settings.lease_ttl))
             await self.broker.registered()  # a node that starts has no devices
-            self.presence.is_disturbed = False
+            self.reconciler.is_disturbed = False
             bus.peers = await self.broker.nodes() - {bus.node}
             self.broker.publish(ALL, envelope.encode(envelope.Hello(bus.node)))
             await self.broker.flush()
@@ -221,8 +235,8 @@ class ClusterNode:
     def admit(self, session: ServerSession, cid: ClientId, welcome: Packed) -> None:
         self.presence.admit(session, cid, welcome)
 
-    def leave(self, conn: WseConnection, identity: WseIdentity, code: int, reason: str, is_last_here: bool) -> None:
-        self.presence.leave(conn, identity, code, reason)
+    def leave(self, conn: WseConnection, identity: WseIdentity, code: int, reason: str, grace: float | None) -> None:
+        self.presence.leave(conn, identity, code, reason, grace or 0.0)
 
     def drop_joining(self, cid: ClientId, reason: str, code: int) -> None:
         self.presence.drop_joining(cid, reason, code)
@@ -254,7 +268,7 @@ class ClusterNode:
 
     async def devices(self, cid: ClientId) -> list[DeviceInfo]:
         devices = await self.broker.devices(encode_name(cid))
-        return [DeviceInfo(cid, device.conn_id, device.node) for device in devices]
+        return [DeviceInfo(cid, device.conn_id, device.node) for device in devices if not device.away]
 
     async def online(self) -> int:
         return await self.broker.online()
@@ -278,6 +292,8 @@ class ClusterNode:
             return [*here.values()]
         callees: list[Callee] = []
         for device in devices:
+            if device.away:
+                continue
             if device.node != self.node:
                 callees.append(RemoteDevice(self.rpc, device.node, device.conn_id))
             elif device.conn_id in here:

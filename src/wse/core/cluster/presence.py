@@ -1,134 +1,75 @@
-"""This node's devices in the cluster's register, and the `joined` and `left` events that the node fires.
+"""Users come and go: the devices of this node are registered before their welcome, and leave when they end.
 
 `connected` and `disconnected` are what the node itself sees, and fire at once. `joined` and `left` are decided by the
-register (see `wse.core.ports.broker`): each step answers with the transitions that this node must fire.
+register: each step answers with the transitions that this node must fire.
 
-A device of this node is in one of these states:
-
-    state       event                                   next        action
-    JOINING     the register has it                     INSIDE      fire, close displaced devices, welcome
-    JOINING     no answer: the broker is away           OUTSIDE     welcome
-    INSIDE      the lease was lost, or it is missing    OUTSIDE
-    OUTSIDE     reconciled: joined again                INSIDE      fire, close displaced devices
-    any         displaced by a newer device             DISPLACED   close the connection
-    any         the connection has ended                LEAVING     leave
-    LEAVING     the register has taken it out           gone        fire
-    DISPLACED   the connection has ended                gone
-
-A step whose answer is lost leaves the device where it was. Reconciliation repairs the rest, whatever caused it: it
-compares what the register holds under this node's name with what the node holds itself, both ways. It runs after
-every disturbance, and now and then without one.
+    wse.core.cluster.registration   a device of this node, and the table of its states
+    wse.core.cluster.steps          the steps that devices make in the register
+    wse.core.cluster.firing         the events that this node fires
+    wse.core.cluster.reconciler     what was lost, and is repaired
 """
 
 from __future__ import annotations
 
-from contextlib import suppress
 from dataclasses import replace
-from enum import Enum, auto
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from wse.core.cluster.envelope import USER, Check, Displaced, decode_name, encode_name
+from wse.core.cluster.envelope import USER, encode_name
+from wse.core.cluster.registration import JOINING_PHASE, Registration, State
 from wse.core.hub.connection import WseIdentity
 from wse.core.ports.broker import Device
 from wse.errors import CloseReason, WseError
 
 if TYPE_CHECKING:
     import asyncio
-    from collections.abc import Awaitable, Callable, Collection, Iterable
+    from collections.abc import Awaitable
 
     from wse.core.cluster.bus import Bus
+    from wse.core.cluster.firing import Event, Firing
+    from wse.core.cluster.reconciler import Reconciler
+    from wse.core.cluster.registration import Registrations
+    from wse.core.cluster.steps import Steps
     from wse.core.hub.connection import ServerSession, WseConnection
     from wse.core.hub.hub import Hub
     from wse.core.packed import Packed
-    from wse.core.ports.broker import Joined, Lease, Transition
-    from wse.core.ports.scheduling import Scheduler
+    from wse.core.ports.broker import Joined
+    from wse.core.ports.scheduling import Timer
     from wse.types import ClientId
-
-WIDTH = 32
-"""Steps that are under way at a time, when there are many."""
-
-EARLIER = 1 << 40
-"""How far a device is placed before all others that was registered before the register was lost."""
-
-FIRED_TTL = 60.0
-"""Seconds for which the node remembers what it has fired: the outbox may bring it again, until `fired` has arrived."""
-
-
-MAX_FIRED = 8
-"""How many of a user's transitions are remembered."""
-
-
-class State(Enum):
-    """Where a device of this node is; see the table above."""
-
-    JOINING = auto()
-    OUTSIDE = auto()
-    INSIDE = auto()
-    DISPLACED = auto()
-    LEAVING = auto()
-
-
-class _Joining:
-    """The phase between acceptance and welcome, while the register is asked; what the client sends is ignored."""
-
-    ignores_input = True
-    max_size = 0
-
-    def message(self, type: Any, payload: Any, stamp: Any) -> None: ...
-
-    def stop(self) -> None: ...
-
-
-JOINING_PHASE = _Joining()
-
-
-class Registration:
-    """A device of this node, from its acceptance until the register has taken it out.
-
-    Attributes:
-        device: The device as it is registered, or is to be.
-        conn: The connection.
-        state: See the table of the module.
-        generation: The user's generation as last heard; 0 if unknown.
-        restored: The generation that the register is to restore, because it may have lost it; 0 for none.
-        end: When the connection has ended: the user, and the code and reason of the close.
-    """
-
-    __slots__ = ("conn", "device", "end", "generation", "restored", "state")
-
-    def __init__(self, device: Device, conn: WseConnection) -> None:
-        self.device = device
-        self.conn = conn
-        self.state = State.JOINING
-        self.generation = 0
-        self.restored = 0
-        self.end: tuple[WseIdentity, int, str] | None = None
 
 
 class Presence:
-    """This node's devices in the register.
+    """This node's part of who is there.
 
     Args:
         bus: The way to the other nodes, and the broker.
         hub: The connections of this node.
+        registrations: The devices of this node.
+        steps: Makes steps of the register.
+        firing: Fires what the steps cause.
+        reconciler: Settles what could not be settled at once.
     """
 
-    def __init__(self, bus: Bus, hub: Hub) -> None:
+    def __init__(
+        self,
+        bus: Bus,
+        hub: Hub,
+        registrations: Registrations,
+        steps: Steps,
+        firing: Firing,
+        reconciler: Reconciler,
+    ) -> None:
         self._bus = bus
         self._hub = hub
         self._broker = bus.broker
         self._scheduler = hub.endpoint.scheduler
-        self._registrations: dict[str, Registration] = {}
+        self._registrations = registrations
+        self._steps = steps
+        self._firing = firing
+        self._reconciler = reconciler
         self._joining: dict[str, list[Registration]] = {}  # by user, those between acceptance and welcome
-        self._unsettled: set[Registration] = set()  # those that are OUTSIDE or LEAVING
-        # By user and generation: transitions that this node has heard of and not fired, with the user as it was.
-        self._claims: dict[tuple[str, int], tuple[Transition, WseIdentity | None]] = {}
-        self._fired: dict[str, tuple[tuple[int, ...], float]] = {}  # by user, generations fired here, and when
-        self._lost_at = -FIRED_TTL  # when the register was found to have lost what it held
-        self._lease = 0  # counts the leases: an answer of an earlier one need not hold under the present one
-        self.register = ""
-        self.is_disturbed = False
+        self._graces: dict[str, tuple[Registration, Timer]] = {}  # by user, those that are AWAY
         self._emptied: asyncio.Future[None] | None = None
+        registrations.when_empty = self._done
 
     # A connection comes.
 
@@ -158,14 +99,16 @@ class Presence:
 
     async def _join(self, registration: Registration, cid: ClientId, welcome: Packed, subscribing: bool) -> None:
         joined: Joined | None = None
-        claimed: list[Transition] = []
-        lease = self._lease
+        claimed: list[Event] = []
+        conn, steps = registration.conn, self._steps
+        identity = WseIdentity(self._hub, cid, conn.meta)
+        lease = steps.lease
         try:
-            joined = await self._broker.join(registration.device, self._hub.conns_per_user)
+            joined = await steps.join(registration.device, fresh=True)
+            if lease == steps.lease:
+                claimed = await self._firing.claim(joined.transitions, identity)
             if subscribing:
                 await self._broker.flush()  # messages that are sent after the welcome must arrive
-            if lease == self._lease:
-                claimed = await self._claim(joined.transitions)
         except WseError:
             pass  # reconciliation registers it, or claims its transition, when the broker is back
         joining = self._joining.get(registration.device.user, [])
@@ -173,20 +116,17 @@ class Presence:
             joining.remove(registration)
             if not joining:
                 del self._joining[registration.device.user]
-        conn = registration.conn
         session = conn._session
         was_displaced = registration.state is State.DISPLACED
-        is_inside = joined is not None and lease == self._lease
+        is_inside = joined is not None and lease == steps.lease
         if joined is not None and is_inside:  # what an earlier lease was told says nothing about this one
             registration.device, registration.generation = joined.device, joined.generation
         if not was_displaced:
-            self._enter(registration, State.INSIDE if is_inside else State.OUTSIDE)
+            self._registrations.enter(registration, State.INSIDE if is_inside else State.OUTSIDE)
         if session.ended or was_displaced:
             # The user was in the register for a moment, and so present for a moment.
-            identity = WseIdentity(self._hub, cid, conn.meta)
-            self._displace(() if joined is None else joined.displaced)
-            self._emit(claimed, identity)
-            self._broker.fired(claimed)
+            steps.displace(() if joined is None else joined.displaced)
+            self._firing.emit(claimed)
             session.close(1000, CloseReason.CLIENTS_CONCURRENCY)
             self.leave(conn, identity, 1006, "")
             return
@@ -194,9 +134,12 @@ class Presence:
         if joined is None:
             self._hub.push_out(conn)
         else:
-            self._displace(joined.displaced)
+            steps.displace(joined.displaced)
+        if is_inside:
+            self._end_grace(registration.device.user)
+        self._firing.emit(claimed[:-1])
         self._hub.welcome(session, welcome, is_first=bool(claimed))
-        self._broker.fired(claimed)
+        self._broker.fired([transition for transition, _ in claimed[-1:]])
 
     def drop_joining(self, cid: ClientId, reason: str, code: int) -> None:
         """Close the user's devices that have no welcome yet."""
@@ -205,243 +148,46 @@ class Presence:
 
     # A connection goes.
 
-    def leave(self, conn: WseConnection, identity: WseIdentity, code: int, reason: str) -> None:
-        """The connection has ended."""
+    def leave(self, conn: WseConnection, identity: WseIdentity, code: int, reason: str, grace: float = 0.0) -> None:
+        """The connection has ended; if there is a grace, the user has so many seconds to return."""
         registration = self._registrations.get(conn.conn_id)
         if registration is None:  # the node has left the cluster already
             return
         self._bus.unwant(USER + registration.device.user)
-        if registration.state is State.DISPLACED:
-            self._forget(registration)
+        if registration.state is State.DISPLACED and not registration.is_again:
+            self._registrations.forget(registration)
             return
         registration.end = identity, code, reason
-        self._enter(registration, State.LEAVING)
-        self._scheduler.spawn(self._try(self._leave(registration)))
-
-    async def _leave(self, registration: Registration) -> None:
-        assert registration.end is not None
-        identity, code, reason = registration.end
-        lease = self._lease
-        step = await self._broker.leave(registration.device, generation=registration.restored, code=code, reason=reason)
-        if lease == self._lease:  # else it leaves once more
-            self._forget(registration)
-            await self._fire(step.transitions, identity)
-
-    def displaced(self, conn_id: str) -> None:
-        """The register has taken this device out, for a newer one."""
-        registration = self._registrations.get(conn_id)
-        if registration is None or registration.state is State.DISPLACED:
-            return
-        was = registration.state
-        self._enter(registration, State.DISPLACED)
-        if was is State.LEAVING:
-            self._forget(registration)
-        elif was is not State.JOINING:  # else it waits for its welcome, and `_join` will see
-            registration.conn.drop(CloseReason.CLIENTS_CONCURRENCY)
-
-    def check(self, user: str) -> None:
-        """Devices of the user may have been displaced without notice: register them again, or find out."""
-        for registration in self._registrations.values():
-            if registration.device.user == user and registration.state is State.INSIDE:
-                self._enter(registration, State.OUTSIDE)
-
-    def _displace(self, devices: Iterable[Device]) -> None:
-        for device in devices:
-            if device.node == self._bus.node:
-                self.displaced(device.conn_id)
-            else:  # to the user's topic, since what is sent to one node is not kept while the broker is away
-                self._bus.publish(USER + device.user, Displaced(self._bus.node, device.conn_id))
-
-    def _enter(self, registration: Registration, state: State) -> None:
-        registration.state = state
-        if state is State.OUTSIDE or state is State.LEAVING:
-            self._unsettled.add(registration)
+        if grace and registration.state is State.INSIDE:
+            self._begin_grace(registration, grace)
         else:
-            self._unsettled.discard(registration)
+            self._registrations.enter(registration, State.LEAVING)
+        self._scheduler.spawn(self._try(self._steps.settle(registration)))
 
-    def _forget(self, registration: Registration) -> None:
-        self._unsettled.discard(registration)
-        if self._registrations.pop(registration.device.conn_id, None) is not None and not self._registrations:
-            self._done()
+    def _begin_grace(self, registration: Registration, grace: float) -> None:
+        """Keep a device in the register whose connection has ended, so that its user is still there."""
+        user = registration.device.user
+        self._end_grace(user)  # of an earlier one
+        registration.device = replace(registration.device, away=True)
+        self._registrations.enter(registration, State.AWAY)
+        self._graces[user] = registration, self._scheduler.call_later(grace, self._end_grace, user)
 
-    # Events.
-
-    async def _fire(self, transitions: Iterable[Transition], identity: WseIdentity | None = None) -> None:
-        """Claim transitions, and fire those that are this node's to fire.
-
-        Raises:
-            WseError: `BROKER_UNAVAILABLE`: it is not known whose they are. `settle` claims them again.
-        """
-        if transitions:
-            claimed = await self._claim(transitions, identity)
-            self._emit(claimed, identity)
-            self._broker.fired(claimed)
-
-    async def _claim(self, transitions: Iterable[Transition], identity: WseIdentity | None = None) -> list[Transition]:
-        """Claim transitions; those that are this node's to fire, and that nobody but the caller fires."""
-        wanted = [one for one in transitions if one.generation not in self._fired_generations(one.user)]
-        for transition in wanted:
-            self._claims[transition.user, transition.generation] = transition, identity
-        claimed = await self._broker.claim(wanted) if wanted else []
-        # Another caller may have claimed and fired the same meanwhile.
-        mine = [one for one in claimed if self._claims.pop((one.user, one.generation), None) is not None]
-        for transition in wanted:
-            self._claims.pop((transition.user, transition.generation), None)
-        for transition in mine:
-            self._note_fired(transition)
-        return mine
-
-    def _emit(self, transitions: Iterable[Transition], identity: WseIdentity | None) -> None:
-        for transition in transitions:
-            cid = decode_name(transition.user)
-            user = identity or self._hub.identities.get(cid) or WseIdentity(self._hub, cid, {})
-            if transition.is_joined:
-                self._hub.joined._emit(user, user.meta)
-            else:
-                self._hub.left._emit(user, transition.code, transition.reason)
-
-    def _note_fired(self, transition: Transition) -> None:
-        now = self._scheduler.time()
-        generations = self._fired_generations(transition.user)
-        self._fired.pop(transition.user, None)
-        self._fired[transition.user] = (*generations[-MAX_FIRED:], transition.generation), now
-        oldest = next(iter(self._fired))
-        if self._fired[oldest][1] + FIRED_TTL < now:  # one for each that is added keeps the memory bounded by the rate
-            del self._fired[oldest]
-
-    def _fired_generations(self, user: str) -> tuple[int, ...]:
-        """The generations of the user that were fired here lately, the last one last."""
-        generations, at = self._fired.get(user, ((), 0.0))
-        return generations if at + FIRED_TTL >= self._scheduler.time() else ()
-
-    async def fire_pending(self, *, recovering: bool) -> None:
-        """Fire what the outbox holds: transitions whose answer was lost, and those of users that were undecided.
-
-        Raises:
-            WseError: `BROKER_UNAVAILABLE`.
-        """
-        # Answers that are still on their way bring theirs themselves, and with the user's connection.
-        asked = {one.device.user for one in self._registrations.values() if one.state in (State.JOINING, State.LEAVING)}
-        for transition in await self._broker.pending():
-            if transition.user in asked:
-                continue
-            if transition.generation:
-                await self._fire([transition])
-            elif not recovering:
-                step = await self._broker.settle(transition)
-                await self._fire(step.transitions)
-
-    async def reap(self) -> None:
-        """Remove the devices of dead nodes from the register.
-
-        Raises:
-            WseError: `BROKER_UNAVAILABLE`.
-        """
-        await self._fire(await self._broker.reap())
-
-    # The register comes back, and may not hold what it held.
-
-    def renewed(self, lease: Lease) -> None:
-        """The lease has been renewed, or is a new one."""
-        is_other = lease.register != self.register and self.register != ""
-        self.register = lease.register
-        if is_other:
-            self._fired.clear()
-            # Nobody has reaped this node in the old register, so nobody else fires these.
-            for transition, identity in self._claims.values():
-                self._emit([transition], identity)
-            self._claims.clear()
-        if lease.state == "kept":
-            return
-        self._lease += 1
-        self._lost_at = self._scheduler.time() if lease.state == "new" else -FIRED_TTL
-        self.is_disturbed = True
-        for registration in self._registrations.values():
-            device = registration.device
-            if device.place > 0 and (is_other or lease.state == "reaped"):
-                # The places of those that have come since begin anew.
-                registration.device = replace(device, place=device.place - EARLIER)
-            # Of a node that was reaped others have fired `left` since; a register that was lost has to be told.
-            registration.restored = 0 if lease.state == "reaped" else registration.generation
-            if registration.state is State.INSIDE:
-                self._enter(registration, State.OUTSIDE)
-
-    async def reconcile(self) -> None:
-        """Compare what the register holds of this node with what the node holds itself, and repair both.
-
-        Raises:
-            WseError: `BROKER_UNAVAILABLE`.
-        """
-        self.is_disturbed = False
-        try:
-            missing = {one for one in self._registrations.values() if one.state is State.INSIDE}
-            ghosts: list[Device] = []
-            async for page in self._broker.mine():
-                for device in page:
-                    registration = self._registrations.get(device.conn_id)
-                    if registration is None:
-                        ghosts.append(device)
-                    else:
-                        missing.discard(registration)
-            for registration in missing:
-                if registration.state is State.INSIDE:
-                    self._enter(registration, State.OUTSIDE)
-            await each(self._scheduler, ghosts, self._take_out)
-            await self.settle()
-        except BaseException:
-            self.is_disturbed = True
-            raise
-
-    async def settle(self) -> None:
-        """Register what is outside, and take out what has ended.
-
-        Raises:
-            WseError: `BROKER_UNAVAILABLE`.
-        """
-        for transition, identity in tuple(self._claims.values()):
-            await self._fire([transition], identity)
-        await each(self._scheduler, tuple(self._unsettled), self._settle)
-
-    async def _settle(self, registration: Registration) -> None:
-        if registration.state is State.OUTSIDE:
-            await self._join_again(registration)
-        if registration.state is State.LEAVING and registration.device.conn_id in self._registrations:
-            await self._leave(registration)
-
-    async def _take_out(self, device: Device) -> None:
-        """Take out a device that this node does not hold."""
-        if device.conn_id not in self._registrations:
-            was_lost = self._scheduler.time() - self._lost_at < FIRED_TTL  # an engine may have gone back in time
-            generations = self._fired_generations(device.user) if was_lost else ()
-            step = await self._broker.leave(device, generation=generations[-1] if generations else 0)
-            await self._fire(step.transitions)
-
-    async def _join_again(self, registration: Registration) -> None:
-        lease = self._lease
-        is_new = not registration.device.place
-        joined = await self._broker.join(
-            registration.device,
-            self._hub.conns_per_user,
-            generation=registration.restored,
-            fresh=is_new,
-        )
-        if lease != self._lease:
-            return
-        registration.device, registration.generation, registration.restored = joined.device, joined.generation, 0
-        if registration.state is State.OUTSIDE:
-            self._enter(registration, State.INSIDE)
-        self._displace(joined.displaced)
-        await self._fire(joined.transitions)
-        if is_new:  # an earlier attempt may have displaced devices, and its answer was lost
-            self._bus.publish(USER + registration.device.user, Check(self._bus.node))
-            self.check(registration.device.user)
+    def _end_grace(self, user: str) -> None:
+        if user in self._graces:
+            registration, timer = self._graces.pop(user)
+            timer.cancel()
+            if registration.state is State.AWAY:
+                self._registrations.enter(registration, State.LEAVING)
+                self._scheduler.spawn(self._try(self._steps.settle(registration)))
 
     # The end.
 
     async def close(self, timeout: float) -> None:
         """Wait until all devices are out of the register, but no longer than `timeout` seconds."""
-        if not self._registrations:
+        if not self._registrations and self._firing.is_idle:
             return
+        for user in tuple(self._graces):
+            self._end_grace(user)
         self._emptied = self._scheduler.create_future()
         timer = self._scheduler.call_later(timeout, self._done)
         self._scheduler.spawn(self._settle_last())
@@ -452,57 +198,27 @@ class Presence:
             self._emptied = None
 
     async def _settle_last(self) -> None:
-        await self._try(self.settle())
-        if self._unsettled:  # the broker is away; other nodes reap what is left
+        await self._try(self._reconciler.settle())
+        if not self._registrations:
             self._done()
 
     def reset(self) -> None:
         """The node has left the cluster. Other nodes reap what the register still holds of it."""
-        self._registrations.clear()
+        for _, timer in self._graces.values():
+            timer.cancel()
+        self._graces.clear()
         self._joining.clear()
-        self._unsettled.clear()
-        self._claims.clear()
-        self._fired.clear()
-        self.register = ""
-        self.is_disturbed = False
+        self._registrations.clear()
+        self._firing.reset()
+        self._reconciler.reset()
 
     def _done(self) -> None:
         if self._emptied is not None and not self._emptied.done():
             self._emptied.set_result(None)
 
     async def _try(self, step: Awaitable[None]) -> None:
-        """Make a step; if the broker is away, `settle` repeats it."""
-        with suppress(WseError):
-            await step
-
-
-async def each(scheduler: Scheduler, items: Collection[Any], do: Callable[[Any], Awaitable[None]]) -> None:
-    """Call `do` with every item, `WIDTH` of them at a time, and stop at the first error.
-
-    Raises:
-        WseError: The first error that `do` raised.
-    """
-    if not items:
-        return
-    iterator = iter(items)
-    done = scheduler.create_future()
-    running = WIDTH
-
-    async def work() -> None:
-        nonlocal running
+        """Make a step; if the broker is away it is repeated, or after the end of this node others reap it."""
         try:
-            for item in iterator:
-                await do(item)
-                if done.done():
-                    return
-        except WseError as exc:
-            if not done.done():
-                done.set_exception(exc)
-        finally:
-            running -= 1
-            if not running and not done.done():
-                done.set_result(None)
-
-    for _ in range(WIDTH):
-        scheduler.spawn(work())
-    await done
+            await step
+        except WseError:
+            self._done()

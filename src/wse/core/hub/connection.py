@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, overload
 
-from wse.core.closing import OUTLIVED, check_close
+from wse.core.closing import OUTLIVED, RETURNS, check_close
 from wse.core.hub.auth import unix_time
 from wse.core.limits import TokenBucket
 from wse.core.session.session import Session
@@ -257,13 +257,17 @@ class WseConnection:
 
         Args:
             reason: Sent to the client; at most 123 bytes of UTF-8 (RFC 6455, 5.5).
-            code: A close code that an endpoint may send (RFC 6455, 7.4).
+            code: A close code that an endpoint may send (RFC 6455, 7.4). After 1012 and 4000, clients reconnect; a
+                session that outlives its connection then goes on. Any other code ends it.
 
         Raises:
             ValueError: A code or reason that a close frame cannot carry.
         """
         check_close(code, reason)
-        self._session.close(code, reason)
+        if code in RETURNS:
+            self._session.cut(code, reason)
+        else:
+            self._session.close(code, reason)
 
     def extend(self, expires: datetime | float | None) -> None:
         """Set the time at which the session ends. It replaces the time given to `Handshake.accept`.

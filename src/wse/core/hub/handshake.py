@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from enum import Enum, auto
 from inspect import isawaitable
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, Protocol, TypeVar
 
 from wse.core.hub.auth import refuse, unix_time
 from wse.core.packed import encode
@@ -75,6 +75,18 @@ class Challenge:
 
     def __repr__(self) -> str:
         return "<Challenge>"  # its content is secret
+
+
+class Returning(NamedTuple):
+    """The session with which a client wants to go on.
+
+    Attributes:
+        cid: Its user.
+        meta: The meta of its last connection.
+    """
+
+    cid: Any
+    meta: dict[str, Any]
 
 
 class Handshake:
@@ -144,6 +156,14 @@ class Handshake:
         if self._opening is not None:
             self._opening.quest(value)
 
+    async def resuming(self) -> Returning | None:
+        """The session that the client wants to go on with, if the client has proved that it knows its key; else `None`.
+
+        An application may trust the key, and accept the session's user without looking further:
+        `auth.accept(returning.cid)`. Whoever has the key is then that user, so use TLS.
+        """
+        return None if self._opening is None else self._opening.returning()
+
     def __repr__(self) -> str:
         return f"<Handshake {self.conn_id} from {self.request.remote_addr}>"
 
@@ -151,6 +171,23 @@ class Handshake:
 AuthHandler = Callable[[Handshake], Any]
 
 S = TypeVar("S", bound=Session)
+S_contra = TypeVar("S_contra", bound=Session, contravariant=True)
+
+
+class OpeningOwner(Protocol[S_contra]):
+    """A server, as its connections see it before the welcome."""
+
+    def join(
+        self, session: S_contra, auth: Handshake, cid: ClientId, welcome: Packed, expires: float | None, /
+    ) -> None:
+        """Make a connection the user's and send it the welcome."""
+
+    def refused(self, session: S_contra, retry: bool, /) -> None:
+        """A client is about to be refused; `retry` says whether it may try again."""
+
+    def returning(self, session: S_contra, /) -> Returning | None:
+        """The session with which the client wants to go on."""
+        ...
 
 
 class ServerOpening(Generic[S]):
@@ -164,11 +201,19 @@ class ServerOpening(Generic[S]):
         generator: Its challenge generator, if any.
         deadline: Seconds until the connection must be valid; 0 for ever.
         auth: Knows when sessions expire.
-        join: Makes the connection a user's and sends it the welcome.
-        refused: Called before a refusal, with whether the client may try again.
+        owner: The server.
     """
 
-    __slots__ = ("_auth", "_deadline", "_generator", "_identify", "_join", "_refused", "_session", "handshake", "state")
+    __slots__ = (
+        "_auth",
+        "_deadline",
+        "_generator",
+        "_identify",
+        "_owner",
+        "_session",
+        "handshake",
+        "state",
+    )
 
     def __init__(
         self,
@@ -180,8 +225,7 @@ class ServerOpening(Generic[S]):
         generator: AuthHandler | None,
         deadline: float,
         auth: AuthExtension,
-        join: Callable[[S, Handshake, ClientId, Packed, float | None], None],
-        refused: Callable[[S, bool], None],
+        owner: OpeningOwner[S],
     ) -> None:
         self.state = State.STRANGER
         self.handshake = Handshake(self, conn_id, request)
@@ -189,8 +233,7 @@ class ServerOpening(Generic[S]):
         self._identify = identify
         self._generator = generator
         self._auth = auth
-        self._join = join
-        self._refused = refused
+        self._owner = owner
         self._deadline: Timer | None = None
         if deadline:
             self._deadline = session.endpoint.scheduler.call_later(deadline, self._too_late)
@@ -236,12 +279,12 @@ class ServerOpening(Generic[S]):
         packed = encode(self._session.protocol, self._session.protocol.internal_types.welcome, welcome)
         self._session.check_size(packed.data, {"type": "welcome"})
         self._over(Event.ACCEPT)
-        self._join(self._session, self.handshake, cid, packed, expires)
+        self._owner.join(self._session, self.handshake, cid, packed, expires)
 
     def refuse(self, reason: str | None = None, retry: bool = False) -> None:
         # A challenge generator may still refuse, or raise, after it has asked.
         if self.state in (State.VALIDATING, State.CHALLENGED):
-            self._refused(self._session, retry)
+            self._owner.refused(self._session, retry)
             refuse(self._session, reason, retry)
 
     def quest(self, value: Any) -> None:
@@ -253,6 +296,9 @@ class ServerOpening(Generic[S]):
         self._session.write(self._session.protocol.internal_types.challenge, value)
         self.handshake.challenge = Challenge(value)
         self._move(Event.QUEST)
+
+    def returning(self) -> Returning | None:
+        return self._owner.returning(self._session)
 
     # Inside.
 

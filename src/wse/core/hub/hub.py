@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Collection, Hashable, Iterable, Iterator
 from itertools import chain
 from typing import TYPE_CHECKING, Any
@@ -14,7 +15,7 @@ from wse.core.hub.calls import call_all, call_any, call_first
 from wse.core.hub.connection import MeteredSession, ServerSession, WseConnection, WseIdentity
 from wse.core.hub.extensions import LimitsExtension
 from wse.core.hub.fanout import excluded, without
-from wse.core.hub.handshake import ServerOpening
+from wse.core.hub.handshake import Returning, ServerOpening
 from wse.core.hub.network import EVERYONE, USER, Network
 from wse.core.hub.resumption import Resumption
 from wse.core.hub.rooms import Rooms
@@ -52,6 +53,7 @@ class Hub:
     Args:
         endpoint: The state that its sessions share.
         conns_per_user: How many devices of one user may be connected at a time.
+        leave_grace: Seconds that a user has to return, after the last device's end, before `left` fires.
         auth_timeout: Seconds that a connection has to become valid; 0 for ever.
         heartbeat: When silent connections are pinged, and given up.
         clock: The time of day, in Unix seconds.
@@ -64,6 +66,7 @@ class Hub:
         endpoint: Endpoint,
         *,
         conns_per_user: int,
+        leave_grace: float = 0.0,
         auth_timeout: float,
         heartbeat: Heartbeat,
         clock: Callable[[], float],
@@ -72,6 +75,8 @@ class Hub:
     ) -> None:
         if conns_per_user < 1:
             raise ValueError(f"conns_per_user must be at least 1, not {conns_per_user}")
+        if not 0 <= leave_grace < math.inf:
+            raise ValueError(f"leave_grace is in seconds, or 0 for none, not {leave_grace}")
         if auth_timeout < 0:
             raise ValueError(f"auth_timeout must be 0 (none) or more seconds, not {auth_timeout}")
         self.endpoint = endpoint
@@ -82,6 +87,7 @@ class Hub:
         endpoint.extensions.add(self.auth)
         endpoint.extensions.add(LimitsExtension())
         self.conns_per_user = conns_per_user
+        self.leave_grace = leave_grace
         self.auth_timeout = auth_timeout
         self.identify: AuthHandler | None = None
         self.generator: AuthHandler | None = None
@@ -131,8 +137,7 @@ class Hub:
             generator=self.generator,
             deadline=self.auth_timeout,
             auth=self.auth,
-            join=self._join,
-            refused=self._refused,
+            owner=self,
         )
         session.enter(opening)
         if self.sockets.closing is not None:
@@ -144,7 +149,7 @@ class Hub:
             session.violation(f"the client offers no subprotocol that the server has: {names}")
         return session
 
-    def _join(
+    def join(
         self, session: ServerSession, auth: Handshake, cid: ClientId, welcome: Packed, expires: float | None
     ) -> None:
         """Make the connection a user's (WIRE.md section 3, step 5), or give it to a session that goes on over it."""
@@ -205,14 +210,21 @@ class Hub:
         assert types is not None  # else there would be no agreement
         return encode(session.protocol, types.ext, self.endpoint.extensions.answers(session, session.agreement))
 
-    def _refused(self, session: ServerSession, retry: bool) -> None:
+    def refused(self, session: ServerSession, retry: bool) -> None:
+        """A client is about to be refused."""
         if self.resumption is not None:
             self.resumption.refused(session, retry)
+
+    def returning(self, session: ServerSession) -> Returning | None:
+        """The session with which a client wants to go on."""
+        return None if self.resumption is None else self.resumption.returning(session)
 
     def leave(self, session: ServerSession, code: int, reason: str) -> None:
         """Remove a connection that has ended; it may not have been valid."""
         conn = session.conn
+        grace = self.leave_grace
         if session.ticket is not None and self.resumption is not None:
+            grace = max(0.0, grace - self.resumption.away(session))
             self.resumption.note_end(session, session.ticket, code, reason)
         identity = conn._user
         if self.connections.pop(conn.conn_id, None) is None:
@@ -232,7 +244,7 @@ class Hub:
                 identity.cid,
             )
         self.disconnected._emit(conn, code, reason)
-        self.network.leave(conn, identity, code, reason, is_last_here)
+        self.network.leave(conn, identity, code, reason, grace if is_last_here else None)
 
     async def close(self, code: int, reason: str) -> None:
         """Close every connection; returns when the last socket has closed."""

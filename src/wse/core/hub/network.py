@@ -60,8 +60,16 @@ class Network(typing.Protocol):
     def admit(self, session: ServerSession, cid: ClientId, welcome: Packed) -> None:
         """Make a connection the user's, and welcome it, now or when all nodes know."""
 
-    def leave(self, conn: WseConnection, identity: WseIdentity, code: int, reason: str, is_last_here: bool) -> None:
-        """Note that a connection of a user has ended."""
+    def leave(self, conn: WseConnection, identity: WseIdentity, code: int, reason: str, grace: float | None) -> None:
+        """Note that a connection of a user has ended.
+
+        Args:
+            conn: The connection.
+            identity: Its user.
+            code: Of the close.
+            reason: The same.
+            grace: If it was the user's last one here: seconds that the user has to return before `left` fires.
+        """
 
     def drop_joining(self, cid: ClientId, reason: str, code: int) -> None:
         """Close the user's devices here that have no welcome yet."""

@@ -18,6 +18,7 @@ from itertools import count
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from wse.core.closing import JUMP, is_retried
+from wse.core.hub.handshake import Returning
 from wse.core.session.acks import Acks
 from wse.core.session.ledger import Ledger, is_count
 from wse.core.session.leftover import Leftover
@@ -85,7 +86,9 @@ class Ticket:
         goes_on: The session that goes on; the answer says so.
         lost: What the answer says about the session that does not go on.
         key: The secret of the session; empty before the welcome.
+        since: When the session became detached.
         until: When the session ends, while it is detached.
+        is_called_back: Whether this side has closed its last socket, for the client to come back.
         claimants: Clients that know the key and are being authenticated.
         is_overdue: Whether the window has ended meanwhile.
         why: Why the session is being ended, if not by the application.
@@ -96,10 +99,12 @@ class Ticket:
         "claimants",
         "goes_on",
         "holds",
+        "is_called_back",
         "is_overdue",
         "key",
         "lost",
         "problem",
+        "since",
         "until",
         "why",
         "window",
@@ -113,7 +118,9 @@ class Ticket:
         self.goes_on: ServerSession | None = None
         self.lost: dict[str, Any] | None = None
         self.key = ""
+        self.since = 0.0
         self.until = 0.0
+        self.is_called_back = False
         self.claimants = 0
         self.is_overdue = False
         self.why: Why | None = None
@@ -289,6 +296,8 @@ class Resumption(Resuming):
             hub.endpoint.counters.count_close(1000, CloseReason.RESUMED_ELSEWHERE)
         self._bring_back(old)
         ticket.goes_on = old
+        if old.ticket is not None:
+            old.ticket.is_called_back = False
         link, takes = session.link, session._writable
         session.absorbed_by(old)
         hub.sockets.hand_over(session, old)
@@ -309,14 +318,14 @@ class Resumption(Resuming):
     # A client goes.
 
     def note_detached(self, session: ServerSession, code: int, reason: str) -> None:
-        """The socket of a session is gone."""
+        """The socket of a session is gone, or closed by this side."""
         ticket, ledger = session.ticket, session.ledger
         assert ticket is not None
         assert ledger is not None  # or the session would have ended
         self._hub.sockets.remove(session)
         self.detached[session] = code, reason
-        window = min(ticket.window, JUMP_WINDOW) if code == JUMP else ticket.window
-        ticket.until = self._scheduler.time() + window
+        ticket.since = self._scheduler.time()
+        ticket.until = ticket.since + self._window(ticket, code)
         ticket.is_overdue = False
         heapq.heappush(self._ends, (ticket.until, next(self._order), session))
         self._set_timer()
@@ -326,12 +335,19 @@ class Resumption(Resuming):
         if not session.ended:
             self._hub.detached._emit_on(session, session.conn, code, reason)
 
+    @staticmethod
+    def _window(ticket: Ticket, code: int) -> float:
+        """Seconds for which a session waits for its client."""
+        return min(ticket.window, JUMP_WINDOW) if code == JUMP and not ticket.is_called_back else ticket.window
+
     def cut(self, session: ServerSession, code: int, reason: str) -> None:
-        """Close the socket of a session, which goes on without it."""
-        ledger = session.ledger
+        """Close the socket of a session, which goes on without it: its client is to come back."""
+        ledger, ticket = session.ledger, session.ticket
         assert ledger is not None
+        assert ticket is not None  # or there would be no ledger
+        ticket.is_called_back = True
         self._close_link(ledger, code, reason)
-        ledger.detach(code, reason)
+        ledger.detach(code, str(reason))
 
     def _close_link(self, ledger: Ledger, code: int, reason: str) -> None:
         leftovers = self._hub.sockets.leftovers
@@ -352,6 +368,12 @@ class Resumption(Resuming):
     def forget_loop(self) -> None:
         """The event loop has been closed: its timers do not run."""
         self._timer = None
+        self._acks.forget_loop()
+
+    def away(self, session: ServerSession) -> float:
+        """Seconds for which the session has had no socket."""
+        ticket = session.ticket
+        return 0.0 if ticket is None or session not in self.detached else self._scheduler.time() - ticket.since
 
     def note_end(self, session: ServerSession, ticket: Ticket, code: int, reason: str) -> None:
         """A session has ended, or a client that claimed one has gone."""
@@ -376,6 +398,11 @@ class Resumption(Resuming):
             del stones[next(iter(stones))]
         conn = session.conn
         stones[conn.conn_id] = Tombstone(ticket.key, conn.cid, why, ledger.got, close, now + ticket.window)
+
+    def returning(self, session: ServerSession) -> Returning | None:
+        """See `Handshake.resuming`."""
+        held = None if session.ticket is None else session.ticket.holds
+        return None if held is None or held.ended else Returning(held.conn.cid, held.conn.meta)
 
     def refused(self, session: ServerSession, retry: bool) -> None:
         """A client is being refused; a session whose key it knows ends, unless it may try again."""

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from wse.core.hub.connection import ServerSession, WseConnection, WseIdentity
     from wse.core.hub.hub import Hub
     from wse.core.packed import Packed
+    from wse.core.ports.scheduling import Timer
     from wse.types import ClientId, MessageKey, MessageType, RoomName
 
 
@@ -26,19 +27,37 @@ class SingleNode:
     def __init__(self, hub: Hub) -> None:
         self._hub = hub
         self._endpoint = hub.endpoint
+        # Users without a device whose `left` waits: the timer, and what is fired.
+        self._leaving: dict[ClientId, tuple[Timer, tuple[WseIdentity, int, str]]] = {}
 
     async def open(self) -> None: ...
 
-    async def close(self) -> None: ...
+    async def close(self) -> None:
+        for cid in tuple(self._leaving):
+            self._left(cid)
 
     def admit(self, session: ServerSession, cid: ClientId, welcome: Packed) -> None:
         is_first = self._hub.add(session.conn, cid)
+        if cid in self._leaving:
+            timer, _ = self._leaving.pop(cid)
+            timer.cancel()
+            is_first = False
         self._hub.push_out(session.conn)
         self._hub.welcome(session, welcome, is_first)
 
-    def leave(self, conn: WseConnection, identity: WseIdentity, code: int, reason: str, is_last_here: bool) -> None:
-        if is_last_here:
+    def leave(self, conn: WseConnection, identity: WseIdentity, code: int, reason: str, grace: float | None) -> None:
+        if grace is None:
+            return
+        if grace:
+            timer = self._endpoint.scheduler.call_later(grace, self._left, identity.cid)
+            self._leaving[identity.cid] = timer, (identity, code, reason)
+        else:
             self._hub.left._emit(identity, code, reason)
+
+    def _left(self, cid: ClientId) -> None:
+        timer, left = self._leaving.pop(cid)
+        timer.cancel()
+        self._hub.left._emit(*left)
 
     def drop_joining(self, cid: ClientId, reason: str, code: int) -> None: ...
 
@@ -73,8 +92,8 @@ class SingleNode:
         return [DeviceInfo(cid, session.conn.conn_id) for session in self._hub.sessions_of(cid)]
 
     async def online(self) -> int:
-        return len(self._hub.identities)
+        return len(self._hub.identities) + len(self._leaving)
 
     async def users(self) -> AsyncIterator[ClientId]:
-        for cid in tuple(self._hub.identities):
+        for cid in (*self._hub.identities, *self._leaving):
             yield cid

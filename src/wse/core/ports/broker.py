@@ -5,7 +5,8 @@ protocols. Only `wse.core.cluster` calls it. The names of users, connections, no
 `A-Z a-z 0-9 _ - =`, which every engine accepts as a part of its own names. Topics may have single dots between them.
 
     publish, subscribe            bytes to topics, at most once
-    join, leave, settle, reap     steps of the register: each is atomic for the whole cluster
+    join, leave, settle, reap,    steps of the register: each is atomic for the whole cluster
+    set_away
     pending, claim, fired         the register's outbox: `joined` and `left` events that are still to be fired
     renew, registered, nodes      leases: a node that does not renew its lease is dead, and others reap its devices
 
@@ -72,7 +73,8 @@ class Step:
 
     Attributes:
         generation: The user's generation after it.
-        transitions: The transitions that this node must claim, fire, and then report as `fired`.
+        transitions: What this node must claim, fire, and then report as `fired`. A step that causes a transition, and
+            one that is repeated, tells of all that the node's outbox holds of the user: earlier answers may be lost.
     """
 
     generation: int
@@ -224,6 +226,9 @@ class Broker(typing.Protocol):
         """
         ...
 
+    async def set_away(self, device: Device) -> None:
+        """Note whether the device's connection is broken, as `device.away` says, if it is registered by this node."""
+
     async def settle(self, undecided: Transition) -> Step:
         """Decide a transition that the outbox holds with generation 0: apply the rule, and remove the entry."""
         ...
@@ -232,7 +237,8 @@ class Broker(typing.Protocol):
         """Remove the devices of nodes without a lease, take over their outboxes, and forget these nodes.
 
         Returns:
-            Transitions that this node must fire. If several nodes reap at the same time, exactly one gets each of them.
+            Transitions that this node must fire, some at a time; none if nothing is left for it to do now. If several
+            nodes reap at the same time, exactly one gets each of them.
         """
         ...
 

@@ -33,11 +33,13 @@ class Acks:
             self._timer = self._scheduler.call_later(SWEEP_EVERY, self._sweep)
 
     def remove(self, ledger: Ledger) -> None:
-        """Nothing is to be confirmed; harmless if nothing was."""
+        """Nothing is to be confirmed; harmless if nothing was. The timer runs on: another one would cost more."""
         self._due.discard(ledger)
-        if not self._due and self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
+
+    def forget_loop(self) -> None:
+        """The event loop has been closed: its timers do not run."""
+        self._due.clear()
+        self._timer = None
 
     def _sweep(self) -> None:
         self._timer = None

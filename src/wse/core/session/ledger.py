@@ -17,6 +17,7 @@ from wse.errors import ErrorCode, WseError
 
 if TYPE_CHECKING:
     import asyncio
+    from collections.abc import Iterable
 
     from wse.core.ports.protocol import ExtensionTypes
     from wse.core.ports.transport import Link, PingingLink, Receiver
@@ -100,17 +101,17 @@ class Ledger:
         "_attached_at",
         "_bounds",
         "_charged",
-        "_counted",
         "_first",
         "_flushes",
         "_is_short",
         "_late_ack",
         "_mark",
-        "_own",
+        "_owes_ack",
         "_receive",
         "_resend",
         "_retention",
         "_returns",
+        "_saved",
         "_takes",
         "_types",
         "_waiting",
@@ -136,7 +137,7 @@ class Ledger:
         self.ring: list[Packed | str | bytes | None] = []
         self.base = 1
         self.size = 0
-        self.unsent: list[Packed] = []
+        self.unsent: tuple[Packed, ...] = ()
         self.got = 0
         self.heard = 0
         self.is_certain = False
@@ -149,13 +150,13 @@ class Ledger:
         self._acked = 0  # how much of `got` the peer has been told
         self._ack_scheduled = False
         self._late_ack = False  # an ack is due when the socket takes more
+        self._owes_ack = False  # the peer has asked for one
         self._asked = False  # the peer for an ack
         self._mark: float = 0.0  # `size` at which something has to be decided
-        self._counted = 0  # messages of the ring that `_own` has
-        self._own = 0  # bytes of the ring for the retention of the endpoint
+        self._saved = 0  # bytes of `size` that others keep as well
         self._charged = 0  # bytes that the retention has for this session
-        self._flushes: list[tuple[int, asyncio.Future[None]]] = []  # by number
-        self._waiting: list[tuple[int, asyncio.Future[None]]] = []  # the same by the place in the outbox
+        self._flushes: tuple[tuple[int, asyncio.Future[None]], ...] = ()  # by number
+        self._waiting: tuple[tuple[int, asyncio.Future[None]], ...] = ()  # the same by the place in the outbox
         self._takes = True  # the socket takes more
         self._resend: int | None = None  # the number of the next message to be sent again
         self._attached_at = 0.0
@@ -197,7 +198,10 @@ class Ledger:
 
     def write_shared(self, packed: Packed) -> None:
         self.ring.append(packed)
-        self.size = size = self.size + len(packed.data) + OVERHEAD
+        added = len(packed.data) + OVERHEAD
+        if packed.shared:
+            self._saved += added - SHARED
+        self.size = size = self.size + added
         if size > self._mark:
             self._grown()
         self.link.write_shared(packed)
@@ -267,7 +271,7 @@ class Ledger:
         self.link = link
         self.pings = link.pings
         self._takes = takes
-        self._late_ack = False
+        self._late_ack = self._owes_ack = False
         self._attached_at = self.session.endpoint.scheduler.time()
 
     def listen(self) -> None:
@@ -281,7 +285,8 @@ class Ledger:
         self.session.detached(code, reason)
 
     def leave(self) -> None:
-        """Write to the link no longer."""
+        """Write to the link no longer; until there is another one, and what was missed has been sent, messages wait."""
+        self.session.writable(False)
         self.link = NO_LINK
         self.pings = False
         self._asked = False
@@ -299,9 +304,16 @@ class Ledger:
             return "overflow"
         if self.got + 1 < sent[0]:
             return "gap"
-        if self._is_short and self.ring and self._first == got + 1 and self._returns >= STUCK_AFTER:
-            return "stuck"
-        return None
+        return "stuck" if self._breaks_links(got + 1) else None
+
+    @property
+    def is_stuck(self) -> bool:
+        """Whether the first message that is kept has broken too many links."""
+        return bool(self.ring) and self._breaks_links(self.base)
+
+    def _breaks_links(self, number: int) -> bool:
+        """Whether that message was the first to be sent again on each of the last links, which broke at once."""
+        return self._is_short and self._first == number and self._returns >= STUCK_AFTER
 
     def resume(self, link: Link, takes: bool, got: int) -> None:
         """Go on over a link whose peer has handled `got` messages: send the others again, then what waits."""
@@ -362,7 +374,8 @@ class Ledger:
         if count > 0:
             self._drop(count)
         while self._flushes and self._flushes[0][0] <= number:
-            _, future = self._flushes.pop(0)
+            (_, future), *later = self._flushes
+            self._flushes = tuple(later)
             if not future.done():
                 future.set_result(None)
         if self._flushes and self._resend is None:
@@ -371,12 +384,16 @@ class Ledger:
     def _drop(self, count: int) -> None:
         """Keep the oldest messages no longer."""
         ring = self.ring
-        dropped = ring[:count]
-        del ring[:count]
+        left = len(ring) - count
+        if left > count:
+            size, saved = _sizes(ring[:count])
+            self.size -= size
+            self._saved -= saved
+            del ring[:count]
+        else:  # mostly nothing is left
+            del ring[:count]
+            self.size, self._saved = _sizes(ring)
         self.base += count
-        self.size -= sum(map(_size, dropped))
-        self._own -= sum(map(_own_size, dropped[: self._counted]))
-        self._counted = max(0, self._counted - count)
         self.charge()
         self._set_mark()
 
@@ -390,11 +407,11 @@ class Ledger:
         """A future that is done when the peer has handled everything that has been sent until now."""
         future: asyncio.Future[None] = self.session.endpoint.scheduler.create_future()
         if outbox:
-            self._waiting.append((outbox.last, future))
+            self._waiting += ((outbox.last, future),)
         elif self.out <= self.heard:
             future.set_result(None)
         else:
-            self._flushes.append((self.out, future))
+            self._flushes += ((self.out, future),)
             if self._resend is None:
                 self.ask()
         return future
@@ -403,7 +420,8 @@ class Ledger:
         """Messages have left the outbox, so they have numbers now."""
         moved = 0
         while self._waiting and (not outbox or self._waiting[0][0] < outbox.first):
-            self._flushes.append((self.out, self._waiting.pop(0)[1]))
+            self._flushes += ((self.out, self._waiting[0][1]),)
+            self._waiting = self._waiting[1:]
             moved += 1
         if moved:
             self.ask()
@@ -425,15 +443,17 @@ class Ledger:
             self.session.endpoint.scheduler.call_soon(self.send_ack)
 
     def send_ack(self) -> None:
-        """Tell the peer how many messages have been handled."""
+        """Tell the peer how many messages have been handled, if it does not know that or has asked."""
         self._ack_scheduled = False
         self._acks.remove(self)
-        if self.session.ended or not self.is_attached:
+        has_news = self.got > self._acked or self._owes_ack  # else two sides would confirm each other's acks for ever
+        if self.session.ended or not self.is_attached or not has_news:
             self.ack_at = self._acked + 1
         elif not self._takes:
             self._late_ack = True  # a peer that takes nothing must not make acks pile up
         else:
             self._acked = self.got
+            self._owes_ack = False
             self.ack_at = self.got + 1
             self._control(self._types.ack, self.got)
 
@@ -454,6 +474,7 @@ class Ledger:
 
     def ask_came(self) -> None:
         self.got -= 1
+        self._owes_ack = True
         self._ack_soon()
 
     def gap_came(self, count: Any) -> None:
@@ -485,12 +506,8 @@ class Ledger:
 
     def charge(self) -> None:
         """Tell the retention how much this session keeps."""
-        ring = self.ring
-        if self._counted < len(ring):
-            self._own += sum(map(_own_size, ring[self._counted :]))
-            self._counted = len(ring)
         queued = 0 if self.is_attached else self.session.outbox_size
-        change = self._own + queued - self._charged
+        change = self.size - self._saved + queued - self._charged
         if change:
             self._charged += change
             self._retention.charge(self, change)
@@ -518,9 +535,9 @@ class Ledger:
         ring = self.ring
         for index in range(len(ring) - 1, -1, -1):
             if ring[index] is message:
-                self.size -= _size(message) - OVERHEAD
-                if index < self._counted:
-                    self._own -= _own_size(message) - OVERHEAD
+                size, saved = _sizes((message,))
+                self.size -= size - OVERHEAD
+                self._saved -= saved
                 ring[index] = None
                 return False if self.is_certain else None
         if any(waiting is message for waiting in self.unsent):
@@ -529,8 +546,8 @@ class Ledger:
 
     def set_aside(self, outbox: Outbox) -> None:
         """Keep what waits apart: it will not be sent."""
-        while outbox:
-            self.unsent.append(outbox.take())
+        self.unsent += tuple(outbox.messages)
+        outbox.clear()
 
     def end(self, outbox: Outbox | None) -> None:
         """The session has ended; what the peer has not confirmed stays for those who ask."""
@@ -546,8 +563,7 @@ class Ledger:
         for _, future in (*self._flushes, *self._waiting):
             if not future.done():
                 future.set_exception(WseError(ErrorCode.SESSION_LOST))
-        self._flushes.clear()
-        self._waiting.clear()
+        self._flushes = self._waiting = ()
 
 
 def is_count(value: Any) -> typing.TypeGuard[int]:
@@ -555,11 +571,16 @@ def is_count(value: Any) -> typing.TypeGuard[int]:
     return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= MAX_NUMBER
 
 
-def _size(message: Packed | str | bytes | None) -> int:
-    if message is None:
-        return OVERHEAD
-    return OVERHEAD + len(message.data if isinstance(message, Packed) else message)
-
-
-def _own_size(message: Packed | str | bytes | None) -> int:
-    return SHARED if isinstance(message, Packed) and message.shared else _size(message)
+def _sizes(messages: Iterable[Packed | str | bytes | None]) -> tuple[int, int]:
+    """The bytes of messages with `OVERHEAD`, and those of them that this session does not account for."""
+    size = saved = 0
+    for message in messages:
+        size += OVERHEAD
+        if isinstance(message, Packed):
+            length = len(message.data)
+            size += length
+            if message.shared:
+                saved += length + OVERHEAD - SHARED
+        elif message is not None:
+            size += len(message)
+    return size, saved

@@ -255,7 +255,7 @@ class Output:
         if closes:
             if self.ledger is not None:
                 self.ledger.set_aside(outbox)
-                self.ledger.unsent.append(packed)
+                self.ledger.unsent += (packed,)
             outbox.clear()
         if policy is not Overflow.LATEST:  # whose messages give way before the bound is reached
             self._counters.limits["send_buffer"] += 1

@@ -164,7 +164,6 @@ class Session(Answering):
         self._counters.count_close(code, reason)
         self.ready_state = ReadyState.CONNECTING
         self.pinged_at = None
-        self.writable(False)
         self._on_detached(code, reason)
 
     def absorbed_by(self, session: Session) -> None:

@@ -1,0 +1,207 @@
+"""Brings the cluster's register and this node into agreement, after every disturbance, and now and then without one.
+
+It compares what the register holds under this node's name with what the node holds itself, both ways. This repairs
+whatever was lost, whatever the cause.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from wse.core.cluster.firing import FIRED_TTL
+from wse.core.cluster.registration import State
+from wse.errors import WseError
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Collection
+
+    from wse.core.cluster.firing import Event, Firing
+    from wse.core.cluster.registration import Registrations
+    from wse.core.cluster.steps import Steps
+    from wse.core.ports.broker import Broker, Device, Lease
+    from wse.core.ports.scheduling import Scheduler
+
+WIDTH = 32
+"""Steps that are under way at a time, when there are many."""
+
+EARLIER = 1 << 40
+"""How far a device is placed before all others that was registered before the register was lost."""
+
+
+class Reconciler:
+    """Compares the register with this node, and repairs both.
+
+    Args:
+        broker: The register.
+        scheduler: Time, and tasks.
+        registrations: The devices of this node.
+        steps: Makes steps for them.
+        firing: Fires what the steps cause.
+
+    Attributes:
+        register: The identity of the register, as of the last renewal of the lease.
+        is_disturbed: Whether something may have been lost since the last reconciliation.
+    """
+
+    def __init__(
+        self, broker: Broker, scheduler: Scheduler, registrations: Registrations, steps: Steps, firing: Firing
+    ) -> None:
+        self._broker = broker
+        self._scheduler = scheduler
+        self._registrations = registrations
+        self._steps = steps
+        self._firing = firing
+        self._lost_at = -FIRED_TTL  # when the register was found to have lost what it held
+        self._departed: dict[str, Event] = {}  # by user, `left` that the register was lost before it fired
+        self.register = ""
+        self.is_disturbed = False
+
+    def renewed(self, lease: Lease) -> None:
+        """The lease has been renewed, or is a new one."""
+        is_first = self.register == ""
+        is_other = not is_first and lease.register != self.register
+        self.register = lease.register
+        if is_other:
+            leaving = {one.device.user for one in self._registrations.values() if one.state is State.LEAVING}
+            for event in self._firing.register_lost():
+                if event[0].user not in leaving:  # else its device leaves once more
+                    self._departed[event[0].user] = event
+        if lease.state == "kept":
+            return
+        self._lost_at = self._scheduler.time() if lease.state == "new" and not is_first else -FIRED_TTL
+        self.is_disturbed = True
+        steps = self._steps
+        steps.lease += 1
+        steps.restoring.clear()
+        for registration in self._registrations.values():
+            device = registration.device
+            # Of a node that was reaped others have fired `left` since; a register that was lost has to be told.
+            if registration.generation and lease.state != "reaped":
+                steps.restoring[device.user] = max(registration.generation, steps.restoring.get(device.user, 0))
+            if device.place > 0 and (is_other or lease.state == "reaped"):
+                # The places of those that have come since begin anew.
+                registration.device = replace(device, place=device.place - EARLIER)
+            if registration.state is State.INSIDE:
+                self._registrations.enter(registration, State.OUTSIDE)
+            elif registration.state is State.AWAY:
+                self._registrations.enter(registration, State.LEAVING)
+
+    async def reconcile(self) -> None:
+        """Compare what the register holds of this node with what the node holds itself, and repair both.
+
+        Raises:
+            WseError: `BROKER_UNAVAILABLE`.
+        """
+        self.is_disturbed = False
+        try:
+            missing = {one: None for one in self._registrations.values() if one.state is State.INSIDE}
+            ghosts: list[Device] = []
+            async for page in self._broker.mine():
+                for device in page:
+                    registration = self._registrations.get(device.conn_id)
+                    if registration is None:
+                        ghosts.append(device)
+                    else:
+                        missing.pop(registration, None)
+            for registration in missing:
+                if registration.state is State.INSIDE:
+                    self._registrations.enter(registration, State.OUTSIDE)
+            await each(self._scheduler, ghosts, self._take_out)
+            await self.settle()
+        except BaseException:
+            self.is_disturbed = True
+            raise
+
+    async def _take_out(self, device: Device) -> None:
+        """Take out a device that this node does not hold."""
+        if device.conn_id not in self._registrations:
+            was_lost = self._scheduler.time() - self._lost_at < FIRED_TTL  # an engine may have gone back in time
+            generations = self._firing.generations(device.user) if was_lost else ()
+            step = await self._broker.leave(device, generation=generations[-1] if generations else 0)
+            await self._firing.fire(step.transitions)
+
+    async def _depart(self, user: str) -> None:
+        """Fire `left`, unless the user is there after all."""
+        transition, identity = self._departed[user]
+        step = await self._steps.depart(transition)
+        if self._departed.pop(user, None) is None:
+            return  # the node has left the cluster meanwhile
+        if step.generation > transition.generation:  # the user has come again, after leaving
+            self._firing.emit([(transition, identity)])
+        await self._firing.fire(step.transitions, identity)
+
+    async def settle(self) -> None:
+        """Register what is outside, take out what has ended, and claim again what no answer has come for.
+
+        Raises:
+            WseError: `BROKER_UNAVAILABLE`.
+        """
+        await self._firing.retry()
+        await each(self._scheduler, tuple(self._registrations.unsettled), self._steps.settle)
+        await each(self._scheduler, tuple(self._departed), self._depart)
+
+    async def fire_pending(self, *, recovering: bool) -> None:
+        """Fire what the outbox holds: transitions whose answer was lost, and those of users that were undecided.
+
+        Raises:
+            WseError: `BROKER_UNAVAILABLE`.
+        """
+        # Answers that are still on their way bring theirs themselves, and with the user's connection.
+        asked = {one.device.user for one in self._registrations.values() if one.state in (State.JOINING, State.LEAVING)}
+        for transition in await self._broker.pending():
+            if transition.user in asked:
+                continue
+            if transition.generation:
+                await self._firing.fire([transition])
+            elif not recovering:
+                step = await self._broker.settle(transition)
+                await self._firing.fire(step.transitions)
+
+    async def reap(self) -> None:
+        """Remove the devices of dead nodes from the register.
+
+        Raises:
+            WseError: `BROKER_UNAVAILABLE`.
+        """
+        while transitions := await self._broker.reap():
+            await self._firing.fire(transitions)
+
+    def reset(self) -> None:
+        """The node has left the cluster."""
+        self._steps.restoring.clear()
+        self._departed.clear()
+        self.register = ""
+        self.is_disturbed = False
+
+
+async def each(scheduler: Scheduler, items: Collection[Any], do: Callable[[Any], Awaitable[None]]) -> None:
+    """Call `do` with every item, `WIDTH` of them at a time, and stop at the first error.
+
+    Raises:
+        WseError: The first error that `do` raised.
+    """
+    if not items:
+        return
+    iterator = iter(items)
+    done = scheduler.create_future()
+    running = min(WIDTH, len(items))
+
+    async def work() -> None:
+        nonlocal running
+        try:
+            for item in iterator:
+                await do(item)
+                if done.done():
+                    return
+        except WseError as exc:
+            if not done.done():
+                done.set_exception(exc)
+        finally:
+            running -= 1
+            if not running and not done.done():
+                done.set_result(None)
+
+    for _ in range(running):
+        scheduler.spawn(work())
+    await done

@@ -1,0 +1,126 @@
+"""The devices of this node, and where each is on its way into the cluster's register and out of it.
+
+    state       event                                   next        action
+    JOINING     the register has it                     INSIDE      fire, close displaced devices, welcome
+    JOINING     no answer: the broker is away           OUTSIDE     welcome
+    INSIDE      the lease was lost, or it is missing    OUTSIDE
+    OUTSIDE     reconciled: joined again                INSIDE      fire, close displaced devices
+    JOINING,    displaced by a newer device             DISPLACED   close the connection
+    OUTSIDE,
+    INSIDE
+    INSIDE      the user's last one here has ended,     AWAY        say so
+                and there is a `leave_grace`
+    AWAY        the grace is over, the user is back     LEAVING     leave
+                here, or the lease was lost
+    any         the connection has ended                LEAVING     leave
+    LEAVING     the register has taken it out           gone        fire
+    DISPLACED   the connection has ended                gone        (LEAVING if it was ever joined again: that may
+                                                                    have come after the displacement)
+
+`Presence` and `Reconciler` see the events, and `Steps` makes the steps of the register, one at a time for each device.
+A step whose answer is lost leaves the device where it was.
+"""
+
+from __future__ import annotations
+
+from enum import Enum, auto
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from wse.core.hub.connection import WseConnection, WseIdentity
+    from wse.core.ports.broker import Device
+
+
+class State(Enum):
+    """Where a device of this node is; see the table above."""
+
+    JOINING = auto()
+    OUTSIDE = auto()
+    INSIDE = auto()
+    AWAY = auto()
+    DISPLACED = auto()
+    LEAVING = auto()
+
+
+UNSETTLED = (State.OUTSIDE, State.AWAY, State.LEAVING)
+"""The states that ask for a step of the register; a device that is away needs it only once."""
+
+
+class _Joining:
+    """The phase between acceptance and welcome, while the register is asked; what the client sends is ignored."""
+
+    ignores_input = True
+    max_size = 0
+
+    def message(self, type: Any, payload: Any, stamp: Any) -> None: ...
+
+    def stop(self) -> None: ...
+
+
+JOINING_PHASE = _Joining()
+
+
+class Registration:
+    """A device of this node, from its acceptance until the register has taken it out.
+
+    Attributes:
+        device: The device as it is registered, or is to be.
+        conn: The connection.
+        state: See the table of the module.
+        generation: The user's generation as last heard; 0 if unknown.
+        end: When the connection has ended: the user, and the code and reason of the close.
+        is_busy: Whether a step is under way. A device makes one step at a time: two could overtake each other.
+        is_again: Whether it was joined more than once, or is about to be.
+    """
+
+    __slots__ = ("conn", "device", "end", "generation", "is_again", "is_busy", "state")
+
+    def __init__(self, device: Device, conn: WseConnection) -> None:
+        self.device = device
+        self.conn = conn
+        self.state = State.JOINING
+        self.generation = 0
+        self.end: tuple[WseIdentity, int, str] | None = None
+        self.is_busy = False
+        self.is_again = False
+
+
+class Registrations(dict[str, Registration]):
+    """The devices of this node, by connection id.
+
+    Attributes:
+        unsettled: Those for which a step of the register is to be made, in order.
+        when_empty: Called when the last one is gone.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.unsettled: dict[Registration, None] = {}
+        self.when_empty: Callable[[], None] = _do_nothing
+
+    def enter(self, registration: Registration, state: State) -> None:
+        """Put a device into a state."""
+        registration.state = state
+        if state in UNSETTLED:
+            self.unsettled[registration] = None
+        else:
+            self.settled(registration)
+
+    def settled(self, registration: Registration) -> None:
+        """Note that no step is to be made for a device."""
+        self.unsettled.pop(registration, None)
+
+    def forget(self, registration: Registration) -> None:
+        """The device is gone."""
+        self.settled(registration)
+        if self.pop(registration.device.conn_id, None) is not None and not self:
+            self.when_empty()
+
+    def clear(self) -> None:
+        super().clear()
+        self.unsettled.clear()
+
+
+def _do_nothing() -> None: ...

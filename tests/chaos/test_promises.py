@@ -1,0 +1,135 @@
+"""The checks of a run: what they find, and what they leave alone."""
+
+import json
+
+import pytest
+
+from chaos.promises import check
+
+
+class Story:
+    """Writes the logs of a run, whose clock begins at 0."""
+
+    def __init__(self, directory):
+        self.directory = directory
+        self.logs = {}
+        self.run(0, "begin")
+
+    def write(self, log, entry):
+        with (self.directory / f"{log}.log").open("a") as file:
+            file.write(json.dumps(entry) + "\n")
+
+    def run(self, t, event, **what):
+        self.write("run", {"t": t, "event": event, **what})
+
+    def node(self, t, name, event, **what):
+        self.write(name, {"t": t, "node": name, "event": event, **what})
+
+    def client(self, t, event, *what):
+        self.write("clients", [t, event, *what])
+
+    def up(self, t, label, node="n0", kind="stable"):
+        self.client(t, "up", label, label.partition(".")[0], f"c-{label}", node, kind)
+
+    def fault(self, kind, began, ended, healed, node="n0"):
+        self.run(began, "fault", kind=kind, node=node, breaks_promises=True)
+        self.run(ended, "fault ended", kind=kind, node=node)
+        self.run(healed, "healed", kind=kind, node=node)
+
+    def report(self):
+        return check(self.directory)
+
+    @property
+    def violations(self):
+        return self.report().violations
+
+
+@pytest.fixture
+def story(tmp_path):
+    return Story(tmp_path)
+
+
+def send(story, t=10, arrives=None, to="bob"):
+    story.up(1, "ann.0")
+    story.up(1, "bob.0", "n1")
+    story.client(t, "sent", "c-ann.0", to, 1, "n0")
+    if arrives is not None:
+        story.client(arrives, "m", "c-bob.0", "c-ann.0", 1, "")
+
+
+def test_a_run_without_faults_and_losses_is_in_order(story):
+    send(story, arrives=10.1)
+    report = story.report()
+    assert report.violations == []
+    assert report.figures["p99 in calm"] == "100 ms"
+
+
+def test_a_message_that_is_missing_in_calm_is_a_violation(story):
+    send(story)
+    (text,) = story.violations
+    assert "message 1 of ann.0 to bob.0, sent in calm at 10.00, is missing" in text
+
+
+def test_a_message_to_another_node_may_be_missing_during_a_fault(story):
+    send(story)
+    story.fault("cut", 9, 11, 12)
+    report = story.report()
+    assert report.violations == []
+    assert report.figures["missing during faults"] == 1
+
+
+def test_messages_twice_and_out_of_order_are_violations(story):
+    send(story, arrives=10.1)
+    story.client(10.2, "m", "c-bob.0", "c-ann.0", 1, "")
+    (text,) = story.violations
+    assert "bob.0 got m 1 of c-ann.0 after 1" in text
+
+
+@pytest.mark.parametrize(
+    ("events", "count"),
+    [
+        ([(1, "joined"), (2, "left")], 0),
+        ([(1, "joined"), (5, "joined"), (9, "left"), (12, "left")], 2),
+        ([(1, "joined"), (5, "joined"), (6, "left"), (7, "left")], 0),  # seen in another order
+        ([(1, "joined")], 1),
+        ([(1, "left")], 1),
+    ],
+)
+def test_joined_and_left_alternate(story, events, count):
+    for t, event in events:
+        story.node(t, "n0", event, cid="ann", code=1000)
+    assert len(story.violations) == count
+
+
+def test_what_a_killed_node_had_claimed_could_not_be_avoided(story):
+    story.node(1, "n0", "joined", cid="ann")
+    story.node(1, "n0", "fired", of=[["sann", 1]])
+    story.node(5, "n1", "claim…", of=[["sann", 2]])
+    story.run(5, "killed", node="n1")
+    report = story.report()
+    assert report.violations == []
+    assert len(report.unavoidable) == 1
+
+
+def test_what_a_killed_node_had_fired_is_not_excused(story):
+    story.node(1, "n1", "claim…", of=[["sann", 1]])
+    story.node(1, "n1", "joined", cid="ann")
+    story.node(1, "n1", "fired", of=[["sann", 1]])
+    story.run(5, "killed", node="n1")
+    assert len(story.violations) == 1
+
+
+@pytest.mark.parametrize(("status", "told", "count"), [(503, True, 0), (200, True, 1), (503, False, 1)])
+def test_a_node_that_is_cut_off_says_so(story, status, told, count):
+    story.run(1, "readyz", node="n0", status=200)
+    story.run(12, "readyz", node="n0", status=status)
+    if told:
+        story.node(13, "n0", "error", code="wse.server.broker-unavailable", cause="", message="", lost=0)
+    story.fault("cut", 10, 19, 20)
+    assert len(story.violations) == count
+
+
+def test_errors_that_nobody_expects_are_violations(story):
+    story.node(1, "n0", "error", code="wse.server.msg-processing-error", cause="KeyError()", message="m", lost=0)
+    (story.directory / "n0.err").write_text("Traceback ...\nValueError: wrong\n")
+    assert len(story.violations) == 2
