@@ -397,12 +397,14 @@ class Hub:
 
     # Presence.
 
-    def sessions_of(self, cid: ClientId) -> list[ServerSession]:
+    def conns_of(self, cid: ClientId) -> list[WseConnection]:
         """The user's valid connections of this node, the oldest first."""
         identity = self.identities.get(cid)
-        if identity is None:
-            return []
-        sessions = [conn._session for conn in identity._devices if conn._session.valid]
+        return [] if identity is None else [conn for conn in identity._devices if conn._session.valid]
+
+    def sessions_of(self, cid: ClientId) -> list[ServerSession]:
+        """Their sessions; those that are there are last."""
+        sessions = [conn._session for conn in self.conns_of(cid)]
         if self.resumption is not None and self.resumption.detached:
             # A call to the newest device prefers one that is there.
             sessions.sort(key=lambda session: session.conn.attached)
