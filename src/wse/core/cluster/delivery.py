@@ -71,7 +71,8 @@ class Delivery:
         if failure is not None and not (packed and all(conn._session.protocol in packed for conn in conns)):
             raise failure
         data = envelope.message(self._bus.node, type, packed, not_conn, not_user, key)
-        deliver(self._endpoint, conns, type, packed)
+        if conns:
+            deliver(self._endpoint, conns, type, packed)
         self._bus.publish_packed(topic, data)
 
     def received(self, topic: str, message: envelope.Message) -> None:
@@ -99,7 +100,7 @@ class Delivery:
         if topic == ALL:
             return self._hub.connections.values()
         if topic.startswith(USER):
-            return [session.conn for session in self._hub.sessions_of(decode_name(topic.removeprefix(USER)))]
+            return self._hub.conns_of(decode_name(topic.removeprefix(USER)))
         return self._hub.rooms.local(decode_name(topic.removeprefix(ROOM)))
 
     def _packed(self, protocol: Protocol, message: envelope.Message) -> Packed:
