@@ -36,6 +36,12 @@ def test_a_message_each_way_survives_a_loss_in_every_order():
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
+def test_two_messages_each_way_survive_a_loss_in_every_order():
+    assert check(messages=2, links=2).states > 40_000
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_a_session_that_ends_in_between_is_lost_with_exactly_what_was_not_heard():
     assert check(messages=1, links=2, expires=True).states > 5000
 
