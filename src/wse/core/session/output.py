@@ -40,6 +40,7 @@ class Output:
         "_counters",
         "_direct",
         "_drainers",
+        "_easy_utf8",
         "_encode",
         "_exceeded",
         "_max_out",
@@ -68,7 +69,7 @@ class Output:
         self._drainers: dict[asyncio.Future[None], None] | None = None  # in order
         self._exceeded: tuple[str, ...] = ()  # limits whose excess has been reported
         self._max_out: float = inf  # bytes of a message that the peer takes
-        self._direct = True  # whether a message up to `EASY_SIZE` may be written at once
+        self._set_direct()
 
     # Defined by each side.
 
@@ -204,7 +205,10 @@ class Output:
         self._set_direct()
 
     def _set_direct(self) -> None:
-        self._direct = self._writable and self._max_out >= 4 * EASY_SIZE  # a character of text may have 4 bytes
+        # Whether a message up to `EASY_SIZE` may be written at once; a character of text may have 4 bytes.
+        self._direct = is_direct = self._writable and self._max_out >= 4 * EASY_SIZE
+        # The `len` up to which it may be written with `Link.write_utf8` at once: one comparison for every answer.
+        self._easy_utf8 = EASY_SIZE if is_direct and self._utf8 else -1
 
     def takes(self, data: str | bytes) -> bool:
         """Whether the peer takes a message of that size."""

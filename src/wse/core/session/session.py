@@ -146,7 +146,7 @@ class Session(Answering):
                 self._procedure_failed(exc, type_, payload, stamp)
             return
         size = len(answer)
-        if self._utf8 and self._direct and size <= EASY_SIZE:
+        if size <= self._easy_utf8:
             counters.bytes_out += size
             self.link.write_utf8(answer)
         else:
