@@ -27,7 +27,7 @@ sys.path.insert(0, str(ROOT / "tests"))
 from support.engines import Engine, Nats, Valkey  # noqa: E402
 from wse import ClusterSettings, WseServer  # noqa: E402
 from wse.brokers import from_url  # noqa: E402
-from wse.brokers.nats.broker import _write  # noqa: E402
+from wse.brokers.nats.records import write_record  # noqa: E402
 from wse.brokers.placement import UserRecord  # noqa: E402
 from wse.brokers.reconnecting import REGISTER_VERSION  # noqa: E402
 from wse.core.ports.broker import Device  # noqa: E402
@@ -74,7 +74,7 @@ async def fill_nats(engine: Engine, users: int, dying: int) -> None:
     for number in range(users):
         one = device(number, dying)
         record = UserRecord(one.user, 1, 1, {one.conn_id: one})
-        await client.publish(f"$KV.{name}.user.{one.user}", _write(record))
+        await client.publish(f"$KV.{name}.user.{one.user}", write_record(record))
         await client.publish(f"$KV.{name}-hints.{one.node}.{one.user}", one.conn_id.encode())
         if number % BATCH == 0:
             await client.flush(60)

@@ -174,7 +174,8 @@ class VirtualSocket {
   #key
   #makeLine
   #line
-  #leave = () => this.close(1001)
+  // The application of a page that ends is not told; that of one that may come back is.
+  #leave = ({ persisted }) => (persisted ? this.close(1001) : this.#line.post({ close: [1001, ''] }))
   #isReady = false
   #isResumed = false
   #books

@@ -493,8 +493,11 @@ export class WseClient {
   }
 
   #wake = ({ type, persisted }) => {
-    // A page that ends does not come back for its session.
-    if (type === 'pagehide') return void (persisted || (this.#ledger && this.close()))
+    // A page that ends does not come back for its session, and its application is not told.
+    if (type === 'pagehide') {
+      if (!persisted && this.#ledger) this.#session?.ws?.close(1000, WSE_REASON.BY_CLIENT)
+      return
+    }
     if (type === 'visibilitychange' && globalThis.document?.hidden) return
     const session = this.#session
     if (session?.valid && this.#options.heartbeat.interval) this.#ask(session, 5)

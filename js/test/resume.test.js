@@ -499,6 +499,7 @@ describe('the socket', () => {
     assert.equal(all.socket.closed, null)
     hide(false)
     assert.deepEqual(all.socket.closed, [1000, WSE_REASON.BY_CLIENT])
+    assert.deepEqual([all.events, all.told], [[], []]) // an application would take it for a logout
   })
 
   test('that raises keeps nothing of the message', async (t) => {

@@ -73,7 +73,10 @@ class Child:
         self._waiting[self._number + 1] = answer
         self.tell(command, **args)
         async with asyncio.timeout(within):
-            return await answer
+            result = await answer
+        if isinstance(result, dict) and "exception" in result:
+            raise RuntimeError(f"{self._program} cannot {command}: {result['exception']}")
+        return result
 
     def freeze(self):
         self.process.send_signal(signal.SIGSTOP)

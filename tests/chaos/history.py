@@ -40,6 +40,7 @@ class History:
     """The history of a run.
 
     Attributes:
+        keeps_register: Whether the engine has its register again when it is back.
         start: When it began, by the monotonic clock of the machine, as all times.
         messages: What clients received: `(kind, conn, sender, number, room)` to the time.
         sent: What clients sent, by the kind of the entry.
@@ -50,6 +51,7 @@ class History:
         readiness: By node, the times and results of `/readyz`.
     """
 
+    keeps_register: bool = False
     start: float = 0.0
     faults: list[Fault] = field(default_factory=list)
     killed: list[tuple[float, str]] = field(default_factory=list)
@@ -118,6 +120,7 @@ def _read_run(history, path):
         match entry["event"]:
             case "begin":
                 history.start = time
+                history.keeps_register = entry.get("keeps_register", False)
             case "fault":
                 under_way[key] = fault = Fault(*key, time, breaks_promises=entry["breaks_promises"])
                 history.faults.append(fault)

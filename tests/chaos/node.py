@@ -130,7 +130,7 @@ def state():
         },
         "must be zero in the end": {
             "registrations": len(presence._registrations),
-            "sessions": len(hub.sessions),
+            "sessions": len(hub.sockets.open),
             "topics of users and rooms": len(network.bus._interest),
         },
         "topics": len(network.broker._topics),

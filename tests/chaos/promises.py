@@ -20,6 +20,9 @@ TOLD_WITHIN = 6.5
 PATIENCE = 8.5
 """Seconds for which a receiver must have been connected after a message was sent, so that it counts as missing."""
 
+LOSSES = ("engine-restart", "engine-long")
+CUTS = ("cut", "flap", "part-recv", "part-pub", "stop", "stop-short", "stop-kill")
+
 MAX_SHOWN = 5
 EXPECTED_ERRORS = {
     "wse.server.broker-unavailable",
@@ -179,6 +182,8 @@ def presence(history, report):
             if any(user == cid for user, _ in lost):
                 lost.remove(next(one for one in lost if one[0] == cid))
                 report.unavoidable.append(text)
+            elif _only_the_register_knew(history, time):
+                report.unavoidable.append(text)
             else:
                 count += 1
                 report.violations.append(text)
@@ -186,20 +191,34 @@ def presence(history, report):
 
 
 def _wrong(entries):
-    """The places at which events of a user do not alternate for longer than the tolerance."""
-    level, since, wrong = 0, None, []
-    for place, entry in enumerate(entries):
-        if since is not None and entry["t"] - since > TOLERANCE:
-            wrong.append(place - 1)
-            level, since = (0 if level < 0 else 1), None
-        level += 1 if entry["event"] == "joined" else -1
-        if level in (0, 1):
-            since = None
-        elif since is None:
-            since = entry["t"]
-    if level:
-        wrong.append(len(entries) - 1)
-    return wrong
+    """The places at which the same event fires twice in a row, and the last one if it is not `left`.
+
+    Events of two nodes that follow each other shortly may be seen in another order.
+    """
+    order, wrong, before = [*range(len(entries))], [], "left"
+    for at, place in enumerate(order):
+        entry = entries[place]
+        if entry["event"] == before:
+            following = entries[order[at + 1]] if at + 1 < len(order) else None
+            if following and following["event"] != before and following["t"] - entry["t"] < TOLERANCE:
+                order[at + 1] = place
+                entry = following
+            else:
+                wrong.append(place)
+        before = entry["event"]
+    return wrong if before == "left" else [*wrong, len(entries) - 1]
+
+
+def _only_the_register_knew(history, time):
+    """Whether the register was lost before, while a node was cut off, which cannot know what others had announced.
+
+    A repeated event may show only later, when the user's events no longer follow each other closely.
+    """
+    losses = [] if history.keeps_register else [fault for fault in history.faults if fault.kind in LOSSES]
+    cuts = [fault for fault in history.faults if fault.kind in CUTS]
+    return any(
+        cut.began < loss.healed and loss.began < cut.healed and loss.began < time for loss in losses for cut in cuts
+    )
 
 
 def _claimed_by_the_dead(history):

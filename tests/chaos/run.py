@@ -93,7 +93,8 @@ class Run:
 
     async def run(self):
         """Make the run; the report on it."""
-        self.log("begin", name=self.options.name, seed=self.options.seed)
+        scenario = self.options.scenario
+        self.log("begin", name=self.options.name, seed=self.options.seed, keeps_register=scenario.persists)
         self.engine = self._engine()
         polling = None
         try:
@@ -327,11 +328,13 @@ class Run:
                 self.problems.append(f"{one['label']} is in {sorted(rooms)}, and entered {one['rooms']}")
         for name, node in self.nodes.items():
             for room in ROOMS:
-                members = await node.ask("members", room=room)
+                try:
+                    members = await node.ask("members", room=room)
+                except RuntimeError as exc:
+                    self.problems.append(f"the members of {room} on {name}: {exc}")
+                    continue
                 expected = {one["cid"] for one in truth.values() if room in one["rooms"]}
-                if not isinstance(members, list):
-                    self.problems.append(f"the members of {room} on {name}: {members}")
-                elif wrong := {cid for cid in set(members) ^ expected if (room, cid) not in unsure}:
+                if wrong := {cid for cid in set(members) ^ expected if (room, cid) not in unsure}:
                     self.problems.append(f"the members of {room} on {name} are wrong about {sorted(wrong)}")
 
     async def _probe(self, clients, truth, users):

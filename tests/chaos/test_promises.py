@@ -10,10 +10,9 @@ from chaos.promises import check
 class Story:
     """Writes the logs of a run, whose clock begins at 0."""
 
-    def __init__(self, directory):
+    def __init__(self, directory, **options):
         self.directory = directory
-        self.logs = {}
-        self.run(0, "begin")
+        self.run(0, "begin", **options)
 
     def write(self, log, entry):
         with (self.directory / f"{log}.log").open("a") as file:
@@ -109,6 +108,17 @@ def test_what_a_killed_node_had_claimed_could_not_be_avoided(story):
     report = story.report()
     assert report.violations == []
     assert len(report.unavoidable) == 1
+
+
+@pytest.mark.parametrize(("cut", "kept", "count"), [((11, 14), False, 0), ((20, 22), False, 1), ((11, 14), True, 1)])
+def test_what_others_announced_while_a_node_was_cut_off_is_lost_with_the_register(tmp_path, cut, kept, count):
+    story = Story(tmp_path, keeps_register=kept)
+    for t, event in (1, "joined"), (12, "left"), (16, "left"):
+        story.node(t, "n0", event, cid="ann")
+    story.fault("engine-restart", 12, 13, 15)
+    story.fault("part-pub", cut[0], cut[1], cut[1])
+    report = story.report()
+    assert (len(report.violations), len(report.unavoidable)) == (count, 1 - count)
 
 
 def test_what_a_killed_node_had_fired_is_not_excused(story):

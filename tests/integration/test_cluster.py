@@ -68,6 +68,22 @@ async def test_messages_reach_users_rooms_and_everyone_wherever_they_are(start):
         assert len(device.payloads("room")) == (number in (3, 6))
 
 
+async def test_a_user_who_goes_and_comes_to_another_node_has_been_there_all_the_time(start):
+    nodes = await start(2, leave_grace=60, conns_per_user=2)
+    for number in (0, 1, 0, 1):
+        device = await nodes.device(number)
+        async with asyncio.timeout(WAIT):
+            while len(await nodes[1 - number].devices("ann")) != 1:  # until those that have gone are away
+                await asyncio.sleep(0.01)
+        await inside(device.client.close())
+        await until(lambda number=number: not nodes[number].clients)
+        assert await inside(nodes[number].online()) == 1
+    assert (nodes.fired("joined"), nodes.fired("left")) == (1, 0)
+    for server in nodes:
+        await inside(server.close())
+    assert (nodes.fired("joined"), nodes.fired("left")) == (1, 1)
+
+
 async def test_a_room_tells_who_enters_and_leaves_it_on_the_node_that_holds_the_connection(start):
     nodes = await start(conns_per_user=2)
     phone, laptop, bob = await nodes.device(0), await nodes.device(1), await nodes.device(2, "bob")

@@ -10,7 +10,7 @@ import pytest
 
 from support.net import ServerLog, make_server, soon
 from support.proxy import TcpProxy
-from support.resume import NOW, RETURNING, Traffic
+from support.resume import NOW, RETURNING, Traffic, until
 from wse import Backoff, Resume, WseClient, WseServer
 
 
@@ -175,6 +175,9 @@ async def many_cuts(listen, count, cuts):
                 if proxy.sides:
                     chance.choice(sorted(proxy.sides, key=id)).reset()
                     done += 1
+                if done % 4:  # the others may break the next connection before it is one
+                    await asyncio.sleep(0.005)  # the client notices
+                    await until(lambda: client.status == "READY")
 
         disturbing = asyncio.ensure_future(disturb())
 

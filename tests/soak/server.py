@@ -32,7 +32,7 @@ async def serve():
     raise_file_limit()
     logging.getLogger("wse").disabled = True  # calls to clients that go are no news here
     limits = Limits(handler_linger=2)  # the timers of those who have gone last as long
-    server = WseServer(lambda auth: auth.accept(auth.identity), port=0, limits=limits, resume=Resume(window=15))
+    server = WseServer(lambda auth: auth.accept(auth.identity), port=0, limits=limits, resume=Resume(window=60))
     accounts = {}
     closed = []
 

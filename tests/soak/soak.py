@@ -63,6 +63,7 @@ class Soak:
     Attributes:
         counted: What has happened, by name.
         problems: What must not have: empty when all is well.
+        patience: Seconds until nothing of those who have gone may be left.
     """
 
     port: int
@@ -70,6 +71,7 @@ class Soak:
     counted: Counter[str] = field(default_factory=Counter)
     problems: list[str] = field(default_factory=list)
     lives: dict[str, Life] = field(default_factory=dict)
+    patience = 30
     over: bool = False
 
     async def run(self, seconds):
@@ -131,7 +133,7 @@ class Soak:
 
     async def nothing_left(self, empty, ours):
         """Whoever has gone has left nothing behind, at either side."""
-        end = monotonic() + 30
+        end = monotonic() + self.patience
         while True:
             now = await self.watcher.call("counts")
             here = held()
@@ -234,7 +236,10 @@ class Soak:
         """Compare the books of connections that have ended."""
         while part := await self.watcher.call("ledger"):
             for key, received, disorder, sent, asked, answered, reason in part:
-                life = self.lives.pop(key)
+                life = self.lives.pop(key, None)
+                if life is None:
+                    self.problems.append(f"a second session of {key}")
+                    continue
                 self.counted["delivered"] += received + life.received
                 wrong = (
                     disorder
@@ -261,6 +266,8 @@ class Soak:
 
 class ResumingSoak(Soak):
     """The same with clients that keep their session: what is cut goes on, and nothing is lost with it."""
+
+    patience = 90  # a client that goes while it is away leaves a session for its window
 
     async def join(self, number, key):
         client = WseClient(

@@ -70,7 +70,7 @@ class Node(ServerSide):
         presence, rpc = self.cluster.presence, self.cluster.rpc
         return [
             *presence._registrations, *presence._joining, *presence._graces,
-            *rpc._asked, *rpc._pending._waiting, *self.cluster.bus._interest, *self.cluster.bus._backlog,
+            *rpc._asked, *rpc._pending.waiting, *self.cluster.bus._interest, *self.cluster.bus._backlog,
         ]  # fmt: skip
 
 

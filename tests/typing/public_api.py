@@ -12,8 +12,10 @@ from wse import (
     Handshake,
     InternalTypes,
     Limits,
+    Loss,
     Protocol,
     ReadyState,
+    Resume,
     Room,
     WseClient,
     WseConnection,
@@ -26,7 +28,13 @@ from wse import (
 from wse.auth import Scram, ScramKeys, ScramServer
 from wse.testing import MemoryClient, connect
 
-server = WseServer(port=0, conns_per_user=3, protocol=[WseJSON(), WseMsgpack()], limits=Limits(message_size=10))
+server = WseServer(
+    port=0,
+    conns_per_user=3,
+    protocol=[WseJSON(), WseMsgpack()],
+    limits=Limits(message_size=10),
+    resume=Resume(window=5),
+)
 
 
 @server.identify
@@ -65,6 +73,8 @@ def chat(conn: WseConnection, message: str) -> None:
     conn.client.send("chat", message, exclude=conn)
     conn.extend(datetime.now(UTC))
     conn.extend(None)
+    assert_type(conn.attached, bool)
+    assert_type(conn.undelivered(), list[tuple[Any, Any]])
     assert_type(conn.expires, float | None)
     assert_type(conn.challenge, Challenge | None)
     conn.server.broadcast("chat", message)
@@ -97,7 +107,8 @@ async def use() -> None:
         assert_type(server.port, int | None)
         assert_type(server.url, str)
         assert_type(server.ready, bool)
-        assert_type(await server.call("ann", "where", mode="all"), list[Any])
+        assert_type(await server.call("ann", "where", mode="all", wait=5), list[Any])
+        assert_type(await server.when.detached.wait(), tuple[WseConnection, int, str])
         assert_type(await server.devices("ann"), list[DeviceInfo])
         assert_type([cid async for cid in server.users()], list[Any])
         assert_type(await server.when.left.wait(timeout=1), tuple[WseIdentity, int, str])
@@ -105,6 +116,9 @@ async def use() -> None:
     assert_type(await client.when.closed.wait(), tuple[int, str])
     assert_type(await client.when.ready.wait(), tuple[Any])
     assert_type(client.status, ClientStatus)
+    assert_type(await client.when.lost.wait(), tuple[Loss])
+    assert_type(client.recovered, bool)
+    await client.flush(timeout=5)
     assert_type(await client.connect(), Any)
     async with connect(server, "me", {"device": "phone"}, timeout=3) as tested:
         assert_type(tested, MemoryClient)

@@ -36,7 +36,7 @@ def test_an_answer_settles_its_call_and_no_other(calls):
     calls.resolve(one, "result")
     assert first.result() == "result"
     assert not second.done()
-    assert len(calls) == 1
+    assert len(calls.waiting) == 1
 
 
 def test_an_error_settles_its_call(calls):
@@ -44,7 +44,7 @@ def test_an_error_settles_its_call(calls):
     error = WseError("app.no")
     calls.reject(stamp, error)
     assert future.exception() is error
-    assert len(calls) == 0
+    assert len(calls.waiting) == 0
 
 
 @pytest.mark.parametrize("stamp", [99, "1", None, [1], {"a": 1}])
@@ -53,7 +53,7 @@ def test_an_unknown_stamp_settles_nothing(calls, stamp):
     calls.resolve(stamp, "x")
     calls.reject(stamp, WseError("x"))
     assert not future.done()
-    assert len(calls) == 1
+    assert len(calls.waiting) == 1
 
 
 def test_an_answer_for_a_caller_that_was_cancelled_is_dropped(calls):
@@ -62,7 +62,7 @@ def test_an_answer_for_a_caller_that_was_cancelled_is_dropped(calls):
     second.cancel()
     calls.resolve(one, "x")
     calls.reject(two, WseError("x"))
-    assert len(calls) == 0
+    assert len(calls.waiting) == 0
 
 
 def test_calls_with_the_connection_s_timeout_share_one_timer(calls, scheduler):
@@ -78,7 +78,7 @@ def test_calls_with_the_connection_s_timeout_share_one_timer(calls, scheduler):
     scheduler.advance(3)
     assert code(second) == ErrorCode.RP_TIMEOUT
     assert scheduler.timers == []
-    assert len(calls) == 0
+    assert len(calls.waiting) == 0
 
 
 def test_calls_of_one_instant_expire_together(calls, scheduler):
@@ -138,7 +138,7 @@ def test_a_timeout_of_zero_sets_no_timer(calls, scheduler):
     scheduler.advance(1e9)
     assert not future.done()
     calls.resolve(stamp, 1)
-    assert len(calls) == 0
+    assert len(calls.waiting) == 0
 
 
 @pytest.mark.parametrize("timeout", [None, 0])
@@ -159,7 +159,7 @@ def test_the_end_settles_every_call_and_cancels_every_timer(calls, scheduler):
         {"rp": name, "disconnected": [1001, "bye"]} for name in "abc"
     ]
     assert {code(future) for future in futures} == {ErrorCode.RP_DISCONNECT}
-    assert len(calls) == 0
+    assert len(calls.waiting) == 0
     assert scheduler.timers == []
     calls.close(1001, "again")
 

@@ -31,17 +31,18 @@ from functools import partial
 from itertools import islice
 from secrets import token_hex
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
-from urllib.parse import quote, unquote, urlsplit
+from urllib.parse import unquote, urlsplit
 from zlib import crc32
 
 from wse.brokers.nats.connection import NatsConnection, OutdatedError
+from wse.brokers.nats.records import new_generation, read_record, write_record
 from wse.brokers.placement import UserRecord, by_place
 from wse.brokers.reconnecting import ANSWER_TIMEOUT, ReconnectingBroker, answer, take
 from wse.core.ports.broker import Device, Joined, Lease, Step, Transition
 from wse.errors import ErrorCode, WseError
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Collection, Iterable, Iterator, Mapping
+    from collections.abc import AsyncIterator, Callable, Collection, Iterable, Mapping
 
     from wse.core.ports.broker import BrokerListener
 
@@ -215,7 +216,7 @@ class NatsBroker(ReconnectingBroker[NatsConnection]):
         if written is None or not self._ready or self._connection is None:
             return False
         revision, value = written
-        record = _read(fired.user, value)
+        record = read_record(fired.user, value)
         record.fired(self._node, [fired])
         if record.is_empty:
             del self._written[fired.user]
@@ -257,7 +258,7 @@ class NatsBroker(ReconnectingBroker[NatsConnection]):
 
     async def _record(self, user: str) -> UserRecord:
         _, value = await self.ask(lambda connection: connection.get(f"user.{user}"))
-        return _read(user, value)
+        return read_record(user, value)
 
     async def online(self) -> int:
         others, count = await self.ask(lambda connection: connection.keys("node.*.*"))
@@ -308,9 +309,9 @@ class NatsBroker(ReconnectingBroker[NatsConnection]):
         else:
             revision, value = (0, b"") if likely_none else await connection.get(key)
         for attempt in range(MAX_ATTEMPTS):
-            record = _read(user, value)
+            record = read_record(user, value)
             result = step(record)
-            after = _write(record)
+            after = write_record(record)
             if after == value:
                 if not is_guess:
                     return result
@@ -506,45 +507,8 @@ class NatsBroker(ReconnectingBroker[NatsConnection]):
         await self.ask(lambda connection: connection.purge(keys))
 
 
-def new_generation() -> int:
-    """The generation of a new record: even, and not one of the earlier records of the user, which left no trace."""
-    return 2 * random.getrandbits(30)
-
-
 def _by_user(transitions: Iterable[Transition]) -> dict[str, list[Transition]]:
     by_user: dict[str, list[Transition]] = {}
     for transition in transitions:
         by_user.setdefault(transition.user, []).append(transition)
     return by_user
-
-
-def batches(items: list[T], size: int) -> Iterator[list[T]]:
-    """Split a list into lists of at most `size` items."""
-    return (items[start : start + size] for start in range(0, len(items), size))
-
-
-def _read(user: str, value: bytes) -> UserRecord:
-    record = UserRecord(user)
-    for line in value.decode().splitlines():
-        kind, *fields = line.split(" ")
-        if kind == "n":
-            record.generation, record.last_place = int(fields[0]), int(fields[1])
-        elif kind == "d":
-            conn_id, node, place, away = fields
-            record.devices[conn_id] = Device(user, conn_id, node, int(place), away == "1")
-        else:
-            node, generation, code, *reason = fields
-            transition = Transition(user, int(generation), int(code), unquote(" ".join(reason)))
-            (record.pending if kind == "t" else record.claimed).append((node, transition))
-    return record
-
-
-def _write(record: UserRecord) -> bytes:
-    """The record as bytes; empty when nothing of it is needed."""
-    if record.is_empty:
-        return b""
-    lines = [f"n {record.generation} {record.last_place}"]
-    lines += [f"d {d.conn_id} {d.node} {d.place} {d.away:d}" for d in record.devices.values()]
-    for kind, transitions in ("t", record.pending), ("c", record.claimed):
-        lines += [f"{kind} {node} {t.generation} {t.code} {quote(t.reason)}" for node, t in transitions]
-    return "\n".join(lines).encode()

@@ -25,7 +25,7 @@ from wse.core.session.extensions import NOTHING
 from wse.core.session.rpc import NotAskedError
 from wse.core.session.signals import Signal
 from wse.errors import CloseReason, ErrorCode, WseError
-from wse.types import ClientId, MessageKey, MessageType
+from wse.types import ClientId, MessageKey, MessageType, ReadyState
 
 if TYPE_CHECKING:
     import asyncio
@@ -236,7 +236,9 @@ class Hub:
         is_last_here = not identity._devices
         if is_last_here:
             del self.identities[identity.cid]
-        if reason == CloseReason.CLIENTS_CONCURRENCY and self.conns_per_user == 1 and not self._has_displaced:
+        was_there = session.ready_state is not ReadyState.CLOSED  # not away, waiting for its client
+        is_surprising = reason == CloseReason.CLIENTS_CONCURRENCY and self.conns_per_user == 1 and was_there
+        if is_surprising and not self._has_displaced:
             self._has_displaced = True
             logger.warning(
                 "a second connection of user %r has closed the first, because a user may have only one; to allow more, "

@@ -85,22 +85,20 @@ class PendingCalls:
     oldest of them, serves all: an answered call costs no timer. Only a call with a timeout of its own has its own.
 
     Attributes:
+        waiting: The calls, by their stamps.
         withdraw: Takes back the message of a call, and returns whether it has arrived, or `None` if that is not known;
             `None` for a session that ends with its connection.
     """
 
-    __slots__ = ("_last_stamp", "_scheduler", "_timeout", "_timer", "_waiting", "withdraw")
+    __slots__ = ("_last_stamp", "_scheduler", "_timeout", "_timer", "waiting", "withdraw")
 
     def __init__(self, scheduler: Scheduler, timeout: float) -> None:
         self._scheduler = scheduler
         self._timeout = timeout
         self._timer: Timer | None = None
         self._last_stamp = 0
-        self._waiting: dict[Any, _Pending] = {}
+        self.waiting: dict[Any, _Pending] = {}
         self.withdraw: Callable[[Any], bool | None] | None = None
-
-    def __len__(self) -> int:
-        return len(self._waiting)
 
     def add(self, name: MessageType, timeout: float | None) -> tuple[int, asyncio.Future[Any]]:
         """Add a call; returns its stamp and the future of its answer.
@@ -124,12 +122,12 @@ class PendingCalls:
             raise ValueError(f"timeout must be 0 (none) or more seconds, not {timeout}")
         elif timeout:
             pending.timer = scheduler.call_later(timeout, self._expire_one, stamp, timeout)
-        self._waiting[stamp] = pending
+        self.waiting[stamp] = pending
         return stamp, pending.future
 
     def note(self, stamp: int, message: Any) -> None:
         """Remember the message of a call, as it was written, so that it can be taken back."""
-        self._waiting[stamp].message = message
+        self.waiting[stamp].message = message
 
     def resolve(self, stamp: Any, result: Any) -> None:
         """Settle a call with its result. An unknown stamp is ignored (WIRE.md section 4)."""
@@ -146,7 +144,7 @@ class PendingCalls:
     def discard(self, stamp: Any) -> _Pending | None:
         """Forget a call whose answer is no longer wanted."""
         try:
-            pending = self._waiting.pop(stamp, None)
+            pending = self.waiting.pop(stamp, None)
         except TypeError:  # this side makes no unhashable stamps
             return None
         if pending is not None and pending.timer is not None:
@@ -155,7 +153,7 @@ class PendingCalls:
 
     def forget(self, stamp: Any) -> None:
         """The same, and take its message back if it has not arrived."""
-        if stamp in self._waiting:  # most have been answered
+        if stamp in self.waiting:  # most have been answered
             pending = self.discard(stamp)
             if pending is not None:
                 self._arrived(pending)
@@ -171,8 +169,8 @@ class PendingCalls:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        for stamp in list(self._waiting):
-            pending = self._waiting[stamp]
+        for stamp in list(self.waiting):
+            pending = self.waiting[stamp]
             details = {"rp": pending.name, "disconnected": [code, str(reason)], **self._arrived(pending)}
             self.reject(stamp, WseError(ErrorCode.RP_DISCONNECT, details))
 
@@ -180,7 +178,7 @@ class PendingCalls:
         self._timer = None
         now = self._scheduler.time()
         expired: list[Any] = []
-        for stamp, pending in self._waiting.items():
+        for stamp, pending in self.waiting.items():
             if pending.deadline is None:
                 continue
             if pending.deadline > now:
@@ -191,7 +189,7 @@ class PendingCalls:
             self._expire_one(stamp, self._timeout)
 
     def _expire_one(self, stamp: Any, timeout: float) -> None:
-        pending = self._waiting[stamp]
+        pending = self.waiting[stamp]
         details = {"rp": pending.name, "timeout": timeout, **self._arrived(pending)}
         self.reject(stamp, WseError(ErrorCode.RP_TIMEOUT, details))
 

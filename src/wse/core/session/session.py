@@ -263,7 +263,7 @@ class Session(Answering):
         calls = self._calls
         if calls is None:
             calls = self._calls = PendingCalls(self.endpoint.scheduler, self.endpoint.timeout)
-        elif len(calls) >= self.endpoint.max_outgoing_calls:
+        elif len(calls.waiting) >= self.endpoint.max_outgoing_calls:
             error = self.exceeded("outgoing_calls")
             error.details["rp"] = name
             raise error
@@ -350,7 +350,7 @@ class Session(Answering):
     @property
     def pending_calls(self) -> int:
         """How many calls wait for the peer's answer."""
-        return 0 if self._calls is None else len(self._calls)
+        return 0 if self._calls is None else len(self._calls.waiting)
 
     # Phases.
 
