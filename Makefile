@@ -19,7 +19,7 @@ JS_READY := $(JS_STAMP)
 js = cd js && npm run --silent $(2)
 endif
 
-.PHONY: setup demo test test-python test-js test-slow mutants autobahn soak chaos lint format docs instructions bench fuzz clean
+.PHONY: setup demo test test-python test-js test-slow test-long mutants autobahn soak chaos lint format docs instructions bench fuzz clean
 
 setup: $(STAMP) $(JS_READY)
 
@@ -58,6 +58,9 @@ test-js: $(STAMP) $(JS_READY)
 
 test-slow: $(STAMP)  ## the slow tests, one after the other, because some of them measure
 	$(BIN)/python -m pytest -m slow $(ARGS)
+
+test-long: $(STAMP)  ## models, stories and soaks of many minutes each, of which the other tests run short forms
+	$(BIN)/python -m pytest -m long $(ARGS)
 
 autobahn: $(STAMP)  ## RFC 6455 and 7692 by the Autobahn TestSuite; ARGS=--full adds the longest cases
 	$(BIN)/python tests/autobahn/run.py $(ARGS)

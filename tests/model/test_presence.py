@@ -47,7 +47,7 @@ def test_any_one_fault_of_a_kind_is_repaired_while_a_second_device_displaces_the
     check(nodes=2, users=TWO, limit=1, faults=1, kinds=(kind,))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize(
     "options",

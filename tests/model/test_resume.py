@@ -34,19 +34,19 @@ def test_a_message_each_way_survives_a_loss_in_every_order():
     assert check(messages=1, links=2).states > 1000
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(1800)
 def test_two_messages_each_way_survive_a_loss_in_every_order():
     assert check(messages=2, links=2).states > 40_000
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(1800)
 def test_a_session_that_ends_in_between_is_lost_with_exactly_what_was_not_heard():
     assert check(messages=1, links=2, expires=True).states > 5000
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize(
     "options",

@@ -59,7 +59,7 @@ def test_whatever_fails_once_presence_is_right_in_the_end(data, nodes, limit, fa
     tell(data, nodes, limit, faults, FAULTS, 40)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(3600)
 @settings(profile, max_examples=2000)
 @some
@@ -67,7 +67,7 @@ def test_whatever_is_slow_cut_or_lost_in_a_long_story_presence_is_right_in_the_e
     tell(data, nodes, limit, faults, REPAIRED, 120)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(3600)
 @settings(profile, max_examples=2000)
 @at_most_one

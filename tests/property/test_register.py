@@ -162,7 +162,7 @@ def test_random_steps_lead_to_what_they_lead_to_in_memory(kind, request):
     run(kind, request, 15, 20)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize("kind", ENGINES)
 def test_thousands_of_random_steps_lead_to_what_they_lead_to_in_memory(kind, request):

@@ -202,7 +202,7 @@ def test_nothing_is_lost_or_doubled_in_silence(names):
     tell(60, 50, same=True)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(3600)
 def test_nothing_is_lost_or_doubled_in_thousands_of_stories(names):
     tell(3000, 70, same=False)

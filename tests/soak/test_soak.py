@@ -17,7 +17,7 @@ async def test_soak():
     assert run.after <= 1.05 * run.at_steady_state
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.filterwarnings("error")
 async def test_a_soak_of_clients_that_keep_their_sessions():
     if raise_file_limit() < 2 * CLIENTS + 200:
