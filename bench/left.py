@@ -24,7 +24,7 @@ import redis.asyncio
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "tests"))
 
-from support.engines import Engine, Nats, Valkey  # noqa: E402
+from support.engines import Engine, Nats, Valkey  # noqa: E402 - of the tests, whose folder has just been added
 from wse import ClusterSettings, WseServer  # noqa: E402
 from wse.brokers import from_url  # noqa: E402
 from wse.brokers.nats.records import write_record  # noqa: E402
@@ -139,7 +139,7 @@ async def measure(kind: str, users: int, dying: int) -> dict[str, float]:
                 await asyncio.sleep(0.2)
             last = max(last for _, last, _ in counts)
             cpu = sum(cpu for *_, cpu in counts) - cpu
-            await asyncio.sleep(2)
+            await asyncio.sleep(2)  # for events that would be too many
             assert sum([(await ask(server))[0] for server in servers]) == dying, "once for each"
             return {"left_s": last - died, "cpu_us": cpu / dying * 1e6, "online_ms": online * 1e3}
         finally:

@@ -9,7 +9,7 @@ from time import monotonic
 from typing import Any
 
 from wse.core.ports.scheduling import Timer
-from wse.tasks import start_task
+from wse.tasks import start_task, wake
 
 
 class Clock(typing.Protocol):
@@ -70,7 +70,7 @@ class AsyncioScheduler:
     async def sleep(self, seconds: float) -> None:
         """Return after that time."""
         woken = self.create_future()
-        timer = self.call_later(seconds, _wake, woken)
+        timer = self.call_later(seconds, wake, woken)
         try:
             await woken
         finally:
@@ -128,11 +128,3 @@ class AsyncioScheduler:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-
-
-# Coverage sees one of the two, by the version of Python that runs the tests.
-
-
-def _wake(future: asyncio.Future[None]) -> None:
-    if not future.done():
-        future.set_result(None)

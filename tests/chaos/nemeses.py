@@ -41,7 +41,7 @@ def nemesis(name, *, breaks_promises=True):
 
 @nemesis("none", breaks_promises=False)
 async def none(run, name):
-    await asyncio.sleep(5)
+    await asyncio.sleep(5)  # as long as a fault
 
 
 # Nodes.

@@ -348,7 +348,7 @@ class Run:
                 answer = await node.ask("call", cid=cid)
                 if not isinstance(answer, list) or sorted(answer) != sorted(users[cid]):
                     self.problems.append(f"a call of {cid} from {name} is answered by {answer}, not {users[cid]}")
-        await asyncio.sleep(2)
+        await asyncio.sleep(2)  # for what should not come any more
         await clients.ask("connections")  # its log is written
         arrived = {}
         for line in (self.directory / "clients.log").read_text().splitlines():

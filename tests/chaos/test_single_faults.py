@@ -75,7 +75,7 @@ async def test_a_join_that_arrives_after_the_client_has_left_on_a_new_connection
     await _move(one.cluster.broker, one.proxy.port, (await lab.proxy()).port)
     await until(lambda: one.cluster.healthy and not one.presence._registrations)
     one.heal()  # what was under way arrives
-    await asyncio.sleep(2)
+    await asyncio.sleep(2)  # and might make a ghost, which cannot be awaited
     await until_register(lambda: _has(register, 0), within=35)
     assert await two.server.online() == 0
 
@@ -142,7 +142,7 @@ async def test_devices_that_moved_to_another_node_while_the_engine_hung_leave_no
     old = [await lab.client(one, f"user{n}") for n in range(count)]
     lab.engine.freeze()
     await asyncio.gather(*[client.close() for client in old])
-    await asyncio.sleep(5)
+    await asyncio.sleep(5)  # longer than an engine has to answer
     new = await asyncio.gather(*[lab.client(two, f"user{n}") for n in range(count)])
     lab.engine.thaw()
     await one.healthy()

@@ -53,7 +53,8 @@ def test_a_prefix_that_not_every_engine_takes_is_refused(url):
 )
 def test_a_broker_whose_library_is_not_there_names_the_extra(url, library, monkeypatch):
     adapter = re.match("[a-z]+", url).group()
-    for module in [name for name in sys.modules if name.startswith(f"wse.brokers.{adapter}.")]:
+    package = f"wse.brokers.{adapter}"
+    for module in [name for name in sys.modules if f"{name}.".startswith(f"{package}.")]:
         monkeypatch.delitem(sys.modules, module)
     monkeypatch.setitem(sys.modules, library, None)
     with pytest.raises(ImportError, match=rf'pip install "wse\[{adapter}'):

@@ -1036,7 +1036,7 @@ def test_a_call_may_wait_for_a_user_who_is_away():
     peer.say("~wse:response", "yes", 1)
     side.scheduler.run()
     assert call.result() == "yes"
-    assert side.hub._arrivals == {}
+    assert not side.hub._arrivals
 
 
 def test_a_lost_answer_is_given_again():

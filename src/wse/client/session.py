@@ -12,6 +12,7 @@ from wse.core.session.rpc import PendingCalls
 from wse.core.session.session import Session
 from wse.core.session.signals import run_handler
 from wse.errors import CloseReason, ErrorCode, WseError
+from wse.tasks import wake
 from wse.types import ReadyState
 
 if TYPE_CHECKING:
@@ -231,8 +232,7 @@ class ClientSession(Session):
 
     def _wake_closed(self) -> None:
         for waiter in self._closed_waiters:
-            if not waiter.done():
-                waiter.set_result(None)
+            wake(waiter)
         self._closed_waiters.clear()
         self._owner.socket_closed(self)
 

@@ -11,17 +11,15 @@ from contextlib import asynccontextmanager, suppress
 from itertools import count
 from typing import TYPE_CHECKING, Any
 
+from nats.aio.msg import Msg
+from nats.errors import BadSubjectError, NoRespondersError, NoServersError
+from nats.js import api
+from nats.js.errors import APIError, BadRequestError, NoStreamResponseError, NotFoundError
+
 from wse.brokers.nats.private import WiredClient
 from wse.brokers.nats.wire import Message, Wire
 from wse.brokers.reconnecting import ANSWER_TIMEOUT, MAX_BUFFERED, REGISTER_VERSION
-
-try:
-    from nats.aio.msg import Msg
-    from nats.errors import BadSubjectError, NoRespondersError, NoServersError
-    from nats.js import api
-    from nats.js.errors import APIError, BadRequestError, NoStreamResponseError, NotFoundError
-except ImportError as exc:  # pragma: no cover - the tests have the extra
-    raise ImportError('wse.brokers.nats needs the nats-py library: pip install "wse[nats]"') from exc
+from wse.tasks import wake
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Collection
@@ -224,8 +222,7 @@ class NatsConnection:
             lines.clear()
         if not queue:
             for flush in self._flushes:
-                if not flush.done():
-                    flush.set_result(None)
+                wake(flush)
             self._flushes.clear()
 
     def _may_send(self) -> bool:

@@ -8,11 +8,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-try:
-    from nats.aio.client import Client
-    from nats.errors import Error
-except ImportError as exc:  # pragma: no cover - the tests have the extra
-    raise ImportError('wse.brokers.nats needs the nats-py library: pip install "wse[nats]"') from exc
+from nats.aio.client import Client
+from nats.errors import Error
 
 if TYPE_CHECKING:
     import asyncio

@@ -10,12 +10,9 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, NamedTuple
 
-from wse.brokers.reconnecting import cut
+from nats.aio.transport import Transport
 
-try:
-    from nats.aio.transport import Transport
-except ImportError as exc:  # pragma: no cover - the tests have the extra
-    raise ImportError('wse.brokers.nats needs the nats-py library: pip install "wse[nats]"') from exc
+from wse.brokers.reconnecting import cut
 
 if TYPE_CHECKING:
     import ssl

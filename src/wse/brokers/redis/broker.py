@@ -31,6 +31,10 @@ from secrets import token_hex
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
+from redis.asyncio import ConnectionPool
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+
 from wse.brokers.placement import by_place
 from wse.brokers.reconnecting import REGISTER_VERSION, ReconnectingBroker, take
 from wse.brokers.redis.connection import RedisConnection
@@ -50,13 +54,6 @@ from wse.brokers.redis.scripts import (
 from wse.brokers.redis.sentinel import SCHEMES, Sentinels, split
 from wse.core.ports.broker import Device, Joined, Lease, Step, Transition
 from wse.errors import ErrorCode, WseError
-
-try:
-    from redis.asyncio import ConnectionPool
-    from redis.asyncio.retry import Retry
-    from redis.backoff import NoBackoff
-except ImportError as exc:  # pragma: no cover - the tests have the extra
-    raise ImportError('wse.brokers.redis needs the redis library with hiredis: pip install "wse[redis]"') from exc
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Collection, Iterable, Mapping

@@ -6,14 +6,12 @@ import asyncio
 from collections import deque
 from typing import TYPE_CHECKING, Any, cast
 
+import hiredis
+from redis.exceptions import NoScriptError, ReadOnlyError, ResponseError
+
 from wse.brokers.reconnecting import MAX_BUFFERED
 from wse.brokers.redis.wire import Wire
-
-try:
-    import hiredis
-    from redis.exceptions import NoScriptError, ReadOnlyError, ResponseError
-except ImportError as exc:  # pragma: no cover - the tests have the extra
-    raise ImportError('wse.brokers.redis needs the redis library with hiredis: pip install "wse[redis]"') from exc
+from wse.tasks import wake
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -207,5 +205,4 @@ class RedisConnection:
                 self._break(reply)
             case _:
                 pong = self._pongs.popleft()
-                if not pong.done():
-                    pong.set_result(None)
+                wake(pong)

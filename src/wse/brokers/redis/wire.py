@@ -5,14 +5,11 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Any
 
+import hiredis
+from redis.exceptions import NoScriptError, ReadOnlyError, ResponseError
+
 from wse.brokers.reconnecting import cut
 from wse.brokers.redis.private import transport_of
-
-try:
-    import hiredis
-    from redis.exceptions import NoScriptError, ReadOnlyError, ResponseError
-except ImportError as exc:  # pragma: no cover - the tests have the extra
-    raise ImportError('wse.brokers.redis needs the redis library with hiredis: pip install "wse[redis]"') from exc
 
 if TYPE_CHECKING:
     from collections.abc import Callable

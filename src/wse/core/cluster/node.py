@@ -35,6 +35,7 @@ from wse.core.cluster.registration import Registrations
 from wse.core.cluster.steps import Steps
 from wse.core.hub.network import DeviceInfo
 from wse.errors import ErrorCode, WseError
+from wse.tasks import wake
 
 if TYPE_CHECKING:
     import asyncio
@@ -133,8 +134,7 @@ class ClusterNode:
             finally:
                 others, self._opening = self._opening, None
                 for opened in others:
-                    if not opened.done():  # its caller was cancelled
-                        opened.set_result(None)
+                    wake(opened)
 
     async def _open_in_time(self) -> None:
         """Try again while the broker cannot be reached, for `wait_for_broker` seconds."""

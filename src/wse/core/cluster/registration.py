@@ -24,7 +24,9 @@ A step whose answer is lost leaves the device where it was.
 from __future__ import annotations
 
 from enum import Enum, auto
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from wse.core.session.phase import Ignoring
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -48,18 +50,8 @@ UNSETTLED = (State.OUTSIDE, State.AWAY, State.LEAVING)
 """The states that ask for a step of the register; a device that is away needs it only once."""
 
 
-class _Joining:
-    """The phase between acceptance and welcome, while the register is asked; what the client sends is ignored."""
-
-    ignores_input = True
-    max_size = 0
-
-    def message(self, type: Any, payload: Any, stamp: Any) -> None: ...
-
-    def stop(self) -> None: ...
-
-
-JOINING_PHASE = _Joining()
+JOINING_PHASE = Ignoring()
+"""The phase between acceptance and welcome, while the register is asked."""
 
 
 class Registration:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from wse.core.closing import check_close
 from wse.core.heartbeat import Heartbeat
+from wse.core.hub.arrivals import Arrivals
 from wse.core.hub.auth import AuthExtension
 from wse.core.hub.calls import call_all, call_any, call_first
 from wse.core.hub.connection import MeteredSession, ServerSession, WseConnection, WseIdentity
@@ -101,7 +102,7 @@ class Hub:
         self.resumption = None if resume is None else Resumption(self, resume)
         if self.resumption is not None:
             endpoint.extensions.add(self.resumption)
-        self._arrivals: dict[ClientId, list[asyncio.Future[None]]] = {}  # for users who are waited for
+        self._arrivals = Arrivals(endpoint.scheduler)
         self.rooms = Rooms(self)
         self.network: Network
         self.joined: Signal[WseIdentity, dict[str, Any]] = self.signal("joined", "identity", "meta")
@@ -198,7 +199,7 @@ class Hub:
         if session.ticket is not None and self.resumption is not None:
             self.resumption.begin(session)
         if self._arrivals:
-            self._note_arrival(identity.cid)
+            self._arrivals.note(identity.cid)
         if is_first:
             self.joined._emit(identity, conn.meta)
         if session.valid:
@@ -350,33 +351,8 @@ class Hub:
                 left = until - self.endpoint.scheduler.time()
                 if exc.code != ErrorCode.CONNECTION_MISSING or left <= 0:
                     raise
-            await self._wait_for(cid, left)
-
-    async def _wait_for(self, cid: ClientId, seconds: float) -> None:
-        """Return when the user may have a new connection, and at the latest after that time."""
-        scheduler = self.endpoint.scheduler
-        arrival = scheduler.create_future()
-        self._arrivals.setdefault(cid, []).append(arrival)
-        # One that comes to another node makes itself known to the register only.
-        timer = scheduler.call_later(
-            min(seconds, LOOK_AGAIN) if self.network.reaches_others else seconds, _done, arrival
-        )
-        try:
-            await arrival
-        finally:
-            timer.cancel()
-            self._forget_arrival(cid, arrival)
-
-    def _forget_arrival(self, cid: ClientId, arrival: asyncio.Future[None]) -> None:
-        waiting = self._arrivals.get(cid, [])
-        if arrival in waiting:
-            waiting.remove(arrival)
-        if not waiting:
-            self._arrivals.pop(cid, None)
-
-    def _note_arrival(self, cid: ClientId) -> None:
-        for arrival in self._arrivals.get(cid, ()):
-            _done(arrival)
+            # A connection to another node makes itself known to the register only.
+            await self._arrivals.wait(cid, min(left, LOOK_AGAIN) if self.network.reaches_others else left)
 
     async def _call(self, cid: ClientId, name: MessageType, payload: Any, mode: Mode, timeout: float | None) -> Any:
         if mode not in ("first", "all", "any"):
@@ -414,8 +390,3 @@ class Hub:
         session = args[0]._session if isinstance(args[0], WseConnection) else None
         error = WseError(ErrorCode.MSG_PROCESSING_ERROR, {"signal": signal}, f"a listener of {signal} raised")
         self.endpoint.report(error, session, exc)
-
-
-def _done(future: asyncio.Future[None]) -> None:
-    if not future.done():
-        future.set_result(None)

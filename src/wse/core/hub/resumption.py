@@ -179,7 +179,7 @@ class Resumption(Resuming):
                 ticket.holds = conn._session
                 other.claimants += 1
                 if other.claimants == 1:
-                    self._scheduler.call_later(self._hub.auth_timeout or MOST_HELD, self._hold_no_longer, other)
+                    self._scheduler.call_later(self._hub.auth_timeout or MOST_HELD, self._hold_no_longer, conn._session)
         return True
 
     def answer(self, session: ServerSession) -> Any:
@@ -430,10 +430,9 @@ class Resumption(Resuming):
             if not other.claimants and other.is_overdue and held in self.detached:
                 self.end(held, Why.EXPIRED)
 
-    def _hold_no_longer(self, ticket: Ticket) -> None:
+    def _hold_no_longer(self, session: ServerSession) -> None:
         """The window of a session has been held open for long enough."""
-        session = next((s for s in self.detached if s.ticket is ticket), None) if ticket.is_overdue else None
-        if session is not None:
+        if session in self.detached and session.ticket is not None and session.ticket.is_overdue:
             self.end(session, Why.EXPIRED)
 
     def _set_timer(self) -> None:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from wse.core.session.keepalive import Keepalive
 from wse.errors import CloseReason
+from wse.tasks import wake
 
 if TYPE_CHECKING:
     import asyncio
@@ -85,8 +86,7 @@ class Sockets:
                 del self.by_address[network]
         if not self.open:
             for emptied in self._closers:
-                if not emptied.done():
-                    emptied.set_result(None)
+                wake(emptied)
 
     def hand_over(self, session: ServerSession, to: ServerSession) -> None:
         """The socket of a session that has not been let in is another session's now."""

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from wse.core.packed import Packed, encode
 from wse.errors import ErrorCode, WseError
+from wse.tasks import wake
 
 if TYPE_CHECKING:
     import asyncio
@@ -376,8 +377,7 @@ class Ledger:
         while self._flushes and self._flushes[0][0] <= number:
             (_, future), *later = self._flushes
             self._flushes = tuple(later)
-            if not future.done():
-                future.set_result(None)
+            wake(future)
         if self._flushes and self._resend is None:
             self.ask()
 

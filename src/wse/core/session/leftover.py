@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from wse.tasks import wake
 from wse.types import ReadyState
 
 if TYPE_CHECKING:
@@ -54,8 +55,7 @@ class Leftover:
         self.ready_state = ReadyState.CLOSED
         self._timer.cancel()
         for waiter in self._waiters:
-            if not waiter.done():
-                waiter.set_result(None)
+            wake(waiter)
         self._gone(self)
 
     async def wait_closed(self) -> None:

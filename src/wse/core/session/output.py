@@ -9,6 +9,7 @@ from wse.core.limits import Overflow
 from wse.core.packed import Packed, encode
 from wse.core.session.outbox import Outbox
 from wse.errors import CloseReason, ErrorCode, WseError
+from wse.tasks import wake
 from wse.types import MessageKey, MessageType, ReadyState
 
 if TYPE_CHECKING:
@@ -114,7 +115,7 @@ class Output:
         """
         scheduler = self.endpoint.scheduler
         turn = scheduler.create_future()
-        scheduler.call_soon(_wake, turn)
+        scheduler.call_soon(wake, turn)
         await turn
         while not self._writable and not self.ended:
             future = scheduler.create_future()
@@ -194,7 +195,7 @@ class Output:
     def _wake_drainers(self) -> None:
         if self._drainers is not None:
             for future in self._drainers:
-                _wake(future)
+                wake(future)
             self._drainers = None
 
     # The size of messages that the peer takes.
@@ -257,10 +258,11 @@ class Output:
         closes = policy is Overflow.CLOSE
         self._counters.dropped[policy] += dropped + (len(outbox) if closes else 0)
         if closes:
-            if self.ledger is not None:
+            if self.ledger is None:
+                outbox.clear()
+            else:
                 self.ledger.set_aside(outbox)
                 self.ledger.unsent += (packed,)
-            outbox.clear()
         if policy is not Overflow.LATEST:  # whose messages give way before the bound is reached
             self._counters.limits["send_buffer"] += 1
         details = {"limit": "send_buffer", "allowed": self.endpoint.limits.send_buffer, "overflow": str(policy)}
@@ -278,8 +280,3 @@ class Output:
             close = {} if reason is None else {"close": [code, str(reason)]}
             whole = {**details, "from": self.describe(), **close, **self.context()}
             self.endpoint.report(WseError(error, whole), self)
-
-
-def _wake(future: asyncio.Future[None]) -> None:
-    if not future.done():
-        future.set_result(None)

@@ -26,8 +26,8 @@ class Phase(typing.Protocol):
         """End the phase: the connection has ended."""
 
 
-class _Ended:
-    """The last phase, in which every message is ignored."""
+class Ignoring:
+    """A phase in which every message is ignored."""
 
     ignores_input = True
     max_size = 0
@@ -37,4 +37,5 @@ class _Ended:
     def stop(self) -> None: ...
 
 
-ENDED = _Ended()
+ENDED = Ignoring()
+"""The last phase."""
