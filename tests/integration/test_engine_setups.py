@@ -335,7 +335,13 @@ async def test_a_cluster_of_nats_servers_keeps_the_register_on_several(three):
 @pytest.mark.parametrize("victim", ["own", "leader", "other"])
 async def test_a_server_of_a_nats_cluster_that_dies_loses_nobody(three, victim):
     await until_it_works(url_of_all(three, prefix="other", replicas=3))
-    brokers = [from_url(url_of_all(three, prefix="app", replicas=3)) for _ in range(2)]
+    first = int(three[0].report("jsz")["meta_cluster"]["leader"].removeprefix("nats"))
+    others = [server for server in three if server is not three[first]]
+    # The first node is connected to the leader of the whole cluster, and the second is not.
+    brokers = [
+        NatsBroker(url_of_all(servers, prefix="app", replicas=3), dont_randomize=True)
+        for servers in ([three[first], *others], [*others, three[first]])
+    ]
 
     async def fail():
         client = await nats_py.connect(f"nats://127.0.0.1:{three[0].port}")

