@@ -31,6 +31,7 @@ class Bus:
         node: The id of this node; a new one each time that it starts.
         peers: The other nodes, as of the last time that the cluster was undisturbed.
         is_open: Whether this node is part of the cluster; before and after, nothing is published.
+        seq: How many messages of the application this node has published.
         lost: How many messages were lost because the broker was out of reach for too long.
     """
 
@@ -39,6 +40,7 @@ class Bus:
         self.node = ""
         self.peers: frozenset[str] = frozenset()
         self.is_open = False
+        self.seq = 0
         self.lost = 0
         self._endpoint = endpoint
         self._max_count = backlog

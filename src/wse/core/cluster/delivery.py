@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from wse.core.cluster import envelope
-from wse.core.cluster.envelope import ALL, ROOM, USER, decode_name
+from wse.core.cluster.envelope import ALL, ROOM, USER, decode_name, encode_name
 from wse.core.hub.fanout import deliver, without
 from wse.core.packed import Packed, encode
 from wse.errors import ErrorCode, WseError
@@ -70,10 +70,12 @@ class Delivery:
                 failure = exc
         if failure is not None and not (packed and all(conn._session.protocol in packed for conn in conns)):
             raise failure
-        data = envelope.message(self._bus.node, type, packed, not_conn, not_user, key)
+        excluded = None if not_user is None else encode_name(not_user)
         if conns:
             deliver(self._endpoint, conns, type, packed)
-        self._bus.publish_packed(topic, data)
+        bus = self._bus
+        bus.seq = seq = bus.seq + 1  # only now: a listener that the delivery has called may have sent something
+        bus.publish_packed(topic, envelope.message(bus.node, seq, type, packed, not_conn, excluded, key))
 
     def received(self, topic: str, message: envelope.Message) -> None:
         """Hand a message of another node to its receivers here."""

@@ -47,6 +47,8 @@ class Message(ClusterMessage, tag=0):
     not_conn: str | None = None
     not_user: str | None = None
     key: str | int | None = None
+    seq: int = 0
+    """The number of the message among all that its origin has published; 0 from an origin that does not count."""
 
 
 class Drop(ClusterMessage, tag=1):
@@ -131,19 +133,16 @@ plain = msgspec.msgpack.Encoder().encode
 
 def message(
     origin: str,
+    seq: int,
     type: MessageType,
     packed: Mapping[Protocol, Packed],
     not_conn: str | None = None,
-    not_user: Hashable | None = None,
+    not_user: str | None = None,
     key: MessageKey | None = None,
 ) -> bytes:
-    """Encode a message to other nodes.
-
-    Raises:
-        TypeError, ValueError: As `encode_name`, for the excluded user.
-    """
+    """Encode a message to other nodes; the name of the excluded user is encoded already."""
     forms = {protocol.name: (one.utf8, one.data) for protocol, one in packed.items()}
-    return encode(Message(origin, type, forms, not_conn, None if not_user is None else encode_name(not_user), key))
+    return encode(Message(origin, type, forms, not_conn, not_user, key, seq))
 
 
 MAX_PART_BYTES = 256 * 1024
