@@ -141,9 +141,7 @@ class RedisBroker(ReconnectingBroker[RedisConnection]):
         if reply is None:
             return None
         generation, place, away = reply
-        return Joined(
-            int(generation), (), Device(device.user, device.conn_id, device.node, int(place), away == b"1")
-        )
+        return Joined(int(generation), (), Device(device.user, device.conn_id, device.node, int(place), away == b"1"))
 
     async def set_away(self, device: Device) -> None:
         await self._step(SET_AWAY, device.user, device.conn_id, int(device.away))

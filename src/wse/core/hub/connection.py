@@ -21,8 +21,9 @@ if TYPE_CHECKING:
     from wse.core.hub.auth import AuthExtension, Expiry
     from wse.core.hub.calls import Mode
     from wse.core.hub.handshake import Challenge
-    from wse.core.hub.resumption import Resumption, Ticket
+    from wse.core.hub.resumption import Resumption
     from wse.core.hub.sockets import Sockets
+    from wse.core.hub.tickets import Ticket
     from wse.core.ports.protocol import Protocol
     from wse.core.ports.transport import Link, Request
     from wse.core.session.endpoint import Endpoint

@@ -12,15 +12,14 @@ from __future__ import annotations
 
 import heapq
 import secrets
-from enum import StrEnum
-from hmac import compare_digest
 from itertools import count
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final
 
 from wse.core.closing import JUMP, is_retried
 from wse.core.hub.handshake import Returning
+from wse.core.hub.tickets import Claim, Ticket, Tombstone, Why, is_same, read_claim
 from wse.core.session.acks import Acks
-from wse.core.session.ledger import Ledger, is_count
+from wse.core.session.ledger import Ledger
 from wse.core.session.leftover import Leftover
 from wse.core.session.resuming import Resuming
 from wse.core.session.retention import Retention
@@ -43,98 +42,6 @@ PATIENCE: Final = 1.0
 
 MOST_HELD: Final = 60.0
 """Seconds for which a window may be held open by a client that is being authenticated."""
-
-
-class Why(StrEnum):
-    """Why a session cannot go on, as the client is told."""
-
-    UNKNOWN = "unknown"
-    EXPIRED = "expired"
-    OVERFLOW = "overflow"
-    MISMATCH = "mismatch"
-    GAP = "gap"
-    USER = "user"
-    PROTOCOL = "protocol"
-    STUCK = "stuck"
-    ENDED = "ended"
-
-
-class Claim(NamedTuple):
-    """A session that a client wants to go on with.
-
-    Attributes:
-        id: The session.
-        key: Its secret.
-        got: How many messages of the server the client has handled.
-        sent: The first and the last of its own messages that it keeps.
-    """
-
-    id: str
-    key: str
-    got: int
-    sent: tuple[int, int]
-
-
-class Ticket:
-    """What a client has asked for, and what it needs to come back.
-
-    Attributes:
-        window: Seconds for which the session is kept.
-        claim: The session that it wants to go on with.
-        problem: Why the claim cannot be met, whatever it claims.
-        holds: The session that it claims, once the key has been found to be right.
-        goes_on: The session that goes on; the answer says so.
-        lost: What the answer says about the session that does not go on.
-        key: The secret of the session; empty before the welcome.
-        since: When the session became detached.
-        until: When the session ends, while it is detached.
-        is_called_back: Whether this side has closed its last socket, for the client to come back.
-        claimants: Clients that know the key and are being authenticated.
-        is_overdue: Whether the window has ended meanwhile.
-        why: Why the session is being ended, if not by the application.
-    """
-
-    __slots__ = (
-        "claim",
-        "claimants",
-        "goes_on",
-        "holds",
-        "is_called_back",
-        "is_overdue",
-        "key",
-        "lost",
-        "problem",
-        "since",
-        "until",
-        "why",
-        "window",
-    )
-
-    def __init__(self, window: float, claim: Claim | None, problem: Why | None) -> None:
-        self.window = window
-        self.claim = claim
-        self.problem = problem
-        self.holds: ServerSession | None = None
-        self.goes_on: ServerSession | None = None
-        self.lost: dict[str, Any] | None = None
-        self.key = ""
-        self.since = 0.0
-        self.until = 0.0
-        self.is_called_back = False
-        self.claimants = 0
-        self.is_overdue = False
-        self.why: Why | None = None
-
-
-class Tombstone(NamedTuple):
-    """What is known of a session that has ended."""
-
-    key: str
-    cid: ClientId
-    why: Why
-    got: int
-    close: tuple[int, str] | None
-    until: float
 
 
 class Resumption(Resuming):
@@ -170,12 +77,12 @@ class Resumption(Resuming):
         window = params.get("window", self._settings.window)
         if isinstance(window, bool) or not isinstance(window, int | float) or not window > 0:
             return False
-        claim, problem = _read_claim(params)
+        claim, problem = read_claim(params)
         ticket = session.ticket = Ticket(min(window, self._settings.window), claim, problem)
         if claim is not None:
             conn = self._hub.connections.get(claim.id)
             other = None if conn is None else conn._session.ticket
-            if conn is not None and other is not None and _is_same(other.key, claim.key):
+            if conn is not None and other is not None and is_same(other.key, claim.key):
                 ticket.holds = conn._session
                 other.claimants += 1
                 if other.claimants == 1:
@@ -265,7 +172,7 @@ class Resumption(Resuming):
     def _tell_end(self, session: ServerSession, ticket: Ticket, claim: Claim, cid: ClientId) -> bool:
         """Tell a client why the session that it claims has ended."""
         stone = self._tombstones.get(claim.id)
-        if stone is None or not _is_same(stone.key, claim.key) or stone.cid != cid:
+        if stone is None or not is_same(stone.key, claim.key) or stone.cid != cid:
             ticket.lost = {"why": str(Why.UNKNOWN), "got": None}
             return False
         del self._tombstones[claim.id]
@@ -466,28 +373,3 @@ class Resumption(Resuming):
             ledger.forget_ring()
         while self.retention.is_full and self.detached:
             self.end(next(iter(self.detached)), Why.OVERFLOW)
-
-
-def _read_claim(params: dict[str, Any]) -> tuple[Claim | None, Why | None]:
-    """What a client claims, or why that makes no sense."""
-    if "id" not in params:
-        return None, None
-    id_, key, got, sent = (params.get(name) for name in ("id", "key", "got", "sent"))
-    if not isinstance(id_, str) or not isinstance(key, str):
-        return None, Why.UNKNOWN
-    if (
-        not isinstance(got, int)
-        or not is_count(got)
-        or not isinstance(sent, list)
-        or len(sent) != 2
-        or not all(map(is_count, sent))
-    ):
-        return None, Why.MISMATCH
-    first, last = sent
-    if first > last + 1 or not first:
-        return None, Why.MISMATCH
-    return Claim(id_, key, got, (first, last)), None
-
-
-def _is_same(key: str, other: str) -> bool:
-    return bool(key) and compare_digest(key.encode(), other.encode("utf-8", "surrogatepass"))
