@@ -72,6 +72,11 @@ class Bus:
 
     # Messages.
 
+    @property
+    def is_current(self) -> bool:
+        """Whether all that was published before has left, so that nothing that is sent to one node overtakes it."""
+        return self.is_open and not self._backlog and not self._is_held and self.broker.connected
+
     def publish(self, topic: str, message: ClusterMessage) -> None:
         """Publish a message to the nodes that have subscribed to the topic, or keep it until the broker is back."""
         self.publish_packed(topic, envelope.encode(message))
@@ -80,7 +85,7 @@ class Bus:
         """Publish a message that is already encoded; see `publish`."""
         if not self.is_open:
             return
-        if not self._backlog and not self._is_held and self.broker.connected:
+        if self.is_current:
             self._publish(topic, data)
         else:
             self._keep(topic, data)

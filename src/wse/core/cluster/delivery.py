@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from wse.core.cluster import envelope
 from wse.core.cluster.envelope import ALL, ROOM, USER, decode_name, encode_name
+from wse.core.cluster.placeholder import Heard
 from wse.core.hub.fanout import deliver, without
 from wse.core.packed import Packed, encode
 from wse.errors import ErrorCode, WseError
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Iterable
 
     from wse.core.cluster.bus import Bus
+    from wse.core.cluster.placeholder import Placeholder
     from wse.core.hub.connection import WseConnection
     from wse.core.hub.hub import Hub
     from wse.core.ports.protocol import Protocol
@@ -27,12 +29,18 @@ class Delivery:
         bus: The connection to the other nodes.
         hub: The connections of this node.
         readers: Message protocols to read what nodes of other protocols have packed.
+
+    Attributes:
+        heard: What this node has heard of each sender.
+        placeholders: Those that listen for sessions which are on their way here.
     """
 
     def __init__(self, bus: Bus, hub: Hub, readers: Iterable[Protocol]) -> None:
         self._bus = bus
         self._hub = hub
         self._endpoint = hub.endpoint
+        self.heard = Heard()
+        self.placeholders: dict[Placeholder, None] = {}
         self._readers = {protocol.name: protocol for protocol in (*readers, *hub.endpoint.protocols)}
 
     def send(
@@ -75,11 +83,27 @@ class Delivery:
             deliver(self._endpoint, conns, type, packed)
         bus = self._bus
         bus.seq = seq = bus.seq + 1  # only now: a listener that the delivery has called may have sent something
-        bus.publish_packed(topic, envelope.message(bus.node, seq, type, packed, not_conn, excluded, key))
+        data = envelope.message(bus.node, seq, type, packed, not_conn, excluded, key)
+        bus.publish_packed(topic, data)
+        if self.placeholders:
+            self._keep(topic, envelope.decode(data))
+
+    def _keep(self, topic: str, message: Any) -> None:
+        for placeholder in self.placeholders:
+            placeholder.take(topic, message)
 
     def received(self, topic: str, message: envelope.Message) -> None:
         """Hand a message of another node to its receivers here."""
-        conns = self._receivers(topic)
+        self.heard.note(message.origin, message.seq)
+        if self.placeholders:
+            self._keep(topic, message)
+        self._hand_over(self._receivers(topic), message)
+
+    def hand_to(self, conn: WseConnection, message: envelope.Message) -> None:
+        """Hand a message to one of its receivers, which has come to this node after it."""
+        self._hand_over((conn,), message)
+
+    def _hand_over(self, conns: Collection[WseConnection], message: envelope.Message) -> None:
         if message.not_conn is not None or message.not_user is not None:
             cid = None if message.not_user is None else decode_name(message.not_user)
             conns = without(conns, message.not_conn, cid)

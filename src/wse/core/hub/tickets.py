@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from enum import StrEnum
+from hashlib import sha256
 from hmac import compare_digest
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -25,6 +27,7 @@ class Why(StrEnum):
     PROTOCOL = "protocol"
     STUCK = "stuck"
     ENDED = "ended"
+    UNREACHABLE = "unreachable"
 
 
 class Claim(NamedTuple):
@@ -32,15 +35,41 @@ class Claim(NamedTuple):
 
     Attributes:
         id: The session.
-        key: Its secret.
+        key: Its secret; empty if the client has come to another node, which has sent the `proof`.
         got: How many messages of the server the client has handled.
         sent: The first and the last of its own messages that it keeps.
+        holder: The node that has had the session last, as far as the client knows; empty without a cluster.
+        proof: What shows that another node knows the key.
     """
 
     id: str
     key: str
     got: int
     sent: tuple[int, int]
+    holder: str = ""
+    proof: str = ""
+
+    def fits(self, key: str) -> bool:
+        """Whether it is made with that key."""
+        if self.proof:
+            return bool(key) and is_same(proof_of(key), self.proof)
+        return is_same(key, self.key)
+
+
+class Refusal(NamedTuple):
+    """Why a claim is not met.
+
+    Attributes:
+        why: What the client is told.
+        got: How many of its messages had come, if that is known and its own affair.
+        close: The close with which the application has ended the session; the client gets the same.
+        to: The node that has the session instead.
+    """
+
+    why: str
+    got: int | None = None
+    close: tuple[int, str] | None = None
+    to: str = ""
 
 
 class Ticket:
@@ -60,6 +89,8 @@ class Ticket:
         claimants: Clients that know the key and are being authenticated.
         is_overdue: Whether the window has ended meanwhile.
         why: Why the session is being ended, if not by the application.
+        to: The node to which it is being handed over.
+        is_moved: Whether it has come from another node.
     """
 
     __slots__ = (
@@ -68,11 +99,13 @@ class Ticket:
         "goes_on",
         "holds",
         "is_called_back",
+        "is_moved",
         "is_overdue",
         "key",
         "lost",
         "problem",
         "since",
+        "to",
         "until",
         "why",
         "window",
@@ -92,6 +125,8 @@ class Ticket:
         self.claimants = 0
         self.is_overdue = False
         self.why: Why | None = None
+        self.to = ""
+        self.is_moved = False
 
 
 class Tombstone(NamedTuple):
@@ -102,6 +137,7 @@ class Tombstone(NamedTuple):
     why: Why
     got: int
     close: tuple[int, str] | None
+    to: str
     until: float
 
 
@@ -123,7 +159,17 @@ def read_claim(params: dict[str, Any]) -> tuple[Claim | None, Why | None]:
     first, last = sent
     if first > last + 1 or not first:
         return None, Why.MISMATCH
-    return Claim(id_, key, got, (first, last)), None
+    conn_id, _, holder = id_.partition(".")
+    return Claim(conn_id, key, got, (first, last), holder if is_name(conn_id) and is_name(holder) else ""), None
+
+
+is_name = re.compile("[0-9a-z]{1,32}").fullmatch
+"""Whether a text of a client may be the name of a connection or of a node."""
+
+
+def proof_of(key: str) -> str:
+    """What shows that a node knows the key of a session, and does not tell it."""
+    return sha256(key.encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def is_same(key: str, other: str) -> bool:

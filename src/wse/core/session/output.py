@@ -144,7 +144,10 @@ class Output:
         Raises:
             WseError: `MSG_PROCESSING_ERROR`, when the payload cannot be encoded.
         """
-        packed = encode(self.protocol, type, payload)
+        self.write_packed(encode(self.protocol, type, payload))
+
+    def write_packed(self, packed: Packed) -> None:
+        """Send a message that is encoded already and is the answer to a call."""
         if self._writable:
             self.link.write_shared(packed)
         else:
@@ -170,6 +173,11 @@ class Output:
             self._overflow(policy, dropped, outbox, packed)
         if ledger is not None and is_away and not self.ended:
             ledger.charge()
+
+    def clear_outbox(self) -> None:
+        """Let nothing wait for the socket."""
+        if self._outbox is not None:
+            self._outbox.clear()
 
     @property
     def _buffer_room(self) -> int:
