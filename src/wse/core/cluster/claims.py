@@ -323,18 +323,18 @@ class Fetched:
         self._transfer = transfer
 
     def settle(self, conn: WseConnection) -> None:
-        transfer = self._transfer
+        transfer, placeholder = self._transfer, self._placeholder
+        placeholder.stop()  # now the connection hears by itself
         for room in transfer.rooms:
             self._hub.rooms.add(decode_name(room), conn, silent=True)
-        device = Device(self._placeholder.user, conn.conn_id, "", transfer.place)
+        device = Device(placeholder.user, conn.conn_id, "", transfer.place)
         self._presence.adopt(conn, device, transfer.generation, self._origin)
+        for message in placeholder.unheard(transfer.heard, transfer.rooms):
+            self._delivery.queue(conn, message)
+        placeholder.close()
 
     def catch_up(self, conn: WseConnection) -> None:
-        transfer, placeholder = self._transfer, self._placeholder
-        placeholder.close()  # now the connection hears by itself
-        for message in placeholder.unheard(transfer.heard, transfer.rooms):
-            self._delivery.hand_to(conn, message)
-        for do in placeholder.waiting:
+        for do in self._placeholder.waiting:
             do(conn)
 
 

@@ -97,16 +97,7 @@ class Delivery:
         self.heard.note(message.origin, message.seq)
         if self.placeholders:
             self._keep(topic, message)
-        self._hand_over(self._receivers(topic), message)
-
-    def hand_to(self, conn: WseConnection, message: envelope.Message) -> None:
-        """Hand a message to one of its receivers, which has come to this node after it."""
-        self._hand_over((conn,), message)
-
-    def _hand_over(self, conns: Collection[WseConnection], message: envelope.Message) -> None:
-        if message.not_conn is not None or message.not_user is not None:
-            cid = None if message.not_user is None else decode_name(message.not_user)
-            conns = without(conns, message.not_conn, cid)
+        conns = self._without_excluded(self._receivers(topic), message)
         if conns:
             spoken: Iterable[Protocol] = self._endpoint.protocols
             if len(self._endpoint.protocols) > 1:
@@ -116,11 +107,33 @@ class Delivery:
                 try:
                     forms[protocol] = self._packed(protocol, message)
                 except Exception as exc:
-                    problem = f"a message from another node cannot be packed for clients of {protocol.name}"
-                    self._endpoint.report(WseError(ErrorCode.MSG_PROCESSING_ERROR, {}, problem), None, exc)
+                    self._cannot_pack(protocol, exc)
                     conns = [conn for conn in conns if conn._session.protocol is not protocol]
             if forms:
                 deliver(self._endpoint, conns, message.kind, forms)
+
+    def queue(self, conn: WseConnection, message: envelope.Message) -> None:
+        """Let a message wait for a connection that has come to this node after it."""
+        if not self._without_excluded((conn,), message):
+            return
+        session = conn._session
+        try:
+            packed = self._packed(session.protocol, message)
+        except Exception as exc:
+            self._cannot_pack(session.protocol, exc)
+        else:
+            session.queue(message.kind, packed)
+
+    @staticmethod
+    def _without_excluded(conns: Collection[WseConnection], message: envelope.Message) -> Collection[WseConnection]:
+        if message.not_conn is None and message.not_user is None:
+            return conns
+        cid = None if message.not_user is None else decode_name(message.not_user)
+        return without(conns, message.not_conn, cid)
+
+    def _cannot_pack(self, protocol: Protocol, exc: Exception) -> None:
+        problem = f"a message from another node cannot be packed for clients of {protocol.name}"
+        self._endpoint.report(WseError(ErrorCode.MSG_PROCESSING_ERROR, {}, problem), None, exc)
 
     def _receivers(self, topic: str) -> Collection[WseConnection]:
         if topic == ALL:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 MAX_KEPT: Final = 10_000
 """Messages that are kept for a session that is on its way."""
 
-MAX_BYTES: Final = 16 * 1024 * 1024
+MAX_BYTES: Final = 4 * 1024 * 1024
 """The same in bytes."""
 
 RECENT: Final = 500
@@ -109,9 +109,13 @@ class Placeholder:
         kept = [message for topic, message in self._kept if topic in topics]
         return [message for message in kept if message.seq > heard.get(message.origin, 0)]
 
+    def stop(self) -> None:
+        """Keep nothing that comes from now on; the topics stay."""
+        self._delivery.placeholders.pop(self, None)
+
     def close(self) -> None:
         """Listen no longer."""
-        self._delivery.placeholders.pop(self, None)
+        self.stop()
         for topic in self._topics:
             if topic != ALL:
                 self._bus.unwant(topic)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import msgspec
 
 from wse.core.closing import JUMP
-from wse.core.hub.tickets import Refusal, Ticket, Why
+from wse.core.hub.tickets import Refusal, Ticket
 from wse.core.session.ledger import NO_LINK
 from wse.core.session.phase import Ignoring
 from wse.core.session.snapshot import Snapshot, restore, take
@@ -86,12 +86,8 @@ class Moving:
         fetched = await hub.network.fetch(holder, arrival.claim, arrival.cid, session.protocol.name)
         if not isinstance(fetched, Refusal):
             self._arrived(arrival, fetched)
-        elif session.ended:
-            return
-        elif fetched.close is not None:
-            session.close(*fetched.close)
-        elif not (fetched.to and self._resumption.resume_here(arrival)):  # another attempt may have fetched it
-            self._begin_anew(arrival, fetched)
+        elif not session.ended and not (fetched.to and self._resumption.resume_here(arrival)):
+            self._refuse(arrival, fetched)
 
     def _arrived(self, arrival: Arrival, fetched: Fetched) -> None:
         """The session is this node's now, even if its client has gone meanwhile."""
@@ -115,12 +111,14 @@ class Moving:
         if not session.ended and not arrival.session.ended:
             self._resumption.absorb(arrival, session)
         elif not arrival.session.ended:
-            assert session.ledger is not None  # it has been given one
-            self._begin_anew(arrival, Refusal(Why.OVERFLOW, session.ledger.got))
+            self._refuse(arrival, self._resumption.epitaph(arrival.claim, arrival.cid))
 
-    def _begin_anew(self, arrival: Arrival, refusal: Refusal) -> None:
-        """Welcome a client whose session cannot go on."""
+    def _refuse(self, arrival: Arrival, refusal: Refusal) -> None:
+        """Welcome a client whose session cannot go on, unless the application has ended it."""
         session = arrival.session
+        if refusal.close is not None:
+            session.close(*refusal.close)
+            return
         arrival.ticket.lost = {"why": str(refusal.why), "got": refusal.got}
         try:
             self._hub.let_in(session, arrival.auth, arrival.cid, arrival.welcome, arrival.expires)

@@ -43,10 +43,12 @@ class Fetched(typing.Protocol):
     luggage: Luggage
 
     def settle(self, conn: WseConnection) -> None:
-        """Make the connection a part of this node: its rooms, and its place among the user's devices."""
+        """Make the connection a part of this node: its rooms, its place among the user's devices, and the messages that
+        have come for it meanwhile.
+        """
 
     def catch_up(self, conn: WseConnection) -> None:
-        """Hand to the connection what has come for it meanwhile."""
+        """Do with the connection what was to be done meanwhile."""
 
 
 class Network(typing.Protocol):

@@ -183,7 +183,7 @@ class Resumption(Resuming):
         """
         old = self.find(claim)
         if old is None:
-            return self._epitaph(claim, cid)
+            return self.epitaph(claim, cid)
         assert old.ledger is not None  # it has a key
         if old.conn.cid != cid:
             details = {"from": old.describe(), "cid": cid}
@@ -207,7 +207,7 @@ class Resumption(Resuming):
             return None
         return conn._session
 
-    def _epitaph(self, claim: Claim, cid: ClientId) -> Refusal:
+    def epitaph(self, claim: Claim, cid: ClientId) -> Refusal:
         """Why a session has ended that a client claims."""
         stone = self._tombstones.get(claim.id)
         if stone is None or not claim.fits(stone.key) or stone.cid != cid:

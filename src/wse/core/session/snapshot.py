@@ -12,6 +12,7 @@ import msgspec
 
 from wse.core.packed import Packed
 from wse.core.session.outbox import Outbox
+from wse.core.session.output import EVERYTHING
 from wse.core.session.rpc import PendingCalls
 
 if TYPE_CHECKING:
@@ -19,10 +20,6 @@ if TYPE_CHECKING:
 
 Kept = tuple[Any, bool, str | int | None]
 """A message as it was encoded, whether that is text as UTF-8, and its key."""
-
-
-ANY = 1 << 62
-"""Room for all that has waited in the other process."""
 
 
 class Snapshot(msgspec.Struct, array_like=True):
@@ -67,7 +64,7 @@ def restore(session: Session, snapshot: Snapshot) -> None:
     if snapshot.outbox:
         outbox = session._outbox = Outbox(session.endpoint.overflow)
         for type_, kept in snapshot.outbox:
-            outbox.put(type_, Packed(*kept), ANY)
+            outbox.put(type_, Packed(*kept), EVERYTHING)
     if snapshot.stamp:
         session._calls = PendingCalls(session.endpoint.scheduler, session.endpoint.timeout, snapshot.stamp)
     ledger.charge()
