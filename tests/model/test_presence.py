@@ -67,6 +67,9 @@ def test_any_one_fault_of_a_kind_is_repaired_while_a_second_device_displaces_the
             },
             id="two faults",
         ),
+        pytest.param(
+            {"nodes": 2, "users": ONE, "limit": 1, "faults": 2, "kinds": ("cut", "crash")}, id="a cut and a crash"
+        ),
     ],
 )
 def test_any_faults_are_repaired(options):
