@@ -169,6 +169,14 @@ class NatsBroker(ReconnectingBroker[NatsConnection]):
         self._hint(device.user, device.conn_id, held=False)
         return result
 
+    async def move(self, device: Device, origin: str) -> Joined | None:
+        self._check_lease()
+        self._hint(device.user, device.conn_id, held=True)
+        moved = await self._change(device.user, partial(UserRecord.move, device=device, origin=origin))
+        if moved is None:
+            self._hint(device.user, device.conn_id, held=False)
+        return moved
+
     async def set_away(self, device: Device) -> None:
         self._check_lease()
         await self._change(device.user, partial(UserRecord.set_away, device=device))

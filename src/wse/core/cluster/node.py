@@ -6,6 +6,7 @@ when they come back. It subscribes to the users and rooms that it holds, and to 
     Bus        topics, and the backlog while the broker is away
     Delivery   messages of the application
     NodeRpc    queries to other nodes, and calls to their devices
+    Claims     sessions that move from node to node
     Presence   users come and go; with Registrations, Steps, Firing and Reconciler
     Liveness   the lease, and the canary
     Inbox      hands what the broker delivers to the part that handles it
@@ -23,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 from wse.backoff import Backoff
 from wse.core.cluster import envelope
 from wse.core.cluster.bus import Bus
+from wse.core.cluster.claims import Claims
 from wse.core.cluster.delivery import Delivery
 from wse.core.cluster.envelope import ALL, NODE, ROOM, USER, decode_name, encode_name, topic
 from wse.core.cluster.firing import Firing
@@ -41,10 +43,13 @@ if TYPE_CHECKING:
     import asyncio
     from collections.abc import AsyncIterator, Collection, Hashable, Iterable
 
+    from wse.core.cluster.claims import Fetched
     from wse.core.cluster.settings import ClusterSettings
     from wse.core.hub.calls import Callee
     from wse.core.hub.connection import ServerSession, WseConnection, WseIdentity
+    from wse.core.hub.handshake import Returning
     from wse.core.hub.hub import Hub
+    from wse.core.hub.tickets import Claim, Refusal
     from wse.core.packed import Packed
     from wse.core.ports.broker import Broker
     from wse.core.ports.protocol import Protocol
@@ -95,12 +100,14 @@ class ClusterNode:
         self.steps = Steps(self.bus, hub, registrations, self.firing)
         self.reconciler = Reconciler(broker, self._scheduler, registrations, self.steps, self.firing)
         self.presence = Presence(self.bus, hub, registrations, self.steps, self.firing, self.reconciler)
+        self.claims = Claims(self.bus, hub, self.delivery, self.rpc, self.presence)
         self.liveness = Liveness(self.bus, hub.endpoint, settings, self.reconciler, self.rpc)
         self.inbox = Inbox(
             self.bus,
             hub,
             self.delivery,
             self.rpc,
+            self.claims,
             self.steps,
             self.reconciler,
             self.liveness,
@@ -238,8 +245,22 @@ class ClusterNode:
     def leave(self, conn: WseConnection, identity: WseIdentity, code: int, reason: str, grace: float | None) -> None:
         self.presence.leave(conn, identity, code, reason, grace or 0.0)
 
+    @property
+    def name(self) -> str:
+        return self.node
+
+    async def fetch(self, holder: str, claim: Claim, cid: ClientId, protocol: str) -> Fetched | Refusal:
+        return await self.claims.fetch(holder, claim, cid, protocol)
+
+    async def find(self, holder: str, claim: Claim) -> Returning | None:
+        return await self.claims.find(holder, claim)
+
+    def moved(self, conn: WseConnection, to: str) -> None:
+        self.presence.moved(conn)
+
     def drop_joining(self, cid: ClientId, reason: str, code: int) -> None:
         self.presence.drop_joining(cid, reason, code)
+        self.claims.dropped(encode_name(cid), reason, code)
 
     def send(
         self,

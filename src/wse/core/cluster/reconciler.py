@@ -115,7 +115,7 @@ class Reconciler:
 
     async def _take_out(self, device: Device) -> None:
         """Take out a device that this node does not hold."""
-        if device.conn_id not in self._registrations:
+        if device.conn_id not in self._registrations and device.conn_id not in self._registrations.moved:
             was_lost = self._scheduler.time() - self._lost_at < FIRED_TTL  # an engine may have gone back in time
             generations = self._firing.generations(device.user) if was_lost else ()
             step = await self._broker.leave(device, generation=generations[-1] if generations else 0)

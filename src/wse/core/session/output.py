@@ -26,6 +26,10 @@ EASY_SIZE: Final = 64 * 1024
 """The `len` of an encoded message up to which one look at `Output._direct` is enough."""
 
 
+EVERYTHING: Final = 1 << 62
+"""Room for whatever waits."""
+
+
 class Output:
     """The way out of a connection.
 
@@ -144,7 +148,10 @@ class Output:
         Raises:
             WseError: `MSG_PROCESSING_ERROR`, when the payload cannot be encoded.
         """
-        packed = encode(self.protocol, type, payload)
+        self.write_packed(encode(self.protocol, type, payload))
+
+    def write_packed(self, packed: Packed) -> None:
+        """Send a message that is encoded already and is the answer to a call."""
         if self._writable:
             self.link.write_shared(packed)
         else:
@@ -170,6 +177,23 @@ class Output:
             self._overflow(policy, dropped, outbox, packed)
         if ledger is not None and is_away and not self.ended:
             ledger.charge()
+
+    def clear_outbox(self) -> None:
+        """Let nothing wait for the socket."""
+        if self._outbox is not None:
+            self._outbox.clear()
+
+    def queue(self, type: MessageType, packed: Packed) -> None:
+        """Let a message wait that was sent while the session was on its way here, however much waits already."""
+        if not self.takes(packed.data):
+            self.skip(packed.data, {"type": type})
+            return
+        outbox = self._outbox
+        if outbox is None:
+            outbox = self._outbox = Outbox(self.endpoint.overflow)
+        outbox.put(type, packed, EVERYTHING)
+        self._counters.messages_out += 1
+        self._counters.bytes_out += len(packed.data)
 
     @property
     def _buffer_room(self) -> int:
