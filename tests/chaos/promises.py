@@ -21,6 +21,7 @@ PATIENCE = 8.5
 """Seconds for which a receiver must have been connected after a message was sent, so that it counts as missing."""
 
 LOSSES = ("engine-restart", "engine-long")
+SLEEPS = ("stop", "stop-short", "stop-kill", "block")
 CUTS = ("cut", "flap", "part-recv", "part-pub", "stop", "stop-short", "stop-kill")
 
 MAX_SHOWN = 5
@@ -60,7 +61,7 @@ def check(directory):
     report.add(told(history))
     calls(history, report)
     losses(history, report)
-    report.add(errors(history, directory))
+    errors(history, directory, report)
     report.figures |= {
         "connections": len(history.connections),
         "faults": len(history.faults),
@@ -169,6 +170,7 @@ def published(history, report):
 def presence(history, report):
     """`joined` and `left` of a user alternate, and the last one is `left`, since all clients have gone."""
     lost = _claimed_by_the_dead(history)
+    unknown = _known_only_to_a_lost_register(history)
     of_user = defaultdict(list)
     for entry in history.events_of("joined", "left"):
         of_user[entry["cid"]].append(entry)
@@ -179,10 +181,13 @@ def presence(history, report):
             around = entries[max(0, at - 3) : at + 3]
             story = " ".join(f"{e['event']}@{history.at(e['t'])}/{e['node']}" for e in around)
             text = f"joined and left of {cid} do not alternate: {story} ({history.near(time)})"
-            if any(user == cid for user, _ in lost):
-                lost.remove(next(one for one in lost if one[0] == cid))
+            claim = next((one for one in lost if one[0] == cid), None)
+            story = next((one for one in unknown if one[0] == cid and one[1] < time), None)
+            if claim is not None:
+                lost.remove(claim)
                 report.unavoidable.append(text)
-            elif _only_the_register_knew(history, time):
+            elif story is not None:
+                unknown.remove(story)
                 report.unavoidable.append(text)
             else:
                 count += 1
@@ -209,16 +214,26 @@ def _wrong(entries):
     return wrong if before == "left" else [*wrong, len(entries) - 1]
 
 
-def _only_the_register_knew(history, time):
-    """Whether the register was lost before, while a node was cut off, which cannot know what others had announced.
+def _known_only_to_a_lost_register(history):
+    """What nodes that were cut off could not know: the user, and when the register was lost.
 
-    A repeated event may show only later, when the user's events no longer follow each other closely.
+    Others may have announced something about users with a connection at that node. For each of these, and each time
+    that the register was lost while a node was cut off, one event may be repeated, at once or when the user leaves.
     """
     losses = [] if history.keeps_register else [fault for fault in history.faults if fault.kind in LOSSES]
-    cuts = [fault for fault in history.faults if fault.kind in CUTS]
-    return any(
-        cut.began < loss.healed and loss.began < cut.healed and loss.began < time for loss in losses for cut in cuts
-    )
+    return [
+        (cid, loss.began)
+        for loss in losses
+        for cut in history.faults
+        if cut.kind in CUTS and cut.began < loss.healed and loss.began < cut.healed
+        for cid, connections in history.of_user.items()
+        if any(
+            connection.node == cut.node
+            and connection.up < max(cut.began, loss.began)
+            and connection.down > min(cut.began, loss.began)
+            for connection in connections
+        )
+    ]
 
 
 def _claimed_by_the_dead(history):
@@ -278,7 +293,10 @@ def calls(history, report):
         if not whom.startswith("stable") or not history.is_calm(start, before=9) or not history.is_calm(time):
             continue
         there = [c for c in history.of_user[whom] if c.up < start - 0.5 and c.down > time + 0.5]
-        some = [c for c in history.of_user[whom] if c.up < time + 0.5 and c.down > start - 0.5]
+        # A node that sleeps notices only afterwards that a connection has ended.
+        slept = [f.began for f in history.faults if f.kind in SLEEPS and f.began < time and f.healed + 1 > start]
+        since = min([start - 0.5, *slept])
+        some = [c for c in history.of_user[whom] if c.up < time + 0.5 and c.down > since]
         if len(there) != len(some) or len(there) != 2 or "failed" in answer:
             continue  # they come and go; or the connection that asks has ended
         text = f"a call ({mode}) of {whom} at {history.at(start)} in calm: {answer}"
@@ -297,18 +315,28 @@ def losses(history, report):
     report.figures["reported as lost"] = sum(entry["lost"] for entry in history.events_of("error"))
 
 
-def errors(history, directory):
+def errors(history, directory, report):
     """Nothing is raised where nobody expects it."""
     pattern = r"(?m)^(?:\w+\.)*\w*(?:Error|Exception)\b.*|.*never retrieved.*|.*was destroyed.*|.*never awaited.*"
     for path in sorted(directory.glob("*.err")):
-        for found in sorted(set(re.findall(pattern, path.read_text(errors="replace"))))[:MAX_SHOWN]:
-            yield f"{path.name}: {found[:300]}"
-    unexpected = Counter(
-        f"{e['code']} {e['message']} {e['cause']}"
-        for e in history.events_of("error")
-        if e["code"] not in EXPECTED_ERRORS
-    )
+        found = sorted(set(re.findall(pattern, path.read_text(errors="replace"))))
+        report.violations += [f"{path.name}: {text[:300]}" for text in found[:MAX_SHOWN]]
+    unexpected, slept = Counter(), 0
+    for entry in history.events_of("error"):
+        if entry["code"] == "wse.server.handler-cancelled" and _has_slept(history, entry["node"], entry["t"]):
+            slept += 1
+        elif entry["code"] not in EXPECTED_ERRORS:
+            unexpected[f"{entry['code']} {entry['message']} {entry['cause']}"] += 1
     for what, count in unexpected.items():
-        yield f"when.error told {count} times: {what[:300]}"
+        report.violations.append(f"when.error told {count} times: {what[:300]}")
     for what, count in Counter(history.exceptions).items():
-        yield f"a client raised {count} times: {what}"
+        report.violations.append(f"a client raised {count} times: {what}")
+    report.figures["handlers that slept too long"] = slept
+
+
+def _has_slept(history, node, time):
+    """Whether the node has just slept: the time of its handlers has passed as well."""
+    return any(
+        fault.node == node and fault.kind in SLEEPS and fault.began < time < fault.healed + 1
+        for fault in history.faults
+    )

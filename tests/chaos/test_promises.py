@@ -110,15 +110,41 @@ def test_what_a_killed_node_had_claimed_could_not_be_avoided(story):
     assert len(report.unavoidable) == 1
 
 
-@pytest.mark.parametrize(("cut", "kept", "count"), [((11, 14), False, 0), ((20, 22), False, 1), ((11, 14), True, 1)])
-def test_what_others_announced_while_a_node_was_cut_off_is_lost_with_the_register(tmp_path, cut, kept, count):
+@pytest.mark.parametrize(
+    ("cut", "node", "kept", "count"),
+    [
+        ((11, 14), "n1", False, 0),
+        ((20, 22), "n1", False, 1),  # it was not cut off when the register was lost
+        ((11, 14), "n1", True, 1),  # the register was not lost
+        ((11, 14), "n0", False, 1),  # the user was not there
+    ],
+)
+def test_what_others_announced_while_a_node_was_cut_off_is_lost_with_the_register(tmp_path, cut, node, kept, count):
     story = Story(tmp_path, keeps_register=kept)
+    story.up(1, "ann.0", "n1")
     for t, event in (1, "joined"), (12, "left"), (16, "left"):
         story.node(t, "n0", event, cid="ann")
     story.fault("engine-restart", 12, 13, 15)
-    story.fault("part-pub", cut[0], cut[1], cut[1])
+    story.fault("part-pub", *cut, cut[1], node)
     report = story.report()
     assert (len(report.violations), len(report.unavoidable)) == (count, 1 - count)
+
+
+def test_one_loss_of_the_register_excuses_one_event_of_a_user(story):
+    story.up(1, "ann.0", "n1")
+    for t, event in (1, "joined"), (12, "left"), (16, "left"), (19, "left"):
+        story.node(t, "n0", event, cid="ann")
+    story.fault("engine-restart", 12, 13, 15)
+    story.fault("part-pub", 11, 14, 14, "n1")
+    report = story.report()
+    assert (len(report.violations), len(report.unavoidable)) == (1, 1)
+
+
+@pytest.mark.parametrize(("kind", "node", "count"), [("stop", "n1", 0), ("stop", "n0", 1), ("cut", "n1", 1)])
+def test_a_handler_whose_node_slept_may_be_cancelled(story, kind, node, count):
+    story.node(20, "n1", "error", code="wse.server.handler-cancelled", cause="", message="", lost=0)
+    story.fault(kind, 9, 19.9, 20.5, node)
+    assert len([text for text in story.violations if "handler-cancelled" in text]) == count
 
 
 def test_what_a_killed_node_had_fired_is_not_excused(story):
@@ -143,3 +169,15 @@ def test_errors_that_nobody_expects_are_violations(story):
     story.node(1, "n0", "error", code="wse.server.msg-processing-error", cause="KeyError()", message="m", lost=0)
     (story.directory / "n0.err").write_text("Traceback ...\nValueError: wrong\n")
     assert len(story.violations) == 2
+
+
+@pytest.mark.parametrize(("kind", "count"), [("block", 0), ("slow", 1)])
+def test_a_device_that_has_gone_while_its_node_slept_may_answer_a_call(story, kind, count):
+    for number in range(3):
+        story.up(1, f"stable0.{number}", f"n{number}")
+    story.client(15, "down", "stable0.2", "c-stable0.2", 1006, "")
+    answer = {"answer": ["stable0.0", "stable0.1", "wse.client.rp.disconnect"], "took": 0.1}
+    story.client(16.1, "asked", "c-x", "stable0", "all", 16, answer)
+    story.run(10, "fault", kind=kind, node="n2", breaks_promises=False)
+    story.run(18, "healed", kind=kind, node="n2")
+    assert len([text for text in story.violations if "a call (all)" in text]) == count

@@ -584,6 +584,48 @@ async def test_a_transition_that_was_inherited_cancels_out_as_well(cluster):
     assert [each.generation for each in await heir.broker.pending()] == [1]
 
 
+async def test_what_a_dead_heir_has_not_announced_is_not_announced_after_what_follows(cluster):
+    (node,) = await cluster.nodes(1)
+    await cluster.dead_node(("ann", "c1"))
+    heir = await cluster.node()
+    assert [each.generation for each in await reap_all(heir)] == [1, 2]
+    await heir.broker.resign()
+    await heir.broker.close()
+    back = await node.broker.join(node.device("ann", "c2"), 10)
+    gone = await node.broker.leave(back.device)
+    assert (gone.generation, gone.transitions) == (4, ())
+    assert await reap_all(node) == []
+    again = await node.broker.join(node.device("ann", "c3"), 10)
+    assert [each.is_joined for each in again.transitions] == [True]
+
+
+async def test_each_open_transition_cancels_out_with_one_of_another_node_the_last_one_first(cluster):
+    one, two = await cluster.nodes(2)
+    for conn in ("c1", "c2"):
+        joined = await one.broker.join(one.device("ann", conn), 10)
+        left = await one.broker.leave(joined.device, code=4000, reason=conn)
+    assert transitions(left) == [1, 2, 3, 4]
+    back = await two.broker.join(two.device("ann", "c3"), 10)
+    assert [each.generation for each in await one.broker.pending()] == [1, 2, 3]
+    gone = await two.broker.leave(back.device)
+    assert (gone.generation, gone.transitions) == (6, ())
+    again = await one.broker.join(one.device("ann", "c4"), 10)
+    assert transitions(again) == [1, 2, 7]
+    assert await one.broker.pending() == [*again.transitions]
+    claimed = await one.broker.claim(again.transitions)
+    assert [each.generation for each in claimed] == [1, 2, 7]
+    await one.broker.leave(again.device)
+    assert [each.generation for each in await one.broker.pending()] == [8]
+
+
+async def test_a_generation_that_a_node_remembers_ends_what_was_open_before(cluster):
+    one, two = await cluster.nodes(2)
+    await one.broker.join(one.device("ann", "c1"), 10)
+    back = await two.broker.join(two.device("ann", "c2"), 10, generation=5)
+    assert (back.generation, back.transitions) == (5, ())
+    assert await one.broker.pending() == []
+
+
 async def test_all_users_are_told_and_counted(cluster):
     one, two = await cluster.nodes(2)
     names = [f"user-{n}" for n in range(1200)]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 import sys
+import time
 from contextlib import suppress
 
 import pytest
@@ -210,3 +211,29 @@ async def test_a_broker_closes_although_its_library_swallows_a_cancellation(monk
     async with asyncio.timeout(TIMEOUT):
         await broker.close()
     assert not broker.connected
+
+
+@pytest.mark.parametrize("is_broken", [False, True])
+async def test_an_answer_that_came_while_the_process_slept_is_heard(is_broken):
+    connection = Swallowing()
+    loop = asyncio.get_running_loop()
+
+    async def question():
+        answer = loop.create_future()
+        loop.call_soon(time.sleep, 2 * reconnecting.LATE)
+        loop.call_later(3 * reconnecting.LATE, answer.set_result, "here")
+        if is_broken:
+            loop.call_soon(connection.broken.set_result, EOFError())
+        return await answer
+
+    asked = reconnecting.answer(connection, question(), reconnecting.LATE / 2)
+    if is_broken:
+        with pytest.raises(EOFError):
+            await asked
+    else:
+        assert await asked == "here"
+
+
+async def test_a_question_without_an_answer_ends_in_time():
+    with pytest.raises(TimeoutError):
+        await reconnecting.answer(Swallowing(), asyncio.Event().wait(), 0.01)

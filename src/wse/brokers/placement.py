@@ -59,7 +59,7 @@ class UserRecord:
         dead: Container[str] = (),
     ) -> Joined:
         """See `wse.core.ports.broker.Broker.join`; `dead` has the nodes without a lease."""
-        self.generation = max(self.generation, generation)
+        self._raise(generation)
         registered = self.devices.get(device.conn_id)
         displaced: list[Device] = []
         if registered is None:
@@ -83,7 +83,7 @@ class UserRecord:
 
     def leave(self, device: Device, generation: int, code: int, reason: str, *, recovering: bool) -> Step:
         """See `wse.core.ports.broker.Broker.leave`."""
-        self.generation = max(self.generation, generation)
+        self._raise(generation)
         registered = self.devices.get(device.conn_id)
         if registered is not None and registered.node == device.node:
             del self.devices[device.conn_id]
@@ -133,6 +133,12 @@ class UserRecord:
         last = max(transition.generation for transition in transitions)
         self.claimed = [one for one in self.claimed if one[0] != node or one[1].generation > last]
 
+    def _raise(self, generation: int) -> None:
+        """A node remembers a later generation: that has been announced, and what is pending has been before it."""
+        if generation > self.generation:
+            self.generation = generation
+            self.pending = [one for one in self.pending if not one[1].generation]
+
     def _drop_undecided(self, node: str) -> None:
         self.pending = [(owner, one) for owner, one in self.pending if owner != node or one.generation]
 
@@ -144,9 +150,9 @@ class UserRecord:
         """The rule: what is announced follows what is there, by a transition that stands in a node's outbox."""
         if bool(self.devices) == bool(self.generation % 2):
             return Step(self.generation)
-        opposite = [one for one in self.pending if one[0] != node and one[1].generation == self.generation > 0]
-        if opposite:  # another node has not claimed it yet, and would fire it after this one
-            self.pending = [one for one in self.pending if one not in opposite]
+        last = next((one for one in reversed(self.pending) if one[1].generation), None)
+        if last is not None and last[0] != node:  # it has not claimed it yet, and would fire it after this one
+            self.pending.remove(last)
             self.generation += 1
             return Step(self.generation)
         if recovering:

@@ -38,6 +38,12 @@ CHECK_INTERVAL = 3.0
 CANCEL_TIMEOUT = 1.0
 """Seconds after which a task that has been cancelled is cancelled again."""
 
+LATE = 0.1
+"""Seconds by which a timer is so late that this process has slept, or its event loop was blocked."""
+
+READ_TIME = 1.0
+"""Seconds for which a process that has slept reads what has come meanwhile, before it misses anything."""
+
 MAX_BUFFERED = 64 * 1024 * 1024
 """Bytes that may wait for the engine to take them."""
 
@@ -91,18 +97,26 @@ T = TypeVar("T")
 
 
 async def answer(connection: Connection, question: Awaitable[T], within: float) -> T:
-    """Wait for the answer to a question.
+    """Wait for the answer to a question. The time during which this process slept does not count.
 
     Raises:
         TimeoutError: No answer came within so many seconds.
         Exception: The cause, if the connection has failed meanwhile; or the error that the question raises.
     """
-    timer = asyncio.timeout(within)
+    loop = asyncio.get_running_loop()
+    due = loop.time() + within
+    timer = asyncio.timeout(None)
 
     def end(_: object) -> None:
         with suppress(RuntimeError):  # the answer came in the same turn
             timer.reschedule(0)
 
+    def expire() -> None:
+        now = loop.time()
+        if not connection.broken.done():
+            timer.reschedule(now + READ_TIME if now > due + LATE else 0)
+
+    expiry = loop.call_at(due, expire)
     connection.broken.add_done_callback(end)
     try:
         async with timer:
@@ -112,6 +126,7 @@ async def answer(connection: Connection, question: Awaitable[T], within: float) 
             raise connection.broken.result() from None
         raise
     finally:
+        expiry.cancel()
         connection.broken.remove_done_callback(end)
 
 

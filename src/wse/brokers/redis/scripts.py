@@ -48,70 +48,98 @@ local out = {}
 local function read(value)
   return string.match(value, '^(%S+) (%S+) (%S+)$')
 end
--- The generation of a user and the place of the newest device, the former raised to what a node remembers.
-local function numbers(key, known)
-  local found = redis.call('HMGET', key, '#g', '#p')
-  local generation, place = tonumber(string.match(found[1] or '0', '^%d+')), tonumber(found[2] or 0)
-  if not found[1] or generation < tonumber(known) then
-    generation = math.max(generation, tonumber(known))
-    redis.call('HSET', key, '#g', generation, '#p', string.format('%d', place))
-  end
-  return generation, place
+-- What is known of a user: the numbers, and the generations that stand in the outbox of `owner`.
+local function user_of(name)
+  local user = {name = name, key = prefix .. 'u:' .. name, open = {}}
+  local found = redis.call('HMGET', user.key, '#g', '#p')
+  user.is_new = not found[1]
+  user.place = tonumber(found[2] or 0)
+  local words = {}
+  for word in string.gmatch(found[1] or '0', '%S+') do table.insert(words, word) end
+  user.generation = tonumber(words[1])
+  if #words == 2 then user.open = {user.generation} end
+  for i = 2, #words - 1 do table.insert(user.open, tonumber(words[i])) end
+  if #words > 1 then user.owner = words[#words] end
+  return user
 end
-local function forget(key, user, id, holder)
-  redis.call('HDEL', key, id)
-  redis.call('SREM', prefix .. 'n:' .. holder, user .. ' ' .. id)
+local function entry_of(user, generation)
+  return user.name .. ' ' .. string.format('%d', generation)
 end
--- An entry of an outbox has been claimed, or has another owner.
-local function hand_over(entry, from, to)
-  local user, generation = string.match(entry, '^(%S+) (%d+)$')
-  local key = prefix .. 'u:' .. user
-  if redis.call('HGET', key, '#g') == generation .. ' ' .. from then
-    redis.call('HSET', key, '#g', generation .. to)
+local function save(user)
+  local words = {string.format('%d', user.generation)}
+  local open = user.open
+  if #open > 1 or open[1] ~= user.generation then
+    for _, one in ipairs(open) do table.insert(words, string.format('%d', one)) end
   end
+  if #open > 0 then table.insert(words, user.owner) end
+  redis.call('HSET', user.key, '#g', table.concat(words, ' '))
+end
+-- The user, with the generation raised to what a node remembers: that has been announced, and what was open has not.
+local function user_at(name, known)
+  local user = user_of(name)
+  local is_behind = user.generation < tonumber(known)
+  if is_behind then
+    for _, one in ipairs(user.open) do redis.call('HDEL', prefix .. 'o:' .. user.owner, entry_of(user, one)) end
+    user.generation, user.open, user.owner = tonumber(known), {}, nil
+  end
+  if user.is_new then redis.call('HSET', user.key, '#p', string.format('%d', user.place)) end
+  if is_behind or user.is_new then save(user) end
+  return user
+end
+local function forget(user, id, holder)
+  redis.call('HDEL', user.key, id)
+  redis.call('SREM', prefix .. 'n:' .. holder, user.name .. ' ' .. id)
 end
 local told = {}
-local function tell(user, generation)
-  local field = user .. ' ' .. string.format('%d', generation)
-  local entry = not told[field] and redis.call('HGET', prefix .. 'o:' .. node, field)
-  if entry then
+local function tell(user, generation, entry)
+  local field = entry_of(user, generation)
+  if not told[field] then
     told[field] = true
     local code, reason = string.match(entry, '^(%d+) (.*)$')
-    table.insert(out, {user, generation, code, reason})
+    table.insert(out, {user.name, generation, code, reason})
   end
 end
 -- The answers that told the node of earlier transitions may have been lost.
-local function tell_open(user, generation)
-  for one = math.max(1, generation - 7), generation do tell(user, one) end
+local function tell_open(user)
+  if user.owner ~= node then return end
+  for _, generation in ipairs(user.open) do
+    local entry = redis.call('HGET', prefix .. 'o:' .. node, entry_of(user, generation))
+    if entry then tell(user, generation, entry) end
+  end
 end
 -- The rule: what is announced follows what is there, by a transition in the outbox of this node.
-local function decide(key, user, generation, code, reason)
-  local present = redis.call('HLEN', key) > 2
+local function decide(user, code, reason)
+  local present = redis.call('HLEN', user.key) > 2
   if present then
-    redis.call('SADD', prefix .. 'users', user)
-    redis.call('PERSIST', key)
+    redis.call('SADD', prefix .. 'users', user.name)
+    redis.call('PERSIST', user.key)
   else
-    redis.call('SREM', prefix .. 'users', user)
-    redis.call('PEXPIRE', key, 600000)
+    redis.call('SREM', prefix .. 'users', user.name)
+    redis.call('PEXPIRE', user.key, 600000)
   end
-  if present == (generation % 2 == 1) then return generation end
+  if present == (user.generation % 2 == 1) then return end
+  -- What another node has not claimed yet it would fire after this one.
+  while #user.open > 0 and user.owner ~= node do
+    local last = table.remove(user.open)
+    if redis.call('HDEL', prefix .. 'o:' .. user.owner, entry_of(user, last)) == 1 then
+      user.generation = user.generation + 1
+      save(user)
+      return
+    end
+  end
   local outbox = prefix .. 'o:' .. node
-  local owner = string.match(redis.call('HGET', key, '#g'), ' (%S+)$')
-  if owner and owner ~= node then  -- it has not claimed the opposite one yet, and would fire it after this one
-    redis.call('HDEL', prefix .. 'o:' .. owner, user .. ' ' .. generation)
-    generation = generation + 1
-    redis.call('HSET', key, '#g', generation)
-    return generation
-  end
   if is_recovering() then
-    redis.call('HSET', outbox, user .. ' 0', code .. ' ' .. reason)
-    return generation
+    redis.call('HSET', outbox, user.name .. ' 0', code .. ' ' .. reason)
+    return
   end
-  generation = generation + 1
-  redis.call('HSET', key, '#g', generation .. ' ' .. node)
-  redis.call('HSET', outbox, user .. ' ' .. generation, code .. ' ' .. reason)
-  tell_open(user, generation)
-  return generation
+  user.generation = user.generation + 1
+  user.owner = node
+  tell_open(user)
+  table.insert(user.open, user.generation)
+  save(user)
+  local entry = code .. ' ' .. reason
+  redis.call('HSET', outbox, entry_of(user, user.generation), entry)
+  tell(user, user.generation, entry)
 end
 """
 )
@@ -120,21 +148,20 @@ end
 JOIN = Script(
     _STEP
     + """
-local user, id, place, limit, known, fresh = unpack(ARGV, 4)
-local key = prefix .. 'u:' .. user
-local generation, last = numbers(key, known)
+local name, id, place, limit, known, fresh = unpack(ARGV, 4)
+local user = user_at(name, known)
 local displaced = {}
-local registered = redis.call('HGET', key, id)
+local registered = redis.call('HGET', user.key, id)
 local holder
 if registered then holder, place = read(registered) end
 if not registered then
-  if fresh == '1' then place = string.format('%d', last + 1) end
-  if tonumber(place) > last then redis.call('HSET', key, '#p', place) end
-  redis.call('HSET', key, id, node .. ' ' .. place .. ' 0')
-  redis.call('SADD', prefix .. 'n:' .. node, user .. ' ' .. id)
-  local excess = redis.call('HLEN', key) - 2 - tonumber(limit)
+  if fresh == '1' then place = string.format('%d', user.place + 1) end
+  if tonumber(place) > user.place then redis.call('HSET', user.key, '#p', place) end
+  redis.call('HSET', user.key, id, node .. ' ' .. place .. ' 0')
+  redis.call('SADD', prefix .. 'n:' .. node, name .. ' ' .. id)
+  local excess = redis.call('HLEN', user.key) - 2 - tonumber(limit)
   if excess > 0 then
-    local devices, fields = {}, redis.call('HGETALL', key)
+    local devices, fields = {}, redis.call('HGETALL', user.key)
     for i = 1, #fields, 2 do
       if string.sub(fields[i], 1, 1) ~= '#' then
         local at, its_place, away = read(fields[i + 1])
@@ -149,18 +176,18 @@ if not registered then
       return one[1] < other[1]
     end)
     for i = 1, excess do
-      forget(key, user, devices[i][1], devices[i][2])
+      forget(user, devices[i][1], devices[i][2])
       table.insert(displaced, {devices[i][1], devices[i][2], devices[i][3], devices[i][4]})
     end
   end
 elseif holder ~= node then
-  redis.call('HSET', key, id, node .. ' ' .. place .. ' 0')
-  redis.call('SREM', prefix .. 'n:' .. holder, user .. ' ' .. id)
-  redis.call('SADD', prefix .. 'n:' .. node, user .. ' ' .. id)
+  redis.call('HSET', user.key, id, node .. ' ' .. place .. ' 0')
+  redis.call('SREM', prefix .. 'n:' .. holder, name .. ' ' .. id)
+  redis.call('SADD', prefix .. 'n:' .. node, name .. ' ' .. id)
 end
-generation = decide(key, user, generation, '1006', '')
-if registered then tell_open(user, generation) end
-return {generation, out, place, displaced}
+decide(user, '1006', '')
+if registered then tell_open(user) end
+return {user.generation, out, place, displaced}
 """
 )
 """user, connection id, place, limit, known generation, fresh (0 or 1); replies generation, transitions, place and
@@ -169,14 +196,13 @@ the displaced devices."""
 LEAVE = Script(
     _STEP
     + """
-local user, id, known, code, reason = unpack(ARGV, 4)
-local key = prefix .. 'u:' .. user
-local generation = numbers(key, known)
-local registered = redis.call('HGET', key, id)
-if registered and read(registered) == node then forget(key, user, id, node) end
-generation = decide(key, user, generation, code, reason)
-if not registered then tell_open(user, generation) end
-return {generation, out}
+local name, id, known, code, reason = unpack(ARGV, 4)
+local user = user_at(name, known)
+local registered = redis.call('HGET', user.key, id)
+if registered and read(registered) == node then forget(user, id, node) end
+decide(user, code, reason)
+if not registered then tell_open(user) end
+return {user.generation, out}
 """
 )
 """user, connection id, known generation, code, reason; replies generation and transitions."""
@@ -221,12 +247,23 @@ CLAIM = Script(
     _STEP
     + """
 local outbox, claims = prefix .. 'o:' .. node, prefix .. 'c:' .. node
+local function close(entry)
+  local name, generation = string.match(entry, '^(%S+) (%d+)$')
+  local user = user_of(name)
+  for i, one in ipairs(user.open) do
+    if one == tonumber(generation) then
+      table.remove(user.open, i)
+      save(user)
+      return
+    end
+  end
+end
 for i = 4, #ARGV do
   local entry = redis.call('HGET', outbox, ARGV[i])
   if entry then
     redis.call('HDEL', outbox, ARGV[i])
     redis.call('HSET', claims, ARGV[i], entry)
-    hand_over(ARGV[i], node, '')
+    close(ARGV[i])
     table.insert(out, ARGV[i])
   elseif redis.call('HEXISTS', claims, ARGV[i]) == 1 then
     table.insert(out, ARGV[i])
@@ -241,10 +278,11 @@ return out
 SETTLE = Script(
     _STEP
     + """
-local user, code, reason = unpack(ARGV, 4)
-local key = prefix .. 'u:' .. user
-redis.call('HDEL', prefix .. 'o:' .. node, user .. ' 0')
-return {decide(key, user, numbers(key, 0), code, reason), out}
+local name, code, reason = unpack(ARGV, 4)
+redis.call('HDEL', prefix .. 'o:' .. node, name .. ' 0')
+local user = user_at(name, 0)
+decide(user, code, reason)
+return {user.generation, out}
 """
 )
 """user, code, reason; replies generation and transitions."""
@@ -257,6 +295,15 @@ if tonumber(redis.call('ZSCORE', leases, node) or 0) <= now then
 end
 local left = tonumber(ARGV[4])
 local outbox = prefix .. 'o:' .. node
+local function inherit(its_outbox, field)
+  local entry = redis.call('HGET', its_outbox, field)
+  if entry then
+    redis.call('HDEL', its_outbox, field)
+    redis.call('HSET', outbox, field, entry)
+    left = left - 1
+  end
+  return entry
+end
 for _, dead in ipairs(redis.call('ZRANGEBYSCORE', leases, '-inf', now)) do
   -- From now on its own steps are refused.
   redis.call('HSET', nodes, dead, '- reaped')
@@ -264,23 +311,28 @@ for _, dead in ipairs(redis.call('ZRANGEBYSCORE', leases, '-inf', now)) do
   while left > 0 and redis.call('EXISTS', its_outbox) == 1 do
     local entries = redis.call('HSCAN', its_outbox, 0, 'COUNT', left)[2]
     for i = 1, #entries, 2 do
-      redis.call('HSET', outbox, entries[i], entries[i + 1])
-      redis.call('HDEL', its_outbox, entries[i])
-      hand_over(entries[i], dead, ' ' .. node)
-      local user, generation = string.match(entries[i], '^(%S+) (%d+)$')
-      if generation ~= '0' then tell(user, tonumber(generation)) end
-      left = left - 1
+      local name, generation = string.match(entries[i], '^(%S+) (%d+)$')
+      local user = user_of(name)
+      if user.owner == dead then  -- what is open of a user stands in one outbox
+        user.owner = node
+        save(user)
+        for _, one in ipairs(user.open) do
+          local entry = inherit(its_outbox, entry_of(user, one))
+          if entry then tell(user, one, entry) end
+        end
+      end
+      if inherit(its_outbox, entries[i]) and generation ~= '0' then tell(user, tonumber(generation), entries[i + 1]) end
     end
   end
   if left > 0 then
     local taken = redis.call('SPOP', prefix .. 'n:' .. dead, left)
     for _, device in ipairs(taken) do
-      local user, id = string.match(device, '^(%S+) (%S+)$')
-      local key = prefix .. 'u:' .. user
+      local name, id = string.match(device, '^(%S+) (%S+)$')
+      local key = prefix .. 'u:' .. name
       local registered = redis.call('HGET', key, id)
       if registered and read(registered) == dead then
         redis.call('HDEL', key, id)
-        decide(key, user, numbers(key, 0), '1006', '')
+        decide(user_at(name, 0), '1006', '')
       end
     end
     left = left - #taken

@@ -207,7 +207,8 @@ class Broker(typing.Protocol):
             device: The device; its `place` counts only if it is not fresh.
             limit: The number of devices that the user may have.
             generation: The user's generation as this node last received it; 0 if it has received none. The register
-                raises its own generation to this one, and never lowers it.
+                raises its own generation to this one, and never lowers it. It then removes what the outboxes hold of
+                the user's lower generations: the register had been lost, or had gone back in time.
             fresh: Whether the device is new, and so the newest of its user. A device that is registered again keeps its
                 place. In a register that was made anew, it is older than any fresh device.
 
