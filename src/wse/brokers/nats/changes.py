@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import random
-from copy import copy
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from wse.brokers.nats.bucket import OutdatedError, Write
@@ -136,11 +135,7 @@ class Changes:
         None if there is none. The record is to be deleted.
         """
         written = self._written.get(fired.user)
-        if written is None:
-            return None
-        record = copy(written.record)
-        record.fired(node, [fired])
-        if not record.is_empty:
+        if written is None or not written.record.is_empty_after(node, fired):
             return None
         del self._written[fired.user]
         return written.revision

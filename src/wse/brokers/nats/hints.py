@@ -8,7 +8,6 @@ from contextlib import suppress
 from itertools import count
 from typing import TYPE_CHECKING
 
-from nats.aio.msg import Msg
 from nats.js import api
 from nats.js.errors import NotFoundError
 
@@ -103,33 +102,38 @@ class Hints:
             question = json.dumps({"batch": PAGE_SIZE, "expires": int(PAGE_TIMEOUT * 1e9)}).encode()
             pending = consumer.num_pending or 0
             while pending:
-                page = await self._page(next_page, question)
-                for message in page:
-                    yield message.subject, self._metadata(message).sequence.stream, message.data
-                pending = self._metadata(page[-1]).num_pending if page else 0
+                page, pending = await self._page(next_page, question)
+                for hint in page:
+                    yield hint
 
-    async def _page(self, next_page: str, question: bytes) -> list[Message]:
-        """One page of what a consumer delivers."""
-        page: list[Message] = []
-        done = asyncio.get_running_loop().create_future()
+    async def _page(self, next_page: str, question: bytes) -> tuple[list[tuple[str, int, bytes]], int]:
+        """One page of what a consumer delivers, and how much it has still to deliver."""
+        page: list[tuple[str, int, bytes]] = []
+        done: asyncio.Future[int] = asyncio.get_running_loop().create_future()
 
         def heard(message: Message) -> None:
+            revision = pending = 0
             if message.reply:  # otherwise it is a status: the pending keys have been removed
-                page.append(message)
-            is_last = not message.reply or len(page) == PAGE_SIZE or not self._metadata(message).num_pending
-            if is_last and not done.done():
-                done.set_result(None)
+                revision, pending = _metadata(message.reply)
+                page.append((message.subject, revision, message.data))
+            if (not pending or len(page) == PAGE_SIZE) and not done.done():
+                done.set_result(pending)
 
         inbox, listener = self._requests.client.new_inbox(), f"p{next(self._numbers)}"
         self._requests.client.wire.listeners[listener.encode()] = heard
         self._requests.write(f"SUB {inbox} {listener}\r\n".encode() + pack(next_page, question, inbox))
         try:
-            await done
+            return page, await done
         finally:
             del self._requests.client.wire.listeners[listener.encode()]
             self._requests.write(f"UNSUB {listener}\r\n".encode())
-        return page
 
-    def _metadata(self, message: Message) -> Msg.Metadata:
-        """What the server says of a message that a consumer delivers."""
-        return Msg(self._requests.client, reply=message.reply).metadata
+
+def _metadata(reply: str) -> tuple[int, int]:
+    """The revision of a message that a consumer delivers, and how many it has still to deliver.
+
+    They stand in the subject for its acknowledgement, of which servers have two forms.
+    """
+    fields = reply.split(".")
+    start = 2 if len(fields) == 9 else 4  # $JS.ACK, and in the newer form the domain and the account
+    return int(fields[start + 3]), int(fields[start + 6])

@@ -1,7 +1,8 @@
 """What dead nodes have left in the register on NATS, and how others take it over.
 
-The dead node's hints lead to its users. Each of those that reap begins with a share of its own, and then goes through
-the rest. The hints are deleted when nothing is left behind them: until then another node goes on if this one dies.
+The dead node's hints lead to its users. Each of those that reap begins with a share of its own. The next time it goes
+through the rest, of which nothing is left if the others have not died meanwhile. The hints are deleted when nothing is
+left behind them: until then another node goes on if this one dies.
 """
 
 from __future__ import annotations
@@ -33,12 +34,14 @@ class Estate:
     """What a dead node has left.
 
     Attributes:
-        users: Those that are still to be looked at.
+        users: Those that are to be looked at now.
+        rest: Those of others' shares.
         last: The highest revision of its hints.
         open: Users about whom this node, or another one (True), has still to fire something.
     """
 
     users: deque[str]
+    rest: list[str]
     last: int
     open: dict[str, bool] = field(default_factory=dict)
 
@@ -99,7 +102,7 @@ class Reaping:
             mine = [user for user, *_ in hints if self._is_mine(user, survivors)]
             others = [user for user, *_ in hints if not self._is_mine(user, survivors)]
             last = max(revision for _, revision, _ in hints)
-            self._estates[node] = Estate(deque(mine + others[::-1]), last)  # they begin at the other end
+            self._estates[node] = Estate(deque(mine), others, last)
         # A node that died while it reaped another is in that one's estate, and may have transitions there.
         for node in emptied if not self._estates else ():
             await self._broker.put(f"node.reaped.{node}", b"1", TOMBSTONE_TTL)
@@ -119,7 +122,9 @@ class Reaping:
                 return transitions
         # What this node had to fire it has claimed meanwhile. What others have is looked at once more the next time.
         estate.users.extend(user for user, is_of_others in estate.open.items() if is_of_others or user in self._outbox)
+        estate.users.extend(estate.rest)
         estate.open.clear()
+        estate.rest.clear()
         if not estate.users:
             del self._estates[dead]
             await self._broker.ask(lambda connection: connection.hints.purge(dead, estate.last))

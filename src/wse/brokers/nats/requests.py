@@ -141,7 +141,7 @@ def read(message: Message) -> dict[str, Any]:
     """
     if message.header.startswith(NO_RESPONDERS):
         raise NoRespondersError
-    answer: dict[str, Any] = json.loads(message.data)
+    answer: dict[str, Any] = json.loads(message.data.decode())  # which is faster than to let it find out how
     if "error" in answer:
         raise APIError.from_error(answer["error"])
     return answer
