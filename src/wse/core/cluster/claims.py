@@ -31,6 +31,7 @@ from wse.core.hub.tickets import Claim, Refusal, Why, proof_of
 from wse.core.packed import Packed
 from wse.core.ports.broker import Device
 from wse.errors import WseError
+from wse.tasks import wake
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -40,7 +41,7 @@ if TYPE_CHECKING:
     from wse.core.cluster.envelope import Call, ToDevice
     from wse.core.cluster.node_rpc import NodeRpc
     from wse.core.cluster.presence import Presence
-    from wse.core.hub.connection import WseConnection
+    from wse.core.hub.connection import ServerSession, WseConnection
     from wse.core.hub.hub import Hub
     from wse.types import ClientId, RoomName
 
@@ -113,6 +114,7 @@ class Claims:
         self._delivery = delivery
         self._rpc = rpc
         self._presence = presence
+        self._left: list[ServerSession] = []  # sessions that have moved, with handlers that still run here
         rpc.queries |= {"claim": self._claimed, "find": self._found}
 
     # A session comes.
@@ -193,9 +195,12 @@ class Claims:
         return answers[0] if answers else None
 
     async def _pause(self, seconds: float) -> None:
-        future = self._scheduler.create_future()
-        self._scheduler.call_later(seconds, future.set_result, None)
-        await future
+        over = self._scheduler.create_future()
+        timer = self._scheduler.call_later(seconds, wake, over)
+        try:
+            await over
+        finally:
+            timer.cancel()
 
     # A session goes.
 
@@ -230,10 +235,27 @@ class Claims:
         heard = self._delivery.heard.last | {self._bus.node: self._bus.seq}
         place, generation = registration.device.place, registration.generation
         luggage = resumption.moving.hand_over(verdict, question.got, question.node)
+        self._leave(verdict)
         verdict.link = MovedLink(self._bus, question.node, conn.conn_id)
         verdict.writable(True)  # for the answers of handlers that still run here
         data = _encode(Transfer(luggage, rooms, place, generation, heard))
         return [data[start : start + PART] for start in range(0, len(data), PART)]
+
+    def _leave(self, session: ServerSession) -> None:
+        """Remember a session as long as handlers of it run."""
+        self._left = [other for other in self._left if other.tasks]
+        self._left.append(session)
+
+    async def close(self) -> None:
+        """Cancel the handlers of sessions that have moved: from now on, no answer reaches their clients."""
+        left, self._left = self._left, []
+        tasks = [task for session in left for task in session.tasks]
+        for task in tasks:
+            task.cancel()
+        for _ in range(2 if tasks else 0):  # until their answers have been sent
+            turn = self._scheduler.create_future()
+            self._scheduler.call_soon(wake, turn)
+            await turn
 
     # What comes for sessions that are on their way, or have gone.
 

@@ -98,6 +98,14 @@ class Network(typing.Protocol):
         """The name of this node in the ids of sessions; empty if there are no other nodes."""
         ...
 
+    @property
+    def has_others(self) -> bool:
+        """Whether there are other nodes at the moment, which can take over sessions."""
+        ...
+
+    def announce_end(self) -> None:
+        """Tell the other nodes that this one closes, and takes over no sessions."""
+
     async def fetch(self, holder: str, claim: Claim, cid: ClientId, protocol: str) -> Fetched | Refusal:
         """Fetch a session from the node that has had it last, or from the one that has it now.
 

@@ -24,6 +24,7 @@ class SingleNode:
     """A `Network` of one: there are no others."""
 
     reaches_others = False
+    has_others = False
     name = ""
     healthy = True
 
@@ -61,6 +62,8 @@ class SingleNode:
         timer, left = self._leaving.pop(cid)
         timer.cancel()
         self._hub.left._emit(*left)
+
+    def announce_end(self) -> None: ...
 
     async def fetch(self, holder: str, claim: Claim, cid: ClientId, protocol: str) -> Refusal:
         return Refusal(Why.UNKNOWN)
