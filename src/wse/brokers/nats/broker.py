@@ -149,11 +149,11 @@ class NatsBroker(ReconnectingBroker[NatsConnection]):
         return result
 
     async def move(self, device: Device, origin: str) -> Joined | None:
-        self._check_lease()
-        self._hint(device.user, device.conn_id, held=True)
-        moved = await self._change(device.user, partial(UserRecord.move, device=device, origin=origin))
+        self._lease.check(self._connection)
+        self._outbox.hint(device.user, device.conn_id, held=True)
+        moved = await self._changes.change(device.user, lambda record: record.move(device, origin))
         if moved is None:
-            self._hint(device.user, device.conn_id, held=False)
+            self._outbox.hint(device.user, device.conn_id, held=False)
         return moved
 
     async def set_away(self, device: Device) -> None:
