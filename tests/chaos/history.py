@@ -79,6 +79,12 @@ class History:
             if fault.breaks_promises
         )
 
+    def is_disturbed_again(self, time):
+        """Whether another fault begins before those of that time are over. What is then under way may be lost."""
+        faults = [fault for fault in self.faults if fault.breaks_promises]
+        end = max((fault.healed for fault in faults if fault.began <= time <= fault.healed), default=time)
+        return any(time < fault.began <= end + 1 for fault in faults)
+
     def transit(self, time):
         """Seconds in which a message from a client has certainly reached its node, which may be asleep."""
         return 2 if all(time > fault.healed + 1 or time + 2 < fault.began for fault in self.faults) else AFTER

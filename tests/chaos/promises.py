@@ -97,7 +97,7 @@ def delivery(history, report):
                 if calm:
                     latencies.append(arrived - time)
                 continue
-            is_kept = (conn, number, to) in history.kept
+            is_kept = (conn, number, to) in history.kept and not history.is_disturbed_again(time)
             if calm:
                 why = "in calm"
             elif receiver.node == node:

@@ -77,6 +77,15 @@ def test_a_message_to_another_node_may_be_missing_during_a_fault(story):
     assert report.figures["missing during faults"] == 1
 
 
+@pytest.mark.parametrize(("second", "count"), [(9, 1), (11, 0)])
+def test_a_message_that_a_node_has_kept_arrives_unless_another_fault_begins(story, second, count):
+    send(story)
+    story.node(10, "n0", "kept", sender="c-ann.0", n=1, to="bob")
+    story.fault("engine-restart", 9, 11, 14)
+    story.fault("part-recv", second, 18, 19)
+    assert len(story.violations) == count
+
+
 def test_messages_twice_and_out_of_order_are_violations(story):
     send(story, arrives=10.1)
     story.client(10.2, "m", "c-bob.0", "c-ann.0", 1, "")

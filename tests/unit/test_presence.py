@@ -122,6 +122,42 @@ def test_a_node_that_slept_past_its_lease_registers_its_devices_and_users_join_a
     assert nodes.presence().count(LEFT) == nodes.presence().count(JOINED) == 2
 
 
+def test_a_node_that_slept_until_the_register_had_forgotten_it_announces_its_users_anew():
+    nodes = Nodes(2)
+    one, two = nodes
+    ann = nodes.join(two)
+    nodes.advance(8)
+    nodes.sleep(two)
+    nodes.advance(620)
+    nodes.join(one, "bob")
+    assert encode_name("ann") not in nodes.engine._users
+    nodes.wake(two)
+    nodes.advance(2)
+    assert (nodes.presence().count(JOINED), nodes.presence().count(LEFT)) == (2, 1)
+    ann.session.closed(1001, "")
+    nodes.advance(1)
+    assert nodes.presence().count(LEFT) == 2
+
+
+def test_a_ghost_is_taken_out_of_a_new_register_without_what_was_fired_of_an_earlier_record():
+    nodes = Nodes(2)
+    one, two = nodes
+    nodes.advance(8)
+    nodes.engine.forget()
+    nodes.advance(8)
+    ann = nodes.join(one)
+    ann.session.closed(1001, "")
+    nodes.advance(1)
+    del nodes.engine._users[encode_name("ann")]  # as NATS forgets it at once
+    nodes.engine._gone.clear()
+    nodes.join(two)
+    nodes.engine._users[encode_name("ann")].devices["ghost"] = Device(encode_name("ann"), "ghost", one.cluster.node)
+    one.cluster.reconciler.is_disturbed = True
+    nodes.advance(2)
+    assert nodes.presence() == [JOINED, LEFT, JOINED]
+    assert len(one.do(one.server.devices("ann"))) == 1
+
+
 def test_devices_that_were_replaced_while_their_node_slept_are_pushed_out():
     nodes = Nodes(2)
     one, two = nodes

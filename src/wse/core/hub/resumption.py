@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import heapq
 import secrets
-from itertools import count
 from typing import TYPE_CHECKING, Any, Final
 
 from wse.core.closing import JUMP, is_retried
@@ -47,6 +46,10 @@ PATIENCE: Final = 1.0
 MOST_HELD: Final = 60.0
 """Seconds for which a window may be held open by a client that is being authenticated."""
 
+MOST_OUTDATED: Final = 100
+"""Ends of windows that are kept for nothing, beside as many as there are sessions without a socket: clients come back,
+and go again."""
+
 
 class Resumption(Resuming):
     """The `resume` extension of a server.
@@ -69,8 +72,8 @@ class Resumption(Resuming):
         self.retention = Retention(settings.retained, self._relieve)
         self.moving = Moving(hub, self)
         self.detached: dict[ServerSession, tuple[int, str]] = {}
-        self._ends: list[tuple[float, int, ServerSession]] = []  # a heap, also of sessions that are back
-        self._order = count()
+        # A heap of the ends of windows, also of sessions that are back or have ended, so it must not hold them.
+        self._ends: list[tuple[float, str]] = []
         self._drained: asyncio.Future[None] | None = None
         self._timer: Timer | None = None
         self._due = 0.0  # when it runs
@@ -307,7 +310,11 @@ class Resumption(Resuming):
         ticket.since = self._scheduler.time()
         ticket.until = ticket.since + self._window(ticket, code)
         ticket.is_overdue = False
-        heapq.heappush(self._ends, (ticket.until, next(self._order), session))
+        if len(self._ends) > 2 * len(self.detached) + MOST_OUTDATED:
+            self._ends = [(one.ticket.until, one.conn.conn_id) for one in self.detached if one.ticket is not None]
+            heapq.heapify(self._ends)
+        else:
+            heapq.heappush(self._ends, (ticket.until, session.conn.conn_id))
         self._set_timer()
 
     @staticmethod
@@ -451,9 +458,11 @@ class Resumption(Resuming):
         self._timer = None
         now = self._scheduler.time()
         while self._ends and self._ends[0][0] <= now:
-            until, _, session = heapq.heappop(self._ends)
-            ticket = session.ticket
-            if session not in self.detached or ticket is None or ticket.until != until:
+            until, conn_id = heapq.heappop(self._ends)
+            conn = self._hub.connections.get(conn_id)
+            session = None if conn is None else conn._session
+            ticket = None if session is None else session.ticket
+            if session is None or ticket is None or session not in self.detached or ticket.until != until:
                 continue
             if ticket.claimants:
                 ticket.is_overdue = True

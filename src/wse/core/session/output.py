@@ -6,7 +6,7 @@ from math import inf
 from typing import TYPE_CHECKING, Any, Final
 
 from wse.core.limits import Overflow
-from wse.core.packed import Packed, encode
+from wse.core.packed import Packed, encode, trimmed
 from wse.core.session.outbox import Outbox
 from wse.errors import CloseReason, ErrorCode, WseError
 from wse.tasks import wake
@@ -203,7 +203,7 @@ class Output:
     def _write(self, data: Any, type: MessageType | None = None, key: MessageKey | None = None) -> None:
         self._counters.bytes_out += len(data)
         if not self._writable:
-            self.hold(type, Packed(data, self._utf8, key))
+            self.hold(type, Packed(trimmed(data), self._utf8, key))
         elif self._utf8:
             self.link.write_utf8(data)
         else:

@@ -1,0 +1,139 @@
+"""Hints on NATS: what each node holds of each user, in a bucket of its own; see `wse.brokers.nats.broker`."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from contextlib import suppress
+from itertools import count
+from typing import TYPE_CHECKING
+
+from nats.js import api
+from nats.js.errors import NotFoundError
+
+from wse.brokers.nats.requests import pack
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Collection
+
+    from wse.brokers.nats.requests import Requests
+    from wse.brokers.nats.wire import Message
+
+EXPIRES = "Nats-TTL: 1s"
+"""The header of a message that the server takes away after a second."""
+
+PAGE_SIZE = 1000
+"""Keys that the server sends at once."""
+
+PAGE_TIMEOUT = 1.0
+"""Seconds that the server waits when some keys of a page have been removed meanwhile."""
+
+
+class Hints:
+    """The bucket of hints.
+
+    Args:
+        requests: The way to it.
+        name: The name of the register.
+    """
+
+    def __init__(self, requests: Requests, name: str) -> None:
+        self.bucket = f"KV_{name}-hints"
+        self.subjects = f"$KV.{name}-hints.>"
+        self._start = f"$KV.{name}-hints."
+        self._requests = requests
+        self._numbers = count(1)  # of pages
+
+    def put(self, node: str, user: str, conn_ids: Collection[str], revision: int | None = None) -> None:
+        """Note the connections that a node holds of a user, without waiting for an answer.
+
+        If a revision is given, and the hint has another one when this arrives, nothing happens.
+        """
+        data = " ".join(conn_ids).encode()
+        # The server takes a hint that says nothing away by itself.
+        headers = [] if data else [EXPIRES]
+        if revision is not None:
+            headers.append(f"Nats-Expected-Last-Subject-Sequence: {revision}")
+        self._requests.write(pack(f"{self._start}{node}.{user}", data, header="\r\n".join(headers)))
+
+    async def of(self, node: str) -> list[tuple[str, int, list[str]]]:
+        """Users of whom a node holds connections, the revision of the hint, and which connections.
+
+        None is missing that was hinted at before: a server that is busy may send less than there is.
+        """
+        prefix = f"{self._start}{node}."
+        scanned = {subject: (revision, value) async for subject, revision, value in self._scan(f"{prefix}*")}
+        offset = 0
+        while True:
+            subjects, _ = await self._requests.subjects(self.bucket, f"{prefix}*", offset)
+            for subject in subjects:
+                if subject not in scanned:
+                    with suppress(NotFoundError):
+                        message = await self._requests.stream.get_msg(self.bucket, subject=subject)
+                        scanned[subject] = message.seq or 0, message.data or b""
+            offset += len(subjects)
+            if not subjects:
+                break
+        return [
+            (subject[len(prefix) :], revision, value.decode().split())
+            for subject, (revision, value) in scanned.items()
+            if value
+        ]
+
+    async def purge(self, node: str, last: int) -> None:
+        """Delete the hints about what a node holds, up to a revision."""
+        async with self._requests.register():
+            await self._requests.stream.purge_stream(self.bucket, seq=last + 1, subject=f"{self._start}{node}.*")
+
+    async def _scan(self, subjects: str) -> AsyncIterator[tuple[str, int, bytes]]:
+        """Subjects of hints, `*` stands for any part, with their revisions and values.
+
+        What comes, goes or changes meanwhile may be missing.
+        """
+        async with self._requests.register():
+            config = api.ConsumerConfig(
+                filter_subject=subjects,
+                deliver_policy=api.DeliverPolicy.LAST_PER_SUBJECT,
+                ack_policy=api.AckPolicy.NONE,
+                inactive_threshold=2 * PAGE_TIMEOUT,
+            )
+            consumer = await self._requests.stream.add_consumer(self.bucket, config)
+            next_page = f"$JS.API.CONSUMER.MSG.NEXT.{self.bucket}.{consumer.name}"
+            question = json.dumps({"batch": PAGE_SIZE, "expires": int(PAGE_TIMEOUT * 1e9)}).encode()
+            pending = consumer.num_pending or 0
+            while pending:
+                page, pending = await self._page(next_page, question)
+                for hint in page:
+                    yield hint
+
+    async def _page(self, next_page: str, question: bytes) -> tuple[list[tuple[str, int, bytes]], int]:
+        """One page of what a consumer delivers, and how much it has still to deliver."""
+        page: list[tuple[str, int, bytes]] = []
+        done: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+
+        def heard(message: Message) -> None:
+            revision = pending = 0
+            if message.reply:  # otherwise it is a status: the pending keys have been removed
+                revision, pending = _metadata(message.reply)
+                page.append((message.subject, revision, message.data))
+            if (not pending or len(page) == PAGE_SIZE) and not done.done():
+                done.set_result(pending)
+
+        inbox, listener = self._requests.client.new_inbox(), f"p{next(self._numbers)}"
+        self._requests.client.wire.listeners[listener.encode()] = heard
+        self._requests.write(f"SUB {inbox} {listener}\r\n".encode() + pack(next_page, question, inbox))
+        try:
+            return page, await done
+        finally:
+            del self._requests.client.wire.listeners[listener.encode()]
+            self._requests.write(f"UNSUB {listener}\r\n".encode())
+
+
+def _metadata(reply: str) -> tuple[int, int]:
+    """The revision of a message that a consumer delivers, and how many it has still to deliver.
+
+    They stand in the subject for its acknowledgement, of which servers have two forms.
+    """
+    fields = reply.split(".")
+    start = 2 if len(fields) == 9 else 4  # $JS.ACK, and in the newer form the domain and the account
+    return int(fields[start + 3]), int(fields[start + 6])
