@@ -83,7 +83,9 @@ class Moving:
 
     async def _fetch(self, arrival: Arrival, holder: str) -> None:
         hub, session = self._hub, arrival.session
-        fetched = await hub.network.fetch(holder, arrival.claim, arrival.cid, session.protocol.name)
+        fetched = await hub.network.fetch(
+            holder, arrival.claim, arrival.cid, session.protocol.name, lambda: not session.ended
+        )
         if not isinstance(fetched, Refusal):
             self._arrived(arrival, fetched)
         elif not session.ended and not (fetched.to and self._resumption.resume_here(arrival)):
