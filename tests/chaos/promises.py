@@ -309,8 +309,8 @@ def calls(history, report):
             or (
                 mode == "any"
                 and answer["answer"] != newest.label
-                # The order of devices is the register's: clients that connect within a second may be welcomed in another,
-                # and devices whose node was taken for dead are the oldest.
+                # The order of devices is the register's: clients that connect within a second may be welcomed in
+                # another, and devices whose node was taken for dead are the oldest.
                 and abs(there[0].up - there[1].up) > 1
                 and not any(_was_taken_for_dead(history, connection, start) for connection in there)
             )
