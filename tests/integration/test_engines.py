@@ -575,6 +575,20 @@ async def test_hints_of_several_pages_are_read_whole(nats_cluster, monkeypatch, 
     assert sorted(device.user for device in devices) == sorted(f"user-{number}" for number in range(users))
 
 
+async def test_many_users_of_a_dead_node_are_reaped_also_where_only_leaders_answer(nats_cluster):
+    users = [f"user-{number}" for number in range(2 * changes.MANY)]
+    living = await nats_cluster.node()
+    await nats_cluster.dead_node(*[(user, f"c-{user}") for user in users])
+    client = await nats_py.connect(nats_cluster.engine.url())
+    stream = client.jetstream()
+    config = (await stream.stream_info(f"KV_{nats_cluster.prefix}-v2")).config
+    config.allow_direct = False  # as earlier releases make it
+    await stream.update_stream(config)
+    await client.close()
+    left = [each.user for _ in range(3) for each in await living.broker.reap() if not each.is_joined]
+    assert sorted(left) == sorted(users)
+
+
 async def gone(node, user, conn_id):
     """Let a user come and go, and claim both events."""
     device = node.device(user, conn_id)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from base64 import b64decode
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -66,6 +67,21 @@ class Bucket:
         questions = [(subject, b'{"last_by_subj":"%b"}' % (self._start + key).encode(), "") for key in keys]
         async with self._requests.register():
             return [_found(answer) for answer in await self._requests.many(questions)]
+
+    async def glance(self, keys: Sequence[str]) -> dict[str, tuple[int, bytes]]:
+        """The revision and value of those of the keys that some server has, perhaps not the latest ones.
+
+        This costs much less than `get_many`. A server that cannot do it has none.
+        """
+        question = json.dumps({"multi_last": [self._start + key for key in keys]}).encode()
+        messages = await self._requests.several(f"$JS.API.DIRECT.GET.{self.bucket}", question, _is_end)
+        found: dict[str, tuple[int, bytes]] = {}
+        for message in messages:
+            fields = dict(line.split(b": ", 1) for line in message.header.split(b"\r\n")[1:] if line)
+            if b"Nats-Sequence" in fields:
+                key = fields[b"Nats-Subject"].decode().removeprefix(self._start)
+                found[key] = int(fields[b"Nats-Sequence"]), message.data
+        return found
 
     async def put(self, key: str, value: bytes, revision: int | None = None, ttl: int | None = None) -> int:
         """Set a key, for `ttl` seconds if given, and return its new revision.
@@ -134,6 +150,11 @@ class Bucket:
         subjects, count = await self._requests.subjects(self.bucket, self._start + which, offset)
         start = len(self._start)
         return [subject[start:] for subject in subjects], count
+
+
+def _is_end(messages: list[Message]) -> bool:
+    """Whether the last one is a status: the end, or an error."""
+    return messages[-1].header.startswith(b"NATS/1.0 ")
 
 
 def _conditions(revision: int | None, ttl: int | None) -> str:

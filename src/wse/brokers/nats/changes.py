@@ -10,7 +10,7 @@ from wse.brokers.nats.bucket import OutdatedError, Write
 from wse.brokers.nats.records import read_record, write_record
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from wse.brokers.nats.connection import NatsConnection
     from wse.brokers.placement import UserRecord
@@ -22,6 +22,9 @@ MAX_ATTEMPTS = 40
 
 CLAIM_TTL = 60
 """Seconds for which a record without devices is kept: the node that has claimed its last transition may ask again."""
+
+MANY = 8
+"""Users of whom it pays to ask some server at first, whose records may be out of date."""
 
 MAX_WRITTEN = 1000
 """Records that are remembered as they were written."""
@@ -73,33 +76,43 @@ class Changes:
     async def _change_many(
         self, connection: NatsConnection, users: Sequence[str], step: Callable[[UserRecord], T]
     ) -> dict[str, T]:
+        """Make the steps from guesses, which may be out of date, then from what the register has of the other users."""
         guesses = {user: self._written.pop(user) for user in users if user in self._written}
         unknown = [user for user in users if user not in guesses]
-        found = await connection.bucket.get_many([f"user.{user}" for user in unknown])
-        known = {user: _written(user, *one) for user, one in zip(unknown, found, strict=True)}
-        results: dict[str, T] = {}
-        changed: list[tuple[str, T, UserRecord, Write]] = []
-        again: list[str] = []
-        for user in users:
-            before = guesses.get(user) or known[user]
-            record = before.record
+        if len(unknown) >= MANY:
+            for key, seen in (await connection.bucket.glance([f"user.{user}" for user in unknown])).items():
+                user = key.removeprefix("user.")
+                guesses[user] = _written(user, *seen)
+        results, _ = await self._write(connection, guesses, step)
+        rest = [user for user in users if user not in results]
+        found = await connection.bucket.get_many([f"user.{user}" for user in rest])
+        known = {user: _written(user, *one) for user, one in zip(rest, found, strict=True)}
+        changed, unchanged = await self._write(connection, known, step)
+        results |= changed | unchanged
+        last = [user for user in rest if user not in results]
+        singly = await asyncio.gather(*[self._change(connection, user, step) for user in last])
+        return results | dict(zip(last, singly, strict=True))
+
+    async def _write(
+        self, connection: NatsConnection, before: Mapping[str, Written], step: Callable[[UserRecord], T]
+    ) -> tuple[dict[str, T], dict[str, T]]:
+        """Make the steps from these records; the results of those that were made, and of those that change nothing."""
+        changes: list[tuple[UserRecord, T, Write]] = []
+        unchanged: dict[str, T] = {}
+        for user, (read, value, record) in before.items():
             result = step(record)
             after = write_record(record)
-            if after != before.value:
-                changed.append((user, result, record, _write(record, after, before.revision)))
-            elif user in guesses:
-                again.append(user)
+            if after == value:
+                unchanged[user] = result
             else:
-                results[user] = result
-        outcomes = await connection.bucket.write_many([write for *_, write in changed]) if changed else []
-        for (user, result, record, write), revision in zip(changed, outcomes, strict=True):
-            if isinstance(revision, OutdatedError):
-                again.append(user)
-            else:
-                results[user] = result
+                changes.append((record, result, _write(record, after, read)))
+        made: dict[str, T] = {}
+        outcomes = await connection.bucket.write_many([write for *_, write in changes]) if changes else []
+        for (record, result, write), revision in zip(changes, outcomes, strict=True):
+            if not isinstance(revision, OutdatedError):
+                made[record.user] = result
                 self._note(record, revision, write.value)
-        singly = await asyncio.gather(*[self._change(connection, user, step) for user in again])
-        return results | dict(zip(again, singly, strict=True))
+        return made, unchanged
 
     async def _change(
         self, connection: NatsConnection, user: str, step: Callable[[UserRecord], T], guess: Written | None = None

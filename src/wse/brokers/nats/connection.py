@@ -125,8 +125,7 @@ class NatsConnection:
                 discard=api.DiscardPolicy.NEW,
                 allow_msg_ttl=True,
                 allow_rollup_hdrs=True,
-                # With direct access any replica answers, perhaps with a value that is out of date.
-                allow_direct=False,
+                allow_direct=True,
             )
             try:
                 await self._requests.stream.add_stream(config)

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 from contextlib import suppress
-from itertools import count
 from typing import TYPE_CHECKING
 
 from nats.js import api
@@ -42,7 +40,6 @@ class Hints:
         self.subjects = f"$KV.{name}-hints.>"
         self._start = f"$KV.{name}-hints."
         self._requests = requests
-        self._numbers = count(1)  # of pages
 
     def put(self, node: str, user: str, conn_ids: Collection[str], revision: int | None = None) -> None:
         """Note the connections that a node holds of a user, without waiting for an answer.
@@ -102,31 +99,20 @@ class Hints:
             question = json.dumps({"batch": PAGE_SIZE, "expires": int(PAGE_TIMEOUT * 1e9)}).encode()
             pending = consumer.num_pending or 0
             while pending:
-                page, pending = await self._page(next_page, question)
-                for hint in page:
-                    yield hint
+                page = await self._requests.several(next_page, question, _is_page)
+                for message in page:
+                    if message.reply:
+                        revision, pending = _metadata(message.reply)
+                        yield message.subject, revision, message.data
+                    else:
+                        pending = 0
 
-    async def _page(self, next_page: str, question: bytes) -> tuple[list[tuple[str, int, bytes]], int]:
-        """One page of what a consumer delivers, and how much it has still to deliver."""
-        page: list[tuple[str, int, bytes]] = []
-        done: asyncio.Future[int] = asyncio.get_running_loop().create_future()
 
-        def heard(message: Message) -> None:
-            revision = pending = 0
-            if message.reply:  # otherwise it is a status: the pending keys have been removed
-                revision, pending = _metadata(message.reply)
-                page.append((message.subject, revision, message.data))
-            if (not pending or len(page) == PAGE_SIZE) and not done.done():
-                done.set_result(pending)
-
-        inbox, listener = self._requests.client.new_inbox(), f"p{next(self._numbers)}"
-        self._requests.client.wire.listeners[listener.encode()] = heard
-        self._requests.write(f"SUB {inbox} {listener}\r\n".encode() + pack(next_page, question, inbox))
-        try:
-            return page, await done
-        finally:
-            del self._requests.client.wire.listeners[listener.encode()]
-            self._requests.write(f"UNSUB {listener}\r\n".encode())
+def _is_page(messages: list[Message]) -> bool:
+    """Whether this is what the server sends at once."""
+    last = messages[-1].reply
+    # Without a reply it is a status: the pending keys have been removed.
+    return not last or len(messages) == PAGE_SIZE or not _metadata(last)[1]
 
 
 def _metadata(reply: str) -> tuple[int, int]:

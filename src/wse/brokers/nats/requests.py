@@ -105,6 +105,26 @@ class Requests:
             if not answers.left and not answers.done.done():
                 answers.done.set_result(None)
 
+    async def several(self, subject: str, data: bytes, is_all: Callable[[list[Message]], bool]) -> list[Message]:
+        """The answers to one request, until they are all, as this function says of those that there are."""
+        answers: list[Message] = []
+        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+        def heard(message: Message) -> None:
+            answers.append(message)
+            if is_all(answers) and not done.done():
+                done.set_result(None)
+
+        inbox, listener = self.client.new_inbox(), f"p{next(self._numbers)}"
+        self.client.wire.listeners[listener.encode()] = heard
+        self.write(f"SUB {inbox} {listener}\r\n".encode() + pack(subject, data, inbox))
+        try:
+            await done
+        finally:
+            del self.client.wire.listeners[listener.encode()]
+            self.write(f"UNSUB {listener}\r\n".encode())
+        return answers
+
     async def subjects(self, bucket: str, which: str, offset: int) -> tuple[list[str], int]:
         """Subjects of a bucket, `*` in `which` stands for any part, and the number of all, of one moment."""
         question = json.dumps({"subjects_filter": which, "offset": offset}).encode()
