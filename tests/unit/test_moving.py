@@ -720,6 +720,44 @@ def test_a_message_without_a_number_ends_the_move():
     assert [node.errors for node in nodes] == [[], []]
 
 
+def test_a_connection_is_counted_once_wherever_its_session_comes_from():
+    nodes = Cluster()
+    one, two = nodes
+    peer = nodes.first(one)
+    for node in (two, one, two):
+        peer = nodes.back(node, peer)
+        answered(peer)
+    assert [node.endpoint.counters.opened for node in nodes] == [2, 2]
+
+
+def test_a_message_larger_than_the_client_takes_is_skipped_also_on_the_way():
+    nodes = Cluster()
+    one, two = nodes
+    peer = nodes.first(one)
+    new = two.open()
+    new.ticket = dict(peer.ticket)
+    offer = {"resume": {**peer.ticket, "got": 0, "sent": [1, 0]}, "limits": {"message_size": 1000}}
+    new.say("~wse:hi", {"identity": "ann", "ext": offer})
+    stepwise(nodes, in_each(lambda: two.hub.send("ann", "news", "x" * 2000)))
+    two.hub.send("ann", "news", "small")
+    nodes.run()
+    heard = plain(answered(new)[1])
+    assert heard[-1] == ("news", "small")
+    assert len(heard) + two.endpoint.counters.dropped["too-large"] == 31  # the old node knew of no limit
+    assert two.endpoint.counters.dropped["too-large"] > 20
+
+
+def test_a_client_that_is_gone_when_its_session_comes_is_away():
+    nodes = Cluster()
+    one, two = nodes
+    peer = nodes.first(one)
+    new = say_hi(two, peer)
+    stepwise(nodes, at(STEPS[-2], new.vanish))
+    nodes.run()
+    names = [entry[0] for node in nodes for entry in node.log if entry[0] in ("connected", "detached", "disconnected")]
+    assert names in (["connected", "disconnected", "connected", "detached"], ["connected"])
+
+
 def test_data_goes_with_the_session():
     nodes = Cluster()
     one, two = nodes
