@@ -40,9 +40,9 @@ class Estate:
         open: Users about whom this node, or another one (True), has still to fire something.
     """
 
-    users: deque[str]
-    rest: list[str]
-    last: int
+    users: deque[str] = field(default_factory=deque)
+    rest: list[str] = field(default_factory=list)
+    last: int = 0
     open: dict[str, bool] = field(default_factory=dict)
 
 
@@ -99,10 +99,11 @@ class Reaping:
             if not hints:
                 emptied.append(node)
                 continue
-            mine = [user for user, *_ in hints if self._is_mine(user, survivors)]
-            others = [user for user, *_ in hints if not self._is_mine(user, survivors)]
-            last = max(revision for _, revision, _ in hints)
-            self._estates[node] = Estate(deque(mine), others, last)
+            estate = self._estates[node] = Estate()
+            for user, revision, _ in hints:
+                (estate.users if self._is_mine(user, survivors) else estate.rest).append(user)
+                estate.last = max(estate.last, revision)
+            estate.rest.reverse()  # others begin at the other end
         # A node that died while it reaped another is in that one's estate, and may have transitions there.
         for node in emptied if not self._estates else ():
             await self._broker.put(f"node.reaped.{node}", b"1", TOMBSTONE_TTL)
