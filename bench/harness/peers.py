@@ -35,6 +35,15 @@ PEERS = (
     Peer("wse", "wse", "ours", "wse", ("wse_server.py",), ("msgspec", "picows")),
     Peer("wse-uvloop", "wse, uvloop", "ours", "wse", ("wse_server.py", "uvloop"), ("msgspec", "picows", "uvloop")),
     Peer(
+        "wse-resume",
+        "wse, sessions that resume",
+        "ours",
+        "wse-resume",
+        ("wse_server.py",),
+        ("msgspec", "picows"),
+        "each side counts messages, keeps them until they are confirmed, and confirms what it gets",
+    ),
+    Peer(
         "picows",
         "picows, bare echo",
         "python",

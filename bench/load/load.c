@@ -46,6 +46,7 @@
 #define STALLED_MS 10000
 #define TEXT_MAX 512
 #define NODES_MAX 16
+#define ACK_EVERY 64
 
 enum state { REQUESTED, OPENING, READY, CLOSED };
 
@@ -56,6 +57,7 @@ typedef struct {
     char *in, *out;
     size_t in_len, in_cap, out_len, out_cap;
     long next_number; /* the least that a broadcast, or a message to its user, can have */
+    long got;         /* messages since the welcome */
     double since;
 } Conn;
 
@@ -240,9 +242,10 @@ typedef struct {
     const char *name, *path, *subprotocol;
     const char *first;   /* sent when the socket is open, with the user behind the secret; NULL to wait for the server */
     const char *greeted; /* how a message begins that `answer` follows; NULL for none */
-    const char *answer;  /* to that greeting, with the user */
+    const char *answer;  /* to that greeting, with the user; NULL for none */
     const char *welcome; /* how the message begins that makes the connection ready; NULL: an open socket is ready */
     const char *ping, *pong;
+    const char *acks, *ask, *ack; /* how messages begin that confirm others or ask for that, and how to confirm */
     const char *call, *result, *publish, *broadcast; /* with the number once or twice */
     const char *pass, *passed;                       /* with the number and the index of the connection that gets it */
 } Dialect;
@@ -253,6 +256,13 @@ static const Dialect dialects[] = {
      .call = "[\"echo\"," PAYLOAD ",\"%ld\"]", .result = "[\"~wse:response\"," PAYLOAD ",\"%ld\"]",
      .publish = "[\"fan\"," PAYLOAD ",null]", .broadcast = "[\"fan\"," PAYLOAD ",null]",
      .pass = "[\"pass\"," TO ",null]", .passed = "[\"passed\"," TO ",null]"},
+    /* The same with the extension "resume": both sides count messages, and confirm them after 64. */
+    {.name = "wse-resume", .path = "/", .subprotocol = "wse-default-json",
+     .first = "[\"~wse:hi\",{\"identity\":\"secret%s\",\"meta\":{},\"ext\":{\"resume\":{}}},null]",
+     .greeted = "[\"~wse:ext\"", .welcome = "[\"~wse:welcome\"",
+     .acks = "[\"~wse:ack\"", .ask = "[\"~wse:ask\"", .ack = "[\"~wse:ack\",%ld,null]",
+     .call = "[\"echo\"," PAYLOAD ",\"%ld\"]", .result = "[\"~wse:response\"," PAYLOAD ",\"%ld\"]",
+     .publish = "[\"fan\"," PAYLOAD ",null]", .broadcast = "[\"fan\"," PAYLOAD ",null]"},
     {.name = "json", .path = "/",
      .call = "[\"echo\"," PAYLOAD ",\"%ld\"]", .result = "[\"echo\"," PAYLOAD ",\"%ld\"]",
      .publish = "[\"fan\"," PAYLOAD ",null]", .broadcast = "[\"fan\"," PAYLOAD ",null]"},
@@ -348,15 +358,26 @@ static void become_ready(Conn *c) {
     sample(now_ - c->since);
 }
 
+static void put_ack(Conn *c) {
+    char text[TEXT_MAX];
+    snprintf(text, sizeof text, dialect->ack, c->got);
+    put_text(c, text);
+}
+
 static void on_message(Conn *c, const char *s, size_t n) {
     if (leaving) return;
     if (dialect->ping && is_due(s, n, dialect->ping)) {
         put_text(c, dialect->pong);
+    } else if (c->state == READY && dialect->acks && starts_with(s, n, dialect->acks)) {
+        return;
+    } else if (c->state == READY && dialect->ask && starts_with(s, n, dialect->ask)) {
+        put_ack(c);
     } else if (c->state == READY) {
         if (mode >= IDLE) fail("an unexpected message", s, n);
+        if (dialect->ack && ++c->got % ACK_EVERY == 0) put_ack(c);
         on_answer(c, s, n);
     } else if (dialect->greeted && starts_with(s, n, dialect->greeted)) {
-        put_hello(c, dialect->answer);
+        if (dialect->answer) put_hello(c, dialect->answer);
     } else if (starts_with(s, n, dialect->welcome)) {
         become_ready(c);
     } else {

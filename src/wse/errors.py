@@ -79,8 +79,9 @@ class CloseReason(StrEnum):
     LIMIT_UNAUTHENTICATED = "wse.limit.unauthenticated"
     # Beyond the original: a session that was accepted until a given time, closed with 1012.
     SESSION_EXPIRED = "wse.session-expired"
-    # Beyond the original: the session goes on over a newer connection.
+    # Beyond the original: the session goes on over a newer connection, or on another node of the cluster.
     RESUMED_ELSEWHERE = "wse.resumed-elsewhere"
+    MOVED = "wse.moved"
     # The name of the original's documentation.
     PROTOCOL_ERR = PROTOCOL_ERROR
 

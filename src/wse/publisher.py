@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 
 from wse.brokers import as_broker
 from wse.core.closing import check_close
-from wse.core.cluster.envelope import ALL, ROOM, USER, Drop, topic
+from wse.core.cluster.envelope import ALL, ROOM, USER, Drop, encode_name, topic
 from wse.core.cluster.envelope import encode as encode_message
 from wse.core.cluster.envelope import message as pack_message
 from wse.core.limits import Limits
@@ -76,6 +76,7 @@ class Publisher:
             report=lambda error, session: None,  # errors are raised
         )
         self._origin = secrets.token_hex(8)
+        self._seq = 0
         self._loss = _Loss()
 
     async def open(self) -> None:
@@ -164,7 +165,9 @@ class Publisher:
     ) -> None:
         self._endpoint.check_type(type)
         packed = {protocol: encode(protocol, type, payload, key) for protocol in self._endpoint.protocols}
-        self._publish(topic, pack_message(self._origin, type, packed, None, exclude, key))
+        excluded = None if exclude is None else encode_name(exclude)
+        self._seq += 1
+        self._publish(topic, pack_message(self._origin, self._seq, type, packed, None, excluded, key))
 
     def _publish(self, topic: str, data: bytes) -> None:
         if not self._broker.connected:

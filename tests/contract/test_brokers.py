@@ -434,6 +434,38 @@ async def test_a_step_that_is_repeated_changes_nothing_and_tells_what_was_not_fi
     assert transitions(await node.broker.leave(device), await node.broker.leave(device)) == [2]
 
 
+async def test_a_device_is_taken_over_by_another_node_and_nobody_is_told(cluster):
+    one, two, three = await cluster.nodes(3)
+    joined = await one.broker.join(one.device("ann", "c1"), 10)
+    await fire(one, joined.transitions)
+    other = (await three.broker.join(three.device("ann", "c2"), 10)).device
+    await one.broker.set_away(replace(joined.device, away=True))
+    here = replace(joined.device, node=two.name)
+    with cluster.lose_answers(two):
+        await unavailable(two.broker.move(replace(here, place=0), one.name))
+    for _ in range(2):
+        moved = await two.broker.move(replace(here, place=0), one.name)
+        assert (moved.device, moved.generation, moved.transitions, moved.displaced) == (here, 1, (), ())
+    assert await one.broker.devices("ann") == [here, other]
+    assert transitions(await one.broker.leave(joined.device)) == []
+    assert await one.broker.devices("ann") == [here, other]
+    assert await one.broker.pending() == await two.broker.pending() == []
+    assert [device async for page in one.broker.mine() for device in page] == []
+    assert [device.conn_id async for page in two.broker.mine() for device in page] == ["c1"]
+
+
+async def test_a_device_that_the_other_node_does_not_have_is_not_taken_over(cluster):
+    one, two, three = await cluster.nodes(3)
+    device = (await one.broker.join(one.device("ann", "c1"), 10)).device
+    assert await two.broker.move(two.device("ann", "c1"), three.name) is None
+    assert await two.broker.move(two.device("ann", "c2"), one.name) is None
+    assert await two.broker.move(two.device("bob", "c1"), one.name) is None
+    assert await one.broker.devices("ann") == [device]
+    assert await one.broker.devices("bob") == []
+    assert await one.broker.online() == 1
+    assert [found async for page in two.broker.mine() for found in page] == []
+
+
 async def test_a_device_that_joins_at_another_node_has_moved_there_and_its_old_node_cannot_take_it_out(cluster):
     one, two = await cluster.nodes(2)
     old = (await one.broker.join(one.device("ann", "c1"), 10)).device

@@ -159,6 +159,9 @@ class ModelBroker:
     async def leave(self, device, *, generation=0, code=1006, reason=""):
         return await self._ask("leave", device, generation, code, reason)
 
+    async def move(self, device, origin):
+        return await self._ask("move", device, origin)
+
     async def set_away(self, device):
         await self._ask("set_away", device)
 

@@ -37,6 +37,7 @@ steps = st.one_of(
     st.tuples(st.just("leave"), nodes, users, conns, st.sampled_from(["", "a reason, with ünicode"]), lost),
     st.tuples(st.just("leave"), nodes, users, conns, st.just(""), st.just(False)),
     st.tuples(st.just("set_away"), nodes, users, conns, st.booleans(), lost),
+    st.tuples(st.just("move"), nodes, users, conns, lost),
     st.tuples(st.just("claim"), nodes, st.booleans(), lost),
     st.tuples(st.just("die"), nodes),
     st.tuples(st.just("reap"), nodes),
@@ -89,6 +90,11 @@ class Register:
     async def set_away(self, node, user, conn, away):
         device = node.device(self.user(user), f"{conn}-{self.nodes.index(node)}")
         await node.broker.set_away(replace(device, away=away))
+
+    async def move(self, node, user, conn):
+        other = 1 - self.nodes.index(node)
+        moved = await node.broker.move(node.device(self.user(user), f"{conn}-{other}"), self.nodes[other].name)
+        return moved is not None and (moved.device.conn_id, moved.device.away)
 
     async def claim(self, node, reports):
         claimed = await node.broker.claim(await node.broker.pending())

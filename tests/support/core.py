@@ -30,6 +30,7 @@ class FakeTimer:
 
     def cancel(self):
         self.cancelled = True
+        self.callback, self.args = None, ()  # as asyncio does: it holds nothing
 
 
 class FakeScheduler:

@@ -26,7 +26,7 @@ def resident(pid="self"):
 def held():
     """The resources of this process: file descriptors, tasks, active timers, and memory."""
     gc.collect()
-    _give_back()
+    trim()
     loop = asyncio.get_running_loop()
     return {
         "files": len(list(Path("/proc/self/fd").iterdir())),
@@ -37,7 +37,7 @@ def held():
     }
 
 
-def _give_back():
+def trim():
     """Return freed memory to the system, which the C library would keep for later use."""
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:

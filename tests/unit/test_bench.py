@@ -201,23 +201,32 @@ async def server():
         yield server
 
 
+@pytest.fixture(params=["wse", "wse-resume"])
+async def dialect(request, server):
+    """With resume, the server must have confirmed and been confirmed what it keeps, and must not close a session."""
+    lost = []
+    server.when.error(lambda error, conn: lost.append(error))
+    yield request.param
+    assert lost == []
+
+
 @pytest.mark.parametrize("window", [1, 32])
-async def test_calls_are_made_and_answered(program, server, window):
-    status, result = await load(program, server.port, "wse", "call", 10, window, 0.1, 0.02, 0)
+async def test_calls_are_made_and_answered(program, server, dialect, window):
+    status, result = await load(program, server.port, dialect, "call", 10, window, 0.1, 0.02, 0)
     assert status == 0, result
     assert result["ops"] > 10 * window
     assert 0 < result["p50_ms"] <= result["p99_ms"]
     assert not server.clients  # the program closed its connections before it ended
 
 
-async def test_broadcasts_reach_everybody_in_order(program, server):
-    status, result = await load(program, server.port, "wse", "fanout", 20, 4, 0.1, 0.02, 0)
+async def test_broadcasts_reach_everybody_in_order(program, server, dialect):
+    status, result = await load(program, server.port, dialect, "fanout", 20, 4, 0.1, 0.02, 0)
     assert status == 0, result
     assert result["ops"] >= 20
 
 
-async def test_idle_connections_are_counted(program, server):
-    status, result = await load(program, server.port, "wse", "idle", 30, 20, 0.01, 0, 0)
+async def test_idle_connections_are_counted(program, server, dialect):
+    status, result = await load(program, server.port, dialect, "idle", 30, 20, 0.01, 0, 0)
     assert status == 0, result
     assert result["ops"] == 20
 
@@ -277,12 +286,12 @@ async def test_the_floor_stands_the_load(program, floor, mode, window):
 def test_a_quick_run_of_ours_beside_the_floor(program, tmp_path):
     program("load")  # skips without a compiler
     out = tmp_path / "results.json"
-    command = [sys.executable, BENCH / "run.py", "--quick", "--no-install", "--peers", "floor,wse"]
+    command = [sys.executable, BENCH / "run.py", "--quick", "--no-install", "--peers", "floor,wse,wse-resume"]
     done = subprocess.run([*command, "--json", out], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
     medians = json.loads(out.read_text())["medians"]
     assert set(medians) == {"call-1", "call-32", "fanout-1", "fanout-4", "connect", "client-1", "client-32"}
-    assert set(medians["call-1"]) == {"floor", "wse"}
+    assert set(medians["call-1"]) == {"floor", "wse", "wse-resume"}
     assert medians["connect"]["wse"]["rss_kib"] > 0
     assert "| wse |" in done.stdout
 

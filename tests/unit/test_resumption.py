@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import gc
+
 import pytest
 
 from support.core import ServerSide
+from wse.core.hub.connection import WseConnection
 from wse.core.limits import Limits, Overflow
 from wse.core.resume import Resume
 from wse.core.session.ledger import BATCH
@@ -390,6 +393,37 @@ def test_one_that_has_had_them_all_but_for_the_acks_comes_back():
     peer.vanish()
     lost, rest = why(side.back(peer, got=98))
     assert (lost, rest) == (None, [("news", 98, None), ("news", 99, None)])
+
+
+def test_a_session_that_has_ended_is_not_held_until_its_window_would_have():
+    side = Side(resume=Resume(bytes=10_000))
+    peers = [side.join_resumable(cid) for cid in ("ann", "bob")]
+    for peer in peers:
+        peer.vanish()
+    peers[0].conn.drop()
+    assert side.names("left")
+    assert len(side.hub.resumption.detached) == 1
+    del peers[0], peer
+    side.scheduler.run()
+    gc.collect()
+    ours = [
+        one for one in gc.get_objects() if isinstance(one, WseConnection) and one._session.endpoint is side.endpoint
+    ]
+    assert [conn.cid for conn in ours] == ["bob"]
+
+
+def test_a_client_that_comes_and_goes_all_the_time_takes_no_memory():
+    side = Side()
+    peer = side.join_resumable()
+    for _ in range(1000):
+        peer.vanish()
+        peer = side.back(peer, got=0)
+    assert len(side.hub.resumption._ends) < 200
+    peer.vanish()
+    side.scheduler.advance(59)
+    assert side.names("left") == []
+    side.scheduler.advance(2)
+    assert side.names("left") == [("left", "ann", 1006, "")]
 
 
 def test_too_much_for_a_client_that_is_away_ends_its_session():

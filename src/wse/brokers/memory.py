@@ -127,6 +127,12 @@ class MemoryCluster:
         self._keep(record)
         return step
 
+    def move(self, device: Device, origin: str) -> Joined | None:
+        record = self._record(device.user)
+        moved = record.move(device, origin)
+        self._keep(record)
+        return moved
+
     def set_away(self, device: Device) -> None:
         record = self._record(device.user)
         record.set_away(device)
@@ -322,6 +328,9 @@ class MemoryBroker:
 
     async def leave(self, device: Device, *, generation: int = 0, code: int = 1006, reason: str = "") -> Step:
         return self._answer(self._step().leave(device, generation, code, reason))
+
+    async def move(self, device: Device, origin: str) -> Joined | None:
+        return self._answer(self._step().move(device, origin))
 
     async def set_away(self, device: Device) -> None:
         self._step().set_away(device)

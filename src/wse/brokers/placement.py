@@ -101,6 +101,15 @@ class UserRecord:
         step = self._decide(device.node, code, reason, recovering)
         return step if registered is not None else Step(step.generation, self._open(device.node))
 
+    def move(self, device: Device, origin: str) -> Joined | None:
+        """See `wse.core.ports.broker.Broker.move`."""
+        registered = self.devices.get(device.conn_id)
+        if registered is None or registered.node not in (origin, device.node):
+            return None
+        if registered.node == origin:
+            registered = self.devices[device.conn_id] = replace(registered, node=device.node, away=False)
+        return Joined(self.generation, (), registered)
+
     def set_away(self, device: Device) -> None:
         """See `wse.core.ports.broker.Broker.set_away`."""
         registered = self.devices.get(device.conn_id)

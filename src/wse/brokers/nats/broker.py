@@ -148,6 +148,14 @@ class NatsBroker(ReconnectingBroker[NatsConnection]):
         self._outbox.hint(device.user, device.conn_id, held=False)
         return result
 
+    async def move(self, device: Device, origin: str) -> Joined | None:
+        self._lease.check(self._connection)
+        self._outbox.hint(device.user, device.conn_id, held=True)
+        moved = await self._changes.change(device.user, lambda record: record.move(device, origin))
+        if moved is None:
+            self._outbox.hint(device.user, device.conn_id, held=False)
+        return moved
+
     async def set_away(self, device: Device) -> None:
         self._lease.check(self._connection)
         await self._changes.change(device.user, lambda record: record.set_away(device))

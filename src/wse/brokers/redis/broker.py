@@ -42,6 +42,7 @@ from wse.brokers.redis.scripts import (
     CLAIM,
     JOIN,
     LEAVE,
+    MOVE,
     NODES,
     REAP,
     REGISTERED,
@@ -134,6 +135,13 @@ class RedisBroker(ReconnectingBroker[RedisConnection]):
     async def leave(self, device: Device, *, generation: int = 0, code: int = 1006, reason: str = "") -> Step:
         after, transitions = await self._step(LEAVE, device.user, device.conn_id, generation, code, reason)
         return Step(after, _transitions(transitions))
+
+    async def move(self, device: Device, origin: str) -> Joined | None:
+        reply = await self._step(MOVE, device.user, device.conn_id, origin)
+        if reply is None:
+            return None
+        generation, place, away = reply
+        return Joined(int(generation), (), Device(device.user, device.conn_id, device.node, int(place), away == b"1"))
 
     async def set_away(self, device: Device) -> None:
         await self._step(SET_AWAY, device.user, device.conn_id, int(device.away))

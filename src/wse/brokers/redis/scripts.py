@@ -209,6 +209,27 @@ return {user.generation, out}
 )
 """user, connection id, known generation, code, reason; replies generation and transitions."""
 
+MOVE = Script(
+    _STEP
+    + """
+local user, id, origin = unpack(ARGV, 4)
+local key = prefix .. 'u:' .. user
+local registered = redis.call('HGET', key, id)
+if not registered then return false end
+local holder, place, away = read(registered)
+if holder == origin then
+  away = '0'
+  redis.call('HSET', key, id, node .. ' ' .. place .. ' 0')
+  redis.call('SREM', prefix .. 'n:' .. holder, user .. ' ' .. id)
+  redis.call('SADD', prefix .. 'n:' .. node, user .. ' ' .. id)
+elseif holder ~= node then
+  return false
+end
+return {string.match(redis.call('HGET', key, '#g'), '^%d+'), place, away}
+"""
+)
+"""user, connection id, the node that has had it; replies generation, place and away, or nothing."""
+
 SET_AWAY = Script(
     _STEP
     + """

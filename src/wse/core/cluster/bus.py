@@ -31,6 +31,7 @@ class Bus:
         node: The id of this node; a new one each time that it starts.
         peers: The other nodes, as of the last time that the cluster was undisturbed.
         is_open: Whether this node is part of the cluster; before and after, nothing is published.
+        seq: How many messages of the application this node has published.
         lost: How many messages were lost because the broker was out of reach for too long.
     """
 
@@ -39,6 +40,7 @@ class Bus:
         self.node = ""
         self.peers: frozenset[str] = frozenset()
         self.is_open = False
+        self.seq = 0
         self.lost = 0
         self._endpoint = endpoint
         self._max_count = backlog
@@ -70,6 +72,11 @@ class Bus:
 
     # Messages.
 
+    @property
+    def is_current(self) -> bool:
+        """Whether all that was published before has left, so that nothing that is sent to one node overtakes it."""
+        return self.is_open and not self._backlog and not self._is_held and self.broker.connected
+
     def publish(self, topic: str, message: ClusterMessage) -> None:
         """Publish a message to the nodes that have subscribed to the topic, or keep it until the broker is back."""
         self.publish_packed(topic, envelope.encode(message))
@@ -78,7 +85,7 @@ class Bus:
         """Publish a message that is already encoded; see `publish`."""
         if not self.is_open:
             return
-        if not self._backlog and not self._is_held and self.broker.connected:
+        if self.is_current:
             self._publish(topic, data)
         else:
             self._keep(topic, data)

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from wse.core.cluster import envelope
-from wse.core.cluster.envelope import ALL, ROOM, USER, decode_name
+from wse.core.cluster.envelope import ALL, ROOM, USER, decode_name, encode_name
+from wse.core.cluster.placeholder import Heard
 from wse.core.hub.fanout import deliver, without
 from wse.core.packed import Packed, encode
 from wse.errors import ErrorCode, WseError
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Iterable
 
     from wse.core.cluster.bus import Bus
+    from wse.core.cluster.placeholder import Placeholder
     from wse.core.hub.connection import WseConnection
     from wse.core.hub.hub import Hub
     from wse.core.ports.protocol import Protocol
@@ -27,12 +29,18 @@ class Delivery:
         bus: The connection to the other nodes.
         hub: The connections of this node.
         readers: Message protocols to read what nodes of other protocols have packed.
+
+    Attributes:
+        heard: What this node has heard of each sender.
+        placeholders: Those that listen for sessions which are on their way here.
     """
 
     def __init__(self, bus: Bus, hub: Hub, readers: Iterable[Protocol]) -> None:
         self._bus = bus
         self._hub = hub
         self._endpoint = hub.endpoint
+        self.heard = Heard()
+        self.placeholders: dict[Placeholder, None] = {}
         self._readers = {protocol.name: protocol for protocol in (*readers, *hub.endpoint.protocols)}
 
     def send(
@@ -70,17 +78,26 @@ class Delivery:
                 failure = exc
         if failure is not None and not (packed and all(conn._session.protocol in packed for conn in conns)):
             raise failure
-        data = envelope.message(self._bus.node, type, packed, not_conn, not_user, key)
+        excluded = None if not_user is None else encode_name(not_user)
         if conns:
             deliver(self._endpoint, conns, type, packed)
-        self._bus.publish_packed(topic, data)
+        bus = self._bus
+        bus.seq = seq = bus.seq + 1  # only now: a listener that the delivery has called may have sent something
+        data = envelope.message(bus.node, seq, type, packed, not_conn, excluded, key)
+        bus.publish_packed(topic, data)
+        if self.placeholders:
+            self._keep(topic, envelope.decode(data))
+
+    def _keep(self, topic: str, message: Any) -> None:
+        for placeholder in self.placeholders:
+            placeholder.take(topic, message)
 
     def received(self, topic: str, message: envelope.Message) -> None:
         """Hand a message of another node to its receivers here."""
-        conns = self._receivers(topic)
-        if message.not_conn is not None or message.not_user is not None:
-            cid = None if message.not_user is None else decode_name(message.not_user)
-            conns = without(conns, message.not_conn, cid)
+        self.heard.note(message.origin, message.seq)
+        if self.placeholders:
+            self._keep(topic, message)
+        conns = self._without_excluded(self._receivers(topic), message)
         if conns:
             spoken: Iterable[Protocol] = self._endpoint.protocols
             if len(self._endpoint.protocols) > 1:
@@ -90,11 +107,33 @@ class Delivery:
                 try:
                     forms[protocol] = self._packed(protocol, message)
                 except Exception as exc:
-                    problem = f"a message from another node cannot be packed for clients of {protocol.name}"
-                    self._endpoint.report(WseError(ErrorCode.MSG_PROCESSING_ERROR, {}, problem), None, exc)
+                    self._cannot_pack(protocol, exc)
                     conns = [conn for conn in conns if conn._session.protocol is not protocol]
             if forms:
                 deliver(self._endpoint, conns, message.kind, forms)
+
+    def queue(self, conn: WseConnection, message: envelope.Message) -> None:
+        """Let a message wait for a connection that has come to this node after it."""
+        if not self._without_excluded((conn,), message):
+            return
+        session = conn._session
+        try:
+            packed = self._packed(session.protocol, message)
+        except Exception as exc:
+            self._cannot_pack(session.protocol, exc)
+        else:
+            session.queue(message.kind, packed)
+
+    @staticmethod
+    def _without_excluded(conns: Collection[WseConnection], message: envelope.Message) -> Collection[WseConnection]:
+        if message.not_conn is None and message.not_user is None:
+            return conns
+        cid = None if message.not_user is None else decode_name(message.not_user)
+        return without(conns, message.not_conn, cid)
+
+    def _cannot_pack(self, protocol: Protocol, exc: Exception) -> None:
+        problem = f"a message from another node cannot be packed for clients of {protocol.name}"
+        self._endpoint.report(WseError(ErrorCode.MSG_PROCESSING_ERROR, {}, problem), None, exc)
 
     def _receivers(self, topic: str) -> Collection[WseConnection]:
         if topic == ALL:

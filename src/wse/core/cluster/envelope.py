@@ -4,7 +4,7 @@
     all         every node                               Message, Hello
     u.<user>    nodes that hold a device of the user     Message, Drop, Enter, Displaced, Check
     r.<room>    nodes that hold a member of the room     Message
-    n.<node>    that node                                Canary, Call, Cancel, Query, Answer
+    n.<node>    that node                                Canary, Call, Cancel, Query, Answer, ToDevice, Arrived
 
 A message crosses as its sender has packed it, once for each message protocol of the sender. The rest are plain values
 in MessagePack. Brokers take messages up to some size, so a list of names crosses in parts: several
@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import base64
 import re
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
 
@@ -47,6 +47,8 @@ class Message(ClusterMessage, tag=0):
     not_conn: str | None = None
     not_user: str | None = None
     key: str | int | None = None
+    seq: int = 0
+    """The number of the message among all that its origin has published; 0 from an origin that does not count."""
 
 
 class Drop(ClusterMessage, tag=1):
@@ -91,6 +93,20 @@ class Call(ClusterMessage, tag=5):
     timeout: float | None
 
 
+class ToDevice(ClusterMessage, tag=12):
+    """An answer for a client whose session has moved, from a handler that still runs at the old node."""
+
+    conn_id: str
+    data: Any
+    utf8: bool
+
+
+class Arrived(ClusterMessage, tag=13):
+    """The register knows that a session has moved to the origin."""
+
+    conn_id: str
+
+
 class Cancel(ClusterMessage, tag=10):
     """The origin no longer waits for the answer to its call with this stamp."""
 
@@ -121,7 +137,7 @@ encode = msgspec.msgpack.Encoder(enc_hook=str).encode
 """Encodes a message. Values that MessagePack does not have, in the details of errors, become strings."""
 
 decode = msgspec.msgpack.Decoder(
-    Message | Drop | Enter | Displaced | Check | Hello | Canary | Call | Cancel | Query | Answer
+    Message | Drop | Enter | Displaced | Check | Hello | Canary | Call | Cancel | Query | Answer | ToDevice | Arrived
 ).decode
 """Decodes a message; raises a `msgspec.MsgspecError` for bytes that are not one."""
 
@@ -131,28 +147,27 @@ plain = msgspec.msgpack.Encoder().encode
 
 def message(
     origin: str,
+    seq: int,
     type: MessageType,
     packed: Mapping[Protocol, Packed],
     not_conn: str | None = None,
-    not_user: Hashable | None = None,
+    not_user: str | None = None,
     key: MessageKey | None = None,
 ) -> bytes:
-    """Encode a message to other nodes.
-
-    Raises:
-        TypeError, ValueError: As `encode_name`, for the excluded user.
-    """
+    """Encode a message to other nodes; the name of the excluded user is encoded already."""
     forms = {protocol.name: (one.utf8, one.data) for protocol, one in packed.items()}
-    return encode(Message(origin, type, forms, not_conn, None if not_user is None else encode_name(not_user), key))
+    return encode(Message(origin, type, forms, not_conn, not_user, key, seq))
 
+
+Name = TypeVar("Name", str, bytes)
 
 MAX_PART_BYTES = 256 * 1024
 """Bytes of the names in one message: a quarter of the largest message that NATS takes by default."""
 
 
-def in_parts(names: Iterable[str]) -> list[list[str]]:
-    """Split encoded names into lists of at most `MAX_PART_BYTES` bytes each, at least one list."""
-    parts: list[list[str]] = [[]]
+def in_parts(names: Iterable[Name]) -> list[list[Name]]:
+    """Split encoded names, or bytes, into lists of at most `MAX_PART_BYTES` bytes each, at least one list."""
+    parts: list[list[Name]] = [[]]
     size = 0
     for name in names:
         length = len(name) + 5  # a string's head in MessagePack has up to 5 bytes

@@ -10,13 +10,14 @@ from wse.errors import ErrorCode, WseError
 
 if TYPE_CHECKING:
     from wse.core.cluster.bus import Bus
+    from wse.core.cluster.claims import Claims
     from wse.core.cluster.delivery import Delivery
     from wse.core.cluster.liveness import Liveness
     from wse.core.cluster.node_rpc import NodeRpc
     from wse.core.cluster.reconciler import Reconciler
     from wse.core.cluster.steps import Steps
     from wse.core.hub.hub import Hub
-    from wse.types import ClientId, RoomName
+    from wse.types import RoomName
 
 PROBE_TIMEOUT = 0.25
 """Seconds between two queries that ask the other nodes whether they are back."""
@@ -30,6 +31,7 @@ class Inbox:
         hub: The connections of this node.
         delivery: Handles messages of the application.
         rpc: Handles queries, calls and answers.
+        claims: Handles sessions that move.
         steps: Handles changes of devices.
         reconciler: Is told of disturbances.
         liveness: Handles canaries, and the loss and return of the broker.
@@ -43,6 +45,7 @@ class Inbox:
         hub: Hub,
         delivery: Delivery,
         rpc: NodeRpc,
+        claims: Claims,
         steps: Steps,
         reconciler: Reconciler,
         liveness: Liveness,
@@ -55,6 +58,7 @@ class Inbox:
         self._scheduler = hub.endpoint.scheduler
         self._delivery = delivery
         self._rpc = rpc
+        self._claims = claims
         self._steps = steps
         self._reconciler = reconciler
         self._liveness = liveness
@@ -74,6 +78,7 @@ class Inbox:
 
     def connection_lost(self, cause: Exception | None, unsent: list[tuple[str, bytes]]) -> None:
         self._liveness.connection_lost()
+        self._claims.connection_lost()
         self._bus.take_back(unsent)
         self._endpoint.report(WseError(ErrorCode.BROKER_UNAVAILABLE), None, cause)
 
@@ -104,7 +109,7 @@ class Inbox:
             case envelope.Drop():
                 self._hub.drop_here(decode_name(topic.removeprefix(USER)), message.reason, message.code)
             case envelope.Enter():
-                self._enter(decode_name(topic.removeprefix(USER)), decode_name(message.room), enter=message.enter)
+                self._enter(topic.removeprefix(USER), decode_name(message.room), enter=message.enter)
             case envelope.Displaced():
                 self._steps.displaced(message.conn_id)
             case envelope.Check():
@@ -114,15 +119,21 @@ class Inbox:
             case envelope.Canary():
                 self._liveness.canary_returned()
             case envelope.Call():
-                self._rpc.called(message)
+                if not self._claims.redirect(message):
+                    self._rpc.called(message)
             case envelope.Query():
                 self._rpc.queried(message)
             case envelope.Answer():
                 self._rpc.answered(message)
+            case envelope.ToDevice():
+                self._claims.to_device(message)
+            case envelope.Arrived():
+                self._steps.arrived(message.conn_id)
             case _:
                 self._rpc.cancelled(message)
 
-    def _enter(self, cid: ClientId, room: RoomName, *, enter: bool) -> None:
+    def _enter(self, user: str, room: RoomName, *, enter: bool) -> None:
         rooms = self._hub.rooms
-        for session in self._hub.sessions_of(cid):
+        for session in self._hub.sessions_of(decode_name(user)):
             (rooms.add if enter else rooms.discard)(room, session.conn)
+        self._claims.entered(user, room, enter=enter)

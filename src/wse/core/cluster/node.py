@@ -6,6 +6,7 @@ when they come back. It subscribes to the users and rooms that it holds, and to 
     Bus        topics, and the backlog while the broker is away
     Delivery   messages of the application
     NodeRpc    queries to other nodes, and calls to their devices
+    Claims     sessions that move from node to node
     Presence   users come and go; with Registrations, Steps, Firing and Reconciler
     Liveness   the lease, and the canary
     Inbox      hands what the broker delivers to the part that handles it
@@ -23,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 from wse.backoff import Backoff
 from wse.core.cluster import envelope
 from wse.core.cluster.bus import Bus
+from wse.core.cluster.claims import Claims
 from wse.core.cluster.delivery import Delivery
 from wse.core.cluster.envelope import ALL, NODE, ROOM, USER, decode_name, encode_name, topic
 from wse.core.cluster.firing import Firing
@@ -41,10 +43,13 @@ if TYPE_CHECKING:
     import asyncio
     from collections.abc import AsyncIterator, Collection, Hashable, Iterable
 
+    from wse.core.cluster.claims import Fetched
     from wse.core.cluster.settings import ClusterSettings
     from wse.core.hub.calls import Callee
     from wse.core.hub.connection import ServerSession, WseConnection, WseIdentity
+    from wse.core.hub.handshake import Returning
     from wse.core.hub.hub import Hub
+    from wse.core.hub.tickets import Claim, Refusal
     from wse.core.packed import Packed
     from wse.core.ports.broker import Broker
     from wse.core.ports.protocol import Protocol
@@ -95,18 +100,21 @@ class ClusterNode:
         self.steps = Steps(self.bus, hub, registrations, self.firing)
         self.reconciler = Reconciler(broker, self._scheduler, registrations, self.steps, self.firing)
         self.presence = Presence(self.bus, hub, registrations, self.steps, self.firing, self.reconciler)
+        self.claims = Claims(self.bus, hub, self.delivery, self.rpc, self.presence)
         self.liveness = Liveness(self.bus, hub.endpoint, settings, self.reconciler, self.rpc)
         self.inbox = Inbox(
             self.bus,
             hub,
             self.delivery,
             self.rpc,
+            self.claims,
             self.steps,
             self.reconciler,
             self.liveness,
             restore_within=settings.lease_ttl,
         )
-        self.rpc.queries |= {"members": self._members_here, "here": self._here}
+        self.rpc.queries |= {"members": self._members_here, "here": self._here, "end": self._peer_ends}
+        self._ending: frozenset[str] = frozenset()  # nodes that close
         self._pausing: asyncio.Future[None] | None = None  # between two attempts to reach the broker at the start
         self._opening: list[asyncio.Future[None]] | None = None  # callers that wait for the one that opens it
 
@@ -188,6 +196,7 @@ class ClusterNode:
             self._pausing.set_exception(WseError(ErrorCode.BROKER_UNAVAILABLE, {}, "the server was closed meanwhile"))
         if not self.bus.is_open:
             return
+        await self.claims.close()
         self.liveness.stop()
         start, timeout = self._scheduler.time(), self.settings.close_timeout
         if self.broker.connected:
@@ -238,8 +247,36 @@ class ClusterNode:
     def leave(self, conn: WseConnection, identity: WseIdentity, code: int, reason: str, grace: float | None) -> None:
         self.presence.leave(conn, identity, code, reason, grace or 0.0)
 
+    @property
+    def name(self) -> str:
+        return self.node
+
+    @property
+    def has_others(self) -> bool:
+        return self.bus.is_current and bool(self.bus.peers - self._ending)
+
+    def announce_end(self) -> None:
+        for peer in self.bus.peers:
+            self.bus.send_to(peer, envelope.Query(self.node, 0, "end", self.node))
+
+    def _peer_ends(self, node: str) -> None:
+        """Another node closes. If all close, none waits for clients that would take their sessions to another."""
+        self._ending = (self._ending & self.bus.peers) | {node}
+        if self.hub.resumption is not None and not self.has_others:
+            self.hub.resumption.stop_waiting()
+
+    async def fetch(self, holder: str, claim: Claim, cid: ClientId, protocol: str) -> Fetched | Refusal:
+        return await self.claims.fetch(holder, claim, cid, protocol)
+
+    async def find(self, holder: str, claim: Claim) -> Returning | None:
+        return await self.claims.find(holder, claim)
+
+    def moved(self, conn: WseConnection, to: str) -> None:
+        self.presence.moved(conn)
+
     def drop_joining(self, cid: ClientId, reason: str, code: int) -> None:
         self.presence.drop_joining(cid, reason, code)
+        self.claims.dropped(encode_name(cid), reason, code)
 
     def send(
         self,

@@ -49,7 +49,7 @@ class NodeRpc:
 
     Attributes:
         queries: The queries that this node answers, by name. Each is a function of a name that returns a plain value;
-            a list that it returns consists of encoded names and may have any length.
+            a list that it returns consists of encoded names, or of pieces of bytes, and may have any length.
     """
 
     def __init__(self, bus: Bus, hub: Hub, query_timeout: float) -> None:
@@ -60,7 +60,7 @@ class NodeRpc:
         self.queries: dict[str, Callable[[str], Any]] = {}
         self._pending = PendingCalls(self._endpoint.scheduler, self._endpoint.timeout)
         self._asked: dict[int, tuple[str, MessageType]] = {}  # by stamp, the node whose answer is due, and the name
-        self._parts: dict[int, list[list[str]]] = {}  # by stamp, the parts of an answer that have come
+        self._parts: dict[int, list[list[Any]]] = {}  # by stamp, the parts of an answer that have come
         # Calls of other nodes by origin and stamp, while devices of this node have not answered them.
         self._called: dict[tuple[str, int], tuple[ServerSession, int, asyncio.Future[Any]]] = {}
         self._absent: set[str] = set()  # origins of such calls that had no lease at the last look

@@ -37,6 +37,11 @@ if TYPE_CHECKING:
     from wse.types import ClientId
 
 
+MOVED_WITHIN = 10.0
+"""Seconds that another node has to tell the register of a device that it has taken over. After that, this node takes
+the device out if it is still registered here."""
+
+
 class Presence:
     """This node's part of who is there.
 
@@ -146,6 +151,34 @@ class Presence:
         for registration in tuple(self._joining.get(encode_name(cid), ())):
             registration.conn._session.close(code, reason)
 
+    # A connection moves.
+
+    def registration(self, conn: WseConnection) -> Registration | None:
+        """A device of this node, unless a step that the register may yet make could undo a move."""
+        registration = self._registrations.get(conn.conn_id)
+        if registration is None or (registration.is_busy and registration.state is not State.INSIDE):
+            return None
+        return registration
+
+    def adopt(self, conn: WseConnection, device: Device, generation: int, origin: str) -> None:
+        """Register a device that has come from another node."""
+        registration = Registration(replace(device, node=self._bus.node), conn)
+        registration.generation, registration.origin = generation, origin
+        self._registrations[conn.conn_id] = registration
+        self._registrations.enter(registration, State.OUTSIDE)
+        self._bus.want(USER + device.user)
+        self._scheduler.spawn(self._try(self._steps.settle(registration)))
+
+    def moved(self, conn: WseConnection) -> None:
+        """A device goes on at another node, which tells the register."""
+        registration = self._registrations.get(conn.conn_id)
+        if registration is None:  # the node has left the cluster already
+            return
+        self._bus.unwant(USER + registration.device.user)
+        self._registrations.moved.add(conn.conn_id)
+        self._registrations.forget(registration)
+        self._scheduler.call_later(MOVED_WITHIN, self._registrations.arrived, conn.conn_id)
+
     # A connection goes.
 
     def leave(self, conn: WseConnection, identity: WseIdentity, code: int, reason: str, grace: float = 0.0) -> None:
@@ -184,7 +217,7 @@ class Presence:
 
     async def close(self, timeout: float) -> None:
         """Wait until all devices are out of the register, but no longer than `timeout` seconds."""
-        if not self._registrations and self._firing.is_idle:
+        if not self._registrations and not self._registrations.moved and self._firing.is_idle:
             return
         for user in tuple(self._graces):
             self._end_grace(user)
@@ -199,7 +232,7 @@ class Presence:
 
     async def _settle_last(self) -> None:
         await self._try(self._reconciler.settle())
-        if not self._registrations:
+        if not self._registrations and not self._registrations.moved:
             self._done()
 
     def reset(self) -> None:

@@ -143,7 +143,7 @@ class Reconciler:
 
     async def _take_out(self, device: Device) -> None:
         """Take out a device that this node does not hold."""
-        if device.conn_id not in self._registrations:
+        if device.conn_id not in self._registrations and device.conn_id not in self._registrations.moved:
             was_set_back = self._scheduler.time() - self._set_back_at < FIRED_TTL
             generations = self._firing.generations(device.user) if was_set_back else ()
             step = await self._broker.leave(device, generation=generations[-1] if generations else 0)

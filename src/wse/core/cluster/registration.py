@@ -4,6 +4,8 @@
     JOINING     the register has it                     INSIDE      fire, close displaced devices, welcome
     JOINING     no answer: the broker is away           OUTSIDE     welcome
     INSIDE      the lease was lost, or it is missing    OUTSIDE
+    OUTSIDE     it has come from another node, and      INSIDE      (OUTSIDE if the register does not know it)
+                the register has moved it
     OUTSIDE     reconciled: joined again                INSIDE      fire, close displaced devices
     JOINING,    displaced by a newer device             DISPLACED   close the connection
     OUTSIDE,
@@ -64,10 +66,11 @@ class Registration:
         generation: The user's generation as last heard; 0 if unknown.
         end: When the connection has ended: the user, and the code and reason of the close.
         is_busy: Whether a step is under way. A device makes one step at a time: two could overtake each other.
+        origin: The node from which it has come, until the register knows.
         is_again: Whether it was joined more than once, or is about to be.
     """
 
-    __slots__ = ("conn", "device", "end", "generation", "is_again", "is_busy", "state")
+    __slots__ = ("conn", "device", "end", "generation", "is_again", "is_busy", "origin", "state")
 
     def __init__(self, device: Device, conn: WseConnection) -> None:
         self.device = device
@@ -76,6 +79,7 @@ class Registration:
         self.generation = 0
         self.end: tuple[WseIdentity, int, str] | None = None
         self.is_busy = False
+        self.origin = ""
         self.is_again = False
 
 
@@ -84,12 +88,14 @@ class Registrations(dict[str, Registration]):
 
     Attributes:
         unsettled: Those for which a step of the register is to be made, in order.
-        when_empty: Called when the last one is gone.
+        moved: Devices that have moved to other nodes, until the register knows.
+        when_empty: Called when the last one is gone, and the last one of these.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.unsettled: dict[Registration, None] = {}
+        self.moved: set[str] = set()
         self.when_empty: Callable[[], None] = _do_nothing
 
     def enter(self, registration: Registration, state: State) -> None:
@@ -107,11 +113,18 @@ class Registrations(dict[str, Registration]):
     def forget(self, registration: Registration) -> None:
         """The device is gone."""
         self.settled(registration)
-        if self.pop(registration.device.conn_id, None) is not None and not self:
+        if self.pop(registration.device.conn_id, None) is not None and not self and not self.moved:
+            self.when_empty()
+
+    def arrived(self, conn_id: str) -> None:
+        """The register knows that a device has moved to another node."""
+        self.moved.discard(conn_id)
+        if not self and not self.moved:
             self.when_empty()
 
     def clear(self) -> None:
         super().clear()
+        self.moved.clear()
         self.unsettled.clear()
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from wse.core.cluster.envelope import USER, Check, Displaced
+from wse.core.cluster.envelope import USER, Arrived, Check, Displaced
 from wse.core.cluster.registration import State
 from wse.core.ports.broker import Device
 from wse.errors import CloseReason
@@ -66,7 +66,9 @@ class Steps:
         registration.is_busy = True
         try:
             while registration in self._registrations.unsettled:
-                if registration.state is State.OUTSIDE:
+                if registration.origin:
+                    await self._move(registration)
+                elif registration.state is State.OUTSIDE:
                     await self._join_again(registration)
                 elif registration.state is State.AWAY:
                     await self._broker.set_away(registration.device)
@@ -76,6 +78,23 @@ class Steps:
                     await self._leave(registration)
         finally:
             registration.is_busy = False
+
+    async def _move(self, registration: Registration) -> None:
+        """Take a device over from the node from which it has come."""
+        lease, origin = self.lease, registration.origin
+        moved = await self._broker.move(registration.device, origin)
+        if lease != self.lease:
+            return  # once more
+        registration.origin = ""
+        if moved is not None:
+            registration.device, registration.generation = moved.device, moved.generation
+            if registration.state is State.OUTSIDE:
+                self._registrations.enter(registration, State.INSIDE)
+        self._bus.send_to(origin, Arrived(self._bus.node, registration.device.conn_id))
+
+    def arrived(self, conn_id: str) -> None:
+        """Another node has taken a device over."""
+        self._registrations.arrived(conn_id)
 
     async def _join_again(self, registration: Registration) -> None:
         lease = self.lease

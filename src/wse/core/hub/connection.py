@@ -21,8 +21,9 @@ if TYPE_CHECKING:
     from wse.core.hub.auth import AuthExtension, Expiry
     from wse.core.hub.calls import Mode
     from wse.core.hub.handshake import Challenge
-    from wse.core.hub.resumption import Resumption, Ticket
+    from wse.core.hub.resumption import Resumption
     from wse.core.hub.sockets import Sockets
+    from wse.core.hub.tickets import Ticket
     from wse.core.ports.protocol import Protocol
     from wse.core.ports.transport import Link, Request
     from wse.core.session.endpoint import Endpoint
@@ -97,7 +98,8 @@ class ServerSession(Session):
         self._owner.leave(self, code, reason)
 
     def outlives(self, code: int) -> bool:
-        return code in OUTLIVED and self._owner.sockets.closing is None
+        sockets = self._owner.sockets
+        return code in OUTLIVED and (sockets.closing is None or sockets.keeps_sessions)
 
     def _on_detached(self, code: int, reason: str) -> None:
         assert self._owner.resumption is not None  # it has made the ledger
@@ -163,7 +165,7 @@ class WseConnection:
         request: The HTTP request that opened the WebSocket.
     """
 
-    __slots__ = ("_session", "_user", "challenge", "cid", "conn_id", "identity", "meta", "request")
+    __slots__ = ("_data", "_session", "_user", "challenge", "cid", "conn_id", "identity", "meta", "request")
 
     def __init__(self, session: ServerSession, conn_id: str, request: Request) -> None:
         self._session = session
@@ -171,9 +173,28 @@ class WseConnection:
         self.request = request
         self.cid: Any = None
         self._user: WseIdentity | None = None
+        self._data: dict[str, Any] | None = None
         self.identity: Any = None
         self.meta: dict[str, Any] = {}
         self.challenge: Challenge | None = None
+
+    @property
+    def data(self) -> dict[str, Any]:
+        """A dict of the application's own, for what it has to know about the connection. In a cluster, it goes with a
+        session that moves to another node, so it must then consist of plain values: strings, numbers, `bytes`, lists,
+        and dicts with strings as keys. Otherwise the session cannot move.
+        """
+        if self._data is None:
+            self._data = {}
+        return self._data
+
+    @property
+    def moved(self) -> bool:
+        """Whether the session has come from another node of the cluster. A listener of `connected` may then find in
+        `data` what has been set there.
+        """
+        ticket = self._session.ticket
+        return ticket is not None and ticket.is_moved
 
     @property
     def client(self) -> WseIdentity:

@@ -158,11 +158,12 @@ class Handshake:
 
     async def resuming(self) -> Returning | None:
         """The session that the client wants to go on with, if the client has proved that it knows its key; else `None`.
+        In a cluster, the node that has the session is asked.
 
         An application may trust the key, and accept the session's user without looking further:
         `auth.accept(returning.cid)`. Whoever has the key is then that user, so use TLS.
         """
-        return None if self._opening is None else self._opening.returning()
+        return None if self._opening is None else await self._opening.returning()
 
     def __repr__(self) -> str:
         return f"<Handshake {self.conn_id} from {self.request.remote_addr}>"
@@ -185,7 +186,7 @@ class OpeningOwner(Protocol[S_contra]):
     def refused(self, session: S_contra, retry: bool, /) -> None:
         """A client is about to be refused; `retry` says whether it may try again."""
 
-    def returning(self, session: S_contra, /) -> Returning | None:
+    async def returning(self, session: S_contra, /) -> Returning | None:
         """The session with which the client wants to go on."""
         ...
 
@@ -297,8 +298,8 @@ class ServerOpening(Generic[S]):
         self.handshake.challenge = Challenge(value)
         self._move(Event.QUEST)
 
-    def returning(self) -> Returning | None:
-        return self._owner.returning(self._session)
+    async def returning(self) -> Returning | None:
+        return await self._owner.returning(self._session)
 
     # Inside.
 

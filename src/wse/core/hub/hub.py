@@ -127,7 +127,7 @@ class Hub:
         """
         if self.identify is None:
             raise WseError(ErrorCode.IDENTIFY_HANDLER_MISSING)
-        session = self._session_class(self, link, request, protocol or self.endpoint.protocols[0])
+        session = self.make_session(link, request, protocol or self.endpoint.protocols[0])
         excess = self.sockets.find_excess(request.remote_addr)
         self.sockets.add(session)
         opening: ServerOpening[ServerSession] = ServerOpening(
@@ -150,6 +150,10 @@ class Hub:
             session.violation(f"the client offers no subprotocol that the server has: {names}")
         return session
 
+    def make_session(self, link: Link, request: Request, protocol: Protocol) -> ServerSession:
+        """A session that nothing has happened to."""
+        return self._session_class(self, link, request, protocol)
+
     def join(
         self, session: ServerSession, auth: Handshake, cid: ClientId, welcome: Packed, expires: float | None
     ) -> None:
@@ -157,6 +161,12 @@ class Hub:
         resumption = self.resumption if session.ticket is not None else None
         if resumption is not None and resumption.resume(session, auth, cid, welcome, expires):
             return
+        self.let_in(session, auth, cid, welcome, expires)
+
+    def let_in(
+        self, session: ServerSession, auth: Handshake, cid: ClientId, welcome: Packed, expires: float | None
+    ) -> None:
+        """Make the connection a user's, with a session of its own."""
         conn = session.conn
         conn.identity = auth.identity
         conn.meta = auth.meta
@@ -216,9 +226,9 @@ class Hub:
         if self.resumption is not None:
             self.resumption.refused(session, retry)
 
-    def returning(self, session: ServerSession) -> Returning | None:
+    async def returning(self, session: ServerSession) -> Returning | None:
         """The session with which a client wants to go on."""
-        return None if self.resumption is None else self.resumption.returning(session)
+        return None if self.resumption is None else await self.resumption.returning(session)
 
     def leave(self, session: ServerSession, code: int, reason: str) -> None:
         """Remove a connection that has ended; it may not have been valid."""
@@ -232,7 +242,8 @@ class Hub:
             self.sockets.unauthenticated -= 1
         if identity is None:
             return
-        self.rooms.forget(conn)
+        to = "" if session.ticket is None else session.ticket.to
+        self.rooms.forget(conn, silent=bool(to))
         identity._devices = tuple(device for device in identity._devices if device is not conn)
         is_last_here = not identity._devices
         if is_last_here:
@@ -247,15 +258,35 @@ class Hub:
                 identity.cid,
             )
         self.disconnected._emit(conn, code, reason)
-        self.network.leave(conn, identity, code, reason, grace if is_last_here else None)
+        if to:
+            self.network.moved(conn, to)
+        else:
+            self.network.leave(conn, identity, code, reason, grace if is_last_here else None)
+
+    async def part(self, code: int, reason: str) -> Resumption | None:
+        """Close every connection; sessions that other nodes can take over go on without.
+
+        Returns:
+            What keeps these sessions; `None` if there are no other nodes.
+        """
+        if self.resumption is None or not self.network.has_others:
+            return None
+        self.sockets.keeps_sessions = True
+        self.network.announce_end()
+        await self.sockets.close(code, reason)
+        self.sockets.refuse(code, reason)
+        return self.resumption
 
     async def close(self, code: int, reason: str) -> None:
         """Close every connection; returns when the last socket has closed."""
+        self.sockets.keeps_sessions = False
         closing = self.sockets.close(code, reason)
         if self.resumption is not None:
             self.sockets.refuse(code, reason)  # before listeners of those that end now run
             self.resumption.end_all()
         await closing
+        for leftover in tuple(self.sockets.leftovers):
+            await leftover.wait_closed()
 
     @property
     def sessions(self) -> Iterator[ServerSession]:

@@ -13,6 +13,9 @@ if TYPE_CHECKING:
 
     from wse.core.hub.calls import Callee
     from wse.core.hub.connection import ServerSession, WseConnection, WseIdentity
+    from wse.core.hub.handshake import Returning
+    from wse.core.hub.moving import Luggage
+    from wse.core.hub.tickets import Claim, Refusal
     from wse.core.packed import Packed
 
 EVERYONE, USER, ROOM = "all", "u.", "r."
@@ -32,6 +35,20 @@ class DeviceInfo:
     cid: Any
     conn_id: str
     node: str = ""
+
+
+class Fetched(typing.Protocol):
+    """A session that has come from another node."""
+
+    luggage: Luggage
+
+    def settle(self, conn: WseConnection) -> None:
+        """Make the connection a part of this node: its rooms, its place among the user's devices, and the messages that
+        have come for it meanwhile.
+        """
+
+    def catch_up(self, conn: WseConnection) -> None:
+        """Do with the connection what was to be done meanwhile."""
 
 
 class Network(typing.Protocol):
@@ -73,6 +90,39 @@ class Network(typing.Protocol):
 
     def drop_joining(self, cid: ClientId, reason: str, code: int) -> None:
         """Close the user's devices here that have no welcome yet."""
+
+    # Sessions that move from node to node.
+
+    @property
+    def name(self) -> str:
+        """The name of this node in the ids of sessions; empty if there are no other nodes."""
+        ...
+
+    @property
+    def has_others(self) -> bool:
+        """Whether there are other nodes at the moment, which can take over sessions."""
+        ...
+
+    def announce_end(self) -> None:
+        """Tell the other nodes that this one closes, and takes over no sessions."""
+
+    async def fetch(self, holder: str, claim: Claim, cid: ClientId, protocol: str) -> Fetched | Refusal:
+        """Fetch a session from the node that has had it last, or from the one that has it now.
+
+        Args:
+            holder: The node.
+            claim: What the client claims.
+            cid: The user, as whom the client was accepted.
+            protocol: The name of the message protocol that it speaks.
+        """
+        ...
+
+    async def find(self, holder: str, claim: Claim) -> Returning | None:
+        """The user of a session that another node has, if the client knows its key."""
+        ...
+
+    def moved(self, conn: WseConnection, to: str) -> None:
+        """Note that a connection goes on at another node."""
 
     # Messages.
 

@@ -12,23 +12,25 @@ from __future__ import annotations
 
 import heapq
 import secrets
-from enum import StrEnum
-from hmac import compare_digest
-from itertools import count
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final
 
 from wse.core.closing import JUMP, is_retried
 from wse.core.hub.handshake import Returning
+from wse.core.hub.moving import Arrival, Moving
+from wse.core.hub.tickets import Claim, Refusal, Ticket, Tombstone, Why, read_claim
 from wse.core.session.acks import Acks
-from wse.core.session.ledger import Ledger, is_count
+from wse.core.session.ledger import Ledger
 from wse.core.session.leftover import Leftover
 from wse.core.session.resuming import Resuming
 from wse.core.session.retention import Retention
 from wse.errors import CloseReason, ErrorCode, WseError
+from wse.tasks import wake
 from wse.types import ClientId, ReadyState
 
 if TYPE_CHECKING:
-    from wse.core.hub.connection import ServerSession
+    import asyncio
+
+    from wse.core.hub.connection import ServerSession, WseConnection
     from wse.core.hub.handshake import Handshake
     from wse.core.hub.hub import Hub
     from wse.core.packed import Packed
@@ -44,97 +46,9 @@ PATIENCE: Final = 1.0
 MOST_HELD: Final = 60.0
 """Seconds for which a window may be held open by a client that is being authenticated."""
 
-
-class Why(StrEnum):
-    """Why a session cannot go on, as the client is told."""
-
-    UNKNOWN = "unknown"
-    EXPIRED = "expired"
-    OVERFLOW = "overflow"
-    MISMATCH = "mismatch"
-    GAP = "gap"
-    USER = "user"
-    PROTOCOL = "protocol"
-    STUCK = "stuck"
-    ENDED = "ended"
-
-
-class Claim(NamedTuple):
-    """A session that a client wants to go on with.
-
-    Attributes:
-        id: The session.
-        key: Its secret.
-        got: How many messages of the server the client has handled.
-        sent: The first and the last of its own messages that it keeps.
-    """
-
-    id: str
-    key: str
-    got: int
-    sent: tuple[int, int]
-
-
-class Ticket:
-    """What a client has asked for, and what it needs to come back.
-
-    Attributes:
-        window: Seconds for which the session is kept.
-        claim: The session that it wants to go on with.
-        problem: Why the claim cannot be met, whatever it claims.
-        holds: The session that it claims, once the key has been found to be right.
-        goes_on: The session that goes on; the answer says so.
-        lost: What the answer says about the session that does not go on.
-        key: The secret of the session; empty before the welcome.
-        since: When the session became detached.
-        until: When the session ends, while it is detached.
-        is_called_back: Whether this side has closed its last socket, for the client to come back.
-        claimants: Clients that know the key and are being authenticated.
-        is_overdue: Whether the window has ended meanwhile.
-        why: Why the session is being ended, if not by the application.
-    """
-
-    __slots__ = (
-        "claim",
-        "claimants",
-        "goes_on",
-        "holds",
-        "is_called_back",
-        "is_overdue",
-        "key",
-        "lost",
-        "problem",
-        "since",
-        "until",
-        "why",
-        "window",
-    )
-
-    def __init__(self, window: float, claim: Claim | None, problem: Why | None) -> None:
-        self.window = window
-        self.claim = claim
-        self.problem = problem
-        self.holds: ServerSession | None = None
-        self.goes_on: ServerSession | None = None
-        self.lost: dict[str, Any] | None = None
-        self.key = ""
-        self.since = 0.0
-        self.until = 0.0
-        self.is_called_back = False
-        self.claimants = 0
-        self.is_overdue = False
-        self.why: Why | None = None
-
-
-class Tombstone(NamedTuple):
-    """What is known of a session that has ended."""
-
-    key: str
-    cid: ClientId
-    why: Why
-    got: int
-    close: tuple[int, str] | None
-    until: float
+MOST_OUTDATED: Final = 100
+"""Ends of windows that are kept for nothing, beside as many as there are sessions without a socket: clients come back,
+and go again."""
 
 
 class Resumption(Resuming):
@@ -147,6 +61,7 @@ class Resumption(Resuming):
     Attributes:
         detached: The sessions without a socket, the longest without one first, with the close of their last one.
         retention: What all sessions keep together.
+        moving: Sessions that come from other nodes, and go to them.
     """
 
     def __init__(self, hub: Hub, settings: Resume) -> None:
@@ -155,9 +70,11 @@ class Resumption(Resuming):
         self._scheduler = hub.endpoint.scheduler
         self._acks = Acks(self._scheduler)
         self.retention = Retention(settings.retained, self._relieve)
+        self.moving = Moving(hub, self)
         self.detached: dict[ServerSession, tuple[int, str]] = {}
-        self._ends: list[tuple[float, int, ServerSession]] = []  # a heap, also of sessions that are back
-        self._order = count()
+        # A heap of the ends of windows, also of sessions that are back or have ended, so it must not hold them.
+        self._ends: list[tuple[float, str]] = []
+        self._drained: asyncio.Future[None] | None = None
         self._timer: Timer | None = None
         self._due = 0.0  # when it runs
         self._tombstones: dict[str, Tombstone] = {}
@@ -170,17 +87,21 @@ class Resumption(Resuming):
         window = params.get("window", self._settings.window)
         if isinstance(window, bool) or not isinstance(window, int | float) or not window > 0:
             return False
-        claim, problem = _read_claim(params)
+        claim, problem = read_claim(params)
         ticket = session.ticket = Ticket(min(window, self._settings.window), claim, problem)
         if claim is not None:
-            conn = self._hub.connections.get(claim.id)
-            other = None if conn is None else conn._session.ticket
-            if conn is not None and other is not None and _is_same(other.key, claim.key):
-                ticket.holds = conn._session
-                other.claimants += 1
-                if other.claimants == 1:
-                    self._scheduler.call_later(self._hub.auth_timeout or MOST_HELD, self._hold_no_longer, conn._session)
+            held = self.find(claim)
+            if held is not None and held.ticket is not None:
+                ticket.holds = held
+                held.ticket.claimants += 1
+                if held.ticket.claimants == 1:
+                    self._scheduler.call_later(self._hub.auth_timeout or MOST_HELD, self._hold_no_longer, held)
         return True
+
+    def _name(self, conn: WseConnection) -> str:
+        """The id of a session, as its client names it. In a cluster it says which node has the session."""
+        node = self._hub.network.name
+        return f"{conn.conn_id}.{node}" if node else conn.conn_id
 
     def answer(self, session: ServerSession) -> Any:
         ticket = session.ticket
@@ -188,11 +109,11 @@ class Resumption(Resuming):
         old = ticket.goes_on
         if old is not None:
             assert old.ledger is not None
-            return {"id": old.conn.conn_id, "got": old.ledger.got}
+            return {"id": self._name(old.conn), "got": old.ledger.got}
         settings = self._settings
         ticket.key = secrets.token_urlsafe(16)
         answer: dict[str, Any] = {
-            "id": session.conn.conn_id,
+            "id": self._name(session.conn),
             "key": ticket.key,
             "window": ticket.window,
             "bytes": settings.bytes,
@@ -207,10 +128,14 @@ class Resumption(Resuming):
     def begin(self, session: ServerSession) -> None:
         """Count the messages of a session whose welcome has just been written."""
         link = session.link
-        session.ledger = ledger = Ledger(session, self._settings, self._acks, self.retention)
+        ledger = self._give_ledger(session)
         ledger.begin(link, session._writable)
         session.link = ledger
         link.attach(ledger)
+
+    def _give_ledger(self, session: ServerSession) -> Ledger:
+        ledger = session.ledger = Ledger(session, self._settings, self._acks, self.retention)
+        return ledger
 
     def resume(
         self, session: ServerSession, auth: Handshake, cid: ClientId, welcome: Packed, expires: float | None
@@ -223,79 +148,95 @@ class Resumption(Resuming):
         ticket = session.ticket
         assert ticket is not None  # it was made when the extension was offered
         try:
-            return self._decide(session, ticket, auth, cid, welcome, expires)
+            if ticket.claim is None:
+                if ticket.problem is not None:
+                    ticket.lost = {"why": str(ticket.problem), "got": None}
+                return False
+            return self._decide(Arrival(session, ticket, ticket.claim, auth, cid, welcome, expires))
         finally:
             self._release(ticket)
 
-    def _decide(
-        self,
-        session: ServerSession,
-        ticket: Ticket,
-        auth: Handshake,
-        cid: ClientId,
-        welcome: Packed,
-        expires: float | None,
-    ) -> bool:
-        claim = ticket.claim
-        if claim is None:
-            if ticket.problem is not None:
-                ticket.lost = {"why": str(ticket.problem), "got": None}
+    def _decide(self, arrival: Arrival) -> bool:
+        session, ticket, claim = arrival.session, arrival.ticket, arrival.claim
+        verdict = self.examine(claim, arrival.cid, session.protocol.name)
+        if not isinstance(verdict, Refusal):
+            self.absorb(arrival, verdict)
+            return True
+        holder = verdict.to or (claim.holder if verdict.why == Why.UNKNOWN else "")
+        if holder and holder != self._hub.network.name and self._hub.network.reaches_others:
+            self.moving.begin(arrival, holder)
+            return True
+        if verdict.close is not None:
+            session.close(*verdict.close)
+            return True
+        ticket.lost = {"why": str(verdict.why), "got": verdict.got}
+        return False
+
+    def resume_here(self, arrival: Arrival) -> bool:
+        """Let a session go on that has come to this node since its client was accepted; whether there is one."""
+        verdict = self.examine(arrival.claim, arrival.cid, arrival.session.protocol.name)
+        if isinstance(verdict, Refusal):
             return False
-        old = ticket.holds
-        if old is None or old.ended:
-            return self._tell_end(session, ticket, claim, cid)
+        self.absorb(arrival, verdict)
+        return True
+
+    def examine(self, claim: Claim, cid: ClientId, protocol: str) -> ServerSession | Refusal:
+        """The session of this node that an accepted client claims, if it can go on with it.
+
+        Args:
+            claim: What the client claims.
+            cid: Its user.
+            protocol: The name of the message protocol that it speaks.
+        """
+        old = self.find(claim)
+        if old is None:
+            return self.epitaph(claim, cid)
         assert old.ledger is not None  # it has a key
         if old.conn.cid != cid:
-            ticket.lost = {"why": str(Why.USER), "got": None}
-            details = {"from": old.describe(), "cid": cid, "conn_id": session.conn.conn_id}
+            details = {"from": old.describe(), "cid": cid}
             problem = "a client has the key of another user's session"
-            self._hub.endpoint.report(WseError(ErrorCode.PROTOCOL_VIOLATION, details, problem), session)
-            return False
-        same_protocol = old.protocol is session.protocol
-        why = old.ledger.obstacle(claim.got, claim.sent) if same_protocol else Why.PROTOCOL
+            self._hub.endpoint.report(WseError(ErrorCode.PROTOCOL_VIOLATION, details, problem), old)
+            return Refusal(Why.USER)
+        why = old.ledger.obstacle(claim.got, claim.sent) if old.protocol.name == protocol else Why.PROTOCOL
         if why is None:
-            self._absorb(session, old, ticket, claim, auth, welcome, expires)
-            return True
-        is_foreign = why == Why.MISMATCH  # its client would not say that, so it goes on
-        ticket.lost = {"why": str(why), "got": None if is_foreign else old.ledger.got}
-        if not is_foreign:
-            self.end(old, Why(why))
-        return False
+            return old
+        if why == Why.MISMATCH:  # its client would not say that, so it goes on
+            return Refusal(why)
+        got = old.ledger.got
+        self.end(old, Why(why))
+        return Refusal(why, got)
 
-    def _tell_end(self, session: ServerSession, ticket: Ticket, claim: Claim, cid: ClientId) -> bool:
-        """Tell a client why the session that it claims has ended."""
+    def find(self, claim: Claim) -> ServerSession | None:
+        """The session of this node that a client claims, if the client knows its key."""
+        conn = self._hub.connections.get(claim.id)
+        ticket = None if conn is None else conn._session.ticket
+        if conn is None or ticket is None or conn._session.ended or not claim.fits(ticket.key):
+            return None
+        return conn._session
+
+    def epitaph(self, claim: Claim, cid: ClientId) -> Refusal:
+        """Why a session has ended that a client claims."""
         stone = self._tombstones.get(claim.id)
-        if stone is None or not _is_same(stone.key, claim.key) or stone.cid != cid:
-            ticket.lost = {"why": str(Why.UNKNOWN), "got": None}
-            return False
+        if stone is None or not claim.fits(stone.key) or stone.cid != cid:
+            return Refusal(Why.UNKNOWN)
+        if stone.to:
+            return Refusal(Why.UNKNOWN, to=stone.to)
         del self._tombstones[claim.id]
-        if stone.close is not None:
-            session.close(*stone.close)
-            return True
-        ticket.lost = {"why": str(stone.why), "got": stone.got}
-        return False
+        return Refusal(stone.why, stone.got, stone.close)
 
-    def _absorb(
-        self,
-        session: ServerSession,
-        old: ServerSession,
-        ticket: Ticket,
-        claim: Claim,
-        auth: Handshake,
-        welcome: Packed,
-        expires: float | None,
-    ) -> None:
+    def moved_to(self, conn_id: str) -> str:
+        """The node that has taken a session over lately; empty if there is none."""
+        stone = self._tombstones.get(conn_id)
+        return "" if stone is None else stone.to
+
+    def absorb(self, arrival: Arrival, old: ServerSession) -> None:
         """Give the socket of one session to another."""
-        ledger = old.ledger
-        assert ledger is not None
+        ledger, session, auth = old.ledger, arrival.session, arrival.auth
+        assert ledger is not None  # it has a key
         hub = self._hub
-        if ledger.is_attached:  # the client has noticed first that the link is gone
-            self._close_link(ledger, 1000, CloseReason.RESUMED_ELSEWHERE)
-            ledger.leave()
-            hub.sockets.remove(old)
-            hub.endpoint.counters.count_close(1000, CloseReason.RESUMED_ELSEWHERE)
+        self.take_from_socket(old)
         self._bring_back(old)
-        ticket.goes_on = old
+        arrival.ticket.goes_on = old
         if old.ticket is not None:
             old.ticket.is_called_back = False
         link, takes = session.link, session._writable
@@ -306,14 +247,47 @@ class Resumption(Resuming):
         conn.request = session.conn.request
         old.agreement = session.agreement
         old.limit_output(session._max_out)
-        hub.auth.expire(old, expires)
-        old.excuse(min(claim.sent[1] - ledger.got, self._settings.messages))
+        hub.auth.expire(old, arrival.expires)
+        old.excuse(min(arrival.claim.sent[1] - ledger.got, self._settings.messages))
         link.write_shared(hub.answer(session))
-        link.write_shared(welcome)
+        link.write_shared(arrival.welcome)
         old.attached()
-        ledger.resume(link, takes, claim.got)
+        ledger.resume(link, takes, arrival.claim.got)
         if not old.ended:
             hub.resumed._emit_on(old, conn)
+
+    def take_from_socket(self, session: ServerSession) -> None:
+        """Part a session from its socket, if it has one: its client was the first to notice that the link is gone."""
+        ledger = session.ledger
+        assert ledger is not None  # it was claimed
+        if ledger.is_attached:
+            self._close_link(ledger, 1000, CloseReason.RESUMED_ELSEWHERE)
+            ledger.leave()
+            self._hub.sockets.remove(session)
+            self._hub.endpoint.counters.count_close(1000, CloseReason.RESUMED_ELSEWHERE)
+
+    def keep(self, session: ServerSession) -> None:
+        """Give a session that has just come from another node its books. It has no socket yet."""
+        ledger = self._give_ledger(session)
+        session.link = ledger
+        session.writable(False)
+        session.ready_state = ReadyState.CONNECTING
+        assert session.ticket is not None  # it has been made for it
+        self._detach(session, session.ticket, 1006, "")
+
+    def hold(self, session: ServerSession, seconds: float) -> None:
+        """Keep the window of a session open for a moment: another node is about to take it over."""
+        ticket = session.ticket
+        assert ticket is not None  # it was claimed
+        ticket.claimants += 1
+        self._scheduler.call_later(seconds, self._give_back, session)
+
+    def _give_back(self, session: ServerSession) -> None:
+        ticket = session.ticket
+        assert ticket is not None  # as above
+        ticket.claimants -= 1
+        if not ticket.claimants and ticket.is_overdue and session in self.detached:
+            self.end(session, Why.EXPIRED)
 
     # A client goes.
 
@@ -323,17 +297,25 @@ class Resumption(Resuming):
         assert ticket is not None
         assert ledger is not None  # or the session would have ended
         self._hub.sockets.remove(session)
-        self.detached[session] = code, reason
-        ticket.since = self._scheduler.time()
-        ticket.until = ticket.since + self._window(ticket, code)
-        ticket.is_overdue = False
-        heapq.heappush(self._ends, (ticket.until, next(self._order), session))
-        self._set_timer()
+        self._detach(session, ticket, code, reason)
         if len(self.detached) > self._settings.detached:
             self.end(next(iter(self.detached)), Why.OVERFLOW)
         ledger.charge()
         if not session.ended:
             self._hub.detached._emit_on(session, session.conn, code, reason)
+
+    def _detach(self, session: ServerSession, ticket: Ticket, code: int, reason: str) -> None:
+        """Let a session wait for its client."""
+        self.detached[session] = code, reason
+        ticket.since = self._scheduler.time()
+        ticket.until = ticket.since + self._window(ticket, code)
+        ticket.is_overdue = False
+        if len(self._ends) > 2 * len(self.detached) + MOST_OUTDATED:
+            self._ends = [(one.ticket.until, one.conn.conn_id) for one in self.detached if one.ticket is not None]
+            heapq.heapify(self._ends)
+        else:
+            heapq.heappush(self._ends, (ticket.until, session.conn.conn_id))
+        self._set_timer()
 
     @staticmethod
     def _window(ticket: Ticket, code: int) -> float:
@@ -360,10 +342,26 @@ class Resumption(Resuming):
         ticket.why = why
         session.close(*self.detached.get(session, (1000, CloseReason.RESUMED_ELSEWHERE)))
 
+    @property
+    def drain(self) -> float:
+        """Seconds for which a node that closes waits for its clients to take their sessions along."""
+        return self._settings.drain
+
     def end_all(self) -> None:
         """End all sessions without a socket, because the server ends."""
         for session in tuple(self.detached):
             self.end(session, Why.ENDED)
+
+    async def drained(self) -> None:
+        """Return when no session waits for its client, or there is no other node that could take one over."""
+        if self.detached and self._hub.network.has_others:
+            self._drained = self._scheduler.create_future()
+            await self._drained
+
+    def stop_waiting(self) -> None:
+        """End `drained`."""
+        if self._drained is not None:
+            wake(self._drained)
 
     def forget_loop(self) -> None:
         """The event loop has been closed: its timers do not run."""
@@ -385,7 +383,9 @@ class Resumption(Resuming):
         self._bring_back(session)
         close = None
         why = ticket.why
-        if why is None:
+        if ticket.to:
+            why = Why.UNKNOWN  # its client is sent there
+        elif why is None:
             why = Why.OVERFLOW if code == 1013 else Why.ENDED
             is_ours = was_detached or session.ready_state is ReadyState.CLOSING
             if is_ours and code != 1013 and (was_detached or not is_retried(code)):
@@ -397,12 +397,21 @@ class Resumption(Resuming):
         while stones and (len(stones) >= self._settings.detached or next(iter(stones.values())).until < now):
             del stones[next(iter(stones))]
         conn = session.conn
-        stones[conn.conn_id] = Tombstone(ticket.key, conn.cid, why, ledger.got, close, now + ticket.window)
+        stones[conn.conn_id] = Tombstone(ticket.key, conn.cid, why, ledger.got, close, ticket.to, now + ticket.window)
 
-    def returning(self, session: ServerSession) -> Returning | None:
+    async def returning(self, session: ServerSession) -> Returning | None:
         """See `Handshake.resuming`."""
-        held = None if session.ticket is None else session.ticket.holds
-        return None if held is None or held.ended else Returning(held.conn.cid, held.conn.meta)
+        ticket = session.ticket
+        claim = None if ticket is None else ticket.claim
+        if claim is None:
+            return None
+        held = self.find(claim)
+        if held is not None:
+            return Returning(held.conn.cid, held.conn.meta)
+        holder = self.moved_to(claim.id) or claim.holder
+        if not holder or holder == self._hub.network.name:
+            return None
+        return await self._hub.network.find(holder, claim)
 
     def refused(self, session: ServerSession, retry: bool) -> None:
         """A client is being refused; a session whose key it knows ends, unless it may try again."""
@@ -416,6 +425,7 @@ class Resumption(Resuming):
         """It is no longer detached, or not without an end; the heap forgets it in time."""
         self.detached.pop(session, None)
         if not self.detached:
+            self.stop_waiting()
             self._ends.clear()
             if self._timer is not None:
                 self._timer.cancel()
@@ -448,9 +458,11 @@ class Resumption(Resuming):
         self._timer = None
         now = self._scheduler.time()
         while self._ends and self._ends[0][0] <= now:
-            until, _, session = heapq.heappop(self._ends)
-            ticket = session.ticket
-            if session not in self.detached or ticket is None or ticket.until != until:
+            until, conn_id = heapq.heappop(self._ends)
+            conn = self._hub.connections.get(conn_id)
+            session = None if conn is None else conn._session
+            ticket = None if session is None else session.ticket
+            if session is None or ticket is None or session not in self.detached or ticket.until != until:
                 continue
             if ticket.claimants:
                 ticket.is_overdue = True
@@ -466,28 +478,3 @@ class Resumption(Resuming):
             ledger.forget_ring()
         while self.retention.is_full and self.detached:
             self.end(next(iter(self.detached)), Why.OVERFLOW)
-
-
-def _read_claim(params: dict[str, Any]) -> tuple[Claim | None, Why | None]:
-    """What a client claims, or why that makes no sense."""
-    if "id" not in params:
-        return None, None
-    id_, key, got, sent = (params.get(name) for name in ("id", "key", "got", "sent"))
-    if not isinstance(id_, str) or not isinstance(key, str):
-        return None, Why.UNKNOWN
-    if (
-        not isinstance(got, int)
-        or not is_count(got)
-        or not isinstance(sent, list)
-        or len(sent) != 2
-        or not all(map(is_count, sent))
-    ):
-        return None, Why.MISMATCH
-    first, last = sent
-    if first > last + 1 or not first:
-        return None, Why.MISMATCH
-    return Claim(id_, key, got, (first, last)), None
-
-
-def _is_same(key: str, other: str) -> bool:
-    return bool(key) and compare_digest(key.encode(), other.encode("utf-8", "surrogatepass"))

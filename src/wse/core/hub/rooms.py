@@ -156,7 +156,11 @@ class Rooms:
         here = self.local_users(name)
         return here | await self._hub.network.members(name)
 
-    def add(self, name: RoomName, conn: WseConnection) -> None:
+    def of(self, conn: WseConnection) -> Collection[RoomName]:
+        """The rooms that a connection is in."""
+        return self._rooms_of.get(conn.conn_id, ())
+
+    def add(self, name: RoomName, conn: WseConnection, *, silent: bool = False) -> None:
         if not conn._session.valid:
             return
         members = self._members.get(name)
@@ -166,7 +170,7 @@ class Rooms:
         if conn.conn_id not in members:
             members[conn.conn_id] = conn
             self._rooms_of.setdefault(conn.conn_id, set()).add(name)
-            if name in self._signals:
+            if name in self._signals and not silent:
                 self._signals[name].joined._emit(conn)
 
     def discard(self, name: RoomName, conn: WseConnection) -> None:
@@ -177,10 +181,10 @@ class Rooms:
                 del self._rooms_of[conn.conn_id]
             self._take_out(name, conn)
 
-    def forget(self, conn: WseConnection) -> None:
-        """Remove a connection that has ended from all its rooms."""
+    def forget(self, conn: WseConnection, *, silent: bool = False) -> None:
+        """Remove a connection that has ended from all its rooms; silently, if it is in them on another node."""
         for name in self._rooms_of.pop(conn.conn_id, ()):
-            self._take_out(name, conn)
+            self._take_out(name, conn, silent=silent)
 
     def send(
         self, name: RoomName, type: MessageType, payload: Any, exclude: Exclude, key: MessageKey | None = None
@@ -191,13 +195,13 @@ class Rooms:
         """Add or remove a user on the other nodes as well."""
         self._hub.network.enter(name, cid, enter=enter)
 
-    def _take_out(self, name: RoomName, conn: WseConnection) -> None:
+    def _take_out(self, name: RoomName, conn: WseConnection, *, silent: bool = False) -> None:
         members = self._members[name]
         del members[conn.conn_id]
         if not members:
             del self._members[name]
             self._hub.network.unwant_room(name)
-        if name in self._signals:
+        if name in self._signals and not silent:
             self._signals[name].left._emit(conn)
 
 

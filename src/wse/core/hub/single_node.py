@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from wse.core.hub.fanout import send_to_all
 from wse.core.hub.network import DeviceInfo
+from wse.core.hub.tickets import Refusal, Why
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Collection, Hashable
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
     from wse.core.hub.calls import Callee
     from wse.core.hub.connection import ServerSession, WseConnection, WseIdentity
     from wse.core.hub.hub import Hub
+    from wse.core.hub.tickets import Claim
     from wse.core.packed import Packed
     from wse.core.ports.scheduling import Timer
     from wse.types import ClientId, MessageKey, MessageType, RoomName
@@ -22,6 +24,8 @@ class SingleNode:
     """A `Network` of one: there are no others."""
 
     reaches_others = False
+    has_others = False
+    name = ""
     healthy = True
 
     def __init__(self, hub: Hub) -> None:
@@ -58,6 +62,15 @@ class SingleNode:
         timer, left = self._leaving.pop(cid)
         timer.cancel()
         self._hub.left._emit(*left)
+
+    def announce_end(self) -> None: ...
+
+    async def fetch(self, holder: str, claim: Claim, cid: ClientId, protocol: str) -> Refusal:
+        return Refusal(Why.UNKNOWN)
+
+    async def find(self, holder: str, claim: Claim) -> None: ...
+
+    def moved(self, conn: WseConnection, to: str) -> None: ...
 
     def drop_joining(self, cid: ClientId, reason: str, code: int) -> None: ...
 

@@ -5,8 +5,8 @@ protocols. Only `wse.core.cluster` calls it. The names of users, connections, no
 `A-Z a-z 0-9 _ - =`, which every engine accepts as a part of its own names. Topics may have single dots between them.
 
     publish, subscribe            bytes to topics, at most once
-    join, leave, settle, reap,    steps of the register: each is atomic for the whole cluster
-    set_away
+    join, leave, move, settle,    steps of the register: each is atomic for the whole cluster
+    reap, set_away
     pending, claim, fired         the register's outbox: `joined` and `left` events that are still to be fired
     renew, registered, nodes      leases: a node that does not renew its lease is dead, and others reap its devices
 
@@ -224,6 +224,15 @@ class Broker(typing.Protocol):
             generation: As for `join`.
             code: The close code, for the transition that this may cause.
             reason: The close reason, for the same transition.
+        """
+        ...
+
+    async def move(self, device: Device, origin: str) -> Joined | None:
+        """Take over a device from the node `origin`. It keeps its place and is not away; nobody is displaced, and no
+        transition is caused.
+
+        Returns:
+            The device as it is registered, also if it has been moved before; `None` if neither node has it.
         """
         ...
 

@@ -308,6 +308,26 @@ class Ledger:
         return "stuck" if self._breaks_links(got + 1) else None
 
     @property
+    def breakage(self) -> tuple[int, int, bool]:
+        """What is known about messages that break links: the first that was sent again on the last link, on how many
+        links in a row it was the first, and whether the last one broke at once.
+        """
+        return self._first, self._returns, self._is_short
+
+    def restore(
+        self, got: int, base: int, ring: list[Packed | str | bytes | None], breakage: tuple[int, int, bool]
+    ) -> None:
+        """Take over the books of a session that goes on here."""
+        self.got = self._acked = got
+        self.ack_at = got + 1
+        self.ring = ring
+        self.base = base
+        self.heard = base - 1
+        self.size, self._saved = _sizes(ring)
+        self._first, self._returns, self._is_short = breakage
+        self._set_mark()
+
+    @property
     def is_stuck(self) -> bool:
         """Whether the first message that is kept has broken too many links."""
         return bool(self.ring) and self._breaks_links(self.base)

@@ -64,6 +64,11 @@ class Outbox:
         """All messages, in order."""
         return [waiting.packed for waiting in self._waiting.values()]
 
+    @property
+    def typed(self) -> list[tuple[MessageType | None, Packed]]:
+        """The same, with their types."""
+        return [(waiting.type, waiting.packed) for waiting in self._waiting.values()]
+
     def withdraw(self, packed: object) -> bool:
         """Take a message out; returns whether it was there."""
         for number, waiting in self._waiting.items():

@@ -6,7 +6,7 @@ from math import inf
 from typing import TYPE_CHECKING, Any, Final
 
 from wse.core.limits import Overflow
-from wse.core.packed import Packed, encode
+from wse.core.packed import Packed, encode, trimmed
 from wse.core.session.outbox import Outbox
 from wse.errors import CloseReason, ErrorCode, WseError
 from wse.tasks import wake
@@ -24,6 +24,10 @@ if TYPE_CHECKING:
 
 EASY_SIZE: Final = 64 * 1024
 """The `len` of an encoded message up to which one look at `Output._direct` is enough."""
+
+
+EVERYTHING: Final = 1 << 62
+"""Room for whatever waits."""
 
 
 class Output:
@@ -144,7 +148,10 @@ class Output:
         Raises:
             WseError: `MSG_PROCESSING_ERROR`, when the payload cannot be encoded.
         """
-        packed = encode(self.protocol, type, payload)
+        self.write_packed(encode(self.protocol, type, payload))
+
+    def write_packed(self, packed: Packed) -> None:
+        """Send a message that is encoded already and is the answer to a call."""
         if self._writable:
             self.link.write_shared(packed)
         else:
@@ -171,6 +178,23 @@ class Output:
         if ledger is not None and is_away and not self.ended:
             ledger.charge()
 
+    def clear_outbox(self) -> None:
+        """Let nothing wait for the socket."""
+        if self._outbox is not None:
+            self._outbox.clear()
+
+    def queue(self, type: MessageType, packed: Packed) -> None:
+        """Let a message wait that was sent while the session was on its way here, however much waits already."""
+        if not self.takes(packed.data):
+            self.skip(packed.data, {"type": type})
+            return
+        outbox = self._outbox
+        if outbox is None:
+            outbox = self._outbox = Outbox(self.endpoint.overflow)
+        outbox.put(type, packed, EVERYTHING)
+        self._counters.messages_out += 1
+        self._counters.bytes_out += len(packed.data)
+
     @property
     def _buffer_room(self) -> int:
         """Bytes that may wait beside those that the socket has not yet taken."""
@@ -179,7 +203,7 @@ class Output:
     def _write(self, data: Any, type: MessageType | None = None, key: MessageKey | None = None) -> None:
         self._counters.bytes_out += len(data)
         if not self._writable:
-            self.hold(type, Packed(data, self._utf8, key))
+            self.hold(type, Packed(trimmed(data), self._utf8, key))
         elif self._utf8:
             self.link.write_utf8(data)
         else:

@@ -84,19 +84,24 @@ class PendingCalls:
     Calls with the connection's own timeout expire in the order in which they were made, so one timer, set for the
     oldest of them, serves all: an answered call costs no timer. Only a call with a timeout of its own has its own.
 
+    Args:
+        scheduler: Timers and futures.
+        timeout: The connection's own timeout, in seconds; 0 for none.
+        last_stamp: The stamp of the last call that was made before.
+
     Attributes:
         waiting: The calls, by their stamps.
         withdraw: Takes back the message of a call, and returns whether it has arrived, or `None` if that is not known;
             `None` for a session that ends with its connection.
     """
 
-    __slots__ = ("_last_stamp", "_scheduler", "_timeout", "_timer", "waiting", "withdraw")
+    __slots__ = ("_scheduler", "_timeout", "_timer", "last_stamp", "waiting", "withdraw")
 
-    def __init__(self, scheduler: Scheduler, timeout: float) -> None:
+    def __init__(self, scheduler: Scheduler, timeout: float, last_stamp: int = 0) -> None:
         self._scheduler = scheduler
         self._timeout = timeout
         self._timer: Timer | None = None
-        self._last_stamp = 0
+        self.last_stamp = last_stamp
         self.waiting: dict[Any, _Pending] = {}
         self.withdraw: Callable[[Any], bool | None] | None = None
 
@@ -110,7 +115,7 @@ class PendingCalls:
         Raises:
             ValueError: A negative timeout.
         """
-        self._last_stamp = stamp = self._last_stamp + 1
+        self.last_stamp = stamp = self.last_stamp + 1
         scheduler = self._scheduler
         pending = _Pending(name, scheduler.create_future(), None)
         if timeout is None or timeout == self._timeout:

@@ -347,6 +347,11 @@ class Session(Answering):
             (type_, payload) for type_, payload, stamp in decoded if not stamp and type_ not in self.endpoint.reserved
         ]
 
+    def fail_calls(self, code: int, reason: str) -> None:
+        """Settle every call that waits for the peer's answer; those that have not arrived are taken back."""
+        if self._calls is not None:
+            self._calls.close(code, reason)
+
     @property
     def pending_calls(self) -> int:
         """How many calls wait for the peer's answer."""
@@ -465,12 +470,10 @@ class Session(Answering):
         self._phase = ENDED
         if phase is not None:
             phase.stop()
-        if self._calls is not None:
-            self._calls.close(code, reason)
+        self.fail_calls(code, reason)
         if self.ledger is not None:
             self.ledger.end(self._outbox)
-        if self._outbox is not None:
-            self._outbox.clear()
+        self.clear_outbox()
         self._wake_drainers()
         if self.ledger is None or self.ledger.is_attached:
             self._counters.count_close(code, reason)

@@ -1,0 +1,797 @@
+"""Sessions that move from node to node, because their clients come back to another one."""
+
+from __future__ import annotations
+
+import pytest
+
+from support.nodes import Nodes
+from wse.core.cluster import envelope
+from wse.core.cluster.claims import SILENT
+from wse.core.limits import Overflow
+from wse.core.resume import Resume
+from wse.errors import ErrorCode
+from wse.protocols.json import WseJSON
+from wse.protocols.msgpack import WseMsgpack
+
+
+class Cluster(Nodes):
+    """Nodes whose clients can come back to any of them."""
+
+    def __init__(self, count=2, **options):
+        options.setdefault("resume", Resume())
+        options.setdefault("conns_per_user", 5)
+        super().__init__(count, **options)
+
+    def come(self, node, cid="ann", **offer):
+        """A client says hi."""
+        peer = node.open()
+        peer.say("~wse:hi", {"identity": cid, "meta": {}, "ext": {"resume": offer}})
+        self.run()
+        return peer
+
+    def first(self, node, cid="ann", **offer):
+        """A client that has come for the first time."""
+        peer = self.come(node, cid, **offer)
+        (_, ext, _), _ = peer.heard
+        peer.ticket = {"id": ext["resume"]["id"], "key": ext["resume"]["key"]}
+        return peer
+
+    def back(self, node, peer, got=0, sent=(1, 0), cid="ann", **other):
+        """The client of a session comes back; its ticket has the id of the answer."""
+        new = self.come(node, cid, **(peer.ticket | {"got": got, "sent": list(sent)} | other))
+        new.ticket = dict(peer.ticket)
+        return new
+
+    def session(self, node, peer):
+        """The session of a client at a node."""
+        return node.hub.connections[peer.ticket["id"].partition(".")[0]]._session
+
+
+def answered(peer):
+    """What a server has answered for `resume`, and what came after the welcome."""
+    (_, ext, _), (kind, *_), *rest = peer.heard
+    assert kind == "~wse:welcome"
+    answer = ext["resume"]
+    peer.ticket["id"] = answer["id"]
+    peer.ticket["key"] = answer.get("key", peer.ticket["key"])
+    return answer, rest
+
+
+def plain(messages):
+    return [(kind, payload) for kind, payload, _ in messages]
+
+
+def test_a_client_that_comes_back_to_another_node_finds_its_session_there():
+    nodes = Cluster()
+    one, two = nodes
+    peer = nodes.first(one)
+    conn = peer.conn
+    peer.say("chat", 1)
+    peer.say("chat", 2)
+    for n in range(3):
+        conn.send("news", n)
+    peer.vanish()
+    conn.send("news", 3)
+    new = nodes.back(two, peer, got=1, sent=[2, 2])
+    answer, messages = answered(new)
+    assert answer == {"id": f"{conn.conn_id}.{two.cluster.node}", "got": 2}
+    assert plain(messages) == [("news", 1), ("news", 2), ("news", 3)]
+    session = nodes.session(two, new)
+    assert session.conn.conn_id == conn.conn_id
+    session.send("news", 4)
+    assert plain(new.heard) == [("news", 4)]
+    assert conn.conn_id not in one.hub.connections
+    assert one.names("disconnected") == [("disconnected", "ann", 4000, "wse.moved")]
+    assert [entry[0] for entry in two.log if entry[0] != "write"] == ["connected", "resumed"]
+    assert nodes.presence() == [("joined", "ann")]
+    assert session.conn.moved
+    assert not conn.moved
+
+
+def test_the_device_is_the_new_node_s_in_the_register():
+    nodes = Cluster()
+    one, two = nodes
+    peer = nodes.first(one)
+    other = nodes.first(two)
+    peer.vanish()
+    new = nodes.back(two, peer)
+    answered(new)
+    devices = two.do(two.cluster.devices("ann"))
+    assert [(device.conn_id, device.node) for device in devices] == [
+        (peer.conn.conn_id, two.cluster.node),
+        (other.conn.conn_id, two.cluster.node),
+    ]
+    nodes.advance(60)
+    assert nodes.presence() == [("joined", "ann")]
+    new.vanish(1000)
+    other.vanish(1000)
+    nodes.advance(5)
+    assert nodes.presence() == [("joined", "ann"), ("left", "ann")]
+    assert [node.leftovers for node in nodes] == [[], []]
+
+
+def test_a_session_goes_back_and_forth():
+    nodes = Cluster(3)
+    peer = nodes.first(nodes[0])
+    peer.conn.send("news", 0)
+    for n in range(1, 10):
+        node = nodes[n % 3]
+        if n % 2:
+            peer.vanish()
+        peer = nodes.back(node, peer, got=n - 1)
+        answer, messages = answered(peer)
+        assert plain(messages) == [("news", n - 1)]
+        assert answer["got"] == 0
+        nodes.session(node, peer).send("news", n)
+    nodes.advance(30)
+    assert nodes.presence() == [("joined", "ann")]
+    assert sum(len(node.hub.connections) for node in nodes) == 1
+
+
+def test_messages_from_everywhere_arrive_once_and_in_order():
+    nodes = Cluster(3)
+    one = nodes[0]
+    peer = nodes.first(one)
+    one.hub.rooms.add("lobby", peer.conn)
+    sent = []
+
+    def send(number):
+        for which, node in enumerate(nodes):
+            node.hub.send("ann", "user", (which, number))
+            node.hub.rooms.send("lobby", "room", (which, number), None)
+            node.hub.broadcast("all", (which, number))
+        sent.append(number)
+
+    heard = []
+    got = 0
+    for turn in range(12):
+        send(3 * turn)
+        nodes.run()
+        if turn % 2:
+            peer.vanish()
+        else:
+            send(3 * turn + 1)
+            nodes.run()
+        heard += (new := plain(peer.heard))
+        got += len(new)
+        # While the client comes, messages are sent at every step of the move.
+        node = nodes[(turn + 1) % 3]
+        back = node.open()
+        back.say(
+            "~wse:hi", {"identity": "ann", "meta": {}, "ext": {"resume": {**peer.ticket, "got": got, "sent": [1, 0]}}}
+        )
+        while any(each.scheduler._soon for each in nodes):
+            for each in nodes:
+                for _ in range(len(each.scheduler._soon)):
+                    timer = each.scheduler._soon.popleft()
+                    if not timer.cancelled:
+                        timer.callback(*timer.args)
+            if len(sent) < 40 * (turn + 1):
+                send(1000 * (turn + 1) + len(sent))
+        back.ticket = dict(peer.ticket)
+        answer, messages = answered(back)
+        assert "lost" not in answer
+        heard += plain(messages)
+        got += len(messages)
+        peer = back
+    for kind in ("user", "room", "all"):
+        for which in range(3):
+            assert [n for k, (w, n) in heard if (k, w) == (kind, which)] == sent
+
+
+def test_a_message_that_a_listener_sends_while_another_is_delivered_is_told_from_it():
+    nodes = Cluster()
+    one, two = nodes
+    peer = nodes.first(one)
+    peer.vanish()
+    sends = []
+    two.hub.connected(lambda conn: sends.append(two.hub.send("ann", "hello", 1)))
+    new = nodes.back(two, peer)
+    two.hub.send("ann", "hello", 2)
+    _, messages = answered(new)
+    assert plain(messages) == [("hello", 1), ("hello", 2)]
+
+
+def test_an_answer_that_is_being_worked_on_at_the_old_node_comes_through_the_new_one():
+    nodes = Cluster()
+    one, two = nodes
+    wait = one.scheduler.create_future()
+
+    async def slow(conn, payload):
+        await wait
+        return payload + 1
+
+    one.endpoint.procedures.register("slow", slow)
+    peer = nodes.first(one)
+    peer.say("slow", 1, 7)
+    peer.say("slow", "x", 8)
+    nodes.run()
+    peer.vanish()
+    new = nodes.back(two, peer, sent=[1, 2])
+    answer, messages = answered(new)
+    assert (answer["got"], messages) == (2, [])
+    wait.set_result(None)
+    nodes.run()
+    (first, payload, stamp), (second, error, other) = new.heard
+    assert (first, payload, stamp) == ("~wse:response", 2, 7)
+    assert (second, error["code"], other) == ("~wse:response-err", "wse.server.rp.failed", 8)
+    assert nodes.session(two, new).ledger.out == 2
+
+
+def test_an_answer_follows_a_session_that_moves_on_and_waits_while_its_client_is_away():
+    nodes = Cluster(3)
+    wait = nodes[0].scheduler.create_future()
+
+    async def slow(conn, payload):
+        await wait
+        return "done"
+
+    nodes[0].endpoint.procedures.register("slow", slow)
+    peer = nodes.first(nodes[0])
+    peer.say("slow", None, 7)
+    nodes.run()
+    second = nodes.back(nodes[1], peer, sent=[1, 1])
+    answered(second)
+    third = nodes.back(nodes[2], second, sent=[2, 1])
+    answered(third)
+    third.vanish()
+    wait.set_result(None)
+    nodes.run()
+    fourth = nodes.back(nodes[2], third, sent=[2, 1])
+    assert answered(fourth)[1] == [("~wse:response", "done", 7)]
+
+
+def test_calls_of_the_old_node_fail_and_say_whether_they_have_arrived():
+    nodes = Cluster()
+    one, two = nodes
+    peer = nodes.first(one)
+    had, missed = peer.call("ask", 1), peer.call("ask", 2)
+    peer.vanish()
+    unsent = one.scheduler.start(peer.session.call("ask", 3, None))
+    new = nodes.back(two, peer, got=1)
+    _, messages = answered(new)
+    assert messages == [("~wse:gap", 1, None)]  # nobody waits for these
+    for call, arrived in ((had, True), (missed, False), (unsent, False)):
+        error = call.exception()
+        assert error.code == ErrorCode.RP_DISCONNECT
+        assert error.details["disconnected"] == [4000, "wse.moved"]
+        assert error.details["arrived"] is arrived
+    call = two.scheduler.start(nodes.session(two, new).call("ask", 4, None))
+    ((_, _, stamp),) = new.heard
+    assert stamp == 4  # a late answer to the others settles nothing
+    new.say("~wse:response", "late", 1)
+    new.say("~wse:response", "four", stamp)
+    nodes.run()
+    assert call.result() == "four"
+
+
+def test_a_call_reaches_a_device_that_is_on_its_way_and_one_that_has_moved():
+    nodes = Cluster(3)
+    one, two, three = nodes
+    peer = nodes.first(one)
+    peer.vanish()
+    move, two.broker.move = two.broker.move, None  # the register hears of it late
+
+    async def late(device, origin):
+        nodes.held = (device, origin)
+        return await two.scheduler.create_future()
+
+    two.broker.move = late
+    new = nodes.back(two, peer)
+    answered(new)
+    call = three.scheduler.start(three.hub.call("ann", "ask", 1, "any", None))
+    nodes.run()
+    ((name, payload, stamp),) = new.heard
+    assert (name, payload) == ("ask", 1)
+    new.say("~wse:response", "here", stamp)
+    nodes.run()
+    assert call.result() == "here"
+    two.broker.move = move
+
+
+@pytest.mark.parametrize(
+    ("claim", "why"),
+    [
+        ({"key": "x" * 22}, "unknown"),
+        ({"key": ""}, "unknown"),
+        ({"got": 1}, "mismatch"),
+        ({"cid": "eve"}, "user"),
+        ({"sent": [3, 3]}, "gap"),
+    ],
+)
+def test_a_claim_that_does_not_fit_gets_nothing_from_another_node(claim, why):
+    nodes = Cluster()
+    one, two = nodes
+    peer = nodes.first(one)
+    peer.say("chat", 1)
+    peer.vanish()
+    peer.conn.send("secret", 1)
+    new = nodes.back(two, peer, **{"sent": [2, 1], **claim})
+    answer, messages = answered(new)
+    assert answer["lost"]["why"] == why
+    assert messages == []
+    assert ("disconnected", "ann", 4000, "wse.moved") not in one.log
+    if why == "gap":
+        assert answer["lost"]["got"] == 1
+        assert "disconnected" in [entry[0] for entry in one.log]
+    else:  # the honest session goes on
+        honest = nodes.back(two, peer, sent=[2, 1])
+        assert plain(answered(honest)[1]) == [("secret", 1)]
+    if why == "user":
+        assert one.codes == ["wse.server.protocol-violation"]
+
+
+def test_a_client_that_speaks_another_protocol_begins_anew():
+
+    nodes = Cluster(protocols=(WseJSON(), WseMsgpack()))
+    one, two = nodes
+    peer = nodes.first(one)
+    peer.vanish()
+    new = two.open(protocol=two.endpoint.protocols[1])
+    offer = {**peer.ticket, "got": 0, "sent": [1, 0]}
+    new.say(new.protocol.internal_types.hi, {"identity": "ann", "ext": {"resume": offer}})
+    nodes.run()
+    (_, ext, _), _ = new.heard
+    assert ext["resume"]["lost"] == {"why": "protocol", "got": 0}
+
+
+@pytest.mark.parametrize(
+    "id_",
+    [
+        "{conn}.{dead}",
+        "{conn}.x",
+        "{conn}.",
+        "{conn}.*",
+        "{conn}.n.{node}",
+        "{conn}",
+        ".{node}",
+        "x.{node}",
+        "{conn}.>",
+    ],
+)
+def test_a_forged_id_costs_a_moment_at_most(id_):
+    nodes = Cluster()
+    one, two = nodes
+    peer = nodes.first(one)
+    forged = id_.format(conn=peer.conn.conn_id, dead="f" * 16, node=one.cluster.node)
+    new = two.open()
+    offer = {"id": forged, "key": "k" * 22, "got": 0, "sent": [1, 0]}
+    new.say("~wse:hi", {"identity": "eve", "ext": {"resume": offer}})
+    nodes.advance(SILENT + 1)
+    (_, ext, _), (kind, *_) = new.heard
+    assert kind == "~wse:welcome"
+    assert ext["resume"]["lost"] == {"why": "unknown", "got": None}
+    assert peer.session.valid
+    assert [node.errors for node in nodes] == [[], []]
+
+
+def test_a_client_that_is_refused_causes_no_traffic():
+    nodes = Cluster()
+    one, two = nodes
+    peer = nodes.first(one)
+    two.hub.identify = lambda auth: auth.refuse()
+    published = []
+    publish = two.broker.publish
+    two.broker.publish = lambda topic, data: (published.append(topic), publish(topic, data))
+    new = nodes.back(two, peer)
+    assert new.closed_with == (1000, "wse.not-authorized")
+    assert published == []
+    assert peer.session.valid
+
+
+def test_an_identify_handler_may_ask_another_node_whose_session_it_is():
+    nodes = Cluster(3)
+    one, two, three = nodes
+    found = []
+
+    async def identify(auth):
+        returning = await auth.resuming()
+        found.append(returning)
+        auth.accept(returning.cid if returning else auth.identity)
+
+    peer = nodes.first(one)
+    peer.vanish()
+    for node in two, three:
+        node.hub.identify = identify
+    new = nodes.back(two, peer, cid="whoever")
+    answered(new)
+    assert found.pop() == ("ann", {})
+    again = nodes.back(three, peer, cid="whoever", id=peer.ticket["id"])  # as one that has missed the answer
+    answer, _ = answered(again)
+    assert found.pop() == ("ann", {})
+    assert "lost" not in answer
+    nodes.back(two, again, cid="eve", key="k" * 22)
+    assert found.pop() is None
+    assert nodes.presence()[0] == ("joined", "ann")
+
+
+def test_a_client_that_has_missed_the_answer_asks_the_old_node_and_is_sent_on():
+    nodes = Cluster(3)
+    one, two, three = nodes
+    peer = nodes.first(one)
+    peer.conn.send("news", 1)
+    nodes.back(two, peer)  # the answer is lost
+    new = nodes.back(three, peer)
+    assert plain(answered(new)[1]) == [("news", 1)]
+    back = nodes.back(one, peer)
+    assert plain(answered(back)[1]) == [("news", 1)]
+    assert nodes.session(one, back).valid
+
+
+def test_nodes_that_send_a_client_in_circles_are_left_alone():
+    nodes = Cluster(3)
+    one, two, three = nodes
+    peer = nodes.first(one)
+    second = nodes.back(two, peer)
+    answered(second)
+    nodes.session(two, second).close(1000, "")
+    for node, to in ((one, two), (two, one)):
+        stones = node.hub.resumption._tombstones
+        conn_id = peer.ticket["id"].partition(".")[0]
+        stones[conn_id] = stones[conn_id]._replace(to=to.cluster.node)
+    new = nodes.back(three, peer)
+    nodes.advance(SILENT)
+    answer, _ = answered(new)
+    assert answer["lost"] == {"why": "unreachable", "got": None}
+
+
+def test_a_node_that_does_not_answer_has_lost_the_session():
+    nodes = Cluster()
+    one, two = nodes
+    peer = nodes.first(one)
+    nodes.sleep(one)
+    new = nodes.back(two, peer)
+    assert new.heard == []
+    nodes.advance(SILENT)
+    answer, _ = answered(new)
+    assert answer["lost"] == {"why": "unreachable", "got": None}
+    nodes.advance(30)
+    nodes.wake(one)
+    nodes.advance(10)
+    assert nodes.presence() == [("joined", "ann")]
+
+
+def test_a_node_that_is_dead_is_not_waited_for():
+    nodes = Cluster()
+    one, two = nodes
+    peer = nodes.first(one)
+    nodes.kill(one)
+    nodes.advance(20)
+    new = nodes.back(two, peer)
+    answer, _ = answered(new)
+    assert answer["lost"] == {"why": "unknown", "got": None}
+
+
+def test_a_session_is_lost_while_the_broker_is_away():
+    nodes = Cluster()
+    one, two = nodes
+    peer = nodes.first(one)
+    nodes.engine.pause()
+    nodes.run()
+    new = nodes.back(two, peer)
+    answer, _ = answered(new)
+    assert answer["lost"] == {"why": "unreachable", "got": None}
+    nodes.engine.resume()
+    nodes.advance(30)
+
+
+def test_a_session_whose_end_came_first_tells_it_at_another_node():
+    nodes = Cluster()
+    one, two = nodes
+    expired, dropped, away = nodes.first(one), nodes.first(one, "bob"), nodes.first(one, "cy")
+    expired.vanish()
+    nodes.advance(61)
+    new = nodes.back(two, expired, sent=[1, 1])
+    assert answered(new)[0]["lost"] == {"why": "expired", "got": 0}
+    dropped.vanish()
+    two.hub.drop_client("bob", "banned", 4001)
+    nodes.run()
+    new = nodes.back(two, dropped, cid="bob")
+    assert new.closed_with == (4001, "banned")
+    away.vanish()
+    for _ in range(300):
+        one.hub.send("cy", "bulk", "x" * 1000)
+    nodes.run()
+    new = nodes.back(two, away, cid="cy")
+    assert answered(new)[0]["lost"] == {"why": "overflow", "got": 0}
+
+
+def stepwise(nodes, do):
+    """Run all nodes one callback at a time, and call `do` before each."""
+    while any(node.scheduler._soon for node in nodes if node.awake):
+        for node in nodes:
+            if node.awake and node.scheduler._soon:
+                do()
+            if node.awake and node.scheduler._soon:
+                timer = node.scheduler._soon.popleft()
+                if not timer.cancelled:
+                    timer.callback(*timer.args)
+
+
+def say_hi(node, peer, cid="ann", **claim):
+    """The client of a session comes back, and nothing has happened yet."""
+    new = node.open()
+    new.ticket = dict(peer.ticket)
+    new.say(
+        "~wse:hi", {"identity": cid, "meta": {}, "ext": {"resume": {**peer.ticket, "got": 0, "sent": [1, 0], **claim}}}
+    )
+    return new
+
+
+def steps_of_a_move():
+    """How many steps it takes."""
+    nodes = Cluster()
+    peer = nodes.first(nodes[0])
+    say_hi(nodes[1], peer)
+    count = [0]
+    stepwise(nodes, lambda: count.__setitem__(0, count[0] + 1))
+    return count[0]
+
+
+STEPS = range(steps_of_a_move())
+
+
+def in_each(do, steps=30):
+    """Does something before each of the first steps."""
+    counted = [0]
+
+    def count():
+        counted[0] += 1
+        if counted[0] <= steps:
+            do()
+
+    return count
+
+
+def at(step, do):
+    """Does something before one of the steps."""
+    counted = [0]
+
+    def count():
+        if counted[0] == step:
+            do()
+        counted[0] += 1
+
+    return count
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_a_user_who_is_dropped_during_the_move_is_dropped(step):
+    nodes = Cluster()
+    one, two = nodes
+    peer = nodes.first(one)
+    new = say_hi(two, peer)
+    stepwise(nodes, at(step, lambda: one.hub.drop_client("ann", "banned", 4001)))
+    nodes.advance(5)
+    assert new.closed_with == (4001, "banned")
+    assert nodes.presence() == [("joined", "ann"), ("left", "ann")]
+    assert [node.leftovers for node in nodes] == [[], []]
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_a_room_that_is_entered_during_the_move_is_entered(step):
+    nodes = Cluster()
+    one, two = nodes
+    peer = nodes.first(one)
+    new = say_hi(two, peer)
+    sent, entered = [], []
+
+    def enter():
+        for node in nodes:
+            if peer.conn.conn_id in node.hub.connections:
+                entered.append(node)
+                node.hub.rooms.add("lobby", node.hub.connections[peer.conn.conn_id])
+        for _ in range(2):
+            sent.append(len(sent))
+            one.hub.rooms.send("lobby", "room", sent[-1], None)
+
+    stepwise(nodes, at(step, enter))
+    one.hub.rooms.send("lobby", "room", "last", None)
+    nodes.run()
+    heard = [payload for kind, payload in plain(new.heard) if kind == "room"]
+    assert heard == ([0, 1, "last"] if entered else [])
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_a_user_who_is_put_into_a_room_from_another_node_during_the_move_is_in_it(step):
+    nodes = Cluster(3)
+    one, two, three = nodes
+    peer = nodes.first(one)
+    new = say_hi(two, peer)
+    stepwise(nodes, at(step, lambda: three.hub.rooms.enter_elsewhere("lobby", "ann", enter=True)))
+    assert "lobby" in two.hub.rooms.of(nodes.session(two, new).conn)
+    assert one.hub.rooms.of(peer.conn) == ()
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_a_client_that_goes_during_the_move_can_come_back_anywhere(step):
+    nodes = Cluster(3)
+    one, two, three = nodes
+    peer = nodes.first(one)
+    peer.conn.send("news", 1)
+    new = say_hi(two, peer)
+    stepwise(nodes, at(step, new.vanish))
+    nodes.run()
+    again = nodes.back(three, peer)
+    nodes.advance(SILENT)
+    answer, messages = answered(again)
+    assert "lost" not in answer
+    assert plain(messages) == [("news", 1)]
+    nodes.advance(10)
+    assert nodes.presence() == [("joined", "ann")]
+    assert sum(len(node.hub.connections) for node in nodes) == 1
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_a_client_that_comes_to_two_nodes_at_once_has_its_session_at_one(step):
+    nodes = Cluster(3)
+    one, two, three = nodes
+    peer = nodes.first(one)
+    peer.conn.send("news", 1)
+    first, later = say_hi(two, peer), []
+    stepwise(nodes, at(step, lambda: later.append(say_hi(three, peer))))
+    nodes.advance(SILENT)
+    winners = [one for one in (first, *later) if one.link.closes == []]
+    assert len(winners) == 1
+    assert plain(answered(winners[0])[1]) == [("news", 1)]
+    assert sum(len(node.hub.connections) for node in nodes) == 1
+    nodes.advance(30)
+    assert nodes.presence() == [("joined", "ann")]
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_a_device_that_is_displaced_during_the_move_goes(step):
+    nodes = Cluster(3, conns_per_user=1)
+    one, two, three = nodes
+    peer = nodes.first(one)
+    new = say_hi(two, peer)
+    newer = three.open()
+    stepwise(nodes, at(step, lambda: newer.say("~wse:hi", {"identity": "ann"})))
+    nodes.advance(30)
+    assert nodes.presence() == [("joined", "ann")]
+    assert sum(len(node.hub.connections) for node in nodes) == 1
+    assert newer.session.valid
+    assert new.closed_with == (1000, "wse.clients-concurrency")
+
+
+@pytest.mark.parametrize("step", STEPS)
+@pytest.mark.parametrize("victim", [0, 1])
+def test_a_node_that_dies_during_the_move_costs_the_session_at_most(step, victim):
+    nodes = Cluster(3)
+    one, two, three = nodes
+    peer = nodes.first(one)
+    peer.conn.send("news", 1)
+    new = say_hi(two, peer)
+
+    def kill():
+        node = (one, two)[victim]
+        nodes.kill(node)
+        node.broker._loop = None
+        node.scheduler.run()  # what it still does reaches nobody
+
+    stepwise(nodes, at(step, kill))
+    nodes.advance(SILENT)
+    again = nodes.back(three, new)
+    nodes.advance(SILENT)
+    answer, messages = answered(again)
+    assert "lost" in answer or plain(messages) == [("news", 1)]
+    nodes.advance(30)
+    assert len(three.hub.connections) in (1, 2)
+    assert ("joined", "ann") in three.log or nodes.presence().count(("left", "ann")) == 0
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_answers_of_the_engine_that_are_lost_during_the_move_change_nothing(step):
+    nodes = Cluster()
+    one, two = nodes
+    peer = nodes.first(one)
+    peer.conn.send("news", 1)
+    new = say_hi(two, peer)
+    stepwise(nodes, at(step, lambda: setattr(nodes.engine, "answers", False)))
+    nodes.advance(SILENT)
+    nodes.engine.answers = True
+    _, messages = answered(new)
+    assert plain(messages) == [("news", 1)]
+    nodes.advance(40)
+    assert nodes.presence() == [("joined", "ann")]
+    assert [(device.conn_id, device.node) for device in two.do(two.cluster.devices("ann"))] == [
+        (peer.conn.conn_id, two.cluster.node)
+    ]
+
+
+def test_a_message_without_a_number_ends_the_move():
+    nodes = Cluster()
+    one, two = nodes
+    peer = nodes.first(one)
+    new = say_hi(two, peer)
+
+    old = envelope.encode(envelope.Message("old", "news", {"wse-default-json": (True, b'["news",1,null]')}))[:-1]
+
+    def publish():
+        nodes.engine.publish(one.scheduler, "all", bytes([old[0] - 1]) + old[1:])
+
+    stepwise(nodes, in_each(publish))
+    nodes.advance(SILENT)
+    answer, _ = answered(new)
+    assert answer["lost"]["why"] == "unreachable"
+    assert [node.errors for node in nodes] == [[], []]
+
+
+def test_data_goes_with_the_session():
+    nodes = Cluster()
+    one, two = nodes
+    peer = nodes.first(one)
+    peer.conn.data["cart"] = ["apple", 2]
+    found = []
+    two.hub.connected(lambda conn: found.append((conn.moved, conn.data, conn.meta)))
+    answered(nodes.back(two, peer))
+    assert found == [(True, {"cart": ["apple", 2]}, {})]
+
+
+def test_a_session_with_data_that_cannot_travel_stays_and_its_node_says_so():
+    nodes = Cluster()
+    one, two = nodes
+    peer = nodes.first(one)
+    peer.conn.data["lock"] = object()
+    new = nodes.back(two, peer)
+    answer, _ = answered(new)
+    assert answer["lost"] == {"why": "unreachable", "got": None}
+    assert "wse.server.msg-processing-error" in one.codes
+    assert peer.session.valid
+
+
+def test_what_waits_in_the_outbox_keeps_its_policy_and_its_place():
+
+    nodes = Cluster(overflow={"price": Overflow.LATEST})
+    one, two = nodes
+    peer = nodes.first(one)
+    peer.vanish()
+    for n in range(3):
+        peer.conn.send("price", n, key="a")
+        peer.conn.send("news", n)
+    new = say_hi(two, peer)
+    stepwise(nodes, lambda: None)
+    _, messages = answered(new)
+    assert plain(messages) == [("price", 2), ("news", 0), ("news", 1), ("news", 2)]
+
+
+def test_a_message_that_breaks_every_link_is_not_sent_for_ever_from_node_to_node():
+    nodes = Cluster()
+    peer = nodes.first(nodes[0])
+    peer.conn.send("poison", 1)
+    reasons = []
+    for n in range(8):
+        peer.vanish()
+        peer = nodes.back(nodes[(n + 1) % 2], peer)
+        reasons.append(answered(peer)[0].get("lost", {}).get("why"))
+    assert "stuck" in reasons
+
+
+def test_too_much_for_a_session_that_is_on_its_way_is_an_overflow(monkeypatch):
+    monkeypatch.setattr("wse.core.cluster.placeholder.MAX_KEPT", 2)
+    nodes = Cluster()
+    one, two = nodes
+    peer = nodes.first(one)
+    new = say_hi(two, peer)
+    stepwise(nodes, in_each(lambda: two.hub.send("ann", "bulk", "x" * 500)))
+    nodes.advance(SILENT)
+    answer, _ = answered(new)
+    assert answer["lost"]["why"] == "overflow"
+    nodes.advance(61)
+    assert nodes.presence() == [("joined", "ann")]
+    assert len(nodes.log("connected")) == 1 + len(nodes.log("disconnected"))
+
+
+def test_nobody_who_does_not_come_back_causes_traffic():
+    nodes = Cluster()
+    one = nodes[0]
+    published = []
+    for node in nodes:
+        publish = node.broker.publish
+        node.broker.publish = lambda topic, data, publish=publish: (published.append(topic), publish(topic, data))
+    peer = nodes.first(one)
+    peer.vanish()
+    again = nodes.back(one, peer)
+    answered(again)
+    nodes.advance(0.1)
+    assert [topic for topic in published if topic.startswith("n.")] == []
