@@ -7,11 +7,13 @@ left behind them: until then another node goes on if this one dies.
 
 from __future__ import annotations
 
+import asyncio
 from collections import deque
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 from zlib import crc32
 
+from wse.brokers.nats.hints import TURN
 from wse.brokers.nats.leases import nodes
 
 if TYPE_CHECKING:
@@ -99,11 +101,14 @@ class Reaping:
             if not hints:
                 emptied.append(node)
                 continue
-            estate = self._estates[node] = Estate()
-            for user, revision, _ in hints:
+            estate = Estate()
+            for number, (user, revision, _) in enumerate(hints):
+                if not number % TURN:
+                    await asyncio.sleep(0)
                 (estate.users if self._is_mine(user, survivors) else estate.rest).append(user)
                 estate.last = max(estate.last, revision)
             estate.rest.reverse()  # others begin at the other end
+            self._estates[node] = estate
         # A node that died while it reaped another is in that one's estate, and may have transitions there.
         for node in emptied if not self._estates else ():
             await self._broker.put(f"node.reaped.{node}", b"1", TOMBSTONE_TTL)
