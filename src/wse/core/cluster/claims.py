@@ -30,11 +30,11 @@ from wse.core.hub.moving import Luggage
 from wse.core.hub.tickets import Claim, Refusal, Why, proof_of
 from wse.core.packed import Packed
 from wse.core.ports.broker import Device
-from wse.errors import WseError
+from wse.errors import CloseReason, WseError
 from wse.tasks import wake
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
     from wse.core.cluster.bus import Bus
     from wse.core.cluster.delivery import Delivery
@@ -51,8 +51,8 @@ SILENT = 2.0
 MAX_HOPS = 3
 """How often a session is looked for at another node than the one that should have it."""
 
-MAX_ROUNDS = 8
-"""How often a node is asked whose session enters rooms, or is registered, at the same moment."""
+MAX_ROUNDS = 40
+"""How often a node is asked whose session enters rooms, or has not come there itself, at the same moment."""
 
 PAUSE = 0.05
 """Seconds until a node is asked again that is busy with the session."""
@@ -73,6 +73,8 @@ class Question(msgspec.Struct):
     sent: tuple[int, int] = (1, 0)
     rooms: str = ""
     """What stands for the rooms that the node listens to; empty as long as it does not listen."""
+    returns: str = ""
+    """How often the client had come back to the other node, when that one named the rooms."""
 
     @property
     def claim(self) -> Claim:
@@ -119,14 +121,16 @@ class Claims:
 
     # A session comes.
 
-    async def fetch(self, holder: str, claim: Claim, cid: ClientId, protocol: str) -> Fetched | Refusal:
+    async def fetch(
+        self, holder: str, claim: Claim, cid: ClientId, protocol: str, is_wanted: Callable[[], bool]
+    ) -> Fetched | Refusal:
         """See `wse.core.hub.network.Network.fetch`."""
         try:
             question = Question(
                 self._bus.node, claim.id, proof_of(claim.key), encode_name(cid), protocol, claim.got, claim.sent
             )
             for _ in range(MAX_HOPS):
-                fetched = await self._fetch(await self._locate(holder, question), question)
+                fetched = await self._fetch(await self._locate(holder, question), question, is_wanted)
                 if not isinstance(fetched, Refusal) or not fetched.to or fetched.to == self._bus.node:
                     return fetched
                 holder = fetched.to
@@ -160,13 +164,15 @@ class Claims:
                 return device.node
         return ""
 
-    async def _fetch(self, holder: str, question: Question) -> Fetched | Refusal:
+    async def _fetch(self, holder: str, question: Question, is_wanted: Callable[[], bool]) -> Fetched | Refusal:
         if not holder:
             return Refusal(Why.UNKNOWN)
         placeholder = Placeholder(self._bus, self._delivery, question.conn_id, question.user)
         is_here = False
         try:
             for _ in range(MAX_ROUNDS):
+                if not is_wanted():
+                    break  # the client may have come to another node meanwhile
                 answer = await self._ask(holder, "claim", question)
                 if placeholder.problem is not None or not isinstance(answer, dict | list):
                     return Refusal(placeholder.problem or Why.UNREACHABLE)
@@ -179,9 +185,10 @@ class Claims:
                     is_here = True
                     return Fetched(self._presence, self._hub, self._delivery, placeholder, holder, transfer)
                 else:
-                    placeholder.listen(answer)
+                    returns, *rooms = answer
+                    placeholder.listen(rooms)
                     await self._bus.broker.flush()
-                    question = msgspec.structs.replace(question, rooms=digest(answer))
+                    question = msgspec.structs.replace(question, rooms=digest(rooms), returns=returns)
             return Refusal(Why.UNREACHABLE)
         finally:
             if not is_here:
@@ -222,15 +229,18 @@ class Claims:
             return Refusal(Why.UNKNOWN)._asdict()
         verdict = resumption.examine(question.claim, decode_name(question.user), question.protocol)
         if isinstance(verdict, Refusal):
-            return verdict._asdict()
+            return {} if self._placeholder(question.conn_id) is not None else verdict._asdict()
         conn = verdict.conn
         registration = self._presence.registration(conn)
         if registration is None:
             return {}  # another step for it is under way
         rooms = sorted(encode_name(room) for room in self._hub.rooms.of(conn))
+        returns = str(resumption.returns(verdict))
+        if question.rooms and question.returns != returns:  # the client has given up the connection to the other node
+            return Refusal(Why.UNKNOWN, close=(1000, CloseReason.RESUMED_ELSEWHERE))._asdict()
         if question.rooms != digest(rooms):
             resumption.hold(verdict, SILENT)
-            return rooms
+            return [returns, *rooms]
         _encode(conn._data)  # or it stays here, and the error is reported
         heard = self._delivery.heard.last | {self._bus.node: self._bus.seq}
         place, generation = registration.device.place, registration.generation

@@ -41,7 +41,7 @@ from wse.tasks import wake
 
 if TYPE_CHECKING:
     import asyncio
-    from collections.abc import AsyncIterator, Collection, Hashable, Iterable
+    from collections.abc import AsyncIterator, Callable, Collection, Hashable, Iterable
 
     from wse.core.cluster.claims import Fetched
     from wse.core.cluster.settings import ClusterSettings
@@ -265,8 +265,10 @@ class ClusterNode:
         if self.hub.resumption is not None and not self.has_others:
             self.hub.resumption.stop_waiting()
 
-    async def fetch(self, holder: str, claim: Claim, cid: ClientId, protocol: str) -> Fetched | Refusal:
-        return await self.claims.fetch(holder, claim, cid, protocol)
+    async def fetch(
+        self, holder: str, claim: Claim, cid: ClientId, protocol: str, is_wanted: Callable[[], bool]
+    ) -> Fetched | Refusal:
+        return await self.claims.fetch(holder, claim, cid, protocol, is_wanted)
 
     async def find(self, holder: str, claim: Claim) -> Returning | None:
         return await self.claims.find(holder, claim)

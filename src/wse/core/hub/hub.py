@@ -186,6 +186,13 @@ class Hub:
         identity._devices += (conn,)
         return is_new
 
+    def bring_in(self, conn: WseConnection, cid: ClientId) -> None:
+        """Add a connection whose session has come from another node."""
+        self.add(conn, cid)
+        self.connections[conn.conn_id] = conn
+        if self._arrivals:
+            self._arrivals.note(cid)
+
     def push_out(self, conn: WseConnection) -> None:
         """End the oldest connection of the user of a new one, if there are too many; first one without a socket."""
         conns = conn.client._devices

@@ -229,6 +229,11 @@ class Resumption(Resuming):
         stone = self._tombstones.get(conn_id)
         return "" if stone is None else stone.to
 
+    @staticmethod
+    def returns(session: ServerSession) -> int:
+        """How often the client of a session has come back to this node."""
+        return 0 if session.ticket is None else session.ticket.returns
+
     def absorb(self, arrival: Arrival, old: ServerSession) -> None:
         """Give the socket of one session to another."""
         ledger, session, auth = old.ledger, arrival.session, arrival.auth
@@ -239,6 +244,7 @@ class Resumption(Resuming):
         arrival.ticket.goes_on = old
         if old.ticket is not None:
             old.ticket.is_called_back = False
+            old.ticket.returns += 1
         link, takes = session.link, session._writable
         session.absorbed_by(old)
         hub.sockets.hand_over(session, old)

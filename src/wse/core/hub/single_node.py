@@ -9,7 +9,7 @@ from wse.core.hub.network import DeviceInfo
 from wse.core.hub.tickets import Refusal, Why
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Collection, Hashable
+    from collections.abc import AsyncIterator, Callable, Collection, Hashable
 
     from wse.core.hub.calls import Callee
     from wse.core.hub.connection import ServerSession, WseConnection, WseIdentity
@@ -65,7 +65,9 @@ class SingleNode:
 
     def announce_end(self) -> None: ...
 
-    async def fetch(self, holder: str, claim: Claim, cid: ClientId, protocol: str) -> Refusal:
+    async def fetch(
+        self, holder: str, claim: Claim, cid: ClientId, protocol: str, is_wanted: Callable[[], bool]
+    ) -> Refusal:
         return Refusal(Why.UNKNOWN)
 
     async def find(self, holder: str, claim: Claim) -> None: ...
