@@ -97,7 +97,7 @@ class Moving:
         session.conn.conn_id = arrival.claim.id
         session.conn._data = luggage.data
         session.conn.identity, session.conn.meta = arrival.auth.identity, arrival.auth.meta
-        session.agreement = arrival.session.agreement
+        session.agree_as(arrival.session)
         session.ticket = ticket = Ticket(luggage.window, None, None)
         ticket.key, ticket.is_moved = arrival.claim.key, True
         self._resumption.keep(session)
