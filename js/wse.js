@@ -788,7 +788,7 @@ export class WseClient {
       this.#calls.get(stamp)?.settle(new WseError(isText(code) ? code : WSE_ERROR.RP_EXECUTION_FAILED, details, message))
     } else if (this.#peer && type === call) {
       const [rp, argument = null, options] = Array.isArray(payload) ? payload : []
-      if (isObject(options) && !this.#served.has(stamp)) this.#answer(session, rp, argument, stamp, options)
+      if (isObject(options) && !(options.t < 0 || options.n < 1) && !this.#served.has(stamp)) this.#answer(session, rp, argument, stamp, options)
       else this.#violation(session, WSE_ERROR.PROTOCOL_VIOLATION)
     } else {
       const [kind] = (this.#peer && Object.entries(this.protocol.extensions).find((entry) => entry[1] === type)) ?? []

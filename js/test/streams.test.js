@@ -877,7 +877,7 @@ describe('procedures of ours', () => {
   })
 
   test('a call that makes no sense breaks the protocol', async () => {
-    const nonsense = [null, 'p', {}, [], ['p'], ['p', 1], ['p', 1, null], ['p', 1, 5]]
+    const nonsense = [null, 'p', {}, [], ['p'], ['p', 1], ['p', 1, null], ['p', 1, 5], ['p', 1, { t: -1 }], ['p', 1, { n: 0 }], ['p', 1, { n: -5 }]]
     for (const payload of nonsense) {
       const { socket, errors } = await readyClient(CALLS)
       socket.receive(['~wse:call', payload, 1])
