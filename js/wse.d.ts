@@ -262,7 +262,8 @@ export interface Loss {
    * Why it could not go on: `expired`, the client was away for too long; `overflow`, too much had to be kept; `ended`, the
    * server has closed it; `unknown`, the server has no such session, after a restart for example; `off`, it keeps no sessions;
    * `user`, the client has come back as another user; `protocol`, with another message protocol; `stuck`, the same message has
-   * broken several connections; `gap` and `mismatch`, the two sides do not fit together.
+   * broken several connections; `gap` and `mismatch`, the two sides do not fit together;
+   * `unreachable`, the node of the cluster that had the session does not answer.
    */
   readonly why: string
   /** Messages of which nobody knows whether the server has had them. */

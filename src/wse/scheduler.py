@@ -102,6 +102,13 @@ class AsyncioScheduler:
         if tasks and timeout > 0 and not self._hurried:
             await self._wait(asyncio.wait(tasks), timeout)
 
+    async def wait(self, coroutine: Coroutine[Any, Any, Any], timeout: float) -> None:
+        """Return when it has ended, after `timeout` seconds, or at a `hurry`."""
+        if timeout > 0 and not self._hurried:
+            await self._wait(coroutine, timeout)
+        else:
+            coroutine.close()
+
     async def pause(self, seconds: float) -> None:
         """Return after that time, or at a `hurry`."""
         if seconds > 0 and not self._hurried:

@@ -11,6 +11,10 @@ BEFORE, AFTER = 1.0, 8.0
 """A message is sent in calm if no fault begins until 8 s later, and none has ended within the last second."""
 
 
+CUTS = ("cut", "flap", "part-recv", "part-pub", "stop", "stop-short", "stop-kill")
+"""Faults that keep a node from the engine."""
+
+
 @dataclass
 class Fault:
     kind: str
@@ -77,6 +81,20 @@ class History:
             time + after < fault.began or time - before > fault.healed + 1.0
             for fault in self.faults
             if fault.breaks_promises
+        )
+
+    def may_lose_what_was_kept(self, time, node):
+        """Whether a message for that node, which another one keeps at that time, need not arrive there.
+
+        Another fault may begin before those of that time are over, and what is then under way may be lost. Or the node
+        has a fault of its own: others do not wait for it longer than its lease lasts.
+        """
+        faults = [fault for fault in self.faults if fault.breaks_promises]
+        end = max((fault.healed for fault in faults if fault.began <= time <= fault.healed), default=time)
+        return any(
+            time < fault.began <= end + 1
+            or (fault.kind in CUTS and fault.node == node and fault.began <= end and time <= fault.healed)
+            for fault in faults
         )
 
     def transit(self, time):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections import Counter, defaultdict
 
-from chaos.history import AFTER, read
+from chaos.history import AFTER, CUTS, read
 
 TOLERANCE = 2.5
 """Seconds within which `joined` and `left` that fire on two nodes may be seen in another order."""
@@ -20,9 +20,11 @@ TOLD_WITHIN = 6.5
 PATIENCE = 8.5
 """Seconds for which a receiver must have been connected after a message was sent, so that it counts as missing."""
 
+LEASE = 5.0
+"""Seconds; the default of `ClusterSettings`."""
+
 LOSSES = ("engine-restart", "engine-long")
 SLEEPS = ("stop", "stop-short", "stop-kill", "block")
-CUTS = ("cut", "flap", "part-recv", "part-pub", "stop", "stop-short", "stop-kill")
 
 MAX_SHOWN = 5
 EXPECTED_ERRORS = {
@@ -97,7 +99,7 @@ def delivery(history, report):
                 if calm:
                     latencies.append(arrived - time)
                 continue
-            is_kept = (conn, number, to) in history.kept
+            is_kept = (conn, number, to) in history.kept and not history.may_lose_what_was_kept(time, receiver.node)
             if calm:
                 why = "in calm"
             elif receiver.node == node:
@@ -301,13 +303,33 @@ def calls(history, report):
             continue  # they come and go; or the connection that asks has ended
         text = f"a call ({mode}) of {whom} at {history.at(start)} in calm: {answer}"
         newest = max(there, key=lambda connection: connection.up)
-        if "error" in answer or (mode == "all" and set(answer["answer"]) != {c.label for c in there}):
-            wrong.append(text)
-        elif mode == "any" and answer["answer"] != newest.label and abs(there[0].up - there[1].up) > 1:
-            # The order of devices is the register's: clients that connect within a second may be welcomed in another.
+        if (
+            "error" in answer
+            or (mode == "all" and set(answer["answer"]) != {c.label for c in there})
+            or (
+                mode == "any"
+                and answer["answer"] != newest.label
+                # The order of devices is the register's: clients that connect within a second may be welcomed in
+                # another, and devices whose node was taken for dead are the oldest.
+                and abs(there[0].up - there[1].up) > 1
+                and not any(_was_taken_for_dead(history, connection, start) for connection in there)
+            )
+        ):
             wrong.append(text)
     report.add(wrong)
     report.figures["calls"] = len(history.asked)
+
+
+def _was_taken_for_dead(history, connection, time):
+    """Whether the node may have lost its lease since that connection, as by a fault that lasted long enough."""
+    return any(
+        fault.node == connection.node
+        and fault.kind in (*CUTS, *SLEEPS)
+        and connection.up < fault.ended
+        and fault.began < time
+        and fault.ended - fault.began > LEASE - 1
+        for fault in history.faults
+    )
 
 
 def losses(history, report):

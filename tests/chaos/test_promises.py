@@ -77,6 +77,15 @@ def test_a_message_to_another_node_may_be_missing_during_a_fault(story):
     assert report.figures["missing during faults"] == 1
 
 
+@pytest.mark.parametrize(("second", "node", "count"), [(9, "n0", 1), (11, "n0", 0), (9, "n1", 0)])
+def test_a_message_that_a_node_has_kept_arrives_unless_there_is_another_fault(story, second, node, count):
+    send(story)
+    story.node(10, "n0", "kept", sender="c-ann.0", n=1, to="bob")
+    story.fault("engine-restart", 9, 11, 14)
+    story.fault("part-recv", second, 18, 19, node)
+    assert len(story.violations) == count
+
+
 def test_messages_twice_and_out_of_order_are_violations(story):
     send(story, arrives=10.1)
     story.client(10.2, "m", "c-bob.0", "c-ann.0", 1, "")
@@ -181,3 +190,12 @@ def test_a_device_that_has_gone_while_its_node_slept_may_answer_a_call(story, ki
     story.run(10, "fault", kind=kind, node="n2", breaks_promises=False)
     story.run(18, "healed", kind=kind, node="n2")
     assert len([text for text in story.violations if "a call (all)" in text]) == count
+
+
+@pytest.mark.parametrize(("ended", "count"), [(18, 0), (12, 1)])
+def test_devices_of_a_node_that_was_taken_for_dead_are_the_oldest(story, ended, count):
+    for number in range(2):
+        story.up(1 + 2 * number, f"stable0.{number}", f"n{number}")
+    story.client(30, "asked", "c-x", "stable0", "any", 30, {"answer": "stable0.0", "took": 0.1})
+    story.fault("block", 10, ended, ended, "n1")
+    assert len(story.violations) == count

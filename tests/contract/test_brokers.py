@@ -378,6 +378,16 @@ async def test_a_device_of_a_dead_node_is_displaced_before_the_older_one_of_a_li
     assert await node.broker.devices("ann") == [old, joined.device]
 
 
+async def test_devices_of_a_dead_node_are_the_first_to_go_for_a_node_that_has_none(cluster):
+    one, two, dead = await cluster.nodes(3)
+    oldest = (await one.broker.join(one.device("ann", "c1"), 2)).device
+    gone = (await dead.broker.join(dead.device("ann", "c2"), 2)).device
+    await dead.broker.resign()
+    newest = await two.broker.join(two.device("ann", "c3"), 2)
+    assert newest.displaced == (gone,)
+    assert await two.broker.devices("ann") == [oldest, newest.device]
+
+
 async def test_a_device_that_is_registered_again_keeps_its_place(cluster):
     node = await cluster.node()
     old = (await node.broker.join(node.device("ann", "c1"), 10)).device
@@ -711,6 +721,19 @@ async def test_what_a_dead_node_had_not_fired_is_inherited_in_order(cluster):
     assert [one for one in inherited if one.user == "bob"] == [Transition("bob", 2, 1001, "bye")]
     assert sorted(await other.broker.pending(), key=repr) == sorted(inherited, key=repr)
     await fire(other, inherited)
+    await until(lambda: pending_is(other, ()))
+
+
+async def test_what_a_dead_heir_has_not_claimed_is_inherited_in_turn(cluster):
+    await cluster.dead_node(("ann", "c1"))
+    heir, other = await cluster.nodes(2)
+    assert await reap_all(heir) == [Transition("ann", 1), Transition("ann", 2)]
+    assert await reap_all(other) == []
+    await heir.broker.resign()
+    await heir.broker.close()
+    assert await reap_all(other) == [Transition("ann", 1), Transition("ann", 2)]
+    await fire(other, await other.broker.pending())
+    assert await reap_all(other) == []
     await until(lambda: pending_is(other, ()))
 
 

@@ -17,7 +17,7 @@ from websockets.asyncio.client import connect as ws_connect
 from support.brokers import ENGINES
 from support.net import ClientLog, RawSocket, ServerLog, hi, make_server, soon
 from support.programs import ROOT, free_port
-from wse import Heartbeat, WseClient
+from wse import Heartbeat, Resume, WseClient
 from wse.cli.supervisor import KILL_TIMEOUT
 
 DEPLOY = ROOT / "examples" / "deploy"
@@ -239,7 +239,8 @@ async def collect(users):
 def test_the_systemd_unit_is_one_that_systemd_understands(tmp_path):
     text = (DEPLOY / "wse.service").read_text()
     options = dict(line.split("=", 1) for line in text.splitlines() if "=" in line and not line.startswith("#"))
-    assert float(options["TimeoutStopSec"]) > float(options["ExecStart"].partition("--grace ")[2]) + KILL_TIMEOUT
+    grace = float(options["ExecStart"].partition("--grace ")[2])
+    assert float(options["TimeoutStopSec"]) > grace + Resume().drain + KILL_TIMEOUT
     scheme = options["ExecStart"].partition("--broker ")[2].partition("://")[0]
     assert re.search(rf"wse\[[\w,]*\b{scheme}\b", text)  # it tells to install the library of its broker
     if shutil.which("systemd-analyze") is None:
@@ -314,7 +315,7 @@ def test_kubernetes_waits_longer_than_closing_may_take(kubernetes):
     _, pod, container, _ = kubernetes
     command, notice = container["lifecycle"]["preStop"]["exec"]["command"]
     assert command == "sleep"
-    most = float(notice) + float(option(entrypoint(), "--grace")) + KILL_TIMEOUT
+    most = float(notice) + float(option(entrypoint(), "--grace")) + Resume().drain + KILL_TIMEOUT
     assert pod["spec"]["terminationGracePeriodSeconds"] > most
 
 

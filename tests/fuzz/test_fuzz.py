@@ -70,13 +70,13 @@ def test_calls_that_stay_after_the_end_are_found(monkeypatch, name):
 
 
 def test_a_session_that_goes_on_for_another_user_is_found(monkeypatch):
-    original = Resumption._decide
+    original = Resumption.examine
 
-    def decide(self, session, ticket, auth, cid, *rest):
-        owner = cid if ticket.holds is None else ticket.holds.conn.cid
-        return original(self, session, ticket, auth, owner, *rest)
+    def examine(self, claim, cid, protocol):
+        held = self.find(claim)
+        return original(self, claim, cid if held is None else held.conn.cid, protocol)
 
-    monkeypatch.setattr(Resumption, "_decide", decide)
+    monkeypatch.setattr(Resumption, "examine", examine)
     finds("resume")
 
 

@@ -18,7 +18,7 @@ from support.engines import Nats, Valkey
 from support.programs import free_port
 from wse import ClusterSettings, ErrorCode, WseError
 from wse.brokers import from_url, reconnecting
-from wse.brokers.nats import broker as nats_broker
+from wse.brokers.nats import changes, hints, reaping
 from wse.brokers.nats import connection as nats_connection
 from wse.brokers.nats.broker import NatsBroker
 from wse.brokers.redis import broker as redis_broker
@@ -202,7 +202,7 @@ async def test_a_step_of_an_engine_that_hangs_fails_in_a_few_seconds_and_the_nod
 @asynccontextmanager
 async def an_engine_that_hangs_at_the_next_change(cluster, node):
     """Freeze the engine when it has the step but has not made it, for as long as this context is open."""
-    connection = node.broker._connection
+    register = cluster.register(node)
 
     def freeze_before(change):
         async def changed(*args, **kwargs):
@@ -215,7 +215,7 @@ async def an_engine_that_hangs_at_the_next_change(cluster, node):
 
     frozen = []
     for name in cluster.changes:
-        setattr(connection, name, freeze_before(getattr(connection, name)))
+        setattr(register, name, freeze_before(getattr(register, name)))
     try:
         yield
         assert frozen
@@ -567,12 +567,26 @@ async def test_no_jetstream(tmp_path):
 
 @pytest.mark.parametrize("users", [13, 14, 15])
 async def test_hints_of_several_pages_are_read_whole(nats_cluster, monkeypatch, users):
-    monkeypatch.setattr(nats_connection, "PAGE_SIZE", 7)
+    monkeypatch.setattr(hints, "PAGE_SIZE", 7)
     node = await nats_cluster.node()
     for number in range(users):
         await node.broker.join(node.device(f"user-{number}", "c"), 10)
     devices = [device async for page in node.broker.mine() for device in page]
     assert sorted(device.user for device in devices) == sorted(f"user-{number}" for number in range(users))
+
+
+async def test_many_users_of_a_dead_node_are_reaped_also_where_only_leaders_answer(nats_cluster):
+    users = [f"user-{number}" for number in range(2 * changes.MANY)]
+    living = await nats_cluster.node()
+    await nats_cluster.dead_node(*[(user, f"c-{user}") for user in users])
+    client = await nats_py.connect(nats_cluster.engine.url())
+    stream = client.jetstream()
+    config = (await stream.stream_info(f"KV_{nats_cluster.prefix}-v2")).config
+    config.allow_direct = False  # as earlier releases make it
+    await stream.update_stream(config)
+    await client.close()
+    left = [each.user for _ in range(3) for each in await living.broker.reap() if not each.is_joined]
+    assert sorted(left) == sorted(users)
 
 
 async def gone(node, user, conn_id):
@@ -593,18 +607,18 @@ async def test_a_user_who_has_left_is_gone_also_when_the_node_could_not_say_that
         fails.set()
         raise TimeoutError
 
-    connection.delete, delete = fail, connection.delete
-    node.broker._written.clear()  # or the record would be deleted without an answer
+    connection.bucket.write_many, write_many = fail, connection.bucket.write_many
+    node.broker._changes.reset()  # or the record would be deleted without an answer
     node.broker.fired(left)
     await fails.wait()
-    connection.delete = delete
+    connection.bucket.write_many = write_many
     assert await node.broker.online() == 1
     await node.broker.renew(WAIT)
     await until(lambda: _is_empty(node))
 
 
 async def test_a_user_whose_event_was_claimed_by_a_node_that_died_is_gone_soon(nats_cluster, monkeypatch):
-    monkeypatch.setattr(nats_broker, "CLAIM_TTL", 1)
+    monkeypatch.setattr(changes, "CLAIM_TTL", 1)
     one, two = await nats_cluster.nodes(2)
     await gone(one, "ann", "c1")
     await one.broker.close()
@@ -634,7 +648,7 @@ async def test_nodes_with_other_formats_of_the_register_hear_each_other_and_leav
 async def test_a_hint_that_was_lost_is_repaired_when_the_device_is_registered_again(nats_cluster):
     node = await nats_cluster.node()
     device = (await node.broker.join(node.device("ann", "c1"), 10)).device
-    node.broker._connection.hint(node.name, "ann", ())
+    node.broker._connection.hints.put(node.name, "ann", ())
 
     async def hinted():
         return [each.conn_id async for page in node.broker.mine() for each in page]
@@ -654,7 +668,7 @@ async def test_a_hint_that_was_lost_is_repaired_when_the_device_is_registered_ag
 async def test_steps_that_always_come_second_give_up(nats_cluster, monkeypatch):
     be_patient(monkeypatch)
     nodes = await nats_cluster.nodes(4)
-    monkeypatch.setattr(nats_broker, "MAX_ATTEMPTS", 1)
+    monkeypatch.setattr(changes, "MAX_ATTEMPTS", 1)
     joins = [node.broker.join(node.device("ann", f"{node.name}-{n}"), 100) for node in nodes for n in range(5)]
     results = await asyncio.gather(*joins, return_exceptions=True)
     failed = [result for result in results if isinstance(result, Exception)]
@@ -722,7 +736,7 @@ async def test_a_certificate_that_nobody_vouches_for_is_named(tmp_path, certific
 
 
 async def test_users_that_were_reaped_are_told_even_if_others_could_not_be(strict, monkeypatch):
-    monkeypatch.setattr(nats_broker, "MAX_CONCURRENT_CHANGES", 1)
+    monkeypatch.setattr(reaping, "MAX_TAKEN", 1)
     dead, living = [Node(name, from_url(strict.url("app", login="root:root@"))) for name in ("dead", "living")]
     ann = Node("ann", from_url(strict.url("app", login="ann:ann@")))
     for node in dead, living, ann:

@@ -437,6 +437,43 @@ async def test_workers_that_share_a_broker_are_one(folder, stack, tmp_path, engi
         assert await end(running) == 0
 
 
+@pytest.mark.parametrize("engine", [pytest.param(Nats, marks=pytest.mark.slow), Valkey])
+async def test_sighup_loses_nothing_for_clients_that_take_their_sessions_along(folder, tmp_path, engine):
+    port = free_port()
+    with ExitStack() as stack:
+        running_engine = stack.enter_context(engine(tmp_path))
+        options = ["--port", str(port), "--workers", "3", "--broker", running_engine.url()]
+        running = stack.enter_context(program("-m", "wse", "serve", "app:server", *options, cwd=folder))
+        await until(running, "3 workers are ready")
+        before = children(running.process.pid)
+        log, heard = Log(), []
+        options = {"reconnect": True, "resume": True, "backoff": NO_WAIT, "timeout": PATIENCE}
+        async with WseClient(f"ws://127.0.0.1:{port}", identity="ann", **options) as client:
+            client.channel.on("all", heard.append)
+            for name in ("resumed", "lost"):
+                getattr(client.when, name)(log.adder(name))
+            first = await client.call("pid")
+            running.process.send_signal(signal.SIGHUP)
+            replaced = asyncio.ensure_future(until(running, "all workers have been replaced"))
+            count = 0
+            while not replaced.done():
+                client.send("all", count)
+                count += 1
+                await asyncio.sleep(0.01)
+            await replaced
+            await client.flush()
+            async with asyncio.timeout(PATIENCE):
+                while len(heard) < count:
+                    await asyncio.sleep(0.02)
+            assert heard == list(range(count))
+            assert log.all("lost") == []
+            assert len(log.all("resumed")) >= 1
+            last = await client.call("pid")
+            assert first in before
+            assert last not in before
+        assert await end(running) == 0
+
+
 async def test_a_second_signal_kills_at_once(folder):
     with supervised(folder, 1, kill_timeout=1000.0) as (running, url):
         await until(running, "1 workers are ready")

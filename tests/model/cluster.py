@@ -686,7 +686,7 @@ class ModelCluster:
             self.engine.is_in_force(node.name, broker.epoch),
             node.registrations, node.registrations.unsettled, node.cluster.presence._joining,
             firing._open, {user: generations for user, (generations, _) in firing._fired.items()},
-            node.cluster.steps.restoring, reconciler._departed, reconciler._lost_at > 0, reconciler.is_disturbed,
+            node.cluster.steps.restoring, reconciler._departed, reconciler._set_back_at > 0, reconciler.is_disturbed,
             self._era(node), node.cluster.bus.peers, node.cluster.bus._backlog,
             max(liveness._renewed, self.now - SETTINGS.lease_ttl), liveness._renewed_since, liveness._maintaining,
             Counter(freeze(task.get_coro(), self) for task in node.scheduler.unfinished),

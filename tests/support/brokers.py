@@ -16,6 +16,8 @@ from wse.brokers import from_url, reconnecting
 from wse.brokers.memory import MemoryBroker, MemoryCluster
 from wse.brokers.nats import broker as nats_broker
 from wse.brokers.nats import connection as nats_connection
+from wse.brokers.nats import requests as nats_requests
+from wse.brokers.nats.bucket import OutdatedError
 from wse.core.ports.broker import Device
 
 WAIT = 30.0
@@ -48,7 +50,7 @@ def be_patient(monkeypatch):
 
     for module in (reconnecting, nats_broker):
         monkeypatch.setattr(module, "answer", answer)
-    for module in (reconnecting, nats_connection):
+    for module in (reconnecting, nats_connection, nats_requests):
         monkeypatch.setattr(module, "ANSWER_TIMEOUT", WAIT)
 
 
@@ -176,7 +178,15 @@ class EngineCluster(BrokerCluster):
     keeps_the_register = False
 
     changes: tuple[str, ...]
-    """The methods of the adapter's connection that change the register."""
+    """The methods of `register` that change it."""
+
+    def register(self, node):
+        """The part of the adapter's connection that has the register."""
+        return node.broker._connection
+
+    def is_made(self, answer):
+        """Whether the register was changed, as its answer says."""
+        return True
 
     def __init__(self, stack, engine):
         super().__init__(stack)
@@ -188,20 +198,22 @@ class EngineCluster(BrokerCluster):
 
     @contextmanager
     def lose_answers(self, node):
-        connection = node.broker._connection
+        register = self.register(node)
 
         def lose(change):
             async def made_but_not_told(*args, **kwargs):
-                await change(*args, **kwargs)
-                raise TimeoutError("the answer is lost")
+                answer = await change(*args, **kwargs)
+                if self.is_made(answer):
+                    raise TimeoutError("the answer is lost")
+                return answer
 
             return made_but_not_told
 
         for name in self.changes:
-            setattr(connection, name, lose(getattr(connection, name)))
+            setattr(register, name, lose(getattr(register, name)))
         yield
         for name in self.changes:
-            delattr(connection, name)
+            delattr(register, name)
 
     def stop(self):
         self.engine.stop()
@@ -214,7 +226,13 @@ class EngineCluster(BrokerCluster):
 class NatsCluster(EngineCluster):
     ttl = 1
     message_size = 1024 * 1024
-    changes = ("put", "delete")
+    changes = ("put", "write_many")
+
+    def register(self, node):
+        return node.broker._connection.bucket
+
+    def is_made(self, answer):
+        return not (isinstance(answer, list) and isinstance(answer[0], OutdatedError))
 
     async def forget(self, *nodes):
         client = await nats.connect(self.engine.url())

@@ -22,6 +22,7 @@ from wse.cli.commands import wse as command
 from wse.cli.supervisor import PortError, check_port
 from wse.cli.target import TargetError, load
 from wse.cli.worker import VARIABLE, WorkerSlot
+from wse.core.resume import Resume
 
 MODULE = """
 from wse import WseServer
@@ -154,8 +155,8 @@ def test_the_workers_are_told_what_the_command_was_told(app, monkeypatch, option
     commands = []
 
     class Recorder:
-        def __init__(self, command, workers, *, grace, notice):
-            commands.append((command, workers, (grace, notice)))
+        def __init__(self, command, workers, *, grace, notice, drain):
+            commands.append((command, workers, (grace, notice, drain)))
 
         async def run(self):
             return 0
@@ -166,7 +167,7 @@ def test_the_workers_are_told_what_the_command_was_told(app, monkeypatch, option
     result = run("serve", "an_app:clustered", "--workers", "3", "--port", str(port), *waits, *options)
     assert result.exit_code == 0, result.output
     ((worker, workers, told_to_wait),) = commands
-    assert (workers, told_to_wait) == (3, (2.0, 3.0))
+    assert (workers, told_to_wait) == (3, (2.0, 3.0, Resume().drain))
     assert worker[1:5] == ["-m", "wse", "serve", "an_app:clustered"]
     told = serve.make_context("serve", worker[4:]).params
     assert (told["port"], told["grace"], told["notice"], told["workers"]) == (port, 2.0, 3.0, 1)

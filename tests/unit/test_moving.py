@@ -7,9 +7,10 @@ import pytest
 from support.nodes import Nodes
 from wse.core.cluster import envelope
 from wse.core.cluster.claims import SILENT
+from wse.core.cluster.registration import State
 from wse.core.limits import Overflow
 from wse.core.resume import Resume
-from wse.errors import ErrorCode
+from wse.errors import ErrorCode, WseError
 from wse.protocols.json import WseJSON
 from wse.protocols.msgpack import WseMsgpack
 
@@ -604,16 +605,18 @@ def test_a_user_who_is_put_into_a_room_from_another_node_during_the_move_is_in_i
 
 
 @pytest.mark.parametrize("step", STEPS)
-def test_a_client_that_goes_during_the_move_can_come_back_anywhere(step):
+@pytest.mark.parametrize("where", [0, 1, 2])
+def test_a_client_that_goes_during_the_move_can_come_back_anywhere(step, where):
     nodes = Cluster(3)
-    one, two, three = nodes
+    one, two, _ = nodes
     peer = nodes.first(one)
     peer.conn.send("news", 1)
     new = say_hi(two, peer)
-    stepwise(nodes, at(step, new.vanish))
-    nodes.run()
-    again = nodes.back(three, peer)
+    back = []
+    stepwise(nodes, at(step, lambda: (new.vanish(), back.append(say_hi(nodes[where], peer)))))
     nodes.advance(SILENT)
+    again = back[0]
+    assert again.closed_with is None
     answer, messages = answered(again)
     assert "lost" not in answer
     assert plain(messages) == [("news", 1)]
@@ -717,6 +720,44 @@ def test_a_message_without_a_number_ends_the_move():
     assert [node.errors for node in nodes] == [[], []]
 
 
+def test_a_connection_is_counted_once_wherever_its_session_comes_from():
+    nodes = Cluster()
+    one, two = nodes
+    peer = nodes.first(one)
+    for node in (two, one, two):
+        peer = nodes.back(node, peer)
+        answered(peer)
+    assert [node.endpoint.counters.opened for node in nodes] == [2, 2]
+
+
+def test_a_message_larger_than_the_client_takes_is_skipped_also_on_the_way():
+    nodes = Cluster()
+    one, two = nodes
+    peer = nodes.first(one)
+    new = two.open()
+    new.ticket = dict(peer.ticket)
+    offer = {"resume": {**peer.ticket, "got": 0, "sent": [1, 0]}, "limits": {"message_size": 1000}}
+    new.say("~wse:hi", {"identity": "ann", "ext": offer})
+    stepwise(nodes, in_each(lambda: two.hub.send("ann", "news", "x" * 2000)))
+    two.hub.send("ann", "news", "small")
+    nodes.run()
+    heard = plain(answered(new)[1])
+    assert heard[-1] == ("news", "small")
+    assert len(heard) + two.endpoint.counters.dropped["too-large"] == 31  # the old node knew of no limit
+    assert two.endpoint.counters.dropped["too-large"] > 20
+
+
+def test_a_client_that_is_gone_when_its_session_comes_is_away():
+    nodes = Cluster()
+    one, two = nodes
+    peer = nodes.first(one)
+    new = say_hi(two, peer)
+    stepwise(nodes, at(STEPS[-2], new.vanish))
+    nodes.run()
+    names = [entry[0] for node in nodes for entry in node.log if entry[0] in ("connected", "detached", "disconnected")]
+    assert names in (["connected", "disconnected", "connected", "detached"], ["connected"])
+
+
 def test_data_goes_with_the_session():
     nodes = Cluster()
     one, two = nodes
@@ -795,3 +836,151 @@ def test_nobody_who_does_not_come_back_causes_traffic():
     answered(again)
     nodes.advance(0.1)
     assert [topic for topic in published if topic.startswith("n.")] == []
+
+
+def test_a_user_whose_id_cannot_be_one_of_a_cluster_is_refused_and_the_session_stays():
+    nodes = Cluster()
+    one, two = nodes
+    peer = nodes.first(one)
+    two.hub.identify = lambda auth: auth.accept((1, 2))
+    new = nodes.back(two, peer)
+    assert new.closed_with == (1000, "wse.not-authorized")
+    assert two.codes == ["wse.server.msg-processing-error"]
+    assert peer.session.valid
+
+
+@pytest.mark.parametrize("node", ["x", None])
+def test_a_session_cannot_be_looked_for_while_the_broker_is_away(node):
+    nodes = Cluster()
+    one, two = nodes
+    found = []
+
+    async def identify(auth):
+        found.append(await auth.resuming())
+        auth.accept(auth.identity)
+
+    two.hub.identify = identify
+    peer = nodes.first(one)
+    nodes.engine.pause()
+    id_ = peer.ticket["id"] if node is None else peer.ticket["id"].partition(".")[0] + ".x"
+    new = nodes.back(two, peer, id=id_)
+    answer, _ = answered(new)
+    assert answer["lost"] == {"why": "unreachable", "got": None}
+    assert found == [None]
+    nodes.engine.resume()
+    nodes.advance(30)
+
+
+def test_a_broker_that_fails_while_a_session_is_looked_for_costs_the_session(monkeypatch):
+    nodes = Cluster()
+    one, two = nodes
+    found = []
+
+    async def identify(auth):
+        found.append(await auth.resuming())
+        auth.accept(auth.identity)
+
+    def fail(node, data):
+        raise WseError(ErrorCode.BROKER_UNAVAILABLE)
+
+    peer = nodes.first(one)
+    two.hub.identify = identify
+    monkeypatch.setattr(two.cluster.rpc, "_send", fail)
+    new = nodes.back(two, peer)
+    answer, _ = answered(new)
+    assert answer["lost"] == {"why": "unreachable", "got": None}
+    assert found == [None]
+
+
+def test_a_node_that_keeps_no_sessions_has_none_to_hand_over():
+    nodes = Cluster()
+    one, two = nodes
+    peer = nodes.first(one)
+    three = nodes.start(resume=None)
+    nodes.run()
+    found = []
+
+    async def identify(auth):
+        found.append(await auth.resuming())
+        auth.accept(auth.identity)
+
+    two.hub.identify = identify
+    new = nodes.back(two, peer, id=f"{peer.conn.conn_id}.{three.cluster.node}")
+    assert answered(new)[0]["lost"] == {"why": "unknown", "got": None}
+    assert found == [None]
+
+
+def test_a_session_whose_device_is_being_registered_again_is_waited_for():
+    nodes = Cluster()
+    one, two = nodes
+    peer = nodes.first(one)
+    registration = one.cluster.presence._registrations[peer.conn.conn_id]
+    registration.state, registration.is_busy = State.OUTSIDE, True
+    new = nodes.back(two, peer)
+    nodes.advance(0.5)
+    assert new.heard == []
+    registration.state, registration.is_busy = State.INSIDE, False
+    nodes.advance(0.5)
+    assert "lost" not in answered(new)[0]
+
+
+def test_a_node_that_closes_ends_the_calls_that_it_still_handles_for_sessions_that_have_moved():
+    nodes = Cluster()
+    one, two = nodes
+
+    async def slow(conn, payload):
+        await one.scheduler.create_future()
+
+    one.endpoint.procedures.register("slow", slow)
+    peer = nodes.first(one)
+    peer.say("slow", 1, 7)
+    nodes.run()
+    new = nodes.back(two, peer, sent=[1, 1])
+    assert answered(new)[1] == []
+    closing = one.scheduler.start(one.cluster.close())
+    nodes.advance(1)
+    assert closing.done()
+    ((kind, _, stamp),) = new.heard
+    assert (kind, stamp) == ("~wse:response-err", 7)
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_a_call_to_a_device_on_its_way_reaches_it(step):
+    nodes = Cluster(3)
+    one, two, three = nodes
+    peer = nodes.first(one)
+    new = say_hi(two, peer)
+    calls = []
+    stepwise(nodes, at(step, lambda: calls.append(three.scheduler.start(three.hub.call("ann", "ask", 1, "any", 10.0)))))
+    nodes.run()
+    asked = [entry for entry in new.heard if entry[0] == "ask"]
+    for _, payload, stamp in asked:
+        new.say("~wse:response", payload, stamp)
+    nodes.advance(1)
+    # One that had been sent before the session moved, and had not arrived, has failed.
+    assert calls[0].done()
+    if asked:
+        assert calls[0].result() == 1
+    else:
+        assert calls[0].exception().code in (ErrorCode.RP_DISCONNECT, ErrorCode.CONNECTION_MISSING)
+        assert not calls[0].exception().details.get("arrived")
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_an_answer_that_is_ready_during_the_move_arrives(step):
+    nodes = Cluster()
+    one, two = nodes
+    wait = one.scheduler.create_future()
+
+    async def slow(conn, payload):
+        await wait
+        return "done"
+
+    one.endpoint.procedures.register("slow", slow)
+    peer = nodes.first(one)
+    peer.say("slow", None, 7)
+    nodes.run()
+    new = say_hi(two, peer, sent=[1, 1])
+    stepwise(nodes, at(step, lambda: wait.set_result(None)))
+    nodes.run()
+    assert answered(new)[1] == [("~wse:response", "done", 7)]

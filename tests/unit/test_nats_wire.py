@@ -6,6 +6,7 @@ import asyncio
 
 import pytest
 
+from wse.brokers.nats.hints import _metadata
 from wse.brokers.nats.wire import Message, Parser, Wire
 
 HEADER = b"NATS/1.0 503\r\n\r\n"
@@ -78,3 +79,15 @@ async def test_the_library_gets_its_own_before_what_follows():
     assert received.topics == []
     received.parser.data_received(b"lo\r\n")
     assert received.topics == [(b"wse.all", b"hello")]
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [
+        "$JS.ACK.KV_wse.consumer.1.17.3.1764300000000000000.42",
+        "$JS.ACK._.hash.KV_wse.consumer.1.17.3.1764300000000000000.42",
+        "$JS.ACK.hub.hash.KV_wse.consumer.1.17.3.1764300000000000000.42.token",
+    ],
+)
+def test_both_forms_of_what_a_consumer_says_of_a_message_are_read(reply):
+    assert _metadata(reply) == (17, 42)

@@ -145,14 +145,17 @@ class MemoryCluster:
         return step
 
     def reap(self, node: str) -> list[Transition]:
-        dead = self._leases.keys() - self.nodes()
+        dead: set[str] = set()
         transitions: list[Transition] = []
-        for name in dead:
+        living = self.nodes()
+        for name in self._leases.keys() - living if node in living else ():  # a dead node leaves that to others
             lease = self._leases[name]
-            if lease.is_reaped and lease.until + TOMBSTONE_TTL < self._clock():
+            if not lease.is_reaped:
+                dead.add(name)
+                lease.is_reaped = True
+            elif lease.until + TOMBSTONE_TTL < self._clock():
                 del self._leases[name]
-            lease.is_reaped = True
-        for record in list(self._users.values()):
+        for record in list(self._users.values()) if dead else ():
             transitions += record.reap(dead, node, recovering=self.is_recovering)
             self._keep(record)
         return transitions

@@ -48,6 +48,17 @@ class UserRecord:
         """Whether nothing of it is needed but, for a while, the numbers."""
         return not self.devices and not self.pending and all(t.generation < self.generation for _, t in self.claimed)
 
+    def is_empty_after(self, node: str, fired: Transition) -> bool:
+        """Whether it will be empty when this transition is reported as fired."""
+        return (
+            not self.devices
+            and not self.pending
+            and all(
+                one.generation < self.generation or (owner == node and one.generation <= fired.generation)
+                for owner, one in self.claimed
+            )
+        )
+
     def join(
         self,
         device: Device,

@@ -121,7 +121,9 @@ def serve_command(
         command += ["--host", host]
     if broker is not None:
         command += ["--broker", broker]
-    sys.exit(asyncio.run(Supervisor(command, workers, grace=grace, notice=notice).run()))
+    resumption = server._hub.resumption
+    drain = 0.0 if resumption is None else resumption.drain
+    sys.exit(asyncio.run(Supervisor(command, workers, grace=grace, notice=notice, drain=drain).run()))
 
 
 def problem_of_workers(server: WseServer) -> str | None:

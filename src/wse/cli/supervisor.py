@@ -36,7 +36,7 @@ MAX_FAILED_STARTS = 5
 """Failed starts in a row, while no other worker is ready, after which the supervisor gives up."""
 
 KILL_TIMEOUT = CLOSED_WITHIN + 15.0
-"""Seconds, besides notice and grace, after which a worker that does not end is killed: the time to close all
+"""Seconds, besides notice, grace and drain, after which a worker that does not end is killed: the time to close all
 connections, 5 to cut those that do not answer, 5 for the node to leave the cluster, and 5 to spare."""
 
 
@@ -170,6 +170,7 @@ class Supervisor:
         workers: The number of workers.
         grace: Seconds that a worker's handlers have to end when the worker closes.
         notice: Seconds before that, in which the worker only notifies load balancers.
+        drain: Seconds after that, in which its clients take their sessions along to other workers.
         start_timeout: Seconds that a worker has to become ready.
     """
 
@@ -180,11 +181,12 @@ class Supervisor:
         *,
         grace: float = 10.0,
         notice: float = 0.0,
+        drain: float = 0.0,
         start_timeout: float = 60.0,
     ) -> None:
         self._command = tuple(command)
         self._count = workers
-        self._closing = notice + grace + KILL_TIMEOUT  # seconds that a worker has to end
+        self._closing = notice + grace + drain + KILL_TIMEOUT  # seconds that a worker has to end
         self._start_timeout = start_timeout
         self._workers: dict[int, Worker] = {}  # by place
         self._living: set[Worker] = set()  # all processes, those that start or end included

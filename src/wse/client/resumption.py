@@ -28,7 +28,8 @@ class Loss:
             be kept; `ended`, the server has closed it; `unknown`, the server has no such session, after a restart for
             example; `off`, it keeps no sessions; `user`, the client has come back as another user; `protocol`, with
             another message protocol; `stuck`, the same message has broken several connections; `gap` and `mismatch`,
-            the two sides do not fit together.
+            the two sides do not fit together; `unreachable`, the node of the cluster that had the session does not
+            answer.
         uncertain: Messages of which nobody knows whether the server has had them, as `(type, payload)`, the oldest
             first.
         unsent: Those that the server has certainly not had.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import inf
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,9 +26,11 @@ class Resume:
             longest ends.
         retained: Bytes that all sessions of a server keep together. A message to many counts once for all of them, and
             64 bytes for each.
+        drain: Seconds for which a node of a cluster that closes waits after it has closed its connections, so that
+            clients can take their sessions along to other nodes. It waits no longer than it has sessions.
 
     Raises:
-        ValueError: A limit is not positive.
+        ValueError: A limit is out of its range.
     """
 
     window: float = 60
@@ -35,8 +38,11 @@ class Resume:
     messages: int = 1000
     detached: int = 10_000
     retained: int = 256 * 1024 * 1024
+    drain: float = 10
 
     def __post_init__(self) -> None:
         for name in ("window", "bytes", "messages", "detached", "retained"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name} must be more than 0, not {getattr(self, name)}")
+        if not 0 <= self.drain < inf:
+            raise ValueError(f"drain is in seconds, or 0 for none, not {self.drain}")

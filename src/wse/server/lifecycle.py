@@ -244,6 +244,9 @@ class Lifecycle:
             listener.close()
         self._hub.sockets.refuse(1012, CloseReason.BY_SERVER)
         grace = await self._settle(self._hub.tasks, grace)
+        left = await self._hub.part(1012, CloseReason.BY_SERVER)
+        if left is not None:
+            await self._scheduler.wait(left.drained(), left.drain)
         await self._hub.close(1012, CloseReason.BY_SERVER)
         grace = await self._settle((), grace)  # listeners of the last clients' `disconnected` and `left`
         await self._hub.network.close()

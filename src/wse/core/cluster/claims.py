@@ -30,17 +30,18 @@ from wse.core.hub.moving import Luggage
 from wse.core.hub.tickets import Claim, Refusal, Why, proof_of
 from wse.core.packed import Packed
 from wse.core.ports.broker import Device
-from wse.errors import WseError
+from wse.errors import CloseReason, WseError
+from wse.tasks import wake
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
     from wse.core.cluster.bus import Bus
     from wse.core.cluster.delivery import Delivery
     from wse.core.cluster.envelope import Call, ToDevice
     from wse.core.cluster.node_rpc import NodeRpc
     from wse.core.cluster.presence import Presence
-    from wse.core.hub.connection import WseConnection
+    from wse.core.hub.connection import ServerSession, WseConnection
     from wse.core.hub.hub import Hub
     from wse.types import ClientId, RoomName
 
@@ -50,8 +51,8 @@ SILENT = 2.0
 MAX_HOPS = 3
 """How often a session is looked for at another node than the one that should have it."""
 
-MAX_ROUNDS = 8
-"""How often a node is asked whose session enters rooms, or is registered, at the same moment."""
+MAX_ROUNDS = 40
+"""How often a node is asked whose session enters rooms, or has not come there itself, at the same moment."""
 
 PAUSE = 0.05
 """Seconds until a node is asked again that is busy with the session."""
@@ -72,6 +73,8 @@ class Question(msgspec.Struct):
     sent: tuple[int, int] = (1, 0)
     rooms: str = ""
     """What stands for the rooms that the node listens to; empty as long as it does not listen."""
+    returns: str = ""
+    """How often the client had come back to the other node, when that one named the rooms."""
 
     @property
     def claim(self) -> Claim:
@@ -113,18 +116,21 @@ class Claims:
         self._delivery = delivery
         self._rpc = rpc
         self._presence = presence
+        self._left: list[ServerSession] = []  # sessions that have moved, with handlers that still run here
         rpc.queries |= {"claim": self._claimed, "find": self._found}
 
     # A session comes.
 
-    async def fetch(self, holder: str, claim: Claim, cid: ClientId, protocol: str) -> Fetched | Refusal:
+    async def fetch(
+        self, holder: str, claim: Claim, cid: ClientId, protocol: str, is_wanted: Callable[[], bool]
+    ) -> Fetched | Refusal:
         """See `wse.core.hub.network.Network.fetch`."""
         try:
             question = Question(
                 self._bus.node, claim.id, proof_of(claim.key), encode_name(cid), protocol, claim.got, claim.sent
             )
             for _ in range(MAX_HOPS):
-                fetched = await self._fetch(await self._locate(holder, question), question)
+                fetched = await self._fetch(await self._locate(holder, question), question, is_wanted)
                 if not isinstance(fetched, Refusal) or not fetched.to or fetched.to == self._bus.node:
                     return fetched
                 holder = fetched.to
@@ -158,13 +164,15 @@ class Claims:
                 return device.node
         return ""
 
-    async def _fetch(self, holder: str, question: Question) -> Fetched | Refusal:
+    async def _fetch(self, holder: str, question: Question, is_wanted: Callable[[], bool]) -> Fetched | Refusal:
         if not holder:
             return Refusal(Why.UNKNOWN)
         placeholder = Placeholder(self._bus, self._delivery, question.conn_id, question.user)
         is_here = False
         try:
             for _ in range(MAX_ROUNDS):
+                if not is_wanted():
+                    break  # the client may have come to another node meanwhile
                 answer = await self._ask(holder, "claim", question)
                 if placeholder.problem is not None or not isinstance(answer, dict | list):
                     return Refusal(placeholder.problem or Why.UNREACHABLE)
@@ -177,9 +185,10 @@ class Claims:
                     is_here = True
                     return Fetched(self._presence, self._hub, self._delivery, placeholder, holder, transfer)
                 else:
-                    placeholder.listen(answer)
+                    returns, *rooms = answer
+                    placeholder.listen(rooms)
                     await self._bus.broker.flush()
-                    question = msgspec.structs.replace(question, rooms=digest(answer))
+                    question = msgspec.structs.replace(question, rooms=digest(rooms), returns=returns)
             return Refusal(Why.UNREACHABLE)
         finally:
             if not is_here:
@@ -193,9 +202,12 @@ class Claims:
         return answers[0] if answers else None
 
     async def _pause(self, seconds: float) -> None:
-        future = self._scheduler.create_future()
-        self._scheduler.call_later(seconds, future.set_result, None)
-        await future
+        over = self._scheduler.create_future()
+        timer = self._scheduler.call_later(seconds, wake, over)
+        try:
+            await over
+        finally:
+            timer.cancel()
 
     # A session goes.
 
@@ -217,23 +229,43 @@ class Claims:
             return Refusal(Why.UNKNOWN)._asdict()
         verdict = resumption.examine(question.claim, decode_name(question.user), question.protocol)
         if isinstance(verdict, Refusal):
-            return verdict._asdict()
+            return {} if self._placeholder(question.conn_id) is not None else verdict._asdict()
         conn = verdict.conn
         registration = self._presence.registration(conn)
         if registration is None:
             return {}  # another step for it is under way
         rooms = sorted(encode_name(room) for room in self._hub.rooms.of(conn))
+        returns = str(resumption.returns(verdict))
+        if question.rooms and question.returns != returns:  # the client has given up the connection to the other node
+            return Refusal(Why.UNKNOWN, close=(1000, CloseReason.RESUMED_ELSEWHERE))._asdict()
         if question.rooms != digest(rooms):
             resumption.hold(verdict, SILENT)
-            return rooms
+            return [returns, *rooms]
         _encode(conn._data)  # or it stays here, and the error is reported
         heard = self._delivery.heard.last | {self._bus.node: self._bus.seq}
         place, generation = registration.device.place, registration.generation
         luggage = resumption.moving.hand_over(verdict, question.got, question.node)
+        self._leave(verdict)
         verdict.link = MovedLink(self._bus, question.node, conn.conn_id)
         verdict.writable(True)  # for the answers of handlers that still run here
         data = _encode(Transfer(luggage, rooms, place, generation, heard))
         return [data[start : start + PART] for start in range(0, len(data), PART)]
+
+    def _leave(self, session: ServerSession) -> None:
+        """Remember a session as long as handlers of it run."""
+        self._left = [other for other in self._left if other.tasks]
+        self._left.append(session)
+
+    async def close(self) -> None:
+        """Cancel the handlers of sessions that have moved: from now on, no answer reaches their clients."""
+        left, self._left = self._left, []
+        tasks = [task for session in left for task in session.tasks]
+        for task in tasks:
+            task.cancel()
+        for _ in range(2 if tasks else 0):  # until their answers have been sent
+            turn = self._scheduler.create_future()
+            self._scheduler.call_soon(wake, turn)
+            await turn
 
     # What comes for sessions that are on their way, or have gone.
 

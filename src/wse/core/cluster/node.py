@@ -41,7 +41,7 @@ from wse.tasks import wake
 
 if TYPE_CHECKING:
     import asyncio
-    from collections.abc import AsyncIterator, Collection, Hashable, Iterable
+    from collections.abc import AsyncIterator, Callable, Collection, Hashable, Iterable
 
     from wse.core.cluster.claims import Fetched
     from wse.core.cluster.settings import ClusterSettings
@@ -113,7 +113,8 @@ class ClusterNode:
             self.liveness,
             restore_within=settings.lease_ttl,
         )
-        self.rpc.queries |= {"members": self._members_here, "here": self._here}
+        self.rpc.queries |= {"members": self._members_here, "here": self._here, "end": self._peer_ends}
+        self._ending: frozenset[str] = frozenset()  # nodes that close
         self._pausing: asyncio.Future[None] | None = None  # between two attempts to reach the broker at the start
         self._opening: list[asyncio.Future[None]] | None = None  # callers that wait for the one that opens it
 
@@ -195,6 +196,7 @@ class ClusterNode:
             self._pausing.set_exception(WseError(ErrorCode.BROKER_UNAVAILABLE, {}, "the server was closed meanwhile"))
         if not self.bus.is_open:
             return
+        await self.claims.close()
         self.liveness.stop()
         start, timeout = self._scheduler.time(), self.settings.close_timeout
         if self.broker.connected:
@@ -249,8 +251,24 @@ class ClusterNode:
     def name(self) -> str:
         return self.node
 
-    async def fetch(self, holder: str, claim: Claim, cid: ClientId, protocol: str) -> Fetched | Refusal:
-        return await self.claims.fetch(holder, claim, cid, protocol)
+    @property
+    def has_others(self) -> bool:
+        return self.bus.is_current and bool(self.bus.peers - self._ending)
+
+    def announce_end(self) -> None:
+        for peer in self.bus.peers:
+            self.bus.send_to(peer, envelope.Query(self.node, 0, "end", self.node))
+
+    def _peer_ends(self, node: str) -> None:
+        """Another node closes. If all close, none waits for clients that would take their sessions to another."""
+        self._ending = (self._ending & self.bus.peers) | {node}
+        if self.hub.resumption is not None and not self.has_others:
+            self.hub.resumption.stop_waiting()
+
+    async def fetch(
+        self, holder: str, claim: Claim, cid: ClientId, protocol: str, is_wanted: Callable[[], bool]
+    ) -> Fetched | Refusal:
+        return await self.claims.fetch(holder, claim, cid, protocol, is_wanted)
 
     async def find(self, holder: str, claim: Claim) -> Returning | None:
         return await self.claims.find(holder, claim)

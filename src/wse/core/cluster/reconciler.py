@@ -7,6 +7,8 @@ whatever was lost, whatever the cause.
 from __future__ import annotations
 
 from dataclasses import replace
+from enum import Enum, auto
+from itertools import count
 from typing import TYPE_CHECKING, Any
 
 from wse.core.cluster.firing import FIRED_TTL
@@ -25,8 +27,23 @@ if TYPE_CHECKING:
 WIDTH = 32
 """Steps that are under way at a time, when there are many."""
 
+FORGOTTEN = 300.0
+"""Seconds without a lease after which the register may have forgotten that others have reaped this node."""
+
 EARLIER = 1 << 40
 """How far a device is placed before all others that was registered before the register was lost."""
+
+
+class Loss(Enum):
+    """What the register has lost of this node, until it has registered its devices again."""
+
+    NONE = auto()
+    LEASE = auto()
+    """The lease had run out, and others have reaped the node."""
+    REGISTER = auto()
+    """All: it is another register. Or the node has just started."""
+    TIME = auto()
+    """Its latest changes: it has gone back in time."""
 
 
 class Reconciler:
@@ -52,7 +69,9 @@ class Reconciler:
         self._registrations = registrations
         self._steps = steps
         self._firing = firing
-        self._lost_at = -FIRED_TTL  # when the register was found to have lost what it held
+        self._renewed_at = 0.0  # when the lease was renewed last
+        self._loss = Loss.NONE
+        self._set_back_at = -FIRED_TTL  # when the register was found to have gone back in time
         self._departed: dict[str, Event] = {}  # by user, `left` that the register was lost before it fired
         self.register = ""
         self.is_disturbed = False
@@ -62,14 +81,24 @@ class Reconciler:
         is_first = self.register == ""
         is_other = not is_first and lease.register != self.register
         self.register = lease.register
+        now, renewed_at = self._scheduler.time(), self._renewed_at
+        self._renewed_at = now
         if is_other:
             leaving = {one.device.user for one in self._registrations.values() if one.state is State.LEAVING}
             for event in self._firing.register_lost():
                 if event[0].user not in leaving:  # else its device leaves once more
                     self._departed[event[0].user] = event
         if lease.state == "kept":
+            self._loss = Loss.NONE
             return
-        self._lost_at = self._scheduler.time() if lease.state == "new" and not is_first else -FIRED_TTL
+        if lease.state == "reaped":
+            self._loss = Loss.LEASE
+        elif is_first or is_other:
+            self._loss = Loss.REGISTER
+        elif self._loss is Loss.NONE:
+            self._loss = Loss.LEASE if now - renewed_at > FORGOTTEN else Loss.TIME
+        self._set_back_at = now if self._loss is Loss.TIME else -FIRED_TTL
+        was_reaped = self._loss is Loss.LEASE
         self.is_disturbed = True
         steps = self._steps
         steps.lease += 1
@@ -77,9 +106,9 @@ class Reconciler:
         for registration in self._registrations.values():
             device = registration.device
             # Of a node that was reaped others have fired `left` since; a register that was lost has to be told.
-            if registration.generation and lease.state != "reaped":
+            if registration.generation and not was_reaped:
                 steps.restoring[device.user] = max(registration.generation, steps.restoring.get(device.user, 0))
-            if device.place > 0 and (is_other or lease.state == "reaped"):
+            if device.place > 0 and (is_other or was_reaped):
                 # The places of those that have come since begin anew.
                 registration.device = replace(device, place=device.place - EARLIER)
             if registration.state is State.INSIDE:
@@ -116,8 +145,8 @@ class Reconciler:
     async def _take_out(self, device: Device) -> None:
         """Take out a device that this node does not hold."""
         if device.conn_id not in self._registrations and device.conn_id not in self._registrations.moved:
-            was_lost = self._scheduler.time() - self._lost_at < FIRED_TTL  # an engine may have gone back in time
-            generations = self._firing.generations(device.user) if was_lost else ()
+            was_set_back = self._scheduler.time() - self._set_back_at < FIRED_TTL
+            generations = self._firing.generations(device.user) if was_set_back else ()
             step = await self._broker.leave(device, generation=generations[-1] if generations else 0)
             await self._firing.fire(step.transitions)
 
@@ -185,10 +214,10 @@ async def each(scheduler: Scheduler, items: Collection[Any], do: Callable[[Any],
         return
     iterator = iter(items)
     done = scheduler.create_future()
-    running = min(WIDTH, len(items))
+    width = min(WIDTH, len(items))
+    ended = count(1)
 
     async def work() -> None:
-        nonlocal running
         try:
             for item in iterator:
                 await do(item)
@@ -198,10 +227,9 @@ async def each(scheduler: Scheduler, items: Collection[Any], do: Callable[[Any],
             if not done.done():
                 done.set_exception(exc)
         finally:
-            running -= 1
-            if not running and not done.done():
+            if next(ended) == width and not done.done():
                 done.set_result(None)
 
-    for _ in range(running):
+    for _ in range(width):
         scheduler.spawn(work())
     await done

@@ -98,7 +98,8 @@ class ServerSession(Session):
         self._owner.leave(self, code, reason)
 
     def outlives(self, code: int) -> bool:
-        return code in OUTLIVED and self._owner.sockets.closing is None
+        sockets = self._owner.sockets
+        return code in OUTLIVED and (sockets.closing is None or sockets.keeps_sessions)
 
     def _on_detached(self, code: int, reason: str) -> None:
         assert self._owner.resumption is not None  # it has made the ledger

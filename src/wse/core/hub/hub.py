@@ -186,6 +186,13 @@ class Hub:
         identity._devices += (conn,)
         return is_new
 
+    def bring_in(self, conn: WseConnection, cid: ClientId) -> None:
+        """Add a connection whose session has come from another node."""
+        self.add(conn, cid)
+        self.connections[conn.conn_id] = conn
+        if self._arrivals:
+            self._arrivals.note(cid)
+
     def push_out(self, conn: WseConnection) -> None:
         """End the oldest connection of the user of a new one, if there are too many; first one without a socket."""
         conns = conn.client._devices
@@ -263,13 +270,30 @@ class Hub:
         else:
             self.network.leave(conn, identity, code, reason, grace if is_last_here else None)
 
+    async def part(self, code: int, reason: str) -> Resumption | None:
+        """Close every connection; sessions that other nodes can take over go on without.
+
+        Returns:
+            What keeps these sessions; `None` if there are no other nodes.
+        """
+        if self.resumption is None or not self.network.has_others:
+            return None
+        self.sockets.keeps_sessions = True
+        self.network.announce_end()
+        await self.sockets.close(code, reason)
+        self.sockets.refuse(code, reason)
+        return self.resumption
+
     async def close(self, code: int, reason: str) -> None:
         """Close every connection; returns when the last socket has closed."""
+        self.sockets.keeps_sessions = False
         closing = self.sockets.close(code, reason)
         if self.resumption is not None:
             self.sockets.refuse(code, reason)  # before listeners of those that end now run
             self.resumption.end_all()
         await closing
+        for leftover in tuple(self.sockets.leftovers):
+            await leftover.wait_closed()
 
     @property
     def sessions(self) -> Iterator[ServerSession]:

@@ -83,7 +83,9 @@ class Moving:
 
     async def _fetch(self, arrival: Arrival, holder: str) -> None:
         hub, session = self._hub, arrival.session
-        fetched = await hub.network.fetch(holder, arrival.claim, arrival.cid, session.protocol.name)
+        fetched = await hub.network.fetch(
+            holder, arrival.claim, arrival.cid, session.protocol.name, lambda: not session.ended
+        )
         if not isinstance(fetched, Refusal):
             self._arrived(arrival, fetched)
         elif not session.ended and not (fetched.to and self._resumption.resume_here(arrival)):
@@ -93,18 +95,19 @@ class Moving:
         """The session is this node's now, even if its client has gone meanwhile."""
         hub, conn = self._hub, arrival.session.conn
         session = hub.make_session(NO_LINK, conn.request, arrival.session.protocol)
+        hub.endpoint.counters.opened -= 1  # it is no other connection than the one that has come
         luggage = fetched.luggage
         session.conn.conn_id = arrival.claim.id
         session.conn._data = luggage.data
         session.conn.identity, session.conn.meta = arrival.auth.identity, arrival.auth.meta
         session.agreement = arrival.session.agreement
+        session.limit_output(arrival.session._max_out)
         session.ticket = ticket = Ticket(luggage.window, None, None)
         ticket.key, ticket.is_moved = arrival.claim.key, True
         self._resumption.keep(session)
         restore(session, luggage.session)
         session.enter(None)
-        hub.add(session.conn, arrival.cid)
-        hub.connections[session.conn.conn_id] = session.conn
+        hub.bring_in(session.conn, arrival.cid)
         fetched.settle(session.conn)
         hub.connected._emit_on(session, session.conn)
         fetched.catch_up(session.conn)
@@ -112,6 +115,8 @@ class Moving:
             self._resumption.absorb(arrival, session)
         elif not arrival.session.ended:
             self._refuse(arrival, self._resumption.epitaph(arrival.claim, arrival.cid))
+        elif not session.ended:
+            hub.detached._emit_on(session, session.conn, 1006, "")
 
     def _refuse(self, arrival: Arrival, refusal: Refusal) -> None:
         """Welcome a client whose session cannot go on, unless the application has ended it."""

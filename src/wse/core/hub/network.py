@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from wse.types import ClientId, MessageKey, MessageType, RoomName
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Collection, Hashable
+    from collections.abc import AsyncIterator, Callable, Collection, Hashable
 
     from wse.core.hub.calls import Callee
     from wse.core.hub.connection import ServerSession, WseConnection, WseIdentity
@@ -98,7 +98,17 @@ class Network(typing.Protocol):
         """The name of this node in the ids of sessions; empty if there are no other nodes."""
         ...
 
-    async def fetch(self, holder: str, claim: Claim, cid: ClientId, protocol: str) -> Fetched | Refusal:
+    @property
+    def has_others(self) -> bool:
+        """Whether there are other nodes at the moment, which can take over sessions."""
+        ...
+
+    def announce_end(self) -> None:
+        """Tell the other nodes that this one closes, and takes over no sessions."""
+
+    async def fetch(
+        self, holder: str, claim: Claim, cid: ClientId, protocol: str, is_wanted: Callable[[], bool]
+    ) -> Fetched | Refusal:
         """Fetch a session from the node that has had it last, or from the one that has it now.
 
         Args:
@@ -106,6 +116,7 @@ class Network(typing.Protocol):
             claim: What the client claims.
             cid: The user, as whom the client was accepted.
             protocol: The name of the message protocol that it speaks.
+            is_wanted: Whether the client is still there.
         """
         ...
 

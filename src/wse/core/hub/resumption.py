@@ -24,9 +24,12 @@ from wse.core.session.leftover import Leftover
 from wse.core.session.resuming import Resuming
 from wse.core.session.retention import Retention
 from wse.errors import CloseReason, ErrorCode, WseError
+from wse.tasks import wake
 from wse.types import ClientId, ReadyState
 
 if TYPE_CHECKING:
+    import asyncio
+
     from wse.core.hub.connection import ServerSession, WseConnection
     from wse.core.hub.handshake import Handshake
     from wse.core.hub.hub import Hub
@@ -71,6 +74,7 @@ class Resumption(Resuming):
         self.detached: dict[ServerSession, tuple[int, str]] = {}
         # A heap of the ends of windows, also of sessions that are back or have ended, so it must not hold them.
         self._ends: list[tuple[float, str]] = []
+        self._drained: asyncio.Future[None] | None = None
         self._timer: Timer | None = None
         self._due = 0.0  # when it runs
         self._tombstones: dict[str, Tombstone] = {}
@@ -225,6 +229,11 @@ class Resumption(Resuming):
         stone = self._tombstones.get(conn_id)
         return "" if stone is None else stone.to
 
+    @staticmethod
+    def returns(session: ServerSession) -> int:
+        """How often the client of a session has come back to this node."""
+        return 0 if session.ticket is None else session.ticket.returns
+
     def absorb(self, arrival: Arrival, old: ServerSession) -> None:
         """Give the socket of one session to another."""
         ledger, session, auth = old.ledger, arrival.session, arrival.auth
@@ -235,6 +244,7 @@ class Resumption(Resuming):
         arrival.ticket.goes_on = old
         if old.ticket is not None:
             old.ticket.is_called_back = False
+            old.ticket.returns += 1
         link, takes = session.link, session._writable
         session.absorbed_by(old)
         hub.sockets.hand_over(session, old)
@@ -338,10 +348,26 @@ class Resumption(Resuming):
         ticket.why = why
         session.close(*self.detached.get(session, (1000, CloseReason.RESUMED_ELSEWHERE)))
 
+    @property
+    def drain(self) -> float:
+        """Seconds for which a node that closes waits for its clients to take their sessions along."""
+        return self._settings.drain
+
     def end_all(self) -> None:
         """End all sessions without a socket, because the server ends."""
         for session in tuple(self.detached):
             self.end(session, Why.ENDED)
+
+    async def drained(self) -> None:
+        """Return when no session waits for its client, or there is no other node that could take one over."""
+        if self.detached and self._hub.network.has_others:
+            self._drained = self._scheduler.create_future()
+            await self._drained
+
+    def stop_waiting(self) -> None:
+        """End `drained`."""
+        if self._drained is not None:
+            wake(self._drained)
 
     def forget_loop(self) -> None:
         """The event loop has been closed: its timers do not run."""
@@ -405,6 +431,7 @@ class Resumption(Resuming):
         """It is no longer detached, or not without an end; the heap forgets it in time."""
         self.detached.pop(session, None)
         if not self.detached:
+            self.stop_waiting()
             self._ends.clear()
             if self._timer is not None:
                 self._timer.cancel()

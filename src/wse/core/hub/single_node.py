@@ -9,7 +9,7 @@ from wse.core.hub.network import DeviceInfo
 from wse.core.hub.tickets import Refusal, Why
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Collection, Hashable
+    from collections.abc import AsyncIterator, Callable, Collection, Hashable
 
     from wse.core.hub.calls import Callee
     from wse.core.hub.connection import ServerSession, WseConnection, WseIdentity
@@ -24,6 +24,7 @@ class SingleNode:
     """A `Network` of one: there are no others."""
 
     reaches_others = False
+    has_others = False
     name = ""
     healthy = True
 
@@ -62,7 +63,11 @@ class SingleNode:
         timer.cancel()
         self._hub.left._emit(*left)
 
-    async def fetch(self, holder: str, claim: Claim, cid: ClientId, protocol: str) -> Refusal:
+    def announce_end(self) -> None: ...
+
+    async def fetch(
+        self, holder: str, claim: Claim, cid: ClientId, protocol: str, is_wanted: Callable[[], bool]
+    ) -> Refusal:
         return Refusal(Why.UNKNOWN)
 
     async def find(self, holder: str, claim: Claim) -> None: ...

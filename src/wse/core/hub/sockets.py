@@ -41,6 +41,7 @@ class Sockets:
         unauthenticated: The number of them that have been neither accepted nor ended.
         by_address: How many of them each address has, where there is a limit.
         leftovers: Sockets that their session has left behind, and that have a moment to close.
+        keeps_sessions: Whether sessions go on without their sockets while all sockets are closed.
         closing: The code and the reason with which new connections are closed, when the server ends.
     """
 
@@ -51,6 +52,7 @@ class Sockets:
         self.unauthenticated = 0
         self.by_address: Counter[str] = Counter()
         self.leftovers: set[Leftover] = set()
+        self.keeps_sessions = False
         self.closing: tuple[int, str] | None = None
         self._closers: list[asyncio.Future[None]] = []  # one for each `close` that waits for the last socket
         self._keepalive = Keepalive(endpoint.scheduler, heartbeat, lambda: self.open)
@@ -132,7 +134,7 @@ class Sockets:
         if self.closing is None:
             return
         for session in islice(sessions, count):
-            session.close(*self.closing)
+            (session.cut if self.keeps_sessions else session.close)(*self.closing)
         if sessions.__length_hint__():  # type: ignore[attr-defined]  # tuple iterators have it
             self._endpoint.scheduler.call_later(0.1, self._close_some, sessions, count)
 

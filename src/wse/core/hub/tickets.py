@@ -91,6 +91,7 @@ class Ticket:
         why: Why the session is being ended, if not by the application.
         to: The node to which it is being handed over.
         is_moved: Whether it has come from another node.
+        returns: How often its client has come back to this node.
     """
 
     __slots__ = (
@@ -104,6 +105,7 @@ class Ticket:
         "key",
         "lost",
         "problem",
+        "returns",
         "since",
         "to",
         "until",
@@ -127,6 +129,7 @@ class Ticket:
         self.why: Why | None = None
         self.to = ""
         self.is_moved = False
+        self.returns = 0
 
 
 class Tombstone(NamedTuple):
