@@ -4,7 +4,7 @@ import pytest
 
 from support.core import ServerSide
 from support.nodes import Nodes
-from wse import ErrorCode, WseError, WseServer
+from wse import ClusterSettings, ErrorCode, WseError, WseServer
 from wse.core.hub.hub import Hub
 
 JOINED, LEFT = ("joined", "ann"), ("left", "ann")
@@ -184,3 +184,39 @@ def test_that_a_device_is_away_is_said_again_when_the_broker_did_not_answer():
     assert [device.away for device in record.devices.values()] == [False]
     nodes.advance(2)
     assert [device.away for device in record.devices.values()] == [True]
+
+
+def test_in_a_cluster_too_the_grace_ends_with_the_return_to_the_same_node():
+    nodes = Nodes(1, leave_grace=60, conns_per_user=2)
+    (one,) = nodes
+    nodes.join(one).session.closed(1001, "")
+    nodes.run()
+    new = nodes.join(one)
+    assert one.cluster.presence._graces == {}
+    (record,) = nodes.engine._users.values()
+    assert [*record.devices] == [new.conn.conn_id]
+    assert not any(timer.args == ("sann",) and not timer.cancelled for _, _, timer in one.scheduler._timers)
+
+
+def test_of_several_devices_that_end_only_the_last_one_stays_for_the_grace():
+    nodes = Nodes(1, leave_grace=60, conns_per_user=3)
+    (one,) = nodes
+    first, second = nodes.join(one), nodes.join(one)
+    (record,) = nodes.engine._users.values()
+    first.session.closed(1001, "")
+    nodes.run()
+    second.session.closed(1001, "")
+    nodes.run()
+    assert [*record.devices] == [second.conn.conn_id]
+    nodes.advance(60)
+    assert record.devices == {}
+    assert nodes.presence() == [JOINED, LEFT]
+
+
+def test_the_grace_ends_in_time_whatever_else_the_node_does_seldom():
+    nodes = Nodes(1, ClusterSettings(lease_ttl=1000, renew_interval=500), leave_grace=5)
+    nodes.join(nodes[0]).session.closed(1001, "")
+    nodes.advance(4.75)
+    assert nodes.presence() == [JOINED]
+    nodes.advance(0.25)
+    assert nodes.presence() == [JOINED, LEFT]

@@ -9,6 +9,7 @@ from wse import ErrorCode, WseError
 from wse.core.cluster import envelope
 from wse.core.cluster.envelope import NODE, encode_name
 from wse.core.cluster.reconciler import each
+from wse.core.cluster.registration import State
 from wse.core.cluster.settings import ClusterSettings
 from wse.core.ports.broker import Device
 
@@ -845,6 +846,95 @@ def test_a_device_that_goes_before_its_welcome_was_there_for_a_moment():
     assert nodes.presence() == [JOINED, LEFT]
     assert one.names("connected", "disconnected") == []
     assert one.leftovers == []
+
+
+def test_a_device_that_goes_before_its_welcome_displaces_others_and_its_user_leaves_as_it_came():
+    nodes = Nodes(2)
+    one, two = nodes
+    old = nodes.join(two)
+    left = []
+    for node in nodes:
+        node.hub.left(lambda identity, code, reason: left.append((identity.cid, identity.meta, code, reason)))
+    gate = held_up(one.broker, "join")
+    peer = one.open()
+    peer.say("~wse:hi", {"identity": "ann", "meta": {"device": "phone"}})
+    peer.session.closed(1001, "bye")
+    gate.set_result(None)
+    nodes.run()
+    assert old.closed_with == (1000, "wse.clients-concurrency")
+    assert left == [("ann", {"device": "phone"}, 1006, "")]
+    assert peer.closed_with is None
+    assert heard(peer) == [[]]
+    assert one.hub.connections == {}
+
+
+def test_a_user_who_was_there_for_a_moment_only_came_with_the_meta_of_the_hi():
+    nodes = Nodes(1)
+    (one,) = nodes
+    gate = held_up(one.broker, "join")
+    peer = one.open()
+    peer.say("~wse:hi", {"identity": "ann", "meta": {"device": "phone"}})
+    peer.session.closed(1001, "")
+    gate.set_result(None)
+    nodes.run()
+    assert one.log[-2:] == [("joined", "ann", {"device": "phone"}), ("left", "ann", 1006, "")]
+
+
+def test_the_register_hears_at_once_that_joined_has_fired():
+    nodes = Nodes(1)
+    nodes.join(nodes[0])
+    (record,) = nodes.engine._users.values()
+    assert (record.pending, record.claimed) == ([], [])
+
+
+def test_a_user_whose_left_was_held_back_fires_it_before_joined_once():
+    nodes = Nodes(1)
+    (one,) = nodes
+    old = nodes.join(one)
+    fails_once(one.broker, "claim")
+    old.session.closed(1001, "")
+    nodes.run()
+    assert nodes.presence() == [JOINED]
+    nodes.join(one)
+    assert nodes.presence() == [JOINED, LEFT, JOINED]
+    (record,) = nodes.engine._users.values()
+    assert (record.pending, record.claimed) == ([], [])
+
+
+def test_a_device_is_not_handed_over_while_a_step_is_on_its_way_that_could_undo_that():
+    nodes = Nodes(1)
+    (one,) = nodes
+    presence = one.cluster.presence
+    peer = nodes.join(one)
+    assert presence.registration(peer.conn).device.conn_id == peer.conn.conn_id
+    registration = presence.registration(peer.conn)
+    registration.is_busy = True
+    assert presence.registration(peer.conn) is registration
+    registration.state = State.OUTSIDE
+    assert presence.registration(peer.conn) is None
+    registration.is_busy = False
+    assert presence.registration(peer.conn) is registration
+    registration.state = State.INSIDE
+    peer.session.closed(1001, "")
+    nodes.run()
+    assert presence.registration(peer.conn) is None
+    presence.moved(peer.conn)  # of a device that is gone: nothing happens
+    assert one.leftovers == []
+
+
+def test_a_node_that_has_left_its_cluster_keeps_nothing_for_the_next_time():
+    nodes = Nodes(1, leave_grace=60)
+    (one,) = nodes
+    nodes.join(one).session.closed(1001, "")
+    held_up(one.broker, "join")
+    begin(one, "bob")
+    fails_once(one.broker, "leave")
+    presence = one.cluster.presence
+    ((_, timer),) = presence._graces.values()
+    presence.reset()
+    assert timer.cancelled
+    assert (presence._graces, presence._joining, dict(presence._registrations)) == ({}, {}, {})
+    assert (one.cluster.presence._reconciler.register, presence._firing.is_idle) == ("", True)
 
 
 def test_a_device_that_is_pushed_out_before_its_welcome_gets_none():

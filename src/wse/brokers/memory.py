@@ -147,7 +147,8 @@ class MemoryCluster:
     def reap(self, node: str) -> list[Transition]:
         dead: set[str] = set()
         transitions: list[Transition] = []
-        for name in self._leases.keys() - self.nodes():
+        living = self.nodes()
+        for name in self._leases.keys() - living if node in living else ():  # a dead node leaves that to others
             lease = self._leases[name]
             if not lease.is_reaped:
                 dead.add(name)

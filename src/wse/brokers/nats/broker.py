@@ -20,6 +20,15 @@ reconciliation repairs them.
 
 Every topic is a subject, so that the servers send a node what it asks for and nothing else. nats-py connects, and
 manages streams; messages and the steps of the register pass it by (`wse.brokers.nats.wire`).
+
+    changes      changes of users' records
+    outbox       what this node holds, and has still to fire
+    leases       leases, and who lives
+    reaping      what dead nodes have left
+    connection   topics and messages, and the two buckets:
+    bucket       the register
+    hints        the hints
+    requests     requests to JetStream
 """
 
 from __future__ import annotations

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from contextlib import suppress
 from typing import TYPE_CHECKING
@@ -22,6 +23,9 @@ EXPIRES = "Nats-TTL: 1s"
 
 PAGE_SIZE = 1000
 """Keys that the server sends at once."""
+
+TURN = 10_000
+"""Hints that are looked at in one turn of the event loop."""
 
 PAGE_TIMEOUT = 1.0
 """Seconds that the server waits when some keys of a page have been removed meanwhile."""
@@ -59,23 +63,30 @@ class Hints:
         None is missing that was hinted at before: a server that is busy may send less than there is.
         """
         prefix = f"{self._start}{node}."
-        scanned = {subject: (revision, value) async for subject, revision, value in self._scan(f"{prefix}*")}
+        start = len(prefix)
+        found: list[tuple[str, int, list[str]]] = []
+        seen: set[str] = set()
+
+        def add(subject: str, revision: int, value: bytes) -> None:
+            seen.add(subject)
+            if value:
+                found.append((subject[start:], revision, value.decode().split()))
+
+        async for hint in self._scan(f"{prefix}*"):
+            add(*hint)
         offset = 0
         while True:
             subjects, _ = await self._requests.subjects(self.bucket, f"{prefix}*", offset)
-            for subject in subjects:
-                if subject not in scanned:
+            for number, subject in enumerate(subjects):
+                if not number % TURN:
+                    await asyncio.sleep(0)
+                if subject not in seen:
                     with suppress(NotFoundError):
                         message = await self._requests.stream.get_msg(self.bucket, subject=subject)
-                        scanned[subject] = message.seq or 0, message.data or b""
+                        add(subject, message.seq or 0, message.data or b"")
             offset += len(subjects)
             if not subjects:
-                break
-        return [
-            (subject[len(prefix) :], revision, value.decode().split())
-            for subject, (revision, value) in scanned.items()
-            if value
-        ]
+                return found
 
     async def purge(self, node: str, last: int) -> None:
         """Delete the hints about what a node holds, up to a revision."""

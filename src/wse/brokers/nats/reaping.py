@@ -7,11 +7,13 @@ left behind them: until then another node goes on if this one dies.
 
 from __future__ import annotations
 
+import asyncio
 from collections import deque
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 from zlib import crc32
 
+from wse.brokers.nats.hints import TURN
 from wse.brokers.nats.leases import nodes
 
 if TYPE_CHECKING:
@@ -40,9 +42,9 @@ class Estate:
         open: Users about whom this node, or another one (True), has still to fire something.
     """
 
-    users: deque[str]
-    rest: list[str]
-    last: int
+    users: deque[str] = field(default_factory=deque)
+    rest: list[str] = field(default_factory=list)
+    last: int = 0
     open: dict[str, bool] = field(default_factory=dict)
 
 
@@ -99,10 +101,14 @@ class Reaping:
             if not hints:
                 emptied.append(node)
                 continue
-            mine = [user for user, *_ in hints if self._is_mine(user, survivors)]
-            others = [user for user, *_ in hints if not self._is_mine(user, survivors)]
-            last = max(revision for _, revision, _ in hints)
-            self._estates[node] = Estate(deque(mine), others, last)
+            estate = Estate()
+            for number, (user, revision, _) in enumerate(hints):
+                if not number % TURN:
+                    await asyncio.sleep(0)
+                (estate.users if self._is_mine(user, survivors) else estate.rest).append(user)
+                estate.last = max(estate.last, revision)
+            estate.rest.reverse()  # others begin at the other end
+            self._estates[node] = estate
         # A node that died while it reaped another is in that one's estate, and may have transitions there.
         for node in emptied if not self._estates else ():
             await self._broker.put(f"node.reaped.{node}", b"1", TOMBSTONE_TTL)

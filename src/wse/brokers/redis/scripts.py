@@ -31,8 +31,10 @@ local prefix, node, epoch = ARGV[1], ARGV[2], ARGV[3]
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 local leases, nodes, awaited = prefix .. 'leases', prefix .. 'nodes', prefix .. 'awaited'
+local recovering
 local function is_recovering()
-  return redis.call('ZCOUNT', awaited, '(' .. now, '+inf') > 0
+  if recovering == nil then recovering = redis.call('ZCOUNT', awaited, '(' .. now, '+inf') > 0 end
+  return recovering
 end
 """
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from enum import Enum, auto
+from itertools import count
 from typing import TYPE_CHECKING, Any
 
 from wse.core.cluster.firing import FIRED_TTL
@@ -213,10 +214,10 @@ async def each(scheduler: Scheduler, items: Collection[Any], do: Callable[[Any],
         return
     iterator = iter(items)
     done = scheduler.create_future()
-    running = min(WIDTH, len(items))
+    width = min(WIDTH, len(items))
+    ended = count(1)
 
     async def work() -> None:
-        nonlocal running
         try:
             for item in iterator:
                 await do(item)
@@ -226,10 +227,9 @@ async def each(scheduler: Scheduler, items: Collection[Any], do: Callable[[Any],
             if not done.done():
                 done.set_exception(exc)
         finally:
-            running -= 1
-            if not running and not done.done():
+            if next(ended) == width and not done.done():
                 done.set_result(None)
 
-    for _ in range(running):
+    for _ in range(width):
         scheduler.spawn(work())
     await done
