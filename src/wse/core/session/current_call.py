@@ -32,6 +32,7 @@ class CurrentCall:
     __slots__ = ("_is_cancelled", "_serving", "_stamp", "deadline")
 
     _inherited: float | None = None  # the deadline for calls that the procedure makes
+    _lost: WseError | None = None  # the error with which it ends, although the caller waits
     _takes_progress = False
 
     def __init__(self, serving: Serving | None, stamp: Any, deadline: float | None) -> None:

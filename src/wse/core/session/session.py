@@ -11,6 +11,7 @@ from inspect import isawaitable
 from types import CoroutineType
 from typing import TYPE_CHECKING, Any
 
+from wse.core.closing import JUMP
 from wse.core.limits import nests_deeper
 from wse.core.packed import Packed, check_key, unencodable
 from wse.core.session.answering import Answering
@@ -548,7 +549,10 @@ class Session(Answering):
             phase.stop()
         self.fail_calls(code, reason)
         if self._serving is not None:
-            self._serving.end()
+            if code == JUMP and reason == CloseReason.MOVED:
+                self._serving.leave(code, reason)
+            else:
+                self._serving.end()
             self._serving = None
         self._asking = None
         if self.ledger is not None:
