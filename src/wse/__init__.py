@@ -13,6 +13,8 @@ from wse.core.limits import Limits, Overflow
 from wse.core.ports.credentials import Credentials
 from wse.core.ports.protocol import ExtensionTypes, InternalTypes, Protocol
 from wse.core.resume import Resume
+from wse.core.session.asking import Stream
+from wse.core.session.current_call import CurrentCall, current_call, shield_deadline
 from wse.core.session.rpc import ExposeErrors
 from wse.core.session.signals import Channel, Signal
 from wse.core.stats import Stats
@@ -35,6 +37,7 @@ __all__ = [
     "ClusterSettings",
     "Compression",
     "Credentials",
+    "CurrentCall",
     "DeviceInfo",
     "ErrorCode",
     "ExposeErrors",
@@ -52,6 +55,7 @@ __all__ = [
     "Room",
     "Signal",
     "Stats",
+    "Stream",
     "WseClient",
     "WseConnection",
     "WseError",
@@ -59,5 +63,7 @@ __all__ = [
     "WseJSON",
     "WseMsgpack",
     "WseServer",
+    "current_call",
     "js_client_path",
+    "shield_deadline",
 ]

@@ -50,6 +50,9 @@ class ErrorCode(StrEnum):
     # Sessions that outlive their connection.
     SESSION_LOST = "wse.session-lost"
     UNSUPPORTED = "wse.unsupported"
+    # Streams.
+    RP_IS_A_STREAM = "wse.rp.is-a-stream"
+    RP_NOT_A_STREAM = "wse.rp.not-a-stream"
     # The names of the original's documentation.
     CONNECTION_NOT_READY = CLIENT_NOT_READY
     NO_CLIENT_CONNECTION = CONNECTION_MISSING
@@ -115,6 +118,8 @@ _MESSAGES: dict[str, str] = {
     ErrorCode.BROKER_LOST_MESSAGES: "messages to other nodes were lost while the broker could not be reached",
     ErrorCode.SESSION_LOST: "the session ended before the peer had confirmed everything",
     ErrorCode.UNSUPPORTED: "the peer does not have this extension",
+    ErrorCode.RP_IS_A_STREAM: "the procedure is a stream, and was called like a plain one",
+    ErrorCode.RP_NOT_A_STREAM: "the procedure is not a stream",
 }
 
 

@@ -16,6 +16,11 @@ def is_cancelled(exc: BaseException) -> bool:
     return task is not None and task.cancelling() > 0
 
 
+def current_task() -> asyncio.Task[Any] | None:
+    """The task that is running."""
+    return asyncio.current_task()
+
+
 def wake(waiter: asyncio.Future[None]) -> None:
     """Let the coroutine that awaits this future go on; harmless if it has been cancelled, or goes on already."""
     if not waiter.done():

@@ -15,7 +15,7 @@ async def test_a_raw_client_that_offers_gets_one_answer_before_the_welcome(run):
     place = await run(make_server())
     peer = await place.peer()
     await peer.say("~wse:hi", {"identity": "ann", "ext": {**OFFERS, "unknown": {}}})
-    assert await peer.hear() == ["~wse:ext", {"auth": {}, "limits": {}}, None]
+    assert await peer.hear() == ["~wse:ext", {"auth": {}, "limits": {}, "calls": {"timeout": 20}}, None]
     assert (await peer.hear())[0] == "~wse:welcome"
 
 

@@ -133,9 +133,9 @@ def test_the_package_itself_only_re_exports() -> None:
 def test_everything_public_is_there() -> None:
     assert {
         "Backoff", "BlockingPublisher", "Challenge", "Channel", "ClientStatus", "CloseReason", "ClusterSettings",
-        "Compression", "Credentials", "DeviceInfo", "ErrorCode", "ExposeErrors", "ExtensionTypes", "Handshake",
-        "Heartbeat", "InternalTypes", "Limits", "Loss", "Overflow", "Protocol", "Publisher", "ReadyState", "Resume",
-        "Room", "Signal", "Stats", "WseClient", "WseConnection", "WseError", "WseIdentity", "WseJSON", "WseMsgpack",
-        "WseServer", "js_client_path",
+        "Compression", "Credentials", "CurrentCall", "DeviceInfo", "ErrorCode", "ExposeErrors", "ExtensionTypes",
+        "Handshake", "Heartbeat", "InternalTypes", "Limits", "Loss", "Overflow", "Protocol", "Publisher", "ReadyState",
+        "Resume", "Room", "Signal", "Stats", "Stream", "WseClient", "WseConnection", "WseError", "WseIdentity",
+        "WseJSON", "WseMsgpack", "WseServer", "current_call", "js_client_path", "shield_deadline",
     } == set(wse.__all__)  # fmt: skip
     assert all(hasattr(wse, name) for name in wse.__all__)

@@ -10,6 +10,7 @@ from typing import Annotated
 import pytest
 
 from support.core import FakeScheduler, ServerSide
+from wse.core.session.ordered import Order
 from wse.core.session.rpc import Procedures
 from wse.core.session.signals import Channel, Signal, check_handler
 from wse.errors import ErrorCode, WseError
@@ -512,10 +513,11 @@ def test_a_procedure_that_cannot_be_called_is_refused_at_once(side):
 def test_procedures_and_channels_of_a_client_take_the_payload_alone():
     def allow(name): ...
 
-    Procedures(("payload",), allow).register("add", lambda payload: 1)
-    Channel(("payload",), allow).on("chat", lambda payload: 1)
+    order = Order(FakeScheduler())
+    Procedures(("payload",), allow, order).register("add", lambda payload: 1)
+    Channel(("payload",), allow, order).on("chat", lambda payload: 1)
     with pytest.raises(TypeError, match=r"\(payload\)"):
-        Procedures(("payload",), allow).register("add", lambda conn, payload: 1)
+        Procedures(("payload",), allow, order).register("add", lambda conn, payload: 1)
 
 
 def test_all_listeners_of_a_type_or_of_all_types_can_be_removed(side):
@@ -575,7 +577,7 @@ GENERATORS = [yields_later, yields_now, Yielding(), Yielding().method, partial(y
 
 @pytest.mark.parametrize("fn", GENERATORS, ids=["async", "plain", "object", "method", "partial"])
 def test_a_generator_is_rejected_where_it_is_registered(side, channel, fn):
-    for register in (side.endpoint.procedures.register, channel.on, channel.once):
+    for register in (channel.on, channel.once):
         with pytest.raises(TypeError, match="generator"):
             register("chat", fn)
     with pytest.raises(TypeError, match="generator"):

@@ -75,12 +75,12 @@ async def test_a_jump_stays_with_the_server_and_brings_its_path_and_query():
 
 
 async def test_limits_of_both_sides_apply():
-    server = make_server(limits=Limits(message_size=100))
+    server = make_server(limits=Limits(message_size=200))
     log = Log()
     server.when.error(log.adder("error"))
     async with connect(server, "ann") as client:
         client.when.closed(log.adder("closed"))
-        client.send("big", "x" * 100)
+        client.send("big", "x" * 200)
         closed = await log.until("closed")
         assert closed[1] == 1009
         await log.until("error")

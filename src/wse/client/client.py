@@ -15,6 +15,7 @@ from wse.core.heartbeat import Heartbeat
 from wse.core.limits import Limits, Overflow
 from wse.core.ports.protocol import Protocol
 from wse.core.resume import Resume
+from wse.core.session.asking import Stream
 from wse.core.session.endpoint import Endpoint, emit_error
 from wse.core.session.rpc import ExposeErrors
 from wse.core.session.signals import Channel, check_handler
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from wse.core.ports.transport import Connector
+    from wse.core.session.asking import Items
+    from wse.core.session.session import Session
     from wse.transports.deflate import Compression
 
 H = TypeVar("H", bound="Callable[[Any], Any]")
@@ -185,19 +188,72 @@ class WseClient:
         """
         self._connections.ready_session().send(type, payload, key)
 
-    async def call(self, name: MessageType, payload: Any = None, *, timeout: float | None = None) -> Any:
+    async def call(
+        self,
+        name: MessageType,
+        payload: Any = None,
+        *,
+        timeout: float | None = None,
+        on_progress: Callable[[Any], Any] | None = None,
+        upload: Items | None = None,
+    ) -> Any:
         """Call a procedure of the server and return its result.
 
         Args:
             name: The procedure, as the server registered it.
             payload: Its argument.
             timeout: Seconds to wait for the answer: `None` for the client's `timeout`, 0 for ever.
+            on_progress: Called with each value that the procedure tells as its progress, plain or async.
+            upload: Items to send to the procedure, an iterable or async iterable.
+
+        If the task that awaits this is cancelled, or the timeout passes, the procedure is told.
 
         Raises:
             WseError: The error that the procedure raised, or `CLIENT_NOT_READY`, `RP_NOT_REGISTERED`, `RP_TIMEOUT`,
-                `RP_DISCONNECT`, `RP_SEND_FAILED`.
+                `RP_DISCONNECT`, `RP_SEND_FAILED`; `RP_IS_A_STREAM`; `UNSUPPORTED`, if the server does not know the
+                extension `calls`, which progress and uploads need.
         """
-        return await self._connections.ready_session().call(name, payload, timeout)
+        return await self._connections.ready_session().call(name, payload, timeout, on_progress, upload)
+
+    def stream(
+        self,
+        name: MessageType,
+        payload: Any = None,
+        *,
+        window: int = 32,
+        timeout: float | None = None,
+        deadline: float | None = None,
+        upload: Items | None = None,
+    ) -> Stream[Any]:
+        """Iterate over the items of a procedure of the server that is a generator.
+
+            async with client.stream("tail", {"file": "x"}) as lines:
+                async for line in lines:
+                    print(line)
+
+        The generator is closed when the block is left, by whatever way. It never runs ahead of the loop by more than
+        `window` items.
+
+        Args:
+            name: The procedure.
+            payload: Its argument.
+            window: Items that may be on their way; at most `Limits.stream_window` of both sides.
+            timeout: Seconds to wait for each item; `None` or 0 for ever.
+            deadline: Seconds for all of them; `None` or 0 for ever.
+            upload: Items to send to the procedure meanwhile.
+
+        Raises:
+            WseError: On entering, or for the first item: `CLIENT_NOT_READY`; `UNSUPPORTED`: the peer does not know the
+                extension `calls`. For an item: the error that the generator raised, after the items before it;
+                `RP_NOT_REGISTERED`, `RP_NOT_A_STREAM`, `RP_TIMEOUT`, `RP_DISCONNECT`; `LIMIT_EXCEEDED`.
+            ValueError: A window of less than 1, or a negative timeout.
+        """
+        return Stream(
+            self._find_session, name, payload, window=window, timeout=timeout, deadline=deadline, upload=upload
+        )
+
+    async def _find_session(self) -> Session:
+        return self._connections.ready_session()
 
     async def flush(self, timeout: float | None = None) -> None:
         """Wait until the server has handled everything that was sent before this call. Its async handlers need not have
@@ -214,18 +270,43 @@ class WseClient:
         await self._connections.ready_session().flush(timeout)
 
     @overload
-    def register(self, name: MessageType, fn: F) -> F: ...
+    def register(
+        self, name: MessageType, fn: F, *, cancel: bool = False, upload: bool = False, ordered: bool = False
+    ) -> F: ...
     @overload
-    def register(self, name: MessageType) -> Callable[[F], F]: ...
-    def register(self, name: MessageType, fn: F | None = None) -> F | Callable[[F], F]:
+    def register(
+        self, name: MessageType, fn: None = None, *, cancel: bool = False, upload: bool = False, ordered: bool = False
+    ) -> Callable[[F], F]: ...
+    def register(
+        self,
+        name: MessageType,
+        fn: F | None = None,
+        *,
+        cancel: bool = False,
+        upload: bool = False,
+        ordered: bool = False,
+    ) -> F | Callable[[F], F]:
         """Register `fn(payload)` as a procedure that the server can call; without `fn`, a decorator.
+
+        A generator, async or plain, is a stream: the caller iterates over what it yields (`stream`).
+
+        Args:
+            name: The name for callers.
+            fn: The function.
+            cancel: Cancel it when its result is no longer wanted: the caller has given up or is gone, or the deadline
+                has passed. Streams are always cancelled then. Any other procedure finds that in
+                `current_call().cancelled`, and goes on.
+            upload: It is `fn(payload, items)`, where `items` is an async iterator over what the caller sends.
+            ordered: It begins when the ordered handlers of the same connection that were called before have ended.
 
         Raises:
             WseError: `RP_ALREADY_REGISTERED`; `PROTOCOL_VIOLATION`, for a name that is WSE's own.
             TypeError: `fn` cannot take `(payload)`.
         """
         procedures = self._endpoint.procedures
-        return procedures.register(name) if fn is None else procedures.register(name, fn)
+        if fn is None:
+            return procedures.register(name, cancel=cancel, upload=upload, ordered=ordered)
+        return procedures.register(name, fn, cancel=cancel, upload=upload, ordered=ordered)
 
     def unregister(self, name: MessageType) -> None:
         """Remove a procedure.

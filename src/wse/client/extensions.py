@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from wse.core.session.calling import CallsExtension
 from wse.core.session.extensions import Control, Extension
 
 if TYPE_CHECKING:
@@ -46,3 +47,4 @@ def add_client_extensions(endpoint: Endpoint) -> None:
     """Add everything that a client offers."""
     endpoint.extensions.add(AuthExtension())
     endpoint.extensions.add(LimitsExtension(endpoint.limits.max_frame_size))  # servers send one frame
+    endpoint.extensions.add(CallsExtension(endpoint))

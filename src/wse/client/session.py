@@ -179,7 +179,7 @@ class ClientSession(Session):
         """Give the connection to a session that goes on over it."""
         self.absorbed_by(kept)
         self._held = None
-        kept.agreement = self.agreement
+        kept.agree_as(self)
         kept.limit_output(self._max_out)
         kept._owner, owner = self._owner, kept._owner
         self._owner = owner

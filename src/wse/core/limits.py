@@ -64,6 +64,9 @@ class Limits:
             costs a few KiB. A further call is answered with `wse.limit-exceeded`; a further message closes with 1008.
         handler_linger: Seconds that `async` handlers may run after their connection has ended; then they are cancelled.
             The default of 10 is time to finish the work for a client that has just left. `None` lets them run.
+        streams: Streams and uploads of one peer that run at the same time; they also count as calls and as handlers.
+            The default of 100 is far more than a page shows. Further ones are answered with `wse.limit-exceeded`.
+        stream_window: Items of one stream that may be on their way to the peer, however many it asks for.
         message_rate: Messages per second from one connection, including calls and answers. There is no default limit: a
             chat needs 10, a game 100, a bulk producer 100,000. Closes with 1008.
         message_burst: Messages that may arrive at once after a pause; `None` means the messages of two seconds.
@@ -89,6 +92,8 @@ class Limits:
     outgoing_calls: int | None = 10_000
     handlers: int | None = 1000
     handler_linger: float | None = 10.0
+    streams: int | None = 100
+    stream_window: int = 256
     message_rate: float | None = None
     message_burst: float | None = None
     byte_rate: float | None = None
@@ -113,7 +118,7 @@ class Limits:
         return self.message_size if self.frame_size is None else min(self.frame_size, self.message_size)
 
 
-_ALWAYS = frozenset(("message_size", "handshake_size", "nesting", "send_buffer"))
+_ALWAYS = frozenset(("message_size", "handshake_size", "nesting", "send_buffer", "stream_window"))
 """Without these a single peer could exhaust the process."""
 
 

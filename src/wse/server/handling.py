@@ -70,21 +70,46 @@ class Handling:
         return self._hub.endpoint.channel
 
     @overload
-    def register(self, name: MessageType, fn: F) -> F: ...
+    def register(
+        self, name: MessageType, fn: F, *, cancel: bool = False, upload: bool = False, ordered: bool = False
+    ) -> F: ...
     @overload
-    def register(self, name: MessageType) -> Callable[[F], F]: ...
-    def register(self, name: MessageType, fn: F | None = None) -> F | Callable[[F], F]:
+    def register(
+        self, name: MessageType, fn: None = None, *, cancel: bool = False, upload: bool = False, ordered: bool = False
+    ) -> Callable[[F], F]: ...
+    def register(
+        self,
+        name: MessageType,
+        fn: F | None = None,
+        *,
+        cancel: bool = False,
+        upload: bool = False,
+        ordered: bool = False,
+    ) -> F | Callable[[F], F]:
         """Register `fn(conn, payload)` as a procedure that clients can call; without `fn`, a decorator.
 
         Its return value is the caller's result. A `WseError` that it raises reaches the caller unchanged, any other
         exception as `RP_EXECUTION_FAILED`.
+
+        A generator, async or plain, is a stream: the caller iterates over what it yields (`stream`).
+
+        Args:
+            name: The name for callers.
+            fn: The function.
+            cancel: Cancel it when its result is no longer wanted: the caller has given up or is gone, or the deadline
+                has passed. Streams are always cancelled then. Any other procedure finds that in
+                `current_call().cancelled`, and goes on.
+            upload: It is `fn(conn, payload, items)`, where `items` is an async iterator over what the caller sends.
+            ordered: It begins when the ordered handlers of the same connection that were called before have ended.
 
         Raises:
             WseError: `RP_ALREADY_REGISTERED`; `PROTOCOL_VIOLATION`, for a name that is reserved.
             TypeError: `fn` cannot take `(conn, payload)`.
         """
         procedures = self._hub.endpoint.procedures
-        return procedures.register(name) if fn is None else procedures.register(name, fn)
+        if fn is None:
+            return procedures.register(name, cancel=cancel, upload=upload, ordered=ordered)
+        return procedures.register(name, fn, cancel=cancel, upload=upload, ordered=ordered)
 
     def unregister(self, name: MessageType) -> None:
         """Remove a procedure.

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, overload
 
 from wse.core.cluster.cluster import Cluster
 from wse.core.cluster.node import ClusterNode
 from wse.core.hub.network import DeviceInfo
 from wse.core.hub.rooms import Room
+from wse.core.session.asking import Stream
 from wse.errors import CloseReason
 from wse.types import ClientId, MessageKey, MessageType, RoomName
 
@@ -17,6 +19,7 @@ if TYPE_CHECKING:
     from wse.core.hub.calls import Mode
     from wse.core.hub.connection import Exclude
     from wse.core.hub.hub import Hub
+    from wse.core.session.asking import Items
 
 
 class Messaging:
@@ -133,6 +136,37 @@ class Messaging:
             ValueError: The mode is not one of these, or `wait` is negative.
         """
         return await self._hub.call(cid, name, payload, mode, timeout, wait)
+
+    def stream(
+        self,
+        cid: ClientId,
+        name: MessageType,
+        payload: Any = None,
+        *,
+        window: int = 32,
+        timeout: float | None = None,
+        deadline: float | None = None,
+        upload: Items | None = None,
+    ) -> Stream[Any]:
+        """Iterate over the items of a procedure of the user's newest device, which is a generator.
+
+        In a cluster, the device must be connected to this node.
+
+        Args:
+            cid: The user.
+            name: The procedure.
+            payload: Its argument.
+            window: As for `WseConnection.stream`, like all that follow.
+            timeout: Seconds to wait for each item.
+            deadline: Seconds for all of them.
+            upload: Items to send to the procedure meanwhile.
+
+        Raises:
+            WseError: As `WseConnection.stream`; `NOT_STARTED`; `CONNECTION_MISSING`, if the user is not connected;
+                `UNSUPPORTED`, if the newest device is connected to another node.
+        """
+        find = partial(self._hub.newest_session, cid, name)
+        return Stream(find, name, payload, window=window, timeout=timeout, deadline=deadline, upload=upload)
 
     async def devices(self, cid: ClientId) -> list[DeviceInfo]:
         """Return the user's devices, the oldest first.

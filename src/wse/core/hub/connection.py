@@ -11,11 +11,13 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias, overload
 from wse.core.closing import OUTLIVED, RETURNS, check_close
 from wse.core.hub.auth import unix_time
 from wse.core.limits import TokenBucket
+from wse.core.session.asking import Stream
 from wse.core.session.session import Session
 from wse.errors import CloseReason
 from wse.types import ClientId, MessageKey, MessageType, ReadyState
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from datetime import datetime
 
     from wse.core.hub.auth import AuthExtension, Expiry
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
     from wse.core.hub.tickets import Ticket
     from wse.core.ports.protocol import Protocol
     from wse.core.ports.transport import Link, Request
+    from wse.core.session.asking import Items
     from wse.core.session.endpoint import Endpoint
     from wse.core.session.signals import Signal
 
@@ -258,20 +261,73 @@ class WseConnection:
         """
         self._session.send(type, payload, key)
 
-    async def call(self, name: MessageType, payload: Any = None, *, timeout: float | None = None) -> Any:
+    async def call(
+        self,
+        name: MessageType,
+        payload: Any = None,
+        *,
+        timeout: float | None = None,
+        on_progress: Callable[[Any], Any] | None = None,
+        upload: Items | None = None,
+    ) -> Any:
         """Call a procedure of this device and return its result.
 
         Args:
             name: The procedure, as the client registered it.
             payload: The argument of the procedure.
             timeout: Seconds to wait for the answer: `None` for the server's `timeout`, 0 for ever.
+            on_progress: Called with each value that the procedure tells as its progress, plain or async.
+            upload: Items to send to the procedure, an iterable or async iterable.
+
+        If the task that awaits this is cancelled, or the timeout passes, the procedure is told.
 
         Raises:
             WseError: The error of the procedure, or `RP_NOT_REGISTERED`, `RP_TIMEOUT`, `RP_DISCONNECT`,
                 `RP_SEND_FAILED`, `CLIENT_NOT_READY`; `LIMIT_EXCEEDED`, when too many calls wait, or the call is larger
-                than the device takes.
+                than the device takes; `RP_IS_A_STREAM`; `UNSUPPORTED`, if the device does not know the extension
+                `calls`, which progress and uploads need.
         """
-        return await self._session.call(name, payload, timeout)
+        return await self._session.call(name, payload, timeout, on_progress, upload)
+
+    def stream(
+        self,
+        name: MessageType,
+        payload: Any = None,
+        *,
+        window: int = 32,
+        timeout: float | None = None,
+        deadline: float | None = None,
+        upload: Items | None = None,
+    ) -> Stream[Any]:
+        """Iterate over the items of a procedure of this device that is a generator.
+
+            async with conn.stream("tail", {"file": "x"}) as lines:
+                async for line in lines:
+                    print(line)
+
+        The generator is closed when the block is left, by whatever way. It never runs ahead of the loop by more than
+        `window` items.
+
+        Args:
+            name: The procedure.
+            payload: Its argument.
+            window: Items that may be on their way; at most `Limits.stream_window` of both sides.
+            timeout: Seconds to wait for each item; `None` or 0 for ever.
+            deadline: Seconds for all of them; `None` or 0 for ever.
+            upload: Items to send to the procedure meanwhile.
+
+        Raises:
+            WseError: On entering, or for the first item: `CLIENT_NOT_READY`; `UNSUPPORTED`: the peer does not know the
+                extension `calls`. For an item: the error that the generator raised, after the items before it;
+                `RP_NOT_REGISTERED`, `RP_NOT_A_STREAM`, `RP_TIMEOUT`, `RP_DISCONNECT`; `LIMIT_EXCEEDED`.
+            ValueError: A window of less than 1, or a negative timeout.
+        """
+        return Stream(
+            self._find_session, name, payload, window=window, timeout=timeout, deadline=deadline, upload=upload
+        )
+
+    async def _find_session(self) -> Session:
+        return self._session
 
     def drop(self, reason: str = CloseReason.BY_SERVER, code: int = 1000) -> None:
         """Disconnect this device; nothing happens if it is disconnected.

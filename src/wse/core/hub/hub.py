@@ -22,6 +22,7 @@ from wse.core.hub.resumption import Resumption
 from wse.core.hub.rooms import Rooms
 from wse.core.hub.sockets import Sockets
 from wse.core.packed import Packed, encode
+from wse.core.session.calling import CallsExtension
 from wse.core.session.extensions import NOTHING
 from wse.core.session.rpc import NotAskedError
 from wse.core.session.signals import Signal
@@ -87,6 +88,7 @@ class Hub:
         self.auth = AuthExtension(endpoint.scheduler, clock)
         endpoint.extensions.add(self.auth)
         endpoint.extensions.add(LimitsExtension())
+        endpoint.extensions.add(CallsExtension(endpoint))
         self.conns_per_user = conns_per_user
         self.leave_grace = leave_grace
         self.auth_timeout = auth_timeout
@@ -408,6 +410,23 @@ class Hub:
             return await call_any(scheduler, callees, name, payload, seconds)
         except NotAskedError:
             raise WseError(ErrorCode.CONNECTION_MISSING, {"cid": cid, "rp": name}) from None
+
+    async def newest_session(self, cid: ClientId, name: MessageType) -> ServerSession:
+        """The session of the user's newest device, which must be of this node.
+
+        Raises:
+            WseError: `NOT_STARTED`; `CONNECTION_MISSING`; `UNSUPPORTED`.
+        """
+        if not self.started:
+            raise WseError(ErrorCode.NOT_STARTED)
+        callees = await self.network.callees(cid)
+        if not callees:
+            raise WseError(ErrorCode.CONNECTION_MISSING, {"cid": cid, "rp": name})
+        newest = callees[-1]
+        if not isinstance(newest, ServerSession):
+            details = {"extension": "calls", "rp": name}
+            raise WseError(ErrorCode.UNSUPPORTED, details, "the user's newest device is connected to another node")
+        return newest
 
     # Presence.
 

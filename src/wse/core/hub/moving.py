@@ -100,7 +100,7 @@ class Moving:
         session.conn.conn_id = arrival.claim.id
         session.conn._data = luggage.data
         session.conn.identity, session.conn.meta = arrival.auth.identity, arrival.auth.meta
-        session.agreement = arrival.session.agreement
+        session.agree_as(arrival.session)
         session.limit_output(arrival.session._max_out)
         session.ticket = ticket = Ticket(luggage.window, None, None)
         ticket.key, ticket.is_moved = arrival.claim.key, True

@@ -251,7 +251,7 @@ class Resumption(Resuming):
         conn = old.conn
         conn.identity, conn.meta, conn.challenge = auth.identity, auth.meta, auth.challenge
         conn.request = session.conn.request
-        old.agreement = session.agreement
+        old.agree_as(session)
         old.limit_output(session._max_out)
         hub.auth.expire(old, arrival.expires)
         old.excuse(min(arrival.claim.sent[1] - ledger.got, self._settings.messages))

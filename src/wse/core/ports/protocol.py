@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property
 from typing import Any
 
@@ -47,10 +47,18 @@ class ExtensionTypes:
     ask: MessageType = "~wse:ask"
     ack: MessageType = "~wse:ack"
     gap: MessageType = "~wse:gap"
+    call: MessageType = "~wse:call"
+    cancel: MessageType = "~wse:cancel"
+    item: MessageType = "~wse:item"
+    more: MessageType = "~wse:more"
+    progress: MessageType = "~wse:progress"
+    put: MessageType = "~wse:put"
+    want: MessageType = "~wse:want"
+    end: MessageType = "~wse:end"
 
     def names(self) -> frozenset[MessageType]:
         """All of them, which an application may not use."""
-        return frozenset((self.ext, self.auth, self.refused, self.ask, self.ack, self.gap))
+        return frozenset(getattr(self, field.name) for field in fields(self))
 
 
 @dataclass(frozen=True, slots=True)

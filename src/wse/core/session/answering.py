@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from types import CoroutineType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
+from wse.core.session.current_call import WITHOUT, current
 from wse.core.session.error_answers import encode_error
-from wse.core.session.handlers import Handlers
+from wse.core.session.handlers import Handlers, discard
 from wse.core.session.output import EASY_SIZE, Output
+from wse.core.session.serving import Serving
 from wse.core.session.signals import HANDLER_ERRORS, handler_of
 from wse.errors import ErrorCode, WseError
 from wse.tasks import is_cancelled
@@ -19,19 +20,27 @@ if TYPE_CHECKING:
 
     from wse.core.ports.protocol import Protocol
     from wse.core.ports.transport import Link
+    from wse.core.session.calling import Terms
     from wse.core.session.endpoint import Endpoint
+    from wse.core.session.session import Session
 
 
 class Answering(Output):
-    """The async handlers of a connection, and its answers."""
+    """The async handlers of a connection, and its answers.
 
-    __slots__ = ("_handlers", "_response", "_running_calls")
+    Attributes:
+        terms: What the peer has announced with the extension `calls`; `None` if it does not know it.
+    """
+
+    __slots__ = ("_handlers", "_response", "_running_calls", "_serving", "terms")
 
     def __init__(self, endpoint: Endpoint, link: Link, protocol: Protocol) -> None:
         super().__init__(endpoint, link, protocol)
         self._response = protocol.internal_types.response
         self._handlers: Handlers | None = None
         self._running_calls = 0  # async handlers that run and answer a call
+        self._serving: Serving | None = None
+        self.terms: Terms | None = None
 
     # Handlers.
 
@@ -75,6 +84,14 @@ class Answering(Output):
         """How many async handlers have not ended."""
         return 0 if self._handlers is None else len(self._handlers.tasks)
 
+    def abandon(self, task: asyncio.Task[Any]) -> None:
+        """Report an async handler that goes on although it has been cancelled, and forget it."""
+        self._overdue(task)
+        if self._handlers is not None:
+            self._handlers.tasks.discard(task)
+        self.endpoint.scheduler.adopt(task)
+        task.cancel()
+
     def _overdue(self, task: asyncio.Task[Any]) -> None:
         """Report an async handler that has outlived the connection for too long and is about to be cancelled."""
         details = {"handler": handler_of(task), **self.context()}
@@ -83,19 +100,36 @@ class Answering(Output):
     # Answers.
 
     def _answer_when_done(self, awaitable: Any, name: MessageType, payload: Any, stamp: Any) -> None:
-        limit = None
-        if self._running_calls >= self.endpoint.max_incoming_calls:
-            limit = "incoming_calls"
-        elif self.running_handlers >= self.endpoint.max_handlers:
-            limit = "handlers"
+        limit = self.full
         if limit is None:
             self._running_calls += 1
-            self.spawn(self._answer_later(awaitable, name, payload, stamp))
+            terms = self.terms
+            if terms is None:
+                self.spawn(self._answer_later(awaitable, name, payload, stamp))
+            else:
+                self.serving.run(awaitable, name, payload, stamp, terms.timeout)
         else:
             discard(awaitable)
             self._answer_error(self.exceeded(limit), name, payload, stamp)
 
+    @property
+    def full(self) -> str | None:
+        """The limit that forbids one more call of an async procedure, if there is one."""
+        if self._running_calls >= self.endpoint.max_incoming_calls:
+            return "incoming_calls"
+        handlers = self._handlers
+        return "handlers" if handlers is not None and len(handlers.tasks) >= self.endpoint.max_handlers else None
+
+    @property
+    def serving(self) -> Serving:
+        """The calls of a peer that knows the extension `calls`."""
+        serving = self._serving
+        if serving is None:
+            serving = self._serving = Serving(cast("Session", self))
+        return serving
+
     async def _answer_later(self, awaitable: Any, name: MessageType, payload: Any, stamp: Any) -> None:
+        current.set(WITHOUT)
         try:
             result = await awaitable
         except BaseException as exc:
@@ -128,6 +162,9 @@ class Answering(Output):
 
     def _procedure_failed(self, exc: BaseException, name: MessageType, payload: Any, stamp: Any) -> None:
         self._answer_error(exc, name, payload, stamp)
+        self._report_failure(exc, name, payload, stamp)
+
+    def _report_failure(self, exc: BaseException, name: MessageType, payload: Any, stamp: Any) -> None:
         details = {"rp": name, "type": name, "payload": payload, "stamp": stamp, **self.context()}
         message = f"{exc.__class__.__name__} in a procedure"
         self.endpoint.report(WseError(ErrorCode.RP_EXECUTION_FAILED, details, message), self, exc)
@@ -152,9 +189,3 @@ class Answering(Output):
             self.skip(answer.too_large, {"rp": name})
         if answer.data is not None:
             self._write(answer.data)
-
-
-def discard(awaitable: Any) -> None:
-    """Close the coroutine of an async handler that is not going to run."""
-    if isinstance(awaitable, CoroutineType):
-        awaitable.close()

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from wse.core.limits import Overflow
 from wse.core.ports.protocol import RESERVED_PREFIX, Protocol
 from wse.core.session.extensions import Extensions
+from wse.core.session.ordered import Order
 from wse.core.session.rpc import ExposeErrors, Procedures
 from wse.core.session.signals import Channel, Signal
 from wse.core.stats import Counters
@@ -84,8 +85,9 @@ class Endpoint:
         self.extensions = Extensions()
         self.expose = ExposeErrors(expose)
         self.debug = debug
-        self.channel = Channel((*takes, "payload"), self.check_type)
-        self.procedures = Procedures((*takes, "payload"), self.check_type)
+        order = Order(scheduler)
+        self.channel = Channel((*takes, "payload"), self.check_type, order)
+        self.procedures = Procedures((*takes, "payload"), self.check_type, order)
         self._report = report
         self.overflow = {kind: Overflow(policy) for kind, policy in (overflow or {}).items()}
         for kind in self.overflow:

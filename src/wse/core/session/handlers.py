@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import CoroutineType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -67,3 +68,9 @@ class Handlers:
         for task in tuple(self.tasks):
             self._overdue(task)
             task.cancel()
+
+
+def discard(awaitable: Any) -> None:
+    """Close the coroutine of an async handler that is not going to run."""
+    if isinstance(awaitable, CoroutineType):
+        awaitable.close()

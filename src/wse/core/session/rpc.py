@@ -5,9 +5,9 @@ from __future__ import annotations
 import traceback
 from collections.abc import Callable
 from enum import StrEnum
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, Any, NamedTuple, overload
 
-from wse.core.session.signals import check_handler, check_name
+from wse.core.session.signals import check_handler, check_name, is_generator
 from wse.errors import ErrorCode, WseError
 from wse.types import F, MessageType
 
@@ -15,42 +15,93 @@ if TYPE_CHECKING:
     import asyncio
 
     from wse.core.ports.scheduling import Scheduler, Timer
+    from wse.core.session.ordered import Order
 
 
 class NotAskedError(WseError):
     """A call that has certainly not reached the device: the connection is not valid yet, or has ended."""
 
 
+class Procedure(NamedTuple):
+    """A procedure that yields items, or takes an upload, or both.
+
+    Attributes:
+        fn: The function.
+        yields: Whether it is a generator.
+        uploads: Whether it takes an upload.
+    """
+
+    fn: Callable[..., Any]
+    yields: bool
+    uploads: bool
+
+
 class Procedures:
-    """The procedures that the peer may call, by name."""
+    """The procedures that the peer may call.
 
-    __slots__ = ("_check_type", "_takes", "by_name")
+    Attributes:
+        by_name: Those that can be called plainly.
+        cancellable: Those that are cancelled when their result is no longer wanted.
+        streams: Those that yield items or take an upload.
+    """
 
-    def __init__(self, takes: tuple[str, ...], check_type: Callable[[MessageType], None]) -> None:
+    __slots__ = ("_check_type", "_order", "_takes", "by_name", "cancellable", "streams")
+
+    def __init__(self, takes: tuple[str, ...], check_type: Callable[[MessageType], None], order: Order) -> None:
         self._takes = takes
         self._check_type = check_type
+        self._order = order
         self.by_name: dict[MessageType, Callable[..., Any]] = {}
+        self.cancellable: set[MessageType] = set()
+        self.streams: dict[MessageType, Procedure] = {}
 
     @overload
-    def register(self, name: MessageType, fn: F) -> F: ...
+    def register(
+        self, name: MessageType, fn: F, *, cancel: bool = False, upload: bool = False, ordered: bool = False
+    ) -> F: ...
     @overload
-    def register(self, name: MessageType) -> Callable[[F], F]: ...
-    def register(self, name: MessageType, fn: F | None = None) -> F | Callable[[F], F]:
+    def register(
+        self, name: MessageType, fn: None = None, *, cancel: bool = False, upload: bool = False, ordered: bool = False
+    ) -> Callable[[F], F]: ...
+    def register(
+        self,
+        name: MessageType,
+        fn: F | None = None,
+        *,
+        cancel: bool = False,
+        upload: bool = False,
+        ordered: bool = False,
+    ) -> F | Callable[[F], F]:
         """Let the peer call `fn` under that name; without `fn`, a decorator.
+
+        Args:
+            name: The name.
+            fn: The function; a generator, plain or async, is a stream.
+            cancel: Cancel it when its result is no longer wanted; a stream always is.
+            upload: It takes the items of an upload as its last argument.
+            ordered: It begins when the ordered handlers that the same peer has called before have ended.
 
         Raises:
             WseError: `RP_ALREADY_REGISTERED`; `PROTOCOL_VIOLATION`, for a name that is WSE's own.
-            TypeError: `fn` does not take the arguments of a call, or the name is missing.
+            TypeError: `fn` does not take the arguments of a call, or the name is missing; a stream that is ordered.
         """
         if fn is None:
             check_name(name, "register")
         self._check_type(name)
 
         def add(fn: F) -> F:
-            check_handler(fn, *self._takes)
-            if name in self.by_name:
+            check_handler(fn, *self._takes, *(("items",) if upload else ()), may_yield=True)
+            yields = is_generator(fn)
+            if ordered and (yields or upload):
+                raise TypeError("a procedure that streams items cannot be ordered")
+            if name in self.by_name or name in self.streams:
                 raise WseError(ErrorCode.RP_ALREADY_REGISTERED, {"rp": name})
-            self.by_name[name] = fn
+            if yields or upload:
+                self.streams[name] = Procedure(fn, yields, upload)
+            else:
+                self.by_name[name] = self._order.ordered(fn) if ordered else fn
+            if cancel:
+                self.cancellable.add(name)
             return fn
 
         return add if fn is None else add(fn)
@@ -61,7 +112,8 @@ class Procedures:
         Raises:
             WseError: `RP_NOT_REGISTERED`.
         """
-        if self.by_name.pop(name, None) is None:
+        self.cancellable.discard(name)
+        if self.by_name.pop(name, None) is None and self.streams.pop(name, None) is None:
             raise WseError(ErrorCode.RP_NOT_REGISTERED, {"rp": name})
 
 
@@ -91,11 +143,13 @@ class PendingCalls:
 
     Attributes:
         waiting: The calls, by their stamps.
+        abandoned: Called with the stamp of each call whose answer is no longer awaited, unless it has been taken back;
+            `None` for a peer that would not understand.
         withdraw: Takes back the message of a call, and returns whether it has arrived, or `None` if that is not known;
             `None` for a session that ends with its connection.
     """
 
-    __slots__ = ("_scheduler", "_timeout", "_timer", "last_stamp", "waiting", "withdraw")
+    __slots__ = ("_scheduler", "_timeout", "_timer", "abandoned", "last_stamp", "waiting", "withdraw")
 
     def __init__(self, scheduler: Scheduler, timeout: float, last_stamp: int = 0) -> None:
         self._scheduler = scheduler
@@ -103,6 +157,7 @@ class PendingCalls:
         self._timer: Timer | None = None
         self.last_stamp = last_stamp
         self.waiting: dict[Any, _Pending] = {}
+        self.abandoned: Callable[[Any], None] | None = None
         self.withdraw: Callable[[Any], bool | None] | None = None
 
     def add(self, name: MessageType, timeout: float | None) -> tuple[int, asyncio.Future[Any]]:
@@ -161,7 +216,7 @@ class PendingCalls:
         if stamp in self.waiting:  # most have been answered
             pending = self.discard(stamp)
             if pending is not None:
-                self._arrived(pending)
+                self._abandon(stamp, self._arrived(pending))
 
     def _arrived(self, pending: _Pending) -> dict[str, bool | None]:
         """What is known about the arrival of a call, for the details of its error; the call is taken back."""
@@ -169,8 +224,13 @@ class PendingCalls:
             return {}
         return {"arrived": self.withdraw(pending.message)}
 
+    def _abandon(self, stamp: Any, known: dict[str, bool | None]) -> None:
+        if self.abandoned is not None and known.get("arrived") is not False:
+            self.abandoned(stamp)
+
     def close(self, code: int, reason: str) -> None:
         """Settle every call, because the connection has ended (WIRE.md section 4)."""
+        self.abandoned = None
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -195,8 +255,9 @@ class PendingCalls:
 
     def _expire_one(self, stamp: Any, timeout: float) -> None:
         pending = self.waiting[stamp]
-        details = {"rp": pending.name, "timeout": timeout, **self._arrived(pending)}
-        self.reject(stamp, WseError(ErrorCode.RP_TIMEOUT, details))
+        known = self._arrived(pending)
+        self.reject(stamp, WseError(ErrorCode.RP_TIMEOUT, {"rp": pending.name, "timeout": timeout, **known}))
+        self._abandon(stamp, known)
 
 
 class ExposeErrors(StrEnum):

@@ -13,8 +13,11 @@ from typing import TYPE_CHECKING, Any
 
 from wse.core.limits import nests_deeper
 from wse.core.packed import Packed, check_key, unencodable
-from wse.core.session.answering import Answering, discard
+from wse.core.session.answering import Answering
+from wse.core.session.asking import Asking, call_with
+from wse.core.session.current_call import inherited
 from wse.core.session.extensions import NOTHING
+from wse.core.session.handlers import discard
 from wse.core.session.output import EASY_SIZE
 from wse.core.session.phase import ENDED, Phase
 from wse.core.session.rpc import NotAskedError, PendingCalls, error_from_wire
@@ -24,10 +27,11 @@ from wse.types import MessageKey, MessageType, ReadyState
 
 if TYPE_CHECKING:
     import asyncio
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
     from wse.core.ports.protocol import Protocol
     from wse.core.ports.transport import Link, Pinger, PingingLink
+    from wse.core.session.asking import Items
     from wse.core.session.endpoint import Endpoint
 
 
@@ -51,9 +55,11 @@ class Session(Answering):
         pinged_at: When the peer was pinged, if its pong is still due; maintained by the heartbeat.
         rtt: Seconds from the last ping to its pong; `None` before the first.
         agreement: The extensions that both sides know.
+        input_size: The size of the message of an extension, with a stamp, that is being handled.
     """
 
     __slots__ = (
+        "_asking",
         "_calls",
         "_conn",
         "_decode",
@@ -61,6 +67,7 @@ class Session(Answering):
         "_phase",
         "_procedures",
         "agreement",
+        "input_size",
         "pinged_at",
         "rtt",
         "silent_since",
@@ -74,7 +81,9 @@ class Session(Answering):
         self._conn: Any = None  # what handlers get before the payload: the connection at a server, nothing at a client
         self._phase: Phase | None = ENDED
         self._calls: PendingCalls | None = None
+        self._asking: Asking | None = None
         self.agreement = NOTHING
+        self.input_size = 0
         self.silent_since = 0.0
         self.pinged_at: float | None = None
         self.rtt: float | None = None
@@ -128,7 +137,7 @@ class Session(Answering):
             self.violation("a procedure's name must be hashable")
             return
         if fn is None:
-            self._on_answer(type_, payload, stamp)
+            self._on_answer(type_, payload, stamp, size)
             return
         counters.calls_in += 1
         result = None
@@ -236,12 +245,21 @@ class Session(Answering):
             self._counters.messages_out += 1
             self._write(data, type, key)
 
-    async def call(self, name: MessageType, payload: Any, timeout: float | None) -> Any:
+    async def call(
+        self,
+        name: MessageType,
+        payload: Any,
+        timeout: float | None,
+        on_progress: Callable[[Any], Any] | None = None,
+        upload: Items | None = None,
+    ) -> Any:
         """Call a procedure of the peer and return its result.
 
         Raises:
             WseError: The peer's own error, or `RP_TIMEOUT`, `RP_DISCONNECT`, or as `start_call` (WIRE.md section 4).
         """
+        if on_progress is not None or upload is not None:
+            return await call_with(self, name, payload, timeout, on_progress, upload)
         stamp, future = self.start_call(name, payload, timeout)
         try:
             return await future
@@ -249,13 +267,17 @@ class Session(Answering):
             self.forget_call(stamp)  # nothing stays behind when the caller was cancelled
             raise
 
-    def start_call(self, name: MessageType, payload: Any, timeout: float | None) -> tuple[int, asyncio.Future[Any]]:
+    def start_call(
+        self, name: MessageType, payload: Any, timeout: float | None, options: dict[str, Any] | None = None
+    ) -> tuple[int, asyncio.Future[Any]]:
         """Send a call. The code that awaits the future must call `forget_call` in the end.
 
         Raises:
             WseError: `CLIENT_NOT_READY`, when the connection is not open and welcomed; `RP_SEND_FAILED`, when the
                 payload cannot be encoded, or the transport raised; `LIMIT_EXCEEDED`, when too many calls wait for an
-                answer, or the call is larger than the peer takes; `PROTOCOL_VIOLATION` for a name that is WSE's own.
+                answer, or the call is larger than the peer takes; `PROTOCOL_VIOLATION` for a name that is WSE's own;
+                `UNSUPPORTED`, when the peer does not know the options; `RP_TIMEOUT`, when the deadline of the
+                procedure that calls has passed.
         """
         self.endpoint.check_type(name)
         if self._phase is not None:
@@ -267,10 +289,22 @@ class Session(Answering):
             error = self.exceeded("outgoing_calls")
             error.details["rp"] = name
             raise error
+        timeout = inherited(timeout, self.endpoint.timeout, name)
+        types = None if self.terms is None else self.protocol.extensions
+        if types is None:
+            if options is not None:
+                raise WseError(ErrorCode.UNSUPPORTED, {"extension": "calls", "rp": name})
+        else:
+            calls.abandoned = self._cancel_call
+            if timeout is not None and timeout != self.endpoint.timeout:
+                options = {"t": timeout} if options is None else {"t": timeout, **options}
         stamp, future = calls.add(name, timeout)
         problem = "the payload cannot be encoded"
         try:
-            data = self._encode((name, payload, stamp))
+            if options is None or types is None:
+                data = self._encode((name, payload, stamp))
+            else:
+                data = self._encode((types.call, [name, payload, options], stamp))
             problem = "the call cannot be written"
             if len(data) > EASY_SIZE or not self._direct:
                 self.check_size(data, {"rp": name})
@@ -290,6 +324,46 @@ class Session(Answering):
         """Forget a call whose answer is no longer awaited; if it has not been sent yet, it never is."""
         if self._calls is not None:
             self._calls.forget(stamp)
+
+    def _cancel_call(self, stamp: Any) -> None:
+        """Tell the peer that a call's answer is no longer awaited."""
+        if self.protocol.extensions is not None:
+            self.write_stamped(self.protocol.extensions.cancel, None, stamp)
+
+    def write_stamped(self, type: MessageType, payload: Any, stamp: Any) -> None:
+        """Send a message about a call, which can always be encoded."""
+        if self._phase is None:
+            self._write(self._encode((type, payload, stamp)))
+
+    @property
+    def asking(self) -> Asking:
+        """The calls that are answered with more than a result.
+
+        Raises:
+            WseError: `UNSUPPORTED`: the peer does not know the extension `calls`; `CLIENT_NOT_READY`.
+        """
+        asking = self._asking
+        if asking is None:
+            if self._phase is not None:
+                raise NotAskedError(ErrorCode.CLIENT_NOT_READY, {}, "the connection is not open")
+            if self.terms is None:
+                raise WseError(ErrorCode.UNSUPPORTED, {"extension": "calls"})
+            asking = self._asking = Asking(self)
+        return asking
+
+    def window(self, wanted: int) -> int:
+        """Items of a stream that may be on their way: as many as are wanted, and both sides allow."""
+        most = self.endpoint.limits.stream_window
+        return min(wanted, most if self.terms is None else min(most, self.terms.window))
+
+    def agree_as(self, other: Session) -> None:
+        """The peer is that of another session: it knows the same extensions."""
+        self.agreement = other.agreement
+        self.terms = other.terms
+
+    def invoke(self, fn: Callable[..., Any], *args: Any) -> Any:
+        """Call a handler."""
+        return fn(*args) if self._conn is None else fn(self._conn, *args)
 
     def _withdraw(self, message: Any) -> bool | None:
         """Take back a call that has not arrived; returns whether it has, or `None` if that is not known."""
@@ -448,7 +522,7 @@ class Session(Answering):
         error = WseError(ErrorCode.MSG_PROCESSING_ERROR, {"type": type_, **self.context()}, "a listener raised")
         self.endpoint.report(error, self, exc)
 
-    def _on_answer(self, type_: Any, payload: Any, stamp: Any) -> None:
+    def _on_answer(self, type_: Any, payload: Any, stamp: Any, size: int) -> None:
         if type_ == self._response:
             if self._calls is not None:
                 self._calls.resolve(stamp, payload)
@@ -456,10 +530,12 @@ class Session(Answering):
             if self._calls is not None:
                 self._calls.reject(stamp, error_from_wire(payload))
         elif type_ in self.agreement.controls:
+            self.input_size = size
             self.agreement.controls[type_](self, payload, stamp)
         else:
-            error = WseError(ErrorCode.RP_NOT_REGISTERED)
-            self._answer_error(error, type_, payload, stamp)
+            is_stream = type_ in self.endpoint.procedures.streams
+            code = ErrorCode.RP_IS_A_STREAM if is_stream else ErrorCode.RP_NOT_REGISTERED
+            self._answer_error(WseError(code), type_, payload, stamp)
 
     # The end.
 
@@ -471,6 +547,10 @@ class Session(Answering):
         if phase is not None:
             phase.stop()
         self.fail_calls(code, reason)
+        if self._serving is not None:
+            self._serving.end()
+            self._serving = None
+        self._asking = None
         if self.ledger is not None:
             self.ledger.end(self._outbox)
         self.clear_outbox()

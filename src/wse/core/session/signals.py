@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVarTuple, overload
 
+from wse.core.session.ordered import Ordered
 from wse.errors import ErrorCode, HandlerError
 from wse.tasks import is_cancelled
 from wse.types import F, MessageType
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     import asyncio
 
     from wse.core.ports.scheduling import Scheduler
+    from wse.core.session.ordered import Order
 
 Ts = TypeVarTuple("Ts")
 
@@ -34,29 +36,35 @@ Failed = Callable[..., None]
 """Called with the exception of a handler, and with the context of its call."""
 
 
-def check_handler(fn: Callable[..., Any], *takes: str, code: ErrorCode | None = None) -> None:
+def check_handler(fn: Callable[..., Any], *takes: str, code: ErrorCode | None = None, may_yield: bool = False) -> None:
     """Reject a handler that cannot be called with the arguments of its event, or whose call would do nothing.
 
     Args:
         fn: The handler.
         takes: The names of the arguments.
         code: The code of the error, if it has one.
+        may_yield: Whether a generator makes sense.
 
     Raises:
         TypeError: It cannot be a handler; with a code, a `HandlerError`.
     """
-    problem = _problem(fn, takes)
+    problem = _problem(fn, takes, may_yield)
     if problem is not None:
         raise TypeError(problem) if code is None else HandlerError(code, {}, problem)
 
 
-def _problem(fn: Any, takes: tuple[str, ...]) -> str | None:
+def is_generator(fn: Any) -> bool:
+    """Whether a function is a generator, plain or async."""
+    called = fn if inspect.isroutine(fn) or isinstance(fn, partial) else getattr(type(fn), "__call__", fn)  # noqa: B004
+    return inspect.isgeneratorfunction(called) or inspect.isasyncgenfunction(called)
+
+
+def _problem(fn: Any, takes: tuple[str, ...], may_yield: bool) -> str | None:
     """Why a function cannot be a handler, and what to do instead."""
     expected = f"({', '.join(takes)})"
     if not callable(fn):
         return f"a handler must be a function {expected}, not {fn!r}"
-    called = fn if inspect.isroutine(fn) or isinstance(fn, partial) else getattr(type(fn), "__call__", fn)  # noqa: B004
-    if inspect.isgeneratorfunction(called) or inspect.isasyncgenfunction(called):
+    if not may_yield and is_generator(fn):
         return f"a handler cannot be a generator; return a list, or send messages: {fn!r} contains a yield"
     try:
         signature = _signature(fn)
@@ -191,7 +199,7 @@ class Listeners:
         """Remove the listener that was added last, or do nothing."""
         for index in range(len(self.fns) - 1, -1, -1):
             listener = self.fns[index]
-            if listener == fn or (isinstance(listener, _Once) and listener.fn == fn):
+            if listener == fn or (isinstance(listener, _Once | Ordered) and listener.fn == fn):
                 self.fns = self.fns[:index] + self.fns[index + 1 :]
                 return
 
@@ -335,25 +343,32 @@ class Signal(Generic[*Ts]):
 class Channel:
     """The listeners of an application's plain messages, by message type."""
 
-    __slots__ = ("_by_type", "_check_type", "_takes")
+    __slots__ = ("_by_type", "_check_type", "_order", "_takes")
 
-    def __init__(self, takes: tuple[str, ...], check_type: Callable[[MessageType], None]) -> None:
+    def __init__(self, takes: tuple[str, ...], check_type: Callable[[MessageType], None], order: Order) -> None:
         self._takes = takes
         self._check_type = check_type
+        self._order = order
         self._by_type: dict[MessageType, Listeners] = {}
 
     @overload
-    def on(self, type: MessageType, fn: F) -> F: ...
+    def on(self, type: MessageType, fn: F, *, ordered: bool = False) -> F: ...
     @overload
-    def on(self, type: MessageType) -> Callable[[F], F]: ...
-    def on(self, type: MessageType, fn: F | None = None) -> F | Callable[[F], F]:
+    def on(self, type: MessageType, fn: None = None, *, ordered: bool = False) -> Callable[[F], F]: ...
+    def on(self, type: MessageType, fn: F | None = None, *, ordered: bool = False) -> F | Callable[[F], F]:
         """Call `fn` for every message of that type; without `fn`, a decorator.
+
+        Args:
+            type: The type.
+            fn: The function, plain or async.
+            ordered: `fn` begins when the ordered handlers of the same connection that were called before have ended:
+                those of messages and those of calls (`register(name, ordered=True)`).
 
         Raises:
             WseError: `PROTOCOL_VIOLATION`, for a type that is WSE's own.
             TypeError: `fn` does not take the arguments of a message.
         """
-        return self._add(type, fn, once=False)
+        return self._add(type, fn, once=False, ordered=ordered)
 
     @overload
     def once(self, type: MessageType, fn: F) -> F: ...
@@ -385,14 +400,18 @@ class Channel:
         listeners = self._by_type.get(type)
         return 0 if listeners is None else len(listeners.fns)
 
-    def _add(self, type: MessageType, fn: F | None, *, once: bool) -> F | Callable[[F], F]:
+    def _add(self, type: MessageType, fn: F | None, *, once: bool, ordered: bool = False) -> F | Callable[[F], F]:
         if fn is None:
             check_name(type, "channel.once" if once else "channel.on")
         self._check_type(type)
 
         def add(fn: F) -> F:
             check_handler(fn, *self._takes)
-            listener = _Once(partial(self.off, type), fn) if once else fn
+            listener: Callable[..., Any] = fn
+            if once:
+                listener = _Once(partial(self.off, type), fn)
+            elif ordered:
+                listener = self._order.ordered(fn)
             self._by_type.setdefault(type, Listeners()).add(listener)
             return fn
 

@@ -1,0 +1,367 @@
+"""The calls of a peer that knows the extension `calls`, while this side is answering them: they may be cancelled, have
+deadlines, report progress, and stream items in both directions (WIRE.md section 7).
+"""
+
+from __future__ import annotations
+
+from inspect import isawaitable
+from typing import TYPE_CHECKING, Any, Final
+
+from wse.core.packed import unencodable
+from wse.core.session.current_call import CurrentCall, current
+from wse.core.session.flow import Inflow, Outflow, is_credit, iterator_of
+from wse.core.session.handlers import discard
+from wse.core.session.output import EASY_SIZE
+from wse.core.session.signals import HANDLER_ERRORS
+from wse.errors import ErrorCode, WseError
+from wse.tasks import current_task, is_cancelled
+
+if TYPE_CHECKING:
+    import asyncio
+
+    from wse.core.ports.scheduling import Timer
+    from wse.core.session.rpc import Procedure
+    from wse.core.session.session import Session
+    from wse.types import MessageType
+
+WINDOW: Final = 32
+"""Items of a stream that may be on their way, unless the application says otherwise."""
+
+
+class ServedCall(CurrentCall):
+    """A call that has options, or that can be cancelled.
+
+    Attributes:
+        name: The procedure.
+        can_cancel: Whether its task is cancelled when the result is no longer wanted.
+        task: Runs the procedure.
+        timer: Runs at the deadline.
+        outflow: The items that the procedure yields.
+        inflow: The items that the caller sends.
+    """
+
+    __slots__ = ("_inherited", "_takes_progress", "can_cancel", "inflow", "name", "outflow", "task", "timer")
+
+    def __init__(
+        self, serving: Serving, name: MessageType, stamp: Any, deadline: float | None, *, can_cancel: bool
+    ) -> None:
+        super().__init__(serving, stamp, deadline)
+        self._inherited = None
+        self._takes_progress = False
+        self.name = name
+        self.can_cancel = can_cancel
+        self.task: asyncio.Task[Any] | None = None
+        self.timer: Timer | None = None
+        self.outflow: Outflow | None = None
+        self.inflow: Inflow | None = None
+
+    @property
+    def is_stream(self) -> bool:
+        """Whether items travel, in one direction or the other."""
+        return self.outflow is not None or self.inflow is not None
+
+
+class Options:
+    """The options of a `~wse:call`; those that this side does not know are ignored.
+
+    Attributes:
+        timeout: Seconds that the caller waits; 0 for ever, `None` if it does not say.
+        credit: Items that it takes; `None` if it wants no stream.
+        progress: Whether it wants progress.
+        uploads: Whether it sends items.
+    """
+
+    __slots__ = ("credit", "progress", "timeout", "uploads")
+
+    def __init__(self, options: dict[str, Any]) -> None:
+        self.timeout = options.get("t")
+        self.credit = options.get("n")
+        self.progress = bool(options.get("p"))
+        self.uploads = bool(options.get("up"))
+
+    @property
+    def make_sense(self) -> bool:
+        """Whether the numbers are numbers."""
+        return (self.timeout is None or is_duration(self.timeout)) and (self.credit is None or is_credit(self.credit))
+
+
+def is_duration(value: Any) -> bool:
+    """Whether a value of a peer is a number of seconds."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < float("inf")
+
+
+class Serving:
+    """The calls of one peer that this side is answering.
+
+    Args:
+        session: The connection.
+
+    Attributes:
+        calls: The calls, by their stamps.
+        streams: How many of them stream.
+        time: The clock.
+    """
+
+    __slots__ = ("_scheduler", "_session", "_types", "calls", "streams", "time")
+
+    def __init__(self, session: Session) -> None:
+        types = session.protocol.extensions
+        assert types is not None  # else nothing could be negotiated
+        self._session = session
+        self._scheduler = session.endpoint.scheduler
+        self._types = types
+        self.time = self._scheduler.time
+        self.streams = 0
+        self.calls: dict[Any, CurrentCall] = {}
+
+    # Calls begin.
+
+    def run(self, awaitable: Any, name: MessageType, payload: Any, stamp: Any, timeout: float) -> None:
+        """Answer a plain call of an async procedure, for which there is room.
+
+        Args:
+            awaitable: Its result.
+            name: The procedure.
+            payload: The argument.
+            stamp: The stamp.
+            timeout: Seconds that the caller waits; 0 for ever.
+        """
+        deadline = self.time() + timeout if timeout else None
+        call: CurrentCall
+        if name in self._session.endpoint.procedures.cancellable:
+            call = ServedCall(self, name, stamp, deadline, can_cancel=True)
+        else:
+            call = CurrentCall(self, stamp, deadline)
+        self._start(call, awaitable, name, payload, stamp)
+
+    def called(self, payload: Any, stamp: Any) -> None:
+        """A call with options has come (`~wse:call`)."""
+        session = self._session
+        procedures = session.endpoint.procedures
+        try:
+            name, argument, given = payload
+            options = Options(given)
+            fn = procedures.by_name.get(name)
+            procedure = procedures.streams.get(name)
+            is_known = stamp in self.calls
+        except (TypeError, ValueError, AttributeError):
+            session.violation("a call with options is [name, payload, options], with a stamp")
+            return
+        if not stamp or is_known or not options.make_sense:
+            session.violation("a call has options that make no sense, or no stamp of its own")
+            return
+        session._counters.calls_in += 1
+        if procedure is not None:
+            if procedure.yields == (options.credit is not None) and procedure.uploads == options.uploads:
+                self._stream(procedure, name, argument, stamp, options)
+            else:
+                is_more = procedure.yields > (options.credit is not None) or procedure.uploads > options.uploads
+                code = ErrorCode.RP_IS_A_STREAM if is_more else ErrorCode.RP_NOT_A_STREAM
+                session._answer_error(WseError(code), name, argument, stamp)
+        elif fn is None:
+            session._answer_error(WseError(ErrorCode.RP_NOT_REGISTERED), name, argument, stamp)
+        elif options.credit is not None or options.uploads:
+            session._answer_error(WseError(ErrorCode.RP_NOT_A_STREAM), name, argument, stamp)
+        else:
+            self._plain(fn, name, argument, stamp, options)
+
+    def _plain(self, fn: Any, name: MessageType, payload: Any, stamp: Any, options: Options) -> None:
+        """A procedure that returns its result, at once or later."""
+        session = self._session
+        try:
+            result = session.invoke(fn, payload)
+        except HANDLER_ERRORS as exc:
+            session._procedure_failed(exc, name, payload, stamp)
+            return
+        if not isawaitable(result):
+            session._answer(result, name, payload, stamp)
+            return
+        limit = session.full
+        if limit is not None:
+            discard(result)
+            session._answer_error(session.exceeded(limit), name, payload, stamp)
+            return
+        timeout = self._default_timeout if options.timeout is None else options.timeout
+        deadline = self.time() + timeout if timeout else None
+        can_cancel = name in session.endpoint.procedures.cancellable
+        call = ServedCall(self, name, stamp, deadline, can_cancel=can_cancel)
+        call._takes_progress = options.progress
+        if options.timeout:
+            call._inherited = deadline
+        session._running_calls += 1
+        self._start(call, result, name, payload, stamp)
+
+    def _stream(self, procedure: Procedure, name: MessageType, payload: Any, stamp: Any, options: Options) -> None:
+        """A procedure that yields items, or takes an upload, or both."""
+        session = self._session
+        limit = session.full
+        most = session.endpoint.limits.streams
+        if limit is None and most is not None and self.streams >= most:
+            limit = "streams"
+        if limit is not None:
+            session._answer_error(session.exceeded(limit), name, payload, stamp)
+            return
+        deadline = self.time() + options.timeout if options.timeout else None
+        can_cancel = procedure.yields or name in session.endpoint.procedures.cancellable
+        call = ServedCall(self, name, stamp, deadline, can_cancel=can_cancel)
+        call._takes_progress = options.progress
+        call._inherited = deadline
+        args: tuple[Any, ...] = ()
+        if procedure.uploads:
+            call.inflow = Inflow(self._scheduler, session.window(WINDOW))
+            call.inflow.grant = lambda count: session.write_stamped(self._types.want, count, stamp)
+            args = (call.inflow,)
+        try:
+            result = session.invoke(procedure.fn, payload, *args)
+        except HANDLER_ERRORS as exc:
+            session._procedure_failed(exc, name, payload, stamp)
+            return
+        if options.credit is not None:
+            call.outflow = Outflow(session, self._types.item, stamp, name, options.credit)
+            result = call.outflow.send_all(iterator_of(result))
+        elif not isawaitable(result):
+            session._answer(result, name, payload, stamp)
+            return
+        self.streams += 1
+        session._running_calls += 1
+        if call.inflow is not None:
+            call.inflow.grant(call.inflow.window)
+        self._start(call, result, name, payload, stamp)
+
+    def _start(self, call: CurrentCall, awaitable: Any, name: MessageType, payload: Any, stamp: Any) -> None:
+        try:  # noqa: SIM105 - on the path of every call
+            self.calls[stamp] = call
+        except TypeError:
+            pass  # an unhashable stamp is none of our clients', so nobody will ask for it
+        if isinstance(call, ServedCall) and call.can_cancel and call.deadline is not None:
+            call.timer = self._scheduler.call_later(call.deadline - self.time(), self.cancel, stamp)
+        self._session.spawn(self._answer(call, awaitable, name, payload, stamp))
+
+    @property
+    def _default_timeout(self) -> float:
+        terms = self._session.terms
+        return 0 if terms is None else terms.timeout
+
+    async def _answer(self, call: CurrentCall, awaitable: Any, name: MessageType, payload: Any, stamp: Any) -> None:
+        session = self._session
+        current.set(call)
+        try:
+            if isinstance(call, ServedCall):
+                call.task = current_task()
+                if call._is_cancelled:  # before its first step
+                    discard(awaitable)
+                    return
+            result = await awaitable
+        except BaseException as exc:
+            if not isinstance(exc, HANDLER_ERRORS) or is_cancelled(exc):
+                if not call._is_cancelled:  # with the server, for example: the caller must not wait for its timeout
+                    session._answer_error(exc, name, payload, stamp)
+                raise
+            if call._is_cancelled:
+                session._report_failure(exc, name, payload, stamp)
+            else:
+                session._procedure_failed(exc, name, payload, stamp)
+        else:
+            if not call._is_cancelled:
+                session._answer(result, name, payload, stamp)
+        finally:
+            session._running_calls -= 1
+            self._ended(call)
+
+    # Calls end.
+
+    def _ended(self, call: CurrentCall) -> None:
+        call._serving = None
+        try:
+            if self.calls.get(call._stamp) is call:
+                del self.calls[call._stamp]
+        except TypeError:
+            pass
+        if isinstance(call, ServedCall):
+            call.task = None
+            if call.timer is not None:
+                call.timer.cancel()
+                call.timer = None
+            if call.inflow is not None:
+                call.inflow.drop()
+            if call.is_stream:
+                self.streams -= 1
+
+    def cancel(self, stamp: Any) -> None:
+        """The caller no longer waits, or its time is over: stop the procedure, if that is wanted, and do not answer."""
+        try:
+            call = self.calls.pop(stamp, None)
+        except TypeError:
+            return
+        if call is None:
+            return
+        call._is_cancelled = True
+        if isinstance(call, ServedCall):
+            if call.inflow is not None:
+                problem = "the caller has given up"
+                call.inflow.end(WseError(ErrorCode.RP_DISCONNECT, {"rp": call.name}, problem))
+            if call.can_cancel:
+                self._stop(call)
+
+    def _stop(self, call: ServedCall) -> None:
+        """Cancel a procedure. One that does not end is reported, and left to itself."""
+        if call.outflow is not None:
+            call.outflow.is_stopped = True
+        task = call.task
+        if task is None or task.done():
+            return
+        task.cancel()
+        linger = self._session.endpoint.limits.handler_linger
+        if linger is not None and not self._session.ended:  # else all its handlers are seen to
+            timer = self._scheduler.call_later(linger, self._session.abandon, task)
+            task.add_done_callback(lambda _: timer.cancel())
+
+    def end(self) -> None:
+        """The connection has ended: nobody waits."""
+        for stamp in list(self.calls):
+            self.cancel(stamp)
+
+    # Messages of running calls.
+
+    def granted(self, count: Any, stamp: Any) -> None:
+        """The caller takes more items (`~wse:more`)."""
+        call = self._find(stamp)
+        if call is not None and call.outflow is not None:
+            call.outflow.grant(count)
+
+    def put(self, item: Any, stamp: Any, size: int) -> None:
+        """The caller sends an item (`~wse:put`)."""
+        call = self._find(stamp)
+        if call is None or call.inflow is None or call.inflow.is_over:
+            return
+        if not call.inflow.put(item, size):
+            session = self._session
+            self.cancel(stamp)
+            session._answer_error(session.exceeded("stream_window"), call.name, None, stamp)
+
+    def uploaded(self, stamp: Any) -> None:
+        """The caller has sent all items (`~wse:end`)."""
+        call = self._find(stamp)
+        if call is not None and call.inflow is not None:
+            call.inflow.end()
+
+    def _find(self, stamp: Any) -> ServedCall | None:
+        try:
+            call = self.calls.get(stamp)
+        except TypeError:
+            return None
+        return call if isinstance(call, ServedCall) else None
+
+    def send_progress(self, stamp: Any, value: Any) -> None:
+        """See `CurrentCall.progress`."""
+        session = self._session
+        if session.ended:
+            return
+        kind = self._types.progress
+        try:
+            data = session._encode((kind, value, stamp))
+        except Exception as exc:
+            raise unencodable(kind, exc) from exc
+        if len(data) > EASY_SIZE or not session._direct:
+            session.check_size(data, {"type": kind})
+        session._write(data, kind, str(stamp))
