@@ -3,6 +3,7 @@
 import asyncio
 import gc
 import inspect
+from functools import partial
 
 import pytest
 
@@ -433,9 +434,10 @@ async def test_only_a_timeout_of_the_call_itself_is_inherited(run):
     assert seen == [None]
 
 
-def test_there_is_no_current_call_outside():
-    with pytest.raises(RuntimeError, match="inside an async procedure"):
-        current_call()
+def test_outside_there_is_a_call_without_a_deadline():
+    call = current_call()
+    call.progress(1)
+    assert (call.deadline, call.remaining, call.cancelled) == (None, None, False)
 
 
 # Progress and uploads.
@@ -560,3 +562,44 @@ async def test_a_peer_without_the_extension_sees_nothing_of_it(run):
         assert (await fails(refused)).code == ErrorCode.UNSUPPORTED
     await peer.say("count", 5, "s")
     assert await peer.hear() == ["~wse:response", 5, "s"]  # nothing came in between
+
+
+async def test_the_devices_that_were_slower_than_the_first_are_told(run):
+    server = make_server(conns_per_user=2)
+    place = await run(server)
+    log = ServerLog(server)
+    fast, slow = await place.connect(), await place.connect()
+    await until(lambda: len(log.all("connected")) == 2)
+    began, ended = asyncio.Event(), asyncio.Event()
+
+    @fast.register("ring")
+    async def answers(payload):
+        await began.wait()
+        return "fast"
+
+    @slow.register("ring", cancel=True)
+    async def never(payload):
+        began.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            ended.set()
+
+    assert await soon(server.call("ann", "ring")) == "fast"
+    await soon(ended.wait())
+
+
+async def test_the_server_streams_from_the_newest_device_of_a_user(run):
+    server = make_server(conns_per_user=2)
+    place = await run(server)
+    log = ServerLog(server)
+    for name in ("old", "new"):
+        client = await place.connect()
+        client.register("name", partial(named, name))
+    await until(lambda: len(log.all("connected")) == 2)
+    assert await soon(collect(server.stream("ann", "name"))) == ["new"]
+    assert (await fails(collect(server.stream("bob", "name")))).code == ErrorCode.CONNECTION_MISSING
+
+
+async def named(name, payload):
+    yield name

@@ -22,11 +22,12 @@ class Cluster(Nodes):
         options.setdefault("resume", Resume())
         options.setdefault("conns_per_user", 5)
         super().__init__(count, **options)
+        self.ext = {}  # what clients offer beside
 
     def come(self, node, cid="ann", **offer):
         """A client says hi."""
         peer = node.open()
-        peer.say("~wse:hi", {"identity": cid, "meta": {}, "ext": {"resume": offer}})
+        peer.say("~wse:hi", {"identity": cid, "meta": {}, "ext": {"resume": offer} | self.ext})
         self.run()
         return peer
 
@@ -217,6 +218,53 @@ def test_an_answer_that_is_being_worked_on_at_the_old_node_comes_through_the_new
     assert (first, payload, stamp) == ("~wse:response", 2, 7)
     assert (second, error["code"], other) == ("~wse:response-err", "wse.server.rp.failed", 8)
     assert nodes.session(two, new).ledger.out == 2
+
+
+def test_streams_of_a_session_that_moves_end_and_other_calls_are_answered():
+    nodes = Cluster()
+    nodes.ext = {"calls": {"timeout": 0}}
+    one, two = nodes
+    wait = one.scheduler.create_future()
+    ended = []
+
+    async def numbers(conn, payload):
+        try:
+            for n in range(10):
+                yield n
+        finally:
+            ended.append("numbers")
+
+    async def total(conn, payload, items):
+        return sum([item async for item in items])
+
+    async def slow(conn, payload):
+        await wait
+        return payload
+
+    one.endpoint.procedures.register("numbers", numbers)
+    one.endpoint.procedures.register("total", total, upload=True)
+    one.endpoint.procedures.register("slow", slow, cancel=True)
+    peer = nodes.first(one)
+    peer.say("~wse:call", ["numbers", None, {"n": 1}], 1)
+    peer.say("~wse:call", ["total", None, {"up": 1}], 2)
+    peer.say("slow", 5, 3)
+    nodes.run()
+    session = nodes.session(one, peer)
+    got = len(peer.heard)
+    peer.vanish()
+    new = nodes.back(two, peer, got=got, sent=[1, 3])
+    wait.set_result(None)
+    nodes.run()
+    _, messages = answered(new)
+    answers = {stamp: (kind, payload) for kind, payload, stamp in messages}
+    assert answers.pop(3) == ("~wse:response", 5)
+    assert {stamp: (kind, error["code"]) for stamp, (kind, error) in answers.items()} == {
+        1: ("~wse:response-err", "wse.client.rp.disconnect"),
+        2: ("~wse:response-err", "wse.client.rp.disconnect"),
+    }
+    assert answers[1][1]["details"]["arrived"] is True
+    assert ended == ["numbers"]
+    assert not session.tasks
 
 
 def test_an_answer_follows_a_session_that_moves_on_and_waits_while_its_client_is_away():

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, cast
 
-from wse.core.session.current_call import WITHOUT, current
 from wse.core.session.error_answers import encode_error
 from wse.core.session.handlers import Handlers, discard
 from wse.core.session.output import EASY_SIZE, Output
@@ -129,7 +128,6 @@ class Answering(Output):
         return serving
 
     async def _answer_later(self, awaitable: Any, name: MessageType, payload: Any, stamp: Any) -> None:
-        current.set(WITHOUT)
         try:
             result = await awaitable
         except BaseException as exc:

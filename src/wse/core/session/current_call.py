@@ -32,6 +32,7 @@ class CurrentCall:
     __slots__ = ("_is_cancelled", "_serving", "_stamp", "deadline")
 
     _inherited: float | None = None  # the deadline for calls that the procedure makes
+    _lost: WseError | None = None  # the error with which it ends, although the caller waits
     _takes_progress = False
 
     def __init__(self, serving: Serving | None, stamp: Any, deadline: float | None) -> None:
@@ -79,13 +80,11 @@ _shielded: Final[ContextVar[bool]] = ContextVar("wse.shielded", default=False)
 def current_call() -> CurrentCall:
     """Return the call that is being answered: call this inside an async procedure, or in what it awaits.
 
-    Raises:
-        RuntimeError: No async procedure is running here.
+    Elsewhere, and for a caller that does not know the extension `calls`, this is a call without a deadline that nobody
+    cancels and whose progress nobody hears.
     """
-    call = current.get(None)
-    if call is None:
-        raise RuntimeError("current_call() works inside an async procedure only")
-    return call
+    call = current.get(WITHOUT)
+    return WITHOUT if call._serving is None else call
 
 
 @contextmanager
@@ -109,8 +108,8 @@ def inherited(timeout: float | None, default: float, name: MessageType) -> float
     Raises:
         WseError: `RP_TIMEOUT`: nothing is left.
     """
-    call = current.get(None)
-    if call is None or call._inherited is None or call._serving is None or _shielded.get():
+    call = current.get(WITHOUT)
+    if call._inherited is None or call._serving is None or _shielded.get():
         return timeout
     left = call._inherited - call._serving.time()
     own = default if timeout is None else timeout

@@ -40,13 +40,14 @@ class ServedCall(CurrentCall):
         inflow: The items that the caller sends.
     """
 
-    __slots__ = ("_inherited", "_takes_progress", "can_cancel", "inflow", "name", "outflow", "task", "timer")
+    __slots__ = ("_inherited", "_lost", "_takes_progress", "can_cancel", "inflow", "name", "outflow", "task", "timer")
 
     def __init__(
         self, serving: Serving, name: MessageType, stamp: Any, deadline: float | None, *, can_cancel: bool
     ) -> None:
         super().__init__(serving, stamp, deadline)
         self._inherited = None
+        self._lost = None
         self._takes_progress = False
         self.name = name
         self.can_cancel = can_cancel
@@ -248,13 +249,16 @@ class Serving:
         try:
             if isinstance(call, ServedCall):
                 call.task = current_task()
-                if call._is_cancelled:  # before its first step
+                if call._is_cancelled or call._lost is not None:  # before its first step
                     discard(awaitable)
+                    self._tell_loss(call, name, payload, stamp)
                     return
             result = await awaitable
         except BaseException as exc:
             if not isinstance(exc, HANDLER_ERRORS) or is_cancelled(exc):
-                if not call._is_cancelled:  # with the server, for example: the caller must not wait for its timeout
+                if call._lost is not None:
+                    self._tell_loss(call, name, payload, stamp)
+                elif not call._is_cancelled:  # with the server, for example: the caller must not wait for its timeout
                     session._answer_error(exc, name, payload, stamp)
                 raise
             if call._is_cancelled:
@@ -262,13 +266,19 @@ class Serving:
             else:
                 session._procedure_failed(exc, name, payload, stamp)
         else:
-            if not call._is_cancelled:
+            if call._lost is not None:
+                self._tell_loss(call, name, payload, stamp)
+            elif not call._is_cancelled:
                 session._answer(result, name, payload, stamp)
         finally:
             session._running_calls -= 1
             self._ended(call)
 
     # Calls end.
+
+    def _tell_loss(self, call: CurrentCall, name: MessageType, payload: Any, stamp: Any) -> None:
+        if call._lost is not None and not call._is_cancelled:
+            self._session._answer_error(call._lost, name, payload, stamp)
 
     def _ended(self, call: CurrentCall) -> None:
         call._serving = None
@@ -320,6 +330,17 @@ class Serving:
         """The connection has ended: nobody waits."""
         for stamp in list(self.calls):
             self.cancel(stamp)
+
+    def leave(self, code: int, reason: str) -> None:
+        """The session goes on at another node: streams end, and what else runs here is answered from here."""
+        for call in list(self.calls.values()):
+            if isinstance(call, ServedCall) and call.is_stream:
+                details = {"rp": call.name, "disconnected": [code, str(reason)], "arrived": True}
+                call._lost = WseError(ErrorCode.RP_DISCONNECT, details)
+                if call.inflow is not None:
+                    call.inflow.end(call._lost)
+                if call.outflow is not None:
+                    self._stop(call)
 
     # Messages of running calls.
 

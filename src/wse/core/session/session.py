@@ -11,11 +11,12 @@ from inspect import isawaitable
 from types import CoroutineType
 from typing import TYPE_CHECKING, Any
 
+from wse.core.closing import JUMP
 from wse.core.limits import nests_deeper
 from wse.core.packed import Packed, check_key, unencodable
 from wse.core.session.answering import Answering
 from wse.core.session.asking import Asking, call_with
-from wse.core.session.current_call import inherited
+from wse.core.session.current_call import current, inherited
 from wse.core.session.extensions import NOTHING
 from wse.core.session.handlers import discard
 from wse.core.session.output import EASY_SIZE
@@ -289,22 +290,21 @@ class Session(Answering):
             error = self.exceeded("outgoing_calls")
             error.details["rp"] = name
             raise error
-        timeout = inherited(timeout, self.endpoint.timeout, name)
-        types = None if self.terms is None else self.protocol.extensions
-        if types is None:
-            if options is not None:
-                raise WseError(ErrorCode.UNSUPPORTED, {"extension": "calls", "rp": name})
-        else:
+        if current.get(None) is not None:
+            timeout = inherited(timeout, self.endpoint.timeout, name)
+        if self.terms is not None:
             calls.abandoned = self._cancel_call
             if timeout is not None and timeout != self.endpoint.timeout:
                 options = {"t": timeout} if options is None else {"t": timeout, **options}
+        elif options is not None:
+            raise WseError(ErrorCode.UNSUPPORTED, {"extension": "calls", "rp": name})
         stamp, future = calls.add(name, timeout)
         problem = "the payload cannot be encoded"
         try:
-            if options is None or types is None:
+            if options is None:
                 data = self._encode((name, payload, stamp))
             else:
-                data = self._encode((types.call, [name, payload, options], stamp))
+                data = self._encode((self._call_type, [name, payload, options], stamp))
             problem = "the call cannot be written"
             if len(data) > EASY_SIZE or not self._direct:
                 self.check_size(data, {"rp": name})
@@ -324,6 +324,12 @@ class Session(Answering):
         """Forget a call whose answer is no longer awaited; if it has not been sent yet, it never is."""
         if self._calls is not None:
             self._calls.forget(stamp)
+
+    @property
+    def _call_type(self) -> MessageType:
+        types = self.protocol.extensions
+        assert types is not None  # or the peer could not know them
+        return types.call
 
     def _cancel_call(self, stamp: Any) -> None:
         """Tell the peer that a call's answer is no longer awaited."""
@@ -548,7 +554,10 @@ class Session(Answering):
             phase.stop()
         self.fail_calls(code, reason)
         if self._serving is not None:
-            self._serving.end()
+            if code == JUMP and reason == CloseReason.MOVED:
+                self._serving.leave(code, reason)
+            else:
+                self._serving.end()
             self._serving = None
         self._asking = None
         if self.ledger is not None:
