@@ -5,7 +5,18 @@ import asyncio
 import pytest
 
 from support.net import TIMEOUT, Log, ServerLog, make_server, soon
-from wse import ClientStatus, ErrorCode, Heartbeat, Limits, ReadyState, WseError, WseJSON, WseMsgpack, WseServer
+from wse import (
+    ClientStatus,
+    ErrorCode,
+    Heartbeat,
+    Limits,
+    ReadyState,
+    WseError,
+    WseJSON,
+    WseMsgpack,
+    WseServer,
+    current_call,
+)
 from wse.testing import Clock, connect
 
 
@@ -33,6 +44,25 @@ async def test_messages_are_really_encoded():
         with pytest.raises(WseError) as caught:
             await client.call("echo", object())
         assert caught.value.code == ErrorCode.RP_SEND_FAILED
+
+
+async def test_handlers_of_one_end_do_not_run_in_the_call_of_the_other():
+    server = make_server()
+    heard = asyncio.get_running_loop().create_future()
+
+    @server.register("start")
+    async def start(conn, payload):
+        conn.send("go")
+        await heard
+
+    async with connect(server, "ann") as client:
+
+        @client.channel.on("go")
+        def go(payload):
+            heard.set_result(current_call().deadline)
+
+        await soon(client.call("start", timeout=TIMEOUT))
+        assert heard.result() is None
 
 
 async def test_a_refusal_is_raised():
