@@ -227,3 +227,39 @@ async def test_a_clock_runs_what_is_due_in_its_order():
     await clock.advance(3)
     assert ran == ["one", "one and a half", "two"]
     assert clock.time() == start + 3
+
+
+async def test_streams_go_on_over_cuts_every_item_once_in_both_directions():
+    server = make_server()
+    log = ServerLog(server)
+
+    async def numbers(*args):
+        for n in range(300):
+            yield n
+
+    server.register("numbers", numbers)
+    clock = Clock()
+    async with connect(server, "ann", clock=clock, **RETURNING) as client:
+        client.register("numbers", numbers)
+        conn = await log.conn("ann")
+
+        async def read(side):
+            seen = []
+            async with side.stream("numbers", window=8) as items:
+                async for item in items:
+                    seen.append(item)
+                    if side is client and item % 20 == 7:
+                        client.link.cut()
+            return seen
+
+        reading = asyncio.gather(read(client), read(conn))
+        async with asyncio.timeout(30):
+            while not reading.done():
+                await clock.advance(1)
+        for seen in await reading:
+            assert seen == list(range(300))
+        assert len(log.all("detached")) == 15
+        assert client.recovered
+        session = conn._session
+        assert not session.tasks
+        assert not session._serving.calls
