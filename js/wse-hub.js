@@ -7,6 +7,10 @@ const JSON_PROTOCOL = {
   pack: ({ type, payload, stamp }) => JSON.stringify([type, payload, stamp]),
   unpack: JSON.parse,
 }
+// The messages of a call that runs, beside its answer: from the side that answers, and from the one that has called.
+const OF_ANSWER = ['~wse:item', '~wse:progress', '~wse:want']
+const OF_CALL = ['~wse:more', '~wse:put', '~wse:end', '~wse:cancel']
+const RESPONSES = ['~wse:response', '~wse:response-err']
 // What may wait for a tab that has not come to the new hub yet.
 const MOST_WAITING = 1000
 
@@ -22,6 +26,8 @@ export class Hub {
   #socket = /** @type {any} */ (null)
   #opener = /** @type {any} */ (null)
   #welcome = /** @type {any} */ (null)
+  // The message that tells the tabs what the server has said about calls, if it has.
+  #terms = ''
   #stamp = 0
   // By the stamp on the wire: the tab that called, and its stamp.
   #calls = new Map()
@@ -150,6 +156,7 @@ export class Hub {
   #drop() {
     const socket = this.#socket
     this.#socket = this.#opener = this.#welcome = this.#answer = null
+    this.#terms = ''
     this.#isClaimed = false
     this.#ledger?.detach(1006, '')
     return socket
@@ -185,11 +192,21 @@ export class Hub {
     const [type, payload, stamp] = JSON.parse(data)
     if (number && this.#socket.readyState === 1) tab.post({ taken: number })
     if (!stamp) this.#write(data)
-    else if (type === '~wse:response' || type === '~wse:response-err') this.#respond(tab, type, payload, stamp)
-    else {
+    else if (RESPONSES.includes(type)) this.#respond(tab, type, payload, stamp)
+    else if (OF_ANSWER.includes(type)) {
+      if (this.#asked.get(stamp)?.asked === tab.id) this.#write(data)
+    } else if (OF_CALL.includes(type)) {
+      for (const [number, call] of this.#calls) if (call.id === tab.id && call.stamp === stamp) this.#tell(type, payload, number)
+    } else {
       this.#calls.set(++this.#stamp, { id: tab.id, stamp })
       this.#write(JSON.stringify([type, payload, this.#stamp]))
     }
+  }
+
+  // About a call of a tab.
+  #tell(type, payload, number) {
+    this.#write(JSON.stringify([type, payload, number]))
+    if (type === '~wse:cancel') this.#calls.delete(number)
   }
 
   #respond(tab, type, payload, stamp) {
@@ -203,7 +220,11 @@ export class Hub {
 
   // The tab is no more.
   #forget(id) {
-    for (const [stamp, call] of this.#calls) if (call.id === id) this.#calls.delete(stamp)
+    for (const [number, call] of this.#calls) {
+      if (call.id !== id) continue
+      if (this.#terms) this.#tell('~wse:cancel', null, number)
+      else this.#calls.delete(number)
+    }
     for (const [stamp, { asked, rp }] of this.#asked) {
       if (asked !== id) continue
       this.#asked.delete(stamp)
@@ -216,7 +237,10 @@ export class Hub {
   #receive(data) {
     const [type, payload, stamp] = JSON.parse(data)
     if (!this.#opener?.isReady && !this.#welcome) {
-      if (type === '~wse:ext') this.#answer = payload.resume // no affair of the tab's
+      if (type === '~wse:ext') {
+        this.#answer = payload.resume // no affair of the tab's
+        if (payload.calls) this.#terms = JSON.stringify([type, { calls: payload.calls }, null])
+      }
       else if (type === '~wse:welcome') this.#accepted(data)
       else this.#opener.post({ data })
       return
@@ -227,12 +251,16 @@ export class Hub {
     if (!stamp) {
       // One identity answers for all.
       for (const id of type === '~wse:auth' ? ready.slice(0, 1) : all) this.#post(id, data)
-    } else if (type === '~wse:response' || type === '~wse:response-err') {
+    } else if (RESPONSES.includes(type) || OF_ANSWER.includes(type)) {
       const call = this.#calls.get(stamp)
-      this.#calls.delete(stamp)
+      if (RESPONSES.includes(type)) this.#calls.delete(stamp)
       if (call) this.#post(call.id, JSON.stringify([type, payload, call.stamp]))
+    } else if (OF_CALL.includes(type)) {
+      const call = this.#asked.get(stamp)
+      if (type === '~wse:cancel') this.#asked.delete(stamp)
+      if (call) this.#post(call.asked, data)
     } else {
-      const call = { rp: type, data, left: all }
+      const call = { rp: type === '~wse:call' ? payload[0] : type, data, left: all }
       this.#asked.set(stamp, call)
       this.#ask(call)
     }
@@ -276,6 +304,7 @@ export class Hub {
     const absent = this.#absent.get(tab.id)
     this.#absent.delete(tab.id)
     tab.isReady = true
+    if (this.#terms) tab.post({ data: this.#terms })
     tab.post({ data: welcome, isResumed: Boolean(absent) })
     for (const data of absent?.messages ?? []) tab.post({ data })
   }

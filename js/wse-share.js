@@ -116,9 +116,13 @@ const pageLock = () =>
 
 /** The call that a message is; undefined for another message. */
 const callOf = (data) => {
-  const [rp, , stamp] = JSON.parse(data)
+  const [type, payload, stamp] = JSON.parse(data)
+  const rp = type === '~wse:call' ? payload[0] : type
   return stamp && !String(rp).startsWith('~wse:') ? { rp, stamp } : undefined
 }
+
+/** Whether a message makes sense in its own session only: WSE's own, but for a call and its end. */
+const isBound = (data) => /^\["~wse:(?!call"|cancel")/.test(data)
 
 /** What a tab keeps over several sockets, of which each follows the one before when another hub leads. */
 class Books {
@@ -135,6 +139,7 @@ class Books {
 
   keep(data) {
     this.untaken.set(++this.#number, data)
+    if (data.startsWith('["~wse:cancel')) this.#pending.delete(JSON.parse(data)[2])
     return this.#number
   }
 
@@ -157,7 +162,7 @@ class Books {
     const lost = [...this.#pending]
     this.#pending.clear()
     this.session = {}
-    for (const [number, data] of this.untaken) if (!isKept || data.startsWith('["~wse:')) this.untaken.delete(number)
+    for (const [number, data] of this.untaken) if (!isKept || isBound(data)) this.untaken.delete(number)
     return lost
   }
 }
@@ -217,7 +222,7 @@ class VirtualSocket {
     queueMicrotask(() => this.#gone(code, reason))
   }
 
-  /** The client has checked the welcome, and this is the application's part of it. */
+  /** The client has checked the welcome, and this is the application's part of it. Returns whether another session has begun. */
   finished(payload) {
     if (!this.joined) this.#line.post({ welcome: [payload] })
     this.#isReady = true
@@ -232,6 +237,7 @@ class VirtualSocket {
       })
     }
     for (const [number, data] of this.#books.untaken) this.#line.post({ data, number })
+    return !this.#isResumed
   }
 
   #open() {

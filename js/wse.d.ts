@@ -125,6 +125,20 @@ export interface ExtensionTypes {
   readonly ask?: MessageType
   /** Messages that must not be delivered any more. */
   readonly gap?: MessageType
+  /** The end of a call whose caller no longer waits; without this name and the following six, calls are plain ones. */
+  readonly cancel?: MessageType
+  /** An item of a stream. */
+  readonly item?: MessageType
+  /** Credit for items of a stream. */
+  readonly more?: MessageType
+  /** How far a procedure is. */
+  readonly progress?: MessageType
+  /** An item that the caller uploads. */
+  readonly put?: MessageType
+  /** Credit for items that the caller uploads. */
+  readonly want?: MessageType
+  /** The end of an upload. */
+  readonly end?: MessageType
 }
 
 /** A message as an array `[type, payload, stamp]`; the original's protocols return one from `unpack`. */
@@ -323,6 +337,42 @@ export interface WseSignals {
   readonly ignored: WseSignal<[type: any, payload: any, stamp: any]>
 }
 
+/** How a procedure is called. */
+export interface CallOptions {
+  /** Seconds to wait for the answer, 0 for ever; by default the client's. */
+  timeout?: number
+  /** The original's name for `timeout`. */
+  tO?: number
+  /** Gives the call up when it aborts. */
+  signal?: AbortSignal
+  /** Called with what the procedure reports about its progress. */
+  onProgress?: (value: any) => unknown
+  /** Items for a procedure that takes an upload, sent as fast as it takes them. */
+  upload?: Iterable<unknown> | AsyncIterable<unknown>
+}
+
+/** How a procedure that yields is called. */
+export interface StreamOptions extends Pick<CallOptions, 'signal' | 'onProgress' | 'upload'> {
+  /** Items that may be on their way, or wait here; 32 by default, at most 256. */
+  window?: number
+  /** Seconds to wait for each item, 0 for ever; 0 by default. */
+  timeout?: number
+  /** Seconds for the whole stream, 0 for ever; 0 by default. */
+  deadline?: number
+}
+
+/** A call of the server, as the procedure sees it. */
+export interface ServedCall {
+  /** Aborts when the result is no longer wanted: the server has given up or is gone, or the deadline has passed. */
+  readonly signal: AbortSignal
+  /** When the server gives up, in the milliseconds of `Date.now()`; Infinity if it waits for ever, or does not tell. */
+  readonly deadline: number
+  /** Tell the server how far the procedure is. Nothing is sent if the server has not asked for it. */
+  progress(value: unknown): void
+  /** What the server uploads; undefined if it does not. */
+  readonly items?: AsyncIterableIterator<any>
+}
+
 /** A WSE client. */
 export class WseClient {
   constructor(options: WseClientOptions)
@@ -381,12 +431,24 @@ export class WseClient {
    * `RP_NOT_REGISTERED`, `RP_TIMEOUT`, `RP_DISCONNECT` or `RP_SEND_FAILED`. With `resume`, `details.arrived` of a timeout or
    * disconnect says whether the server has had the call: true, false, or null if that is not known.
    *
-   * @param options timeout, or tO: seconds to wait for the answer, 0 for ever; by default the client's.
+   * Rejects with the reason of `options.signal` when that aborts; the server is told then, as after a timeout. A server that
+   * does not know the extension `calls` is not told, and `onProgress` and `upload` fail with `UNSUPPORTED`.
    */
-  call<T = any>(name: MessageType, payload?: unknown, options?: { timeout?: number; tO?: number }): Promise<T>
+  call<T = any>(name: MessageType, payload?: unknown, options?: CallOptions): Promise<T>
 
-  /** Let the server call `fn` under that name. Whatever it throws, or its promise rejects with, is sent back as an error. */
-  register(name: MessageType, fn: (payload: any) => unknown): void
+  /**
+   * Call a procedure of the server that yields: `for await (const item of client.stream('tail', { file }))`.
+   *
+   * The call is made when the first item is asked for. Leaving the loop ends the procedure. After the items that have come, the
+   * iterator throws what `call` would; also `RP_NOT_A_STREAM`, or `UNSUPPORTED` if the server does not know the extension `calls`.
+   */
+  stream<T = any>(name: MessageType, payload?: unknown, options?: StreamOptions): AsyncIterableIterator<T>
+
+  /**
+   * Let the server call `fn` under that name. Whatever it throws, or its promise rejects with, is sent back as an error. What a
+   * generator yields, async or not, is sent item by item, as fast as the server takes it.
+   */
+  register(name: MessageType, fn: (payload: any, call: ServedCall) => unknown): void
   /** Take a procedure away. */
   unregister(name: MessageType): void
 

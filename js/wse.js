@@ -81,7 +81,8 @@ const internal_types = {
   response: '~wse:response',
   response_error: '~wse:response-err',
 }
-const extensions = { ext: '~wse:ext', auth: '~wse:auth', refused: '~wse:refused', ask: '~wse:ask', ack: '~wse:ack', gap: '~wse:gap' }
+/** @type {any} */
+const extensions = Object.fromEntries('ext auth refused ask ack gap item progress want more put end cancel'.split(' ').map((kind) => [kind, '~wse:' + kind]))
 
 const isFunction = (value) => typeof value === 'function'
 const isObject = (value) => typeof value === 'object' && value !== null
@@ -92,6 +93,10 @@ const check = (fn) => {
 const utf8 = (text) => new TextEncoder().encode(text)
 // setTimeout takes 31 bits.
 const later = (fn, seconds) => setTimeout(fn, Math.min(seconds * 1e3, 2 ** 31 - 1))
+
+const streams = () => import('./wse-streams.js')
+
+const finite = (seconds) => (isFinite(seconds) ? seconds : 0)
 
 const quietly = (fn, seconds) => {
   const timer = later(fn, seconds)
@@ -110,7 +115,7 @@ const soon = (fn) => {
   port2.postMessage(0)
 }
 
-// A promise with a time limit; `start` returns what undoes it.
+// With a time limit; `start` returns what undoes it.
 const expiring = (timeout, start) =>
   new Promise((resolve, reject) => {
     const settled = (settle) => (value) => {
@@ -253,6 +258,9 @@ export class WseClient {
   #before
   #calls = new Map()
   #stamp = 0
+  // The server's calls that are being answered, and what it has said about `calls`.
+  #served = new Map()
+  #peer = /** @type {any} */ (null)
   #welcome
   #socketClosed
   #waiter
@@ -341,25 +349,56 @@ export class WseClient {
     out.send(this.#encode(type, payload))
   }
 
-  async call(rp, payload, { tO = this.#options.timeout, timeout = tO } = {}) {
+  async call(rp, payload, options = /** @type {any} */ ({})) {
+    const call = (options) => this.#call(rp, payload, options)
+    return options.upload || options.onProgress ? (await streams()).call(call, options, this.#isFull) : call(options)
+  }
+
+  stream(rp, payload, options = /** @type {any} */ ({})) {
+    const stream = streams().then(({ Stream }) => new Stream((more) => this.#call(rp, payload, more), rp, options, this.#isFull, WseError))
+    return {
+      next: async () => (await stream).next(),
+      return: async () => (await stream).return(),
+      [Symbol.asyncIterator]() {
+        return this
+      },
+    }
+  }
+
+  async #call(rp, payload, { tO = this.#options.timeout, timeout = tO, signal, extra, frames }) {
+    signal?.throwIfAborted()
     const out = this.#ready()
     this.#checkType(rp)
+    const peer = this.#peer
+    if (extra && !peer) throw new WseError(WSE_ERROR.UNSUPPORTED, { rp, extension: 'calls' })
+    const given = { ...(timeout !== (extra?.n ? 0 : this.#options.timeout) && { t: finite(timeout) }), ...extra }
     const stamp = ++this.#stamp
     return new Promise((resolve, reject) => {
       let sent
       try {
-        sent = out.send(this.#pack(rp, payload, stamp))
+        const data = this.#pack(rp, payload, stamp)
+        sent = out.send(peer && Object.keys(given).length ? this.#pack(this.protocol.internal_types.call, [rp, payload, given], stamp) : data)
       } catch (cause) {
         throw new WseError(WSE_ERROR.RP_SEND_FAILED, { rp }, '', cause)
       }
       const settle = (error, result) => {
         clearTimeout(timer)
+        signal?.removeEventListener('abort', abort)
         this.#calls.delete(stamp)
-        if (error) reject(error)
-        else resolve(result)
+        if (error === undefined) resolve(result)
+        else reject(error)
       }
-      const timer = timeout && later(() => settle(new WseError(WSE_ERROR.RP_TIMEOUT, { rp, timeout, ...(sent && { arrived: out.withdraw(sent) }) })), timeout)
-      this.#calls.set(stamp, { rp, sent, settle })
+      const leave = (reason) => {
+        const arrived = sent && out.withdraw(sent)
+        if (sent && reason instanceof WseError) reason.details.arrived = arrived
+        settle(reason)
+        if (arrived !== false) tell('cancel')
+      }
+      const abort = () => leave(signal.reason)
+      const timer = timeout && later(() => leave(new WseError(WSE_ERROR.RP_TIMEOUT, { rp, timeout })), timeout)
+      const tell = (kind, value) => peer && out.send(this.#pack(this.protocol.extensions[kind], value, stamp))
+      this.#calls.set(stamp, { rp, sent, settle, ...frames?.(tell, this.#failed(rp), peer) })
+      signal?.addEventListener('abort', abort)
     })
   }
 
@@ -472,7 +511,9 @@ export class WseClient {
       const arrived = sent && { arrived: this.#ledger.hasArrived(sent, got) }
       if (!before?.holds?.(stamp)) settle(new WseError(WSE_ERROR.RP_DISCONNECT, { rp, disconnected: [code, reason], ...arrived }))
     }
-    if (!this.#calls.size && !before?.holds) this.#stamp = 0
+    if (before?.holds) return
+    for (const { cancel } of this.#served.values()) cancel()
+    if (!this.#calls.size) this.#stamp = 0
   }
 
   // The session is over that would have outlived its connection.
@@ -534,10 +575,10 @@ export class WseClient {
   }
 
   #open(session, identity) {
-    const { url, share, resume, messageSize, WebSocket = globalThis.WebSocket } = this.#options
+    const { url, share, resume, timeout, messageSize, WebSocket = globalThis.WebSocket } = this.#options
     const { hi, challenge, welcome } = this.protocol.internal_types
-    const { refused, ext } = this.protocol.extensions ?? {}
-    const offers = { auth: {}, ...(messageSize && { limits: { message_size: messageSize } }), ...(this.#Ledger && { resume: { ...(resume.window && { window: resume.window }), ...this.#ledger?.claim() } }) }
+    const { refused, ext, cancel } = this.protocol.extensions ?? {}
+    const offers = { auth: {}, ...(cancel && { calls: { timeout: finite(timeout) } }), ...(messageSize && { limits: { message_size: messageSize } }), ...(this.#Ledger && { resume: { ...(resume.window && { window: resume.window }), ...this.#ledger?.claim() } }) }
     const scram = identity?.respond && identity
     const fail = (code, cause, reason) => {
       this.#leave(session, 1000, reason ?? WSE_REASON.BY_CLIENT, cause instanceof WseError ? cause : new WseError(code, { url }, '', cause), 'final')
@@ -571,7 +612,6 @@ export class WseClient {
         if (session.backlog?.length) session.backlog.push(leave)
         else leave()
       }
-      // Node 22 tells no close.
       ws.onerror = (event) => session.opened || ws.onclose(event)
     })
     ws.onmessage = ({ data }) => {
@@ -586,16 +626,16 @@ export class WseClient {
         return this.#violation(session, WSE_ERROR.MSG_PROCESSING_ERROR, cause)
       }
       if (refused && type === refused) session.refusal = Object(payload)
-      else if (this.#Ledger && type === ext && !session.valid) session.answer = Object(payload).resume
-      else if (session.backlog) session.backlog.push(() => this.#receive(session, type, payload, stamp))
-      else if (session.valid) this.#receive(session, type, payload, stamp)
+      else if (ext && type === ext && !session.valid) session.answer = Object(payload)
+      else if (session.backlog) session.backlog.push(() => this.#receive(session, type, payload, stamp, data))
+      else if (session.valid) this.#receive(session, type, payload, stamp, data)
       else if (type === challenge) {
         const respond = scram ? async () => solve(await scram.respond(payload)) : this.#challenge
         if (respond) run(respond, [payload, solve], (cause) => fail(WSE_ERROR.INVALID_CRA_HANDLER, cause))
       } else if (type === welcome) {
         try {
           if (scram && !ws.joined) payload = scram.finish(payload)
-          ws.finished?.(payload)
+          if (ws.finished?.(payload)) for (const { cancel } of this.#served.values()) cancel()
         } catch (cause) {
           return fail(WSE_ERROR.NOT_AUTHORIZED, cause, WSE_REASON.NOT_AUTHORIZED)
         }
@@ -611,13 +651,15 @@ export class WseClient {
   }
 
   #welcomed(session, welcome) {
-    const { answer, ws } = session
+    const { answer: { resume, calls } = /** @type {any} */ ({}), ws } = session
+    const answer = this.#Ledger && resume
     const old = this.#ledger
     const lost = old?.lost(answer)
     const isResumed = Boolean(old && !lost)
     const loss = isResumed ? old.resume(answer, ws) : this.#lose(lost)
     if (answer && !isResumed) this.#ledger = new this.#Ledger(answer, ws, this.#options.resume, this.protocol)
     session.ledger = this.#ledger
+    this.#peer = calls
     clearTimeout(session.timer)
     session.valid = true
     session.timer = quietly(this.#forgive, 10)
@@ -726,8 +768,8 @@ export class WseClient {
 
   // Messages and calls.
 
-  #receive(session, type, payload, stamp) {
-    const { response, response_error } = this.protocol.internal_types
+  #receive(session, type, payload, stamp, data) {
+    const { call, response, response_error } = this.protocol.internal_types
     const { code, details, message } = Object(payload)
     try {
       if (session.ledger?.receive(type, payload)) return
@@ -741,11 +783,17 @@ export class WseClient {
       else if (this.#messages.of(type).length) this.#messages.emit(type, [payload], this.#failed(type))
       else this.#emit('ignored', type, payload, stamp)
     } else if (type === response) {
-      this.#calls.get(stamp)?.settle(null, payload)
+      this.#calls.get(stamp)?.settle(undefined, payload)
     } else if (type === response_error) {
       this.#calls.get(stamp)?.settle(new WseError(isText(code) ? code : WSE_ERROR.RP_EXECUTION_FAILED, details, message))
+    } else if (this.#peer && type === call) {
+      const [rp, argument = null, options] = Array.isArray(payload) ? payload : []
+      if (isObject(options) && !(options.t < 0 || options.n < 1) && !this.#served.has(stamp)) this.#answer(session, rp, argument, stamp, options)
+      else this.#violation(session, WSE_ERROR.PROTOCOL_VIOLATION)
     } else {
-      this.#answer(session, type, payload, stamp)
+      const [kind] = (this.#peer && Object.entries(this.protocol.extensions).find((entry) => entry[1] === type)) ?? []
+      if (kind) for (const calls of [this.#calls, this.#served]) calls.get(stamp)?.[kind]?.(payload, data)
+      else this.#answer(session, type, payload, stamp)
     }
   }
 
@@ -759,12 +807,15 @@ export class WseClient {
     run(renew, [], this.#failed(auth))
   }
 
-  #answer(session, rp, payload, stamp) {
+  #answer(session, rp, payload, stamp, options = /** @type {any} */ ({})) {
     const { response, response_error } = this.protocol.internal_types
+    const { n, p, up, t = n ? 0 : this.#peer?.timeout } = options
     const fn = this.#procedures.get(rp)
+    const controller = new AbortController()
+    const { signal } = controller
     const write = (type, value) => {
       const data = this.#pack(type, value, stamp)
-      if (session.ledger || session.ws.holds || !session.ended) (session.ledger ?? session.ws).send(data)
+      if (!signal.aborted && (session.ledger || session.ws.holds || !session.ended)) (session.ledger ?? session.ws).send(data)
     }
     const isPackable = (value) => {
       try {
@@ -773,21 +824,44 @@ export class WseClient {
         return false
       }
     }
+    const end = () => {
+      clearTimeout(timer)
+      this.#served.delete(stamp)
+    }
     const failed = (cause) => {
       const { code, message, details } = toAnswer(cause, this.#options.debug)
       const all = { rp, rpc: rp, ...(payload !== null && sizeOf(isPackable(payload)) <= 1024 && { payload }), ...details }
       const packable = Object.fromEntries(Object.entries(all).filter(([key, value]) => isPackable({ [key]: value })))
       run(write, [response_error, { code, message, details: packable }], this.#failed(rp))
-      if (fn) this.#report(new WseError(WSE_ERROR.RP_EXECUTION_FAILED, { rp, rpc: rp, type: rp, payload, stamp }, '', cause))
+      end()
+      if (fn && !/^wse\.rp/.test(code) && !(signal.aborted && cause?.name === 'AbortError')) this.#report(new WseError(WSE_ERROR.RP_EXECUTION_FAILED, { rp, rpc: rp, type: rp, payload, stamp }, '', cause))
     }
-    const respond = (result) => write(response, result)
+    const respond = (result) => {
+      if (isFunction(result?.next)) throw new WseError(WSE_ERROR.RP_IS_A_STREAM)
+      write(response, result)
+      end()
+    }
+    const call = {
+      failed,
+      // Nobody waits for the answer.
+      cancel: () => {
+        end()
+        controller.abort()
+      },
+    }
+    const context = { signal, deadline: Date.now() + (t || Infinity) * 1e3, progress() {} }
+    const tell = (kind, value) => write(this.protocol.extensions[kind], value)
     const answer = () => {
       if (!fn) throw new WseError(WSE_ERROR.RP_NOT_REGISTERED)
-      const result = fn(payload)
+      const result = n || p || up ? streams().then(({ serve }) => serve(fn, payload, context, call, options, tell, this.#isFull, this.#peer)) : fn(payload, context)
       return isFunction(result?.then) ? result.then(respond) : respond(result)
     }
+    const timer = t && quietly(call.cancel, t)
+    this.#served.set(stamp, call)
     run(answer, [], failed)
   }
+
+  #isFull = () => this.#status !== WSE_STATUS.READY || this.#session?.ws.bufferedAmount > 65536
 
   #ready() {
     if (this.#ledger?.hasRoom) return this.#ledger

@@ -31,7 +31,7 @@ describe('connecting', () => {
     assert.equal(Socket.last.protocol, 'wse-default-json')
     assert.equal(Socket.last.binaryType, 'arraybuffer')
     Socket.last.open()
-    assert.deepEqual(Socket.last.read(), [['~wse:hi', { identity: 'me', meta: { m: 1 }, ext: { auth: {} } }, null]])
+    assert.deepEqual(Socket.last.read(), [['~wse:hi', { identity: 'me', meta: { m: 1 }, ext: { auth: {}, calls: { timeout: 20 } } }, null]])
     Socket.last.receive(['~wse:welcome', 5])
     assert.equal(await connecting, 5)
     Socket.last.gone(1000, 'bye')

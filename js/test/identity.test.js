@@ -112,7 +112,7 @@ describe('refusals with a reason', () => {
     const { client, Socket, events } = fakeClient({ re: true })
     const connecting = failure(client.connect('me'))
     Socket.last.open()
-    assert.deepEqual(Socket.last.read()[0][1].ext, { auth: {} })
+    assert.deepEqual(Socket.last.read()[0][1].ext.auth, {})
     Socket.last.receive(['~wse:refused', { reason: 'banned', retry: false }])
     Socket.last.gone(1000, WSE_REASON.NOT_AUTHORIZED)
     const { code, details } = await connecting
@@ -143,7 +143,7 @@ describe('refusals with a reason', () => {
     const { client, Socket } = fakeClient({ messageSize: 4096 })
     client.connect().catch(() => {})
     Socket.last.open()
-    assert.deepEqual(Socket.last.read()[0][1].ext, { auth: {}, limits: { message_size: 4096 } })
+    assert.deepEqual(Socket.last.read()[0][1].ext.limits, { message_size: 4096 })
     void client.close()
   })
 })

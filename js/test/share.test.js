@@ -138,6 +138,103 @@ describe('calls', () => {
   })
 })
 
+describe('calls with options', () => {
+  const TERMS = ['~wse:ext', { calls: { timeout: 20 } }, null]
+
+  /** The same as `welcomed`, at a server that knows the extension `calls`. */
+  const negotiated = () => {
+    const hub = new Hub()
+    const tabs = [new Tab(hub), new Tab(hub)]
+    Socket.last.open()
+    for (const tab of tabs) tab.send(HI)
+    Socket.last.receive(TERMS)
+    Socket.last.receive(['~wse:welcome', 1, null])
+    hub.receive(tabs[0], { welcome: [1] })
+    for (const tab of tabs) assert.deepEqual(tab.take().slice(1), [TERMS, ['~wse:welcome', 1, null]])
+    Socket.last.read()
+    return { hub, tabs, server: Socket.last }
+  }
+
+  test('of a tab: what belongs to them finds its way, under their stamps', () => {
+    const { tabs: [first, second], server } = negotiated()
+    first.send(['add', 1, 1])
+    for (const tab of [first, second]) tab.send(['~wse:call', ['tail', null, { n: 32 }], 2])
+    const [, [, , own], [, , other]] = server.read()
+    server.receive(['~wse:item', 'a', own])
+    server.receive(['~wse:item', 'b', other])
+    server.receive(['~wse:progress', 1, own])
+    assert.deepEqual([first.take(), second.take()], [[['~wse:item', 'a', 2], ['~wse:progress', 1, 2]], [['~wse:item', 'b', 2]]])
+    first.send(['~wse:more', 16, 2])
+    second.send(['~wse:cancel', null, 2])
+    second.send(['~wse:more', 16, 2])
+    first.send(['~wse:cancel', null, 9])
+    assert.deepEqual(server.read(), [['~wse:more', 16, own], ['~wse:cancel', null, other]])
+    server.receive(['~wse:item', 'late', other])
+    server.receive(['~wse:response', null, own])
+    server.receive(['~wse:item', 'late', own])
+    assert.deepEqual([first.take(), second.take()], [[['~wse:response', null, 2]], []])
+  })
+
+  test('of a tab that leaves are cancelled', () => {
+    const { hub, tabs, server } = negotiated()
+    tabs[1].send(['~wse:call', ['tail', null, { n: 32 }], 1])
+    const [[, , stamp]] = server.read()
+    hub.receive(tabs[1], { close: [1001, ''] })
+    assert.deepEqual(server.read(), [['~wse:cancel', null, stamp]])
+  })
+
+  test('of the server go to the tab that answers', () => {
+    const { tabs: [first, second], server } = negotiated()
+    const call = ['~wse:call', ['ticks', 5, { n: 2 }], 's']
+    server.receive(call)
+    assert.deepEqual([first.take(), second.take()], [[call], []])
+    first.send(['~wse:response-err', { code: 'wse.server.rp.not-registered', details: { rp: 'ticks' } }, 's'])
+    assert.deepEqual(second.take(), [call])
+    second.send(['~wse:item', 0, 's'])
+    first.send(['~wse:item', 'not asked', 's'])
+    server.receive(['~wse:more', 1, 's'])
+    server.receive(['~wse:more', 1, 'unknown'])
+    assert.deepEqual([first.take(), second.take()], [[], [['~wse:more', 1, 's']]])
+    server.receive(['~wse:cancel', null, 's'])
+    server.receive(['~wse:more', 1, 's'])
+    second.send(['~wse:item', 1, 's'])
+    assert.deepEqual(second.take(), [['~wse:cancel', null, 's']])
+    assert.deepEqual(server.read(), [['~wse:item', 0, 's']])
+  })
+
+  test('of the server end when the tab comes back to another session', async () => {
+    class Moved extends Socket {
+      static all = []
+      holds() {
+        return false
+      }
+      finished() {
+        return true
+      }
+    }
+    const client = new WseClient({ url: 'ws://x', WebSocket: Moved, share: true, reconnect: true, backoff: { base: 0 } })
+    let signal
+    client.register('slow', (_, context) => {
+      signal = context.signal
+      return new Promise(() => {})
+    })
+    const connecting = client.connect('me')
+    while (!Moved.all.length) await settled()
+    Moved.last.open()
+    Moved.last.receive(['~wse:welcome', 1])
+    await connecting
+    await settled()
+    Moved.last.receive(['slow', null, 's'])
+    Moved.last.gone(1006)
+    assert.equal(signal.aborted, false)
+    while (Moved.all.length < 2) await settled()
+    Moved.last.open()
+    Moved.last.receive(['~wse:welcome', 1])
+    assert.equal(signal.aborted, true)
+    void client.close()
+  })
+})
+
 test('a numbered message is taken when it goes to the server, and not by a socket that closes', () => {
   const { hub, tabs, server } = welcomed(2)
   const send = (message, number) => hub.receive(tabs[1], { data: frame(message), number })

@@ -10,9 +10,11 @@ import pytest
 
 from support.brokers import CLUSTERS, run_cluster
 from support.cluster import WAIT, cluster_of, until
+from support.engines import nats_cluster
 from support.net import Log
 from support.resume import cut, cut_unnoticed
-from wse import Backoff, Publisher, Resume, WseClient
+from wse import Backoff, ClusterSettings, Publisher, Resume, WseClient
+from wse.brokers import from_url
 from wse.testing import URL, MemoryConnector
 
 SOON = Backoff(base=0.01, cap=0.05)
@@ -248,3 +250,32 @@ async def test_everything_arrives_once_and_in_order_over_hundreds_of_moves(start
         assert nodes.fired("joined") == 1
         assert nodes.fired("left") == 0
     assert nodes.codes() == set()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("seed", range(3))
+async def test_a_cluster_of_nats_servers_carries_moves(tmp_path, seed):
+    """Each node is connected to another server, so that the servers have to tell each other who listens."""
+    servers = nats_cluster(tmp_path)
+    async with AsyncExitStack() as stack:
+        for server in servers:
+            stack.callback(server.stop)
+            server.launch()
+        for server in servers:
+            await asyncio.to_thread(server.wait)
+        options = {"resume": Resume(bytes=1 << 22, messages=10_000)}
+        settings = ClusterSettings(wait_for_broker=WAIT)
+        brokers = [from_url(server.url("app", replicas=3)) for server in servers]
+        nodes = await stack.enter_async_context(cluster_of(brokers, settings, **options))
+        publisher = await stack.enter_async_context(Publisher(from_url(servers[1].url("app", replicas=3))))
+        story = Story(nodes)
+        for server in nodes:
+            serve(server, [story])
+        await stack.enter_async_context(story.client)
+        (conn,) = nodes[0].clients["ann"].conns.values()
+        nodes[0].room("lobby").add(conn)
+        await nodes[0].cluster.broker.flush()
+        await asyncio.sleep(1)  # until all servers know
+        await exchange(story, nodes, publisher, 1000, disturbing(seed), 20)
+        await story.client.close()

@@ -111,6 +111,8 @@ class Request:
 class ModelBroker:
     """A `wse.core.ports.broker.Broker` whose steps wait until the model makes them."""
 
+    spreads = False
+
     def __init__(self, node):
         self.node = node
         self.engine = node.world.engine

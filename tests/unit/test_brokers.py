@@ -214,7 +214,8 @@ async def test_a_broker_closes_although_its_library_swallows_a_cancellation(monk
 
 
 @pytest.mark.parametrize("is_broken", [False, True])
-async def test_an_answer_that_came_while_the_process_slept_is_heard(is_broken):
+async def test_an_answer_that_came_while_the_process_slept_is_heard(is_broken, monkeypatch):
+    monkeypatch.setattr(reconnecting, "READ_TIME", TIMEOUT)
     connection = Swallowing()
     loop = asyncio.get_running_loop()
 

@@ -78,12 +78,13 @@ export const fakeClient = (options = {}) => {
   return { client, events, errors, Socket, take: () => events.splice(0).filter(([name]) => name !== 'updated') }
 }
 
-/** The same, connected and welcomed, with what that told already taken away. */
-export const readyClient = async (options = {}, welcome = null, identity = undefined) => {
+/** The same, connected and welcomed, with what that told already taken away; `calls` is the server's answer to that extension. */
+export const readyClient = async ({ calls, ...options } = /** @type {any} */ ({}), welcome = null, identity = undefined) => {
   const all = fakeClient(options)
   const connected = all.client.connect(identity)
   const socket = all.Socket.last
   socket.open()
+  if (calls) socket.receive(['~wse:ext', { calls }, null])
   socket.receive(['~wse:welcome', welcome, null])
   await connected
   await settled() // messages are delivered from the next macrotask on
@@ -110,6 +111,15 @@ export const statuses = (events) => events.filter(([name]) => name === 'updated'
 
 /** Let everything that waits for a promise run. */
 export const settled = () => new Promise((resolve) => setImmediate(resolve))
+
+/** Wait for a condition, in turns of the loop. */
+export const until = async (condition) => {
+  for (let turn = 0; turn < 1_000_000; turn++) {
+    if (condition()) return
+    await settled()
+  }
+  throw new Error(`it has not come true: ${condition}`)
+}
 
 /** The error that a promise is rejected with. */
 export const failure = (promise) =>

@@ -10,7 +10,7 @@ import sys
 import time
 from typing import Any
 
-from wse import Handshake, WseError, WseJSON, WseMsgpack, WseServer
+from wse import Handshake, WseError, WseJSON, WseMsgpack, WseServer, current_call
 from wse.auth import ScramKeys, ScramServer
 
 PASSWORDS = {"ada": "lovelace", "a=b,c": "p=q,r", "grüße": "naïve\u00a0ⅸ", "ru": "שלום"}
@@ -85,6 +85,60 @@ def challenged() -> WseServer:
     return server
 
 
+def streams() -> WseServer:
+    server = WseServer(port=0)
+    server.identify(lambda auth: auth.accept("ada"))
+    ended: list[str] = []
+
+    @server.register("ticks")
+    async def ticks(conn: Any, count: Any) -> Any:
+        try:
+            for number in range(count):
+                yield number
+        finally:
+            ended.append("ticks")
+
+    @server.register("never", cancel=True)
+    async def never(conn: Any, payload: Any) -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            ended.append("never")
+
+    @server.register("job")
+    async def job(conn: Any, payload: Any) -> Any:
+        current_call().progress({"done": 0.5})
+        return current_call().remaining
+
+    @server.register("echo", upload=True)
+    async def echo(conn: Any, payload: Any, items: Any) -> Any:
+        async for item in items:
+            yield item
+
+    @server.register("ended")
+    def get_ended(conn: Any, payload: Any) -> list[str]:
+        return ended
+
+    @server.register("stream-back")
+    async def stream_back(conn: Any, payload: Any) -> Any:
+        async with conn.stream("lines", payload["count"], window=8) as lines:
+            return [line async for line in lines][-3:]
+
+    @server.register("leave-back")
+    async def leave_back(conn: Any, payload: Any) -> None:
+        async with conn.stream("forever") as items:
+            async for _ in items:
+                return
+
+    @server.register("upload-back")
+    async def upload_back(conn: Any, payload: Any) -> Any:
+        progress: list[Any] = []
+        total = await conn.call("sum", None, upload=range(100), on_progress=progress.append, timeout=30)
+        return [total, progress]
+
+    return server
+
+
 def scram() -> WseServer:
     server = WseServer(port=0)
     keys = {name: ScramKeys.from_password(password, iterations=4096) for name, password in PASSWORDS.items()}
@@ -138,6 +192,7 @@ async def main() -> None:
         "other": plain("other", 0),
         "challenged": challenged(),
         "scram": scram(),
+        "streams": streams(),
         "impostor": impostor(),
         "tokens": tokens(),
     }

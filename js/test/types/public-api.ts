@@ -52,7 +52,23 @@ client.send(null)
 
 const sum: Promise<number> = client.call<number>('add', { a: 1 }, { tO: 5 })
 void sum
+void client.call('job', null, { timeout: 60, signal: AbortSignal.timeout(5), onProgress: (done) => is<Equal<typeof done, any>>(), upload: [1, 2] })
+// @ts-expect-error only a stream has a window
+void client.call('job', null, { window: 5 })
 client.register('info', async (payload: { a: number }) => payload.a)
+client.register('ticks', async function* (count: number, { signal, deadline, progress }) {
+  is<Equal<[typeof signal, typeof deadline], [AbortSignal, number]>>()
+  progress({ done: 0 })
+  yield* Array(count).keys()
+})
+client.register('import', async (_meta, { items }) => {
+  for await (const item of items!) void item
+})
+const stream = client.stream<{ text: string }>('tail', { file: 'x' }, { window: 8, timeout: 5, deadline: 60, signal: new AbortController().signal })
+for await (const line of stream) is<Equal<typeof line, { text: string }>>()
+for await (const item of client.stream('tail')) is<Equal<typeof item, any>>()
+// @ts-expect-error the window is a number
+client.stream('tail', null, { window: '8' })
 client.unregister('info')
 client.challenge((quest: string, solve) => solve(quest.length))
 client.challenge(async (_quest, solve) => solve())

@@ -257,6 +257,8 @@ class MemoryBroker:
         cluster: The cluster that it shares with other nodes; by default one of its own.
     """
 
+    spreads = False
+
     def __init__(self, cluster: MemoryCluster | None = None) -> None:
         self.cluster = MemoryCluster() if cluster is None else cluster
         self._loop: asyncio.AbstractEventLoop | None = None  # of the node, while the broker is open

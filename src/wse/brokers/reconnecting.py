@@ -144,6 +144,8 @@ class ReconnectingBroker(ABC, Generic[C]):
     nodes do not all reconnect at once.
     """
 
+    spreads = False
+
     def __init__(self) -> None:
         self._backoff = Backoff(base=0.25, cap=5.0)
         self._node = ""

@@ -71,6 +71,8 @@ class NatsBroker(ReconnectingBroker[NatsConnection]):
     A lease lasts whole seconds here, so `renew` rounds up.
     """
 
+    spreads = True
+
     def __init__(self, url: str, **options: Any) -> None:
         super().__init__()
         url, ours = take(url, replicas="1")

@@ -54,6 +54,9 @@ MAX_HOPS = 3
 MAX_ROUNDS = 40
 """How often a node is asked whose session enters rooms, or has not come there itself, at the same moment."""
 
+SPREAD_WITHIN = 0.5
+"""Seconds that the other nodes have to show that their servers know what this node listens to."""
+
 PAUSE = 0.05
 """Seconds until a node is asked again that is busy with the session."""
 
@@ -188,6 +191,8 @@ class Claims:
                     returns, *rooms = answer
                     placeholder.listen(rooms)
                     await self._bus.broker.flush()
+                    if self._bus.broker.spreads:  # who has got a question knows of the subscriptions before it
+                        await self._rpc.query_nodes(self._bus.peers, "here", "", SPREAD_WITHIN)
                     question = msgspec.structs.replace(question, rooms=digest(rooms), returns=returns)
             return Refusal(Why.UNREACHABLE)
         finally:

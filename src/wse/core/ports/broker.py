@@ -160,6 +160,13 @@ class Broker(typing.Protocol):
     """
 
     @property
+    def spreads(self) -> bool:
+        """Whether the engine may consist of several servers, to which a subscription spreads after a `flush`. A message
+        that this node sends to another one does not overtake it.
+        """
+        ...
+
+    @property
     def connected(self) -> bool:
         """Whether the engine is reached, as far as is known."""
         ...
