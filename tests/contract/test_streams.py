@@ -603,3 +603,25 @@ async def test_the_server_streams_from_the_newest_device_of_a_user(run):
 
 async def named(name, payload):
     yield name
+
+
+async def test_a_slow_reader_of_many_items_costs_neither_side_memory_nor_others_their_turn(sides):
+    await sides.start()
+    made = 0
+
+    async def numbers(payload):
+        nonlocal made
+        while True:
+            yield "x" * 1000
+            made += 1
+
+    sides.register("numbers", numbers)
+    sides.register("echo", lambda payload: payload)
+    async with sides.stream("numbers") as items:
+        for taken in range(1, 200):
+            await soon(anext(items))
+            assert await soon(sides.call("echo", taken)) == taken
+            assert made <= taken + 33
+            assert sides.caller._asking.calls[items._stamp].inflow._held <= 33 * 1100
+            assert sides.callee.queued <= 40_000
+    await sides.at_rest()

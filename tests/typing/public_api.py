@@ -17,6 +17,7 @@ from wse import (
     ReadyState,
     Resume,
     Room,
+    Stream,
     WseClient,
     WseConnection,
     WseError,
@@ -24,6 +25,7 @@ from wse import (
     WseJSON,
     WseMsgpack,
     WseServer,
+    current_call,
 )
 from wse.auth import Scram, ScramKeys, ScramServer
 from wse.testing import MemoryClient, connect
@@ -92,6 +94,14 @@ def joined(identity: WseIdentity, meta: dict[str, Any]) -> None:
 @server.when.connected
 async def greet(conn: WseConnection) -> None:
     assert_type(await conn.call("client-info", timeout=1.0), Any)
+    assert_type(await conn.call("client-info", on_progress=print, upload=[1]), Any)
+    assert_type(conn.stream("numbers"), Stream[Any])
+    words: Stream[str] = conn.stream("words", window=8)
+    async with words as entered:
+        assert_type(entered, Stream[str])
+        async for word in entered:
+            assert_type(word, str)
+    assert_type(current_call().remaining, float | None)
     assert_type(conn.ready_state, ReadyState)
     await conn.drain()
 

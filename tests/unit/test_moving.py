@@ -267,6 +267,23 @@ def test_streams_of_a_session_that_moves_end_and_other_calls_are_answered():
     assert not session.tasks
 
 
+def test_the_client_is_told_that_nobody_waits_for_the_calls_of_the_old_node():
+    nodes = Cluster()
+    nodes.ext = {"calls": {"timeout": 0}}
+    one, two = nodes
+    peer = nodes.first(one)
+    session = nodes.session(one, peer)
+    session.asking.start("numbers", None, 0, window=4)
+    task = peer.call("slow")
+    nodes.run()
+    got = len(peer.heard)
+    peer.vanish()
+    new = nodes.back(two, peer, got=got)
+    _, messages = answered(new)
+    assert messages == [("~wse:cancel", None, 1), ("~wse:cancel", None, 2)]
+    assert task.exception().code == "wse.client.rp.disconnect"
+
+
 def test_an_answer_follows_a_session_that_moves_on_and_waits_while_its_client_is_away():
     nodes = Cluster(3)
     wait = nodes[0].scheduler.create_future()

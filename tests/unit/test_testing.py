@@ -5,7 +5,18 @@ import asyncio
 import pytest
 
 from support.net import TIMEOUT, Log, ServerLog, make_server, soon
-from wse import ClientStatus, ErrorCode, Heartbeat, Limits, ReadyState, WseError, WseJSON, WseMsgpack, WseServer
+from wse import (
+    ClientStatus,
+    ErrorCode,
+    Heartbeat,
+    Limits,
+    ReadyState,
+    WseError,
+    WseJSON,
+    WseMsgpack,
+    WseServer,
+    current_call,
+)
 from wse.testing import Clock, connect
 
 
@@ -33,6 +44,25 @@ async def test_messages_are_really_encoded():
         with pytest.raises(WseError) as caught:
             await client.call("echo", object())
         assert caught.value.code == ErrorCode.RP_SEND_FAILED
+
+
+async def test_handlers_of_one_end_do_not_run_in_the_call_of_the_other():
+    server = make_server()
+    heard = asyncio.get_running_loop().create_future()
+
+    @server.register("start")
+    async def start(conn, payload):
+        conn.send("go")
+        await heard
+
+    async with connect(server, "ann") as client:
+
+        @client.channel.on("go")
+        def go(payload):
+            heard.set_result(current_call().deadline)
+
+        await soon(client.call("start", timeout=TIMEOUT))
+        assert heard.result() is None
 
 
 async def test_a_refusal_is_raised():
@@ -227,3 +257,39 @@ async def test_a_clock_runs_what_is_due_in_its_order():
     await clock.advance(3)
     assert ran == ["one", "one and a half", "two"]
     assert clock.time() == start + 3
+
+
+async def test_streams_go_on_over_cuts_every_item_once_in_both_directions():
+    server = make_server()
+    log = ServerLog(server)
+
+    async def numbers(*args):
+        for n in range(300):
+            yield n
+
+    server.register("numbers", numbers)
+    clock = Clock()
+    async with connect(server, "ann", clock=clock, **RETURNING) as client:
+        client.register("numbers", numbers)
+        conn = await log.conn("ann")
+
+        async def read(side):
+            seen = []
+            async with side.stream("numbers", window=8) as items:
+                async for item in items:
+                    seen.append(item)
+                    if side is client and item % 20 == 7:
+                        client.link.cut()
+            return seen
+
+        reading = asyncio.gather(read(client), read(conn))
+        async with asyncio.timeout(30):
+            while not reading.done():
+                await clock.advance(1)
+        for seen in await reading:
+            assert seen == list(range(300))
+        assert len(log.all("detached")) == 15
+        assert client.recovered
+        session = conn._session
+        assert not session.tasks
+        assert not session._serving.calls

@@ -46,6 +46,7 @@ def cases(name):
 def test_every_vector_file_is_run_and_names_its_cases_once():
     run = {"names.json", "json-decode.json", "json-encode.json", "msgpack.json", "errors.json", "close.json"}
     run |= {f"{about}-{side}.json" for about in ("handshake", "messages", "resume") for side in ("server", "client")}
+    run.add("calls-server.json")
     assert {path.name for path in VECTORS.glob("*.json")} == run
     for name in run - {"names.json"}:
         names = [case["name"] for case in read(name)["cases"]]
@@ -209,6 +210,20 @@ def add_application(endpoint, note):
     endpoint.procedures.register("fail", fail)
     endpoint.procedures.register("deny", deny)
     endpoint.procedures.register("unserializable", lambda *args: object())
+
+    async def count(*args):
+        for n in range(args[-1]):
+            yield n
+
+    async def wait(*args):
+        await endpoint.scheduler.create_future()
+
+    async def total(*args):
+        return args[-2] + sum([item async for item in args[-1]])
+
+    endpoint.procedures.register("count", count)
+    endpoint.procedures.register("wait", wait, cancel=True)
+    endpoint.procedures.register("sum", total, upload=True)
 
 
 def comparable(message):
@@ -424,6 +439,11 @@ def test_handshake_at_the_server(case):
 
 @cases("messages-server.json")
 def test_messages_at_the_server(case):
+    ServerConversation(case["setup"]).run(case["steps"])
+
+
+@cases("calls-server.json")
+def test_calls_with_options_at_a_server(case):
     ServerConversation(case["setup"]).run(case["steps"])
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
+from contextvars import copy_context
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -21,6 +22,7 @@ class MemoryLink:
 
     def __init__(self, limits: Limits) -> None:
         self._loop = asyncio.get_running_loop()
+        self._context = copy_context()  # else handlers of one end would run in the context of the other end's
         self._limit = limits.message_size
         self._inbox: deque[tuple[Callable[..., None], Any]] = deque()
         self._scheduled = False
@@ -92,7 +94,7 @@ class MemoryLink:
     def _schedule(self) -> None:
         if not self._scheduled:
             self._scheduled = True
-            self._loop.call_soon(self._deliver)
+            self._loop.call_soon(self._deliver, context=self._context)
 
     def _deliver(self) -> None:
         self._scheduled = False

@@ -230,14 +230,16 @@ class PendingCalls:
 
     def close(self, code: int, reason: str) -> None:
         """Settle every call, because the connection has ended (WIRE.md section 4)."""
-        self.abandoned = None
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
         for stamp in list(self.waiting):
             pending = self.waiting[stamp]
-            details = {"rp": pending.name, "disconnected": [code, str(reason)], **self._arrived(pending)}
+            known = self._arrived(pending)
+            details = {"rp": pending.name, "disconnected": [code, str(reason)], **known}
             self.reject(stamp, WseError(ErrorCode.RP_DISCONNECT, details))
+            self._abandon(stamp, known)  # a session that moves can still tell the peer
+        self.abandoned = None
 
     def _expire(self) -> None:
         self._timer = None
