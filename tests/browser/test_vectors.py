@@ -22,7 +22,7 @@ VECTORS = ROOT / "spec/vectors"
 RUNNER = "js/test/vectors.test.js"
 MSGPACK = "js/node_modules/@msgpack/msgpack/dist.esm/index.mjs"
 # The runner plays the client.
-SERVER_SIDE = {"handshake-server.json", "messages-server.json", "resume-server.json"}
+SERVER_SIDE = {"calls-server.json", "handshake-server.json", "messages-server.json", "resume-server.json"}
 
 
 def index_page(has_msgpack: bool) -> str:

@@ -183,6 +183,30 @@ def test_a_call_that_is_cancelled_before_its_first_step_does_not_run(side, log):
     assert nothing_is_left(peer.session)
 
 
+@pytest.mark.parametrize("is_given", [False, True])
+@pytest.mark.parametrize("name", ["waits", "stays"])
+def test_a_call_that_is_cancelled_at_once_runs_unless_it_wants_to_be_cancelled(side, log, name, is_given):
+    async def begins(conn, payload):
+        log.append("begun")
+
+    side.endpoint.procedures.unregister(name)
+    side.endpoint.procedures.register(name, begins, cancel=name == "waits")
+    peer = join(side)
+
+    async def say_both_in_one_turn():
+        if is_given:
+            peer.say("~wse:call", [name, None, {"t": 5}], "a")
+        else:
+            peer.say(name, None, "a")
+        peer.say("~wse:cancel", None, "a")
+
+    side.scheduler.start(say_both_in_one_turn())
+    side.scheduler.run()
+    assert log == (["begun"] if name == "stays" else [])
+    assert peer.heard == []
+    assert nothing_is_left(peer.session)
+
+
 @pytest.mark.parametrize("name", ["waits", "stays"])
 def test_a_cancelled_call_gets_no_answer(side, log, name):
     peer = join(side)

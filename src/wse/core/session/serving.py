@@ -249,7 +249,8 @@ class Serving:
         try:
             if isinstance(call, ServedCall):
                 call.task = current_task()
-                if call._is_cancelled or call._lost is not None:  # before its first step
+                # Before its first step. One that cannot be cancelled runs, as it would a moment later.
+                if (call._is_cancelled and call.can_cancel) or call._lost is not None:
                     discard(awaitable)
                     self._tell_loss(call, name, payload, stamp)
                     return
