@@ -9,7 +9,7 @@ from time import monotonic
 from typing import Any
 
 from wse.core.ports.scheduling import Timer
-from wse.tasks import start_task, wake
+from wse.tasks import start_task
 
 
 class Clock(typing.Protocol):
@@ -67,15 +67,6 @@ class AsyncioScheduler:
             return self._clock.call_later(delay, callback, *args)
         return (self._loop or self.bind()).call_later(delay, callback, *args)
 
-    async def sleep(self, seconds: float) -> None:
-        """Return after that time."""
-        woken = self.create_future()
-        timer = self.call_later(seconds, wake, woken)
-        try:
-            await woken
-        finally:
-            timer.cancel()
-
     def create_future(self) -> asyncio.Future[Any]:
         return (self._loop or self.bind()).create_future()
 
@@ -99,34 +90,30 @@ class AsyncioScheduler:
     async def settle(self, tasks: Iterable[asyncio.Task[Any]], timeout: float) -> None:
         """Return when these tasks and its own have ended, after `timeout` seconds, or at a `hurry`."""
         tasks = {*tasks, *self._tasks} - {asyncio.current_task()}
-        if tasks and timeout > 0 and not self._hurried:
-            await self._wait(asyncio.wait(tasks), timeout)
+        if tasks:
+            await self.wait(asyncio.wait(tasks), timeout)
 
     async def wait(self, coroutine: Coroutine[Any, Any, Any], timeout: float) -> None:
         """Return when it has ended, after `timeout` seconds, or at a `hurry`."""
-        if timeout > 0 and not self._hurried:
-            await self._wait(coroutine, timeout)
-        else:
+        if timeout <= 0 or self._hurried:
             coroutine.close()
-
-    async def pause(self, seconds: float) -> None:
-        """Return after that time, or at a `hurry`."""
-        if seconds > 0 and not self._hurried:
-            await self._wait(asyncio.sleep(seconds), seconds)
-
-    def hurry(self) -> None:
-        """End every `settle` and `pause`, and let later ones return at once, until the next `bind`."""
-        self._hurried = True
-        for waiter in self._waiters:
-            waiter.cancel()
-
-    async def _wait(self, awaitable: Coroutine[Any, Any, Any], timeout: float) -> None:
-        waiter = asyncio.ensure_future(awaitable)
+            return
+        waiter = asyncio.ensure_future(coroutine)
         self._waiters.add(waiter)
         try:
             await asyncio.wait((waiter,), timeout=timeout)
         finally:
             self._waiters.discard(waiter)
+            waiter.cancel()
+
+    async def pause(self, seconds: float) -> None:
+        """Return after that time, or at a `hurry`."""
+        await self.wait(asyncio.sleep(seconds), seconds)
+
+    def hurry(self) -> None:
+        """End every `wait`, `settle` and `pause`, and let later ones return at once, until the next `bind`."""
+        self._hurried = True
+        for waiter in self._waiters:
             waiter.cancel()
 
     async def cancel_all(self) -> None:

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from contextlib import AsyncExitStack
 from threading import Barrier
 
 import pytest
 
-from support.brokers import CLUSTERS, run_cluster
+from support.brokers import run_cluster
 from support.cluster import WAIT, cluster_of, until
 from support.net import RawSocket
 from wse import BlockingPublisher, ErrorCode, Limits, Publisher, WseError
@@ -18,23 +17,6 @@ from wse.core.cluster.envelope import NODE
 USERS = ["ann", "b.o b", 7]
 THREADS = 4
 """The number of threads that send without asyncio; `asyncio.to_thread` has at least five."""
-
-
-@pytest.fixture(params=CLUSTERS)
-async def engine(request):
-    async for cluster in run_cluster(request.param, request):
-        yield cluster
-
-
-@pytest.fixture
-async def start(engine):
-    """`await start(count, **options)` starts servers on one broker."""
-    async with AsyncExitStack() as stack:
-
-        async def start(count=3, **options):
-            return await stack.enter_async_context(cluster_of([engine.broker() for _ in range(count)], **options))
-
-        yield start
 
 
 def inside(awaitable):

@@ -8,7 +8,6 @@ from contextlib import AsyncExitStack
 
 import pytest
 
-from support.brokers import CLUSTERS, run_cluster
 from support.cluster import WAIT, cluster_of, until
 from support.engines import nats_cluster
 from support.net import Log
@@ -19,23 +18,6 @@ from wse.testing import URL, MemoryConnector
 
 SOON = Backoff(base=0.01, cap=0.05)
 """The waits of clients, some of which find no node for a moment."""
-
-
-@pytest.fixture(params=CLUSTERS)
-async def engine(request):
-    async for cluster in run_cluster(request.param, request):
-        yield cluster
-
-
-@pytest.fixture
-async def start(engine):
-    """`await start(count, **options)` starts servers on one broker."""
-    async with AsyncExitStack() as stack:
-
-        async def start(count=2, **options):
-            return await stack.enter_async_context(cluster_of([engine.broker() for _ in range(count)], **options))
-
-        yield start
 
 
 class Balancer:
@@ -156,7 +138,7 @@ async def begin(nodes, engine, stack, **options):
 
 
 async def test_everything_arrives_once_and_in_order_wherever_the_client_comes_back(start, engine):
-    nodes = await start(resume=Resume(bytes=1 << 20, messages=10_000))
+    nodes = await start(2, resume=Resume(bytes=1 << 20, messages=10_000))
     async with AsyncExitStack() as stack:
         story, publisher = await begin(nodes, engine, stack)
         await exchange(story, nodes, publisher, 200, disturbing(1), 20)

@@ -46,15 +46,18 @@ class UserRecord:
     @property
     def is_empty(self) -> bool:
         """Whether nothing of it is needed but, for a while, the numbers."""
-        return not self.devices and not self.pending and all(t.generation < self.generation for _, t in self.claimed)
+        return self._is_empty("", 0)
 
     def is_empty_after(self, node: str, fired: Transition) -> bool:
         """Whether it will be empty when this transition is reported as fired."""
+        return self._is_empty(node, fired.generation)
+
+    def _is_empty(self, node: str, fired: int) -> bool:
         return (
             not self.devices
             and not self.pending
             and all(
-                one.generation < self.generation or (owner == node and one.generation <= fired.generation)
+                one.generation < self.generation or (owner == node and one.generation <= fired)
                 for owner, one in self.claimed
             )
         )

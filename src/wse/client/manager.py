@@ -15,6 +15,7 @@ from wse.client.resumption import Resumption
 from wse.client.session import CLOSE_TIMEOUT
 from wse.client.status import BUSY, TRANSITIONS, Event
 from wse.core.closing import JUMP, check_close
+from wse.core.ports.scheduling import sleep
 from wse.core.session.keepalive import Keepalive
 from wse.errors import CloseReason, ErrorCode, WseError
 from wse.types import ClientStatus, MessageKey, MessageType, ReadyState
@@ -303,7 +304,7 @@ class ConnectionManager:
 
     async def _attempt(self, wait: float) -> None:
         if wait:
-            await self._scheduler.sleep(wait)
+            await sleep(self._scheduler, wait)
         connection = self._connection = Connection(
             self,
             self._endpoint,

@@ -94,16 +94,6 @@ class Bucket:
             raise result
         return result
 
-    async def delete(self, revision: int) -> None:
-        """Delete the key with this revision, without a trace.
-
-        Raises:
-            OutdatedError: The key has a later revision.
-        """
-        (result,) = await self._write_many([self._deletion(revision)])
-        if isinstance(result, OutdatedError):
-            raise result
-
     async def write_many(self, writes: Iterable[Write]) -> list[int | OutdatedError]:
         """Set and delete keys; the new revision of each, or that the key has another one than expected."""
         return await self._write_many(

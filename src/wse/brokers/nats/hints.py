@@ -45,17 +45,11 @@ class Hints:
         self._start = f"$KV.{name}-hints."
         self._requests = requests
 
-    def put(self, node: str, user: str, conn_ids: Collection[str], revision: int | None = None) -> None:
-        """Note the connections that a node holds of a user, without waiting for an answer.
-
-        If a revision is given, and the hint has another one when this arrives, nothing happens.
-        """
+    def put(self, node: str, user: str, conn_ids: Collection[str]) -> None:
+        """Note the connections that a node holds of a user, without waiting for an answer."""
         data = " ".join(conn_ids).encode()
         # The server takes a hint that says nothing away by itself.
-        headers = [] if data else [EXPIRES]
-        if revision is not None:
-            headers.append(f"Nats-Expected-Last-Subject-Sequence: {revision}")
-        self._requests.write(pack(f"{self._start}{node}.{user}", data, header="\r\n".join(headers)))
+        self._requests.write(pack(f"{self._start}{node}.{user}", data, header="" if data else EXPIRES))
 
     async def of(self, node: str) -> list[tuple[str, int, list[str]]]:
         """Users of whom a node holds connections, the revision of the hint, and which connections.

@@ -88,6 +88,12 @@ local function user_at(name, known)
   if is_behind or user.is_new then save(user) end
   return user
 end
+-- A device is held by this node from now on, and by no other.
+local function hold(user, id, place, holder)
+  redis.call('HSET', user.key, id, node .. ' ' .. place .. ' 0')
+  if holder then redis.call('SREM', prefix .. 'n:' .. holder, user.name .. ' ' .. id) end
+  redis.call('SADD', prefix .. 'n:' .. node, user.name .. ' ' .. id)
+end
 local function forget(user, id, holder)
   redis.call('HDEL', user.key, id)
   redis.call('SREM', prefix .. 'n:' .. holder, user.name .. ' ' .. id)
@@ -159,8 +165,7 @@ if registered then holder, place = read(registered) end
 if not registered then
   if fresh == '1' then place = string.format('%d', user.place + 1) end
   if tonumber(place) > user.place then redis.call('HSET', user.key, '#p', place) end
-  redis.call('HSET', user.key, id, node .. ' ' .. place .. ' 0')
-  redis.call('SADD', prefix .. 'n:' .. node, name .. ' ' .. id)
+  hold(user, id, place)
   local excess = redis.call('HLEN', user.key) - 2 - tonumber(limit)
   if excess > 0 then
     local devices, fields = {}, redis.call('HGETALL', user.key)
@@ -183,9 +188,7 @@ if not registered then
     end
   end
 elseif holder ~= node then
-  redis.call('HSET', user.key, id, node .. ' ' .. place .. ' 0')
-  redis.call('SREM', prefix .. 'n:' .. holder, name .. ' ' .. id)
-  redis.call('SADD', prefix .. 'n:' .. node, name .. ' ' .. id)
+  hold(user, id, place, holder)
 end
 decide(user, '1006', '')
 if registered then tell_open(user) end
@@ -212,20 +215,18 @@ return {user.generation, out}
 MOVE = Script(
     _STEP
     + """
-local user, id, origin = unpack(ARGV, 4)
-local key = prefix .. 'u:' .. user
-local registered = redis.call('HGET', key, id)
+local name, id, origin = unpack(ARGV, 4)
+local user = user_of(name)
+local registered = redis.call('HGET', user.key, id)
 if not registered then return false end
 local holder, place, away = read(registered)
 if holder == origin then
   away = '0'
-  redis.call('HSET', key, id, node .. ' ' .. place .. ' 0')
-  redis.call('SREM', prefix .. 'n:' .. holder, user .. ' ' .. id)
-  redis.call('SADD', prefix .. 'n:' .. node, user .. ' ' .. id)
+  hold(user, id, place, holder)
 elseif holder ~= node then
   return false
 end
-return {string.match(redis.call('HGET', key, '#g'), '^%d+'), place, away}
+return {user.generation, place, away}
 """
 )
 """user, connection id, the node that has had it; replies generation, place and away, or nothing."""

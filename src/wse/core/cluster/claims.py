@@ -30,6 +30,7 @@ from wse.core.hub.moving import Luggage
 from wse.core.hub.tickets import Claim, Refusal, Why, proof_of
 from wse.core.packed import Packed
 from wse.core.ports.broker import Device
+from wse.core.ports.scheduling import sleep
 from wse.errors import CloseReason, WseError
 from wse.tasks import wake
 
@@ -182,7 +183,7 @@ class Claims:
                 if isinstance(answer, dict):
                     if answer:
                         return _refusal(answer)
-                    await self._pause(PAUSE)
+                    await sleep(self._scheduler, PAUSE)
                 elif answer and isinstance(answer[0], bytes):
                     transfer = _decode(b"".join(answer))
                     is_here = True
@@ -205,14 +206,6 @@ class Claims:
             return None  # it would overtake what this node has sent before
         answers = await self._rpc.query_nodes([node], what, msgspec.json.encode(question).decode(), SILENT)
         return answers[0] if answers else None
-
-    async def _pause(self, seconds: float) -> None:
-        over = self._scheduler.create_future()
-        timer = self._scheduler.call_later(seconds, wake, over)
-        try:
-            await over
-        finally:
-            timer.cancel()
 
     # A session goes.
 
@@ -240,7 +233,8 @@ class Claims:
         if registration is None:
             return {}  # another step for it is under way
         rooms = sorted(encode_name(room) for room in self._hub.rooms.of(conn))
-        returns = str(resumption.returns(verdict))
+        assert verdict.ticket is not None  # it has a key
+        returns = str(verdict.ticket.returns)
         if question.rooms and question.returns != returns:  # the client has given up the connection to the other node
             return Refusal(Why.UNKNOWN, close=(1000, CloseReason.RESUMED_ELSEWHERE))._asdict()
         if question.rooms != digest(rooms):

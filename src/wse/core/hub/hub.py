@@ -130,6 +130,7 @@ class Hub:
         if self.identify is None:
             raise WseError(ErrorCode.IDENTIFY_HANDLER_MISSING)
         session = self.make_session(link, request, protocol or self.endpoint.protocols[0])
+        self.endpoint.counters.opened += 1
         excess = self.sockets.find_excess(request.remote_addr)
         self.sockets.add(session)
         opening: ServerOpening[ServerSession] = ServerOpening(

@@ -95,7 +95,6 @@ class Moving:
         """The session is this node's now, even if its client has gone meanwhile."""
         hub, conn = self._hub, arrival.session.conn
         session = hub.make_session(NO_LINK, conn.request, arrival.session.protocol)
-        hub.endpoint.counters.opened -= 1  # it is no other connection than the one that has come
         luggage = fetched.luggage
         session.conn.conn_id = arrival.claim.id
         session.conn._data = luggage.data
@@ -151,5 +150,8 @@ class Moving:
         ledger.forget_ring()
         session.clear_outbox()
         ticket.to = to
+        serving = session.take_serving()
         session.close(JUMP, CloseReason.MOVED)
+        if serving is not None:  # its calls go on, as far as they can
+            serving.leave(JUMP, CloseReason.MOVED)
         return luggage

@@ -229,11 +229,6 @@ class Resumption(Resuming):
         stone = self._tombstones.get(conn_id)
         return "" if stone is None else stone.to
 
-    @staticmethod
-    def returns(session: ServerSession) -> int:
-        """How often the client of a session has come back to this node."""
-        return 0 if session.ticket is None else session.ticket.returns
-
     def absorb(self, arrival: Arrival, old: ServerSession) -> None:
         """Give the socket of one session to another."""
         ledger, session, auth = old.ledger, arrival.session, arrival.auth
@@ -289,6 +284,7 @@ class Resumption(Resuming):
         self._scheduler.call_later(seconds, self._give_back, session)
 
     def _give_back(self, session: ServerSession) -> None:
+        """One claimant fewer; a window that has ended meanwhile is over with the last of them."""
         ticket = session.ticket
         assert ticket is not None  # as above
         ticket.claimants -= 1
@@ -440,11 +436,8 @@ class Resumption(Resuming):
     def _release(self, ticket: Ticket) -> None:
         """A client that claimed a session is not being authenticated any longer."""
         held, ticket.holds = ticket.holds, None
-        other = None if held is None else held.ticket
-        if held is not None and other is not None:
-            other.claimants -= 1
-            if not other.claimants and other.is_overdue and held in self.detached:
-                self.end(held, Why.EXPIRED)
+        if held is not None:
+            self._give_back(held)
 
     def _hold_no_longer(self, session: ServerSession) -> None:
         """The window of a session has been held open for long enough."""

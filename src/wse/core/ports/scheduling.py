@@ -6,6 +6,8 @@ import typing
 from collections.abc import Callable, Coroutine
 from typing import TYPE_CHECKING, Any
 
+from wse.tasks import wake
+
 if TYPE_CHECKING:
     import asyncio
 
@@ -47,3 +49,13 @@ class Scheduler(typing.Protocol):
 
     def spawn(self, coroutine: Coroutine[Any, Any, Any]) -> None:
         """Start a coroutine and adopt its task."""
+
+
+async def sleep(scheduler: Scheduler, seconds: float) -> None:
+    """Return after that time."""
+    woken = scheduler.create_future()
+    timer = scheduler.call_later(seconds, wake, woken)
+    try:
+        await woken
+    finally:
+        timer.cancel()

@@ -127,6 +127,11 @@ class Answering(Output):
             serving = self._serving = Serving(cast("Session", self))
         return serving
 
+    def take_serving(self) -> Serving | None:
+        """Part with the calls that are being answered: what becomes of them is decided elsewhere."""
+        serving, self._serving = self._serving, None
+        return serving
+
     async def _answer_later(self, awaitable: Any, name: MessageType, payload: Any, stamp: Any) -> None:
         try:
             result = await awaitable

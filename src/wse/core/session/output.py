@@ -166,10 +166,7 @@ class Output:
         """
         if self.ended:
             return
-        outbox = self._outbox
-        if outbox is None:
-            outbox = self._outbox = Outbox(self.endpoint.overflow)
-        ledger = self.ledger
+        outbox, ledger = self.own_outbox, self.ledger
         is_away = ledger is not None and not ledger.is_attached
         room = ledger.room(outbox) if ledger is not None and is_away else self._buffer_room
         policy, dropped = outbox.put(type, packed, room)
@@ -177,6 +174,14 @@ class Output:
             self._overflow(policy, dropped, outbox, packed)
         if ledger is not None and is_away and not self.ended:
             ledger.charge()
+
+    @property
+    def own_outbox(self) -> Outbox:
+        """The messages that wait; made for the first one."""
+        outbox = self._outbox
+        if outbox is None:
+            outbox = self._outbox = Outbox(self.endpoint.overflow)
+        return outbox
 
     def clear_outbox(self) -> None:
         """Let nothing wait for the socket."""
@@ -188,10 +193,7 @@ class Output:
         if not self.takes(packed.data):
             self.skip(packed.data, {"type": type})
             return
-        outbox = self._outbox
-        if outbox is None:
-            outbox = self._outbox = Outbox(self.endpoint.overflow)
-        outbox.put(type, packed, EVERYTHING)
+        self.own_outbox.put(type, packed, EVERYTHING)
         self._counters.messages_out += 1
         self._counters.bytes_out += len(packed.data)
 

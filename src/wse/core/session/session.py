@@ -11,7 +11,6 @@ from inspect import isawaitable
 from types import CoroutineType
 from typing import TYPE_CHECKING, Any
 
-from wse.core.closing import JUMP
 from wse.core.limits import nests_deeper
 from wse.core.packed import Packed, check_key, unencodable
 from wse.core.session.answering import Answering
@@ -88,7 +87,6 @@ class Session(Answering):
         self.silent_since = 0.0
         self.pinged_at: float | None = None
         self.rtt: float | None = None
-        self._counters.opened += 1
 
     requires_type = True
     """Whether a message with neither a type nor a stamp is a violation, or is ignored (WIRE.md section 4)."""
@@ -553,12 +551,9 @@ class Session(Answering):
         if phase is not None:
             phase.stop()
         self.fail_calls(code, reason)
-        if self._serving is not None:
-            if code == JUMP and reason == CloseReason.MOVED:
-                self._serving.leave(code, reason)
-            else:
-                self._serving.end()
-            self._serving = None
+        serving = self.take_serving()
+        if serving is not None:
+            serving.end()
         self._asking = None
         if self.ledger is not None:
             self.ledger.end(self._outbox)

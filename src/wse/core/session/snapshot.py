@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from wse.core.packed import Packed
-from wse.core.session.outbox import Outbox
 from wse.core.session.output import EVERYTHING
 from wse.core.session.rpc import PendingCalls
 
@@ -61,10 +60,8 @@ def restore(session: Session, snapshot: Snapshot) -> None:
     ledger.restore(
         snapshot.got, snapshot.base, [None if kept is None else Packed(*kept) for kept in snapshot.ring], snapshot.stuck
     )
-    if snapshot.outbox:
-        outbox = session._outbox = Outbox(session.endpoint.overflow)
-        for type_, kept in snapshot.outbox:
-            outbox.put(type_, Packed(*kept), EVERYTHING)
+    for type_, kept in snapshot.outbox:
+        session.own_outbox.put(type_, Packed(*kept), EVERYTHING)
     if snapshot.stamp:
         session._calls = PendingCalls(session.endpoint.scheduler, session.endpoint.timeout, snapshot.stamp)
     ledger.charge()
