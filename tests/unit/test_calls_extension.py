@@ -8,6 +8,7 @@ from support.core import ClientSide, ServerSide
 from wse import ErrorCode, Limits, WseError, current_call
 from wse.client.extensions import add_client_extensions
 from wse.core.resume import Resume
+from wse.core.session.current_call import bounded
 
 OFFER = {"calls": {"timeout": 20}}
 
@@ -69,7 +70,8 @@ def log(side):
 def nothing_is_left(session):
     serving, asking = session._serving, session._asking
     return (
-        not session.running_handlers
+        not bounded
+        and not session.running_handlers
         and not session._running_calls
         and (serving is None or (not serving.calls and not serving.streams))
         and (asking is None or not asking.calls)

@@ -74,6 +74,10 @@ WITHOUT: Final = CurrentCall(None, None, None)
 """Stands for each call of a peer that neither cancels calls nor sets deadlines."""
 
 current: Final[ContextVar[CurrentCall]] = ContextVar("wse.current_call")
+bounded: Final[set[CurrentCall]] = set()
+"""The calls that are being answered and whose deadline is inherited. Mostly there are none, and a look into the context
+costs more than all else that a call does for its extension."""
+
 _shielded: Final[ContextVar[bool]] = ContextVar("wse.shielded", default=False)
 
 

@@ -8,7 +8,7 @@ from inspect import isawaitable
 from typing import TYPE_CHECKING, Any, Final
 
 from wse.core.packed import unencodable
-from wse.core.session.current_call import CurrentCall, current
+from wse.core.session.current_call import CurrentCall, bounded, current
 from wse.core.session.flow import Inflow, Outflow, is_credit, iterator_of
 from wse.core.session.handlers import discard
 from wse.core.session.output import EASY_SIZE
@@ -249,6 +249,8 @@ class Serving:
         try:
             if isinstance(call, ServedCall):
                 call.task = current_task()
+                if call._inherited is not None:
+                    bounded.add(call)
                 # Before its first step. One that cannot be cancelled runs, as it would a moment later.
                 if (call._is_cancelled and call.can_cancel) or call._lost is not None:
                     discard(awaitable)
@@ -289,6 +291,7 @@ class Serving:
         except TypeError:
             pass
         if isinstance(call, ServedCall):
+            bounded.discard(call)
             call.task = None
             if call.timer is not None:
                 call.timer.cancel()

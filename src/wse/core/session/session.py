@@ -15,7 +15,7 @@ from wse.core.limits import nests_deeper
 from wse.core.packed import Packed, check_key, unencodable
 from wse.core.session.answering import Answering
 from wse.core.session.asking import Asking, call_with
-from wse.core.session.current_call import current, inherited
+from wse.core.session.current_call import bounded, inherited
 from wse.core.session.extensions import NOTHING
 from wse.core.session.handlers import discard
 from wse.core.session.output import EASY_SIZE
@@ -288,7 +288,7 @@ class Session(Answering):
             error = self.exceeded("outgoing_calls")
             error.details["rp"] = name
             raise error
-        if current.get(None) is not None:
+        if bounded:
             timeout = inherited(timeout, self.endpoint.timeout, name)
         if self.terms is not None:
             calls.abandoned = self._cancel_call
