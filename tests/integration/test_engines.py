@@ -306,7 +306,8 @@ async def test_what_a_hanging_engine_was_not_handed_is_given_back_in_order(clust
         one.broker.publish("talk", published[-1])
 
     publish()
-    await two.until("received", "talk", b"0")
+    for node in (one, two):
+        await node.until("received", "talk", b"0")
     cluster.engine.freeze()
     try:
         start, early = time.monotonic(), 0
