@@ -100,10 +100,11 @@ async def serve():
 
     @server.register("alive")
     def alive(conn, payload):
-        """The accounts of users that are connected."""
+        """The accounts of those users that are connected."""
         by_cid = {}
         for cid in payload:
-            for one in server.clients[cid].conns.values():
+            identity = server.clients.get(cid)
+            for one in identity.conns.values() if identity else ():
                 by_cid[cid] = accounts[one.conn_id].entry(one.meta["key"])
         return by_cid
 
