@@ -17,7 +17,7 @@ GROUND = {
     "errors",
     "tasks",
     "types",
-    *(f"core.{name}" for name in ("admission", "closing", "heartbeat", "limits", "packed", "ports", "resume", "stats")),
+    *(f"core.{name}" for name in ("admission", "closing", "heartbeat", "inbox", "limits", "names", "packed", "ports", "resume", "stats")),
 }
 
 # What each part may import of wse, the most specific prefix first.
@@ -36,7 +36,7 @@ ALLOWED = {
     "protocols/": GROUND | {"protocols"},
     "transports/": GROUND | {"transports.awaited", "transports.request", "transports.tcp"},
     "transports/picows/": GROUND | {"transports.deflate", "transports.picows", "transports.request", "transports.tcp"},
-    "brokers/": GROUND | {"brokers.placement"},
+    "brokers/": GROUND | {"brokers.memory_store", "brokers.placement"},
     "brokers/__init__.py": GROUND | {"brokers"},  # finds the one for a URL
     "brokers/nats/": GROUND | {"brokers.nats", "brokers.placement", "brokers.reconnecting"},
     "brokers/redis/": GROUND | {"brokers.redis", "brokers.placement", "brokers.reconnecting"},

@@ -53,6 +53,7 @@ if TYPE_CHECKING:
     from wse.core.packed import Packed
     from wse.core.ports.broker import Broker
     from wse.core.ports.protocol import Protocol
+    from wse.core.ports.store import Record
     from wse.types import ClientId, MessageKey, MessageType, RoomName
 
 
@@ -292,6 +293,9 @@ class ClusterNode:
         key: MessageKey | None,
     ) -> None:
         self.delivery.send(topic(kind, name), conns, type, payload, not_conn, not_user, key)
+
+    def kept(self, kind: str, name: Hashable, record: Record) -> None:
+        self.bus.publish(topic(kind, name), envelope.Kept(self.node, record.number, record.at, record.data))
 
     def drop(self, cid: ClientId, reason: str, code: int) -> None:
         self.bus.publish(topic(USER, cid), envelope.Drop(self.node, str(reason), code))
