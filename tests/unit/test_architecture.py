@@ -17,7 +17,21 @@ GROUND = {
     "errors",
     "tasks",
     "types",
-    *(f"core.{name}" for name in ("admission", "closing", "heartbeat", "inbox", "limits", "names", "packed", "ports", "resume", "stats")),
+    *(
+        f"core.{name}"
+        for name in (
+            "admission",
+            "closing",
+            "heartbeat",
+            "inbox",
+            "limits",
+            "names",
+            "packed",
+            "ports",
+            "resume",
+            "stats",
+        )
+    ),
 }
 
 # What each part may import of wse, the most specific prefix first.
@@ -67,6 +81,7 @@ LIBRARIES = {
     "brokers/nats/hints.py": {"nats"},
     "brokers/nats/private.py": {"nats"},
     "brokers/nats/requests.py": {"nats"},
+    "brokers/nats/store.py": {"nats"},
     "brokers/nats/wire.py": {"nats"},
     "brokers/redis/": {"hiredis", "redis"},
     "cli/commands.py": {"click", "uvloop"},

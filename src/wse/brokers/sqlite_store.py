@@ -34,10 +34,10 @@ create table if not exists messages (
     primary key (box, n)
 ) without rowid;
 create table if not exists cursors (
-    box text not null, device text not null, after integer not null, used integer not null, primary key (box, device)
+    box text not null, device blob not null, after integer not null, used integer not null, primary key (box, device)
 ) without rowid;
 create table if not exists keys (
-    box text not null, key text not null, n integer not null, at real not null, until real not null,
+    box text not null, key blob not null, n integer not null, at real not null, until real not null,
     primary key (box, key)
 ) without rowid;
 create index if not exists keys_until on keys (until);
@@ -88,16 +88,16 @@ class SqliteStore:
     async def keep(
         self, box: str, data: bytes, bounds: Bounds, *, key: str | None = None, ttl: float | None = None
     ) -> tuple[Record, bool]:
-        return await self._step(lambda: self._keep(box, data, bounds, key, ttl))
+        return await self._step(lambda: self._keep(box, data, bounds, _name(key), ttl))
 
     async def read(self, box: str, after: int, count: int) -> Page:
         return await self._step(lambda: self._read(box, after, count))
 
     async def cursor(self, box: str, device: str, bounds: Bounds, *, from_now: bool = False) -> Cursor:
-        return await self._step(lambda: self._cursor(box, device, bounds, from_now))
+        return await self._step(lambda: self._cursor(box, _name(device), bounds, from_now))
 
     async def seen(self, box: str, device: str, number: int) -> None:
-        await self._step(lambda: self._seen(box, device, number))
+        await self._step(lambda: self._seen(box, _name(device), number))
 
     async def last(self, boxes: Sequence[str]) -> list[int]:
         return await self._step(lambda: [self._last(box) for box in boxes])
@@ -144,10 +144,10 @@ class SqliteStore:
 
     # In the thread.
 
-    def _keep(self, box: str, data: bytes, bounds: Bounds, key: str | None, ttl: float | None) -> tuple[Record, bool]:
+    def _keep(self, box: str, data: bytes, bounds: Bounds, key: bytes, ttl: float | None) -> tuple[Record, bool]:
         execute, now = self._database.execute, self._clock()
         self._forget(now)
-        if key is not None:
+        if key:
             found = execute("select n, at from keys where box = ? and key = ?", (box, key)).fetchone()
             if found is not None:
                 return Record(found[0], found[1], data), False
@@ -157,7 +157,7 @@ class SqliteStore:
         until = now + 2 * bounds.ttl
         execute("insert into boxes values (?, ?, ?) on conflict do update set last = excluded.last, "
                 "until = excluded.until", (box, number, until))  # fmt: skip
-        if key is not None:
+        if key:
             execute("insert into keys values (?, ?, ?, ?, ?)", (box, key, number, now, now + REPEAT_WITHIN))
         self._trim(box, number, bounds, now)
         return Record(number, now, data), True
@@ -183,7 +183,7 @@ class SqliteStore:
         )
         return Page(tuple(Record(*row) for row in rows), self._span(box, now))
 
-    def _cursor(self, box: str, device: str, bounds: Bounds, from_now: bool) -> Cursor:
+    def _cursor(self, box: str, device: bytes, bounds: Bounds, from_now: bool) -> Cursor:
         execute, now = self._database.execute, self._clock()
         span = self._span(box, now)
         execute("insert into boxes values (?, 0, ?) on conflict do update set until = max(until, excluded.until)",
@@ -200,7 +200,7 @@ class SqliteStore:
                 (box, box, bounds.devices))  # fmt: skip
         return Cursor(after, span)
 
-    def _seen(self, box: str, device: str, number: int) -> None:
+    def _seen(self, box: str, device: bytes, number: int) -> None:
         self._database.execute(
             "update cursors set after = max(after, ?1), "
             "used = (select max(used) + 1 from cursors where box = ?2) where box = ?2 and device = ?3",
@@ -225,6 +225,11 @@ class SqliteStore:
         for (box,) in execute("select box from boxes where until <= ? limit 10", (now,)).fetchall():
             for table in ("messages", "cursors", "boxes"):
                 execute(f"delete from {table} where box = ?", (box,))  # noqa: S608 - the names above
+
+
+def _name(name: str | None) -> bytes:
+    """A key or the name of a device, of which any characters may be made."""
+    return b"" if name is None else b"k" + name.encode("utf-8", "surrogatepass")
 
 
 def _settle(result: asyncio.Future[object], value: object, failure: Exception | None) -> None:
