@@ -37,6 +37,7 @@ from wse.server.messaging import Messaging
 from wse.server.signals import ServerSignals
 from wse.server.watchdog import Watchdog
 from wse.transports.asgi import AsgiApp
+from wse.transports.picows import Upgrader
 from wse.types import MessageType
 
 if TYPE_CHECKING:
@@ -347,7 +348,9 @@ class WseServer(Handling, Messaging):
         `start` and `close` in the framework's lifespan. Otherwise the first connection starts the server.
         """
         close = partial(self.close, LIFESPAN_GRACE)
-        return AsgiApp(self._acceptor, self._lifecycle.options.path, self._lifecycle.attach, close)
+        options = self._lifecycle.options
+        sockets = Upgrader(self._acceptor.limits, options.compression)
+        return AsgiApp(self._acceptor, options.path, self._lifecycle.attach, close, sockets)
 
     @cached_property
     def aiohttp(self) -> Callable[[Any], Awaitable[Any]]:
