@@ -9,6 +9,7 @@ from picows import WSListener, WSMsgType
 from wse.core.closing import may_travel
 from wse.transports.picows.assembly import Assembly, ViolationError
 from wse.transports.picows.frames import RSV1, SHORT_TEXT, server_frame
+from wse.transports.picows.protocol import real_transport
 from wse.transports.tcp import HIGH_WATER, Pace, Uptake, seconds_since_last_byte
 
 if TYPE_CHECKING:
@@ -239,19 +240,19 @@ class PicowsLink(WSListener):
 
     @property
     def buffered(self) -> int:
-        waiting: int = self._transport.underlying_transport.get_write_buffer_size()
+        waiting: int = self._underlying.get_write_buffer_size()
         return waiting + sum(map(len, self._out))
 
     @property
     def remote_addr(self) -> str:
-        peer = self._transport.underlying_transport.get_extra_info("peername")
+        peer = self._underlying.get_extra_info("peername")
         return str(peer[0]) if isinstance(peer, tuple) else ""
 
     # WSListener: called by picows.
 
     def on_ws_connected(self, transport: WSTransport) -> None:
         self._transport = transport
-        underlying = transport.underlying_transport
+        underlying = real_transport(transport.underlying_transport)
         self._underlying = underlying
         underlying.set_write_buffer_limits(high=HIGH_WATER)
         # The method that picows itself uses where its own transports are in use: it does not check thread and type

@@ -12,7 +12,7 @@ from multidict import CIMultiDict
 
 from wse.errors import CloseReason
 from wse.transports.picows.link import SERVICE_RESTART, PicowsLink, Turn
-from wse.transports.picows.protocol import feed, websocket_protocol
+from wse.transports.picows.protocol import feed, give_transport, websocket_protocol
 from wse.transports.tcp import bound_unsent
 
 if TYPE_CHECKING:
@@ -95,7 +95,7 @@ class Upgrader:
             f"Sec-WebSocket-Key: {key}\r\n\r\n"
         )
         transport.set_protocol(websocket)
-        websocket.connection_made(transport)
+        give_transport(websocket, transport)
         feed(websocket, normalised.encode() + received)
         return websocket
 
