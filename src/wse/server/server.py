@@ -81,8 +81,8 @@ class WseServer(Handling, Messaging):
         files: Files to send in answer to plain GETs, by path: `{"/": "index.html"}`.
         overflow: The policy, by message type, for messages to a device that reads too slowly; see `Overflow`. Messages
             of other types close its connection when `limits.send_buffer` is reached.
-        heartbeat: The times after which silent devices are pinged and disconnected, on the built-in listener and in
-            aiohttp. ASGI servers have a heartbeat of their own.
+        heartbeat: The times after which silent devices are pinged and disconnected, on the built-in listener, in
+            uvicorn with `wse.uvicorn`, and in aiohttp. Other ASGI servers have a heartbeat of their own.
         watchdog: Seconds for which a handler may block the event loop before it is reported on `error`, with its name,
             as `HANDLER_BLOCKED`; `None` turns the watchdog off.
         broker: Joins this server to a cluster: a broker's URL, `nats://...` or `redis://...`, or a broker. By default
