@@ -50,6 +50,7 @@ ALLOWED = {
     # What stands on the server.
     "auth/": GROUND | {"core.hub", "auth", "server.server"},
     "cli/": GROUND | {"brokers.memory", "cli", "core.hub", "server"},
+    "uvicorn.py": {"transports.asgi"},
     "__main__.py": {"cli"},
     "testing.py": GROUND | {"client", "server", "transports"},
     "__init__.py": GROUND | {"client", "core", "protocols", "publisher", "server", "transports"},
@@ -70,6 +71,7 @@ LIBRARIES = {
     "brokers/nats/wire.py": {"nats"},
     "brokers/redis/": {"hiredis", "redis"},
     "cli/commands.py": {"click", "uvloop"},
+    "uvicorn.py": {"uvicorn"},
 }
 
 SOCKETS_AND_LOOPS = {"socket", "ssl", "select", "selectors"}

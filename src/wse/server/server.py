@@ -37,6 +37,7 @@ from wse.server.messaging import Messaging
 from wse.server.signals import ServerSignals
 from wse.server.watchdog import Watchdog
 from wse.transports.asgi import AsgiApp
+from wse.transports.picows import Upgrader
 from wse.types import MessageType
 
 if TYPE_CHECKING:
@@ -80,8 +81,8 @@ class WseServer(Handling, Messaging):
         files: Files to send in answer to plain GETs, by path: `{"/": "index.html"}`.
         overflow: The policy, by message type, for messages to a device that reads too slowly; see `Overflow`. Messages
             of other types close its connection when `limits.send_buffer` is reached.
-        heartbeat: The times after which silent devices are pinged and disconnected, on the built-in listener and in
-            aiohttp. ASGI servers have a heartbeat of their own.
+        heartbeat: The times after which silent devices are pinged and disconnected, on the built-in listener, in
+            uvicorn with `wse.uvicorn`, and in aiohttp. Other ASGI servers have a heartbeat of their own.
         watchdog: Seconds for which a handler may block the event loop before it is reported on `error`, with its name,
             as `HANDLER_BLOCKED`; `None` turns the watchdog off.
         broker: Joins this server to a cluster: a broker's URL, `nats://...` or `redis://...`, or a broker. By default
@@ -347,7 +348,9 @@ class WseServer(Handling, Messaging):
         `start` and `close` in the framework's lifespan. Otherwise the first connection starts the server.
         """
         close = partial(self.close, LIFESPAN_GRACE)
-        return AsgiApp(self._acceptor, self._lifecycle.options.path, self._lifecycle.attach, close)
+        options = self._lifecycle.options
+        sockets = Upgrader(self._acceptor.limits, options.compression)
+        return AsgiApp(self._acceptor, options.path, self._lifecycle.attach, close, sockets)
 
     @cached_property
     def aiohttp(self) -> Callable[[Any], Awaitable[Any]]:
