@@ -255,6 +255,8 @@ class Resumption(Resuming):
         old.attached()
         ledger.resume(link, takes, arrival.claim.got)
         if not old.ended:
+            text = "user %r is back on connection %s"
+            hub.endpoint.log.event("resumed", text, conn.cid, conn.conn_id, cid=conn.cid, conn_id=conn.conn_id)
             hub.resumed._emit_on(old, conn)
 
     def take_from_socket(self, session: ServerSession) -> None:
