@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from support.nodes import Nodes
-from wse import ErrorCode, WseError
+from wse import ErrorCode, Limits, WseError
 from wse.core.cluster import envelope
 from wse.core.cluster.remote_asking import RemoteDevice
 from wse.core.resume import Resume
@@ -428,6 +428,27 @@ def test_progress_crosses_and_a_listener_that_raises_is_reported():
     far.say("~wse:response", "done", stamp)
     assert (task.result(), seen) == ("done", [1, 2, 3])
     assert far.one.codes == [ErrorCode.MSG_PROCESSING_ERROR]
+
+
+def test_a_device_that_floods_an_async_listener_with_progress_loses_its_caller():
+    far = Far(limits=Limits(handlers=3))
+    waiting = far.one.scheduler.create_future()
+    seen = []
+
+    async def on_progress(value):
+        seen.append(value)
+        await waiting
+
+    task = far.start(far.one.server.call("ann", "job", mode="any", on_progress=on_progress))
+    stamp = far.called()
+    for value in range(5):
+        far.say("~wse:progress", value, stamp)
+    error = task.exception()
+    assert (error.code, error.details["limit"], seen) == (ErrorCode.LIMIT_EXCEEDED, "handlers", [0, 1, 2])
+    assert far.peer.heard == [("~wse:cancel", None, stamp)]
+    waiting.set_exception(KeyError("async"))
+    far.nodes.run()
+    assert far.one.codes == [ErrorCode.MSG_PROCESSING_ERROR] * 3
 
 
 def test_an_inherited_deadline_bounds_a_call_to_another_node():

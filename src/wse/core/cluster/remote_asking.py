@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from inspect import isawaitable
 from typing import TYPE_CHECKING, Any, cast
 
 import msgspec
@@ -11,7 +12,8 @@ from wse.core.cluster.envelope import Cancel, End, Flow, FromCallee, Item, More,
 from wse.core.cluster.flows import NodeInflow, NodeOutflow, flow_of, lost
 from wse.core.ports.scheduling import sleep
 from wse.core.session.asking import Asked, Asking
-from wse.core.session.signals import run_handler
+from wse.core.session.handlers import discard
+from wse.core.session.signals import HANDLER_ERRORS, settle
 from wse.errors import ErrorCode, WseError
 
 if TYPE_CHECKING:
@@ -83,7 +85,7 @@ class RemoteAsking(Asking):
         patience: Seconds that another node has to tell where its devices are.
     """
 
-    __slots__ = ("_bus", "_endpoint", "_patience", "_rpc")
+    __slots__ = ("_bus", "_endpoint", "_patience", "_rpc", "_running")
 
     def __init__(self, rpc: NodeRpc, bus: Bus, endpoint: Endpoint, patience: float) -> None:
         super().__init__(endpoint.scheduler)
@@ -91,6 +93,7 @@ class RemoteAsking(Asking):
         self._bus = bus
         self._endpoint = endpoint
         self._patience = patience
+        self._running = 0  # async listeners of progress
 
     # Finding a device.
 
@@ -185,13 +188,36 @@ class RemoteAsking(Asking):
             case Want():
                 cast("NodeOutflow", asked.outflow).grant_total(message.total)
             case Progress():
-                on_progress = cast("Callable[[Any], Any]", asked.on_progress)
-                run_handler(self.scheduler, on_progress, (message.value,), self._progress_failed, asked.name)
+                self._progress(asked, message.value)
 
     def _lose(self, asked: Asked) -> None:
         """An item has not arrived."""
         self.forget(asked.stamp)
         asked.future.set_exception(lost(asked.name))
+
+    def _progress(self, asked: Asked, value: Any) -> None:
+        try:
+            result = cast("Callable[[Any], Any]", asked.on_progress)(value)
+        except HANDLER_ERRORS as exc:
+            self._progress_failed(exc, asked.name)
+            return
+        if result is None or not isawaitable(result):
+            return
+        if self._running < self._endpoint.max_handlers:
+            self._running += 1
+            self.scheduler.spawn(self._settle(result, asked.name))
+        else:  # a device floods
+            discard(result)
+            self._endpoint.counters.limits["handlers"] += 1
+            details = {"limit": "handlers", "allowed": self._endpoint.limits.handlers, "rp": asked.name}
+            self.forget(asked.stamp)
+            asked.future.set_exception(WseError(ErrorCode.LIMIT_EXCEEDED, details))
+
+    async def _settle(self, awaitable: Any, name: MessageType) -> None:
+        try:
+            await settle(awaitable, self._progress_failed, name)
+        finally:
+            self._running -= 1
 
     def _progress_failed(self, exc: BaseException, name: MessageType) -> None:
         error = WseError(ErrorCode.MSG_PROCESSING_ERROR, {"rp": name}, "on_progress raised")
