@@ -174,6 +174,7 @@ class Messaging:
         Raises:
             WseError: `BROKER_UNAVAILABLE`, in a cluster.
         """
+        self._hub.endpoint.check_thread()
         return await self._hub.network.devices(cid)
 
     async def online(self) -> int:
@@ -182,6 +183,7 @@ class Messaging:
         Raises:
             WseError: `BROKER_UNAVAILABLE`, in a cluster.
         """
+        self._hub.endpoint.check_thread()
         return await self._hub.network.online()
 
     async def users(self) -> AsyncIterator[Any]:
@@ -191,6 +193,7 @@ class Messaging:
         Raises:
             WseError: `BROKER_UNAVAILABLE`, in a cluster.
         """
+        self._hub.endpoint.check_thread()
         async for user in self._hub.network.users():
             yield user
 

@@ -75,7 +75,7 @@ class NodeRpc:
         Raises:
             WseError: `RP_SEND_FAILED`; `PROTOCOL_VIOLATION` for a name that WSE reserves.
         """
-        self._endpoint.check_type(name)
+        self._endpoint.check_sent(name)
         stamp, future = self._pending.add(name, timeout)
         try:
             self._send(node, plain(Call(self._bus.node, stamp, conn_id, name, payload, timeout)))

@@ -331,6 +331,8 @@ class Hub:
             self.send_to(USER, cid, conns, type, payload, exclude, key)
         elif self.network.reaches_others or not self.started:
             self.send_to(USER, cid, (), type, payload, exclude, key)
+        else:
+            self.endpoint.check_thread()
 
     def send_to(
         self,
@@ -359,6 +361,7 @@ class Hub:
     def drop_client(self, cid: ClientId, reason: str, code: int) -> None:
         """Disconnect all devices of a user; nothing happens if there are none."""
         check_close(code, reason)
+        self.endpoint.check_thread()
         if not self.started:
             raise WseError(ErrorCode.NOT_STARTED)
         self.network.drop(cid, reason, code)
@@ -384,6 +387,7 @@ class Hub:
         """Call a procedure on a user's devices; see `WseServer.call`."""
         if wait < 0:
             raise ValueError(f"wait is in seconds, not {wait}")
+        self.endpoint.check_thread()
         until = self.endpoint.scheduler.time() + wait
         while True:
             try:
@@ -418,6 +422,7 @@ class Hub:
         Raises:
             WseError: `NOT_STARTED`; `CONNECTION_MISSING`; `UNSUPPORTED`.
         """
+        self.endpoint.check_thread()
         if not self.started:
             raise WseError(ErrorCode.NOT_STARTED)
         callees = await self.network.callees(cid)
