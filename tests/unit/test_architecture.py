@@ -17,7 +17,10 @@ GROUND = {
     "errors",
     "tasks",
     "types",
-    *(f"core.{name}" for name in ("admission", "closing", "heartbeat", "limits", "packed", "ports", "resume", "stats")),
+    *(
+        f"core.{name}"
+        for name in ("admission", "closing", "folding", "heartbeat", "limits", "packed", "ports", "resume", "stats")
+    ),
 }
 
 # What each part may import of wse, the most specific prefix first.
@@ -50,6 +53,7 @@ ALLOWED = {
     # What stands on the server.
     "auth/": GROUND | {"core.hub", "auth", "server.server"},
     "cli/": GROUND | {"brokers.memory", "cli", "core.hub", "server"},
+    "uvicorn.py": {"transports.asgi"},
     "__main__.py": {"cli"},
     "testing.py": GROUND | {"client", "server", "transports"},
     "__init__.py": GROUND | {"client", "core", "protocols", "publisher", "server", "transports"},
@@ -70,6 +74,7 @@ LIBRARIES = {
     "brokers/nats/wire.py": {"nats"},
     "brokers/redis/": {"hiredis", "redis"},
     "cli/commands.py": {"click", "uvloop"},
+    "uvicorn.py": {"uvicorn"},
 }
 
 SOCKETS_AND_LOOPS = {"socket", "ssl", "select", "selectors"}

@@ -156,7 +156,11 @@ class ClusterNode:
                 if exc.code != ErrorCode.BROKER_UNAVAILABLE or rest <= 0:
                     raise
                 if not attempt:
-                    logger.warning("the broker cannot be reached (%s); trying again", exc.__cause__)
+                    logger.warning(
+                        "the broker cannot be reached (%s); trying again",
+                        exc.__cause__,
+                        extra={"kind": "broker-unreached", "code": str(exc.code)},
+                    )
             else:
                 return
             self._pausing = self._scheduler.create_future()

@@ -256,6 +256,8 @@ class Resumption(Resuming):
         ledger.resume(link, takes, arrival.claim.got)
         hub.network.mark(conn)
         if not old.ended:
+            text = "user %r is back on connection %s"
+            hub.endpoint.log.event("resumed", text, conn.cid, conn.conn_id, cid=conn.cid, conn_id=conn.conn_id)
             hub.resumed._emit_on(old, conn)
 
     def take_from_socket(self, session: ServerSession) -> None:
