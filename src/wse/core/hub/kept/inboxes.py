@@ -220,7 +220,7 @@ class Inboxes(Extension):
     ) -> int:
         if not self._hub.started:
             raise WseError(ErrorCode.NOT_STARTED)
-        self.endpoint.check_type(type)
+        self.endpoint.check_sent(type)
         if ttl is not None and not ttl > 0:
             raise ValueError(f"ttl is in seconds, more than 0, not {ttl!r}")
         data = pack(self.endpoint.protocols, type, payload)
