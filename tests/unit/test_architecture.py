@@ -154,7 +154,7 @@ def test_everything_public_is_there() -> None:
         "Backoff", "BlockingClient", "BlockingPublisher", "Challenge", "Channel", "ClientStatus", "CloseReason",
         "ClusterSettings", "Compression", "Credentials", "CurrentCall", "DeviceInfo", "ErrorCode", "ExposeErrors",
         "ExtensionTypes",
-        "Handshake", "Heartbeat", "InternalTypes", "Limits", "Loss", "Overflow", "Protocol", "Publisher", "ReadyState",
+        "Handshake", "Heartbeat", "Inbox", "InternalTypes", "Limits", "Loss", "Overflow", "Protocol", "Publisher", "ReadyState",
         "Resume", "Room", "Signal", "Stats", "Stream", "WseClient", "WseConnection", "WseError", "WseIdentity",
         "WseJSON", "WseMsgpack", "WseServer", "current_call", "js_client_path", "shield_deadline",
     } == set(wse.__all__)  # fmt: skip

@@ -197,7 +197,7 @@ class Arrived(ClusterMessage, tag=13):
     conn_id: str
 
 
-class Kept(ClusterMessage, tag=20):
+class Kept(ClusterMessage, tag=30):
     """The store has a new message for the user or the room."""
 
     number: int
