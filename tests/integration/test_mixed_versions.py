@@ -109,7 +109,8 @@ async def test_a_client_that_goes_between_an_old_node_and_a_new_one_begins_anew_
             assert await client.move(url) in (("lost", "unknown"), ("lost", "off"), ("ready", None))
             client.client.send("all", n)
             await client.until("all", n)
-        assert client.all("all") == [(0,), (1,), (2,)]
+        # One who changes nodes just then may get a message over both connections.
+        assert sorted(set(client.all("all"))) == [(0,), (1,), (2,)]
         assert client.all("resumed") == []
         assert client.all("lost")
     for running in one, two:
