@@ -186,6 +186,7 @@ class Messaging:
         Raises:
             WseError: `BROKER_UNAVAILABLE`, in a cluster.
         """
+        self._hub.endpoint.check_thread()
         return await self._hub.network.devices(cid)
 
     async def online(self) -> int:
@@ -194,6 +195,7 @@ class Messaging:
         Raises:
             WseError: `BROKER_UNAVAILABLE`, in a cluster.
         """
+        self._hub.endpoint.check_thread()
         return await self._hub.network.online()
 
     async def users(self) -> AsyncIterator[Any]:
@@ -203,6 +205,7 @@ class Messaging:
         Raises:
             WseError: `BROKER_UNAVAILABLE`, in a cluster.
         """
+        self._hub.endpoint.check_thread()
         async for user in self._hub.network.users():
             yield user
 

@@ -35,6 +35,7 @@ from wse.server.handling import Handling
 from wse.server.lifecycle import LIFESPAN_GRACE, Lifecycle, ListenerOptions, commanded, serve_until_signal
 from wse.server.messaging import Messaging
 from wse.server.signals import ServerSignals
+from wse.server.threadsafe import Threadsafe
 from wse.server.watchdog import Watchdog
 from wse.transports.asgi import AsgiApp
 from wse.transports.picows import Upgrader
@@ -137,6 +138,7 @@ class WseServer(Handling, Messaging):
             expose=expose_errors,
             debug=debug,
             report=self._report,
+            elsewhere="server.threadsafe",
         )
         deadline = timeout if auth_timeout is None else auth_timeout
         heartbeat = heartbeat or Heartbeat()
@@ -196,6 +198,11 @@ class WseServer(Handling, Messaging):
     def timeout(self) -> float:
         """Seconds that a call to a client waits for its answer; 0 means for ever."""
         return self._endpoint.timeout
+
+    @cached_property
+    def threadsafe(self) -> Threadsafe:
+        """The methods of the server for other threads than that of its event loop."""
+        return Threadsafe(self, self._scheduler)
 
     def stats(self) -> Stats:
         """Return the server's present state, and its counters since it was created.

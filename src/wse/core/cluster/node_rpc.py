@@ -73,7 +73,7 @@ class NodeRpc:
             WseError: `RP_SEND_FAILED`; `PROTOCOL_VIOLATION` for a name that WSE reserves; `RP_TIMEOUT`, when the
                 deadline of the procedure that calls has passed.
         """
-        self._endpoint.check_type(name)
+        self._endpoint.check_sent(name)
         if bounded:
             timeout = inherited(timeout, self._endpoint.timeout, name)
         stamp, future = self._pending.add(name, timeout)

@@ -339,6 +339,8 @@ class Hub:
             self.send_to(USER, cid, conns, type, payload, exclude, key)
         elif self.network.reaches_others or not self.started:
             self.send_to(USER, cid, (), type, payload, exclude, key)
+        else:
+            self.endpoint.check_thread()
 
     def send_to(
         self,
@@ -367,6 +369,7 @@ class Hub:
     def drop_client(self, cid: ClientId, reason: str, code: int) -> None:
         """Disconnect all devices of a user; nothing happens if there are none."""
         check_close(code, reason)
+        self.endpoint.check_thread()
         if not self.started:
             raise WseError(ErrorCode.NOT_STARTED)
         self.network.drop(cid, reason, code)
@@ -396,6 +399,7 @@ class Hub:
             raise ValueError(f"wait is in seconds, not {wait}")
         if upload is not None and mode != "any":
             raise ValueError(f'an upload goes to one device, with mode="any", not {mode!r}')
+        self.endpoint.check_thread()
         until = self.endpoint.scheduler.time() + wait
         while True:
             try:
@@ -451,6 +455,7 @@ class Hub:
         Raises:
             WseError: `NOT_STARTED`; `CONNECTION_MISSING`; `BROKER_UNAVAILABLE`.
         """
+        self.endpoint.check_thread()
         if not self.started:
             raise WseError(ErrorCode.NOT_STARTED)
         for callee in reversed(await self.network.callees(cid)):

@@ -392,6 +392,7 @@ class Serving:
     def send_progress(self, stamp: Any, value: Any) -> None:
         """See `CurrentCall.progress`."""
         session = self._session
+        session.endpoint.check_thread()
         if session.ended:
             return
         kind = self._types.progress

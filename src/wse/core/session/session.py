@@ -232,7 +232,7 @@ class Session(Answering):
                 larger than the peer takes.
             TypeError: The key is neither a string nor an integer of 64 bits.
         """
-        self.endpoint.check_type(type)
+        self.endpoint.check_sent(type)
         if key is not None:
             check_key(key)
         try:
@@ -279,7 +279,7 @@ class Session(Answering):
                 `UNSUPPORTED`, when the peer does not know the options; `RP_TIMEOUT`, when the deadline of the
                 procedure that calls has passed.
         """
-        self.endpoint.check_type(name)
+        self.endpoint.check_sent(name)
         if self._phase is not None:
             raise NotAskedError(ErrorCode.CLIENT_NOT_READY, {"rp": name}, "the connection is not open")
         calls = self._calls
@@ -410,6 +410,7 @@ class Session(Answering):
             WseError: `UNSUPPORTED`, when the session does not outlive its connection; `SESSION_LOST`.
             TimeoutError: Not in time.
         """
+        self.endpoint.check_thread()
         ledger = self.ledger
         if ledger is None:
             raise WseError(ErrorCode.UNSUPPORTED, {"extension": "resume"})
