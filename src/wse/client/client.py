@@ -116,6 +116,7 @@ class WseClient:
             expose=expose_errors,
             debug=debug,
             report=self._report,
+            elsewhere="loop.call_soon_threadsafe, or a BlockingClient",
         )
         self.when = ClientSignals(self._endpoint)
         self._connections = ConnectionManager(
@@ -398,4 +399,4 @@ class WseClient:
         return f"<WseClient {self.status}>"
 
     def _report(self, error: WseError, session: object) -> None:
-        emit_error(self.when.error, error)
+        emit_error(self.when.error, error, log=self._endpoint.log, context={"url": self.url})

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from wse.core.packed import unencodable
 from wse.core.session.current_call import CurrentCall, bounded, current
-from wse.core.session.flow import Inflow, Outflow, is_credit, iterator_of
+from wse.core.session.flow import Inflow, Outflow, SessionOutflow, is_credit, iterator_of
 from wse.core.session.handlers import discard
 from wse.core.session.output import EASY_SIZE
 from wse.core.session.signals import HANDLER_ERRORS
@@ -219,7 +219,7 @@ class Serving:
             session._procedure_failed(exc, name, payload, stamp)
             return
         if options.credit is not None:
-            call.outflow = Outflow(session, self._types.item, stamp, name, options.credit)
+            call.outflow = SessionOutflow(session, self._types.item, stamp, name, options.credit)
             result = call.outflow.send_all(iterator_of(result))
         elif not isawaitable(result):
             session._answer(result, name, payload, stamp)
@@ -392,6 +392,7 @@ class Serving:
     def send_progress(self, stamp: Any, value: Any) -> None:
         """See `CurrentCall.progress`."""
         session = self._session
+        session.endpoint.check_thread()
         if session.ended:
             return
         kind = self._types.progress
