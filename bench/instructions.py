@@ -45,6 +45,8 @@ REQUEST = (
 )
 RESUMABLE = '["~wse:hi",{"identity":"secret","meta":{},"ext":{"resume":{}}},null]'
 ACK_EVERY = 64
+STREAMING = '["~wse:hi",{"identity":"secret","meta":{},"ext":{"calls":{"timeout":20}}},null]'
+GRANTED = 16  # items for which a receiver with the usual window grants credit at once
 HELLO = '["~wse:hi",{"identity":"secret","meta":{}},null]'
 
 
@@ -152,6 +154,48 @@ def own_call() -> Callable[[int], None]:
             session.receive(f'["~wse:response",8,{stamp}]')
             assert future.result() == 8
             session.forget_call(stamp)
+
+    return run
+
+
+def sent_message() -> Callable[[int], None]:
+    """A plain message of the server."""
+    server = new_server()
+    link = new_session(server)[1]
+    (user,) = server.clients.values()
+    (conn,) = user.conns.values()
+    payload = {"a": 5, "b": 3, "n": 7}
+
+    def run(times: int) -> None:
+        before = link.writes
+        for _ in range(times):
+            conn.send("item", payload)
+        assert link.writes == before + times
+
+    return run
+
+
+async def stream_item() -> Callable[[int], Any]:
+    """An item of a stream, whose reader grants credit as it takes them."""
+    server = new_server()
+    payload = {"a": 5, "b": 3, "n": 7}
+
+    async def items(conn: Any, argument: Any) -> Any:
+        while True:
+            yield payload
+
+    server.register("items", items)
+    session, link = new_session(server, STREAMING)
+    session.receive('["~wse:call",["items",null,{"t":0,"n":32}],1]')
+    await asyncio.sleep(0)
+
+    async def run(times: int) -> None:
+        before = link.writes
+        for _ in range(0, times, GRANTED):
+            session.receive(f'["~wse:more",{GRANTED},1]')
+            await asyncio.sleep(0)
+            await asyncio.sleep(0)
+        assert abs(link.writes - before - times) <= 2 * GRANTED
 
     return run
 
@@ -374,6 +418,8 @@ OPERATIONS: dict[str, tuple[Callable[[], Any], int]] = {
     "sync call": (sync_call, 960),
     "async call": (async_call, 960),
     "own call": (own_call, 960),
+    "sent message": (sent_message, 960),
+    "item of a stream": (stream_item, 960),
     "broadcast to 100": (broadcast, 60),
     "resume: message": (resumable_message, 960),
     "resume: sync call": (resumable_call, 960),
