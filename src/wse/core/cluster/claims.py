@@ -29,6 +29,7 @@ import msgspec
 from wse.core.cluster.envelope import Query, decode_name, encode_name
 from wse.core.cluster.moved_link import MovedLink
 from wse.core.cluster.placeholder import Placeholder
+from wse.core.cluster.turns import Turns
 from wse.core.hub.handshake import Returning
 from wse.core.hub.moving import Luggage
 from wse.core.hub.tickets import Claim, Refusal, Why, proof_of
@@ -68,6 +69,10 @@ SPREAD_WITHIN = 0.5
 GIVE_UP_AFTER = 1.0
 """Seconds until a node is told that the session of a client is lost. By then the client has a new one, and its user has
 been there all the time."""
+
+MOST_COMING = 256
+"""Sessions for which this node listens at a time. Each may keep messages, and each message is looked at for all of them;
+others wait, if many clients come at once."""
 
 PAUSE = 0.05
 """Seconds until a node is asked again that is busy with the session."""
@@ -146,6 +151,7 @@ class Claims:
         self._rpc = rpc
         self._presence = presence
         self._left: list[ServerSession] = []  # sessions that have moved, with handlers that still run here
+        self._turns = Turns(self._scheduler, MOST_COMING)
         self._sent: dict[str, Sent] = {}  # sessions on their way to other nodes
         rpc.queries |= {"claim": self._claimed, "find": self._found, "give-up": self._given_up}
 
@@ -198,12 +204,14 @@ class Claims:
         if not holder:
             return Refusal(Why.UNKNOWN)
         placeholder = Placeholder(self._bus, self._delivery, question.conn_id, question.user)
-        is_here = is_settled = False
+        is_here = is_settled = has_turn = False
+        was_peer = holder in self._bus.peers
         try:
             for _ in range(MAX_ROUNDS):
                 if not is_wanted():
                     break  # the client may have come to another node meanwhile
-                answer = await self._ask(holder, "claim", question, ASKED)
+                has_died = was_peer and holder not in self._bus.peers
+                answer = None if has_died else await self._ask(holder, "claim", question, ASKED)
                 if placeholder.problem is not None or not isinstance(answer, dict | list):
                     return Refusal(placeholder.problem or Why.UNREACHABLE)
                 if isinstance(answer, dict):
@@ -217,6 +225,9 @@ class Claims:
                     return Fetched(self._presence, self._hub, self._delivery, placeholder, holder, transfer)
                 else:
                     returns, *rooms = answer
+                    if not has_turn:
+                        await self._turns.take()
+                        has_turn = True
                     placeholder.listen(rooms)
                     await self._bus.broker.flush()
                     if self._bus.broker.spreads:  # who has got a question knows of the subscriptions before it
@@ -224,6 +235,8 @@ class Claims:
                     question = msgspec.structs.replace(question, rooms=digest(rooms), returns=returns)
             return Refusal(Why.UNREACHABLE)
         finally:
+            if has_turn:
+                self._turns.give()
             if not is_here:
                 placeholder.close()
             if not is_settled:
