@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import signal
+import socket
 import threading
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
 from wse.errors import CloseReason, ErrorCode, WseError
 from wse.transports import picows
@@ -65,12 +67,12 @@ async def started(server: WseServer, stop: asyncio.Event) -> bool:
 
 
 def check_port(server: WseServer) -> None:
-    """Check that a server that a process is to run has a port.
+    """Check that a server that a process is to run has a port, or another place to listen at.
 
     Raises:
         ValueError: It has none.
     """
-    if server.port is None:
+    if not server._lifecycle.options.listens:
         raise ValueError("a server that listens needs a port: WseServer(port=4200), or port=0 for a free one")
 
 
@@ -85,9 +87,26 @@ class ListenerOptions:
     compression: Compression | None
     files: Mapping[str, StaticFile] = field(default_factory=dict)
     reuse_port: bool = False
+    unix: str | None = None
+    unix_mode: int | None = None
+    sock: socket.socket | None = None
+
+    def __post_init__(self) -> None:
+        if sum(place is not None for place in (self.port, self.unix, self.sock)) > 1:
+            raise ValueError("a server listens at one place: give port, unix or sock")
+
+    @property
+    def listens(self) -> bool:
+        """Whether it listens; otherwise it runs inside a web application."""
+        return self.port is not None or self.unix is not None or self.sock is not None
 
     def url(self, port: int | None) -> str:
         """The URL for clients on this machine."""
+        unix = self.unix
+        if self.sock is not None and self.sock.family == getattr(socket, "AF_UNIX", None):
+            unix = self.sock.getsockname()
+        if unix is not None:
+            return f"{'ws' if self.ssl is None else 'wss'}+unix://{quote(unix)}:{self.path or '/'}"
         everywhere = {None: "127.0.0.1", "": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - not bound here
         host = everywhere.get(self.host, self.host)
         scheme = "ws" if self.ssl is None else "wss"
@@ -126,7 +145,7 @@ class Lifecycle:
         self._last_port = 0
         self._begun = False  # by `start`, which may come once
         hub.started = False
-        if options.port is not None:
+        if options.listens:
             acceptor.admission.unready.add(NOT_STARTED)
 
     @property
@@ -166,7 +185,10 @@ class Lifecycle:
             await self.attach()
             self._begun = True
             port = self.options.port
-            if port is not None:
+            if port is None:
+                if self.options.listens:
+                    self._listener = await self._listen(self.options, None)
+            else:
                 try:
                     # Once it has taken a free port, clients know it by that one.
                     self._listener = await self._listen(self.options, port or self._last_port)
@@ -184,12 +206,15 @@ class Lifecycle:
         finally:
             self._starting = False
 
-    async def _listen(self, options: ListenerOptions, port: int) -> picows.Listener:
+    async def _listen(self, options: ListenerOptions, port: int | None) -> picows.Listener:
         return await picows.listen(
             self._acceptor,
             host=options.host,
             port=port,
             reuse_port=options.reuse_port,
+            unix=options.unix,
+            unix_mode=options.unix_mode,
+            sock=options.sock,
             path=options.path,
             ssl=options.ssl,
             handshake_timeout=self._hub.auth_timeout or None,
