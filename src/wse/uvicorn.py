@@ -68,7 +68,8 @@ class WebSocketProtocol(UvicornProtocol):
             self._stop()  # it closes all its WebSockets, and uvicorn waits until they have ended
 
     async def run_asgi(self) -> None:
-        self.scope["extensions"][SOCKET_EXTENSION] = {"take": self._take}
+        extensions = self.scope.setdefault("extensions", {})
+        extensions[SOCKET_EXTENSION] = {"take": self._take}
         await super().run_asgi()
 
     async def send(self, message: ASGISendEvent) -> None:

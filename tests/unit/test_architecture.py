@@ -17,7 +17,10 @@ GROUND = {
     "errors",
     "tasks",
     "types",
-    *(f"core.{name}" for name in ("admission", "closing", "heartbeat", "limits", "packed", "ports", "resume", "stats")),
+    *(
+        f"core.{name}"
+        for name in ("admission", "closing", "folding", "heartbeat", "limits", "packed", "ports", "resume", "stats")
+    ),
 }
 
 # What each part may import of wse, the most specific prefix first.

@@ -402,4 +402,4 @@ class WseClient:
         return f"<WseClient {self.status}>"
 
     def _report(self, error: WseError, session: object) -> None:
-        emit_error(self.when.error, error)
+        emit_error(self.when.error, error, log=self._endpoint.log, context={"url": self.url})

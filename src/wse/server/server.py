@@ -10,7 +10,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Self
 
-from wse.brokers import as_broker
+from wse.brokers import as_broker, without_secrets
 from wse.core.admission import Admission
 from wse.core.cluster.node import ClusterNode
 from wse.core.cluster.settings import ClusterSettings
@@ -159,9 +159,8 @@ class WseServer(Handling, Messaging):
             resume=Resume() if resume is True else resume or None,
         )
         self._hub.network = SingleNode(self._hub)
-        if broker is not None:
-            self._join_cluster(broker, cluster)
-        self._acceptor = ServerAcceptor(self._hub, Admission(origins, trusted_proxies), heartbeat)
+        admission = Admission(origins, trusted_proxies, self._endpoint.log.folding)
+        self._acceptor = ServerAcceptor(self._hub, admission, heartbeat)
         served = {at: StaticFile(Path(file)) for at, file in (files or {}).items()}
         if serve_client:
             served |= {f"/{name}": StaticFile(js_client_path().with_name(name)) for name in JS_MODULES}
@@ -182,6 +181,8 @@ class WseServer(Handling, Messaging):
             ),
             None if watchdog is None else Watchdog(watchdog, self._handler_blocked),
         )
+        if broker is not None:
+            self._join_cluster(broker, cluster)
         self.when = ServerSignals(self._hub)
         if identify is not None:
             self.identify(identify)
@@ -264,6 +265,7 @@ class WseServer(Handling, Messaging):
     def _join_cluster(self, broker: str | Broker, settings: ClusterSettings | None) -> None:
         readers = (WseJSON(), WseMsgpack())
         self._hub.network = ClusterNode(self._hub, as_broker(broker), settings or ClusterSettings(), readers=readers)
+        self._lifecycle.broker = without_secrets(broker) if isinstance(broker, str) else type(broker).__name__
 
     @property
     def host(self) -> str | None:
@@ -388,4 +390,5 @@ class WseServer(Handling, Messaging):
         self._endpoint.report(WseError(ErrorCode.HANDLER_BLOCKED, details, f"{handler} blocked for {seconds:.1f} s"))
 
     def _report(self, error: WseError, session: object) -> None:
-        emit_error(self.when.error, error, session.conn if isinstance(session, ServerSession) else None)
+        conn, context = (session.conn, session.context()) if isinstance(session, ServerSession) else (None, {})
+        emit_error(self.when.error, error, conn, log=self._endpoint.log, context=context)

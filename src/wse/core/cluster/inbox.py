@@ -64,6 +64,7 @@ class Inbox:
         self._liveness = liveness
         self._restore_within = restore_within
         self._restoring = False
+        self._lost_at: float | None = None  # when the broker was lost
 
     def received(self, topic: str, data: bytes) -> None:
         try:
@@ -80,9 +81,13 @@ class Inbox:
         self._liveness.connection_lost()
         self._claims.connection_lost()
         self._bus.take_back(unsent)
+        self._lost_at = self._scheduler.time()
         self._endpoint.report(WseError(ErrorCode.BROKER_UNAVAILABLE), None, cause)
 
     def connection_restored(self) -> None:
+        away = 0.0 if self._lost_at is None else self._scheduler.time() - self._lost_at
+        text = "the broker is back after %.1f s"
+        self._endpoint.log.event("broker-back", text, away, seconds=round(away, 3), node=self._bus.node)
         self._bus.hold()
         self._reconciler.is_disturbed = True
         self._liveness.renew()

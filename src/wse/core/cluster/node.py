@@ -36,6 +36,7 @@ from wse.core.cluster.reconciler import Reconciler
 from wse.core.cluster.registration import Registrations
 from wse.core.cluster.steps import Steps
 from wse.core.hub.network import DeviceInfo
+from wse.core.ports.broker import Away
 from wse.errors import ErrorCode, WseError
 from wse.tasks import wake
 
@@ -155,7 +156,11 @@ class ClusterNode:
                 if exc.code != ErrorCode.BROKER_UNAVAILABLE or rest <= 0:
                     raise
                 if not attempt:
-                    logger.warning("the broker cannot be reached (%s); trying again", exc.__cause__)
+                    logger.warning(
+                        "the broker cannot be reached (%s); trying again",
+                        exc.__cause__,
+                        extra={"kind": "broker-unreached", "code": str(exc.code)},
+                    )
             else:
                 return
             self._pausing = self._scheduler.create_future()
@@ -273,6 +278,9 @@ class ClusterNode:
     async def find(self, holder: str, claim: Claim) -> Returning | None:
         return await self.claims.find(holder, claim)
 
+    def mark(self, conn: WseConnection) -> None:
+        self.presence.mark(conn)
+
     def moved(self, conn: WseConnection, to: str) -> None:
         self.presence.moved(conn)
 
@@ -307,7 +315,11 @@ class ClusterNode:
 
     async def devices(self, cid: ClientId) -> list[DeviceInfo]:
         devices = await self.broker.devices(encode_name(cid))
-        return [DeviceInfo(cid, device.conn_id, device.node) for device in devices if not device.away]
+        return [
+            DeviceInfo(cid, device.conn_id, device.node, device.away is Away.DETACHED)
+            for device in devices
+            if device.away is not Away.GONE
+        ]
 
     async def online(self) -> int:
         return await self.broker.online()
@@ -317,7 +329,8 @@ class ClusterNode:
             yield decode_name(user)
 
     async def callees(self, cid: ClientId) -> list[Callee]:
-        """The user's devices, the oldest first; while the broker is away, only those of this node.
+        """The user's devices, those that are away first, and the oldest before newer ones; while the broker is away,
+        only those of this node.
 
         Raises:
             WseError: `BROKER_UNAVAILABLE`: the broker is away, and the user has no device on this node.
@@ -329,15 +342,17 @@ class ClusterNode:
             if not here:
                 raise
             return [*here.values()]
-        callees: list[Callee] = []
+        away: list[Callee] = []
+        present: list[Callee] = []
         for device in devices:
-            if device.away:
-                continue
-            if device.node != self.node:
-                callees.append(RemoteDevice(self.rpc, device.node, device.conn_id))
-            elif device.conn_id in here:
-                callees.append(here.pop(device.conn_id))
-        return [*callees, *here.values()]  # an engine that has come back empty does not know all of them yet
+            session = here.pop(device.conn_id, None)
+            if session is not None:
+                (present if session.conn.attached else away).append(session)
+            elif device.node != self.node and device.away is not Away.GONE:
+                remote = RemoteDevice(self.rpc, device.node, device.conn_id)
+                (away if device.away else present).append(remote)
+        # An engine that has come back empty does not know all of them yet.
+        return [*away, *present, *here.values()]
 
     async def members(self, name: RoomName) -> frozenset[ClientId]:
         """The users in a room on the other nodes that answer in time.

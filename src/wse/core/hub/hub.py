@@ -45,6 +45,9 @@ if TYPE_CHECKING:
 logger = logging.getLogger("wse")
 
 
+_REFUSALS = frozenset((CloseReason.NOT_AUTHORIZED, CloseReason.AUTH_TIMEOUT))
+"""Ends of connections that were not accepted, and that nothing else reports."""
+
 LOOK_AGAIN = 0.25
 """Seconds after which the register is asked again for a user who is waited for."""
 
@@ -250,6 +253,9 @@ class Hub:
         identity = conn._user
         if self.connections.pop(conn.conn_id, None) is None:
             self.sockets.unauthenticated -= 1
+            if reason in _REFUSALS:
+                text = "refused a client at %s: %s"
+                self.endpoint.log.event(f"refused: {reason}", text, conn.remote_addr, reason, conn_id=conn.conn_id)
         if identity is None:
             return
         to = "" if session.ticket is None else session.ticket.to
@@ -266,6 +272,7 @@ class Hub:
                 "a second connection of user %r has closed the first, because a user may have only one; to allow more, "
                 "set WseServer(conns_per_user=…) (this warning is logged once)",
                 identity.cid,
+                extra={"kind": "displaced", "cid": identity.cid, "conn_id": conn.conn_id},
             )
         self.disconnected._emit(conn, code, reason)
         if to:

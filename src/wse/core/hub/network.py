@@ -30,11 +30,13 @@ class DeviceInfo:
         cid: The user's id.
         conn_id: The connection's id.
         node: The id of the node that it is connected to; an empty string on a server without a cluster.
+        away: Whether its connection is broken, and its session waits for its client to come back.
     """
 
     cid: Any
     conn_id: str
     node: str = ""
+    away: bool = False
 
 
 class Fetched(typing.Protocol):
@@ -123,6 +125,9 @@ class Network(typing.Protocol):
     async def find(self, holder: str, claim: Claim) -> Returning | None:
         """The user of a session that another node has, if the client knows its key."""
         ...
+
+    def mark(self, conn: WseConnection) -> None:
+        """Note that a connection has become detached, or attached again."""
 
     def moved(self, conn: WseConnection, to: str) -> None:
         """Note that a connection goes on at another node."""

@@ -72,6 +72,8 @@ class SingleNode:
 
     async def find(self, holder: str, claim: Claim) -> None: ...
 
+    def mark(self, conn: WseConnection) -> None: ...
+
     def moved(self, conn: WseConnection, to: str) -> None: ...
 
     def drop_joining(self, cid: ClientId, reason: str, code: int) -> None: ...
@@ -104,7 +106,7 @@ class SingleNode:
         return [*self._hub.sessions_of(cid)]
 
     async def devices(self, cid: ClientId) -> list[DeviceInfo]:
-        return [DeviceInfo(cid, session.conn.conn_id) for session in self._hub.sessions_of(cid)]
+        return [DeviceInfo(cid, conn.conn_id, away=not conn.attached) for conn in self._hub.conns_of(cid)]
 
     async def online(self) -> int:
         return len(self._hub.identities) + len(self._leaving)

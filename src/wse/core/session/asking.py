@@ -8,7 +8,6 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar, cast
 
 from wse.core.session.flow import Inflow, Outflow, iterator_of
-from wse.core.session.signals import run_handler
 from wse.errors import ErrorCode, WseError
 
 if TYPE_CHECKING:
@@ -145,7 +144,7 @@ class Asking:
     def item(self, item: Any, stamp: Any, size: int) -> None:
         """The procedure has yielded an item (`~wse:item`)."""
         asked = self._find(stamp)
-        if asked is None or asked.inflow is None or asked.inflow.is_over:
+        if asked is None or asked.inflow is None or asked.inflow.is_over or asked.future.done():
             return
         if not asked.inflow.put(item, size):
             error = self._session.exceeded("stream_window")
@@ -163,8 +162,7 @@ class Asking:
         """The procedure tells how far it is (`~wse:progress`)."""
         asked = self._find(stamp)
         if asked is not None and asked.on_progress is not None and not asked.future.done():
-            session = self._session
-            run_handler(session, asked.on_progress, (value,), session._listener_failed, self._types.progress)
+            self._session.run_listener(asked.on_progress, (value,), self._types.progress)
 
     def _find(self, stamp: Any) -> Asked | None:
         try:

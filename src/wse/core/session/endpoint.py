@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from wse.core.limits import Overflow
 from wse.core.ports.protocol import RESERVED_PREFIX, Protocol
 from wse.core.session.extensions import Extensions
+from wse.core.session.log import Log, facts, is_answer
 from wse.core.session.ordered import Order
 from wse.core.session.rpc import ExposeErrors, Procedures
 from wse.core.session.signals import Channel, Signal
@@ -47,6 +48,7 @@ class Endpoint:
         "expose",
         "extensions",
         "limits",
+        "log",
         "max_handlers",
         "max_incoming_calls",
         "max_outgoing_calls",
@@ -76,6 +78,7 @@ class Endpoint:
         self.protocols = tuple(protocols)
         self.reserved = frozenset[MessageType]().union(*(p.reserved for p in self.protocols))
         self.scheduler = scheduler
+        self.log = Log(lambda: scheduler.time())  # whose clock may be replaced
         self.timeout = timeout
         self.limits = limits
         self.max_handlers = _bound(limits.handlers)
@@ -114,10 +117,13 @@ class Endpoint:
         raise WseError(ErrorCode.PROTOCOL_VIOLATION, {"type": type}, problem)
 
     def report(self, error: WseError, session: object = None, cause: BaseException | None = None) -> None:
-        """Report a failure to the application."""
+        """Report a failure to the application. What a procedure answers on purpose does not count as an error."""
         if cause is not None:
             error.__cause__ = cause
-        self.counters.errors[error.code] += 1
+        if is_answer(error):
+            self.counters.count_answer(error.__cause__)
+        else:
+            self.counters.errors[str(error.code)] += 1
         self._report(error, session)
 
 
@@ -125,16 +131,18 @@ def _bound(limit: int | None) -> float:
     return inf if limit is None else limit
 
 
-def emit_error(signal: Signal[*tuple[Any, ...]], error: WseError, *rest: Any) -> None:
+def emit_error(
+    signal: Signal[*tuple[Any, ...]], error: WseError, *rest: Any, log: Log, context: Mapping[str, Any]
+) -> None:
     """Fire an `error` signal, or log the error if the signal has no listener."""
     if signal.has_listeners:
         signal._emit(error, *rest)
-    elif isinstance(error.__cause__, WseError):
-        logger.warning("%s: %s", error, error.__cause__)  # raised on purpose, so a traceback adds nothing
     else:
-        logger.error("%s", error, exc_info=error.__cause__)
+        log.error(error, context)
 
 
 def error_listener_failed(exc: Exception, signal: str, args: tuple[Any, ...]) -> None:
     """Log the exception of an `error` listener, which has no other place to go."""
-    logger.error("a listener of %s raised while it handled: %s", signal, args[0], exc_info=exc)
+    error = args[0]
+    extra = {"kind": "error-listener", "code": str(error.code), **facts(error, {})}
+    logger.error("a listener of %s raised while it handled: %s", signal, error, exc_info=exc, extra=extra)

@@ -512,12 +512,27 @@ class Session(Answering):
             except HANDLER_ERRORS as exc:
                 self._listener_failed(exc, type_)
             else:
-                if result is not None and isawaitable(result):
-                    if self.running_handlers >= self.endpoint.max_handlers:
-                        discard(result)
-                        self.exceeded("handlers", CloseReason.LIMIT_HANDLERS)
-                        return
-                    self.spawn(settle(result, self._listener_failed, type_))
+                if result is not None and isawaitable(result) and not self._run_on(result, type_):
+                    return
+
+    def run_listener(self, fn: Callable[..., Any], args: tuple[Any, ...], type_: MessageType) -> None:
+        """Call a listener of what has come with that type."""
+        try:
+            result = fn(*args)
+        except HANDLER_ERRORS as exc:
+            self._listener_failed(exc, type_)
+        else:
+            if result is not None and isawaitable(result):
+                self._run_on(result, type_)
+
+    def _run_on(self, awaitable: Any, type_: MessageType) -> bool:
+        """Run an async listener; returns False for one too many, which ends the connection."""
+        if self.running_handlers >= self.endpoint.max_handlers:
+            discard(awaitable)
+            self.exceeded("handlers", CloseReason.LIMIT_HANDLERS)
+            return False
+        self.spawn(settle(awaitable, self._listener_failed, type_))
+        return True
 
     def _ignored(self, type_: Any, payload: Any, stamp: Any) -> None:
         """Handle a plain message that has no listener."""

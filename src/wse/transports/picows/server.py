@@ -241,7 +241,7 @@ class HttpConnection(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._end()
         if not self.answered:
-            logger.debug("a connection ended without a request: %r", exc)
+            logger.debug("a connection ended without a request: %r", exc, extra={"kind": "no-request"})
 
     def data_received(self, data: bytes) -> None:
         if self.answered:
