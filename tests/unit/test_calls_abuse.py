@@ -222,7 +222,9 @@ def test_a_generator_that_yields_in_its_finally_is_reported_once(side):
     assert nothing_is_left(peer.session)
 
 
-@pytest.mark.parametrize("item", [object(), {1: {2}, "a": object()}, 1j, "\ud800"], ids=["object", "set", "complex", "surrogate"])
+@pytest.mark.parametrize(
+    "item", [object(), {1: {2}, "a": object()}, 1j, "\ud800"], ids=["object", "set", "complex", "surrogate"]
+)
 def test_an_item_that_cannot_be_encoded_ends_its_stream_only(side, item):
     async def bad(conn, payload):
         yield 1

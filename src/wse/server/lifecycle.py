@@ -11,6 +11,7 @@ from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
@@ -117,7 +118,8 @@ class ListenerOptions:
         if self.sock is not None and self.sock.family == getattr(socket, "AF_UNIX", None):
             unix = self.sock.getsockname()
         if unix is not None:
-            return f"{'ws' if self.ssl is None else 'wss'}+unix://{quote(unix)}:{self.path or '/'}"
+            place = quote(str(Path(unix).absolute()))
+            return f"{'ws' if self.ssl is None else 'wss'}+unix://{place}:{self.path or '/'}"
         everywhere = {None: "127.0.0.1", "": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - not bound here
         host = everywhere.get(self.host, self.host)
         scheme = "ws" if self.ssl is None else "wss"
