@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import signal
 import socket
-import threading
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -16,9 +14,11 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from wse.errors import CloseReason, ErrorCode, WseError
+from wse.server.process import END_SIGNALS, heard
 from wse.transports import picows
 
 if TYPE_CHECKING:
+    import signal
     import ssl
     from collections.abc import Callable, Iterable, Iterator, Mapping
 
@@ -45,7 +45,7 @@ commanded: ContextVar[bool] = ContextVar("commanded", default=False)
 async def serve_until_signal(server: WseServer, grace: float, notice: float) -> None:
     """Start a server, and close it on SIGINT or SIGTERM; see `WseServer.run`."""
     check_port(server)
-    with server._lifecycle.stopped_by(signal.SIGINT, signal.SIGTERM) as stop:
+    with server._lifecycle.stopped_by(*END_SIGNALS) as stop:
         try:
             if await started(server, stop):
                 server._lifecycle.add_closed_callback(stop.set)
@@ -381,11 +381,7 @@ class Lifecycle:
 
     @contextmanager
     def stopped_by(self, *signals: signal.Signals) -> Iterator[asyncio.Event]:
-        """An event that any of these signals sets; after a second signal, `close` no longer waits for handlers.
-
-        In another thread than the main one there are no signals to listen to, nor on an event loop of Windows.
-        """
-        loop = asyncio.get_running_loop()
+        """An event that any of these signals sets; after a second signal, `close` no longer waits for handlers."""
         stop = asyncio.Event()
 
         def stop_or_hurry() -> None:
@@ -393,14 +389,5 @@ class Lifecycle:
                 self._scheduler.hurry()
             stop.set()
 
-        heard = []
-        if threading.current_thread() is threading.main_thread():
-            with suppress(NotImplementedError):
-                for number in signals:
-                    loop.add_signal_handler(number, stop_or_hurry)
-                    heard.append(number)
-        try:
+        with heard(signals, stop_or_hurry):
             yield stop
-        finally:
-            for number in heard:
-                loop.remove_signal_handler(number)
