@@ -38,8 +38,9 @@ ALLOWED = {
     "core/cluster/": GROUND | {"core.session", "core.hub", "core.cluster"},
     # Adapters: each knows ports, values, and its own parts.
     "protocols/": GROUND | {"protocols"},
-    "transports/": GROUND | {"transports.awaited", "transports.request", "transports.tcp"},
-    "transports/picows/": GROUND | {"transports.deflate", "transports.picows", "transports.request", "transports.tcp"},
+    "transports/": GROUND | {f"transports.{name}" for name in ("awaited", "certificate", "request", "tcp")},
+    "transports/picows/": GROUND
+    | {f"transports.{name}" for name in ("certificate", "deflate", "picows", "request", "tcp")},
     "brokers/": GROUND | {"brokers.placement"},
     "brokers/__init__.py": GROUND | {"brokers"},  # finds the one for a URL
     "brokers/nats/": GROUND | {"brokers.nats", "brokers.placement", "brokers.reconnecting"},
@@ -64,7 +65,7 @@ ALLOWED = {
 LIBRARIES = {
     "core/": {"msgspec"},
     "protocols/": {"msgspec"},
-    "transports/picows/": {"aiofastnet", "multidict", "picows"},
+    "transports/picows/": {"aiofastnet", "multidict", "picows", "python_socks"},
     "transports/aiohttp.py": {"aiohttp"},
     "auth/": {"scramp"},
     "brokers/nats/bucket.py": {"nats"},

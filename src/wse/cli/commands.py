@@ -16,6 +16,7 @@ from wse.brokers.memory import MemoryBroker
 from wse.cli.supervisor import PortError, Supervisor, check_port
 from wse.cli.target import TargetError, load
 from wse.cli.worker import StartError, WorkerSlot, serve
+from wse.server.process import HANGUP, SHARES_PORTS
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -83,7 +84,10 @@ def serve_command(
     # Importing modules takes time, and until there is an event loop signals would have their default effect.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     if workers > 1:
-        signal.signal(signal.SIGHUP, signal.SIG_IGN)  # there is nothing to replace yet
+        if not SHARES_PORTS:
+            raise click.UsageError("several workers cannot share a port on this system: run one worker on each port")
+        assert HANGUP is not None  # or they could not
+        signal.signal(HANGUP, signal.SIG_IGN)  # there is nothing to replace yet
     try:
         slot = WorkerSlot.taken()
     except StartError as exc:

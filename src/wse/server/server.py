@@ -42,6 +42,7 @@ from wse.transports.picows import Upgrader
 from wse.types import MessageType
 
 if TYPE_CHECKING:
+    import socket
     import ssl
     from collections.abc import Awaitable, Callable
 
@@ -59,6 +60,10 @@ class WseServer(Handling, Messaging):
             The decorator `@server.identify` sets it as well.
         host: The interface to listen on; `None` for all.
         port: The port to listen on; 0 takes a free port, and the same port at the next start if it is still free.
+        unix: The path of a Unix socket to listen on, instead of a port. A socket that an ended server has left there is
+            replaced.
+        unix_mode: The permissions of that socket, such as `0o660`; by default the umask of the process decides.
+        sock: A socket that is bound already, to listen on instead: from systemd, for example.
         path: The only path that opens a WebSocket; others get HTTP 404. `None` accepts every path.
         ssl: For `wss:`, an `ssl.SSLContext` with the server's certificate.
         conns_per_user: How many devices of one user may be connected; one more disconnects the oldest.
@@ -105,6 +110,9 @@ class WseServer(Handling, Messaging):
         *,
         host: str | None = "127.0.0.1",
         port: int | None = None,
+        unix: str | Path | None = None,
+        unix_mode: int | None = None,
+        sock: socket.socket | None = None,
         path: str | None = None,
         ssl: ssl.SSLContext | None = None,
         conns_per_user: int = 1,
@@ -162,7 +170,17 @@ class WseServer(Handling, Messaging):
             self._hub,
             self._scheduler,
             self._acceptor,
-            ListenerOptions(host, port, path, ssl, compression, served),
+            ListenerOptions(
+                host,
+                port,
+                path,
+                ssl,
+                compression,
+                served,
+                unix=None if unix is None else str(unix),
+                unix_mode=unix_mode,
+                sock=sock,
+            ),
             None if watchdog is None else Watchdog(watchdog, self._handler_blocked),
         )
         if broker is not None:
@@ -263,7 +281,7 @@ class WseServer(Handling, Messaging):
 
     @property
     def port(self) -> int | None:
-        """The port that the server listens on; before `start`, the configured one."""
+        """The port that the server listens on; before `start`, the configured one; `None` if there is none."""
         return self._lifecycle.port
 
     @property
