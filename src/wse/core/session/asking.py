@@ -10,12 +10,14 @@ from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar, cast
 from wse.core.session.flow import Inflow, Outflow, iterator_of
 from wse.core.session.signals import run_handler
 from wse.errors import ErrorCode, WseError
+from wse.validation.checks import check_for
 
 if TYPE_CHECKING:
     import asyncio
 
     from wse.core.session.session import Session
     from wse.types import MessageType
+    from wse.validation.checks import Check
 
 T = TypeVar("T")
 
@@ -187,6 +189,7 @@ class Stream(Generic[T]):
     __slots__ = (
         "_asked",
         "_asking",
+        "_check",
         "_deadline",
         "_find",
         "_name",
@@ -207,6 +210,7 @@ class Stream(Generic[T]):
         timeout: float | None,
         deadline: float | None,
         upload: Items | None,
+        item: Any = None,
     ) -> None:
         if window < 1:
             raise ValueError(f"window must be 1 or more items, not {window}")
@@ -220,6 +224,7 @@ class Stream(Generic[T]):
         self._timeout = timeout
         self._deadline = deadline
         self._upload = upload
+        self._check = None if item is None else check_for(item)
         self._asking: Asking | None = None
         self._asked: Asked | None = None
         self._stamp = 0
@@ -258,7 +263,15 @@ class Stream(Generic[T]):
                 if inflow.error is not None:
                     raise inflow.error
                 raise StopAsyncIteration
-        return cast("T", inflow.take())
+        item = inflow.take()
+        return cast("T", item if self._check is None else self._checked(item, self._check))
+
+    def _checked(self, item: Any, check: Check) -> Any:
+        try:
+            return check.received(item, rp=self._name)
+        except WseError:
+            self._leave()
+            raise
 
     async def _wait(self, inflow: Inflow) -> None:
         if not self._timeout or self._asking is None:

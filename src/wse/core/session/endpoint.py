@@ -20,6 +20,7 @@ from wse.types import MessageType
 if TYPE_CHECKING:
     from wse.core.limits import Limits
     from wse.core.ports.scheduling import Scheduler
+    from wse.core.session.signals import CheckType
 
 logger = logging.getLogger("wse")
 
@@ -37,6 +38,8 @@ class Endpoint:
         expose: How much the caller of a procedure learns about an exception in it.
         debug: Whether callers also get stack traces.
         report: Called with every failure, and with its session if there is one.
+        channel: Makes the listeners of messages.
+        procedures: Makes the procedures.
     """
 
     __slots__ = (
@@ -70,6 +73,8 @@ class Endpoint:
         overflow: Mapping[MessageType, Overflow | str] | None = None,
         expose: ExposeErrors | str = ExposeErrors.MESSAGE,
         debug: bool = False,
+        channel: Callable[[tuple[str, ...], CheckType, Order], Channel] = Channel,
+        procedures: Callable[[tuple[str, ...], CheckType, Order], Procedures] = Procedures,
     ) -> None:
         if timeout < 0:
             raise ValueError(f"timeout must be 0 (none) or more seconds, not {timeout}")
@@ -86,8 +91,8 @@ class Endpoint:
         self.expose = ExposeErrors(expose)
         self.debug = debug
         order = Order(scheduler)
-        self.channel = Channel((*takes, "payload"), self.check_type, order)
-        self.procedures = Procedures((*takes, "payload"), self.check_type, order)
+        self.channel = channel((*takes, "payload"), self.check_type, order)
+        self.procedures = procedures((*takes, "payload"), self.check_type, order)
         self._report = report
         self.overflow = {kind: Overflow(policy) for kind, policy in (overflow or {}).items()}
         for kind in self.overflow:
