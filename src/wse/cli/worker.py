@@ -87,11 +87,9 @@ async def serve(server: WseServer, *, grace: float, notice: float = 0.0, slot: W
             except (OSError, ValueError, WseError) as exc:
                 why = f"{exc} ({exc.__cause__})" if exc.__cause__ else f"{exc}"
                 raise StartError(f"the server cannot start: {why}") from exc
-            logger.info("listening on %s", server.url)
             if slot is not None:
                 slot.socket.send(READY)
             await stop.wait()
-            logger.info("closing")
         finally:
             await server.close(grace, notice=notice)
 
@@ -106,7 +104,7 @@ def watched(slot: WorkerSlot | None, stop: asyncio.Event) -> Iterator[None]:
 
     def supervisor_gone() -> None:
         loop.remove_reader(slot.socket)
-        logger.warning("the supervisor has ended; this worker closes")
+        logger.warning("the supervisor has ended; this worker closes", extra={"kind": "supervisor-gone"})
         stop.set()
 
     loop.add_reader(slot.socket, supervisor_gone)

@@ -122,6 +122,7 @@ class WseClient:
             report=self._report,
             channel=self._handlers.make_channel,
             procedures=self._handlers.make_procedures,
+            elsewhere="loop.call_soon_threadsafe, or a BlockingClient",
         )
         self.when = ClientSignals(self._endpoint)
         self._connections = ConnectionManager(
@@ -515,4 +516,4 @@ class WseClient:
         return f"<WseClient {self.status}>"
 
     def _report(self, error: WseError, session: object) -> None:
-        emit_error(self.when.error, error)
+        emit_error(self.when.error, error, log=self._endpoint.log, context={"url": self.url})

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass, field
 
-from wse.errors import CloseReason
+from wse.errors import CloseReason, ErrorCode, WseError
 
 _REASONS = frozenset(str(reason) for reason in CloseReason)
+_CODES = frozenset(str(code) for code in ErrorCode)
 
 
 class Counters:
@@ -18,6 +19,7 @@ class Counters:
     """
 
     __slots__ = (
+        "answers",
         "bytes_in",
         "bytes_out",
         "calls_in",
@@ -41,6 +43,7 @@ class Counters:
         self.bytes_in = 0
         self.bytes_out = 0
         self.errors: Counter[str] = Counter()
+        self.answers: Counter[str] = Counter()
         self.closes: Counter[str] = Counter()
         self.close_codes: Counter[int] = Counter()
         self.dropped: Counter[str] = Counter()
@@ -50,6 +53,11 @@ class Counters:
         """Count a connection that has ended."""
         self.close_codes[code] += 1
         self.closes[reason if reason in _REASONS else "other"] += 1
+
+    def count_answer(self, error: BaseException | None) -> None:
+        """Count an error that a procedure has raised on purpose. Its code may be a peer's, from a nested call."""
+        code = str(error.code) if isinstance(error, WseError) else ""
+        self.answers[code if code in _CODES else "other"] += 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,7 +82,10 @@ class Stats:
         calls_out: Calls made to clients.
         bytes_in: Bytes of all messages, calls and answers received, without the framing of WebSocket.
         bytes_out: Bytes of all messages, calls and answers sent, before compression and without the framing.
-        errors: Reports on `error`, by code.
+        errors: Failures that were reported on `error`, by code. A `WseError` that a procedure raises is its answer, and
+            does not count here.
+        answers: Errors that procedures raised on purpose, as a `WseError`, by code; codes that are not WSE's own are
+            `other`.
         closes: Connections that have ended, by reason; reasons that are not WSE's own are `other`.
         close_codes: Connections that have ended, by close code; 1006 is a connection that was lost.
         dropped: Messages not delivered to slow receivers, by their `Overflow` policy; `too-large` counts messages that
@@ -103,6 +114,7 @@ class Stats:
     close_codes: dict[int, int] = field(default_factory=dict)
     dropped: dict[str, int] = field(default_factory=dict)
     limits: dict[str, int] = field(default_factory=dict)
+    answers: dict[str, int] = field(default_factory=dict)
     refused_origins: int = 0
     detached: int = 0
     retained: int = 0

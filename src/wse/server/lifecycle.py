@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import signal
 import threading
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 from wse.errors import CloseReason, ErrorCode, WseError
@@ -24,6 +26,8 @@ if TYPE_CHECKING:
     from wse.server.server import WseServer
     from wse.server.watchdog import Watchdog
     from wse.transports.deflate import Compression
+
+logger = logging.getLogger("wse")
 
 NOT_STARTED = "not started"
 """The reason why a server with a port is not ready before its start, and any server after its end."""
@@ -72,6 +76,13 @@ def check_port(server: WseServer) -> None:
     """
     if server.port is None:
         raise ValueError("a server that listens needs a port: WseServer(port=4200), or port=0 for a free one")
+
+
+def _version() -> str:
+    try:
+        return version("wse")
+    except PackageNotFoundError:  # pragma: no cover - a copy of the source
+        return "of unknown version"
 
 
 @dataclass(slots=True)
@@ -125,6 +136,8 @@ class Lifecycle:
         self._starting = False
         self._last_port = 0
         self._begun = False  # by `start`, which may come once
+        self._told_ready = False
+        self.broker = ""  # its name in the log
         hub.started = False
         if options.port is not None:
             acceptor.admission.unready.add(NOT_STARTED)
@@ -178,6 +191,7 @@ class Lifecycle:
                     self._last_port = self._listener.port or 0
             if self._closing is None:
                 raise RuntimeError("the server was closed while it started")
+            self._tell_ready()
         except BaseException:
             await self.close()
             raise
@@ -222,6 +236,47 @@ class Lifecycle:
             self._acceptor.admission.unready.discard(NOT_STARTED)
         await self._hub.network.open()
         self._hub.started = self._closing is not None  # it may have been closed meanwhile
+        if self._hub.started and not self._starting and not self._told_ready:
+            self._tell_ready()
+
+    def _tell_ready(self) -> None:
+        """Log where the server can be reached, and how."""
+        self._told_ready = True
+        protocols = [protocol.name for protocol in self._hub.endpoint.protocols]
+        extra = {"protocols": protocols, "broker": self.broker, "version": _version(), "node": self._hub.network.name}
+        facts = f"protocols: {', '.join(protocols)}; broker: {self.broker or 'none'}; wse {extra['version']}"
+        if self._listener is not None:
+            url = self.options.url(self.port)
+            logger.info("listening on %s (%s)", url, facts, extra={"kind": "listening", "url": url, **extra})
+            logger.info("ready", extra={"kind": "ready", "url": url, **extra})
+        else:
+            logger.info("ready, without a port of its own (%s)", facts, extra={"kind": "ready", **extra})
+
+    def _tell_closing(self) -> None:
+        sockets, users, handlers = len(self._hub.sockets.open), len(self._hub.identities), len(self._hub.tasks)
+        counts = {"connections": sockets, "users": users, "handlers": handlers + self._scheduler.running}
+        logger.info(
+            "closing; connections: %d, users: %d, handlers that run: %d",
+            *counts.values(),
+            extra={"kind": "closing", **counts},
+        )
+
+    def _tell_closed(self) -> None:
+        counters = self._hub.endpoint.counters
+        counts = {
+            "seconds": round(self.uptime, 3),
+            "opened": counters.opened,
+            "messages_in": counters.messages_in,
+            "messages_out": counters.messages_out,
+            "calls_in": counters.calls_in,
+            "calls_out": counters.calls_out,
+            "errors": counters.errors.total(),
+        }
+        logger.info(
+            "closed after %.0f s; connections: %d, messages in: %d, out: %d, calls in: %d, out: %d, errors: %d",
+            *counts.values(),
+            extra={"kind": "closed", **counts},
+        )
 
     def add_closed_callback(self, callback: Callable[[], object]) -> None:
         """Call a function when the server, which must have been started, has been closed."""
@@ -237,6 +292,9 @@ class Lifecycle:
         """See `WseServer.close`."""
         self._leave_ended_loop()
         self._acceptor.admission.unready.add(NOT_STARTED)
+        told, self._told_ready = self._told_ready, False
+        if told:
+            self._tell_closing()
         if self._closing is not None:  # otherwise it has never been ready
             await self._scheduler.pause(notice)
         listener, self._listener = self._listener, None
@@ -257,15 +315,25 @@ class Lifecycle:
             await listener.wait_closed()
         if self._watchdog is not None:
             self._watchdog.stop()
+        if told:
+            self._tell_closed()
         if self._closing is not None and not self._closing.done():
             self._closing.set_result(None)
         self._closing = None
         self._begun = False
         self._started_at = None
+        self._scheduler.release()
 
     def _leave_ended_loop(self) -> None:
-        """Forget what belongs to an event loop that has been closed before the server was: none of it runs again."""
-        if self._closing is None or not self._closing.get_loop().is_closed():
+        """Forget what belongs to an event loop that has been closed before the server was: none of it runs again.
+
+        Raises:
+            WseError: `WRONG_THREAD`: the event loop runs in another thread.
+        """
+        if self._closing is None:
+            return
+        if not self._closing.get_loop().is_closed():
+            self._hub.endpoint.check_thread()
             return
         self._scheduler.bind()
         listener, self._listener = self._listener, None
@@ -283,6 +351,7 @@ class Lifecycle:
             self._watchdog.stop()
         self._closing = None
         self._started_at = None
+        self._told_ready = False
 
     async def _settle(self, tasks: Iterable[asyncio.Task[Any]], grace: float) -> float:
         """Wait for these tasks and those of the scheduler; returns the rest of the grace."""

@@ -10,7 +10,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Self
 
-from wse.brokers import as_broker
+from wse.brokers import as_broker, without_secrets
 from wse.core.admission import Admission
 from wse.core.cluster.node import ClusterNode
 from wse.core.cluster.settings import ClusterSettings
@@ -36,8 +36,10 @@ from wse.server.handling import Handling
 from wse.server.lifecycle import LIFESPAN_GRACE, Lifecycle, ListenerOptions, commanded, serve_until_signal
 from wse.server.messaging import Messaging
 from wse.server.signals import ServerSignals
+from wse.server.threadsafe import Threadsafe
 from wse.server.watchdog import Watchdog
 from wse.transports.asgi import AsgiApp
+from wse.transports.picows import Upgrader
 from wse.typed.handlers import Handlers
 from wse.types import MessageType
 
@@ -82,8 +84,8 @@ class WseServer(Handling, Messaging):
         files: Files to send in answer to plain GETs, by path: `{"/": "index.html"}`.
         overflow: The policy, by message type, for messages to a device that reads too slowly; see `Overflow`. Messages
             of other types close its connection when `limits.send_buffer` is reached.
-        heartbeat: The times after which silent devices are pinged and disconnected, on the built-in listener and in
-            aiohttp. ASGI servers have a heartbeat of their own.
+        heartbeat: The times after which silent devices are pinged and disconnected, on the built-in listener, in
+            uvicorn with `wse.uvicorn`, and in aiohttp. Other ASGI servers have a heartbeat of their own.
         watchdog: Seconds for which a handler may block the event loop before it is reported on `error`, with its name,
             as `HANDLER_BLOCKED`; `None` turns the watchdog off.
         broker: Joins this server to a cluster: a broker's URL, `nats://...` or `redis://...`, or a broker. By default
@@ -141,6 +143,7 @@ class WseServer(Handling, Messaging):
             report=self._report,
             channel=self._handlers.make_channel,
             procedures=self._handlers.make_procedures,
+            elsewhere="server.threadsafe",
         )
         deadline = timeout if auth_timeout is None else auth_timeout
         heartbeat = heartbeat or Heartbeat()
@@ -155,9 +158,8 @@ class WseServer(Handling, Messaging):
             resume=Resume() if resume is True else resume or None,
         )
         self._hub.network = SingleNode(self._hub)
-        if broker is not None:
-            self._join_cluster(broker, cluster)
-        self._acceptor = ServerAcceptor(self._hub, Admission(origins, trusted_proxies), heartbeat)
+        admission = Admission(origins, trusted_proxies, self._endpoint.log.folding)
+        self._acceptor = ServerAcceptor(self._hub, admission, heartbeat)
         served = {at: StaticFile(Path(file)) for at, file in (files or {}).items()}
         if serve_client:
             served |= {f"/{name}": StaticFile(js_client_path().with_name(name)) for name in JS_MODULES}
@@ -168,6 +170,8 @@ class WseServer(Handling, Messaging):
             ListenerOptions(host, port, path, ssl, compression, served),
             None if watchdog is None else Watchdog(watchdog, self._handler_blocked),
         )
+        if broker is not None:
+            self._join_cluster(broker, cluster)
         self.when = ServerSignals(self._hub)
         if identify is not None:
             self.identify(identify)
@@ -199,6 +203,11 @@ class WseServer(Handling, Messaging):
     def timeout(self) -> float:
         """Seconds that a call to a client waits for its answer; 0 means for ever."""
         return self._endpoint.timeout
+
+    @cached_property
+    def threadsafe(self) -> Threadsafe:
+        """The methods of the server for other threads than that of its event loop."""
+        return Threadsafe(self, self._scheduler)
 
     def stats(self) -> Stats:
         """Return the server's present state, and its counters since it was created.
@@ -250,6 +259,7 @@ class WseServer(Handling, Messaging):
     def _join_cluster(self, broker: str | Broker, settings: ClusterSettings | None) -> None:
         readers = (WseJSON(), WseMsgpack())
         self._hub.network = ClusterNode(self._hub, as_broker(broker), settings or ClusterSettings(), readers=readers)
+        self._lifecycle.broker = without_secrets(broker) if isinstance(broker, str) else type(broker).__name__
 
     @property
     def host(self) -> str | None:
@@ -352,7 +362,9 @@ class WseServer(Handling, Messaging):
         `start` and `close` in the framework's lifespan. Otherwise the first connection starts the server.
         """
         close = partial(self.close, LIFESPAN_GRACE)
-        return AsgiApp(self._acceptor, self._lifecycle.options.path, self._lifecycle.attach, close)
+        options = self._lifecycle.options
+        sockets = Upgrader(self._acceptor.limits, options.compression)
+        return AsgiApp(self._acceptor, options.path, self._lifecycle.attach, close, sockets)
 
     @cached_property
     def aiohttp(self) -> Callable[[Any], Awaitable[Any]]:
@@ -372,4 +384,5 @@ class WseServer(Handling, Messaging):
         self._endpoint.report(WseError(ErrorCode.HANDLER_BLOCKED, details, f"{handler} blocked for {seconds:.1f} s"))
 
     def _report(self, error: WseError, session: object) -> None:
-        emit_error(self.when.error, error, session.conn if isinstance(session, ServerSession) else None)
+        conn, context = (session.conn, session.context()) if isinstance(session, ServerSession) else (None, {})
+        emit_error(self.when.error, error, conn, log=self._endpoint.log, context=context)

@@ -82,7 +82,10 @@ class Watchdog:
             seen = _handler(sys._current_frames().get(self._loop_thread))
             if seen is not None and seen == suspect and blocked_for >= self._threshold:
                 self._culprit = seen[1]
-                logger.warning("the handler %s has blocked the event loop for %.1f s", seen[1], blocked_for)
+                extra = {"kind": "handler-blocks", "handler": seen[1], "seconds": round(blocked_for, 3)}
+                logger.warning(
+                    "the handler %s has blocked the event loop for %.1f s", seen[1], blocked_for, extra=extra
+                )
             suspect = seen
 
 

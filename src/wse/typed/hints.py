@@ -136,7 +136,7 @@ def _called(fn: Any) -> Any:
 
 def _function_of(fn: Any) -> Any:
     """The function in which the annotations stand."""
-    fn = inspect.unwrap(_called(fn))
+    fn = inspect.unwrap(_called(inspect.unwrap(fn)))
     if isinstance(fn, type):
         fn = fn.__init__ if isinstance(fn.__init__, FunctionType) else fn  # type: ignore[misc]  # only looked at
     return getattr(fn, "__func__", fn)
