@@ -17,6 +17,7 @@ from wse.core.cluster.settings import ClusterSettings
 from wse.core.heartbeat import Heartbeat
 from wse.core.hub.census import take_stats
 from wse.core.hub.connection import ServerSession, WseIdentity
+from wse.core.hub.handshake import handshake_of
 from wse.core.hub.hub import Hub
 from wse.core.hub.single_node import SingleNode
 from wse.core.limits import Limits, Overflow
@@ -39,6 +40,7 @@ from wse.server.threadsafe import Threadsafe
 from wse.server.watchdog import Watchdog
 from wse.transports.asgi import AsgiApp
 from wse.transports.picows import Upgrader
+from wse.typed.handlers import Handlers
 from wse.types import MessageType
 
 if TYPE_CHECKING:
@@ -136,6 +138,7 @@ class WseServer(Handling, Messaging):
         debug: bool = False,
     ) -> None:
         self._scheduler = AsyncioScheduler()
+        self._handlers = Handlers("server", ("conn",), {"auth": handshake_of})
         self._endpoint = Endpoint(
             ("conn",),
             protocols=as_protocols(protocol),
@@ -146,6 +149,8 @@ class WseServer(Handling, Messaging):
             expose=expose_errors,
             debug=debug,
             report=self._report,
+            channel=self._handlers.make_channel,
+            procedures=self._handlers.make_procedures,
             elsewhere="server.threadsafe",
         )
         deadline = timeout if auth_timeout is None else auth_timeout

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from wse.core.ports.scheduling import Scheduler, Timer
     from wse.core.session.ordered import Order
+    from wse.core.session.signals import CheckType
 
 
 class NotAskedError(WseError):
@@ -47,7 +48,7 @@ class Procedures:
 
     __slots__ = ("_check_type", "_order", "_takes", "by_name", "cancellable", "streams")
 
-    def __init__(self, takes: tuple[str, ...], check_type: Callable[[MessageType], None], order: Order) -> None:
+    def __init__(self, takes: tuple[str, ...], check_type: CheckType, order: Order) -> None:
         self._takes = takes
         self._check_type = check_type
         self._order = order
@@ -85,26 +86,29 @@ class Procedures:
             WseError: `RP_ALREADY_REGISTERED`; `PROTOCOL_VIOLATION`, for a name that is WSE's own.
             TypeError: `fn` does not take the arguments of a call, or the name is missing; a stream that is ordered.
         """
-        if fn is None:
-            check_name(name, "register")
+        check_name(name, "register")
         self._check_type(name)
 
         def add(fn: F) -> F:
             check_handler(fn, *self._takes, *(("items",) if upload else ()), may_yield=True)
-            yields = is_generator(fn)
-            if ordered and (yields or upload):
-                raise TypeError("a procedure that streams items cannot be ordered")
-            if name in self.by_name or name in self.streams:
-                raise WseError(ErrorCode.RP_ALREADY_REGISTERED, {"rp": name})
-            if yields or upload:
-                self.streams[name] = Procedure(fn, yields, upload)
-            else:
-                self.by_name[name] = self._order.ordered(fn) if ordered else fn
-            if cancel:
-                self.cancellable.add(name)
+            self._put(name, fn, yields=is_generator(fn), cancel=cancel, upload=upload, ordered=ordered)
             return fn
 
         return add if fn is None else add(fn)
+
+    def _put(
+        self, name: MessageType, fn: Callable[..., Any], *, yields: bool, cancel: bool, upload: bool, ordered: bool
+    ) -> None:
+        if ordered and (yields or upload):
+            raise TypeError("a procedure that streams items cannot be ordered")
+        if name in self.by_name or name in self.streams:
+            raise WseError(ErrorCode.RP_ALREADY_REGISTERED, {"rp": name})
+        if yields or upload:
+            self.streams[name] = Procedure(fn, yields, upload)
+        else:
+            self.by_name[name] = self._order.ordered(fn) if ordered else fn
+        if cancel:
+            self.cancellable.add(name)
 
     def unregister(self, name: MessageType) -> None:
         """Remove a procedure; running calls go on.
