@@ -21,6 +21,7 @@ from wse.types import MessageType
 if TYPE_CHECKING:
     from wse.core.limits import Limits
     from wse.core.ports.scheduling import Scheduler
+    from wse.core.session.timing import Instruments
 
 logger = logging.getLogger("wse")
 
@@ -38,6 +39,11 @@ class Endpoint:
         expose: How much the caller of a procedure learns about an exception in it.
         debug: Whether callers also get stack traces.
         report: Called with every failure, and with its session if there is one.
+
+    Attributes:
+        counters: What has happened.
+        instruments: Measure times, if metrics are on.
+        log: Writes what no listener of `error` takes.
     """
 
     __slots__ = (
@@ -47,6 +53,7 @@ class Endpoint:
         "debug",
         "expose",
         "extensions",
+        "instruments",
         "limits",
         "log",
         "max_handlers",
@@ -85,6 +92,7 @@ class Endpoint:
         self.max_incoming_calls = _bound(limits.incoming_calls)
         self.max_outgoing_calls = _bound(limits.outgoing_calls)
         self.counters = Counters()
+        self.instruments: Instruments | None = None
         self.extensions = Extensions()
         self.expose = ExposeErrors(expose)
         self.debug = debug
