@@ -72,8 +72,8 @@ GIVE_UP_AFTER = 1.0
 been there all the time."""
 
 MOST_COMING = 256
-"""Sessions for which this node listens at a time. Each may keep messages, and each message is looked at for all of them;
-others wait, if many clients come at once."""
+"""Sessions for which this node listens at a time. Each may keep messages, and each message is looked at for all of
+them; others wait, if many clients come at once."""
 
 PAUSE = 0.05
 """Seconds until a node is asked again that is busy with the session."""

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from wse.core.limits import Limits
     from wse.core.ports.scheduling import Scheduler
     from wse.core.session.signals import CheckType
+    from wse.core.session.timing import Instruments
 
 logger = logging.getLogger("wse")
 
@@ -46,6 +47,11 @@ class Endpoint:
         channel: Makes the listeners of messages.
         procedures: Makes the procedures.
         elsewhere: What other threads than that of the event loop use, for the message of an error.
+
+    Attributes:
+        counters: What has happened.
+        instruments: Measure times, if metrics are on.
+        log: Writes what no listener of `error` takes.
     """
 
     __slots__ = (
@@ -57,6 +63,7 @@ class Endpoint:
         "elsewhere",
         "expose",
         "extensions",
+        "instruments",
         "limits",
         "log",
         "max_handlers",
@@ -98,6 +105,7 @@ class Endpoint:
         self.max_incoming_calls = _bound(limits.incoming_calls)
         self.max_outgoing_calls = _bound(limits.outgoing_calls)
         self.counters = Counters()
+        self.instruments: Instruments | None = None
         self.extensions = Extensions()
         self.expose = ExposeErrors(expose)
         self.debug = debug
