@@ -73,7 +73,8 @@ ALLOWED = {
     "publisher.py": GROUND | {"brokers", "core.cluster.envelope", "core.session", "protocols", "scheduler"},
     # What stands on the server.
     "auth/": GROUND | {"core.hub", "auth", "server.server"},
-    "cli/": GROUND | {"brokers.memory", "cli", "core.hub", "server"},
+    "cli/": GROUND | {"brokers.memory", "cli", "client", "core.hub", "protocols", "publisher", "server"},
+    "cli/connection.py": GROUND | {"auth", "client", "protocols"},
     "uvicorn.py": {"transports.asgi"},
     "__main__.py": {"cli"},
     "testing.py": GROUND | {"client", "server", "transports"},
@@ -97,7 +98,9 @@ LIBRARIES = {
     "brokers/nats/requests.py": {"nats"},
     "brokers/nats/wire.py": {"nats"},
     "brokers/redis/": {"hiredis", "redis"},
+    "cli/": {"click", "msgspec"},
     "cli/commands.py": {"click", "uvloop"},
+    "cli/reload.py": {"click", "watchfiles"},
     "uvicorn.py": {"uvicorn"},
     "prometheus.py": {"prometheus_client"},
 }

@@ -126,8 +126,10 @@ class Endpoint:
             WseError: `PROTOCOL_VIOLATION`; `WRONG_THREAD`.
         """
         try:
-            if type in self._usual and get_ident() == self.scheduler.thread:  # most of the time
-                return
+            if type in self._usual:  # most of the time
+                thread = self.scheduler.thread
+                if thread is None or thread == get_ident():
+                    return
         except TypeError:
             pass  # `check_type` has the words for that
         self.check_thread()
