@@ -17,8 +17,10 @@ from wse.core.ports.store import Record
 from wse.core.session.extensions import Extension
 from wse.core.session.phase import Ignoring
 from wse.errors import CloseReason, ErrorCode, WseError
+from wse.tasks import wake
 
 if TYPE_CHECKING:
+    import asyncio
     from collections.abc import Callable, Iterable, Mapping
 
     from wse.core.hub.connection import ServerSession, WseConnection
@@ -56,7 +58,7 @@ class Device(Reader):
         seen: What it has reported as seen.
     """
 
-    __slots__ = ("_is_writing", "after", "name", "seen", "span")
+    __slots__ = ("after", "name", "seen", "span")
 
     def __init__(self, conn: WseConnection, name: str, after: int | None) -> None:
         super().__init__(conn)
@@ -64,10 +66,24 @@ class Device(Reader):
         self.after = after
         self.span: Span | None = None
         self.seen = 0
-        self._is_writing = False
 
     def lost(self) -> None:
         self.conn._session.cut(1012, CloseReason.BY_SERVER)  # it connects again, and begins anew
+
+
+class Write:
+    """A cursor that is being moved.
+
+    Attributes:
+        number: Where it is to be moved.
+        done: Done when it has been moved, or could not be.
+    """
+
+    __slots__ = ("done", "number")
+
+    def __init__(self, number: int, done: asyncio.Future[None]) -> None:
+        self.number = number
+        self.done = done
 
 
 class Inboxes(Extension):
@@ -87,6 +103,7 @@ class Inboxes(Extension):
         self._settings = settings
         self._bounds = settings.bounds
         self._feeds: dict[str, Feed] = {}
+        self._writes: dict[tuple[str, str], Write] = {}
         self._timer: Timer | None = None
         self.endpoint = hub.endpoint
         self.store = store
@@ -146,6 +163,9 @@ class Inboxes(Extension):
         device = session.inbox
         assert device is not None  # it was made when the extension was offered
         try:
+            # What the device has reported over its last connection counts.
+            while (write := self._writes.get((box, device.name))) is not None:
+                await write.done
             from_now = self._settings.new_device == "none"
             cursor = await self.store.cursor(box, device.name, self._bounds, from_now=from_now)
         except WseError as exc:  # it gets its messages when the store is back
@@ -190,24 +210,25 @@ class Inboxes(Extension):
             return
         if number > device.seen:
             device.seen = number
-            if not device._is_writing:
-                device._is_writing = True
-                self.endpoint.scheduler.spawn(self._write(device))
+            cursor = _box(session.conn.cid), device.name
+            write = self._writes.get(cursor)
+            if write is None:
+                write = self._writes[cursor] = Write(number, self.endpoint.scheduler.create_future())
+                self.endpoint.scheduler.spawn(self._write(*cursor, write))
+            write.number = max(write.number, number)
 
-    async def _write(self, device: Device) -> None:
+    async def _write(self, box: str, device: str, write: Write) -> None:
         """Move a cursor, and once more if the device has seen more meanwhile."""
-        box = _box(device.conn.cid)
         written = 0
         try:
-            while written < device.seen:
-                written = device.seen
-                await self.store.seen(box, device.name, written)
+            while written < write.number:
+                written = write.number
+                await self.store.seen(box, device, written)
         except WseError as exc:  # the device gets these messages again when it connects anew
-            self.endpoint.report(
-                WseError(exc.code, {"box": box}, "a cursor cannot be moved"), device.conn._session, exc
-            )
+            self.endpoint.report(WseError(exc.code, {"box": box}, "a cursor cannot be moved"), None, exc)
         finally:
-            device._is_writing = False
+            del self._writes[box, device]
+            wake(write.done)
 
     # Messages.
 
