@@ -285,3 +285,63 @@ async def test_a_million_items_for_a_slow_reader_take_no_memory_and_delay_no_cal
     measured = await read_slowly(1_000_000)
     assert max(measured["grown"]) < 2 * MIB
     assert min(measured["p99"]) < 0.01
+
+
+# How soon.
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ["break", "cancelled task", "timeout", "first answer"])
+async def test_what_nobody_waits_for_ends_within_100_ms(listen, how):
+    """Usually: one in ten may wait for the processor."""
+    server = make_server(conns_per_user=2)
+    place = await listen(server)
+    loop = asyncio.get_running_loop()
+    times = []
+
+    async def never(payload):
+        began.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            ended.set_result(loop.time())
+
+    async def numbers(conn, payload):
+        try:
+            while True:
+                yield 1
+                await asyncio.sleep(0.001)
+        finally:
+            ended.set_result(loop.time())
+
+    async def answer(payload):
+        await began.wait()
+        return payload
+
+    server.register("never", lambda conn, payload: never(payload), cancel=True)
+    server.register("numbers", numbers)
+    one, other = await place.connect(), await place.connect()
+    one.register("ring", answer)
+    other.register("ring", never, cancel=True)
+    for _ in range(10):
+        began, ended = asyncio.Event(), loop.create_future()
+        match how:
+            case "break":
+                async with one.stream("numbers") as items:
+                    async for _ in items:
+                        break
+                    since = loop.time()
+            case "cancelled task":
+                task = asyncio.create_task(one.call("never"))
+                await soon(began.wait())
+                task.cancel()
+                since = loop.time()
+            case "timeout":
+                with pytest.raises(WseError, match=ErrorCode.RP_TIMEOUT):
+                    await one.call("never", timeout=0.5)
+                since = loop.time()
+            case _:
+                assert await soon(server.call("ann", "ring", 5)) == 5
+                since = loop.time()
+        times.append(await soon(ended) - since)
+    assert sorted(times)[8] < 0.1
