@@ -27,6 +27,7 @@ import sys
 import sysconfig
 import tempfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -95,9 +96,16 @@ def new_session(server: Any, hello: str = HELLO) -> tuple[Any, CountingLink]:
     return session, link
 
 
-def message() -> Callable[[int], None]:
+def metered_server() -> Any:
+    """The same, with metrics on."""
+    server = new_server()
+    server._metrics.start(asyncio.get_running_loop())
+    return server
+
+
+def message(make: Callable[[], Any] = new_server) -> Callable[[int], None]:
     """A plain message, from its text to its listener."""
-    receive = new_session(new_server())[0].receive
+    receive = new_session(make())[0].receive
     text = f'["chat",{PAYLOAD},null]'
 
     def run(times: int) -> None:
@@ -107,9 +115,9 @@ def message() -> Callable[[int], None]:
     return run
 
 
-def sync_call() -> Callable[[int], None]:
+def sync_call(make: Callable[[], Any] = new_server) -> Callable[[int], None]:
     """A call of a plain function, from its text to the answer's bytes."""
-    session, link = new_session(new_server())
+    session, link = new_session(make())
 
     def run(times: int) -> None:
         before = link.writes
@@ -200,9 +208,9 @@ async def stream_item() -> Callable[[int], Any]:
     return run
 
 
-def broadcast() -> Callable[[int], None]:
+def broadcast(make: Callable[[], Any] = new_server) -> Callable[[int], None]:
     """A broadcast to 100 links."""
-    server = new_server()
+    server = make()
     links = [new_session(server)[1] for _ in range(100)]
     payload = {"a": 5, "b": 3, "n": 7}
 
@@ -424,6 +432,9 @@ OPERATIONS: dict[str, tuple[Callable[[], Any], int]] = {
     "resume: message": (resumable_message, 960),
     "resume: sync call": (resumable_call, 960),
     "resume: broadcast to 100": (resumable_broadcast, 192),
+    "metrics: message": (partial(message, metered_server), 960),
+    "metrics: sync call": (partial(sync_call, metered_server), 960),
+    "metrics: broadcast to 100": (partial(broadcast, metered_server), 60),
     "picows: call": (frame, 960),
     "picows: 32 calls in a read, each": (frames, 960),
     "picows: broadcast to 100": (picows_broadcast, 60),

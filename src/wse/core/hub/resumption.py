@@ -245,7 +245,10 @@ class Resumption(Resuming):
         session.absorbed_by(old)
         hub.sockets.hand_over(session, old)
         conn = old.conn
-        conn.identity, conn.meta, conn.challenge = auth.identity, auth.meta, auth.challenge
+        conn.identity, conn.meta = auth.sent
+        conn.challenge = auth.challenge
+        if auth.state is not None:
+            conn.state = auth.state
         conn.request = session.conn.request
         old.agree_as(session)
         old.limit_output(session._max_out)
