@@ -447,9 +447,9 @@ class BlockingStream(Generic[T]):
             self._client._wait(self._stream.aclose())
 
     def __del__(self) -> None:
-        stream = getattr(self, "_stream", None)
+        stream: Stream[T] | None = getattr(self, "_stream", None)
         if stream is not None and (thread := self._client._thread) is not None:
-            thread.post(stream._leave)  # the stream's own end would come in this thread
+            thread.post(stream.leave)  # the stream's own end would come in this thread
 
 
 class BlockingSignal(Generic[*Ts]):
