@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import random
+import sys
+from asyncio.subprocess import PIPE
 from contextlib import suppress
 from pathlib import Path
 
@@ -12,7 +14,7 @@ import pytest
 
 from support.counts import LEAKS, counts
 from support.net import ServerLog, make_server, soon
-from support.programs import program
+from support.programs import program, unmeasured
 from support.proxy import TcpProxy
 from support.resume import RETURNING, session_of
 from wse import ErrorCode, WseClient, WseError
@@ -264,9 +266,17 @@ async def read_slowly(count):
     """A process reads that many items of another one: what it has measured."""
     with program(STREAMING, "serve") as server:
         port = (await asyncio.to_thread(server.read_until, "\n")).split()[1]
-        with program(STREAMING, "read", port, str(count)) as reader:
-            output = await asyncio.to_thread(reader.read_until, "\n")
-            assert await asyncio.to_thread(reader.stop) == 0
+        reader = await asyncio.create_subprocess_exec(
+            sys.executable, "-W", "error", STREAMING, "read", port, str(count), stdout=PIPE, env=unmeasured()
+        )
+        try:
+            async with asyncio.timeout(250):
+                output, _ = await reader.communicate()
+        finally:
+            if reader.returncode is None:
+                reader.kill()
+                await reader.wait()
+    assert reader.returncode == 0
     measured = json.loads(output)
     assert measured["taken"] == count
     assert measured["ahead"] <= 33  # the window, and the item that waits for credit
