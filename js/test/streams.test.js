@@ -534,9 +534,9 @@ describe('a session that outlives its connection', () => {
 })
 
 describe('procedures of ours', () => {
-  const served = async (procedures, options = {}) => {
-    const all = await readyClient({ ...CALLS, ...options })
-    for (const [name, fn] of Object.entries(procedures)) all.client.register(name, fn)
+  const served = async (procedures, { upload = false } = {}) => {
+    const all = await readyClient(CALLS)
+    for (const [name, fn] of Object.entries(procedures)) all.client.register(name, fn, { upload })
     return { ...all, call: (name, options, stamp = 's', payload = null) => all.socket.receive(options ? ['~wse:call', [name, payload, options], stamp] : [name, payload, stamp]) }
   }
 
@@ -812,7 +812,7 @@ describe('procedures of ours', () => {
         for await (const item of items) got.push(item)
         return [meta, got.length]
       },
-    })
+    }, { upload: true })
     call('import', { up: 1 }, 's', 'meta')
     assert.deepEqual(await written(socket), [['~wse:want', 32, 's']])
     for (let n = 0; n < 16; n++) socket.receive(['~wse:put', n, 's'])
@@ -831,7 +831,7 @@ describe('procedures of ours', () => {
         signal = context.signal
         return new Promise(() => {})
       },
-    })
+    }, { upload: true })
     call('import', { up: 1 })
     await written(socket)
     for (let n = 0; n < 33; n++) socket.receive(['~wse:put', n, 's'])
@@ -853,7 +853,7 @@ describe('procedures of ours', () => {
           throw error
         }
       },
-    })
+    }, { upload: true })
     call('import', { up: 1 })
     await written(socket)
     socket.receive(['~wse:cancel', null, 's'])
@@ -868,7 +868,7 @@ describe('procedures of ours', () => {
       async *echo(_, { items }) {
         for await (const item of items) yield item
       },
-    })
+    }, { upload: true })
     call('echo', { n: 8, up: 1 })
     await written(socket)
     for (const item of ['a', 'b']) socket.receive(['~wse:put', item, 's'])
