@@ -255,7 +255,7 @@ export class Stream {
   constructor(make, rp, { signal, window = 32, timeout = 0, deadline = 0, ...options }, isFull, WseError) {
     const n = Math.max(1, Math.min(Math.floor(window), MOST)) || 1
     const leave = (code, details) => this.#controller.abort(new WseError(code, { rp, ...details }))
-    const inflow = (this.#inflow = new Inflow(timeout, () => leave('wse.client.rp.timeout', { timeout })))
+    const inflow = (this.#inflow = new Inflow(timeout, () => leave('wse.client.rp.timeout', { timeout, at: 'caller' })))
     const abort = () => {
       inflow.drop()
       this.#controller.abort(signal.reason)

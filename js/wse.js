@@ -1,11 +1,10 @@
 // MIT licence. See wse.d.ts and README.md.
 
 // 'wse.limit.nesting' is LIMIT_NESTING.
-const named = (prefix, words) => Object.fromEntries(words.split(' ').map((word) => [word.toUpperCase().replace(/\W/g, '_'), prefix + word]))
+const named = (prefix, words) => /** @type {any} */ (Object.fromEntries(words.split(' ').map((word) => [word.toUpperCase().replace(/\W/g, '_'), prefix + word])))
 
-/** @type {any} */
 export const WSE_ERROR = Object.freeze({
-  ...named('wse.', 'not-authorized limit-exceeded slow-receiver session-expired session-lost unsupported invalid-payload rp.is-a-stream rp.not-a-stream'),
+  ...named('wse.', 'not-authorized limit-exceeded slow-receiver session-expired session-lost unsupported wrong-thread invalid-payload rp.is-a-stream rp.not-a-stream'),
   ...named('wse.client.', 'invalid-cra-handler rp.timeout rp.disconnect rp.send-failed connection-closed'),
   ...named('wse.server.', 'rp.not-registered rp.already-registered protocol-violation connection-error msg-processing-error not-started handler-blocked handler-cancelled broker-unavailable broker-deaf broker-lost-messages'),
   ...named('wse.server.auth.', 'identify-handler-missing invalid-cra-generator'),
@@ -19,7 +18,6 @@ export const WSE_ERROR = Object.freeze({
   MESSAGE_PROCESSING_ERROR: 'wse.server.msg-processing-error',
 })
 
-/** @type {any} */
 export const WSE_REASON = Object.freeze({
   ...named('wse.', 'clients-concurrency not-authorized auth-timeout protocol-error by-client by-server session-expired resumed-elsewhere moved slow-receiver'),
   ...named('wse.', 'limit.message-size limit.handshake-size limit.nesting limit.handlers limit.message-rate limit.byte-rate limit.connections limit.connections-per-address limit.unauthenticated'),
@@ -27,7 +25,6 @@ export const WSE_REASON = Object.freeze({
   PROTOCOL_ERR: 'wse.protocol-error',
 })
 
-/** @type {any} */
 export const WSE_STATUS = Object.freeze(named('', 'IDLE CONNECTING READY OFFLINE RE_CONNECTING'))
 
 const isFinal = (code) => /^(100[023789]|1010|[34]\d{3})$/.test(code)
@@ -61,7 +58,6 @@ const later = (fn, seconds) => setTimeout(fn, Math.min(seconds * 1e3, 2 ** 31 - 
 let loaded
 const streams = () => (loaded ??= import('./wse-streams.js'))
 
-// 0 is for ever.
 const finite = (seconds) => (Number.isFinite(seconds) ? Math.max(seconds, 0) : 0)
 const isCount = (value) => Number.isInteger(value) && value > 0
 
@@ -345,7 +341,7 @@ export class WseClient {
         this.#calls.delete(stamp)
       }
     }
-    return expiring(timeout, wait, () => left(new WseError(WSE_ERROR.RP_TIMEOUT, { rp, timeout })))
+    return expiring(timeout, wait, () => left(new WseError(WSE_ERROR.RP_TIMEOUT, { rp, timeout, at: 'caller' })))
   }
 
   async flush(timeout) {
@@ -359,7 +355,7 @@ export class WseClient {
   register(rp, fn, { upload, ordered } = /** @type {any} */ ({})) {
     this.#checkType(rp)
     check(fn)
-    if (ordered && (upload || /Generator/.test(fn.constructor.name))) throw new TypeError('a stream has no order')
+    if (ordered && (upload || /Generator/.test(fn.constructor.name))) throw new TypeError('a stream in order')
     if (this.#procedures.has(rp)) throw new WseError(WSE_ERROR.RP_ALREADY_REGISTERED, { rp })
     this.#procedures.set(rp, { fn: ordered ? this.#inTurn(fn) : fn, upload })
   }

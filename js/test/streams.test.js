@@ -90,7 +90,7 @@ describe('calls of ours', () => {
     assert.deepEqual(socket.read(), [['~wse:call', ['a', 1, { t: 5 }], 1], ['~wse:call', ['b', null, { t: 0 }], 2]])
     await pass(t, 5)
     const { code, details } = await late
-    assert.deepEqual([code, details], [WSE_ERROR.RP_TIMEOUT, { rp: 'a', timeout: 5 }])
+    assert.deepEqual([code, details], [WSE_ERROR.RP_TIMEOUT, { rp: 'a', timeout: 5, at: 'caller' }])
     assert.deepEqual(socket.read(), [['~wse:cancel', null, 1]])
     await pass(t, 1000)
     socket.receive(['~wse:response', 'late', 1])
@@ -378,7 +378,7 @@ describe('streams of the server', () => {
     await settled()
     await pass(t, 5)
     const { code, details } = await third
-    assert.deepEqual([code, details], [WSE_ERROR.RP_TIMEOUT, { rp: 'tail', timeout: 5 }])
+    assert.deepEqual([code, details], [WSE_ERROR.RP_TIMEOUT, { rp: 'tail', timeout: 5, at: 'caller' }])
     assert.deepEqual(socket.read(), [['~wse:cancel', null, 1]])
   })
 
@@ -393,7 +393,7 @@ describe('streams of the server', () => {
     const second = failure(stream.next())
     await pass(t, 5)
     const { code, details } = await second
-    assert.deepEqual([code, details], [WSE_ERROR.RP_TIMEOUT, { rp: 'tail', timeout: 20 }])
+    assert.deepEqual([code, details], [WSE_ERROR.RP_TIMEOUT, { rp: 'tail', timeout: 20, at: 'caller' }])
     assert.deepEqual(socket.read(), [['~wse:cancel', null, 1]])
   })
 

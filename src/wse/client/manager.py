@@ -104,6 +104,7 @@ class ConnectionManager:
         self._course = Course(None)
         self._connection: Connection | None = None
         self._sockets: set[ClientSession | Leftover] = set()  # whose socket has not closed yet
+        self._lost_at: float | None = None  # when a connection was lost that is to be replaced
         self.recovered = False
         self.respond: Callable[[Any], Any] | None = None
         self.status = ClientStatus.IDLE
@@ -126,6 +127,8 @@ class ConnectionManager:
             session = self.session
             if session is not None:
                 return session
+        if self.status in BUSY:
+            self._endpoint.check_thread()
         error = WseError(ErrorCode.CLIENT_NOT_READY, {"status": str(self.status)})
         self._endpoint.report(error)
         raise error
@@ -134,7 +137,7 @@ class ConnectionManager:
 
     async def connect(self, identity: Any, meta: Any) -> Any:
         """See `WseClient.connect`."""
-        self._enter()
+        self.enter()
         if self.status in BUSY:
             raise WseError(ErrorCode.CLIENT_ALREADY_CONNECTED)
         self._introduce(identity, meta)
@@ -143,7 +146,7 @@ class ConnectionManager:
     async def jump(self, url: str, identity: Any, meta: Any) -> Any:
         """See `WseClient.jump`."""
         url = checked_url(url)
-        self._enter()
+        self.enter()
         if self._course.is_awaited:
             raise WseError(ErrorCode.CLIENT_ALREADY_CONNECTED)
         was_busy = self.status in BUSY
@@ -157,7 +160,7 @@ class ConnectionManager:
         """See `WseClient.close`."""
         check_close(1000, reason)
         reason = str(reason)
-        self._enter()
+        self.enter()
         ended = self._course
         course = self._new_course(awaited=False)
         if ended.is_awaited:
@@ -169,7 +172,7 @@ class ConnectionManager:
 
     async def wait_ready(self, timeout: float | None) -> Any:
         """See `WseClient.wait_ready`."""
-        self._enter()
+        self.enter()
         async with asyncio.timeout(timeout):
             while self.status is not ClientStatus.READY:
                 if self.status is ClientStatus.OFFLINE:
@@ -180,7 +183,7 @@ class ConnectionManager:
 
     async def wait_closed(self) -> WseError | None:
         """See `WseClient.wait_closed`."""
-        self._enter()
+        self.enter()
         while self.status in BUSY:
             await self._when.updated.wait()
         for session in tuple(self._sockets):
@@ -189,7 +192,7 @@ class ConnectionManager:
 
     # One course.
 
-    def _enter(self) -> None:
+    def enter(self) -> None:
         """Use the event loop that is running now, which need not be that of the last use.
 
         Raises:
@@ -200,6 +203,7 @@ class ConnectionManager:
         if loop is old:
             return
         if old is not None and not old.is_closed() and (self.status in BUSY or self._sockets):
+            self._endpoint.check_thread()
             raise RuntimeError("the client is in use in another event loop; close it there first")
         self._loop = loop
         self._scheduler.bind()
@@ -233,6 +237,7 @@ class ConnectionManager:
             self._course.task.cancel()
         self._course = Course(self._scheduler.create_future() if awaited else None)
         self.gave_up = None
+        self._lost_at = None
         self._retry.start_anew()
         return self._course
 
@@ -359,6 +364,10 @@ class ConnectionManager:
             if self._course is course:
                 self._when.gave_up._emit(error)
             return
+        if raised is None:
+            self._lost_at = self._scheduler.time()
+            text = "the connection to %s is lost: %s; connecting again in %.1f s"
+            self._endpoint.log.event("connection-lost", text, self.url, error, wait, url=self.url, code=str(error.code))
         self._move(Event.RETRY)
         if self._course is course:
             self._attempt_after(course, wait)
@@ -393,6 +402,8 @@ class ConnectionManager:
             self._sockets.add(going_on)
             session = connection.session = going_on
         self.recovered = going_on is not None
+        if self._lost_at is not None:
+            self._tell_return(self._scheduler.time() - self._lost_at)
         course = self._course
         self._move(Event.WELCOME)
         if self._course is not course:
@@ -456,6 +467,11 @@ class ConnectionManager:
         self._when.ignored._emit(type, payload, stamp)
 
     # Inside.
+
+    def _tell_return(self, seconds: float) -> None:
+        self._lost_at = None
+        text = "connected again to %s after %.1f s"
+        self._endpoint.log.event("reconnected", text, self.url, seconds, url=self.url, seconds=round(seconds, 3))
 
     def _tell_loss(self, loss: Loss | None) -> None:
         if loss is not None:
