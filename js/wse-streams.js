@@ -92,9 +92,11 @@ class Inflow {
     this.#watch()
   }
 
-  /** Forget the items that wait here. */
-  drop() {
+  /** Forget the items that wait here, and what came after them: this is thrown instead. */
+  abort(reason) {
     this.#items = []
+    this.#isOver = false
+    this.end(reason)
   }
 
   next() {
@@ -113,7 +115,7 @@ class Inflow {
   }
 
   async return() {
-    this.drop()
+    this.#items = []
     this.end()
     this.#errors = []
     return done()
@@ -250,16 +252,20 @@ export const call = (make, /** @type {any} */ { signal, upload, onProgress, ...o
 export class Stream {
   #inflow
   #begin
+  // The application has had the end.
+  #finish
   #controller = new AbortController()
 
   constructor(make, rp, { signal, window = 32, timeout = 0, deadline = 0, ...options }, isFull, WseError) {
     const n = Math.max(1, Math.min(Math.floor(window), MOST)) || 1
     const leave = (code, details) => this.#controller.abort(new WseError(code, { rp, ...details }))
     const inflow = (this.#inflow = new Inflow(timeout, () => leave('wse.client.rp.timeout', { timeout, at: 'caller' })))
+    // Also when the call is over: there may be items that the application has not taken.
     const abort = () => {
-      inflow.drop()
+      inflow.abort(signal.reason)
       this.#controller.abort(signal.reason)
     }
+    this.#finish = () => signal?.removeEventListener('abort', abort)
     const start = (tell, allowed) => {
       inflow.open(allowed, (count) => tell('more', count))
       return { item: (item, data) => inflow.put(item, sizeOf(data)) || leave(EXCEEDED.code, EXCEEDED.details) }
@@ -268,21 +274,26 @@ export class Stream {
       this.#begin = () => {}
       if (signal?.aborted) abort()
       signal?.addEventListener('abort', abort)
-      const end = (...errors) => {
-        signal?.removeEventListener('abort', abort)
-        inflow.end(...errors)
-      }
+      const end = (...errors) => inflow.end(...errors)
       call(make, { ...options, timeout: deadline, signal: this.#controller.signal }, isFull, n, start).then(() => end(), end)
     }
   }
 
-  next() {
+  async next() {
     this.#begin()
-    return this.#inflow.next()
+    let isDone = true
+    try {
+      const result = await this.#inflow.next()
+      isDone = Boolean(result.done)
+      return result
+    } finally {
+      if (isDone) this.#finish()
+    }
   }
 
   return() {
     this.#begin = () => {}
+    this.#finish()
     const closed = this.#inflow.return()
     this.#controller.abort()
     return closed

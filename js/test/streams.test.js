@@ -354,6 +354,26 @@ describe('streams of the server', () => {
     assert.deepEqual(socket.read(), [['~wse:cancel', null, 1]])
   })
 
+  test('an AbortSignal drops the items that wait also when the server has sent all, and then leaves nothing at the signal', async () => {
+    const controller = new AbortController()
+    const { stream, first, socket, item } = await begun({ signal: controller.signal })
+    for (const n of [1, 2, 3]) item(n)
+    socket.receive(['~wse:response', null, 1])
+    assert.equal((await first).value, 1)
+    await quiet(socket)
+    controller.abort(new Error('stop'))
+    assert.equal((await failure(stream.next())).message, 'stop')
+    assert.equal((await stream.next()).done, true)
+    assert.equal(getEventListeners(controller.signal, 'abort').length, 0)
+    await quiet(socket)
+
+    const { signal } = new AbortController()
+    const other = await begun({ signal })
+    other.socket.receive(['~wse:response', null, 1])
+    assert.equal((await other.first).done, true)
+    assert.equal(getEventListeners(signal, 'abort').length, 0)
+  })
+
   test('one that has aborted makes no call', async () => {
     const { client, socket } = await readyClient(CALLS)
     assert.equal((await failure(client.stream('tail', null, { signal: AbortSignal.abort() }).next())).name, 'AbortError')
