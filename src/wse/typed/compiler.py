@@ -110,7 +110,7 @@ def compile_handler(source: Source, sources: Sources) -> Compiled:
                 if yields
                 else _own_result(compiled, check, is_async=is_async(fn))
             )
-    if source.thread:
+    if source.thread and not is_async(compiled):  # otherwise only the handler runs in a thread
         compiled = _in_thread(compiled)
     if compiled is not fn:
         _name(compiled, fn)
