@@ -42,22 +42,39 @@ ALLOWED = {
     "typed/": GROUND | {"core.session", "typed"},
     # Adapters: each knows ports, values, and its own parts.
     "protocols/": GROUND | {"protocols"},
-    "transports/": GROUND | {"transports.awaited", "transports.request", "transports.tcp"},
-    "transports/picows/": GROUND | {"transports.deflate", "transports.picows", "transports.request", "transports.tcp"},
+    "transports/": GROUND | {f"transports.{name}" for name in ("awaited", "certificate", "request", "tcp")},
+    "transports/picows/": GROUND
+    | {f"transports.{name}" for name in ("certificate", "deflate", "picows", "request", "tcp")},
     "brokers/": GROUND | {"brokers.placement"},
     "brokers/__init__.py": GROUND | {"brokers"},  # finds the one for a URL
     "brokers/nats/": GROUND | {"brokers.nats", "brokers.placement", "brokers.reconnecting"},
     "brokers/redis/": GROUND | {"brokers.redis", "brokers.placement", "brokers.reconnecting"},
+    # Observation: reads the core.
+    "metrics/": GROUND | {"core", "metrics"},
+    "prometheus.py": GROUND | {"metrics.families", "server.server"},
     # What puts core and adapters together.
     "client/": GROUND | {"core.session", "client", "protocols", "scheduler", "threads", "transports", "typed"},
-    "server/": GROUND | {"core", "brokers", "protocols", "scheduler", "server", "threads", "transports", "typed"},
+    "server/": GROUND
+    | {
+        "core",
+        "brokers",
+        "metrics",
+        "prometheus",
+        "protocols",
+        "scheduler",
+        "server",
+        "threads",
+        "transports",
+        "typed",
+    },
     "server/acceptor.py": GROUND | {"core.hub"},
     "server/files.py": set(),
     "server/watchdog.py": set(),
     "publisher.py": GROUND | {"brokers", "core.cluster.envelope", "core.session", "protocols", "scheduler"},
     # What stands on the server.
     "auth/": GROUND | {"core.hub", "auth", "server.server"},
-    "cli/": GROUND | {"brokers.memory", "cli", "core.hub", "server"},
+    "cli/": GROUND | {"brokers.memory", "cli", "client", "core.hub", "protocols", "publisher", "server"},
+    "cli/connection.py": GROUND | {"auth", "client", "protocols"},
     "uvicorn.py": {"transports.asgi"},
     "__main__.py": {"cli"},
     "testing.py": GROUND | {"client", "server", "transports"},
@@ -72,7 +89,7 @@ LIBRARIES = {
     "typed/decoding.py": {"msgspec"},
     "validation/": {"msgspec"},
     "validation/with_pydantic.py": {"pydantic", "pydantic_core"},
-    "transports/picows/": {"aiofastnet", "multidict", "picows"},
+    "transports/picows/": {"aiofastnet", "multidict", "picows", "python_socks"},
     "transports/aiohttp.py": {"aiohttp"},
     "auth/": {"scramp"},
     "brokers/nats/bucket.py": {"nats"},
@@ -82,8 +99,11 @@ LIBRARIES = {
     "brokers/nats/requests.py": {"nats"},
     "brokers/nats/wire.py": {"nats"},
     "brokers/redis/": {"hiredis", "redis"},
+    "cli/": {"click", "msgspec"},
     "cli/commands.py": {"click", "uvloop"},
+    "cli/reload.py": {"click", "watchfiles"},
     "uvicorn.py": {"uvicorn"},
+    "prometheus.py": {"prometheus_client"},
 }
 
 SOCKETS_AND_LOOPS = {"socket", "ssl", "select", "selectors"}

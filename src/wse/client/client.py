@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar, overload
 
 from wse.backoff import Backoff
 from wse.client.manager import UNSET, ConnectionManager
-from wse.client.request import checked_headers, checked_subprotocol
+from wse.client.request import checked_headers, checked_proxy, checked_subprotocol
 from wse.client.retry import Retry, RetryRule
 from wse.client.signals import ClientSignals
 from wse.core.heartbeat import Heartbeat
@@ -50,7 +50,7 @@ class WseClient:
     As a context manager it connects on entering, and closes on leaving.
 
     Args:
-        url: The address of the server, `ws:` or `wss:`.
+        url: The address of the server: `ws:` or `wss:`; or `ws+unix:///path/of/socket:/path` for a Unix socket.
         identity: The client's identity. It is any value that the server's identify handler understands, or credentials
             that take part in the handshake, such as `wse.auth.Scram`. It may also be a function, plain or async, that
             returns one of these. The function is called before every attempt, and an exception in it counts as a failed
@@ -63,6 +63,8 @@ class WseClient:
             0 means for ever.
         protocol: The message protocol; `WseJSON` by default.
         ssl: For `wss:`, an `ssl.SSLContext`; by default the system's certificates are trusted.
+        proxy: The URL of a proxy to connect through: `http:`, `https:`, `socks4:` or `socks5:`, with the user and the
+            password in it, if the proxy asks for them. By default, the client connects directly.
         headers: Headers of the HTTP request that opens the WebSocket, besides those of the handshake itself.
         backoff: The waits before the attempts to reconnect.
         limits: Limits on messages from the server.
@@ -95,6 +97,7 @@ class WseClient:
         timeout: float = 20.0,
         protocol: Protocol | None = None,
         ssl: ssl.SSLContext | None = None,
+        proxy: str | None = None,
         headers: Mapping[str, str] | None = None,
         backoff: Backoff | None = None,
         limits: Limits | None = None,
@@ -133,7 +136,8 @@ class WseClient:
             identity=identity,
             meta=meta,
             headers=checked_headers(headers),
-            connector=connector or partial(picows.connect, ssl=ssl, compression=compression),
+            connector=connector
+            or partial(picows.connect, ssl=ssl, proxy=checked_proxy(proxy), compression=compression),
             retry=Retry(reconnect=reconnect, backoff=backoff or Backoff(), rule=retry, report=self._endpoint.report),
             heartbeat=heartbeat or Heartbeat(),
             scheduler=self._scheduler,

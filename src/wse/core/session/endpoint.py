@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from wse.core.limits import Limits
     from wse.core.ports.scheduling import Scheduler
     from wse.core.session.signals import CheckType
+    from wse.core.session.timing import Instruments
 
 logger = logging.getLogger("wse")
 
@@ -48,6 +49,11 @@ class Endpoint:
         procedures: Makes the procedures.
         decoder: Makes the function that decodes the messages of a session in a protocol.
         elsewhere: What other threads than that of the event loop use, for the message of an error.
+
+    Attributes:
+        counters: What has happened.
+        instruments: Measure times, if metrics are on.
+        log: Writes what no listener of `error` takes.
     """
 
     __slots__ = (
@@ -60,6 +66,7 @@ class Endpoint:
         "elsewhere",
         "expose",
         "extensions",
+        "instruments",
         "limits",
         "log",
         "max_handlers",
@@ -102,6 +109,7 @@ class Endpoint:
         self.max_incoming_calls = _bound(limits.incoming_calls)
         self.max_outgoing_calls = _bound(limits.outgoing_calls)
         self.counters = Counters()
+        self.instruments: Instruments | None = None
         self.extensions = Extensions()
         self.expose = ExposeErrors(expose)
         self.debug = debug
@@ -123,8 +131,10 @@ class Endpoint:
             WseError: `PROTOCOL_VIOLATION`; `WRONG_THREAD`.
         """
         try:
-            if type in self._usual and get_ident() == self.scheduler.thread:  # most of the time
-                return
+            if type in self._usual:  # most of the time
+                thread = self.scheduler.thread
+                if thread is None or thread == get_ident():
+                    return
         except TypeError:
             pass  # `check_type` has the words for that
         self.check_thread()

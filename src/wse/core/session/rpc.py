@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import traceback
+from collections import Counter
 from collections.abc import Callable
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, NamedTuple, overload
@@ -144,6 +145,7 @@ class PendingCalls:
         scheduler: Timers and futures.
         timeout: The connection's own timeout, in seconds; 0 for none.
         last_stamp: The stamp of the last call that was made before.
+        unanswered: Counts the calls that end without an answer, by outcome.
 
     Attributes:
         waiting: The calls, by their stamps.
@@ -153,9 +155,12 @@ class PendingCalls:
             `None` for a session that ends with its connection.
     """
 
-    __slots__ = ("_scheduler", "_timeout", "_timer", "abandoned", "last_stamp", "waiting", "withdraw")
+    __slots__ = ("_scheduler", "_timeout", "_timer", "_unanswered", "abandoned", "last_stamp", "waiting", "withdraw")
 
-    def __init__(self, scheduler: Scheduler, timeout: float, last_stamp: int = 0) -> None:
+    def __init__(
+        self, scheduler: Scheduler, timeout: float, last_stamp: int = 0, *, unanswered: Counter[str] | None = None
+    ) -> None:
+        self._unanswered = Counter() if unanswered is None else unanswered
         self._scheduler = scheduler
         self._timeout = timeout
         self._timer: Timer | None = None
@@ -193,17 +198,21 @@ class PendingCalls:
         """Remember the message of a call, as it was written, so that it can be taken back."""
         self.waiting[stamp].message = message
 
-    def resolve(self, stamp: Any, result: Any) -> None:
-        """Settle a call with its result. An unknown stamp is ignored (WIRE.md section 4)."""
+    def resolve(self, stamp: Any, result: Any) -> bool:
+        """Settle a call with its result; returns whether it waited. Unknown stamps are ignored (WIRE.md section 4)."""
         pending = self.discard(stamp)
-        if pending is not None and not pending.future.done():
-            pending.future.set_result(result)
+        if pending is None or pending.future.done():
+            return False
+        pending.future.set_result(result)
+        return True
 
-    def reject(self, stamp: Any, error: WseError) -> None:
-        """Settle a call with an error. An unknown stamp is ignored (WIRE.md section 4)."""
+    def reject(self, stamp: Any, error: WseError) -> bool:
+        """The same with an error."""
         pending = self.discard(stamp)
-        if pending is not None and not pending.future.done():
-            pending.future.set_exception(error)
+        if pending is None or pending.future.done():
+            return False
+        pending.future.set_exception(error)
+        return True
 
     def discard(self, stamp: Any) -> _Pending | None:
         """Forget a call whose answer is no longer wanted."""
@@ -220,6 +229,7 @@ class PendingCalls:
         if stamp in self.waiting:  # most have been answered
             pending = self.discard(stamp)
             if pending is not None:
+                self._unanswered["cancelled"] += 1
                 self._abandon(stamp, self._arrived(pending))
 
     def _arrived(self, pending: _Pending) -> dict[str, bool | None]:
@@ -241,7 +251,8 @@ class PendingCalls:
             pending = self.waiting[stamp]
             known = self._arrived(pending)
             details = {"rp": pending.name, "disconnected": [code, str(reason)], **known}
-            self.reject(stamp, WseError(ErrorCode.RP_DISCONNECT, details))
+            if self.reject(stamp, WseError(ErrorCode.RP_DISCONNECT, details)):
+                self._unanswered["disconnect"] += 1
             self._abandon(stamp, known)  # a session that moves can still tell the peer
         self.abandoned = None
 
@@ -263,7 +274,8 @@ class PendingCalls:
         pending = self.waiting[stamp]
         known = self._arrived(pending)
         details = {"rp": pending.name, "timeout": timeout, "at": "caller", **known}
-        self.reject(stamp, WseError(ErrorCode.RP_TIMEOUT, details))
+        if self.reject(stamp, WseError(ErrorCode.RP_TIMEOUT, details)):
+            self._unanswered["timeout"] += 1
         self._abandon(stamp, known)
 
 

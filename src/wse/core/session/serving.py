@@ -191,6 +191,7 @@ class Serving:
         if options.timeout:
             call._inherited = deadline
         session._running_calls += 1
+        session._counters.calls_running += 1
         self._start(call, result, name, payload, stamp)
 
     def _stream(self, procedure: Procedure, name: MessageType, payload: Any, stamp: Any, options: Options) -> None:
@@ -226,6 +227,7 @@ class Serving:
             return
         self.streams += 1
         session._running_calls += 1
+        session._counters.calls_running += 1
         if call.inflow is not None:
             call.inflow.grant(call.inflow.window)
         self._start(call, result, name, payload, stamp)
@@ -278,6 +280,7 @@ class Serving:
                 session._answer(result, name, payload, stamp)
         finally:
             session._running_calls -= 1
+            session._counters.calls_running -= 1
             self._ended(call)
 
     # Calls end.
@@ -322,6 +325,7 @@ class Serving:
         """The caller no longer waits, or its time is over: stop the procedure, if that is wanted, and do not answer."""
         self._forget(call)
         call._is_cancelled = True
+        self._session._counters.unsuccessful["cancelled"] += 1
         if isinstance(call, ServedCall):
             if call.inflow is not None:
                 problem = "the caller has given up"
@@ -374,7 +378,7 @@ class Serving:
         if not call.inflow.put(item, size):
             session = self._session
             self._cancel(call)
-            session._answer_error(session.exceeded("stream_window"), call.name, None, stamp)
+            session._answer_error(session.exceeded("stream_window"), call.name, None, stamp, counts=False)
 
     def uploaded(self, stamp: Any) -> None:
         """The caller has sent all items (`~wse:end`)."""

@@ -8,9 +8,9 @@ import typing
 from asyncio import CancelledError
 from collections.abc import Callable, Coroutine
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVarTuple, overload
 
+from wse.core.session.handlers import awaited_by
 from wse.core.session.ordered import Ordered
 from wse.errors import ErrorCode, HandlerError
 from wse.tasks import is_cancelled
@@ -23,8 +23,6 @@ if TYPE_CHECKING:
     from wse.core.session.ordered import Order
 
 Ts = TypeVarTuple("Ts")
-
-_WSE = str(Path(__file__).parent.parent.parent)
 
 HANDLER_ERRORS = (Exception, CancelledError)
 """The exceptions of handlers that are reported; the second comes from a future or task that was cancelled."""
@@ -158,14 +156,9 @@ async def settle(awaitable: Any, failed: Failed, *context: Any) -> None:
 def handler_of(task: asyncio.Task[Any]) -> str:
     """The name of the async handler that a task runs, for reports."""
     awaitable: Any = task.get_coro()
-    for _ in range(2):  # `settle` awaits the handler, or a coroutine of ours that awaits it
-        inner = inspect.getcoroutinelocals(awaitable).get("awaitable") if _is_ours(awaitable) else None
-        awaitable = awaitable if inner is None else inner
+    while (inner := awaited_by(awaitable)) is not None:
+        awaitable = inner
     return getattr(awaitable, "__qualname__", None) or repr(type(awaitable))
-
-
-def _is_ours(awaitable: Any) -> bool:
-    return inspect.iscoroutine(awaitable) and awaitable.cr_code.co_filename.startswith(_WSE)
 
 
 class _Once:
