@@ -163,6 +163,7 @@ class WseServer(Handling, Messaging):
             report=self._report,
             channel=self._handlers.make_channel,
             procedures=self._handlers.make_procedures,
+            decoder=self._handlers.decoder,
             elsewhere="server.threadsafe",
         )
         deadline = timeout if auth_timeout is None else auth_timeout
