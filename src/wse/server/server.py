@@ -361,6 +361,10 @@ class WseServer(Handling, Messaging):
     # Inside a web application.
 
     @cached_property
+    def _upgrader(self) -> Upgrader:
+        return Upgrader(self._acceptor.limits, self._lifecycle.options.compression)
+
+    @cached_property
     def asgi(self) -> AsgiApp:
         """The server as an ASGI 3 application, for `websocket` and `lifespan` scopes.
 
@@ -368,9 +372,7 @@ class WseServer(Handling, Messaging):
         `start` and `close` in the framework's lifespan. Otherwise the first connection starts the server.
         """
         close = partial(self.close, LIFESPAN_GRACE)
-        options = self._lifecycle.options
-        sockets = Upgrader(self._acceptor.limits, options.compression)
-        return AsgiApp(self._acceptor, options.path, self._lifecycle.attach, close, sockets)
+        return AsgiApp(self._acceptor, self._lifecycle.options.path, self._lifecycle.attach, close, self._upgrader)
 
     @cached_property
     def aiohttp(self) -> Callable[[Any], Awaitable[Any]]:
@@ -383,7 +385,7 @@ class WseServer(Handling, Messaging):
         """
         from wse.transports.aiohttp import handler
 
-        return handler(self._acceptor, self._lifecycle.attach)
+        return handler(self._acceptor, self._lifecycle.attach, self._upgrader)
 
     def _handler_blocked(self, handler: str, seconds: float) -> None:
         details = {"handler": handler, "seconds": round(seconds, 3)}
