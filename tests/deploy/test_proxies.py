@@ -87,7 +87,7 @@ def proxy(request, tmp_path, monkeypatch):
     Its timeouts are `haste` times shorter than in the file; `edit` changes the file's text.
     """
     if shutil.which(request.param) is None:
-        pytest.skip(f"there is no {request.param} here (on Debian, tests/deploy/install_proxies.sh installs it)")
+        pytest.skip(f"there is no {request.param} here (on Debian, tests/deploy/install_programs.sh installs it)")
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
 

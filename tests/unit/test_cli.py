@@ -234,7 +234,11 @@ def test_a_worker_takes_its_seat_once(monkeypatch):
         assert (seat.number, ours.recv(1)) == (3, b"x")
     assert VARIABLE not in os.environ
     assert WorkerSlot.taken() is None
-    assert [name_of(seat, 1), name_of(None, 1), name_of(None, 2)] == ["worker 3", "server", "supervisor"]
+    assert [name_of(seat, supervises=False), name_of(None, supervises=False), name_of(None, supervises=True)] == [
+        "worker 3",
+        "server",
+        "supervisor",
+    ]
 
 
 async def test_where_a_server_listens_cannot_change_while_it_does():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
+import typing
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
 
     from wse.core.hub.hub import Hub
+    from wse.core.ports.http import Route
     from wse.scheduler import AsyncioScheduler
     from wse.server.acceptor import ServerAcceptor
     from wse.server.files import StaticFile
@@ -88,6 +90,17 @@ def _version() -> str:
         return "of unknown version"
 
 
+def checked_path(path: str) -> str:
+    """The path of something that the built-in listener serves.
+
+    Raises:
+        ValueError: It does not begin with a slash.
+    """
+    if not path.startswith("/"):
+        raise ValueError(f"a path begins with a slash, not {path!r}")
+    return path
+
+
 @dataclass(slots=True)
 class ListenerOptions:
     """Where and how a server listens; see the arguments of `WseServer`."""
@@ -98,6 +111,7 @@ class ListenerOptions:
     ssl: ssl.SSLContext | None
     compression: Compression | None
     files: Mapping[str, StaticFile] = field(default_factory=dict)
+    routes: dict[str, Route] = field(default_factory=dict)
     reuse_port: bool = False
     unix: str | None = None
     unix_mode: int | None = None
@@ -127,6 +141,16 @@ class ListenerOptions:
         return f"{scheme}://{address}:{port}{self.path or ''}"
 
 
+class Companion(typing.Protocol):
+    """Something that runs beside a server, on its event loop."""
+
+    def start(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Begin, on the loop's thread."""
+
+    def stop(self) -> None:
+        """End; harmless if it does not run."""
+
+
 class Lifecycle:
     """Starts and closes a server, and keeps track of its state.
 
@@ -146,10 +170,11 @@ class Lifecycle:
         options: ListenerOptions,
         watchdog: Watchdog | None,
     ) -> None:
+        # What runs beside the server on its event loop.
+        self._companions: list[Companion] = [] if watchdog is None else [watchdog]
         self._hub = hub
         self._scheduler = scheduler
         self._acceptor = acceptor
-        self._watchdog = watchdog
         self.options = options
         self._listener: picows.Listener | None = None
         self._closing: asyncio.Future[None] | None = None  # set by the start; done when the server has closed
@@ -162,6 +187,17 @@ class Lifecycle:
         hub.started = False
         if options.listens:
             acceptor.admission.unready.add(NOT_STARTED)
+
+    def accompany(self, companion: Companion) -> None:
+        """Let something run beside the server: from now on, if the server runs already."""
+        self._companions.append(companion)
+        if self._closing is None:
+            return
+        loop = self._closing.get_loop()
+        if loop is asyncio._get_running_loop():
+            companion.start(loop)
+        else:
+            loop.call_soon_threadsafe(companion.start, loop)
 
     @property
     def is_listening(self) -> bool:
@@ -235,6 +271,7 @@ class Lifecycle:
             ssl=options.ssl,
             handshake_timeout=self._hub.auth_timeout or None,
             files=options.files,
+            routes=options.routes,
             compression=options.compression,
         )
 
@@ -258,8 +295,8 @@ class Lifecycle:
             self._closing = loop.create_future()
             self._started_at = self._scheduler.time()
             self._begun = False
-            if self._watchdog is not None:
-                self._watchdog.start(loop)
+            for companion in self._companions:
+                companion.start(loop)
             self._acceptor.admission.unready.discard(NOT_STARTED)
         await self._hub.network.open()
         self._hub.started = self._closing is not None  # it may have been closed meanwhile
@@ -340,8 +377,8 @@ class Lifecycle:
         await self._scheduler.cancel_all()
         if listener is not None:
             await listener.wait_closed()
-        if self._watchdog is not None:
-            self._watchdog.stop()
+        for companion in self._companions:
+            companion.stop()
         if told:
             self._tell_closed()
         if self._closing is not None and not self._closing.done():
@@ -349,10 +386,18 @@ class Lifecycle:
         self._closing = None
         self._begun = False
         self._started_at = None
+        self._scheduler.release()
 
     def _leave_ended_loop(self) -> None:
-        """Forget what belongs to an event loop that has been closed before the server was: none of it runs again."""
-        if self._closing is None or not self._closing.get_loop().is_closed():
+        """Forget what belongs to an event loop that has been closed before the server was: none of it runs again.
+
+        Raises:
+            WseError: `WRONG_THREAD`: the event loop runs in another thread.
+        """
+        if self._closing is None:
+            return
+        if not self._closing.get_loop().is_closed():
+            self._hub.endpoint.check_thread()
             return
         self._scheduler.bind()
         listener, self._listener = self._listener, None
@@ -366,8 +411,8 @@ class Lifecycle:
         if self._hub.resumption is not None:
             self._hub.resumption.forget_loop()
             self._hub.resumption.end_all()
-        if self._watchdog is not None:
-            self._watchdog.stop()
+        for companion in self._companions:
+            companion.stop()
         self._closing = None
         self._started_at = None
         self._told_ready = False

@@ -17,6 +17,7 @@ from wse.core.cluster.settings import ClusterSettings
 from wse.core.heartbeat import Heartbeat
 from wse.core.hub.census import take_stats
 from wse.core.hub.connection import ServerSession, WseIdentity
+from wse.core.hub.handshake import handshake_of
 from wse.core.hub.hub import Hub
 from wse.core.hub.single_node import SingleNode
 from wse.core.limits import Limits, Overflow
@@ -25,6 +26,7 @@ from wse.core.resume import Resume
 from wse.core.session.endpoint import Endpoint, emit_error
 from wse.core.session.rpc import ExposeErrors
 from wse.errors import ErrorCode, WseError
+from wse.metrics.source import Metrics
 from wse.protocols.choice import as_protocols
 from wse.protocols.json import WseJSON
 from wse.protocols.msgpack import WseMsgpack
@@ -32,12 +34,21 @@ from wse.scheduler import AsyncioScheduler
 from wse.server.acceptor import ServerAcceptor
 from wse.server.files import JS_MODULES, StaticFile, js_client_path
 from wse.server.handling import Handling
-from wse.server.lifecycle import LIFESPAN_GRACE, Lifecycle, ListenerOptions, commanded, serve_until_signal
+from wse.server.lifecycle import (
+    LIFESPAN_GRACE,
+    Lifecycle,
+    ListenerOptions,
+    checked_path,
+    commanded,
+    serve_until_signal,
+)
 from wse.server.messaging import Messaging
 from wse.server.signals import ServerSignals
+from wse.server.threadsafe import Threadsafe
 from wse.server.watchdog import Watchdog
 from wse.transports.asgi import AsgiApp
 from wse.transports.picows import Upgrader
+from wse.typed.handlers import Handlers
 from wse.types import MessageType
 
 if TYPE_CHECKING:
@@ -84,6 +95,8 @@ class WseServer(Handling, Messaging):
             default, because on a fast network it costs far more time than it saves.
         serve_client: Serve the JavaScript client at `/wse.js`, and the modules that it loads beside it.
         files: Files to send in answer to plain GETs, by path: `{"/": "index.html"}`.
+        metrics: The path at which the built-in listener serves metrics for Prometheus, such as `"/metrics"`; off by
+            default. It needs `pip install "wse[prometheus]"`. Inside a web framework, use `wse.prometheus.Collector`.
         overflow: The policy, by message type, for messages to a device that reads too slowly; see `Overflow`. Messages
             of other types close its connection when `limits.send_buffer` is reached.
         heartbeat: The times after which silent devices are pinged and disconnected, on the built-in listener, in
@@ -101,6 +114,7 @@ class WseServer(Handling, Messaging):
     Raises:
         ValueError: An argument is out of its range; an origin or a proxy is not valid.
         OSError: A file cannot be read.
+        ImportError: `metrics` needs a library that is not installed.
     """
 
     def __init__(
@@ -125,6 +139,7 @@ class WseServer(Handling, Messaging):
         compression: Compression | None = None,
         serve_client: bool = False,
         files: Mapping[str, str | Path] | None = None,
+        metrics: str | None = None,
         overflow: Mapping[MessageType, Overflow | str] | None = None,
         heartbeat: Heartbeat | None = None,
         watchdog: float | None = 1.0,
@@ -135,6 +150,7 @@ class WseServer(Handling, Messaging):
         debug: bool = False,
     ) -> None:
         self._scheduler = AsyncioScheduler()
+        self._handlers = Handlers("server", ("conn",), {"auth": handshake_of})
         self._endpoint = Endpoint(
             ("conn",),
             protocols=as_protocols(protocol),
@@ -145,6 +161,9 @@ class WseServer(Handling, Messaging):
             expose=expose_errors,
             debug=debug,
             report=self._report,
+            channel=self._handlers.make_channel,
+            procedures=self._handlers.make_procedures,
+            elsewhere="server.threadsafe",
         )
         deadline = timeout if auth_timeout is None else auth_timeout
         heartbeat = heartbeat or Heartbeat()
@@ -184,6 +203,10 @@ class WseServer(Handling, Messaging):
         if broker is not None:
             self._join_cluster(broker, cluster)
         self.when = ServerSignals(self._hub)
+        if metrics is not None:
+            from wse.prometheus import MetricsRoute
+
+            self._lifecycle.options.routes[checked_path(metrics)] = MetricsRoute(self._metrics.read)
         if identify is not None:
             self.identify(identify)
 
@@ -215,6 +238,11 @@ class WseServer(Handling, Messaging):
         """Seconds that a call to a client waits for its answer; 0 means for ever."""
         return self._endpoint.timeout
 
+    @cached_property
+    def threadsafe(self) -> Threadsafe:
+        """The methods of the server for other threads than that of its event loop."""
+        return Threadsafe(self, self._scheduler)
+
     def stats(self) -> Stats:
         """Return the server's present state, and its counters since it was created.
 
@@ -226,6 +254,14 @@ class WseServer(Handling, Messaging):
             running_handlers=self._scheduler.running,
             refused_origins=self._acceptor.admission.refused_origins,
         )
+
+    @cached_property
+    def _metrics(self) -> Metrics:
+        """The server's metrics, which are measured from the first use of this on."""
+        admission, lifecycle = self._acceptor.admission, self._lifecycle
+        metrics = Metrics(self._hub, admission, lambda: lifecycle.uptime, lambda: self._scheduler.running)
+        lifecycle.accompany(metrics)
+        return metrics
 
     # Life cycle.
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, cast
 
 import aiofastnet
 
+from wse.core.ports.http import HttpCall
 from wse.transports.certificate import transport_certificate
 from wse.transports.picows.http import HttpError, HttpHead, answer, is_hopeless
 from wse.transports.picows.link import CLOSE_TIMEOUT
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     import socket
     import ssl
 
+    from wse.core.ports.http import Route
     from wse.core.ports.protocol import Protocol
     from wse.core.ports.transport import Acceptor, Certificate, Link, Receiver, StaticResource
     from wse.transports.deflate import Compression
@@ -48,6 +50,7 @@ async def listen(
     ssl: ssl.SSLContext | None,
     handshake_timeout: float | None,
     files: Mapping[str, StaticResource],
+    routes: Mapping[str, Route],
     compression: Compression | None,
 ) -> Listener:
     """Accept WebSockets on a port or another socket; answer plain GETs with files, and at `/healthz` and `/readyz`.
@@ -64,12 +67,13 @@ async def listen(
         ssl: For `wss:`.
         handshake_timeout: Seconds that a client has for its HTTP request.
         files: Files for plain GETs, by path.
+        routes: What answers other plain requests, by path.
         compression: Agreed on with clients that support it; `None` for no compression.
 
     Raises:
         OSError: The port or the path is not available.
     """
-    listener = Listener(acceptor, path, handshake_timeout, files, compression)
+    listener = Listener(acceptor, path, handshake_timeout, files, routes, compression)
     loop = asyncio.get_running_loop()
     if ssl is not None:
         loop = tls_loop(loop)
@@ -118,6 +122,7 @@ class Listener:
         path: str | None,
         handshake_timeout: float | None,
         files: Mapping[str, StaticResource],
+        routes: Mapping[str, Route],
         compression: Compression | None,
     ) -> None:
         self.acceptor = acceptor
@@ -128,6 +133,7 @@ class Listener:
         self._upgrader = Upgrader(acceptor.limits, compression)
         self._path = path
         self._files = files
+        self._routes = routes
 
     @property
     def port(self) -> int | None:
@@ -161,8 +167,25 @@ class Listener:
 
     # A request.
 
+    def route(self, head: HttpHead) -> Route | None:
+        """What answers a request, if not this object itself.
+
+        Raises:
+            HttpError: Its method is not known there, or its body is too large; or a body that nobody takes.
+        """
+        route = self._routes.get(head.path)
+        if route is None or head.wants_websocket:
+            if head.body_size:
+                raise HttpError(HTTPStatus.BAD_REQUEST)
+            return None
+        if head.method not in route.methods and not (head.method == "HEAD" and "GET" in route.methods):
+            raise HttpError(HTTPStatus.METHOD_NOT_ALLOWED, {"Allow": ", ".join(route.methods)})
+        if head.body_size > route.max_body:
+            raise HttpError(HTTPStatus.REQUEST_ENTITY_TOO_LARGE)
+        return route
+
     def respond(self, head: HttpHead) -> bytes:
-        """The answer to a request that does not ask for a WebSocket.
+        """The answer to a request that neither asks for a WebSocket nor is another's.
 
         Raises:
             HttpError: There is nothing to send.
@@ -221,12 +244,13 @@ class HttpConnection(asyncio.Protocol):
         answered: Whether the request has been answered.
     """
 
-    __slots__ = ("_begun", "_listener", "_received", "_timer", "_transport", "answered")
+    __slots__ = ("_begun", "_listener", "_received", "_timer", "_transport", "_waiting", "answered")
 
     def __init__(self, listener: Listener) -> None:
         self._listener = listener
         self._received = bytearray()
         self._begun = False
+        self._waiting: tuple[HttpHead, Route] | None = None  # for the rest of the body
         self.answered = False
         self._transport: asyncio.Transport
         self._timer: asyncio.TimerHandle | None = None
@@ -248,6 +272,9 @@ class HttpConnection(asyncio.Protocol):
             return
         received = self._received
         received += data
+        if self._waiting is not None:
+            self._answer_when_whole(*self._waiting)
+            return
         if not self._begun and received.startswith(b"\r\n"):
             del received[:2]  # RFC 9112, 2.2: an empty line before the request
         self._begun = self._begun or len(received) > 1
@@ -266,6 +293,14 @@ class HttpConnection(asyncio.Protocol):
         try:
             head = HttpHead(raw)
             head_only = head.method == "HEAD"
+            route = self._listener.route(head)
+            if route is not None:
+                self._received[:] = rest
+                self._waiting = head, route
+                if head.expects_continue and len(rest) < head.body_size:
+                    self._transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+                self._answer_when_whole(head, route)
+                return
             if not head.wants_websocket:
                 self._answer(self._listener.respond(head))
                 return
@@ -275,6 +310,14 @@ class HttpConnection(asyncio.Protocol):
             return
         self._end()
         self._listener.upgrade(self._transport, head, key, rest)
+
+    def _answer_when_whole(self, head: HttpHead, route: Route) -> None:
+        if len(self._received) < head.body_size:
+            return
+        head_only = head.method == "HEAD"
+        body = bytes(self._received[: head.body_size])
+        reply = route.answer(HttpCall("GET" if head_only else head.method, head.path, head.headers, body))
+        self._answer(answer(reply.status, reply.headers, reply.body, head_only=head_only))
 
     def _answer(self, data: bytes) -> None:
         self.answered = True
