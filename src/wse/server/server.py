@@ -270,7 +270,7 @@ class WseServer(Handling, Messaging):
 
         Args:
             host: The interface; `""` for all.
-            port: The port; 0 takes a free one.
+            port: The port, instead of a Unix socket as well; 0 takes a free one.
             reuse_port: Share the port with other processes of the same system user that also share it (SO_REUSEPORT).
 
         Raises:
@@ -282,7 +282,7 @@ class WseServer(Handling, Messaging):
         if host is not None:
             options.host = host
         if port is not None:
-            options.port = port
+            options.port, options.unix, options.sock = port, None, None
         if reuse_port is not None:
             options.reuse_port = reuse_port
 
