@@ -62,6 +62,7 @@ class BlockingClient:
         timeout: Seconds that a call waits for its answer, and that an attempt to connect may take.
         protocol: The message protocol.
         ssl: For `wss:`.
+        proxy: The URL of a proxy to connect through.
         headers: Headers of the HTTP request.
         backoff: The waits before the attempts to reconnect.
         limits: Limits on messages from the server.
@@ -88,6 +89,7 @@ class BlockingClient:
         timeout: float = 20.0,
         protocol: Protocol | None = None,
         ssl: ssl.SSLContext | None = None,
+        proxy: str | None = None,
         headers: Mapping[str, str] | None = None,
         backoff: Backoff | None = None,
         limits: Limits | None = None,
@@ -109,6 +111,7 @@ class BlockingClient:
             timeout=timeout,
             protocol=protocol,
             ssl=ssl,
+            proxy=proxy,
             headers=headers,
             backoff=backoff,
             limits=limits,
