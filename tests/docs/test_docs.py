@@ -174,6 +174,8 @@ class Page:
             server = Program("-m", *words, "--log-level", "warning", cwd=self.folder)
             self.background[name] = server, output
             server.wait_until_open(self.port)
+        elif words[0] == "wse":
+            assert run([sys.executable, "-m", *words], self.folder) == output
         elif words[0] == "pytest" and words[1] in self.saved:
             self.ran.add(self.saved[words[1]])
             args = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-p", "no:asyncio", *words[1:]]
