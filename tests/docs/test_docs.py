@@ -7,7 +7,7 @@ How the blocks of a page are run, one after the other, in a folder of the page's
     ```python title="x.py"       saved; a later console block must run it, or a later file must import it
     ```console                   `$ python x.py` and `$ pytest x.py` are run; a program that serves for ever, `uvicorn`
                                  and `wse serve` run on in the background, until the page ends, saves it anew or starts
-                                 another one, and must end cleanly by SIGINT;
+                                 another one, and must end cleanly by SIGINT; other `wse` commands are run;
                                  `SHOWN` names the few commands that are only shown, and how each is checked
     ```text title="Output"       what the block before it prints, to the letter; without one it must print nothing
     ```json, ```toml             must be well-formed
