@@ -18,7 +18,9 @@ from support.brokers import run_cluster
 from support.cluster import WAIT, Device, until
 from support.net import Log
 from support.programs import free_port, program, unmeasured
-from wse import ClusterSettings, ErrorCode, WseClient, WseError
+from support.resume import cut
+from wse import Backoff, ClusterSettings, ErrorCode, WseClient, WseError
+from wse.transports import picows
 
 TESTS = Path(__file__).parents[1]
 FAST = {
@@ -403,6 +405,58 @@ async def test_a_killed_node_is_found_within_ten_seconds_and_its_users_leave_onc
     assert await bob.client.call("here", "bob") == [conn_id]
 
 
+def nodes_from(cluster, number):
+    """A connector to the first node that lives, from that one on."""
+
+    async def connect(url, *args):
+        living = [node for node in cluster[number:] + cluster[:number] if node.process.returncode is None]
+        await picows.connect(living[0].url, *args, ssl=None, compression=None)
+
+    return connect
+
+
+async def resumable(cluster, number, identity):
+    """A client that comes back to the nodes from that one on; it has one message that its node has handled."""
+    options = {"reconnect": True, "resume": True, "backoff": Backoff(base=0.05, cap=0.2)}
+    device = await cluster.device(number, identity, connector=nodes_from(cluster, number), **options)
+    device.client.when.lost(device.adder("lost"))
+    device.client.when.resumed(device.adder("resumed"))
+    device.client.when.error(lambda error: None)  # attempts that fail
+    device.client.send("send", {"to": "nobody", "text": "handled"})
+    async with asyncio.timeout(WAIT):
+        await device.client.flush()
+    return device
+
+
+async def test_clients_of_a_killed_node_are_told_what_is_lost_and_others_lose_nothing(cluster):
+    await cluster.start()
+    bob, carol = await cluster.device(1, "bob"), await cluster.device(2, "carol")
+    hers, away = await resumable(cluster, 1, "hers"), await resumable(cluster, 1, "away")
+    lost = [await resumable(cluster, 0, f"lost {n}") for n in range(3)]
+    async with Stream([bob, carol], [bob, carol, hers, away]) as stream:
+        await stream.passes()
+        cluster[0].signal(signal.SIGSTOP)
+        for one in lost:
+            one.client.send("send", {"to": "nobody", "text": f"of {one.cid}, to a node that is about to die"})
+        await asyncio.sleep(0)  # the messages leave
+        cut(away.client)
+        cluster[0].signal(signal.SIGKILL)
+        for one in lost:
+            (_, loss) = await one.until("lost")
+            assert loss.why in ("unknown", "unreachable")
+            text = f"of {one.cid}, to a node that is about to die"
+            assert (loss.uncertain, loss.unsent) == ([("send", {"to": "nobody", "text": text})], [])
+            async with asyncio.timeout(WAIT):
+                await one.client.wait_ready()
+                assert await one.client.call("here", one.cid) != []
+        await away.until("resumed")
+        await stream.passes()
+    await stream.arrives()
+    stream.check_that_each_came_once()
+    assert hers.all("closed") == hers.all("lost") == away.all("lost") == []
+    assert all(len(one.all("lost")) == 1 and one.all("resumed") == [] for one in lost)
+
+
 async def test_a_call_to_a_killed_node_ends(cluster):
     await cluster.start()
     ann, bob = await cluster.device(1, "ann"), await cluster.device(0, "bob")
@@ -420,6 +474,35 @@ async def test_a_call_to_a_killed_node_ends(cluster):
     with pytest.raises(WseError) as caught:
         await call
     assert caught.value.code == ErrorCode.RP_DISCONNECT
+
+
+async def test_a_stream_ends_with_either_of_its_nodes(cluster):
+    await cluster.start()
+    ended = []
+
+    async def numbers(payload):
+        try:
+            for n in range(3):
+                yield n
+            await asyncio.get_running_loop().create_future()
+        finally:
+            ended.append(payload)
+
+    ann, carol = await cluster.device(1, "ann"), await cluster.device(2, "carol")
+    bob = await cluster.device(0, "bob")
+    for device in ann, carol:
+        device.client.register("numbers", numbers)
+    streams = [bob.client.stream("read", {"whom": cid, "name": "numbers"}) for cid in ("ann", "carol")]
+    async with asyncio.timeout(WAIT):
+        for items in streams:
+            assert [await anext(items) for _ in range(3)] == [0, 1, 2]
+        cluster[1].signal(signal.SIGKILL)  # the node of the device
+        with pytest.raises(WseError) as caught:
+            await anext(streams[0])
+        assert caught.value.code == ErrorCode.RP_DISCONNECT
+        await until(lambda: len(ended) == 1)  # with its connection
+        cluster[0].signal(signal.SIGKILL)  # the node of the reader
+        await until(lambda: len(ended) == 2)
 
 
 async def test_a_node_that_slept_past_its_lease_comes_back(cluster):

@@ -220,5 +220,3 @@ def test_a_server_without_a_port_cannot_be_reloaded(tmp_path):
     status, stdout, stderr = run("serve", "app:server", "--reload", cwd=tmp_path)
     assert (status, stdout) == (2, "")
     assert "--port 4200" in stderr
-
-

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from wse import WseServer
 from wse.core.admission import Admission
+from wse.core.folding import Folding
 from wse.transports.request import CompactHeaders
 
 
@@ -158,19 +159,30 @@ def test_no_origin_and_no_host_confuse_it(origin, host):
     assert admission.address("127.0.0.1", request)
 
 
-def test_a_refused_origin_is_counted_and_told_to_nobody_but_those_who_look(caplog):
-    admission = Admission()
+def test_a_refused_origin_is_counted_and_logged_once_in_a_minute(caplog):
+    now = [0.0]
+    admission = Admission(folding=Folding(lambda: now[0]))
     evil = headers(Origin="https://evil.example" * 100, Host="app.example")
-    with caplog.at_level(logging.DEBUG, "wse"):
+    with caplog.at_level(logging.INFO, "wse"):
         refusal = admission.refusal(evil)
     assert (refusal.status, dict(refusal.headers), refusal.body) == (403, {}, "403 Forbidden\n")
     assert admission.refused_origins == 1
     (record,) = caplog.records
-    assert record.levelno == logging.DEBUG
+    assert (record.levelno, record.kind) == (logging.INFO, "origin-refused")
     assert "evil.example" in record.getMessage()
     assert len(record.getMessage()) < 300
     admission.refusal(headers(Origin="https://app.example", Host="app.example"))
     assert admission.refused_origins == 1
+    caplog.clear()
+    with caplog.at_level(logging.INFO, "wse"):
+        for _ in range(5):
+            admission.refusal(evil)
+        admission.refusal(headers(Origin="https://other.example", Host="app.example"))
+        now[0] += 60
+        admission.refusal(evil)
+    other, evils = (record.getMessage() for record in caplog.records)
+    assert "other.example" in other
+    assert "(and 5 more like this)" in evils
 
 
 # Readiness.

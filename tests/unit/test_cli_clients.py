@@ -139,7 +139,7 @@ def test_scram_asks_for_the_password():
         (("refuse", '"late"'), 'app.no: refuse: not today {"why":"late"}'),
         (("fail",), "wse.server.rp.failed: fail: LookupError: lost"),
         (("count", "3"), "wse.rp.is-a-stream: count: the procedure is a stream, and was called like a plain one"),
-        (("never", "--timeout", "0.05"), 'wse.client.rp.timeout: never: no answer in time {"timeout":0.05}'),
+        (("never", "--timeout", "0.05"), 'wse.client.rp.timeout: never: no answer in time {"timeout":0.05'),
         (("who", "--identity", "stranger"), "wse.not-authorized: the server refused the identity"),
         (("drop",), "wse.client.rp.disconnect: drop: the connection ended before the answer came"),
     ],

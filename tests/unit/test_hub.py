@@ -74,7 +74,8 @@ async def test_a_plain_procedure_may_return_a_future():
         assert caught.value.code == ErrorCode.RP_NOT_REGISTERED
 
 
-async def test_an_error_that_a_procedure_raises_on_purpose_is_logged_without_a_traceback(caplog):
+async def test_an_error_that_a_procedure_raises_on_purpose_is_logged_as_its_answer(caplog):
+    caplog.set_level("INFO", "wse")
     server = WseServer(lambda auth: auth.accept("ann"))
 
     @server.register("no")
@@ -84,9 +85,12 @@ async def test_an_error_that_a_procedure_raises_on_purpose_is_logged_without_a_t
     async with connect(server) as client:
         with pytest.raises(WseError):
             await client.call("no")
-    (record,) = caplog.records
-    assert (record.name, record.levelname, record.exc_info) == ("wse", "WARNING", None)
-    assert "app.no" in record.getMessage()
+    (record,) = [record for record in caplog.records if "app.no" in record.getMessage()]
+    assert (record.name, record.levelname, record.exc_info) == ("wse", "INFO", None)
+    assert (record.kind, record.code, record.cid, record.rp) == ("answer", "app.no", "ann", "no")
+    assert "'no'" in record.getMessage()
+    assert "'ann'" in record.getMessage()
+    assert (server.stats().errors, server.stats().answers) == ({}, {"other": 1})
 
 
 def test_a_close_that_is_cancelled_in_the_turn_of_the_last_socket_s_end_does_not_trip_another():

@@ -2,65 +2,17 @@
 
 from __future__ import annotations
 
+import msgspec
 import pytest
 
-from support.nodes import Nodes
+from support.moves import STEPS, Cluster, answered, at, plain, say_hi, stepwise
 from wse.core.cluster import envelope
-from wse.core.cluster.claims import SILENT
+from wse.core.cluster.claims import SILENT, Question
 from wse.core.cluster.registration import State
 from wse.core.limits import Overflow
-from wse.core.resume import Resume
 from wse.errors import ErrorCode, WseError
 from wse.protocols.json import WseJSON
 from wse.protocols.msgpack import WseMsgpack
-
-
-class Cluster(Nodes):
-    """Nodes whose clients can come back to any of them."""
-
-    def __init__(self, count=2, **options):
-        options.setdefault("resume", Resume())
-        options.setdefault("conns_per_user", 5)
-        super().__init__(count, **options)
-        self.ext = {}  # what clients offer beside
-
-    def come(self, node, cid="ann", **offer):
-        """A client says hi."""
-        peer = node.open()
-        peer.say("~wse:hi", {"identity": cid, "meta": {}, "ext": {"resume": offer} | self.ext})
-        self.run()
-        return peer
-
-    def first(self, node, cid="ann", **offer):
-        """A client that has come for the first time."""
-        peer = self.come(node, cid, **offer)
-        (_, ext, _), _ = peer.heard
-        peer.ticket = {"id": ext["resume"]["id"], "key": ext["resume"]["key"]}
-        return peer
-
-    def back(self, node, peer, got=0, sent=(1, 0), cid="ann", **other):
-        """The client of a session comes back; its ticket has the id of the answer."""
-        new = self.come(node, cid, **(peer.ticket | {"got": got, "sent": list(sent)} | other))
-        new.ticket = dict(peer.ticket)
-        return new
-
-    def session(self, node, peer):
-        """The session of a client at a node."""
-        return node.hub.connections[peer.ticket["id"].partition(".")[0]]._session
-
-
-def answered(peer):
-    """What a server has answered for `resume`, and what came after the welcome."""
-    (_, ext, _), (kind, *_), *rest = peer.heard
-    assert kind == "~wse:welcome"
-    answer = ext["resume"]
-    peer.ticket["id"] = answer["id"]
-    peer.ticket["key"] = answer.get("key", peer.ticket["key"])
-    return answer, rest
-
-
-def plain(messages):
-    return [(kind, payload) for kind, payload, _ in messages]
 
 
 def test_a_client_that_comes_back_to_another_node_finds_its_session_there():
@@ -273,7 +225,7 @@ def test_the_client_is_told_that_nobody_waits_for_the_calls_of_the_old_node():
     one, two = nodes
     peer = nodes.first(one)
     session = nodes.session(one, peer)
-    session.asking.start("numbers", None, 0, window=4)
+    session.ask("numbers", None, 0, window=4)
     task = peer.call("slow")
     nodes.run()
     got = len(peer.heard)
@@ -562,41 +514,6 @@ def test_a_session_whose_end_came_first_tells_it_at_another_node():
     assert answered(new)[0]["lost"] == {"why": "overflow", "got": 0}
 
 
-def stepwise(nodes, do):
-    """Run all nodes one callback at a time, and call `do` before each."""
-    while any(node.scheduler._soon for node in nodes if node.awake):
-        for node in nodes:
-            if node.awake and node.scheduler._soon:
-                do()
-            if node.awake and node.scheduler._soon:
-                timer = node.scheduler._soon.popleft()
-                if not timer.cancelled:
-                    timer.callback(*timer.args)
-
-
-def say_hi(node, peer, cid="ann", **claim):
-    """The client of a session comes back, and nothing has happened yet."""
-    new = node.open()
-    new.ticket = dict(peer.ticket)
-    new.say(
-        "~wse:hi", {"identity": cid, "meta": {}, "ext": {"resume": {**peer.ticket, "got": 0, "sent": [1, 0], **claim}}}
-    )
-    return new
-
-
-def steps_of_a_move():
-    """How many steps it takes."""
-    nodes = Cluster()
-    peer = nodes.first(nodes[0])
-    say_hi(nodes[1], peer)
-    count = [0]
-    stepwise(nodes, lambda: count.__setitem__(0, count[0] + 1))
-    return count[0]
-
-
-STEPS = range(steps_of_a_move())
-
-
 def in_each(do, steps=30):
     """Does something before each of the first steps."""
     counted = [0]
@@ -605,18 +522,6 @@ def in_each(do, steps=30):
         counted[0] += 1
         if counted[0] <= steps:
             do()
-
-    return count
-
-
-def at(step, do):
-    """Does something before one of the steps."""
-    counted = [0]
-
-    def count():
-        if counted[0] == step:
-            do()
-        counted[0] += 1
 
     return count
 
@@ -1049,3 +954,157 @@ def test_an_answer_that_is_ready_during_the_move_arrives(step):
     stepwise(nodes, at(step, lambda: wait.set_result(None)))
     nodes.run()
     assert answered(new)[1] == [("~wse:response", "done", 7)]
+
+
+# A node that gives up.
+
+
+class Answers:
+    """The answers of other nodes that reach a node; the next ones with a session in them can be lost."""
+
+    def __init__(self, node):
+        self.lost = 0
+        self._answered = node.cluster.rpc.answered
+        node.cluster.rpc.answered = self
+
+    def __call__(self, answer):
+        has_session = isinstance(answer.value, list) and isinstance(answer.value[0], bytes)
+        if has_session and self.lost:
+            self.lost -= 1
+        else:
+            self._answered(answer)
+
+
+def test_an_answer_with_the_session_that_is_lost_is_given_again():
+    nodes = Cluster()
+    one, two = nodes
+    peer = nodes.first(one)
+    peer.conn.send("news", 1)
+    peer.vanish()
+    Answers(two).lost = 1
+    new = say_hi(two, peer)
+    nodes.run()
+    one.hub.send("ann", "news", 2)
+    nodes.advance(2)
+    answer, messages = answered(new)
+    assert "lost" not in answer
+    assert plain(messages) == [("news", 1), ("news", 2)]
+    assert nodes.presence() == [("joined", "ann")]
+    nodes.advance(15)
+    assert not one.cluster.claims._sent
+
+
+def devices(node):
+    return [device.conn_id for device in node.do(node.server.devices("ann"))]
+
+
+@pytest.mark.parametrize("stays", [True, False])
+def test_a_session_that_its_old_node_has_let_go_in_vain_leaves_nothing_behind(stays):
+    nodes = Cluster()
+    one, two = nodes
+    peer = nodes.first(one)
+    peer.vanish()
+    nodes.run()
+    Answers(two).lost = 2
+    new = say_hi(two, peer)
+    nodes.run()
+    if not stays:
+        new.vanish()
+    nodes.advance(4)
+    if stays:
+        assert answered(new)[0]["lost"]["why"] == "unreachable"
+        assert devices(two) == [new.conn.conn_id]
+        new.vanish(1000)
+        nodes.run()
+    assert devices(two) == []
+    assert nodes.presence() == [("joined", "ann"), ("left", "ann")]
+    nodes.advance(15)
+    assert [node.leftovers for node in nodes] == [[], []]
+    assert [node.cluster.claims._sent for node in nodes] == [{}, {}]
+
+
+def test_a_device_whose_new_node_says_nothing_more_is_taken_out():
+    nodes = Cluster()
+    one, two = nodes
+    peer = nodes.first(one)
+    peer.vanish()
+    nodes.run()
+    new = say_hi(two, peer)
+    stepwise(nodes, lambda: None if peer.conn.conn_id in one.hub.connections else nodes.sleep(two))
+    assert new.heard == []
+    nodes.advance(11)
+    assert devices(one) == []
+    assert nodes.presence() == [("joined", "ann"), ("left", "ann")]
+    assert not one.leftovers
+
+
+def test_a_session_whose_node_was_asleep_ends_there_when_its_client_has_a_new_one():
+    nodes = Cluster()
+    one, two = nodes
+    peer = nodes.first(one)
+    peer.vanish()
+    nodes.run()
+    nodes.sleep(one)
+    new = say_hi(two, peer)
+    nodes.advance(4)
+    answer, _ = answered(new)
+    assert answer["lost"] == {"why": "unreachable", "got": None}
+    nodes.wake(one)
+    nodes.advance(1)
+    assert devices(two) == [new.conn.conn_id]
+    assert not one.hub.connections
+    assert nodes.presence() == [("joined", "ann")]
+    assert one.leftovers == []
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_a_session_of_a_node_that_falls_asleep_during_the_move_is_at_one_node_in_the_end_or_at_none(step):
+    nodes = Cluster()
+    one, two = nodes
+    peer = nodes.first(one)
+    peer.vanish()
+    nodes.run()
+    new = say_hi(two, peer)
+    stepwise(nodes, at(step, lambda: nodes.sleep(one)))
+    nodes.advance(3)
+    nodes.wake(one)
+    nodes.advance(4)
+    answer, _ = answered(new)
+    session = nodes.session(two, new)
+    assert session.conn.conn_id == (new.conn.conn_id if "lost" in answer else peer.conn.conn_id)
+    assert devices(one) == devices(two) == [session.conn.conn_id]
+    assert nodes.presence() == [("joined", "ann")]
+    assert not one.hub.connections
+    assert one.leftovers == []
+
+
+def test_a_client_that_has_left_a_node_which_waits_in_vain_finds_its_session_where_it_was():
+    nodes = Cluster(3)
+    one, two, three = nodes
+    peer = nodes.first(one)
+    peer.conn.send("news", 1)
+    peer.vanish()
+    nodes.run()
+    nodes.sleep(one)
+    say_hi(two, peer).vanish()
+    nodes.advance(4)
+    nodes.wake(one)
+    nodes.advance(2)
+    answer, messages = answered(nodes.back(three, peer))
+    assert "lost" not in answer
+    assert plain(messages) == [("news", 1)]
+
+
+def test_a_node_that_gives_up_ends_no_session_but_the_one_whose_key_it_knows():
+    nodes = Cluster()
+    one, two = nodes
+    peer = nodes.first(one)
+    peer.vanish()
+    nodes.run()
+    conn_id = peer.conn.conn_id
+    for proof in ("", "0" * 64):
+        question = msgspec.json.encode(Question(two.cluster.node, conn_id, proof, is_lost=True)).decode()
+        two.cluster.bus.send_to(one.cluster.node, envelope.Query(two.cluster.node, 0, "give-up", question))
+        nodes.run()
+        assert conn_id in one.hub.connections
+    assert answered(nodes.back(one, peer))[0].get("lost") is None

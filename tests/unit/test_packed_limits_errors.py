@@ -14,6 +14,7 @@ from wse.core.heartbeat import Heartbeat
 from wse.core.hub.hub import Hub
 from wse.core.packed import Packed
 from wse.core.session.endpoint import Endpoint, emit_error, error_listener_failed
+from wse.core.session.log import Log
 from wse.core.session.signals import Signal
 from wse.protocols.json import WseJSON
 
@@ -170,7 +171,7 @@ def test_an_error_that_nobody_listens_to_is_logged_with_its_cause(caplog):
     signal = Signal("error", ("err",), FakeScheduler(), error_listener_failed)
     error = WseError("app.x")
     error.__cause__ = RuntimeError("deep down")
-    emit_error(signal, error)
+    emit_error(signal, error, log=Log(lambda: 0.0), context={})
     (record,) = caplog.records
     assert (record.name, record.levelno) == ("wse", logging.ERROR)
     assert "app.x" in caplog.text
@@ -182,7 +183,7 @@ def test_an_error_that_somebody_listens_to_is_not_logged(caplog):
     signal = Signal("error", ("err",), FakeScheduler(), error_listener_failed)
     signal(heard.append)
     error = WseError("app.x")
-    emit_error(signal, error)
+    emit_error(signal, error, log=Log(lambda: 0.0), context={})
     assert heard == [error]
     assert caplog.records == []
 
@@ -194,7 +195,7 @@ def test_a_listener_of_error_that_raises_is_logged_and_nothing_more(caplog):
     def bad(err):
         raise RuntimeError("listener broke")
 
-    emit_error(signal, WseError("app.x"))
+    emit_error(signal, WseError("app.x"), log=Log(lambda: 0.0), context={})
     assert "listener broke" in caplog.text
     assert "app.x" in caplog.text
 

@@ -20,6 +20,7 @@ from wse.cli.shell import shell_command
 from wse.cli.supervisor import PortError, Supervisor, check_port
 from wse.cli.target import TargetError, load
 from wse.cli.worker import StartError, WorkerSlot, serve
+from wse.server.process import HANGUP, SHARES_PORTS
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -97,8 +98,10 @@ def serve_command(
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     if reload:
         check_watchfiles()
-    if workers > 1 or reload:
-        signal.signal(signal.SIGHUP, signal.SIG_IGN)  # there is nothing to replace yet
+    if (workers > 1 or reload) and not SHARES_PORTS:
+        raise click.UsageError("several workers cannot share a port on this system: run one worker on each port")
+    if (workers > 1 or reload) and HANGUP is not None:
+        signal.signal(HANGUP, signal.SIG_IGN)  # there is nothing to replace yet
     try:
         slot = WorkerSlot.taken()
     except StartError as exc:

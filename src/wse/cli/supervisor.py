@@ -117,7 +117,7 @@ class Worker:
                 else:
                     await self.process.wait()
         except TimeoutError:
-            logger.error("%s was not ready after %g s", self, timeout)  # noqa: TRY400 - a traceback adds nothing
+            logger.error("%s was not ready after %g s", self, timeout, extra={"kind": "worker-not-ready"})  # noqa: TRY400 - a traceback adds nothing
             self.send(signal.SIGKILL)
         return self.is_ready
 
@@ -157,7 +157,7 @@ class Worker:
         for wait in waits:
             wait.cancel()
         if self.process.returncode is None:
-            logger.warning("%s did not end in time and is killed", self)
+            logger.warning("%s did not end in time and is killed", self, extra={"kind": "worker-killed"})
             self.send(signal.SIGKILL)
         await self.ended()
 
@@ -209,7 +209,7 @@ class Supervisor:
         try:
             self._spawn(self._start_all())
             await self._stop.wait()
-            logger.info("closing %d workers", len(self._living))
+            logger.info("closing %d workers", len(self._living), extra={"kind": "closing"})
             for task in self._tasks:
                 task.cancel()
             await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -229,7 +229,7 @@ class Supervisor:
         self._stop.set()
 
     def _give_up(self, why: str) -> None:
-        logger.error("giving up: %s", why)
+        logger.error("giving up: %s", why, extra={"kind": "giving-up"})
         self._status = 1
         self._stop.set()
 
@@ -252,7 +252,7 @@ class Supervisor:
                 return
         for worker in self._workers.values():
             self._spawn(self._watch(worker))
-        logger.info("%d workers are ready", self._count)
+        logger.info("%d workers are ready", self._count, extra={"kind": "workers-ready"})
         while True:
             await self._hangup.wait()
             self._hangup.clear()
@@ -277,7 +277,7 @@ class Supervisor:
                 self._give_up(f"{worker} ended with {how}, {failures} times in a row, and no other is ready")
                 return
             wait = RESTART_BACKOFF.delay(failures - 1) if failures else 0.0
-            logger.error("%s ended with %s; another starts in %g s", worker, how, wait)
+            logger.error("%s ended with %s; another starts in %g s", worker, how, wait, extra={"kind": "worker-ended"})
             await asyncio.sleep(wait)
             if worker.retired:  # `_roll` has replaced it
                 return
@@ -287,23 +287,28 @@ class Supervisor:
                 return
             worker = self._workers[number] = successor
             if await worker.ready(self._start_timeout):
-                logger.info("%s is ready", worker)
+                logger.info("%s is ready", worker, extra={"kind": "worker-ready"})
 
     async def _roll(self) -> None:
         """Replace the workers one by one. If a new one does not become ready the old ones go on."""
-        logger.info("replacing the workers one by one")
+        logger.info("replacing the workers one by one", extra={"kind": "replacing"})
         for number in range(1, self._count + 1):
             new = await self._launch(number)
             if not await new.ready(self._start_timeout):
-                logger.error("%s ended with %s before it was ready; the old workers go on", new, await new.ended())
+                logger.error(
+                    "%s ended with %s before it was ready; the old workers go on",
+                    new,
+                    await new.ended(),
+                    extra={"kind": "worker-not-ready"},
+                )
                 self._living.discard(new)
                 return
             old, self._workers[number] = self._workers[number], new
             self._failures[number] = 0
             self._spawn(self._watch(new))
-            logger.info("%s is ready, and %s closes", new, old)
+            logger.info("%s is ready, and %s closes", new, old, extra={"kind": "worker-ready"})
             await self._retire(old)
-        logger.info("all workers have been replaced")
+        logger.info("all workers have been replaced", extra={"kind": "replaced"})
 
     async def _retire(self, worker: Worker) -> None:
         await worker.end(self._closing, self._hurry)

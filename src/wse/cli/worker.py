@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Self
 
 from wse.errors import WseError
 from wse.server.lifecycle import check_port, started
+from wse.server.process import END_SIGNALS, HANGUP
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -73,11 +74,12 @@ async def serve(server: WseServer, *, grace: float, notice: float = 0.0, slot: W
     Raises:
         StartError: The port is not available, or the server lacks something.
     """
-    signals = [signal.SIGINT, signal.SIGTERM]
-    if slot is None:
-        signals.append(signal.SIGHUP)
-    else:
-        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    signals = [*END_SIGNALS]
+    if HANGUP is not None:
+        if slot is None:
+            signals.append(HANGUP)
+        else:
+            signal.signal(HANGUP, signal.SIG_IGN)
     with server._lifecycle.stopped_by(*signals) as stop, watched(slot, stop):
         try:
             try:
@@ -87,11 +89,9 @@ async def serve(server: WseServer, *, grace: float, notice: float = 0.0, slot: W
             except (OSError, ValueError, WseError) as exc:
                 why = f"{exc} ({exc.__cause__})" if exc.__cause__ else f"{exc}"
                 raise StartError(f"the server cannot start: {why}") from exc
-            logger.info("listening on %s", server.url)
             if slot is not None:
                 slot.socket.send(READY)
             await stop.wait()
-            logger.info("closing")
         finally:
             await server.close(grace, notice=notice)
 
@@ -106,7 +106,7 @@ def watched(slot: WorkerSlot | None, stop: asyncio.Event) -> Iterator[None]:
 
     def supervisor_gone() -> None:
         loop.remove_reader(slot.socket)
-        logger.warning("the supervisor has ended; this worker closes")
+        logger.warning("the supervisor has ended; this worker closes", extra={"kind": "supervisor-gone"})
         stop.set()
 
     loop.add_reader(slot.socket, supervisor_gone)

@@ -36,7 +36,10 @@ def is_asked_for(identity: Any) -> bool:
 @cache
 def warn_of_replacement() -> None:
     """Say what to set, once: with the server's default, a second device replaces the first."""
-    logger.warning("a newer connection of this user has replaced this one; the server allows more with conns_per_user")
+    logger.warning(
+        "a newer connection of this user has replaced this one; the server allows more with conns_per_user",
+        extra={"kind": "displaced"},
+    )
 
 
 class ConnectionOwner(typing.Protocol):

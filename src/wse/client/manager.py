@@ -104,6 +104,7 @@ class ConnectionManager:
         self._course = Course(None)
         self._connection: Connection | None = None
         self._sockets: set[ClientSession | Leftover] = set()  # whose socket has not closed yet
+        self._lost_at: float | None = None  # when a connection was lost that is to be replaced
         self.recovered = False
         self.respond: Callable[[Any], Any] | None = None
         self.status = ClientStatus.IDLE
@@ -236,6 +237,7 @@ class ConnectionManager:
             self._course.task.cancel()
         self._course = Course(self._scheduler.create_future() if awaited else None)
         self.gave_up = None
+        self._lost_at = None
         self._retry.start_anew()
         return self._course
 
@@ -362,6 +364,10 @@ class ConnectionManager:
             if self._course is course:
                 self._when.gave_up._emit(error)
             return
+        if raised is None:
+            self._lost_at = self._scheduler.time()
+            text = "the connection to %s is lost: %s; connecting again in %.1f s"
+            self._endpoint.log.event("connection-lost", text, self.url, error, wait, url=self.url, code=str(error.code))
         self._move(Event.RETRY)
         if self._course is course:
             self._attempt_after(course, wait)
@@ -396,6 +402,8 @@ class ConnectionManager:
             self._sockets.add(going_on)
             session = connection.session = going_on
         self.recovered = going_on is not None
+        if self._lost_at is not None:
+            self._tell_return(self._scheduler.time() - self._lost_at)
         course = self._course
         self._move(Event.WELCOME)
         if self._course is not course:
@@ -459,6 +467,11 @@ class ConnectionManager:
         self._when.ignored._emit(type, payload, stamp)
 
     # Inside.
+
+    def _tell_return(self, seconds: float) -> None:
+        self._lost_at = None
+        text = "connected again to %s after %.1f s"
+        self._endpoint.log.event("reconnected", text, self.url, seconds, url=self.url, seconds=round(seconds, 3))
 
     def _tell_loss(self, loss: Loss | None) -> None:
         if loss is not None:

@@ -9,6 +9,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from http import HTTPStatus
 from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
+from time import monotonic
+
+from wse.core.folding import Folding
 
 logger = logging.getLogger("wse")
 
@@ -60,6 +63,7 @@ class Admission:
         origins: The origins of web pages that may connect, besides those of the server's own host.
         trusted_proxies: Addresses and networks whose forwarding headers are trusted; `"unix"` stands for peers without
             an address, which connect by a Unix socket.
+        folding: Folds the log lines of refused origins.
 
     Attributes:
         unready: The reasons why no client may connect at present.
@@ -69,11 +73,15 @@ class Admission:
         ValueError: An entry is not an origin, an address or a network.
     """
 
-    __slots__ = ("_any", "_origins", "_proxies", "_subdomains", "_unix", "refused_origins", "unready")
+    __slots__ = ("_any", "_folding", "_origins", "_proxies", "_subdomains", "_unix", "refused_origins", "unready")
 
     def __init__(
-        self, origins: str | Iterable[str] | None = None, trusted_proxies: str | Iterable[str] | None = None
+        self,
+        origins: str | Iterable[str] | None = None,
+        trusted_proxies: str | Iterable[str] | None = None,
+        folding: Folding | None = None,
     ) -> None:
+        self._folding = folding or Folding(monotonic)
         listed = frozenset(_entries(origins))
         self._any = "*" in listed
         named = [_listed(entry) for entry in listed - {"*"}]
@@ -88,7 +96,7 @@ class Admission:
     def refusal(self, headers: Headers) -> Refusal | None:
         """The response that refuses a request for a WebSocket; `None` if it is not refused.
 
-        A refused origin is counted and not reported: a flood of requests must not become a flood of log lines.
+        A refused origin is counted and logged, and not reported.
         """
         if self.unready:
             return _UNAVAILABLE
@@ -99,7 +107,15 @@ class Admission:
         if origin is None or self._any or self._admits(origin, host):
             return None
         self.refused_origins += 1
-        logger.debug("refused a WebSocket for its origin, %.200r", origin)
+        extra = {"kind": "origin-refused", "origin": origin[:200]}
+        self._folding.log(
+            logger,
+            logging.INFO,
+            ("origin", origin[:200]),
+            "refused a WebSocket for its origin, %.200r",
+            origin,
+            extra=extra,
+        )
         return _FORBIDDEN
 
     def cross_origin(self, headers: Headers) -> Mapping[str, str]:

@@ -9,16 +9,17 @@ import asyncio
 from collections.abc import Awaitable, Callable, MutableMapping
 from functools import partial
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import quote
 
 from wse.core.admission import Refusal
 from wse.transports.awaited import AwaitedLink
+from wse.transports.certificate import extension_certificate, transport_certificate
 from wse.transports.request import CompactHeaders, HttpRequest, decode_header
 
 if TYPE_CHECKING:
     from wse.core.ports.protocol import Protocol
-    from wse.core.ports.transport import Acceptor, Receiver
+    from wse.core.ports.transport import Acceptor, Certificate, Link, Receiver, SocketServer
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -26,16 +27,35 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 
 
+SOCKET_EXTENSION = "wse.socket"
+"""The extension of the scope with which a web server offers the socket itself, so that we read and write its frames.
+
+Its value is `{"take": take}`; see `wse.uvicorn`."""
+
 _NOT_FOUND = Refusal(HTTPStatus.NOT_FOUND)
+
+
+class TakenSocket(NamedTuple):
+    """The socket of a WebSocket whose request has not been answered, as a web server gives it away.
+
+    Attributes:
+        transport: Its transport.
+        received: What has been read after the request.
+        headers: The web server's own headers for its answer.
+    """
+
+    transport: asyncio.Transport
+    received: bytes
+    headers: list[tuple[str, str]]
 
 
 class AsgiLink(AwaitedLink):
     """One WebSocket of an ASGI server."""
 
-    def __init__(self, limit: int, receive: Receive, send: Send, remote_addr: str) -> None:
-        # ASGI has no name for the transport; the callables of uvicorn are methods of its owner.
-        transport = getattr(getattr(receive, "__self__", None), "transport", None)
-        super().__init__(limit, remote_addr, transport if hasattr(transport, "set_write_buffer_limits") else None)
+    def __init__(
+        self, limit: int, receive: Receive, send: Send, remote_addr: str, transport: asyncio.Transport | None
+    ) -> None:
+        super().__init__(limit, remote_addr, transport)
         self._asgi_receive = receive
         self._asgi_send = send
 
@@ -74,6 +94,7 @@ class AsgiApp:
         path: The only path that opens a WebSocket, or `None` for every path.
         started: Awaited when the application starts, and before each connection.
         stopped: Called when the application stops.
+        sockets: Serves WebSockets whose socket the web server offers.
     """
 
     def __init__(
@@ -82,11 +103,14 @@ class AsgiApp:
         path: str | None,
         started: Callable[[], Awaitable[None]],
         stopped: Callable[[], Awaitable[None]],
+        sockets: SocketServer,
     ) -> None:
         self._acceptor = acceptor
         self._path = path
         self._started = started
         self._stopped = stopped
+        self._sockets = sockets
+        self._stopping: asyncio.Task[None] | None = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         kind = scope["type"]
@@ -109,18 +133,47 @@ class AsgiApp:
             await self._refuse(scope, send, refusal)
             return
         protocol = self._acceptor.select(scope.get("subprotocols") or ())
-        await send({"type": "websocket.accept", "subprotocol": None if protocol is None else protocol.name})
         client = scope.get("client")
-        link = AsgiLink(self._acceptor.limits.message_size, receive, send, str(client[0]) if client else "")
-        await link.run(partial(self._open, scope, headers, protocol))
+        peer = str(client[0]) if client else ""
+        transport = _transport_of(receive)
+        open_session = partial(self._open, scope, headers, peer, _certificate_of(scope, transport), protocol)
+        offered = _extension(scope, SOCKET_EXTENSION)
+        if offered is not None:
+            async with offered["take"](self._stop_soon) as socket:
+                key, extensions = headers["Sec-WebSocket-Key"], headers.getall("Sec-WebSocket-Extensions", [])
+                await self._sockets.serve(
+                    socket.transport, socket.received, key, extensions, protocol, open_session, socket.headers
+                )
+            return
+        await send({"type": "websocket.accept", "subprotocol": None if protocol is None else protocol.name})
+        await AsgiLink(self._acceptor.limits.message_size, receive, send, peer, transport).run(open_session)
 
-    def _open(self, scope: Scope, headers: CompactHeaders, protocol: Protocol | None, link: AwaitedLink) -> Receiver:
-        remote_addr = self._acceptor.admission.address(link.remote_addr, headers)
+    def _stop_soon(self) -> None:
+        """Stop before the application does: the web server waits for its connections."""
+        if self._stopping is None:
+            self._stopping = asyncio.ensure_future(self._stop())
+
+    async def _stop(self) -> None:
+        try:
+            await self._stopped()
+        finally:
+            self._stopping = None
+
+    def _open(
+        self,
+        scope: Scope,
+        headers: CompactHeaders,
+        peer: str,
+        cert: Certificate | None,
+        protocol: Protocol | None,
+        link: Link,
+    ) -> Receiver:
+        remote_addr = self._acceptor.admission.address(peer, headers)
         raw_path = (
             scope.get("raw_path") or quote(scope["path"]).encode()
         )  # as it was sent: a decoded one may hold a "?"
         target = (raw_path + b"?" + scope.get("query_string", b"")).decode("latin-1")
-        return self._acceptor.open(link, HttpRequest(target, headers, remote_addr, scope), protocol)
+        return self._acceptor.open(link, HttpRequest(target, headers, remote_addr, scope, cert), protocol)
 
     async def _lifespan(self, receive: Receive, send: Send) -> None:
         while True:
@@ -139,7 +192,7 @@ class AsgiApp:
 
     async def _refuse(self, scope: Scope, send: Send, refusal: Refusal) -> None:
         """Answer with an HTTP response instead; always 403 if the web server lacks the extension for others."""
-        if "websocket.http.response" in (scope.get("extensions") or ()):
+        if _extension(scope, "websocket.http.response") is not None:
             headers = [(name.lower().encode(), value.encode()) for name, value in refusal.headers.items()]
             await _respond(send, "websocket.http.response", refusal.status, refusal.body.encode(), *headers)
             await asyncio.sleep(0)  # uvicorn logs an error if this returns before it has closed the socket
@@ -148,6 +201,23 @@ class AsgiApp:
 
     async def _http(self, send: Send) -> None:
         await _respond(send, "http.response", 426, b"426 Upgrade Required\n", (b"upgrade", b"websocket"))
+
+
+def _extension(scope: Scope, name: str) -> dict[str, Any] | None:
+    extensions: dict[str, dict[str, Any]] = scope.get("extensions") or {}
+    return extensions.get(name)
+
+
+def _transport_of(receive: Receive) -> asyncio.Transport | None:
+    """The transport, where it can be reached: ASGI has no name for it, but the callables of uvicorn are methods of its
+    owner."""
+    transport: Any = getattr(getattr(receive, "__self__", None), "transport", None)
+    return transport if hasattr(transport, "set_write_buffer_limits") else None
+
+
+def _certificate_of(scope: Scope, transport: asyncio.Transport | None) -> Certificate | None:
+    tls = _extension(scope, "tls")
+    return transport_certificate(transport) if tls is None else extension_certificate(tls)
 
 
 def _is_at(path: str, requested: str, root: str) -> bool:

@@ -64,12 +64,13 @@ class Inbox:
         self._liveness = liveness
         self._restore_within = restore_within
         self._restoring = False
+        self._lost_at: float | None = None  # when the broker was lost
 
     def received(self, topic: str, data: bytes) -> None:
         try:
             message = envelope.decode(data)
             if message.origin != self._bus.node or isinstance(message, envelope.Canary):
-                self._dispatch(topic, message)
+                self._dispatch(topic, message, len(data))
         except Exception as exc:  # another version, or another program with access to the broker, may have sent it
             error = WseError(
                 ErrorCode.MSG_PROCESSING_ERROR, {"topic": topic}, "cannot decode a message from another node"
@@ -80,9 +81,13 @@ class Inbox:
         self._liveness.connection_lost()
         self._claims.connection_lost()
         self._bus.take_back(unsent)
+        self._lost_at = self._scheduler.time()
         self._endpoint.report(WseError(ErrorCode.BROKER_UNAVAILABLE), None, cause)
 
     def connection_restored(self) -> None:
+        away = 0.0 if self._lost_at is None else self._scheduler.time() - self._lost_at
+        text = "the broker is back after %.1f s"
+        self._endpoint.log.event("broker-back", text, away, seconds=round(away, 3), node=self._bus.node)
         self._bus.hold()
         self._reconciler.is_disturbed = True
         self._liveness.renew()
@@ -102,7 +107,7 @@ class Inbox:
             self._bus.release()  # if the connection was lost again, its return holds the backlog anew
         self._bus.catch_up()
 
-    def _dispatch(self, topic: str, message: Any) -> None:
+    def _dispatch(self, topic: str, message: Any, size: int) -> None:
         match message:
             case envelope.Message():
                 self._delivery.received(topic, message)
@@ -121,6 +126,14 @@ class Inbox:
             case envelope.Call():
                 if not self._claims.redirect(message):
                     self._rpc.called(message)
+            case envelope.FromCallee():
+                self._rpc.asking.received(message, size)
+            case envelope.FromCaller():
+                self._rpc.serving.received(message, size)
+            case envelope.Waiting():
+                self._rpc.serving.waiting(message)
+            case envelope.Running():
+                self._rpc.asking.running(message)
             case envelope.Query():
                 self._rpc.queried(message)
             case envelope.Answer():
@@ -128,7 +141,7 @@ class Inbox:
             case envelope.ToDevice():
                 self._claims.to_device(message)
             case envelope.Arrived():
-                self._steps.arrived(message.conn_id)
+                self._claims.arrived(message.conn_id)
             case _:
                 self._rpc.cancelled(message)
 

@@ -15,6 +15,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from wse.core.cluster.envelope import USER, encode_name
+from wse.core.cluster.reconciler import each
 from wse.core.cluster.registration import JOINING_PHASE, Registration, State
 from wse.core.hub.connection import WseIdentity
 from wse.core.ports.broker import Device
@@ -35,11 +36,6 @@ if TYPE_CHECKING:
     from wse.core.ports.broker import Joined
     from wse.core.ports.scheduling import Timer
     from wse.types import ClientId
-
-
-MOVED_WITHIN = 10.0
-"""Seconds that another node has to tell the register of a device that it has taken over. After that, this node takes
-the device out if it is still registered here."""
 
 
 class Presence:
@@ -73,6 +69,8 @@ class Presence:
         self._reconciler = reconciler
         self._joining: dict[str, list[Registration]] = {}  # by user, those between acceptance and welcome
         self._graces: dict[str, tuple[Registration, Timer]] = {}  # by user, those that are AWAY
+        self._marks: dict[Registration, None] = {}  # those of which the register must learn whether they are away
+        self._is_marking = False
         self._emptied: asyncio.Future[None] | None = None
         registrations.when_empty = self._done
 
@@ -177,7 +175,42 @@ class Presence:
         self._bus.unwant(USER + registration.device.user)
         self._registrations.moved.add(conn.conn_id)
         self._registrations.forget(registration)
-        self._scheduler.call_later(MOVED_WITHIN, self._registrations.arrived, conn.conn_id)
+
+    def arrived(self, conn_id: str) -> None:
+        """The register knows that a device goes on at another node."""
+        self._registrations.arrived(conn_id)
+
+    def take_out(self, device: Device) -> None:
+        """A device does not go on at another node after all."""
+        self._scheduler.spawn(self._take_out(device))
+
+    async def _take_out(self, device: Device) -> None:
+        await self._try(self._reconciler.take_out(device))
+        self._registrations.arrived(device.conn_id)
+
+    # A connection breaks, and comes back.
+
+    def mark(self, conn: WseConnection) -> None:
+        """Tell the register whether a device is away. Nothing waits for that; of changes in quick succession it learns
+        the last one.
+        """
+        registration = self._registrations.get(conn.conn_id)
+        if registration is None:  # the node has left the cluster already
+            return
+        self._registrations.look_at(registration)
+        if registration.state is State.INSIDE and registration.is_unsettled:
+            self._marks[registration] = None
+            if not self._is_marking:
+                self._is_marking = True
+                self._scheduler.spawn(self._mark())
+
+    async def _mark(self) -> None:
+        try:
+            while self._marks:
+                marks, self._marks = self._marks, {}
+                await self._try(each(self._scheduler, marks, self._steps.settle))
+        finally:
+            self._is_marking = False
 
     # A connection goes.
 
@@ -201,7 +234,6 @@ class Presence:
         """Keep a device in the register whose connection has ended, so that its user is still there."""
         user = registration.device.user
         self._end_grace(user)  # of an earlier one
-        registration.device = replace(registration.device, away=True)
         self._registrations.enter(registration, State.AWAY)
         self._graces[user] = registration, self._scheduler.call_later(grace, self._end_grace, user)
 
@@ -241,6 +273,7 @@ class Presence:
             timer.cancel()
         self._graces.clear()
         self._joining.clear()
+        self._marks.clear()
         self._registrations.clear()
         self._firing.reset()
         self._reconciler.reset()

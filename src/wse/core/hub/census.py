@@ -33,6 +33,7 @@ def take_stats(hub: Hub, *, uptime: float, running_handlers: int, refused_origin
         bytes_in=counters.bytes_in,
         bytes_out=counters.bytes_out,
         errors=dict(counters.errors),
+        answers=dict(counters.answers),
         closes=dict(counters.closes),
         close_codes=dict(counters.close_codes),
         dropped=dict(counters.dropped),

@@ -14,6 +14,10 @@ if TYPE_CHECKING:
     from wse.core.ports.protocol import Protocol
 
 
+Certificate = Mapping[str, Any]
+"""A client's certificate; see `Request.certificate`."""
+
+
 class Link(typing.Protocol):
     """One open WebSocket, as a transport gives it to a session.
 
@@ -134,6 +138,15 @@ class Request(typing.Protocol):
         ...
 
     @property
+    def certificate(self) -> Certificate | None:
+        """The client's certificate, if the server has asked for one and checked it; else `None`.
+
+        It is what `ssl.SSLSocket.getpeercert` returns: `certificate["subject"]`, for example. From an ASGI server with
+        the extension `tls`, it has the keys `subject` and `chain`, a list of certificates as PEM.
+        """
+        ...
+
+    @property
     def native(self) -> Any:
         """The framework's own request: an ASGI scope, an `aiohttp.web.Request`, or None without a framework.
 
@@ -198,6 +211,34 @@ class Acceptor(typing.Protocol):
         With `protocol=None`, no offered subprotocol was known: the link is closed as WIRE.md section 1 says.
         """
         ...
+
+
+class SocketServer(typing.Protocol):
+    """Serves WebSockets on the sockets of a web server, in its place."""
+
+    async def serve(
+        self,
+        transport: Any,
+        received: bytes,
+        key: str,
+        extensions: list[str],
+        protocol: Protocol | None,
+        open: Callable[[Link], Receiver],
+        headers: Iterable[tuple[str, str]] = (),
+    ) -> None:
+        """Answer a request for a WebSocket, and return when its connection has ended.
+
+        Cancelled, it closes the WebSocket with 1012.
+
+        Args:
+            transport: The `asyncio.Transport` of the request; another protocol gets it.
+            received: What has been read after the request.
+            key: The client's `Sec-WebSocket-Key`.
+            extensions: The lines of its `Sec-WebSocket-Extensions`.
+            protocol: The subprotocol, or `None` if the client has offered no known one.
+            open: Makes the session of the link.
+            headers: More headers of the answer.
+        """
 
 
 class Connector(typing.Protocol):

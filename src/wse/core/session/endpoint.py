@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from wse.core.limits import Overflow
 from wse.core.ports.protocol import RESERVED_PREFIX, Protocol
 from wse.core.session.extensions import Extensions
+from wse.core.session.log import Log, facts, is_answer
 from wse.core.session.ordered import Order
 from wse.core.session.rpc import ExposeErrors, Procedures
 from wse.core.session.signals import Channel, Signal
@@ -21,6 +22,8 @@ from wse.types import MessageType
 if TYPE_CHECKING:
     from wse.core.limits import Limits
     from wse.core.ports.scheduling import Scheduler
+    from wse.core.session.signals import CheckType
+    from wse.core.session.timing import Instruments
 
 logger = logging.getLogger("wse")
 
@@ -41,7 +44,14 @@ class Endpoint:
         expose: How much the caller of a procedure learns about an exception in it.
         debug: Whether callers also get stack traces.
         report: Called with every failure, and with its session if there is one.
+        channel: Makes the listeners of messages.
+        procedures: Makes the procedures.
         elsewhere: What other threads than that of the event loop use, for the message of an error.
+
+    Attributes:
+        counters: What has happened.
+        instruments: Measure times, if metrics are on.
+        log: Writes what no listener of `error` takes.
     """
 
     __slots__ = (
@@ -53,7 +63,9 @@ class Endpoint:
         "elsewhere",
         "expose",
         "extensions",
+        "instruments",
         "limits",
+        "log",
         "max_handlers",
         "max_incoming_calls",
         "max_outgoing_calls",
@@ -77,6 +89,8 @@ class Endpoint:
         overflow: Mapping[MessageType, Overflow | str] | None = None,
         expose: ExposeErrors | str = ExposeErrors.MESSAGE,
         debug: bool = False,
+        channel: Callable[[tuple[str, ...], CheckType, Order], Channel] = Channel,
+        procedures: Callable[[tuple[str, ...], CheckType, Order], Procedures] = Procedures,
         elsewhere: str = "loop.call_soon_threadsafe",
     ) -> None:
         if timeout < 0:
@@ -84,20 +98,22 @@ class Endpoint:
         self.protocols = tuple(protocols)
         self.reserved = frozenset[MessageType]().union(*(p.reserved for p in self.protocols))
         self.scheduler = scheduler
+        self.log = Log(lambda: scheduler.time())  # whose clock may be replaced
         self.timeout = timeout
         self.limits = limits
         self.max_handlers = _bound(limits.handlers)
         self.max_incoming_calls = _bound(limits.incoming_calls)
         self.max_outgoing_calls = _bound(limits.outgoing_calls)
         self.counters = Counters()
+        self.instruments: Instruments | None = None
         self.extensions = Extensions()
         self.expose = ExposeErrors(expose)
         self.debug = debug
         self.elsewhere = elsewhere
         self._usual: set[MessageType] = set()  # types that have been sent
         order = Order(scheduler)
-        self.channel = Channel((*takes, "payload"), self.check_type, order)
-        self.procedures = Procedures((*takes, "payload"), self.check_type, order)
+        self.channel = channel((*takes, "payload"), self.check_type, order)
+        self.procedures = procedures((*takes, "payload"), self.check_type, order)
         self._report = report
         self.overflow = {kind: Overflow(policy) for kind, policy in (overflow or {}).items()}
         for kind in self.overflow:
@@ -153,10 +169,13 @@ class Endpoint:
         raise WseError(ErrorCode.PROTOCOL_VIOLATION, {"type": type}, problem)
 
     def report(self, error: WseError, session: object = None, cause: BaseException | None = None) -> None:
-        """Report a failure to the application."""
+        """Report a failure to the application. What a procedure answers on purpose does not count as an error."""
         if cause is not None:
             error.__cause__ = cause
-        self.counters.errors[error.code] += 1
+        if is_answer(error):
+            self.counters.count_answer(error.__cause__)
+        else:
+            self.counters.errors[str(error.code)] += 1
         self._report(error, session)
 
 
@@ -164,16 +183,18 @@ def _bound(limit: int | None) -> float:
     return inf if limit is None else limit
 
 
-def emit_error(signal: Signal[*tuple[Any, ...]], error: WseError, *rest: Any) -> None:
+def emit_error(
+    signal: Signal[*tuple[Any, ...]], error: WseError, *rest: Any, log: Log, context: Mapping[str, Any]
+) -> None:
     """Fire an `error` signal, or log the error if the signal has no listener."""
     if signal.has_listeners:
         signal._emit(error, *rest)
-    elif isinstance(error.__cause__, WseError):
-        logger.warning("%s: %s", error, error.__cause__)  # raised on purpose, so a traceback adds nothing
     else:
-        logger.error("%s", error, exc_info=error.__cause__)
+        log.error(error, context)
 
 
 def error_listener_failed(exc: Exception, signal: str, args: tuple[Any, ...]) -> None:
     """Log the exception of an `error` listener, which has no other place to go."""
-    logger.error("a listener of %s raised while it handled: %s", signal, args[0], exc_info=exc)
+    error = args[0]
+    extra = {"kind": "error-listener", "code": str(error.code), **facts(error, {})}
+    logger.error("a listener of %s raised while it handled: %s", signal, error, exc_info=exc, extra=extra)

@@ -9,6 +9,10 @@ from typing import Any
 class QuietLogger(logging.LoggerAdapter[logging.Logger]):
     """Logs at DEBUG: picows logs a peer's faults as errors, and WSE reports them to the application as events."""
 
+    def process(self, msg: Any, kwargs: Any) -> tuple[Any, Any]:
+        kwargs["extra"] = {"kind": "transport", **kwargs.get("extra", {})}
+        return msg, kwargs
+
     def error(self, msg: object, *args: object, **kwargs: Any) -> None:
         self.debug(msg, *args, **kwargs)
 

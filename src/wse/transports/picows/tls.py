@@ -28,6 +28,6 @@ class _TlsLoop:
 
     def call_exception_handler(self, context: dict[str, Any]) -> None:
         if context.get("message") == "SSL handshake failed":
-            logger.debug("a TLS handshake failed: %r", context.get("exception"))
+            logger.debug("a TLS handshake failed: %r", context.get("exception"), extra={"kind": "tls-failed"})
         else:
             self._loop.call_exception_handler(context)
