@@ -82,6 +82,7 @@ lint: $(STAMP) $(JS_READY)  ## style, types, and the directions of imports
 	$(BIN)/python -m pytest -q tests/unit/test_architecture.py
 	$(call js,lint,lint)
 	$(call js,types,types)
+	$(call js,the package,package)
 
 format: $(STAMP)
 	$(BIN)/ruff check --fix .
