@@ -219,6 +219,7 @@ def test_listening_ends_with_the_connection(place):
     assert failure("listen", place.url).startswith("wse.client.connection-closed: ")
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="there, these signals end the process")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_listening_ends_by_a_signal(place, number):
     place.server.threadsafe.run(place.server.when.connected.once, lambda conn: os.kill(os.getpid(), number))
