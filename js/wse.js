@@ -205,8 +205,7 @@ export class WseClient {
   #options
   #identity = /** @type {any} */ ('')
   #meta = {}
-  /** @type {import('wse').WseStatus} */
-  #status = WSE_STATUS.IDLE
+  #status = /** @type {any} */ (WSE_STATUS.IDLE)
   #procedures = new Map()
   #messages = new Emitter()
   #signals = new Emitter()

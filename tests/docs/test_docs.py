@@ -7,7 +7,7 @@ How the blocks of a page are run, one after the other, in a folder of the page's
     ```python title="x.py"       saved; a later console block must run it, or a later file must import it
     ```console                   `$ python x.py` and `$ pytest x.py` are run; a program that serves for ever, `uvicorn`
                                  and `wse serve` run on in the background, until the page ends, saves it anew or starts
-                                 another one, and must end cleanly by SIGINT;
+                                 another one, and must end cleanly by SIGINT; other `wse` commands are run;
                                  `SHOWN` names the few commands that are only shown, and how each is checked
     ```text title="Output"       what the block before it prints, to the letter; without one it must print nothing
     ```json, ```toml             must be well-formed
@@ -179,6 +179,8 @@ class Page:
         elif words[0] == "node" and (self.folder / words[1]).is_file():
             if (node := shutil.which("node")) and (ROOT / "js/node_modules").is_dir():
                 assert run([node, "--import", "./browser.js", words[1]], prepared_for_node(self.folder)) == output
+        elif words[0] == "wse":
+            assert run([sys.executable, "-m", *words], self.folder) == output
         elif words[0] == "pytest" and words[1] in self.saved:
             self.ran.add(self.saved[words[1]])
             args = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-p", "no:asyncio", *words[1:]]
@@ -360,7 +362,7 @@ def test_files_that_contributing_names_exist() -> None:
     named = set(re.findall(r"`((?:\w+/)*[\w.-]+\.(?:py|js|ts|md)|(?:\w+/)+)`", text))
     assert len(named) > 50
     folders = (ROOT, ROOT / "src/wse", ROOT / "js")
-    made = {"site/"}  # by `make docs`
+    made = {"site/", "dist/"}  # by `make docs` and `make dist`
     assert not {name for name in named - made if not any((folder / name).exists() for folder in folders)}
 
 

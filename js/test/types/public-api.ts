@@ -10,7 +10,7 @@ import {
   WseMsgpack,
   type Protocol,
   type WseStatus,
-} from 'wse'
+} from 'wse-js'
 import * as msgpack from '@msgpack/msgpack'
 import { WebSocket as WsWebSocket } from 'ws'
 
