@@ -32,10 +32,10 @@ $(RUN_STAMP): pyproject.toml
 	@touch $(RUN_STAMP)
 
 # The environment of tests, linters and the documentation.
-$(STAMP): $(RUN_STAMP) tests/browser/install_chromium.sh tests/deploy/install_proxies.sh
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[scram,uvicorn,aiohttp,nats,redis,cli,uvloop]' --group dev
+$(STAMP): $(RUN_STAMP) tests/browser/install_chromium.sh tests/deploy/install_programs.sh
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[scram,uvicorn,aiohttp,nats,redis,cli,reload,uvloop,prometheus]' --group dev
 	@sh tests/browser/install_chromium.sh
-	@sh tests/deploy/install_proxies.sh
+	@sh tests/deploy/install_programs.sh
 	@touch $(STAMP)
 
 $(JS_STAMP): js/package-lock.json

@@ -21,11 +21,13 @@ import json
 import os
 import platform
 import shutil
+import socket
 import subprocess
 import sys
 import sysconfig
 import tempfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +46,8 @@ REQUEST = (
 )
 RESUMABLE = '["~wse:hi",{"identity":"secret","meta":{},"ext":{"resume":{}}},null]'
 ACK_EVERY = 64
+STREAMING = '["~wse:hi",{"identity":"secret","meta":{},"ext":{"calls":{"timeout":20}}},null]'
+GRANTED = 16  # items for which a receiver with the usual window grants credit at once
 HELLO = '["~wse:hi",{"identity":"secret","meta":{}},null]'
 
 
@@ -92,9 +96,16 @@ def new_session(server: Any, hello: str = HELLO) -> tuple[Any, CountingLink]:
     return session, link
 
 
-def message() -> Callable[[int], None]:
+def metered_server() -> Any:
+    """The same, with metrics on."""
+    server = new_server()
+    server._metrics.start(asyncio.get_running_loop())
+    return server
+
+
+def message(make: Callable[[], Any] = new_server) -> Callable[[int], None]:
     """A plain message, from its text to its listener."""
-    receive = new_session(new_server())[0].receive
+    receive = new_session(make())[0].receive
     text = f'["chat",{PAYLOAD},null]'
 
     def run(times: int) -> None:
@@ -104,9 +115,9 @@ def message() -> Callable[[int], None]:
     return run
 
 
-def sync_call() -> Callable[[int], None]:
+def sync_call(make: Callable[[], Any] = new_server) -> Callable[[int], None]:
     """A call of a plain function, from its text to the answer's bytes."""
-    session, link = new_session(new_server())
+    session, link = new_session(make())
 
     def run(times: int) -> None:
         before = link.writes
@@ -155,9 +166,51 @@ def own_call() -> Callable[[int], None]:
     return run
 
 
-def broadcast() -> Callable[[int], None]:
-    """A broadcast to 100 links."""
+def sent_message() -> Callable[[int], None]:
+    """A plain message of the server."""
     server = new_server()
+    link = new_session(server)[1]
+    (user,) = server.clients.values()
+    (conn,) = user.conns.values()
+    payload = {"a": 5, "b": 3, "n": 7}
+
+    def run(times: int) -> None:
+        before = link.writes
+        for _ in range(times):
+            conn.send("item", payload)
+        assert link.writes == before + times
+
+    return run
+
+
+async def stream_item() -> Callable[[int], Any]:
+    """An item of a stream, whose reader grants credit as it takes them."""
+    server = new_server()
+    payload = {"a": 5, "b": 3, "n": 7}
+
+    async def items(conn: Any, argument: Any) -> Any:
+        while True:
+            yield payload
+
+    server.register("items", items)
+    session, link = new_session(server, STREAMING)
+    session.receive('["~wse:call",["items",null,{"t":0,"n":32}],1]')
+    await asyncio.sleep(0)
+
+    async def run(times: int) -> None:
+        before = link.writes
+        for _ in range(0, times, GRANTED):
+            session.receive(f'["~wse:more",{GRANTED},1]')
+            await asyncio.sleep(0)
+            await asyncio.sleep(0)
+        assert abs(link.writes - before - times) <= 2 * GRANTED
+
+    return run
+
+
+def broadcast(make: Callable[[], Any] = new_server) -> Callable[[int], None]:
+    """A broadcast to 100 links."""
+    server = make()
     links = [new_session(server)[1] for _ in range(100)]
     payload = {"a": 5, "b": 3, "n": 7}
 
@@ -221,7 +274,9 @@ def resumable_broadcast() -> Callable[[int], None]:
 
 
 class NoSocket:
-    """The methods of a socket that picows calls before it reads."""
+    """What is asked of a socket before anything is read from it."""
+
+    family = socket.AF_INET
 
     def fileno(self) -> int:
         return -1
@@ -371,10 +426,15 @@ OPERATIONS: dict[str, tuple[Callable[[], Any], int]] = {
     "sync call": (sync_call, 960),
     "async call": (async_call, 960),
     "own call": (own_call, 960),
+    "sent message": (sent_message, 960),
+    "item of a stream": (stream_item, 960),
     "broadcast to 100": (broadcast, 60),
     "resume: message": (resumable_message, 960),
     "resume: sync call": (resumable_call, 960),
     "resume: broadcast to 100": (resumable_broadcast, 192),
+    "metrics: message": (partial(message, metered_server), 960),
+    "metrics: sync call": (partial(sync_call, metered_server), 960),
+    "metrics: broadcast to 100": (partial(broadcast, metered_server), 60),
     "picows: call": (frame, 960),
     "picows: 32 calls in a read, each": (frames, 960),
     "picows: broadcast to 100": (picows_broadcast, 60),

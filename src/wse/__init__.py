@@ -1,6 +1,7 @@
 """WSE, WebSocket Everywhere: authenticated, multi-device messaging and two-way calls over one WebSocket."""
 
 from wse.backoff import Backoff
+from wse.client.blocking import BlockingClient
 from wse.client.client import WseClient
 from wse.client.resumption import Loss
 from wse.core.cluster.settings import ClusterSettings
@@ -16,7 +17,7 @@ from wse.core.resume import Resume
 from wse.core.session.asking import Stream
 from wse.core.session.current_call import CurrentCall, current_call, shield_deadline
 from wse.core.session.rpc import ExposeErrors
-from wse.core.session.signals import Channel, Signal
+from wse.core.session.signals import Signal
 from wse.core.stats import Stats
 from wse.errors import CloseReason, ErrorCode, WseError
 from wse.protocols.json import WseJSON
@@ -25,21 +26,32 @@ from wse.publisher import BlockingPublisher, Publisher
 from wse.server.files import js_client_path
 from wse.server.server import WseServer
 from wse.transports.deflate import Compression
+from wse.typed.dependencies import Depends
+from wse.typed.events import ClientProcedure, Event
+from wse.typed.handlers import Channel
+from wse.typed.middleware import Call
+from wse.typed.operations import Operation
+from wse.typed.router import Router
 from wse.types import ClientStatus, ReadyState
 
 __all__ = [
     "Backoff",
+    "BlockingClient",
     "BlockingPublisher",
+    "Call",
     "Challenge",
     "Channel",
+    "ClientProcedure",
     "ClientStatus",
     "CloseReason",
     "ClusterSettings",
     "Compression",
     "Credentials",
     "CurrentCall",
+    "Depends",
     "DeviceInfo",
     "ErrorCode",
+    "Event",
     "ExposeErrors",
     "ExtensionTypes",
     "Handshake",
@@ -47,12 +59,14 @@ __all__ = [
     "InternalTypes",
     "Limits",
     "Loss",
+    "Operation",
     "Overflow",
     "Protocol",
     "Publisher",
     "ReadyState",
     "Resume",
     "Room",
+    "Router",
     "Signal",
     "Stats",
     "Stream",

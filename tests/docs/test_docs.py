@@ -12,7 +12,8 @@ How the blocks of a page are run, one after the other, in a folder of the page's
     ```text title="Output"       what the block before it prints, to the letter; without one it must print nothing
     ```json, ```toml             must be well-formed
     ```html, ```js title="x"     saved, for the page's programs to use; the JavaScript must parse, where Node.js is
-    ```nginx, ```caddy, ```ini, ```dockerfile   are files of examples/deploy/, which tests/deploy/ tests
+    ```nginx, ```caddy, ```ini, ```dockerfile   are files of examples/deploy/ (by their title, if they have one), which
+                                 tests/deploy/ tests
     ```text                      shown only
 
 Port 4200 is replaced by a free one. Lines of output of one paragraph may come in another order in the demo, where
@@ -120,7 +121,7 @@ class Page:
                 (self.folder / "checked.mjs").write_text(code)
                 assert run([node, "--check", "checked.mjs"], self.folder) == ""
         elif block.lang in DEPLOYED:
-            assert block.code == (ROOT / "examples" / "deploy" / DEPLOYED[block.lang]).read_text()
+            assert block.code == (ROOT / "examples" / "deploy" / (block.title or DEPLOYED[block.lang])).read_text()
         elif block.lang == "json":
             json.loads(code)
         elif block.lang == "toml":
@@ -308,6 +309,9 @@ def certificates(folder: Path) -> None:
     certificate.private_key_pem.write_to_path(folder / "key.pem")
     for pem in certificate.cert_chain_pems:
         pem.write_to_path(folder / "cert.pem", append=True)
+    client = authority.issue_cert(common_name="ada")
+    client.private_key_pem.write_to_path(folder / "client-key.pem")
+    client.cert_chain_pems[0].write_to_path(folder / "client.pem")
 
 
 PREPARE = {"docs/how-to/tls.md": certificates}

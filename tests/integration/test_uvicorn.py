@@ -7,7 +7,6 @@ import sys
 from contextlib import asynccontextmanager
 
 import pytest
-import uvloop
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from starlette.responses import PlainTextResponse
@@ -272,12 +271,12 @@ async def test_after_its_own_time_limit_uvicorn_cancels_and_clients_are_closed_w
 # Other transports.
 
 
-async def exchange_over(url_of, server, client_options, **options):
+async def exchange_over(scheme, server, client_options, **options):
     """Serve, call with small and large messages, and hear a broadcast; returns the type of the link."""
     server.register("echo", lambda conn, payload: payload)
     async with uvicorn_asgi(server.asgi, OURS, **options) as port:
         heard = asyncio.Queue()
-        client = WseClient(url_of(port), identity="ann", **client_options)
+        client = WseClient(f"{scheme}://127.0.0.1:{port}", identity="ann", **client_options)
         client.channel.on("news", heard.put_nowait)
         async with client:
             for size in (1, 1000, 900_000):
@@ -290,15 +289,15 @@ async def exchange_over(url_of, server, client_options, **options):
     return found
 
 
-def run_on(loop, coroutine):
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop if loop == "uvloop" else None) as runner:
-        return runner.run(coroutine)
+def run_on(loop, scenario):
+    factory = pytest.importorskip("uvloop").new_event_loop if loop == "uvloop" else None
+    with asyncio.Runner(loop_factory=factory) as runner:
+        return runner.run(scenario())
 
 
 @pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
 def test_messages_travel_over_plain_sockets(loop):
-    scenario = exchange_over(lambda port: f"ws://127.0.0.1:{port}", make_server(port=None), {})
-    assert run_on(loop, scenario) == [PicowsLink]
+    assert run_on(loop, lambda: exchange_over("ws", make_server(port=None), {})) == [PicowsLink]
 
 
 @pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
@@ -306,8 +305,7 @@ def test_messages_travel_over_tls(loop, certificates, client_ssl):
     _, certificate, key = certificates
     options = {"ssl_certfile": certificate, "ssl_keyfile": key}
     server = make_server(port=None)
-    scenario = exchange_over(lambda port: f"wss://127.0.0.1:{port}", server, {"ssl": client_ssl}, **options)
-    assert run_on(loop, scenario) == [PicowsLink]
+    assert run_on(loop, lambda: exchange_over("wss", server, {"ssl": client_ssl}, **options)) == [PicowsLink]
 
 
 # What has to be installed.

@@ -223,7 +223,7 @@ def test_a_generator_that_yields_in_its_finally_is_reported_once(side):
 
 
 @pytest.mark.parametrize(
-    "item", [object(), {1: {2}, "a": object()}, 1j, "\ud800"], ids=["object", "set", "complex", "surrogate"]
+    "item", [object(), {1: {2}, "a": object()}, 1j, "\ud800"], ids=["object", "nested", "complex", "surrogate"]
 )
 def test_an_item_that_cannot_be_encoded_ends_its_stream_only(side, item):
     async def bad(conn, payload):
@@ -327,7 +327,7 @@ def server():
 
 
 def test_items_after_the_answer_are_ignored(server):
-    _, asked = server.session.asking.start("x", None, 0, window=8)
+    asked = server.session.ask("x", None, 0, window=8)
 
     async def in_one_read():
         for message in (("~wse:item", 1), ("~wse:response", None), ("~wse:item", 2), ("~wse:response", None)):
@@ -345,7 +345,7 @@ def test_items_after_the_answer_are_ignored(server):
 def test_frames_that_fit_no_call_of_ours_are_ignored(server, kind, stamp):
     scheduler = server.session.endpoint.scheduler
     plain = server.call("plain")
-    _, asked = server.session.asking.start("x", None, 0, window=8)
+    asked = server.session.ask("x", None, 0, window=8)
     server.say(f"~wse:{kind}", 3, stamp)
     scheduler.run()
     assert server.closed_with is None
@@ -431,9 +431,10 @@ def test_a_listener_of_progress_that_raises_is_reported_and_the_call_goes_on():
 def test_streams_that_a_server_never_ends_are_ended_by_their_reader(server):
     scheduler = server.session.endpoint.scheduler
     for _ in range(1000):
-        stamp, asked = server.session.asking.start("x", None, 0, window=1)
+        asked = server.session.ask("x", None, 0, window=1)
+        stamp = asked.stamp
         server.say("~wse:item", 1, stamp)
-        server.session.asking.give_up(stamp)
+        asked.give_up()
         scheduler.run()
         server.say("~wse:item", 2, stamp)
         server.say("~wse:response", None, stamp)

@@ -295,7 +295,8 @@ def test_an_upload_is_complete_with_its_end(side, log):
 def test_a_receiver_that_holds_much_grants_nothing():
     side = ClientSide()
     peer = join_server(side)
-    stamp, asked = peer.session.asking.start("big", None, 0, window=4)
+    asked = peer.session.ask("big", None, 0, window=4)
+    stamp = asked.stamp
     assert peer.heard == [("~wse:call", ["big", None, {"t": 0, "n": 4}], stamp)]
     for _ in range(4):
         peer.say("~wse:item", "x" * 200_000, stamp)
@@ -309,7 +310,8 @@ def test_a_receiver_that_holds_much_grants_nothing():
 def test_items_beyond_the_credit_end_the_stream_after_those_within():
     side = ClientSide()
     peer = join_server(side)
-    stamp, asked = peer.session.asking.start("big", None, 0, window=2)
+    asked = peer.session.ask("big", None, 0, window=2)
+    stamp = asked.stamp
     for n in range(5):
         peer.say("~wse:item", n, stamp)
     side.scheduler.run()

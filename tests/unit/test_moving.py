@@ -225,7 +225,7 @@ def test_the_client_is_told_that_nobody_waits_for_the_calls_of_the_old_node():
     one, two = nodes
     peer = nodes.first(one)
     session = nodes.session(one, peer)
-    session.asking.start("numbers", None, 0, window=4)
+    session.ask("numbers", None, 0, window=4)
     task = peer.call("slow")
     nodes.run()
     got = len(peer.heard)

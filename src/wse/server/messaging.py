@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal, overload
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 
 from wse.core.cluster.cluster import Cluster
 from wse.core.cluster.node import ClusterNode
@@ -12,14 +12,18 @@ from wse.core.hub.rooms import Room
 from wse.core.session.asking import Stream
 from wse.errors import CloseReason
 from wse.types import ClientId, MessageKey, MessageType, RoomName
+from wse.validation.checks import all_received, received
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Callable
 
     from wse.core.hub.calls import Mode
     from wse.core.hub.connection import Exclude
     from wse.core.hub.hub import Hub
     from wse.core.session.asking import Items
+    from wse.errors import WseError
+
+R = TypeVar("R")
 
 
 class Messaging:
@@ -92,8 +96,25 @@ class Messaging:
         payload: Any = None,
         *,
         mode: Literal["all"],
+        result: type[R],
         timeout: float | None = None,
         wait: float = 0.0,
+        on_progress: Callable[[Any], Any] | None = None,
+        upload: Items | None = None,
+    ) -> list[R | WseError]: ...
+    @overload
+    async def call(
+        self,
+        cid: ClientId,
+        name: MessageType,
+        payload: Any = None,
+        *,
+        mode: Literal["all"],
+        result: Any = None,
+        timeout: float | None = None,
+        wait: float = 0.0,
+        on_progress: Callable[[Any], Any] | None = None,
+        upload: Items | None = None,
     ) -> list[Any]: ...
     @overload
     async def call(
@@ -102,9 +123,26 @@ class Messaging:
         name: MessageType,
         payload: Any = None,
         *,
-        mode: Mode = "first",
+        mode: Literal["first", "any"] = "first",
+        result: type[R],
         timeout: float | None = None,
         wait: float = 0.0,
+        on_progress: Callable[[Any], Any] | None = None,
+        upload: Items | None = None,
+    ) -> R: ...
+    @overload
+    async def call(
+        self,
+        cid: ClientId,
+        name: MessageType,
+        payload: Any = None,
+        *,
+        mode: Mode = "first",
+        result: Any = None,
+        timeout: float | None = None,
+        wait: float = 0.0,
+        on_progress: Callable[[Any], Any] | None = None,
+        upload: Items | None = None,
     ) -> Any: ...
     async def call(
         self,
@@ -113,8 +151,11 @@ class Messaging:
         payload: Any = None,
         *,
         mode: Mode = "first",
+        result: Any = None,
         timeout: float | None = None,
         wait: float = 0.0,
+        on_progress: Callable[[Any], Any] | None = None,
+        upload: Items | None = None,
     ) -> Any:
         """Call a procedure on a user's devices.
 
@@ -126,23 +167,57 @@ class Messaging:
                 list of the answers of all devices, the oldest device first, with a `WseError` where one failed.
                 `"any"` calls exactly one device, the newest. Devices that have not received their welcome, or that
                 disconnect before they are called, do not count.
+            result: As for `WseConnection.call`, for the result of each device.
             timeout: Seconds to wait for an answer; `None` means the server's `timeout`, 0 for ever.
             wait: Seconds to wait for a user who is not connected, such as one whose page is just being reloaded. The
                 timeout begins after that.
+            on_progress: Called with each value that a procedure tells as its progress, plain or async.
+            upload: Items to send to the procedure, an iterable or async iterable; only with `"any"`.
+
+        If the task that awaits this is cancelled, or the timeout passes, the procedures are told. With `"first"`, so
+        are those of the other devices when the first has succeeded.
 
         Raises:
             WseError: `NOT_STARTED`; `CONNECTION_MISSING`, if the user is not connected; with `"first"`, the error of
                 the last device if all have failed; with `"any"`, as `WseConnection.call`.
-            ValueError: The mode is not one of these, or `wait` is negative.
+            ValueError: The mode is not one of these, or does not go with an upload, or `wait` is negative.
         """
-        return await self._hub.call(cid, name, payload, mode, timeout, wait)
+        answer = await self._hub.call(cid, name, payload, mode, timeout, wait, on_progress, upload)
+        return (all_received if mode == "all" else received)(result, answer, rp=name)
 
+    @overload
     def stream(
         self,
         cid: ClientId,
         name: MessageType,
         payload: Any = None,
         *,
+        item: type[R],
+        window: int = 32,
+        timeout: float | None = None,
+        deadline: float | None = None,
+        upload: Items | None = None,
+    ) -> Stream[R]: ...
+    @overload
+    def stream(
+        self,
+        cid: ClientId,
+        name: MessageType,
+        payload: Any = None,
+        *,
+        item: Any = None,
+        window: int = 32,
+        timeout: float | None = None,
+        deadline: float | None = None,
+        upload: Items | None = None,
+    ) -> Stream[Any]: ...
+    def stream(
+        self,
+        cid: ClientId,
+        name: MessageType,
+        payload: Any = None,
+        *,
+        item: Any = None,
         window: int = 32,
         timeout: float | None = None,
         deadline: float | None = None,
@@ -150,12 +225,13 @@ class Messaging:
     ) -> Stream[Any]:
         """Iterate over the items of a procedure of the user's newest device, which is a generator.
 
-        In a cluster, the device must be connected to this node.
+        In a cluster, the device may be connected to any node.
 
         Args:
             cid: The user.
             name: The procedure.
             payload: Its argument.
+            item: As for `WseConnection.stream`.
             window: As for `WseConnection.stream`, like all that follow.
             timeout: Seconds to wait for each item.
             deadline: Seconds for all of them.
@@ -163,10 +239,11 @@ class Messaging:
 
         Raises:
             WseError: As `WseConnection.stream`; `NOT_STARTED`; `CONNECTION_MISSING`, if the user is not connected;
-                `UNSUPPORTED`, if the newest device is connected to another node.
+                `BROKER_UNAVAILABLE`; `RP_DISCONNECT`, also when the device's node has died, or an item was lost between
+                the nodes.
         """
-        find = partial(self._hub.newest_session, cid, name)
-        return Stream(find, name, payload, window=window, timeout=timeout, deadline=deadline, upload=upload)
+        find = partial(self._hub.newest, cid, name)
+        return Stream(find, name, payload, window=window, timeout=timeout, deadline=deadline, upload=upload, item=item)
 
     async def devices(self, cid: ClientId) -> list[DeviceInfo]:
         """Return the user's devices, the oldest first.
@@ -174,6 +251,7 @@ class Messaging:
         Raises:
             WseError: `BROKER_UNAVAILABLE`, in a cluster.
         """
+        self._hub.endpoint.check_thread()
         return await self._hub.network.devices(cid)
 
     async def online(self) -> int:
@@ -182,6 +260,7 @@ class Messaging:
         Raises:
             WseError: `BROKER_UNAVAILABLE`, in a cluster.
         """
+        self._hub.endpoint.check_thread()
         return await self._hub.network.online()
 
     async def users(self) -> AsyncIterator[Any]:
@@ -191,6 +270,7 @@ class Messaging:
         Raises:
             WseError: `BROKER_UNAVAILABLE`, in a cluster.
         """
+        self._hub.endpoint.check_thread()
         async for user in self._hub.network.users():
             yield user
 

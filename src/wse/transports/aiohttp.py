@@ -6,6 +6,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from wse.transports.awaited import CLOSE_LIMIT, AwaitedLink
+from wse.transports.certificate import transport_certificate
 from wse.transports.request import CompactHeaders, HttpRequest, decode_header, tokens
 from wse.transports.tcp import HIGH_WATER
 
@@ -75,7 +76,8 @@ def handler(
     def open_session(request: web.Request, protocol: Protocol | None, link: AwaitedLink) -> Receiver:
         headers = CompactHeaders((name.decode("latin-1"), decode_header(value)) for name, value in request.raw_headers)
         remote_addr = acceptor.admission.address(link.remote_addr, headers)
-        return acceptor.open(link, HttpRequest(request.path_qs, headers, remote_addr, request), protocol)
+        cert = transport_certificate(request.transport)
+        return acceptor.open(link, HttpRequest(request.path_qs, headers, remote_addr, request, cert), protocol)
 
     async def handle(request: web.Request) -> web.StreamResponse:
         await started()

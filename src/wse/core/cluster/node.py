@@ -5,7 +5,7 @@ when they come back. It subscribes to the users and rooms that it holds, and to 
 
     Bus        topics, and the backlog while the broker is away
     Delivery   messages of the application
-    NodeRpc    queries to other nodes, and calls to their devices
+    NodeRpc    queries to other nodes, and calls to their devices; with RemoteAsking and RemoteServing for streams
     Claims     sessions that move from node to node
     Presence   users come and go; with Registrations, Steps, Firing and Reconciler
     Liveness   the lease, and the canary
@@ -30,10 +30,11 @@ from wse.core.cluster.envelope import ALL, NODE, ROOM, USER, decode_name, encode
 from wse.core.cluster.firing import Firing
 from wse.core.cluster.inbox import Inbox
 from wse.core.cluster.liveness import Liveness
-from wse.core.cluster.node_rpc import NodeRpc, RemoteDevice
+from wse.core.cluster.node_rpc import NodeRpc
 from wse.core.cluster.presence import Presence
 from wse.core.cluster.reconciler import Reconciler
 from wse.core.cluster.registration import Registrations
+from wse.core.cluster.remote_asking import RemoteDevice
 from wse.core.cluster.steps import Steps
 from wse.core.hub.network import DeviceInfo
 from wse.core.ports.broker import Away
@@ -42,7 +43,7 @@ from wse.tasks import wake
 
 if TYPE_CHECKING:
     import asyncio
-    from collections.abc import AsyncIterator, Callable, Collection, Hashable, Iterable
+    from collections.abc import AsyncIterator, Callable, Collection, Hashable, Iterable, Sequence
 
     from wse.core.cluster.claims import Fetched
     from wse.core.cluster.settings import ClusterSettings
@@ -207,9 +208,9 @@ class ClusterNode:
         if self.broker.connected:
             await self.presence.close(LEAVE_SHARE * timeout)
             await self._resign(start + RESIGN_SHARE * timeout - self._scheduler.time())
+        self.rpc.close()
         self.bus.is_open = False
         self.presence.reset()
-        self.rpc.close()
         self.bus.clear()
         await self.broker.close(max(0.0, start + timeout - self._scheduler.time()))
 
@@ -354,6 +355,9 @@ class ClusterNode:
         # An engine that has come back empty does not know all of them yet.
         return [*away, *present, *here.values()]
 
+    async def locate(self, callees: Sequence[Callee]) -> list[Callee]:
+        return await self.rpc.asking.locate(callees)
+
     async def members(self, name: RoomName) -> frozenset[ClientId]:
         """The users in a room on the other nodes that answer in time.
 
@@ -366,5 +370,6 @@ class ClusterNode:
     def _members_here(self, room: str) -> list[str]:
         return [encode_name(cid) for cid in self.hub.rooms.local_users(decode_name(room))]
 
-    def _here(self, _: str) -> str:
-        return self.node
+    def _here(self, conn_ids: str) -> Any:
+        """Answer whether this node is there, or where the devices of some connections are."""
+        return self.claims.places(conn_ids) if conn_ids else self.node

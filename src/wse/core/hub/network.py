@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from wse.types import ClientId, MessageKey, MessageType, RoomName
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Collection, Hashable
+    from collections.abc import AsyncIterator, Callable, Collection, Hashable, Sequence
 
     from wse.core.hub.calls import Callee
     from wse.core.hub.connection import ServerSession, WseConnection, WseIdentity
@@ -173,6 +173,14 @@ class Network(typing.Protocol):
 
     async def callees(self, cid: ClientId) -> list[Callee]:
         """The user's devices anywhere, the oldest first."""
+        ...
+
+    async def locate(self, callees: Sequence[Callee]) -> list[Callee]:
+        """Those that are there, ready to be called with options.
+
+        Raises:
+            WseError: `BROKER_UNAVAILABLE`.
+        """
         ...
 
     async def devices(self, cid: ClientId) -> list[DeviceInfo]:

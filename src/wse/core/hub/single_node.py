@@ -9,7 +9,7 @@ from wse.core.hub.network import DeviceInfo
 from wse.core.hub.tickets import Refusal, Why
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Collection, Hashable
+    from collections.abc import AsyncIterator, Callable, Collection, Hashable, Sequence
 
     from wse.core.hub.calls import Callee
     from wse.core.hub.connection import ServerSession, WseConnection, WseIdentity
@@ -104,6 +104,9 @@ class SingleNode:
 
     async def callees(self, cid: ClientId) -> list[Callee]:
         return [*self._hub.sessions_of(cid)]
+
+    async def locate(self, callees: Sequence[Callee]) -> list[Callee]:
+        return [*callees]
 
     async def devices(self, cid: ClientId) -> list[DeviceInfo]:
         return [DeviceInfo(cid, conn.conn_id, away=not conn.attached) for conn in self._hub.conns_of(cid)]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable, Mapping
 from math import inf
+from threading import get_ident
 from typing import TYPE_CHECKING, Any
 
 from wse.core.limits import Overflow
@@ -21,8 +22,13 @@ from wse.types import MessageType
 if TYPE_CHECKING:
     from wse.core.limits import Limits
     from wse.core.ports.scheduling import Scheduler
+    from wse.core.session.signals import CheckType
+    from wse.core.session.timing import Instruments
 
 logger = logging.getLogger("wse")
+
+MAX_USUAL = 1000
+"""Message types that are known to be an application's own; applications rarely have more."""
 
 
 class Endpoint:
@@ -38,15 +44,26 @@ class Endpoint:
         expose: How much the caller of a procedure learns about an exception in it.
         debug: Whether callers also get stack traces.
         report: Called with every failure, and with its session if there is one.
+        channel: Makes the listeners of messages.
+        procedures: Makes the procedures.
+        elsewhere: What other threads than that of the event loop use, for the message of an error.
+
+    Attributes:
+        counters: What has happened.
+        instruments: Measure times, if metrics are on.
+        log: Writes what no listener of `error` takes.
     """
 
     __slots__ = (
         "_report",
+        "_usual",
         "channel",
         "counters",
         "debug",
+        "elsewhere",
         "expose",
         "extensions",
+        "instruments",
         "limits",
         "log",
         "max_handlers",
@@ -72,6 +89,9 @@ class Endpoint:
         overflow: Mapping[MessageType, Overflow | str] | None = None,
         expose: ExposeErrors | str = ExposeErrors.MESSAGE,
         debug: bool = False,
+        channel: Callable[[tuple[str, ...], CheckType, Order], Channel] = Channel,
+        procedures: Callable[[tuple[str, ...], CheckType, Order], Procedures] = Procedures,
+        elsewhere: str = "loop.call_soon_threadsafe",
     ) -> None:
         if timeout < 0:
             raise ValueError(f"timeout must be 0 (none) or more seconds, not {timeout}")
@@ -85,16 +105,48 @@ class Endpoint:
         self.max_incoming_calls = _bound(limits.incoming_calls)
         self.max_outgoing_calls = _bound(limits.outgoing_calls)
         self.counters = Counters()
+        self.instruments: Instruments | None = None
         self.extensions = Extensions()
         self.expose = ExposeErrors(expose)
         self.debug = debug
+        self.elsewhere = elsewhere
+        self._usual: set[MessageType] = set()  # types that have been sent
         order = Order(scheduler)
-        self.channel = Channel((*takes, "payload"), self.check_type, order)
-        self.procedures = Procedures((*takes, "payload"), self.check_type, order)
+        self.channel = channel((*takes, "payload"), self.check_type, order)
+        self.procedures = procedures((*takes, "payload"), self.check_type, order)
         self._report = report
         self.overflow = {kind: Overflow(policy) for kind, policy in (overflow or {}).items()}
         for kind in self.overflow:
             self.check_type(kind)
+
+    def check_sent(self, type: MessageType) -> None:
+        """Reject a type, or a name, of a message that is about to be sent, and a thread that cannot send it.
+
+        Raises:
+            WseError: `PROTOCOL_VIOLATION`; `WRONG_THREAD`.
+        """
+        try:
+            if type in self._usual:  # most of the time
+                thread = self.scheduler.thread
+                if thread is None or thread == get_ident():
+                    return
+        except TypeError:
+            pass  # `check_type` has the words for that
+        self.check_thread()
+        self.check_type(type)
+        if len(self._usual) < MAX_USUAL:
+            self._usual.add(type)
+
+    def check_thread(self) -> None:
+        """Reject a call from another thread than that of the event loop.
+
+        Raises:
+            WseError: `WRONG_THREAD`.
+        """
+        thread = self.scheduler.thread
+        if thread is not None and thread != get_ident():
+            problem = f"this method belongs to the thread of the event loop; in other threads, use {self.elsewhere}"
+            raise WseError(ErrorCode.WRONG_THREAD, {"use": self.elsewhere}, problem)
 
     def check_type(self, type: MessageType) -> None:
         """Reject a message type or procedure name that an application cannot use.

@@ -16,6 +16,23 @@ ECHOED = 1024
 Encode = Callable[[tuple[Any, Any, Any]], Any]
 
 
+_OUTCOMES = {
+    ErrorCode.RP_NOT_REGISTERED: "unknown",
+    ErrorCode.RP_IS_A_STREAM: "unknown",
+    ErrorCode.RP_NOT_A_STREAM: "unknown",
+    ErrorCode.LIMIT_EXCEEDED: "limit",
+}
+
+
+def outcome_of(exc: BaseException) -> str:
+    """The outcome of a call that is answered with an error: `error` is a `WseError` that the procedure raised, and
+    `crash` any other exception.
+    """
+    if isinstance(exc, WseError):
+        return _OUTCOMES.get(exc.code, "error") if isinstance(exc.code, ErrorCode) else "error"
+    return "crash" if isinstance(exc, Exception) else "cancelled"
+
+
 class ErrorAnswer(NamedTuple):
     """An encoded error answer.
 

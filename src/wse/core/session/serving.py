@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from wse.core.packed import unencodable
 from wse.core.session.current_call import CurrentCall, bounded, current
-from wse.core.session.flow import Inflow, Outflow, is_credit, iterator_of
+from wse.core.session.flow import Inflow, Outflow, SessionOutflow, is_credit, iterator_of
 from wse.core.session.handlers import discard
 from wse.core.session.output import EASY_SIZE
 from wse.core.session.signals import HANDLER_ERRORS
@@ -191,6 +191,7 @@ class Serving:
         if options.timeout:
             call._inherited = deadline
         session._running_calls += 1
+        session._counters.calls_running += 1
         self._start(call, result, name, payload, stamp)
 
     def _stream(self, procedure: Procedure, name: MessageType, payload: Any, stamp: Any, options: Options) -> None:
@@ -219,13 +220,14 @@ class Serving:
             session._procedure_failed(exc, name, payload, stamp)
             return
         if options.credit is not None:
-            call.outflow = Outflow(session, self._types.item, stamp, name, options.credit)
+            call.outflow = SessionOutflow(session, self._types.item, stamp, name, options.credit)
             result = call.outflow.send_all(iterator_of(result))
         elif not isawaitable(result):
             session._answer(result, name, payload, stamp)
             return
         self.streams += 1
         session._running_calls += 1
+        session._counters.calls_running += 1
         if call.inflow is not None:
             call.inflow.grant(call.inflow.window)
         self._start(call, result, name, payload, stamp)
@@ -278,6 +280,7 @@ class Serving:
                 session._answer(result, name, payload, stamp)
         finally:
             session._running_calls -= 1
+            session._counters.calls_running -= 1
             self._ended(call)
 
     # Calls end.
@@ -322,6 +325,7 @@ class Serving:
         """The caller no longer waits, or its time is over: stop the procedure, if that is wanted, and do not answer."""
         self._forget(call)
         call._is_cancelled = True
+        self._session._counters.unsuccessful["cancelled"] += 1
         if isinstance(call, ServedCall):
             if call.inflow is not None:
                 problem = "the caller has given up"
@@ -374,7 +378,7 @@ class Serving:
         if not call.inflow.put(item, size):
             session = self._session
             self._cancel(call)
-            session._answer_error(session.exceeded("stream_window"), call.name, None, stamp)
+            session._answer_error(session.exceeded("stream_window"), call.name, None, stamp, counts=False)
 
     def uploaded(self, stamp: Any) -> None:
         """The caller has sent all items (`~wse:end`)."""
@@ -392,6 +396,7 @@ class Serving:
     def send_progress(self, stamp: Any, value: Any) -> None:
         """See `CurrentCall.progress`."""
         session = self._session
+        session.endpoint.check_thread()
         if session.ended:
             return
         kind = self._types.progress

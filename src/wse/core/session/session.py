@@ -13,14 +13,16 @@ from typing import TYPE_CHECKING, Any
 
 from wse.core.limits import nests_deeper
 from wse.core.packed import Packed, check_key, unencodable
+from wse.core.ports.protocol import RESERVED_PREFIX
 from wse.core.session.answering import Answering
-from wse.core.session.asking import Asking, call_with
+from wse.core.session.asking import SessionAsking
 from wse.core.session.current_call import bounded, inherited
 from wse.core.session.extensions import NOTHING
+from wse.core.session.flow import Inflow
 from wse.core.session.handlers import discard
 from wse.core.session.output import EASY_SIZE
 from wse.core.session.phase import ENDED, Phase
-from wse.core.session.rpc import NotAskedError, PendingCalls, error_from_wire
+from wse.core.session.rpc import NotAskedError, PendingCalls, error_of_peer
 from wse.core.session.signals import HANDLER_ERRORS, settle
 from wse.errors import CloseReason, ErrorCode, WseError
 from wse.types import MessageKey, MessageType, ReadyState
@@ -31,7 +33,7 @@ if TYPE_CHECKING:
 
     from wse.core.ports.protocol import Protocol
     from wse.core.ports.transport import Link, Pinger, PingingLink
-    from wse.core.session.asking import Items
+    from wse.core.session.asking import Asked, Items
     from wse.core.session.endpoint import Endpoint
 
 
@@ -81,7 +83,7 @@ class Session(Answering):
         self._conn: Any = None  # what handlers get before the payload: the connection at a server, nothing at a client
         self._phase: Phase | None = ENDED
         self._calls: PendingCalls | None = None
-        self._asking: Asking | None = None
+        self._asking: SessionAsking | None = None
         self.agreement = NOTHING
         self.input_size = 0
         self.silent_since = 0.0
@@ -198,6 +200,8 @@ class Session(Answering):
         if self.pinged_at is not None:
             self.rtt = self.endpoint.scheduler.time() - self.pinged_at
             self.pinged_at = None
+            if self.endpoint.instruments is not None:
+                self.endpoint.instruments.rtt.observe(self.rtt)
 
     def lost(self) -> None:
         """Close the socket at once, because the peer has been silent for too long."""
@@ -231,7 +235,7 @@ class Session(Answering):
                 larger than the peer takes.
             TypeError: The key is neither a string nor an integer of 64 bits.
         """
-        self.endpoint.check_type(type)
+        self.endpoint.check_sent(type)
         if key is not None:
             check_key(key)
         try:
@@ -258,7 +262,7 @@ class Session(Answering):
             WseError: The peer's own error, or `RP_TIMEOUT`, `RP_DISCONNECT`, or as `start_call` (WIRE.md section 4).
         """
         if on_progress is not None or upload is not None:
-            return await call_with(self, name, payload, timeout, on_progress, upload)
+            return await self.ask(name, payload, timeout, on_progress=on_progress, upload=upload).answer()
         stamp, future = self.start_call(name, payload, timeout)
         try:
             return await future
@@ -278,12 +282,14 @@ class Session(Answering):
                 `UNSUPPORTED`, when the peer does not know the options; `RP_TIMEOUT`, when the deadline of the
                 procedure that calls has passed.
         """
-        self.endpoint.check_type(name)
+        self.endpoint.check_sent(name)
         if self._phase is not None:
             raise NotAskedError(ErrorCode.CLIENT_NOT_READY, {"rp": name}, "the connection is not open")
         calls = self._calls
         if calls is None:
-            calls = self._calls = PendingCalls(self.endpoint.scheduler, self.endpoint.timeout)
+            calls = self._calls = PendingCalls(
+                self.endpoint.scheduler, self.endpoint.timeout, unanswered=self._counters.unanswered
+            )
         elif len(calls.waiting) >= self.endpoint.max_outgoing_calls:
             error = self.exceeded("outgoing_calls")
             error.details["rp"] = name
@@ -339,8 +345,23 @@ class Session(Answering):
         if self._phase is None:
             self._write(self._encode((type, payload, stamp)))
 
+    def ask(
+        self,
+        name: MessageType,
+        payload: Any,
+        timeout: float | None,
+        *,
+        window: int | None = None,
+        on_progress: Callable[[Any], Any] | None = None,
+        upload: Items | None = None,
+    ) -> Asked:
+        """See `wse.core.session.asking.Askable.ask`."""
+        asking = self.asking
+        inflow = None if window is None else Inflow(self.endpoint.scheduler, self.window(window))
+        return asking.begin(self.start_call, name, payload, timeout, inflow, on_progress, upload)
+
     @property
-    def asking(self) -> Asking:
+    def asking(self) -> SessionAsking:
         """The calls that are answered with more than a result.
 
         Raises:
@@ -352,7 +373,7 @@ class Session(Answering):
                 raise NotAskedError(ErrorCode.CLIENT_NOT_READY, {}, "the connection is not open")
             if self.terms is None:
                 raise WseError(ErrorCode.UNSUPPORTED, {"extension": "calls"})
-            asking = self._asking = Asking(self)
+            asking = self._asking = SessionAsking(self)
         return asking
 
     def window(self, wanted: int) -> int:
@@ -394,6 +415,7 @@ class Session(Answering):
             WseError: `UNSUPPORTED`, when the session does not outlive its connection; `SESSION_LOST`.
             TimeoutError: Not in time.
         """
+        self.endpoint.check_thread()
         ledger = self.ledger
         if ledger is None:
             raise WseError(ErrorCode.UNSUPPORTED, {"extension": "resume"})
@@ -543,18 +565,20 @@ class Session(Answering):
 
     def _on_answer(self, type_: Any, payload: Any, stamp: Any, size: int) -> None:
         if type_ == self._response:
-            if self._calls is not None:
-                self._calls.resolve(stamp, payload)
+            if self._calls is not None and self._calls.resolve(stamp, payload):
+                self._counters.answered += 1
         elif type_ == self.protocol.internal_types.response_error:
-            if self._calls is not None:
-                self._calls.reject(stamp, error_from_wire(payload))
+            if self._calls is not None and self._calls.reject(stamp, error_of_peer(payload)):
+                self._counters.unanswered["error"] += 1
         elif type_ in self.agreement.controls:
             self.input_size = size
             self.agreement.controls[type_](self, payload, stamp)
         else:
+            is_probe = isinstance(type_, str) and type_.startswith(RESERVED_PREFIX)  # whether this side lives
+            self._counters.calls_in += not is_probe
             is_stream = type_ in self.endpoint.procedures.streams
             code = ErrorCode.RP_IS_A_STREAM if is_stream else ErrorCode.RP_NOT_REGISTERED
-            self._answer_error(WseError(code), type_, payload, stamp)
+            self._answer_error(WseError(code), type_, payload, stamp, counts=not is_probe)
 
     # The end.
 
