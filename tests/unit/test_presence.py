@@ -7,10 +7,11 @@ import pytest
 from support.nodes import Nodes, heard
 from wse import ErrorCode, WseError
 from wse.core.cluster import envelope
-from wse.core.cluster.envelope import NODE, encode_name
+from wse.core.cluster.envelope import NODE
 from wse.core.cluster.reconciler import each
 from wse.core.cluster.registration import State
 from wse.core.cluster.settings import ClusterSettings
+from wse.core.names import encode_name
 from wse.core.ports.broker import Device
 
 JOINED, LEFT = ("joined", "ann"), ("left", "ann")

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from wse.core.cluster import envelope
-from wse.core.cluster.envelope import USER, decode_name
+from wse.core.cluster.envelope import USER
+from wse.core.names import decode_name
 from wse.core.ports.store import Record
 from wse.errors import ErrorCode, WseError
 

@@ -26,7 +26,7 @@ from wse.core.cluster import envelope
 from wse.core.cluster.bus import Bus
 from wse.core.cluster.claims import Claims
 from wse.core.cluster.delivery import Delivery
-from wse.core.cluster.envelope import ALL, NODE, ROOM, USER, decode_name, encode_name, topic
+from wse.core.cluster.envelope import ALL, NODE, ROOM, USER, topic
 from wse.core.cluster.firing import Firing
 from wse.core.cluster.inbox import Inbox
 from wse.core.cluster.liveness import Liveness
@@ -37,6 +37,7 @@ from wse.core.cluster.registration import Registrations
 from wse.core.cluster.remote_asking import RemoteDevice
 from wse.core.cluster.steps import Steps
 from wse.core.hub.network import DeviceInfo
+from wse.core.names import decode_name, encode_name
 from wse.core.ports.broker import Away
 from wse.errors import ErrorCode, WseError
 from wse.tasks import wake
