@@ -82,7 +82,8 @@ ALLOWED = {
     "server/acceptor.py": GROUND | {"core.hub"},
     "server/files.py": set(),
     "server/watchdog.py": set(),
-    "publisher.py": GROUND | {"brokers", "core.cluster.envelope", "core.session", "protocols", "scheduler"},
+    "publisher.py": GROUND
+    | {"brokers", "core.cluster.envelope", "core.hub.kept", "core.session", "protocols", "scheduler"},
     # What stands on the server.
     "auth/": GROUND | {"core.hub", "auth", "server.server"},
     "cli/": GROUND | {"brokers.memory", "cli", "client", "core.hub", "protocols", "publisher", "server"},
@@ -182,8 +183,8 @@ def test_everything_public_is_there() -> None:
         "Backoff", "BlockingClient", "BlockingPublisher", "Call", "Challenge", "Channel", "ClientProcedure",
         "ClientStatus", "CloseReason", "ClusterSettings", "Compression", "Credentials", "CurrentCall", "Depends",
         "DeviceInfo", "ErrorCode", "Event", "ExposeErrors", "ExtensionTypes", "Handshake", "Heartbeat", "Inbox",
-        "InternalTypes", "Limits", "Loss", "Operation", "Overflow", "Protocol", "Publisher", "ReadyState", "Resume",
-        "Room", "Router", "Signal", "Stats", "Stream", "WseClient", "WseConnection", "WseError", "WseIdentity",
+        "InternalTypes", "KeptMessage", "Limits", "Loss", "Operation", "Overflow", "Protocol", "Publisher", "ReadyState",
+        "Resume", "Room", "Router", "Signal", "Stats", "Stream", "WseClient", "WseConnection", "WseError", "WseIdentity",
         "WseJSON", "WseMsgpack", "WseServer", "current_call", "js_client_path", "shield_deadline",
     } == set(wse.__all__)  # fmt: skip
     assert all(hasattr(wse, name) for name in wse.__all__)

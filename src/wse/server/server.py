@@ -19,7 +19,7 @@ from wse.core.hub.census import take_stats
 from wse.core.hub.connection import ServerSession, WseIdentity
 from wse.core.hub.handshake import handshake_of
 from wse.core.hub.hub import Hub
-from wse.core.hub.kept.inboxes import Inboxes
+from wse.core.hub.kept.keeper import Keeper
 from wse.core.hub.single_node import SingleNode
 from wse.core.inbox import Inbox
 from wse.core.limits import Limits, Overflow
@@ -318,8 +318,7 @@ class WseServer(Handling, Messaging):
     def _keep_in(self, broker: Broker | None) -> None:
         """Keep messages where the settings say, or else in the broker's store."""
         if self._inbox is not None:
-            self._hub.kept = Inboxes(self._hub, self._inbox, store_of(self._inbox.store, broker), READERS)
-            self._endpoint.extensions.add(self._hub.kept)
+            self._hub.keep_in(Keeper(self._hub, self._inbox, store_of(self._inbox.store, broker), READERS))
 
     @property
     def host(self) -> str | None:

@@ -118,7 +118,7 @@ class Inbox:
             case envelope.Kept():
                 if self._hub.kept is not None:
                     record = Record(message.number, message.at, message.data)
-                    self._hub.kept.heard(topic, decode_name(topic.removeprefix(USER)), record)
+                    self._hub.kept.heard(topic[:2], decode_name(topic[2:]), record)
             case envelope.Drop():
                 self._hub.drop_here(decode_name(topic.removeprefix(USER)), message.reason, message.code)
             case envelope.Enter():

@@ -310,6 +310,9 @@ class ClusterNode:
     def drop(self, cid: ClientId, reason: str, code: int) -> None:
         self.bus.publish(topic(USER, cid), envelope.Drop(self.node, str(reason), code))
 
+    async def subscribed(self) -> None:
+        await self.broker.flush()
+
     def want_room(self, name: RoomName) -> None:
         self.bus.want(topic(ROOM, name))
 
