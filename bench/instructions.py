@@ -45,6 +45,7 @@ REQUEST = (
 )
 RESUMABLE = '["~wse:hi",{"identity":"secret","meta":{},"ext":{"resume":{}}},null]'
 ACK_EVERY = 64
+CALLING = '["~wse:hi",{"identity":"secret","meta":{},"ext":{"calls":{"timeout":20}}},null]'
 HELLO = '["~wse:hi",{"identity":"secret","meta":{}},null]'
 
 
@@ -105,9 +106,9 @@ def message() -> Callable[[int], None]:
     return run
 
 
-def sync_call() -> Callable[[int], None]:
+def sync_call(hello: str = HELLO) -> Callable[[int], None]:
     """A call of a plain function, from its text to the answer's bytes."""
-    session, link = new_session(new_server())
+    session, link = new_session(new_server(), hello)
 
     def run(times: int) -> None:
         before = link.writes
@@ -118,7 +119,7 @@ def sync_call() -> Callable[[int], None]:
     return run
 
 
-def async_call() -> Callable[[int], Any]:
+def async_call(hello: str = HELLO) -> Callable[[int], Any]:
     """A call of a coroutine function that does not wait, 32 in each turn of the loop."""
     server = new_server()
 
@@ -127,7 +128,7 @@ def async_call() -> Callable[[int], Any]:
 
     server.unregister("echo")
     server.register("echo", echo)
-    session, link = new_session(server)
+    session, link = new_session(server, hello)
 
     async def run(times: int) -> None:
         before = link.writes
@@ -374,6 +375,8 @@ OPERATIONS: dict[str, tuple[Callable[[], Any], int]] = {
     "sync call": (sync_call, 960),
     "async call": (async_call, 960),
     "own call": (own_call, 960),
+    "calls: sync call": (lambda: sync_call(CALLING), 960),
+    "calls: async call": (lambda: async_call(CALLING), 960),
     "broadcast to 100": (broadcast, 60),
     "resume: message": (resumable_message, 960),
     "resume: sync call": (resumable_call, 960),
