@@ -27,8 +27,9 @@ import sys
 import sysconfig
 import tempfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 HERE = Path(__file__).resolve().parent
 BASELINE = HERE / "instructions.json"
@@ -45,7 +46,8 @@ REQUEST = (
 )
 RESUMABLE = '["~wse:hi",{"identity":"secret","meta":{},"ext":{"resume":{}}},null]'
 ACK_EVERY = 64
-CALLING = '["~wse:hi",{"identity":"secret","meta":{},"ext":{"calls":{"timeout":20}}},null]'
+STREAMING = '["~wse:hi",{"identity":"secret","meta":{},"ext":{"calls":{"timeout":20}}},null]'
+GRANTED = 16  # items for which a receiver with the usual window grants credit at once
 HELLO = '["~wse:hi",{"identity":"secret","meta":{}},null]'
 
 
@@ -94,9 +96,16 @@ def new_session(server: Any, hello: str = HELLO) -> tuple[Any, CountingLink]:
     return session, link
 
 
-def message() -> Callable[[int], None]:
+def metered_server() -> Any:
+    """The same, with metrics on."""
+    server = new_server()
+    server._metrics.start(asyncio.get_running_loop())
+    return server
+
+
+def message(make: Callable[[], Any] = new_server) -> Callable[[int], None]:
     """A plain message, from its text to its listener."""
-    receive = new_session(new_server())[0].receive
+    receive = new_session(make())[0].receive
     text = f'["chat",{PAYLOAD},null]'
 
     def run(times: int) -> None:
@@ -106,9 +115,50 @@ def message() -> Callable[[int], None]:
     return run
 
 
-def sync_call(hello: str = HELLO) -> Callable[[int], None]:
+def sync_call(make: Callable[[], Any] = new_server, hello: str = HELLO) -> Callable[[int], None]:
     """A call of a plain function, from its text to the answer's bytes."""
-    session, link = new_session(new_server(), hello)
+    session, link = new_session(make(), hello)
+
+    def run(times: int) -> None:
+        before = link.writes
+        for _ in range(times):
+            session.receive(CALL)
+        assert link.writes == before + times
+
+    return run
+
+
+def typed_call() -> Callable[[int], None]:
+    """The same for a function whose payload has a hint, a msgspec Struct."""
+    import msgspec
+
+    payload_type: Any = msgspec.defstruct(
+        "Payload", [("a", int), ("b", int), ("n", Annotated[int, msgspec.Meta(ge=1)], 1)]
+    )
+
+    def echo(conn: Any, payload: payload_type) -> Any:
+        return payload
+
+    return hinted_call(echo)
+
+
+def pydantic_call() -> Callable[[int], None]:
+    """The same for a pydantic model; the answer is small, as pydantic's way to JSON is not measured."""
+    import pydantic
+
+    payload_type: Any = pydantic.create_model("Payload", a=int, b=int, n=(Annotated[int, pydantic.Field(ge=1)], 1))
+
+    def echo(conn: Any, payload: payload_type) -> Any:
+        return None
+
+    return hinted_call(echo)
+
+
+def hinted_call(echo: Callable[..., Any]) -> Callable[[int], None]:
+    server = new_server()
+    server.unregister("echo")
+    server.register("echo", echo)
+    session, link = new_session(server)
 
     def run(times: int) -> None:
         before = link.writes
@@ -157,9 +207,51 @@ def own_call() -> Callable[[int], None]:
     return run
 
 
-def broadcast() -> Callable[[int], None]:
-    """A broadcast to 100 links."""
+def sent_message() -> Callable[[int], None]:
+    """A plain message of the server."""
     server = new_server()
+    link = new_session(server)[1]
+    (user,) = server.clients.values()
+    (conn,) = user.conns.values()
+    payload = {"a": 5, "b": 3, "n": 7}
+
+    def run(times: int) -> None:
+        before = link.writes
+        for _ in range(times):
+            conn.send("item", payload)
+        assert link.writes == before + times
+
+    return run
+
+
+async def stream_item() -> Callable[[int], Any]:
+    """An item of a stream, whose reader grants credit as it takes them."""
+    server = new_server()
+    payload = {"a": 5, "b": 3, "n": 7}
+
+    async def items(conn: Any, argument: Any) -> Any:
+        while True:
+            yield payload
+
+    server.register("items", items)
+    session, link = new_session(server, STREAMING)
+    session.receive('["~wse:call",["items",null,{"t":0,"n":32}],1]')
+    await asyncio.sleep(0)
+
+    async def run(times: int) -> None:
+        before = link.writes
+        for _ in range(0, times, GRANTED):
+            session.receive(f'["~wse:more",{GRANTED},1]')
+            await asyncio.sleep(0)
+            await asyncio.sleep(0)
+        assert abs(link.writes - before - times) <= 2 * GRANTED
+
+    return run
+
+
+def broadcast(make: Callable[[], Any] = new_server) -> Callable[[int], None]:
+    """A broadcast to 100 links."""
+    server = make()
     links = [new_session(server)[1] for _ in range(100)]
     payload = {"a": 5, "b": 3, "n": 7}
 
@@ -373,14 +465,21 @@ async def connection() -> Callable[[int], Any]:
 OPERATIONS: dict[str, tuple[Callable[[], Any], int]] = {
     "message": (message, 960),
     "sync call": (sync_call, 960),
+    "sync call, payload typed": (typed_call, 960),
+    "sync call, payload of pydantic": (pydantic_call, 960),
     "async call": (async_call, 960),
     "own call": (own_call, 960),
-    "calls: sync call": (lambda: sync_call(CALLING), 960),
-    "calls: async call": (lambda: async_call(CALLING), 960),
+    "calls: sync call": (lambda: sync_call(hello=STREAMING), 960),
+    "calls: async call": (lambda: async_call(hello=STREAMING), 960),
+    "sent message": (sent_message, 960),
+    "item of a stream": (stream_item, 960),
     "broadcast to 100": (broadcast, 60),
     "resume: message": (resumable_message, 960),
     "resume: sync call": (resumable_call, 960),
     "resume: broadcast to 100": (resumable_broadcast, 192),
+    "metrics: message": (partial(message, metered_server), 960),
+    "metrics: sync call": (partial(sync_call, metered_server), 960),
+    "metrics: broadcast to 100": (partial(broadcast, metered_server), 60),
     "picows: call": (frame, 960),
     "picows: 32 calls in a read, each": (frames, 960),
     "picows: broadcast to 100": (picows_broadcast, 60),

@@ -162,10 +162,15 @@ def test_an_empty_body_is_none(line):
 
 
 @pytest.mark.parametrize(
-    "line", ["Content-Length: 1", "Content-Length: 0, 1", "Content-Length:", "Transfer-Encoding: chunked"]
+    "line", ["Content-Length: -1", "Content-Length: 0, 1", "Content-Length:", "Transfer-Encoding: chunked"]
 )
-def test_a_body_is_refused(line):
+def test_a_body_of_unknown_size_is_refused(line):
     assert refused(line) == 400
+
+
+@pytest.mark.parametrize(("line", "size"), [("Content-Length: 17", 17), ("Content-Length: 17, 17", 17), ("X: y", 0)])
+def test_the_size_of_a_body_is_read(line, size):
+    assert read(line).body_size == size
 
 
 def test_long_values_are_read_in_linear_time():

@@ -102,7 +102,7 @@ async def test_a_loop_that_something_else_blocks_is_nobody_s_fault(finder):
     log = ServerLog(server)
     async with server:
         looks = 0
-        stopped = server._lifecycle._watchdog._stopped
+        stopped = server._lifecycle._companions[0]._stopped
         wait = stopped.wait
 
         def count(timeout):

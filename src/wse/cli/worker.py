@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Self
 
 from wse.errors import WseError
 from wse.server.lifecycle import check_port, started
+from wse.server.process import END_SIGNALS, HANGUP
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -73,11 +74,12 @@ async def serve(server: WseServer, *, grace: float, notice: float = 0.0, slot: W
     Raises:
         StartError: The port is not available, or the server lacks something.
     """
-    signals = [signal.SIGINT, signal.SIGTERM]
-    if slot is None:
-        signals.append(signal.SIGHUP)
-    else:
-        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    signals = [*END_SIGNALS]
+    if HANGUP is not None:
+        if slot is None:
+            signals.append(HANGUP)
+        else:
+            signal.signal(HANGUP, signal.SIG_IGN)
     with server._lifecycle.stopped_by(*signals) as stop, watched(slot, stop):
         try:
             try:

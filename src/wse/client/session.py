@@ -100,7 +100,9 @@ class ClientSession(Session):
     def probe(self, answered: Callable[[asyncio.Future[Any]], None]) -> bool:
         """Call a procedure that the server does not have; whether the protocol can encode that."""
         if self._calls is None:
-            self._calls = PendingCalls(self.endpoint.scheduler, self.endpoint.timeout)
+            self._calls = PendingCalls(
+                self.endpoint.scheduler, self.endpoint.timeout, unanswered=self._counters.unanswered
+            )
         stamp, answer = self._calls.add(PROBE, 0)
         try:
             data = self._encode((PROBE, None, stamp))

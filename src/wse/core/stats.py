@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections import Counter
 from dataclasses import dataclass, field
 
@@ -9,6 +10,33 @@ from wse.errors import CloseReason, ErrorCode, WseError
 
 _REASONS = frozenset(str(reason) for reason in CloseReason)
 _CODES = frozenset(str(code) for code in ErrorCode)
+_CLOSE_CODES = frozenset((*range(1000, 1016), 4000))
+"""Those of RFC 6455 and of WSE; others are an application's own, and a peer can choose among a thousand."""
+
+SECONDS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+"""Upper bounds of the buckets of times."""
+
+
+class Histogram:
+    """Counts values in buckets.
+
+    Attributes:
+        bounds: The upper bound of each bucket but the last, which has none.
+        counts: The values in each bucket.
+        total: The sum of all values.
+    """
+
+    __slots__ = ("bounds", "counts", "total")
+
+    def __init__(self, bounds: tuple[float, ...] = SECONDS) -> None:
+        self.bounds = bounds
+        self.counts = [0] * (len(bounds) + 1)
+        self.total = 0.0
+
+    def observe(self, value: float) -> None:
+        """Count a value."""
+        self.counts[bisect_left(self.bounds, value)] += 1
+        self.total += value
 
 
 class Counters:
@@ -19,19 +47,24 @@ class Counters:
     """
 
     __slots__ = (
+        "answered",
         "answers",
         "bytes_in",
         "bytes_out",
         "calls_in",
         "calls_out",
+        "calls_running",
         "close_codes",
         "closes",
         "dropped",
+        "ends",
         "errors",
         "limits",
         "messages_in",
         "messages_out",
         "opened",
+        "unanswered",
+        "unsuccessful",
     )
 
     def __init__(self) -> None:
@@ -40,19 +73,31 @@ class Counters:
         self.messages_out = 0
         self.calls_in = 0
         self.calls_out = 0
+        self.calls_running = 0  # of async procedures
+        self.answered = 0  # calls of this side, with a result
+        self.unsuccessful: Counter[str] = Counter()  # calls of peers, by outcome
+        self.unanswered: Counter[str] = Counter()  # calls of this side without a result, by outcome
         self.bytes_in = 0
         self.bytes_out = 0
         self.errors: Counter[str] = Counter()
         self.answers: Counter[str] = Counter()
         self.closes: Counter[str] = Counter()
         self.close_codes: Counter[int] = Counter()
+        self.ends: Counter[tuple[str, str]] = Counter()  # by code and reason
         self.dropped: Counter[str] = Counter()
         self.limits: Counter[str] = Counter()
 
     def count_close(self, code: int, reason: str) -> None:
         """Count a connection that has ended."""
         self.close_codes[code] += 1
-        self.closes[reason if reason in _REASONS else "other"] += 1
+        reason = str(reason) if reason in _REASONS else "other"
+        self.closes[reason] += 1
+        self.ends[str(code) if code in _CLOSE_CODES else "other", reason] += 1
+
+    @property
+    def successful(self) -> int:
+        """Calls of peers that were answered with a result."""
+        return self.calls_in - self.calls_running - self.unsuccessful.total()
 
     def count_answer(self, error: BaseException | None) -> None:
         """Count an error that a procedure has raised on purpose. Its code may be a peer's, from a nested call."""

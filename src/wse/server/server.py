@@ -17,6 +17,7 @@ from wse.core.cluster.settings import ClusterSettings
 from wse.core.heartbeat import Heartbeat
 from wse.core.hub.census import take_stats
 from wse.core.hub.connection import ServerSession, WseIdentity
+from wse.core.hub.handshake import handshake_of
 from wse.core.hub.hub import Hub
 from wse.core.hub.single_node import SingleNode
 from wse.core.limits import Limits, Overflow
@@ -25,6 +26,7 @@ from wse.core.resume import Resume
 from wse.core.session.endpoint import Endpoint, emit_error
 from wse.core.session.rpc import ExposeErrors
 from wse.errors import ErrorCode, WseError
+from wse.metrics.source import Metrics
 from wse.protocols.choice import as_protocols
 from wse.protocols.json import WseJSON
 from wse.protocols.msgpack import WseMsgpack
@@ -32,16 +34,25 @@ from wse.scheduler import AsyncioScheduler
 from wse.server.acceptor import ServerAcceptor
 from wse.server.files import JS_MODULES, StaticFile, js_client_path
 from wse.server.handling import Handling
-from wse.server.lifecycle import LIFESPAN_GRACE, Lifecycle, ListenerOptions, commanded, serve_until_signal
+from wse.server.lifecycle import (
+    LIFESPAN_GRACE,
+    Lifecycle,
+    ListenerOptions,
+    checked_path,
+    commanded,
+    serve_until_signal,
+)
 from wse.server.messaging import Messaging
 from wse.server.signals import ServerSignals
 from wse.server.threadsafe import Threadsafe
 from wse.server.watchdog import Watchdog
 from wse.transports.asgi import AsgiApp
 from wse.transports.picows import Upgrader
+from wse.typed.handlers import Handlers
 from wse.types import MessageType
 
 if TYPE_CHECKING:
+    import socket
     import ssl
     from collections.abc import Awaitable, Callable
 
@@ -59,6 +70,10 @@ class WseServer(Handling, Messaging):
             The decorator `@server.identify` sets it as well.
         host: The interface to listen on; `None` for all.
         port: The port to listen on; 0 takes a free port, and the same port at the next start if it is still free.
+        unix: The path of a Unix socket to listen on, instead of a port. A socket that an ended server has left there is
+            replaced.
+        unix_mode: The permissions of that socket, such as `0o660`; by default the umask of the process decides.
+        sock: A socket that is bound already, to listen on instead: from systemd, for example.
         path: The only path that opens a WebSocket; others get HTTP 404. `None` accepts every path.
         ssl: For `wss:`, an `ssl.SSLContext` with the server's certificate.
         conns_per_user: How many devices of one user may be connected; one more disconnects the oldest.
@@ -80,6 +95,8 @@ class WseServer(Handling, Messaging):
             default, because on a fast network it costs far more time than it saves.
         serve_client: Serve the JavaScript client at `/wse.js`, and the modules that it loads beside it.
         files: Files to send in answer to plain GETs, by path: `{"/": "index.html"}`.
+        metrics: The path at which the built-in listener serves metrics for Prometheus, such as `"/metrics"`; off by
+            default. It needs `pip install "wse[prometheus]"`. Inside a web framework, use `wse.prometheus.Collector`.
         overflow: The policy, by message type, for messages to a device that reads too slowly; see `Overflow`. Messages
             of other types close its connection when `limits.send_buffer` is reached.
         heartbeat: The times after which silent devices are pinged and disconnected, on the built-in listener, in
@@ -97,6 +114,7 @@ class WseServer(Handling, Messaging):
     Raises:
         ValueError: An argument is out of its range; an origin or a proxy is not valid.
         OSError: A file cannot be read.
+        ImportError: `metrics` needs a library that is not installed.
     """
 
     def __init__(
@@ -105,6 +123,9 @@ class WseServer(Handling, Messaging):
         *,
         host: str | None = "127.0.0.1",
         port: int | None = None,
+        unix: str | Path | None = None,
+        unix_mode: int | None = None,
+        sock: socket.socket | None = None,
         path: str | None = None,
         ssl: ssl.SSLContext | None = None,
         conns_per_user: int = 1,
@@ -118,6 +139,7 @@ class WseServer(Handling, Messaging):
         compression: Compression | None = None,
         serve_client: bool = False,
         files: Mapping[str, str | Path] | None = None,
+        metrics: str | None = None,
         overflow: Mapping[MessageType, Overflow | str] | None = None,
         heartbeat: Heartbeat | None = None,
         watchdog: float | None = 1.0,
@@ -128,6 +150,7 @@ class WseServer(Handling, Messaging):
         debug: bool = False,
     ) -> None:
         self._scheduler = AsyncioScheduler()
+        self._handlers = Handlers("server", ("conn",), {"auth": handshake_of})
         self._endpoint = Endpoint(
             ("conn",),
             protocols=as_protocols(protocol),
@@ -138,6 +161,9 @@ class WseServer(Handling, Messaging):
             expose=expose_errors,
             debug=debug,
             report=self._report,
+            channel=self._handlers.make_channel,
+            procedures=self._handlers.make_procedures,
+            decoder=self._handlers.decoder,
             elsewhere="server.threadsafe",
         )
         deadline = timeout if auth_timeout is None else auth_timeout
@@ -162,12 +188,26 @@ class WseServer(Handling, Messaging):
             self._hub,
             self._scheduler,
             self._acceptor,
-            ListenerOptions(host, port, path, ssl, compression, served),
+            ListenerOptions(
+                host,
+                port,
+                path,
+                ssl,
+                compression,
+                served,
+                unix=None if unix is None else str(unix),
+                unix_mode=unix_mode,
+                sock=sock,
+            ),
             None if watchdog is None else Watchdog(watchdog, self._handler_blocked),
         )
         if broker is not None:
             self._join_cluster(broker, cluster)
         self.when = ServerSignals(self._hub)
+        if metrics is not None:
+            from wse.prometheus import MetricsRoute
+
+            self._lifecycle.options.routes[checked_path(metrics)] = MetricsRoute(self._metrics.read)
         if identify is not None:
             self.identify(identify)
 
@@ -216,6 +256,14 @@ class WseServer(Handling, Messaging):
             refused_origins=self._acceptor.admission.refused_origins,
         )
 
+    @cached_property
+    def _metrics(self) -> Metrics:
+        """The server's metrics, which are measured from the first use of this on."""
+        admission, lifecycle = self._acceptor.admission, self._lifecycle
+        metrics = Metrics(self._hub, admission, lambda: lifecycle.uptime, lambda: self._scheduler.running)
+        lifecycle.accompany(metrics)
+        return metrics
+
     # Life cycle.
 
     def configure(self, *, host: str | None = None, port: int | None = None, reuse_port: bool | None = None) -> None:
@@ -223,7 +271,7 @@ class WseServer(Handling, Messaging):
 
         Args:
             host: The interface; `""` for all.
-            port: The port; 0 takes a free one.
+            port: The port, instead of a Unix socket as well; 0 takes a free one.
             reuse_port: Share the port with other processes of the same system user that also share it (SO_REUSEPORT).
 
         Raises:
@@ -235,7 +283,7 @@ class WseServer(Handling, Messaging):
         if host is not None:
             options.host = host
         if port is not None:
-            options.port = port
+            options.port, options.unix, options.sock = port, None, None
         if reuse_port is not None:
             options.reuse_port = reuse_port
 
@@ -263,7 +311,7 @@ class WseServer(Handling, Messaging):
 
     @property
     def port(self) -> int | None:
-        """The port that the server listens on; before `start`, the configured one."""
+        """The port that the server listens on; before `start`, the configured one; `None` if there is none."""
         return self._lifecycle.port
 
     @property
@@ -350,6 +398,10 @@ class WseServer(Handling, Messaging):
     # Inside a web application.
 
     @cached_property
+    def _upgrader(self) -> Upgrader:
+        return Upgrader(self._acceptor.limits, self._lifecycle.options.compression)
+
+    @cached_property
     def asgi(self) -> AsgiApp:
         """The server as an ASGI 3 application, for `websocket` and `lifespan` scopes.
 
@@ -357,9 +409,7 @@ class WseServer(Handling, Messaging):
         `start` and `close` in the framework's lifespan. Otherwise the first connection starts the server.
         """
         close = partial(self.close, LIFESPAN_GRACE)
-        options = self._lifecycle.options
-        sockets = Upgrader(self._acceptor.limits, options.compression)
-        return AsgiApp(self._acceptor, options.path, self._lifecycle.attach, close, sockets)
+        return AsgiApp(self._acceptor, self._lifecycle.options.path, self._lifecycle.attach, close, self._upgrader)
 
     @cached_property
     def aiohttp(self) -> Callable[[Any], Awaitable[Any]]:
@@ -372,7 +422,7 @@ class WseServer(Handling, Messaging):
         """
         from wse.transports.aiohttp import handler
 
-        return handler(self._acceptor, self._lifecycle.attach)
+        return handler(self._acceptor, self._lifecycle.attach, self._upgrader)
 
     def _handler_blocked(self, handler: str, seconds: float) -> None:
         details = {"handler": handler, "seconds": round(seconds, 3)}

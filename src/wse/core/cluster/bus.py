@@ -32,6 +32,7 @@ class Bus:
         peers: The other nodes, as of the last time that the cluster was undisturbed.
         is_open: Whether this node is part of the cluster; before and after, nothing is published.
         seq: How many messages of the application this node has published.
+        backlog_bytes: The size of the messages that wait for the broker.
         lost: How many messages were lost because the broker was out of reach for too long.
     """
 
@@ -47,7 +48,7 @@ class Bus:
         self._max_bytes = backlog_bytes
         self._interest: dict[str, int] = {}
         self._backlog: deque[tuple[str, bytes]] = deque()
-        self._backlog_bytes = 0
+        self.backlog_bytes = 0
         self._lost_now = 0  # since the connection was lost
         self._is_held = False
 
@@ -71,6 +72,11 @@ class Bus:
             self.broker.unsubscribe(topic)
 
     # Messages.
+
+    @property
+    def backlog(self) -> int:
+        """How many messages wait for the broker."""
+        return len(self._backlog)
 
     @property
     def is_current(self) -> bool:
@@ -119,7 +125,7 @@ class Bus:
         published = 0
         while self._backlog and self.broker.connected and published < MAX_BATCH_BYTES:
             topic, data = self._backlog.popleft()
-            self._backlog_bytes -= len(data)
+            self.backlog_bytes -= len(data)
             published += len(data)
             self._publish(topic, data)
         if self._lost_now:
@@ -129,7 +135,7 @@ class Bus:
     def take_back(self, unsent: list[tuple[str, bytes]]) -> None:
         """Put messages that the broker has not sent at the front of the backlog."""
         if unsent and self.is_open:
-            newer, self._backlog, self._backlog_bytes = self._backlog, deque(), 0
+            newer, self._backlog, self.backlog_bytes = self._backlog, deque(), 0
             for topic, data in (*unsent, *newer):
                 if not topic.startswith(NODE):  # messages to one node are of no use later
                     self._keep(topic, data)
@@ -138,12 +144,12 @@ class Bus:
         """Forget topics and backlog: this node has left the cluster."""
         self._interest.clear()
         self._backlog.clear()
-        self._backlog_bytes = 0
+        self.backlog_bytes = 0
 
     def _keep(self, topic: str, data: bytes) -> None:
-        if len(self._backlog) < self._max_count and self._backlog_bytes + len(data) <= self._max_bytes:
+        if len(self._backlog) < self._max_count and self.backlog_bytes + len(data) <= self._max_bytes:
             self._backlog.append((topic, data))
-            self._backlog_bytes += len(data)
+            self.backlog_bytes += len(data)
         else:
             self._lost_now += 1
             self.lost += 1

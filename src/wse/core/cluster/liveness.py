@@ -67,6 +67,11 @@ class Liveness:
         """Whether the node's canaries come back and it holds its lease."""
         return not self._deaf and self._scheduler.time() - self._renewed < self._settings.lease_ttl
 
+    @property
+    def lease_age(self) -> float:
+        """Seconds since the lease was renewed; 0 for a node that is not open."""
+        return self._scheduler.time() - self._renewed if self._bus.is_open else 0.0
+
     # The canary.
 
     def _send_canary(self) -> None:

@@ -175,9 +175,9 @@ class Hub:
     ) -> None:
         """Make the connection a user's, with a session of its own."""
         conn = session.conn
-        conn.identity = auth.identity
-        conn.meta = auth.meta
+        conn.identity, conn.meta = auth.sent
         conn.challenge = auth.challenge
+        conn.state = auth.state
         if expires is not None:
             self.auth.expire(session, expires)
         self.network.admit(session, cid, welcome)
@@ -323,7 +323,11 @@ class Hub:
         self, type: MessageType, payload: Any, exclude: Exclude = None, key: MessageKey | None = None
     ) -> None:
         """Send to every valid connection."""
+        instruments = self.endpoint.instruments
+        start = 0.0 if instruments is None else instruments.clock()
         self.send_to(EVERYONE, None, self.connections.values(), type, payload, exclude, key)
+        if instruments is not None:
+            instruments.broadcast.observe(instruments.clock() - start)
 
     def send(
         self, cid: ClientId, type: MessageType, payload: Any, exclude: Exclude = None, key: MessageKey | None = None

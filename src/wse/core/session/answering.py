@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, cast
 
-from wse.core.session.error_answers import encode_error
+from wse.core.session.error_answers import encode_error, outcome_of
 from wse.core.session.handlers import Handlers, discard
 from wse.core.session.output import EASY_SIZE, Output
 from wse.core.session.serving import Serving, is_end
@@ -63,6 +63,7 @@ class Answering(Output):
     def call_ended(self, task: asyncio.Task[Any] | None) -> None:
         """What answers a call ends; without a task in its first step."""
         self._running_calls -= 1
+        self._counters.calls_running -= 1
         if task is not None and self._handlers is not None:
             self._handlers.tasks.discard(task)
 
@@ -78,6 +79,7 @@ class Answering(Output):
             self._answer(result, name, payload, stamp)
         finally:
             self._running_calls -= 1
+            self._counters.calls_running -= 1
 
     def _place(self, task: asyncio.Task[Any], handlers: Handlers) -> None:
         """See to a handler in the first step of which the socket has closed or become another session's."""
@@ -129,6 +131,7 @@ class Answering(Output):
         limit = self.full
         if limit is None:
             self._running_calls += 1
+            self._counters.calls_running += 1
             if self.terms is None:
                 self.spawn(self._answer_later(awaitable, name, payload, stamp))
             else:
@@ -184,8 +187,12 @@ class Answering(Output):
         message = f"{exc.__class__.__name__} in a procedure"
         self.endpoint.report(WseError(ErrorCode.RP_EXECUTION_FAILED, details, message), self, exc)
 
-    def _answer_error(self, exc: BaseException, name: MessageType, payload: Any, stamp: Any) -> None:
+    def _answer_error(
+        self, exc: BaseException, name: MessageType, payload: Any, stamp: Any, *, counts: bool = True
+    ) -> None:
         endpoint = self.endpoint
+        if counts:
+            self._counters.unsuccessful[outcome_of(exc)] += 1
         answer = encode_error(
             exc,
             (name, payload, stamp),

@@ -5,11 +5,12 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable, Mapping
 from math import inf
+from operator import attrgetter
 from threading import get_ident
 from typing import TYPE_CHECKING, Any
 
 from wse.core.limits import Overflow
-from wse.core.ports.protocol import RESERVED_PREFIX, Protocol
+from wse.core.ports.protocol import RESERVED_PREFIX, Decode, Protocol
 from wse.core.session.extensions import Extensions
 from wse.core.session.log import Log, facts, is_answer
 from wse.core.session.ordered import Order
@@ -22,6 +23,8 @@ from wse.types import MessageType
 if TYPE_CHECKING:
     from wse.core.limits import Limits
     from wse.core.ports.scheduling import Scheduler
+    from wse.core.session.signals import CheckType
+    from wse.core.session.timing import Instruments
 
 logger = logging.getLogger("wse")
 
@@ -42,7 +45,15 @@ class Endpoint:
         expose: How much the caller of a procedure learns about an exception in it.
         debug: Whether callers also get stack traces.
         report: Called with every failure, and with its session if there is one.
+        channel: Makes the listeners of messages.
+        procedures: Makes the procedures.
+        decoder: Makes the function that decodes the messages of a session in a protocol.
         elsewhere: What other threads than that of the event loop use, for the message of an error.
+
+    Attributes:
+        counters: What has happened.
+        instruments: Measure times, if metrics are on.
+        log: Writes what no listener of `error` takes.
     """
 
     __slots__ = (
@@ -51,9 +62,11 @@ class Endpoint:
         "channel",
         "counters",
         "debug",
+        "decoder",
         "elsewhere",
         "expose",
         "extensions",
+        "instruments",
         "limits",
         "log",
         "max_handlers",
@@ -79,6 +92,9 @@ class Endpoint:
         overflow: Mapping[MessageType, Overflow | str] | None = None,
         expose: ExposeErrors | str = ExposeErrors.MESSAGE,
         debug: bool = False,
+        channel: Callable[[tuple[str, ...], CheckType, Order], Channel] = Channel,
+        procedures: Callable[[tuple[str, ...], CheckType, Order], Procedures] = Procedures,
+        decoder: Callable[[Protocol], Decode] = attrgetter("codec.decode"),
         elsewhere: str = "loop.call_soon_threadsafe",
     ) -> None:
         if timeout < 0:
@@ -93,14 +109,16 @@ class Endpoint:
         self.max_incoming_calls = _bound(limits.incoming_calls)
         self.max_outgoing_calls = _bound(limits.outgoing_calls)
         self.counters = Counters()
+        self.instruments: Instruments | None = None
         self.extensions = Extensions()
         self.expose = ExposeErrors(expose)
         self.debug = debug
         self.elsewhere = elsewhere
         self._usual: set[MessageType] = set()  # types that have been sent
         order = Order(scheduler)
-        self.channel = Channel((*takes, "payload"), self.check_type, order)
-        self.procedures = Procedures((*takes, "payload"), self.check_type, order)
+        self.channel = channel((*takes, "payload"), self.check_type, order)
+        self.procedures = procedures((*takes, "payload"), self.check_type, order)
+        self.decoder = decoder
         self._report = report
         self.overflow = {kind: Overflow(policy) for kind, policy in (overflow or {}).items()}
         for kind in self.overflow:
@@ -113,8 +131,10 @@ class Endpoint:
             WseError: `PROTOCOL_VIOLATION`; `WRONG_THREAD`.
         """
         try:
-            if type in self._usual and get_ident() == self.scheduler.thread:  # most of the time
-                return
+            if type in self._usual:  # most of the time
+                thread = self.scheduler.thread
+                if thread is None or thread == get_ident():
+                    return
         except TypeError:
             pass  # `check_type` has the words for that
         self.check_thread()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from inspect import getcoroutinelocals
+from pathlib import Path
 from types import CoroutineType
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +12,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Iterable
 
     from wse.core.ports.scheduling import Scheduler
+
+_WSE = str(Path(__file__).parent.parent.parent)
 
 
 class Handlers:
@@ -72,6 +76,15 @@ class Handlers:
 
 
 def discard(awaitable: Any) -> None:
-    """Close the coroutine of an async handler that is not going to run."""
-    if isinstance(awaitable, CoroutineType):
+    """Close the coroutine of an async handler that is not going to run, and the one that it awaits."""
+    while isinstance(awaitable, CoroutineType):
+        inner = awaited_by(awaitable)
         awaitable.close()
+        awaitable = inner
+
+
+def awaited_by(awaitable: Any) -> Any:
+    """What a coroutine of ours awaits for somebody else; `None` if it is not such a coroutine."""
+    if isinstance(awaitable, CoroutineType) and awaitable.cr_code.co_filename.startswith(_WSE):
+        return getcoroutinelocals(awaitable).get("awaitable")
+    return None

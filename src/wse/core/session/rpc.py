@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import traceback
+from collections import Counter
 from collections.abc import Callable
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, NamedTuple, overload
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 
     from wse.core.ports.scheduling import Scheduler, Timer
     from wse.core.session.ordered import Order
+    from wse.core.session.signals import CheckType
 
 
 class NotAskedError(WseError):
@@ -47,7 +49,7 @@ class Procedures:
 
     __slots__ = ("_check_type", "_order", "_takes", "by_name", "cancellable", "streams")
 
-    def __init__(self, takes: tuple[str, ...], check_type: Callable[[MessageType], None], order: Order) -> None:
+    def __init__(self, takes: tuple[str, ...], check_type: CheckType, order: Order) -> None:
         self._takes = takes
         self._check_type = check_type
         self._order = order
@@ -85,26 +87,29 @@ class Procedures:
             WseError: `RP_ALREADY_REGISTERED`; `PROTOCOL_VIOLATION`, for a name that is WSE's own.
             TypeError: `fn` does not take the arguments of a call, or the name is missing; a stream that is ordered.
         """
-        if fn is None:
-            check_name(name, "register")
+        check_name(name, "register")
         self._check_type(name)
 
         def add(fn: F) -> F:
             check_handler(fn, *self._takes, *(("items",) if upload else ()), may_yield=True)
-            yields = is_generator(fn)
-            if ordered and (yields or upload):
-                raise TypeError("a procedure that streams items cannot be ordered")
-            if name in self.by_name or name in self.streams:
-                raise WseError(ErrorCode.RP_ALREADY_REGISTERED, {"rp": name})
-            if yields or upload:
-                self.streams[name] = Procedure(fn, yields, upload)
-            else:
-                self.by_name[name] = self._order.ordered(fn) if ordered else fn
-            if cancel:
-                self.cancellable.add(name)
+            self._put(name, fn, yields=is_generator(fn), cancel=cancel, upload=upload, ordered=ordered)
             return fn
 
         return add if fn is None else add(fn)
+
+    def _put(
+        self, name: MessageType, fn: Callable[..., Any], *, yields: bool, cancel: bool, upload: bool, ordered: bool
+    ) -> None:
+        if ordered and (yields or upload):
+            raise TypeError("a procedure that streams items cannot be ordered")
+        if name in self.by_name or name in self.streams:
+            raise WseError(ErrorCode.RP_ALREADY_REGISTERED, {"rp": name})
+        if yields or upload:
+            self.streams[name] = Procedure(fn, yields, upload)
+        else:
+            self.by_name[name] = self._order.ordered(fn) if ordered else fn
+        if cancel:
+            self.cancellable.add(name)
 
     def unregister(self, name: MessageType) -> None:
         """Remove a procedure; running calls go on.
@@ -140,6 +145,7 @@ class PendingCalls:
         scheduler: Timers and futures.
         timeout: The connection's own timeout, in seconds; 0 for none.
         last_stamp: The stamp of the last call that was made before.
+        unanswered: Counts the calls that end without an answer, by outcome.
 
     Attributes:
         waiting: The calls, by their stamps.
@@ -149,9 +155,12 @@ class PendingCalls:
             `None` for a session that ends with its connection.
     """
 
-    __slots__ = ("_scheduler", "_timeout", "_timer", "abandoned", "last_stamp", "waiting", "withdraw")
+    __slots__ = ("_scheduler", "_timeout", "_timer", "_unanswered", "abandoned", "last_stamp", "waiting", "withdraw")
 
-    def __init__(self, scheduler: Scheduler, timeout: float, last_stamp: int = 0) -> None:
+    def __init__(
+        self, scheduler: Scheduler, timeout: float, last_stamp: int = 0, *, unanswered: Counter[str] | None = None
+    ) -> None:
+        self._unanswered = Counter() if unanswered is None else unanswered
         self._scheduler = scheduler
         self._timeout = timeout
         self._timer: Timer | None = None
@@ -189,17 +198,21 @@ class PendingCalls:
         """Remember the message of a call, as it was written, so that it can be taken back."""
         self.waiting[stamp].message = message
 
-    def resolve(self, stamp: Any, result: Any) -> None:
-        """Settle a call with its result. An unknown stamp is ignored (WIRE.md section 4)."""
+    def resolve(self, stamp: Any, result: Any) -> bool:
+        """Settle a call with its result; returns whether it waited. Unknown stamps are ignored (WIRE.md section 4)."""
         pending = self.discard(stamp)
-        if pending is not None and not pending.future.done():
-            pending.future.set_result(result)
+        if pending is None or pending.future.done():
+            return False
+        pending.future.set_result(result)
+        return True
 
-    def reject(self, stamp: Any, error: WseError) -> None:
-        """Settle a call with an error. An unknown stamp is ignored (WIRE.md section 4)."""
+    def reject(self, stamp: Any, error: WseError) -> bool:
+        """The same with an error."""
         pending = self.discard(stamp)
-        if pending is not None and not pending.future.done():
-            pending.future.set_exception(error)
+        if pending is None or pending.future.done():
+            return False
+        pending.future.set_exception(error)
+        return True
 
     def discard(self, stamp: Any) -> _Pending | None:
         """Forget a call whose answer is no longer wanted."""
@@ -216,6 +229,7 @@ class PendingCalls:
         if stamp in self.waiting:  # most have been answered
             pending = self.discard(stamp)
             if pending is not None:
+                self._unanswered["cancelled"] += 1
                 self._abandon(stamp, self._arrived(pending))
 
     def _arrived(self, pending: _Pending) -> dict[str, bool | None]:
@@ -237,7 +251,8 @@ class PendingCalls:
             pending = self.waiting[stamp]
             known = self._arrived(pending)
             details = {"rp": pending.name, "disconnected": [code, str(reason)], **known}
-            self.reject(stamp, WseError(ErrorCode.RP_DISCONNECT, details))
+            if self.reject(stamp, WseError(ErrorCode.RP_DISCONNECT, details)):
+                self._unanswered["disconnect"] += 1
             self._abandon(stamp, known)  # a session that moves can still tell the peer
         self.abandoned = None
 
@@ -259,7 +274,8 @@ class PendingCalls:
         pending = self.waiting[stamp]
         known = self._arrived(pending)
         details = {"rp": pending.name, "timeout": timeout, "at": "caller", **known}
-        self.reject(stamp, WseError(ErrorCode.RP_TIMEOUT, details))
+        if self.reject(stamp, WseError(ErrorCode.RP_TIMEOUT, details)):
+            self._unanswered["timeout"] += 1
         self._abandon(stamp, known)
 
 

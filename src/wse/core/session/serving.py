@@ -55,6 +55,10 @@ class ServedCall(CurrentCall):
         """Whether items travel, in one direction or the other."""
         return self.outflow is not None or self.inflow is not None
 
+    def is_told_by(self, exc: BaseException) -> bool:
+        """Whether an exception is the one by which the procedure has heard that its upload is over."""
+        return self.inflow is not None and self.inflow.error is exc
+
 
 class Options:
     """The options of a `~wse:call`; those that this side does not know are ignored.
@@ -157,7 +161,7 @@ class Serving:
         session = self._session
         procedures = session.endpoint.procedures
         try:
-            name, argument, given = payload
+            name, argument, given, *_ = payload
             options = Options(given)
             fn = procedures.by_name.get(name)
             procedure = procedures.streams.get(name)
@@ -206,6 +210,7 @@ class Serving:
         if options.timeout:
             call._inherited = deadline
         session._running_calls += 1
+        session._counters.calls_running += 1
         self._start(call, result, name, payload, stamp)
 
     def _stream(self, procedure: Procedure, name: MessageType, payload: Any, stamp: Any, options: Options) -> None:
@@ -242,6 +247,7 @@ class Serving:
             return
         self.streams += 1
         session._running_calls += 1
+        session._counters.calls_running += 1
         if call.inflow is not None:
             call.inflow.grant(call.inflow.window)
         self._start(call, result, name, payload, stamp)
@@ -316,10 +322,10 @@ class Serving:
             if not call._is_cancelled:  # with the server, for example: the caller must not wait for its timeout
                 session._answer_error(exc, name, payload, stamp)
             return True
-        if call._is_cancelled:
-            session._report_failure(exc, name, payload, stamp)
-        else:
+        if not call._is_cancelled:
             session._procedure_failed(exc, name, payload, stamp)
+        elif not (isinstance(call, ServedCall) and call.is_told_by(exc)):
+            session._report_failure(exc, name, payload, stamp)
         return False
 
     # Calls end.
@@ -362,6 +368,7 @@ class Serving:
         """The caller no longer waits, or its time is over: stop the procedure, if that is wanted, and do not answer."""
         self._forget(call)
         call._is_cancelled = True
+        self._session._counters.unsuccessful["cancelled"] += 1
         if isinstance(call, ServedCall):
             if call.inflow is not None:
                 problem = "the caller has given up"
@@ -414,7 +421,7 @@ class Serving:
         if not call.inflow.put(item, size):
             session = self._session
             self._cancel(call)
-            session._answer_error(session.exceeded("stream_window"), call.name, None, stamp)
+            session._answer_error(session.exceeded("stream_window"), call.name, None, stamp, counts=False)
 
     def uploaded(self, stamp: Any) -> None:
         """The caller has sent all items (`~wse:end`)."""

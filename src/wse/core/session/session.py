@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from wse.core.limits import nests_deeper
 from wse.core.packed import Packed, check_key, unencodable
+from wse.core.ports.protocol import RESERVED_PREFIX
 from wse.core.session.answering import Answering
 from wse.core.session.asking import SessionAsking
 from wse.core.session.current_call import bounded, inherited
@@ -76,7 +77,7 @@ class Session(Answering):
 
     def __init__(self, endpoint: Endpoint, link: Link, protocol: Protocol) -> None:
         super().__init__(endpoint, link, protocol)
-        self._decode = protocol.codec.decode
+        self._decode = endpoint.decoder(protocol)
         self._procedures = endpoint.procedures.by_name
         self._nesting = endpoint.limits.nesting
         self._conn: Any = None  # what handlers get before the payload: the connection at a server, nothing at a client
@@ -199,6 +200,8 @@ class Session(Answering):
         if self.pinged_at is not None:
             self.rtt = self.endpoint.scheduler.time() - self.pinged_at
             self.pinged_at = None
+            if self.endpoint.instruments is not None:
+                self.endpoint.instruments.rtt.observe(self.rtt)
 
     def lost(self) -> None:
         """Close the socket at once, because the peer has been silent for too long."""
@@ -284,7 +287,9 @@ class Session(Answering):
             raise NotAskedError(ErrorCode.CLIENT_NOT_READY, {"rp": name}, "the connection is not open")
         calls = self._calls
         if calls is None:
-            calls = self._calls = PendingCalls(self.endpoint.scheduler, self.endpoint.timeout)
+            calls = self._calls = PendingCalls(
+                self.endpoint.scheduler, self.endpoint.timeout, unanswered=self._counters.unanswered
+            )
         elif len(calls.waiting) >= self.endpoint.max_outgoing_calls:
             error = self.exceeded("outgoing_calls")
             error.details["rp"] = name
@@ -293,7 +298,7 @@ class Session(Answering):
             timeout = inherited(timeout, self.endpoint.timeout, name)
         if self.terms is not None:
             calls.abandoned = self._cancel_call
-            if timeout is not None and timeout != self.endpoint.timeout:
+            if timeout is not None and timeout != (0 if options and "n" in options else self.endpoint.timeout):
                 options = {"t": timeout} if options is None else {"t": timeout, **options}
         elif options is not None:
             raise WseError(ErrorCode.UNSUPPORTED, {"extension": "calls", "rp": name})
@@ -494,6 +499,8 @@ class Session(Answering):
         # In JSON each level has a bracket of its own, and counting them is faster than walking through all values.
         if self._utf8 and isinstance(data, str) and data.count("[") + data.count("{") <= depth:
             return False
+        if self._decode is not self.protocol.codec.decode:  # the payload may be an object of a class
+            _, payload, stamp = self.protocol.unpack(data)
         if not nests_deeper(payload, depth) and not nests_deeper(stamp, depth):
             return False
         self.exceeded("nesting", CloseReason.LIMIT_NESTING)
@@ -562,18 +569,20 @@ class Session(Answering):
 
     def _on_answer(self, type_: Any, payload: Any, stamp: Any, size: int) -> None:
         if type_ == self._response:
-            if self._calls is not None:
-                self._calls.resolve(stamp, payload)
+            if self._calls is not None and self._calls.resolve(stamp, payload):
+                self._counters.answered += 1
         elif type_ == self.protocol.internal_types.response_error:
-            if self._calls is not None:
-                self._calls.reject(stamp, error_of_peer(payload))
+            if self._calls is not None and self._calls.reject(stamp, error_of_peer(payload)):
+                self._counters.unanswered["error"] += 1
         elif type_ in self.agreement.controls:
             self.input_size = size
             self.agreement.controls[type_](self, payload, stamp)
         else:
+            is_probe = isinstance(type_, str) and type_.startswith(RESERVED_PREFIX)  # whether this side lives
+            self._counters.calls_in += not is_probe
             is_stream = type_ in self.endpoint.procedures.streams
             code = ErrorCode.RP_IS_A_STREAM if is_stream else ErrorCode.RP_NOT_REGISTERED
-            self._answer_error(WseError(code), type_, payload, stamp)
+            self._answer_error(WseError(code), type_, payload, stamp, counts=not is_probe)
 
     # The end.
 

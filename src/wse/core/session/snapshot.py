@@ -63,7 +63,12 @@ def restore(session: Session, snapshot: Snapshot) -> None:
     for type_, kept in snapshot.outbox:
         session.own_outbox.put(type_, Packed(*kept), EVERYTHING)
     if snapshot.stamp:
-        session._calls = PendingCalls(session.endpoint.scheduler, session.endpoint.timeout, snapshot.stamp)
+        session._calls = PendingCalls(
+            session.endpoint.scheduler,
+            session.endpoint.timeout,
+            snapshot.stamp,
+            unanswered=session.endpoint.counters.unanswered,
+        )
     ledger.charge()
 
 

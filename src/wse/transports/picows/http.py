@@ -23,7 +23,7 @@ _FIELD_LINE = re.compile(  # its quantifiers are possessive, so that a line whic
     rf"\r\n({_TOKEN.decode()}):[ \t]*+((?:[^\x00-\x08\x0a-\x1f\x7f]*[^\x00-\x20\x7f])?+)[ \t]*+(?=\r\n|\Z)"
 )
 _ABSOLUTE = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://([^/?#]*)(.*)")
-_NO_BODY = re.compile(r"0+(?:[ \t]*,[ \t]*0+)*")
+_LENGTHS = re.compile(r"[0-9]{1,15}(?:[ \t]*,[ \t]*[0-9]{1,15})*")
 
 _VERSIONS = ("13", "8", "7")
 """Of the WebSocket protocol: RFC 6455, and two drafts whose frames are the same."""
@@ -53,13 +53,14 @@ class HttpHead:
         method: GET, HEAD, or another one, as the client wrote it.
         target: The path and the query, as the client wrote them.
         path: The path, decoded.
+        body_size: The bytes of the body that follows.
         headers: The headers. Of a target in absolute form, the authority replaces `Host` (RFC 9112, 3.2.2).
 
     Raises:
-        HttpError: The request is malformed, or has a body.
+        HttpError: The request is malformed, or has a body whose size it does not say.
     """
 
-    __slots__ = ("_is_1_0", "headers", "method", "path", "target")
+    __slots__ = ("_is_1_0", "body_size", "headers", "method", "path", "target")
 
     def __init__(self, head: bytes) -> None:
         match = _REQUEST_LINE.match(head)
@@ -76,7 +77,7 @@ class HttpHead:
         self._is_1_0 = match[4] == b"0"
         self.headers: CIMultiDict[str] = CIMultiDict(fields)
         self._check_host()
-        self._check_body()
+        self.body_size = self._find_body()
         self.path = unquote(self.target.partition("?")[0])
 
     def _check_host(self) -> None:
@@ -91,10 +92,21 @@ class HttpHead:
         self.headers["Host"] = absolute[1]
         self.target = absolute[2] if absolute[2].startswith("/") else f"/{absolute[2]}"
 
-    def _check_body(self) -> None:
+    def _find_body(self) -> int:
         lengths = self.headers.getall("Content-Length", [])
-        if "Transfer-Encoding" in self.headers or not all(map(_NO_BODY.fullmatch, lengths)):
-            raise HttpError(HTTPStatus.BAD_REQUEST)  # nothing that is served takes a body
+        if "Transfer-Encoding" in self.headers or not all(map(_LENGTHS.fullmatch, lengths)):
+            raise HttpError(HTTPStatus.BAD_REQUEST)
+        if not lengths:
+            return 0
+        sizes = {int(size) for size in tokens(lengths)}
+        if len(sizes) > 1:
+            raise HttpError(HTTPStatus.BAD_REQUEST)  # RFC 9112, 6.3
+        return next(iter(sizes), 0)
+
+    @property
+    def expects_continue(self) -> bool:
+        """Whether the client waits with the body until it is told to go on (RFC 9110, 10.1.1)."""
+        return self.headers.get("Expect", "").lower() == "100-continue"
 
     @property
     def wants_websocket(self) -> bool:

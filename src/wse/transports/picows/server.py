@@ -10,65 +10,97 @@ from typing import TYPE_CHECKING, cast
 
 import aiofastnet
 
+from wse.core.ports.http import HttpCall
+from wse.transports.certificate import transport_certificate
 from wse.transports.picows.http import HttpError, HttpHead, answer, is_hopeless
 from wse.transports.picows.link import CLOSE_TIMEOUT
 from wse.transports.picows.log import logger
 from wse.transports.picows.tls import tls_loop
+from wse.transports.picows.unix import bind_unix
 from wse.transports.picows.upgrade import Upgrader, bound_receive_buffer
 from wse.transports.request import HttpRequest, tokens
 from wse.transports.tcp import bound_unsent
 
 if TYPE_CHECKING:
+    import socket
     import ssl
 
+    from wse.core.ports.http import Route
     from wse.core.ports.protocol import Protocol
-    from wse.core.ports.transport import Acceptor, Link, Receiver, StaticResource
+    from wse.core.ports.transport import Acceptor, Certificate, Link, Receiver, StaticResource
     from wse.transports.deflate import Compression
 
 MAX_HEAD = 16 * 1024
 """Bytes that the head of a request may have."""
+
+BACKLOG = 1024
+"""Connections that the kernel holds until they are accepted."""
 
 
 async def listen(
     acceptor: Acceptor,
     *,
     host: str | None,
-    port: int,
+    port: int | None,
     reuse_port: bool,
+    unix: str | None,
+    unix_mode: int | None,
+    sock: socket.socket | None,
     path: str | None,
     ssl: ssl.SSLContext | None,
     handshake_timeout: float | None,
     files: Mapping[str, StaticResource],
+    routes: Mapping[str, Route],
     compression: Compression | None,
 ) -> Listener:
-    """Accept WebSockets on a port; a plain GET is answered with a file, or at `/healthz` and `/readyz`.
+    """Accept WebSockets on a port or another socket; answer plain GETs with files, and at `/healthz` and `/readyz`.
 
     Args:
         acceptor: The server.
         host: The interface; `None` for all.
         port: 0 takes a free one.
         reuse_port: Other processes may also listen on the port, and the system spreads connections (SO_REUSEPORT).
+        unix: The path of a Unix socket, instead of a port.
+        unix_mode: The permissions of that socket; `None` leaves them to the umask.
+        sock: A socket that is bound already, instead of both.
         path: The only path that opens a WebSocket, or `None` for every path; others get HTTP 404.
         ssl: For `wss:`.
         handshake_timeout: Seconds that a client has for its HTTP request.
         files: Files for plain GETs, by path.
+        routes: What answers other plain requests, by path.
         compression: Agreed on with clients that support it; `None` for no compression.
 
     Raises:
-        OSError: The port is not available.
+        OSError: The port or the path is not available.
     """
-    listener = Listener(acceptor, path, handshake_timeout, files, compression)
+    listener = Listener(acceptor, path, handshake_timeout, files, routes, compression)
     loop = asyncio.get_running_loop()
-    listener.server = server = await aiofastnet.create_server(
-        loop if ssl is None else tls_loop(loop),
-        partial(HttpConnection, listener),
-        host,
-        port,
-        ssl=ssl,
-        ssl_handshake_timeout=None if ssl is None else handshake_timeout,
-        reuse_port=reuse_port or None,
-        backlog=1024,
-    )
+    if ssl is not None:
+        loop = tls_loop(loop)
+    make = partial(HttpConnection, listener)
+    tls_timeout = None if ssl is None else handshake_timeout
+    if unix is not None:
+        bound = bind_unix(unix, unix_mode)
+        server = await aiofastnet.create_unix_server(
+            loop, make, sock=bound, ssl=ssl, ssl_handshake_timeout=tls_timeout, backlog=BACKLOG
+        )
+    elif sock is not None:
+        # The server closes its sockets, but this one is the application's, which may start the server again.
+        server = await aiofastnet.create_server(
+            loop, make, sock=sock.dup(), ssl=ssl, ssl_handshake_timeout=tls_timeout, backlog=BACKLOG
+        )
+    else:
+        server = await aiofastnet.create_server(
+            loop,
+            make,
+            host,
+            port,
+            ssl=ssl,
+            ssl_handshake_timeout=tls_timeout,
+            reuse_port=reuse_port or None,
+            backlog=BACKLOG,
+        )
+    listener.server = server
     for listening in server.sockets:
         bound_receive_buffer(listening)  # its connections inherit both
         bound_unsent(listening)
@@ -90,6 +122,7 @@ class Listener:
         path: str | None,
         handshake_timeout: float | None,
         files: Mapping[str, StaticResource],
+        routes: Mapping[str, Route],
         compression: Compression | None,
     ) -> None:
         self.acceptor = acceptor
@@ -100,12 +133,14 @@ class Listener:
         self._upgrader = Upgrader(acceptor.limits, compression)
         self._path = path
         self._files = files
+        self._routes = routes
 
     @property
     def port(self) -> int | None:
-        """The port, while it is open."""
+        """The port, while it is open; `None` for a Unix socket."""
         sockets = self.server.sockets
-        return sockets[0].getsockname()[1] if sockets else None
+        address = sockets[0].getsockname() if sockets else None
+        return address[1] if isinstance(address, tuple) else None
 
     def close(self) -> None:
         """Close the port; connections stay open."""
@@ -132,8 +167,25 @@ class Listener:
 
     # A request.
 
+    def route(self, head: HttpHead) -> Route | None:
+        """What answers a request, if not this object itself.
+
+        Raises:
+            HttpError: Its method is not known there, or its body is too large; or a body that nobody takes.
+        """
+        route = self._routes.get(head.path)
+        if route is None or head.wants_websocket:
+            if head.body_size:
+                raise HttpError(HTTPStatus.BAD_REQUEST)
+            return None
+        if head.method not in route.methods and not (head.method == "HEAD" and "GET" in route.methods):
+            raise HttpError(HTTPStatus.METHOD_NOT_ALLOWED, {"Allow": ", ".join(route.methods)})
+        if head.body_size > route.max_body:
+            raise HttpError(HTTPStatus.REQUEST_ENTITY_TOO_LARGE)
+        return route
+
     def respond(self, head: HttpHead) -> bytes:
-        """The answer to a request that does not ask for a WebSocket.
+        """The answer to a request that neither asks for a WebSocket nor is another's.
 
         Raises:
             HttpError: There is nothing to send.
@@ -175,11 +227,13 @@ class Listener:
         """Open a WebSocket."""
         protocol = self.acceptor.select(tokens(head.headers.getall("Sec-WebSocket-Protocol", [])))
         extensions = head.headers.getall("Sec-WebSocket-Extensions", [])
-        self._upgrader.upgrade(transport, received, key, extensions, protocol, partial(self._open, head, protocol))
+        open_session = partial(self._open, head, transport_certificate(transport), protocol)
+        self._upgrader.upgrade(transport, received, key, extensions, protocol, open_session)
 
-    def _open(self, head: HttpHead, protocol: Protocol | None, link: Link) -> Receiver:
+    def _open(self, head: HttpHead, cert: Certificate | None, protocol: Protocol | None, link: Link) -> Receiver:
         remote_addr = self.acceptor.admission.address(link.remote_addr, head.headers)
-        return self.acceptor.open(link, HttpRequest(head.target, head.kept_headers(), remote_addr), protocol)
+        request = HttpRequest(head.target, head.kept_headers(), remote_addr, certificate=cert)
+        return self.acceptor.open(link, request, protocol)
 
 
 class HttpConnection(asyncio.Protocol):
@@ -190,12 +244,13 @@ class HttpConnection(asyncio.Protocol):
         answered: Whether the request has been answered.
     """
 
-    __slots__ = ("_begun", "_listener", "_received", "_timer", "_transport", "answered")
+    __slots__ = ("_begun", "_listener", "_received", "_timer", "_transport", "_waiting", "answered")
 
     def __init__(self, listener: Listener) -> None:
         self._listener = listener
         self._received = bytearray()
         self._begun = False
+        self._waiting: tuple[HttpHead, Route] | None = None  # for the rest of the body
         self.answered = False
         self._transport: asyncio.Transport
         self._timer: asyncio.TimerHandle | None = None
@@ -217,6 +272,9 @@ class HttpConnection(asyncio.Protocol):
             return
         received = self._received
         received += data
+        if self._waiting is not None:
+            self._answer_when_whole(*self._waiting)
+            return
         if not self._begun and received.startswith(b"\r\n"):
             del received[:2]  # RFC 9112, 2.2: an empty line before the request
         self._begun = self._begun or len(received) > 1
@@ -235,6 +293,14 @@ class HttpConnection(asyncio.Protocol):
         try:
             head = HttpHead(raw)
             head_only = head.method == "HEAD"
+            route = self._listener.route(head)
+            if route is not None:
+                self._received[:] = rest
+                self._waiting = head, route
+                if head.expects_continue and len(rest) < head.body_size:
+                    self._transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+                self._answer_when_whole(head, route)
+                return
             if not head.wants_websocket:
                 self._answer(self._listener.respond(head))
                 return
@@ -244,6 +310,14 @@ class HttpConnection(asyncio.Protocol):
             return
         self._end()
         self._listener.upgrade(self._transport, head, key, rest)
+
+    def _answer_when_whole(self, head: HttpHead, route: Route) -> None:
+        if len(self._received) < head.body_size:
+            return
+        head_only = head.method == "HEAD"
+        body = bytes(self._received[: head.body_size])
+        reply = route.answer(HttpCall("GET" if head_only else head.method, head.path, head.headers, body))
+        self._answer(answer(reply.status, reply.headers, reply.body, head_only=head_only))
 
     def _answer(self, data: bytes) -> None:
         self.answered = True
