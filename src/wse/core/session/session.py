@@ -298,7 +298,7 @@ class Session(Answering):
             timeout = inherited(timeout, self.endpoint.timeout, name)
         if self.terms is not None:
             calls.abandoned = self._cancel_call
-            if timeout is not None and timeout != self.endpoint.timeout:
+            if timeout is not None and timeout != (0 if options and "n" in options else self.endpoint.timeout):
                 options = {"t": timeout} if options is None else {"t": timeout, **options}
         elif options is not None:
             raise WseError(ErrorCode.UNSUPPORTED, {"extension": "calls", "rp": name})
