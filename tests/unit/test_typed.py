@@ -315,6 +315,19 @@ async def test_the_welcome_may_be_a_model(protocol):
         assert await client.when.ready.wait(TIMEOUT) == ({"text": "hi"},)
 
 
+async def test_other_values_of_pydantic_can_be_sent(server):
+    url = pydantic.TypeAdapter(pydantic.HttpUrl).validate_python("http://a.example")
+
+    class Tags(pydantic.RootModel[list[str]]): ...
+
+    server.register(
+        "values", lambda conn, payload: {"url": url, "tags": Tags(["a"]), "secret": pydantic.SecretStr("x")}
+    )
+    async with connect(server) as client:
+        values = await client.call("values")
+    assert values == {"url": "http://a.example/", "tags": ["a"], "secret": "**********"}
+
+
 async def test_what_cannot_be_encoded_is_still_an_error(server, errors):
     server.register("object", lambda conn, payload: object())
     async with connect(server) as client:
