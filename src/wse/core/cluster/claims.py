@@ -26,13 +26,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 
-from wse.core.cluster.envelope import CallWith, Query, decode_name, encode_name
+from wse.core.cluster.envelope import CallWith, Query
 from wse.core.cluster.moved_link import MovedLink
 from wse.core.cluster.placeholder import Placeholder
 from wse.core.cluster.turns import Turns
 from wse.core.hub.handshake import Returning
 from wse.core.hub.moving import Luggage
 from wse.core.hub.tickets import Claim, Refusal, Why, proof_of
+from wse.core.names import decode_name, encode_name
 from wse.core.packed import Packed
 from wse.core.ports.broker import Device
 from wse.core.ports.scheduling import sleep
@@ -321,8 +322,8 @@ class Claims:
     def _has_caught_up(self, question: Question) -> bool:
         """Whether this node has heard all that others have sent before they knew that the new node listens.
 
-        The servers of an engine may pass messages on at different speeds. But those of one node arrive here in order: so
-        a node whose answer is here has sent nothing before that is not.
+        The servers of an engine may pass messages on at different speeds. But those of one node arrive here in order:
+        so a node whose answer is here has sent nothing before that is not.
         """
         others = self._bus.peers - {question.node}
         if not self._bus.broker.spreads or not others:
