@@ -51,7 +51,7 @@ ALLOWED = {
     "core/hub/": GROUND | {"core.session", "core.hub"},
     "core/cluster/": GROUND | {"core.session", "core.hub", "core.cluster"},
     # What handlers say of themselves, in front of a session.
-    "typed/": GROUND | {"core.session", "typed"},
+    "typed/": GROUND | {"core.session", "threads", "typed"},
     # Adapters: each knows ports, values, and its own parts.
     "protocols/": GROUND | {"protocols"},
     "transports/": GROUND | {f"transports.{name}" for name in ("awaited", "certificate", "request", "tcp")},

@@ -739,11 +739,12 @@ def test_data_goes_with_the_session():
     assert found == [(True, {"cart": ["apple", 2]}, {})]
 
 
-def test_a_session_with_data_that_cannot_travel_stays_and_its_node_says_so():
+@pytest.mark.parametrize("data", [object(), "x" * 65536])
+def test_a_session_with_data_that_cannot_travel_stays_and_its_node_says_so(data):
     nodes = Cluster()
     one, two = nodes
     peer = nodes.first(one)
-    peer.conn.data["lock"] = object()
+    peer.conn.data["it"] = data
     new = nodes.back(two, peer)
     answer, _ = answered(new)
     assert answer["lost"] == {"why": "unreachable", "got": None}

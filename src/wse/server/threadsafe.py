@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from wse.server.server import WseServer
 
 T = TypeVar("T")
+R = TypeVar("R")
 
 
 class Threadsafe:
@@ -75,6 +76,19 @@ class Threadsafe:
         payload: Any = None,
         *,
         mode: Literal["all"],
+        result: type[R],
+        timeout: float | None = None,
+        wait: float = 0.0,
+    ) -> list[R | WseError]: ...
+    @overload
+    def call(
+        self,
+        cid: ClientId,
+        name: MessageType,
+        payload: Any = None,
+        *,
+        mode: Literal["all"],
+        result: Any = None,
         timeout: float | None = None,
         wait: float = 0.0,
     ) -> list[Any]: ...
@@ -85,7 +99,20 @@ class Threadsafe:
         name: MessageType,
         payload: Any = None,
         *,
+        mode: Literal["first", "any"] = "first",
+        result: type[R],
+        timeout: float | None = None,
+        wait: float = 0.0,
+    ) -> R: ...
+    @overload
+    def call(
+        self,
+        cid: ClientId,
+        name: MessageType,
+        payload: Any = None,
+        *,
         mode: Mode = "first",
+        result: Any = None,
         timeout: float | None = None,
         wait: float = 0.0,
     ) -> Any: ...
@@ -96,11 +123,12 @@ class Threadsafe:
         payload: Any = None,
         *,
         mode: Mode = "first",
+        result: Any = None,
         timeout: float | None = None,
         wait: float = 0.0,
     ) -> Any:
         """As `WseServer.call`."""
-        return self.run(self._server.call, cid, name, payload, mode=mode, timeout=timeout, wait=wait)
+        return self.run(self._server.call, cid, name, payload, mode=mode, result=result, timeout=timeout, wait=wait)
 
     def devices(self, cid: ClientId) -> list[DeviceInfo]:
         """As `WseServer.devices`."""

@@ -65,6 +65,9 @@ MAX_HOPS = 3
 MAX_ROUNDS = 40
 """How often a node is asked whose session enters rooms, or has not come there itself, at the same moment."""
 
+MAX_DATA = 64 * 1024
+"""Bytes of an application's own that go with a session, in MessagePack."""
+
 SPREAD_WITHIN = 0.5
 """Seconds that the other nodes have to show that their servers know what this node listens to."""
 
@@ -302,7 +305,8 @@ class Claims:
             return [returns, *rooms]
         if not self._has_caught_up(question):
             return {}
-        _encode(conn._data)  # or it stays here, and the error is reported
+        if len(_encode(conn._data)) > MAX_DATA:  # then it stays here, and the error is reported
+            raise ValueError(f"conn.data takes more than {MAX_DATA} bytes")
         heard = self._delivery.heard.last | {self._bus.node: self._bus.seq}
         place, generation = registration.device.place, registration.generation
         luggage = resumption.moving.hand_over(verdict, question.got, question.node)
