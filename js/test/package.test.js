@@ -49,6 +49,17 @@ print(json.dumps([{name: str(member) for name, member in kind.__members__.items(
   assert.deepEqual({ ...WSE_REASON, ...reasons }, { ...WSE_REASON })
 })
 
+test('its constants are those of the types, and cannot be changed', async () => {
+  const declared = readFileSync(new URL('../wse.d.ts', import.meta.url), 'utf8')
+  const module = await import('../wse.js')
+  for (const name of ['WSE_ERROR', 'WSE_REASON', 'WSE_STATUS']) {
+    const [, body] = new RegExp(`export const ${name}: \\{([^}]*)\\}`).exec(declared)
+    const members = [...body.matchAll(/readonly (\w+): '([^']*)'/g)].map(([, key, value]) => [key, value])
+    assert.deepEqual({ ...module[name] }, Object.fromEntries(members))
+    assert.ok(Object.isFrozen(module[name]))
+  }
+})
+
 test('it is imported by the name of the package', async () => {
   const { WseClient } = await import('wse-js')
   assert.equal(WseClient, (await import('../wse.js')).WseClient)

@@ -17,7 +17,7 @@ import msgspec
 from wse.brokers import as_broker
 from wse.core.closing import check_close
 from wse.core.cluster.bus import Bus
-from wse.core.cluster.envelope import ALL, NODE, OUTSIDE, ROOM, USER, Answer, Drop, encode_name, topic
+from wse.core.cluster.envelope import ALL, NODE, OUTSIDE, ROOM, USER, Answer, Drop, topic
 from wse.core.cluster.envelope import decode as decode_message
 from wse.core.cluster.envelope import encode as encode_message
 from wse.core.cluster.envelope import message as pack_message
@@ -26,6 +26,7 @@ from wse.core.cluster.remote_asking import RemoteDevice
 from wse.core.hub.calls import call_user, check_mode
 from wse.core.hub.network import DeviceInfo
 from wse.core.limits import Limits
+from wse.core.names import encode_name
 from wse.core.packed import encode
 from wse.core.session.endpoint import Endpoint
 from wse.errors import CloseReason, ErrorCode, WseError

@@ -63,7 +63,7 @@ class BlockingClient:
         timeout: Seconds that a call waits for its answer, and that an attempt to connect may take.
         protocol: The message protocol.
         ssl: For `wss:`.
-        proxy: The URL of a proxy.
+        proxy: The URL of a proxy to connect through.
         headers: Headers of the HTTP request.
         backoff: The waits before the attempts to reconnect.
         limits: Limits on messages from the server.
@@ -71,6 +71,8 @@ class BlockingClient:
         overflow: The treatment of messages that a slow server does not take in time.
         heartbeat: When a silent server is pinged, and given up.
         resume: Whether the session outlives a lost connection.
+        inbox: The name of this device, for messages that the server keeps.
+        after: The number of the last kept message that the application has.
         expose_errors: The part of an exception that the server receives.
         debug: Whether the server receives stack traces.
         connector: Opens WebSockets.
@@ -98,6 +100,8 @@ class BlockingClient:
         overflow: Mapping[MessageType, Overflow | str] | None = None,
         heartbeat: Heartbeat | None = None,
         resume: Resume | bool = False,
+        inbox: str | None = None,
+        after: int | None = None,
         expose_errors: ExposeErrors | str = ExposeErrors.MESSAGE,
         debug: bool = False,
         connector: Connector | None = None,
@@ -120,6 +124,8 @@ class BlockingClient:
             overflow=overflow,
             heartbeat=heartbeat,
             resume=resume,
+            inbox=inbox,
+            after=after,
             expose_errors=expose_errors,
             debug=debug,
             connector=connector,
@@ -516,7 +522,7 @@ class BlockingStream(Generic[T]):
             self._client._wait(self._stream.aclose())
 
     def __del__(self) -> None:
-        stream = getattr(self, "_stream", None)
+        stream: Stream[T] | None = getattr(self, "_stream", None)
         if stream is not None and (thread := self._client._thread) is not None:
             thread.post(_give_up, stream)  # the stream's own end would come in this thread
 

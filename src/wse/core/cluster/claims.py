@@ -26,13 +26,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 
-from wse.core.cluster.envelope import CallWith, Query, decode_name, encode_name
+from wse.core.cluster.envelope import CallWith, Query
 from wse.core.cluster.moved_link import MovedLink
 from wse.core.cluster.placeholder import Placeholder
 from wse.core.cluster.turns import Turns
 from wse.core.hub.handshake import Returning
 from wse.core.hub.moving import Luggage
 from wse.core.hub.tickets import Claim, Refusal, Why, proof_of
+from wse.core.names import decode_name, encode_name
 from wse.core.packed import Packed
 from wse.core.ports.broker import Device
 from wse.core.ports.scheduling import sleep
@@ -154,6 +155,8 @@ class Claims:
         self._presence = presence
         self._left: list[ServerSession] = []  # sessions that have moved, with handlers that still run here
         self._turns = Turns(self._scheduler, MOST_COMING)
+        # Sessions that are about to go, and whether this node has heard all that their new nodes may not have.
+        self._catching_up: dict[str, tuple[Question, bool]] = {}
         self._sent: dict[str, Sent] = {}  # sessions on their way to other nodes
         rpc.queries |= {"claim": self._claimed, "find": self._found, "give-up": self._given_up}
 
@@ -297,6 +300,8 @@ class Claims:
         if question.rooms != digest(rooms):
             resumption.hold(verdict, SILENT)
             return [returns, *rooms]
+        if not self._has_caught_up(question):
+            return {}
         _encode(conn._data)  # or it stays here, and the error is reported
         heard = self._delivery.heard.last | {self._bus.node: self._bus.seq}
         place, generation = registration.device.place, registration.generation
@@ -309,6 +314,38 @@ class Claims:
         self._sent[conn.conn_id] = Sent(question, parts, registration.device)
         self._scheduler.call_later(MOVED_WITHIN, self._take_out, conn.conn_id)
         return parts
+
+    def _has_caught_up(self, question: Question) -> bool:
+        """Whether this node has heard all that others have sent before they knew that the new node listens.
+
+        The servers of an engine may pass messages on at different speeds. But those of one node arrive here in order:
+        so a node whose answer is here has sent nothing before that is not.
+        """
+        others = self._bus.peers - {question.node}
+        if not self._bus.broker.spreads or not others:
+            return True
+        conn_id = question.conn_id
+        asked, is_done = self._catching_up.get(conn_id, (None, False))
+        if asked != question:
+            self._catching_up[conn_id] = question, False
+            self._scheduler.spawn(self._catch_up(question, others))
+            self._scheduler.call_later(SILENT, self._caught_up, question)
+        elif is_done:
+            del self._catching_up[conn_id]
+        return is_done and asked == question
+
+    async def _catch_up(self, question: Question, others: frozenset[str]) -> None:
+        try:
+            await self._rpc.query_nodes(others, "here", "", SPREAD_WITHIN)
+        except WseError:
+            return  # the broker is away: the move fails
+        if question.conn_id in self._catching_up and self._catching_up[question.conn_id][0] is question:
+            self._catching_up[question.conn_id] = question, True
+
+    def _caught_up(self, question: Question) -> None:
+        """Forget a question that has not been asked again."""
+        if question.conn_id in self._catching_up and self._catching_up[question.conn_id][0] is question:
+            del self._catching_up[question.conn_id]
 
     def arrived(self, conn_id: str) -> None:
         """A session is at its new node, and the register knows."""
