@@ -82,8 +82,7 @@ ALLOWED = {
     "server/acceptor.py": GROUND | {"core.hub"},
     "server/files.py": set(),
     "server/watchdog.py": set(),
-    "publisher.py": GROUND
-    | {"brokers", "core.cluster.envelope", "core.hub.kept", "core.session", "protocols", "scheduler"},
+    "publisher.py": GROUND | {"brokers", "core.cluster", "core.hub", "core.session", "protocols", "scheduler"},
     # What stands on the server.
     "auth/": GROUND | {"core.hub", "auth", "server.server"},
     "cli/": GROUND | {"brokers.memory", "cli", "client", "core.hub", "protocols", "publisher", "server"},
@@ -113,6 +112,7 @@ LIBRARIES = {
     "brokers/nats/store.py": {"nats"},
     "brokers/nats/wire.py": {"nats"},
     "brokers/redis/": {"hiredis", "redis"},
+    "publisher.py": {"msgspec"},
     "cli/": {"click", "msgspec"},
     "cli/commands.py": {"click", "uvloop"},
     "cli/reload.py": {"click", "watchfiles"},

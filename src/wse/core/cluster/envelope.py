@@ -34,6 +34,9 @@ USER = "u."
 ROOM = "r."
 NODE = "n."
 
+OUTSIDE = "out-"
+"""How the names of publishers begin. They call devices like nodes, but have no lease, and nobody asks them anything."""
+
 
 class ClusterMessage(msgspec.Struct, array_like=True):
     """A message from one node, or from a publisher, to others."""

@@ -13,7 +13,7 @@ from wse.core.closing import check_close
 from wse.core.heartbeat import Heartbeat
 from wse.core.hub.arrivals import Arrivals
 from wse.core.hub.auth import AuthExtension
-from wse.core.hub.calls import WithOptions, call_all, call_any, call_first
+from wse.core.hub.calls import WithOptions, call_user, check_mode
 from wse.core.hub.connection import MeteredSession, ServerSession, WseConnection, WseIdentity
 from wse.core.hub.extensions import LimitsExtension
 from wse.core.hub.fanout import excluded, without
@@ -27,7 +27,6 @@ from wse.core.hub.sockets import Sockets
 from wse.core.packed import Packed, encode
 from wse.core.session.calling import CallsExtension
 from wse.core.session.extensions import NOTHING
-from wse.core.session.rpc import NotAskedError
 from wse.core.session.signals import Signal
 from wse.errors import CloseReason, ErrorCode, WseError
 from wse.types import ClientId, MessageKey, MessageType, ReadyState
@@ -449,21 +448,12 @@ class Hub:
         on_progress: Callable[[Any], Any] | None,
         upload: Items | None,
     ) -> Any:
-        if mode not in ("first", "all", "any"):
-            raise ValueError(f'mode must be "first", "all" or "any", not {mode!r}')
+        check_mode(mode)
         if not self.started:
             raise WseError(ErrorCode.NOT_STARTED)
         callees: Sequence[Called] = await self._callees(cid, on_progress, upload)
-        scheduler = self.endpoint.scheduler
-        try:
-            if mode == "all":
-                return await call_all(callees, name, payload, timeout)
-            if mode == "first":
-                return await call_first(scheduler, callees, name, payload, timeout)
-            seconds = self.endpoint.timeout if timeout is None else timeout
-            return await call_any(scheduler, callees, name, payload, seconds)
-        except NotAskedError:
-            raise WseError(ErrorCode.CONNECTION_MISSING, {"cid": cid, "rp": name}) from None
+        endpoint = self.endpoint
+        return await call_user(endpoint.scheduler, callees, cid, name, payload, mode, timeout, endpoint.timeout)
 
     async def _callees(
         self, cid: ClientId, on_progress: Callable[[Any], Any] | None, upload: Items | None
