@@ -29,7 +29,7 @@ import tempfile
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 HERE = Path(__file__).resolve().parent
 BASELINE = HERE / "instructions.json"
@@ -118,6 +118,47 @@ def message(make: Callable[[], Any] = new_server) -> Callable[[int], None]:
 def sync_call(make: Callable[[], Any] = new_server) -> Callable[[int], None]:
     """A call of a plain function, from its text to the answer's bytes."""
     session, link = new_session(make())
+
+    def run(times: int) -> None:
+        before = link.writes
+        for _ in range(times):
+            session.receive(CALL)
+        assert link.writes == before + times
+
+    return run
+
+
+def typed_call() -> Callable[[int], None]:
+    """The same for a function whose payload has a hint, a msgspec Struct."""
+    import msgspec
+
+    payload_type: Any = msgspec.defstruct(
+        "Payload", [("a", int), ("b", int), ("n", Annotated[int, msgspec.Meta(ge=1)], 1)]
+    )
+
+    def echo(conn: Any, payload: payload_type) -> Any:
+        return payload
+
+    return hinted_call(echo)
+
+
+def pydantic_call() -> Callable[[int], None]:
+    """The same for a pydantic model; the answer is small, as pydantic's way to JSON is not measured."""
+    import pydantic
+
+    payload_type: Any = pydantic.create_model("Payload", a=int, b=int, n=(Annotated[int, pydantic.Field(ge=1)], 1))
+
+    def echo(conn: Any, payload: payload_type) -> Any:
+        return None
+
+    return hinted_call(echo)
+
+
+def hinted_call(echo: Callable[..., Any]) -> Callable[[int], None]:
+    server = new_server()
+    server.unregister("echo")
+    server.register("echo", echo)
+    session, link = new_session(server)
 
     def run(times: int) -> None:
         before = link.writes
@@ -424,6 +465,8 @@ async def connection() -> Callable[[int], Any]:
 OPERATIONS: dict[str, tuple[Callable[[], Any], int]] = {
     "message": (message, 960),
     "sync call": (sync_call, 960),
+    "sync call, payload typed": (typed_call, 960),
+    "sync call, payload of pydantic": (pydantic_call, 960),
     "async call": (async_call, 960),
     "own call": (own_call, 960),
     "sent message": (sent_message, 960),

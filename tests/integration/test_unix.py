@@ -133,6 +133,14 @@ async def test_a_server_listens_on_a_socket_that_is_bound_already_and_again_afte
                 await exchange(client)
 
 
+async def test_the_command_s_port_replaces_the_unix_socket(place):
+    server = echo_server(unix=place)
+    server.configure(port=0)
+    async with server, WseClient(server.url) as client:
+        await exchange(client)
+        assert not place.exists()
+
+
 def test_a_server_listens_at_one_place():
     with pytest.raises(ValueError, match="one place"):
         WseServer(port=0, unix="/run/chat.sock")

@@ -143,6 +143,27 @@ async def test_a_client_that_leaves_before_the_answer_is_forgotten(caplog):
     assert [record for record in caplog.records if record.levelno > logging.INFO] == []
 
 
+async def test_for_middleware_that_asks_afterwards_the_client_is_gone(caplog):
+    server = make_server(port=None)
+    seen = Log()
+
+    async def app(scope, receive, send):
+        await server.asgi(scope, receive, send)
+        seen.add("received", await receive())
+        try:
+            await send({"type": "websocket.close"})
+        except OSError as exc:
+            seen.add("sent", type(exc).__name__)
+            raise
+
+    async with serving(app, server) as url:
+        async with WseClient(url, identity="ann"):
+            pass
+        assert (await seen.until("received"))[1]["type"] == "websocket.disconnect"
+        await seen.until("sent", "ClientDisconnected")
+    assert [record for record in caplog.records if record.levelno > logging.INFO] == []
+
+
 async def test_uvicorn_counts_the_connection():
     server = make_server(port=None)
 

@@ -112,6 +112,7 @@ def test_the_command_serves_with_one_worker_and_says_that_it_cannot_with_more(tm
     with program("-c", code, *serve) as running:
         running.read_until("listening on ws://127.0.0.1:")
         assert running.stop(signal.SIGTERM) == 0, running.output
-    with program("-c", code, *serve, "--workers", "2") as running:
-        assert running.stop() == 2
-        assert "several workers cannot share a port on this system" in running.output
+    for options, which in ((["--workers", "2"], "--workers"), (["--reload"], "--reload")):
+        with program("-c", code, *serve, *options) as running:
+            assert running.stop() == 2
+            assert f"{which} needs processes that share a port" in running.output

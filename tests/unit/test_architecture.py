@@ -86,6 +86,7 @@ LIBRARIES = {
     "core/": {"msgspec"},
     "core/hub/handshake.py": {"typing_extensions"},  # for type checkers
     "protocols/": {"msgspec"},
+    "typed/decoding.py": {"msgspec"},
     "validation/": {"msgspec"},
     "validation/with_pydantic.py": {"pydantic", "pydantic_core"},
     "transports/picows/": {"aiofastnet", "multidict", "picows", "python_socks"},

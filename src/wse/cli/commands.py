@@ -98,8 +98,9 @@ def serve_command(
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     if reload:
         check_watchfiles()
-    if workers > 1 and not SHARES_PORTS:
-        raise click.UsageError("several workers cannot share a port on this system: run one worker on each port")
+    if (workers > 1 or reload) and not SHARES_PORTS:
+        which = "--reload" if workers == 1 else "--workers"
+        raise click.UsageError(f"{which} needs processes that share a port, which this system does not have")
     if (workers > 1 or reload) and HANGUP is not None:
         signal.signal(HANGUP, signal.SIG_IGN)  # there is nothing to replace yet
     try:

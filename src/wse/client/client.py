@@ -125,6 +125,7 @@ class WseClient:
             report=self._report,
             channel=self._handlers.make_channel,
             procedures=self._handlers.make_procedures,
+            decoder=self._handlers.decoder,
             elsewhere="loop.call_soon_threadsafe, or a BlockingClient",
         )
         self.when = ClientSignals(self._endpoint)

@@ -163,6 +163,7 @@ class WseServer(Handling, Messaging):
             report=self._report,
             channel=self._handlers.make_channel,
             procedures=self._handlers.make_procedures,
+            decoder=self._handlers.decoder,
             elsewhere="server.threadsafe",
         )
         deadline = timeout if auth_timeout is None else auth_timeout
@@ -270,7 +271,7 @@ class WseServer(Handling, Messaging):
 
         Args:
             host: The interface; `""` for all.
-            port: The port; 0 takes a free one.
+            port: The port, instead of a Unix socket as well; 0 takes a free one.
             reuse_port: Share the port with other processes of the same system user that also share it (SO_REUSEPORT).
 
         Raises:
@@ -282,7 +283,7 @@ class WseServer(Handling, Messaging):
         if host is not None:
             options.host = host
         if port is not None:
-            options.port = port
+            options.port, options.unix, options.sock = port, None, None
         if reuse_port is not None:
             options.reuse_port = reuse_port
 
@@ -397,6 +398,10 @@ class WseServer(Handling, Messaging):
     # Inside a web application.
 
     @cached_property
+    def _upgrader(self) -> Upgrader:
+        return Upgrader(self._acceptor.limits, self._lifecycle.options.compression)
+
+    @cached_property
     def asgi(self) -> AsgiApp:
         """The server as an ASGI 3 application, for `websocket` and `lifespan` scopes.
 
@@ -404,9 +409,7 @@ class WseServer(Handling, Messaging):
         `start` and `close` in the framework's lifespan. Otherwise the first connection starts the server.
         """
         close = partial(self.close, LIFESPAN_GRACE)
-        options = self._lifecycle.options
-        sockets = Upgrader(self._acceptor.limits, options.compression)
-        return AsgiApp(self._acceptor, options.path, self._lifecycle.attach, close, sockets)
+        return AsgiApp(self._acceptor, self._lifecycle.options.path, self._lifecycle.attach, close, self._upgrader)
 
     @cached_property
     def aiohttp(self) -> Callable[[Any], Awaitable[Any]]:
@@ -419,7 +422,7 @@ class WseServer(Handling, Messaging):
         """
         from wse.transports.aiohttp import handler
 
-        return handler(self._acceptor, self._lifecycle.attach)
+        return handler(self._acceptor, self._lifecycle.attach, self._upgrader)
 
     def _handler_blocked(self, handler: str, seconds: float) -> None:
         details = {"handler": handler, "seconds": round(seconds, 3)}

@@ -82,6 +82,10 @@ class AsgiLink(AwaitedLink):
             return self._asgi_send({"type": "websocket.send", "text": message})
         return self._asgi_send({"type": "websocket.send", "bytes": message})
 
+    def _cut(self) -> None:
+        if self._transport is not None:
+            self._transport.abort()
+
     def _send_close(self, code: int, reason: str) -> Awaitable[None]:
         return self._asgi_send({"type": "websocket.close", "code": code, "reason": reason})
 

@@ -111,7 +111,7 @@ class Handshake(Generic[IdentityT, MetaT]):
         meta: The meta that the client sent, a dict.
         challenge: The quest and the client's response; `None` without a challenge.
         conn_id: The id of the connection.
-        request: The HTTP request that opened the WebSocket: `path`, `query`, `headers`, `remote_addr`.
+        request: The HTTP request that opened the WebSocket: `path`, `query`, `headers`, `remote_addr`, `certificate`.
         state: What `accept` was given.
     """
 

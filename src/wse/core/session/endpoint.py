@@ -5,11 +5,12 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable, Mapping
 from math import inf
+from operator import attrgetter
 from threading import get_ident
 from typing import TYPE_CHECKING, Any
 
 from wse.core.limits import Overflow
-from wse.core.ports.protocol import RESERVED_PREFIX, Protocol
+from wse.core.ports.protocol import RESERVED_PREFIX, Decode, Protocol
 from wse.core.session.extensions import Extensions
 from wse.core.session.log import Log, facts, is_answer
 from wse.core.session.ordered import Order
@@ -46,6 +47,7 @@ class Endpoint:
         report: Called with every failure, and with its session if there is one.
         channel: Makes the listeners of messages.
         procedures: Makes the procedures.
+        decoder: Makes the function that decodes the messages of a session in a protocol.
         elsewhere: What other threads than that of the event loop use, for the message of an error.
 
     Attributes:
@@ -60,6 +62,7 @@ class Endpoint:
         "channel",
         "counters",
         "debug",
+        "decoder",
         "elsewhere",
         "expose",
         "extensions",
@@ -91,6 +94,7 @@ class Endpoint:
         debug: bool = False,
         channel: Callable[[tuple[str, ...], CheckType, Order], Channel] = Channel,
         procedures: Callable[[tuple[str, ...], CheckType, Order], Procedures] = Procedures,
+        decoder: Callable[[Protocol], Decode] = attrgetter("codec.decode"),
         elsewhere: str = "loop.call_soon_threadsafe",
     ) -> None:
         if timeout < 0:
@@ -114,6 +118,7 @@ class Endpoint:
         order = Order(scheduler)
         self.channel = channel((*takes, "payload"), self.check_type, order)
         self.procedures = procedures((*takes, "payload"), self.check_type, order)
+        self.decoder = decoder
         self._report = report
         self.overflow = {kind: Overflow(policy) for kind, policy in (overflow or {}).items()}
         for kind in self.overflow:
