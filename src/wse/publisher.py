@@ -13,10 +13,11 @@ from urllib.parse import urlsplit
 
 from wse.brokers import as_broker
 from wse.core.closing import check_close
-from wse.core.cluster.envelope import ALL, ROOM, USER, Drop, encode_name, topic
+from wse.core.cluster.envelope import ALL, ROOM, USER, Drop, topic
 from wse.core.cluster.envelope import encode as encode_message
 from wse.core.cluster.envelope import message as pack_message
 from wse.core.limits import Limits
+from wse.core.names import encode_name
 from wse.core.packed import encode
 from wse.core.session.endpoint import Endpoint
 from wse.errors import CloseReason, ErrorCode, WseError

@@ -20,7 +20,19 @@ GROUND = {
     "validation",
     *(
         f"core.{name}"
-        for name in ("admission", "closing", "folding", "heartbeat", "limits", "packed", "ports", "resume", "stats")
+        for name in (
+            "admission",
+            "closing",
+            "folding",
+            "heartbeat",
+            "inbox",
+            "limits",
+            "names",
+            "packed",
+            "ports",
+            "resume",
+            "stats",
+        )
     ),
 }
 
@@ -45,7 +57,7 @@ ALLOWED = {
     "transports/": GROUND | {f"transports.{name}" for name in ("awaited", "certificate", "request", "tcp")},
     "transports/picows/": GROUND
     | {f"transports.{name}" for name in ("certificate", "deflate", "picows", "request", "tcp")},
-    "brokers/": GROUND | {"brokers.placement"},
+    "brokers/": GROUND | {"brokers.memory_store", "brokers.placement"},
     "brokers/__init__.py": GROUND | {"brokers"},  # finds the one for a URL
     "brokers/nats/": GROUND | {"brokers.nats", "brokers.placement", "brokers.reconnecting"},
     "brokers/redis/": GROUND | {"brokers.redis", "brokers.placement", "brokers.reconnecting"},
@@ -97,6 +109,7 @@ LIBRARIES = {
     "brokers/nats/hints.py": {"nats"},
     "brokers/nats/private.py": {"nats"},
     "brokers/nats/requests.py": {"nats"},
+    "brokers/nats/store.py": {"nats"},
     "brokers/nats/wire.py": {"nats"},
     "brokers/redis/": {"hiredis", "redis"},
     "cli/": {"click", "msgspec"},
@@ -168,7 +181,7 @@ def test_everything_public_is_there() -> None:
     assert {
         "Backoff", "BlockingClient", "BlockingPublisher", "Call", "Challenge", "Channel", "ClientProcedure",
         "ClientStatus", "CloseReason", "ClusterSettings", "Compression", "Credentials", "CurrentCall", "Depends",
-        "DeviceInfo", "ErrorCode", "Event", "ExposeErrors", "ExtensionTypes", "Handshake", "Heartbeat",
+        "DeviceInfo", "ErrorCode", "Event", "ExposeErrors", "ExtensionTypes", "Handshake", "Heartbeat", "Inbox",
         "InternalTypes", "Limits", "Loss", "Operation", "Overflow", "Protocol", "Publisher", "ReadyState", "Resume",
         "Room", "Router", "Signal", "Stats", "Stream", "WseClient", "WseConnection", "WseError", "WseIdentity",
         "WseJSON", "WseMsgpack", "WseServer", "current_call", "js_client_path", "shield_deadline",

@@ -6,12 +6,13 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from wse.core.cluster.envelope import CallWith, Query, decode_name, encode_name
+from wse.core.cluster.envelope import CallWith, Query
 from wse.core.cluster.placeholder import Placeholder
 from wse.core.cluster.transfer import SILENT, SPREAD_WITHIN, Question, decode_transfer, digest
 from wse.core.cluster.turns import Turns
 from wse.core.hub.handshake import Returning
 from wse.core.hub.tickets import Refusal, Why, proof_of
+from wse.core.names import decode_name, encode_name
 from wse.core.packed import Packed
 from wse.core.ports.broker import Device
 from wse.core.ports.scheduling import sleep

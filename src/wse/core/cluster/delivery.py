@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from wse.core.cluster import envelope
-from wse.core.cluster.envelope import ALL, ROOM, USER, decode_name, encode_name
+from wse.core.cluster.envelope import ALL, ROOM, USER
 from wse.core.cluster.placeholder import Heard
 from wse.core.hub.fanout import deliver, without
+from wse.core.names import decode_name, encode_name
 from wse.core.packed import Packed, encode
 from wse.errors import ErrorCode, WseError
 

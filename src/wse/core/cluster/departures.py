@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from wse.core.cluster.envelope import decode_name, encode_name
 from wse.core.cluster.moved_link import MovedLink
 from wse.core.cluster.transfer import SILENT, SPREAD_WITHIN, Question, Transfer, digest, encode_transfer, read_question
 from wse.core.hub.tickets import Refusal, Why
+from wse.core.names import decode_name, encode_name
 from wse.core.ports.broker import Device
 from wse.errors import CloseReason, WseError
 from wse.tasks import wake

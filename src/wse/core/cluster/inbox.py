@@ -5,7 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from wse.core.cluster import envelope
-from wse.core.cluster.envelope import USER, decode_name
+from wse.core.cluster.envelope import USER
+from wse.core.names import decode_name
+from wse.core.ports.store import Record
 from wse.errors import ErrorCode, WseError
 
 if TYPE_CHECKING:
@@ -110,11 +112,17 @@ class Inbox:
             self._restoring = False
             self._bus.release()  # if the connection was lost again, its return holds the backlog anew
         self._bus.catch_up()
+        if self._hub.kept is not None:
+            self._hub.kept.look()
 
     def _dispatch(self, topic: str, message: Any, size: int) -> None:
         match message:
             case envelope.Message():
                 self._delivery.received(topic, message)
+            case envelope.Kept():
+                if self._hub.kept is not None:
+                    record = Record(message.number, message.at, message.data)
+                    self._hub.kept.heard(topic, decode_name(topic.removeprefix(USER)), record)
             case envelope.Drop():
                 self._hub.drop_here(decode_name(topic.removeprefix(USER)), message.reason, message.code)
             case envelope.Enter():

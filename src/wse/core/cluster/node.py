@@ -27,7 +27,7 @@ from wse.core.cluster.bus import Bus
 from wse.core.cluster.claims import Claims
 from wse.core.cluster.delivery import Delivery
 from wse.core.cluster.departures import Departures
-from wse.core.cluster.envelope import ALL, NODE, ROOM, USER, decode_name, encode_name, topic
+from wse.core.cluster.envelope import ALL, NODE, ROOM, USER, topic
 from wse.core.cluster.firing import Firing
 from wse.core.cluster.inbox import Inbox
 from wse.core.cluster.liveness import Liveness
@@ -38,6 +38,7 @@ from wse.core.cluster.registration import Registrations
 from wse.core.cluster.remote_asking import RemoteDevice
 from wse.core.cluster.steps import Steps
 from wse.core.hub.network import DeviceInfo
+from wse.core.names import decode_name, encode_name
 from wse.core.ports.broker import Away
 from wse.errors import ErrorCode, WseError
 from wse.tasks import wake
@@ -56,6 +57,7 @@ if TYPE_CHECKING:
     from wse.core.packed import Packed
     from wse.core.ports.broker import Broker
     from wse.core.ports.protocol import Protocol
+    from wse.core.ports.store import Record
     from wse.types import ClientId, MessageKey, MessageType, RoomName
 
 
@@ -304,6 +306,9 @@ class ClusterNode:
         key: MessageKey | None,
     ) -> None:
         self.delivery.send(topic(kind, name), conns, type, payload, not_conn, not_user, key)
+
+    def kept(self, kind: str, name: Hashable, record: Record) -> None:
+        self.bus.publish(topic(kind, name), envelope.Kept(self.node, record.number, record.at, record.data))
 
     def drop(self, cid: ClientId, reason: str, code: int) -> None:
         self.bus.publish(topic(USER, cid), envelope.Drop(self.node, str(reason), code))

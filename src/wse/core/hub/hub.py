@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Collection, Hashable, Iterable, Iterator
+from functools import partial
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from wse.core.hub.calls import Called, Callee, Mode
     from wse.core.hub.connection import Exclude
     from wse.core.hub.handshake import AuthHandler, Handshake
+    from wse.core.hub.kept.inboxes import Inboxes
     from wse.core.ports.protocol import Protocol
     from wse.core.ports.transport import Link, Request
     from wse.core.resume import Resume
@@ -65,6 +67,9 @@ class Hub:
         clock: The time of day, in Unix seconds.
         server: The server, for applications that have a connection.
         resume: How long and how much is kept of sessions that lose their connection; `None` for nothing.
+
+    Attributes:
+        kept: Messages that are kept in a store; `None` for none.
     """
 
     def __init__(
@@ -108,6 +113,7 @@ class Hub:
         self.resumption = None if resume is None else Resumption(self, resume)
         if self.resumption is not None:
             endpoint.extensions.add(self.resumption)
+        self.kept: Inboxes | None = None
         self._arrivals = Arrivals(endpoint.scheduler)
         self.rooms = Rooms(self)
         self.network: Network
@@ -180,7 +186,10 @@ class Hub:
         conn.state = auth.state
         if expires is not None:
             self.auth.expire(session, expires)
-        self.network.admit(session, cid, welcome)
+        if session.inbox is not None and self.kept is not None:
+            self.kept.find(session, cid, partial(self.network.admit, session, cid, welcome))
+        else:
+            self.network.admit(session, cid, welcome)
 
     def add(self, conn: WseConnection, cid: ClientId) -> bool:
         """Add a connection to its user; returns whether it is the only one."""
@@ -222,6 +231,8 @@ class Hub:
         session.link.write_shared(welcome)
         if session.ticket is not None and self.resumption is not None:
             self.resumption.begin(session)
+        if session.inbox is not None and self.kept is not None:
+            self.kept.begin(session)
         if self._arrivals:
             self._arrivals.note(identity.cid)
         if is_first:
@@ -259,6 +270,8 @@ class Hub:
                 self.endpoint.log.event(f"refused: {reason}", text, conn.remote_addr, reason, conn_id=conn.conn_id)
         if identity is None:
             return
+        if session.inbox is not None and self.kept is not None:
+            self.kept.end(session)
         to = "" if session.ticket is None else session.ticket.to
         self.rooms.forget(conn, silent=bool(to))
         identity._devices = tuple(device for device in identity._devices if device is not conn)
