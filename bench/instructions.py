@@ -21,6 +21,7 @@ import json
 import os
 import platform
 import shutil
+import socket
 import subprocess
 import sys
 import sysconfig
@@ -229,7 +230,9 @@ def resumable_broadcast() -> Callable[[int], None]:
 
 
 class NoSocket:
-    """The methods of a socket that picows calls before it reads."""
+    """What is asked of a socket before anything is read from it."""
+
+    family = socket.AF_INET
 
     def fileno(self) -> int:
         return -1

@@ -28,6 +28,7 @@ export const WSE_ERROR: {
   readonly SESSION_EXPIRED: 'wse.session-expired'
   readonly SESSION_LOST: 'wse.session-lost'
   readonly UNSUPPORTED: 'wse.unsupported'
+  readonly WRONG_THREAD: 'wse.wrong-thread'
   readonly INVALID_PAYLOAD: 'wse.invalid-payload'
   readonly RP_IS_A_STREAM: 'wse.rp.is-a-stream'
   readonly RP_NOT_A_STREAM: 'wse.rp.not-a-stream'

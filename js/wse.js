@@ -24,6 +24,7 @@ export const WSE_ERROR = Object.freeze({
   SESSION_EXPIRED: 'wse.session-expired',
   SESSION_LOST: 'wse.session-lost',
   UNSUPPORTED: 'wse.unsupported',
+  WRONG_THREAD: 'wse.wrong-thread',
   INVALID_PAYLOAD: 'wse.invalid-payload',
   RP_IS_A_STREAM: 'wse.rp.is-a-stream',
   RP_NOT_A_STREAM: 'wse.rp.not-a-stream',

@@ -8,6 +8,8 @@ from contextlib import AsyncExitStack
 import hypothesis
 import pytest
 
+from support.brokers import CLUSTERS, run_cluster
+from support.cluster import cluster_of
 from support.core import FakeScheduler
 from support.engines import Nats, Valkey
 from support.net import EXCHANGES, TRANSPORTS, memory_exchange, on_picows, transports
@@ -70,6 +72,24 @@ async def listen():
             return await stack.enter_async_context(on_picows(server))
 
         yield listen
+
+
+@pytest.fixture(params=CLUSTERS)
+async def engine(request):
+    """What connects the nodes of a cluster, each kind in turn."""
+    async for cluster in run_cluster(request.param, request):
+        yield cluster
+
+
+@pytest.fixture
+async def start(engine):
+    """`await start(count, **options)` starts servers on one broker."""
+    async with AsyncExitStack() as stack:
+
+        async def start(count=3, **options):
+            return await stack.enter_async_context(cluster_of([engine.broker() for _ in range(count)], **options))
+
+        yield start
 
 
 @pytest.fixture(scope="session")

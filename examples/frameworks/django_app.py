@@ -1,7 +1,7 @@
 """Django on uvicorn, in one file: its session authenticates the WebSocket.
 
-Run:    uvicorn --app-dir examples/frameworks django_app:application
-Needs:  pip install wse django uvicorn websockets
+Run:    uvicorn --app-dir examples/frameworks --ws wse.uvicorn:WebSocketProtocol django_app:application
+Needs:  pip install "wse[uvicorn]" django
 Shows:  `GET /login?user=ada` starts a session, and the session's cookie then opens the WebSocket at `/ws`.
         `GET /password?new=secret` changes the user's password, after which neither Django nor WSE accepts the user's
         other sessions. Django handles neither WebSockets nor the lifespan, so `application` passes both to WSE.

@@ -1,7 +1,7 @@
 """FastAPI on uvicorn: two WSE servers by path, and the application's own login.
 
-Run:    uvicorn --app-dir examples/frameworks fastapi_app:app
-Needs:  pip install wse fastapi uvicorn websockets itsdangerous
+Run:    uvicorn --app-dir examples/frameworks --ws wse.uvicorn:WebSocketProtocol fastapi_app:app
+Needs:  pip install "wse[uvicorn]" fastapi itsdangerous
 Shows:  `POST /login?user=ada` starts a session, and the session's cookie then opens `/ws/chat` and, for an
         administrator, `/ws/admin`. `GET /online` lists the connected users.
 """

@@ -1,7 +1,7 @@
 """Litestar on uvicorn: its own session authenticates the WebSocket.
 
-Run:    uvicorn --app-dir examples/frameworks litestar_app:app
-Needs:  pip install wse litestar uvicorn websockets
+Run:    uvicorn --app-dir examples/frameworks --ws wse.uvicorn:WebSocketProtocol litestar_app:app
+Needs:  pip install "wse[uvicorn]" litestar
 Shows:  `POST /login?user=ada` starts a session, and the session's cookie then opens the WebSocket at `/ws`.
 """
 

@@ -1,6 +1,7 @@
 """WSE, WebSocket Everywhere: authenticated, multi-device messaging and two-way calls over one WebSocket."""
 
 from wse.backoff import Backoff
+from wse.client.blocking import BlockingClient
 from wse.client.client import WseClient
 from wse.client.resumption import Loss
 from wse.core.cluster.settings import ClusterSettings
@@ -29,6 +30,7 @@ from wse.types import ClientStatus, ReadyState
 
 __all__ = [
     "Backoff",
+    "BlockingClient",
     "BlockingPublisher",
     "Challenge",
     "Channel",

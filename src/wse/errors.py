@@ -50,6 +50,8 @@ class ErrorCode(StrEnum):
     # Sessions that outlive their connection.
     SESSION_LOST = "wse.session-lost"
     UNSUPPORTED = "wse.unsupported"
+    # Programs with several threads.
+    WRONG_THREAD = "wse.wrong-thread"
     # Streams.
     RP_IS_A_STREAM = "wse.rp.is-a-stream"
     RP_NOT_A_STREAM = "wse.rp.not-a-stream"
@@ -118,6 +120,7 @@ _MESSAGES: dict[str, str] = {
     ErrorCode.BROKER_LOST_MESSAGES: "messages to other nodes were lost while the broker could not be reached",
     ErrorCode.SESSION_LOST: "the session ended before the peer had confirmed everything",
     ErrorCode.UNSUPPORTED: "the peer does not have this extension",
+    ErrorCode.WRONG_THREAD: "a method was called in another thread than that of its event loop",
     ErrorCode.RP_IS_A_STREAM: "the procedure is a stream, and was called like a plain one",
     ErrorCode.RP_NOT_A_STREAM: "the procedure is not a stream",
 }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import typing
 from collections.abc import Callable, Coroutine, Iterable
+from threading import get_ident
 from time import monotonic
 from typing import Any
 
@@ -32,9 +33,10 @@ class AsyncioScheduler:
 
     Attributes:
         time: The clock: a function that returns seconds.
+        thread: The id of the loop's thread; `None` before the first use, and after `release`.
     """
 
-    __slots__ = ("_clock", "_hurried", "_loop", "_tasks", "_waiters", "time")
+    __slots__ = ("_clock", "_hurried", "_loop", "_tasks", "_waiters", "thread", "time")
 
     def __init__(self) -> None:
         self.time: Any = monotonic  # pyright does not take a function in an attribute for the port's method
@@ -43,6 +45,7 @@ class AsyncioScheduler:
         self._tasks: set[asyncio.Task[Any]] = set()
         self._waiters: set[asyncio.Future[Any]] = set()
         self._hurried = False
+        self.thread: int | None = None
 
     def bind(self) -> asyncio.AbstractEventLoop:
         """Use the event loop that is running now; tasks of another one are forgotten, as they will not run again."""
@@ -52,7 +55,17 @@ class AsyncioScheduler:
             self._waiters.clear()
         self._loop = loop
         self._hurried = False
+        self.thread = get_ident()
         return loop
+
+    @property
+    def loop(self) -> asyncio.AbstractEventLoop | None:
+        """The loop that it is bound to."""
+        return self._loop
+
+    def release(self) -> None:
+        """Belong to no thread until the next `bind`: what is called now does nothing in the loop."""
+        self.thread = None
 
     def use(self, clock: Clock) -> None:
         """Take time and timers from a clock, instead of the event loop."""

@@ -13,7 +13,7 @@ import pytest
 from support.brokers import CLUSTERS, WAIT, be_patient, run_cluster, unavailable, until
 from support.net import soon
 from wse import ErrorCode, WseError
-from wse.core.ports.broker import Transition
+from wse.core.ports.broker import Away, Transition
 
 EVERY_CHARACTER = string.ascii_letters + string.digits + "_-="
 
@@ -350,6 +350,33 @@ async def test_a_device_that_is_back_is_displaced_in_its_turn(cluster):
     await node.broker.set_away(away)
     joined = await node.broker.join(node.device("ann", "c3"), 2)
     assert joined.displaced == (old,)
+
+
+async def test_a_device_that_is_gone_is_displaced_before_an_older_one_whose_client_may_come_back(cluster):
+    one, two = await cluster.nodes(2)
+    here = (await one.broker.join(one.device("ann", "c1"), 3)).device
+    detached = (await one.broker.join(one.device("ann", "c2"), 3)).device
+    gone = (await two.broker.join(two.device("ann", "c3"), 3)).device
+    await one.broker.set_away(replace(detached, away=Away.DETACHED))
+    await two.broker.set_away(replace(gone, away=Away.GONE))
+    seen = await one.broker.devices("ann")
+    assert [device.away for device in seen] == [Away.HERE, Away.DETACHED, Away.GONE]
+    joined = await one.broker.join(one.device("ann", "c4"), 2)
+    assert {device.conn_id: device.away for device in joined.displaced} == {"c3": Away.GONE, "c2": Away.DETACHED}
+    assert await two.broker.devices("ann") == [here, joined.device]
+
+
+async def test_a_device_that_is_registered_again_is_as_far_away_as_the_register_knows(cluster):
+    one, two = await cluster.nodes(2)
+    device = (await one.broker.join(one.device("ann", "c1"), 3)).device
+    away = replace(device, away=Away.DETACHED)
+    await one.broker.set_away(away)
+    assert (await one.broker.join(device, 3, fresh=False)).device == away
+    there = replace(device, node=two.name)
+    assert (await two.broker.join(replace(away, node=two.name), 3, fresh=False)).device == there
+    assert await one.broker.devices("ann") == [there]
+    other = replace(two.device("ann", "c2"), place=-5, away=Away.DETACHED)
+    assert (await two.broker.join(other, 3, fresh=False)).device == replace(other, away=Away.HERE)
 
 
 async def test_only_the_node_that_has_a_device_says_that_it_is_away(cluster):

@@ -419,6 +419,23 @@ async def test_nested_calls_inherit_what_is_left(run):
     assert seen == [None]
 
 
+async def test_a_timeout_tells_at_which_side_the_time_ran_out(sides):
+    await sides.start()
+
+    async def impatient(payload):
+        raise WseError(ErrorCode.RP_TIMEOUT, {"rp": "another", "timeout": 1, "at": "caller"})
+
+    async def late(payload):
+        await asyncio.Event().wait()
+
+    sides.register("impatient", impatient)
+    sides.register("late", late, cancel=True)
+    for name, timeout, at in (("impatient", None, "callee"), ("late", 0.05, "caller")):
+        error = await fails(sides.call(name, timeout=timeout))
+        assert (error.code, error.details["at"]) == (ErrorCode.RP_TIMEOUT, at)
+    await sides.at_rest()
+
+
 async def test_only_a_timeout_of_the_call_itself_is_inherited(run):
     server = make_server(timeout=0)
     place = await run(server)
@@ -625,6 +642,6 @@ async def test_a_slow_reader_of_many_items_costs_neither_side_memory_nor_others_
             await soon(anext(items))
             assert await soon(sides.call("echo", taken)) == taken
             assert made <= taken + 33
-            assert sides.caller._asking.calls[items._stamp].inflow._held <= 33 * 1100
+            assert items._asked.inflow._held <= 33 * 1100
             assert sides.callee.queued <= 40_000
     await sides.at_rest()

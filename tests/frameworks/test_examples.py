@@ -51,8 +51,9 @@ class Example:
 
 
 UVICORN = ["uvicorn", "--app-dir", "examples/frameworks"]
+OURS = [*UVICORN, "--ws", "wse.uvicorn:WebSocketProtocol"]
 ALL = [
-    Example("fastapi_app", [*UVICORN, "fastapi_app:app"], path="/ws/chat"),
+    Example("fastapi_app", [*OURS, "fastapi_app:app"], path="/ws/chat", goodbye=(BY_WSE,)),
     Example(
         "starlette_app",
         [*UVICORN, "starlette_app:app"],
@@ -60,8 +61,8 @@ ALL = [
         login=None,
         online="/me",
     ),
-    Example("litestar_app", [*UVICORN, "litestar_app:app"]),
-    Example("django_app", [*UVICORN, "django_app:application"], login=("GET", "/login?user=ada")),
+    Example("litestar_app", [*OURS, "litestar_app:app"], goodbye=(BY_WSE,)),
+    Example("django_app", [*OURS, "django_app:application"], login=("GET", "/login?user=ada"), goodbye=(BY_WSE,)),
     Example("quart_app", ["examples/frameworks/quart_app.py"], port_option="", goodbye=(BY_WSE,), status=0),
     Example(
         "quart_app",

@@ -18,8 +18,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 FOUND = ROOT / ".artifacts" / "fuzz"
-NAMES = ("unpack", "server", "client", "resume", "assembly")
-SHARES = {"unpack": 3, "server": 3, "client": 2, "resume": 2, "assembly": 2}
+NAMES = ("unpack", "server", "client", "resume", "calls", "assembly")
+SHARES = {"unpack": 3, "server": 3, "client": 2, "resume": 2, "calls": 3, "assembly": 2}
 
 
 def main():

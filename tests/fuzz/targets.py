@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import random
 import zlib
 from pathlib import Path
 
 import msgspec
 
 from fuzz.source import Source
-from support import returning, stories
+from support import calling, returning, stories
+from support.calling import CallingStory
 from support.returning import ReturningStory
 from support.stories import JSON, MSGPACK, ClientStory, ServerStory, shown
 from wse import Compression
@@ -203,6 +205,75 @@ def honest_claim(story, source):
     return {"id": id_, "key": key, "got": got, "sent": [ledger.got + 1, ledger.got + source.byte() % 3]}
 
 
+def calls(data):
+    """A server and a peer that stream to each other, with frames that fit and with others (see `support.calling`)."""
+    source = Source(data)
+    story = CallingStory(source.pick([JSON, MSGPACK]))
+    for _ in range(STEPS):
+        if not source.left:
+            break
+        calls_action(story, source)
+        story.side.scheduler.run()
+        story.check()
+    story.finish()
+
+
+def calls_action(story, source):
+    what, which = source.byte() % 32, source.byte()
+    match what:
+        case 0 | 1 | 2 | 3 | 4:
+            story.call(source.pick(calling.PROCEDURES), source.pick(calling.PAYLOADS), fitting(source))
+        case 5 | 6:
+            story.call(
+                source.pick(calling.STREAMS), source.pick(calling.PAYLOADS), {"n": source.pick(calling.COUNTS[:6])}
+            )
+        case 7 | 8:
+            story.call(source.pick(calling.UPLOADS), source.pick(calling.PAYLOADS), {"up": 1})
+        case 9 | 10 | 11:
+            story.frame("more", source.pick(calling.COUNTS), story.served(which))
+        case 12 | 13 | 14:
+            story.frame(source.pick(calling.OF_CALLER), source.pick(calling.COUNTS), story.served(which))
+        case 15 | 16 | 17 | 18:
+            story.frame(source.pick(calling.OF_CALLEE), source.pick(calling.COUNTS), story.asked(which))
+        case 19:
+            story.frame(source.pick(calling.OF_CALLER + calling.OF_CALLEE), source.value(), source.pick(calling.STAMPS))
+        case 20:
+            story.say(source.pick(calling.PROCEDURES), source.pick(calling.PAYLOADS), source.pick(calling.STAMPS))
+        case 21 if which % 4 == 0:
+            options = {key: source.pick(calling.COUNTS + calling.SECONDS) for key in ("t", "n") if source.byte() % 2}
+            story.call(source.pick(calling.PROCEDURES), source.value(), options, source.pick(calling.STAMPS))
+        case 21 if which % 4 == 1:
+            story.raw(source.raw())
+        case 22 | 23:
+            story.open_stream(source.pick([1, 2, 32, 10**6]), upload=which % 2)
+        case 24:
+            story.read_stream(source.pick([1, 5, 50]))
+        case 25:
+            (story.leave_stream, story.cancel)[which % 2]()
+        case 26:
+            story.start_call(source.pick([None, 0, 1, 10]), progress=which % 2, upload=which // 2 % 2)
+        case 27 | 28:
+            story.settle()
+        case 29:
+            story.side.scheduler.advance(source.pick(calling.PASSES))
+        case 30:
+            story.session.writable(which % 4 != 0)
+        case 31 if which % 8 == 0:
+            story.vanish()
+
+
+def fitting(source):
+    """Options that a call may have."""
+    options = {
+        "t": source.pick([0, 0.5, 1, 3, 5, 10, 100, 10**400]),
+        "n": source.pick(calling.COUNTS[:6]),
+        "p": 1,
+        "up": 1,
+    }
+    which = source.byte()
+    return {key: value for bit, (key, value) in enumerate(options.items()) if which >> bit & 1}
+
+
 def assembly(data):
     """Parts become the message that they are parts of, wherever they were cut, and nothing above the limit."""
     source = Source(data)
@@ -257,7 +328,7 @@ def assembled(wire, cuts, text, limit, deflate):
     return message
 
 
-TARGETS = {target.__name__: target for target in (unpack, server, client, resume, assembly)}
+TARGETS = {target.__name__: target for target in (unpack, server, client, resume, calls, assembly)}
 
 
 def seeds(name):
@@ -276,6 +347,8 @@ def seeds(name):
     elif name == "assembly":
         found = [b"\x01\x00\x00\x03\x02\x03\x05\x00" + text for text in texts]
         found += [b"\x01\x01\x00\x03\x01\x05\x00" + zlib.compress(text, wbits=-15) for text in texts]
+    elif name == "calls":
+        found = [random.Random(number).randbytes(160) for number in range(200)]
     elif name == "resume":
         found = [bytes((number, *text[:60])) for number, text in enumerate(texts[:200])]
     else:  # as raw messages of a stranger, of a valid connection, and of one that has been asked

@@ -12,14 +12,18 @@ from fuzz.drivers import FoundError, plain
 from fuzz.targets import TARGETS, seeds
 from support.core import FakeScheduler
 from wse.core.hub.resumption import Resumption
+from wse.core.session import serving
+from wse.core.session.current_call import bounded
+from wse.core.session.flow import Inflow, Outflow, is_credit
 from wse.core.session.ledger import Ledger
 from wse.core.session.rpc import PendingCalls
+from wse.core.session.serving import Serving
 from wse.core.session.session import Session
 from wse.protocols.json import WseJSON
 from wse.transports.deflate import Deflate
 
 TESTS = Path(__file__).parents[1]
-INPUTS = {"unpack": 20_000, "server": 1500, "client": 2500, "resume": 1500, "assembly": 20_000}
+INPUTS = {"unpack": 20_000, "server": 1500, "client": 2500, "resume": 1500, "calls": 1500, "assembly": 20_000}
 
 
 @pytest.mark.parametrize("share", [5, pytest.param(1, marks=pytest.mark.slow)])
@@ -86,6 +90,35 @@ def test_a_ring_that_is_never_trimmed_is_found(monkeypatch):
     monkeypatch.setattr(Ledger, "_drop", lambda self, count: None)
     monkeypatch.setattr(Ledger, "_grown", lambda self: None)
     finds("resume")
+
+
+def test_credit_without_a_bound_is_found(monkeypatch):
+    def grant(self, count):
+        if is_credit(count):
+            self.credit += count
+
+    monkeypatch.setattr(Outflow, "grant", grant)
+    finds("calls")
+
+
+def test_items_that_pile_up_are_found(monkeypatch):
+    original = Inflow.put
+    monkeypatch.setattr(
+        Inflow, "put", lambda self, item, size: original(self, item, size) or not self._items.append(item)
+    )
+    finds("calls")
+
+
+def test_streams_that_are_counted_for_ever_are_found(monkeypatch):
+    monkeypatch.setattr(Serving, "_ended", lambda self, call: self._forget(call))
+    finds("calls")
+    bounded.clear()
+
+
+def test_a_deadline_that_no_clock_can_show_is_found(monkeypatch):
+    monkeypatch.setattr(serving, "is_duration", lambda value: isinstance(value, int | float) and value >= 0)
+    finds("calls")
+    bounded.clear()
 
 
 def test_an_inflation_without_its_limit_is_found(monkeypatch):

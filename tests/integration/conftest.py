@@ -2,31 +2,9 @@
 
 import socket
 import ssl
-from contextlib import AsyncExitStack
 
 import pytest
 import trustme
-
-from support.brokers import CLUSTERS, run_cluster
-from support.cluster import cluster_of
-
-
-@pytest.fixture(params=CLUSTERS)
-async def engine(request):
-    """What connects the nodes of a cluster, each kind in turn."""
-    async for cluster in run_cluster(request.param, request):
-        yield cluster
-
-
-@pytest.fixture
-async def start(engine):
-    """`await start(count, **options)` starts servers on one broker."""
-    async with AsyncExitStack() as stack:
-
-        async def start(count=3, **options):
-            return await stack.enter_async_context(cluster_of([engine.broker() for _ in range(count)], **options))
-
-        yield start
 
 
 @pytest.fixture(scope="session")

@@ -422,6 +422,35 @@ async def test_a_call_to_a_killed_node_ends(cluster):
     assert caught.value.code == ErrorCode.RP_DISCONNECT
 
 
+async def test_a_stream_ends_with_either_of_its_nodes(cluster):
+    await cluster.start()
+    ended = []
+
+    async def numbers(payload):
+        try:
+            for n in range(3):
+                yield n
+            await asyncio.get_running_loop().create_future()
+        finally:
+            ended.append(payload)
+
+    ann, carol = await cluster.device(1, "ann"), await cluster.device(2, "carol")
+    bob = await cluster.device(0, "bob")
+    for device in ann, carol:
+        device.client.register("numbers", numbers)
+    streams = [bob.client.stream("read", {"whom": cid, "name": "numbers"}) for cid in ("ann", "carol")]
+    async with asyncio.timeout(WAIT):
+        for items in streams:
+            assert [await anext(items) for _ in range(3)] == [0, 1, 2]
+        cluster[1].signal(signal.SIGKILL)  # the node of the device
+        with pytest.raises(WseError) as caught:
+            await anext(streams[0])
+        assert caught.value.code == ErrorCode.RP_DISCONNECT
+        await until(lambda: len(ended) == 1)  # with its connection
+        cluster[0].signal(signal.SIGKILL)  # the node of the reader
+        await until(lambda: len(ended) == 2)
+
+
 async def test_a_node_that_slept_past_its_lease_comes_back(cluster):
     await cluster.start()
     stays = await cluster.device(1, "stays")

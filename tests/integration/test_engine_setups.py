@@ -21,6 +21,7 @@ import redis.asyncio as redis_py
 from nats.js import api
 
 from support.brokers import Node, unavailable
+from support.brokers import until as until_async
 from support.cluster import cluster_of, until
 from support.engines import Nats, Sentinel, Valkey, nats_cluster
 from support.programs import free_port
@@ -82,8 +83,13 @@ async def survives_a_failover(brokers, fail):
         nodes[1].send("ann", "after")
         for device in (ann, late, bob):
             await device.until("after")
+
+        async def are_all_registered():  # an engine that comes back without its latest changes is told of them again
+            devices = await nodes[1].devices("ann")
+            return {device.node for device in devices} == {node.cluster.node for node in nodes}
+
+        await until_async(are_all_registered)
         assert await nodes[0].online() == 2
-        assert {device.node for device in await nodes[1].devices("ann")} == {node.cluster.node for node in nodes}
         await nodes.beat()
         assert (nodes.fired("joined"), nodes.fired("left")) == (2, 0)
 

@@ -30,10 +30,10 @@ from support.net import (
 )
 from wse import Heartbeat, Limits, Overflow
 
-REACHABLE = ["picows", "aiohttp", "uvicorn-sansio", "uvicorn-wsproto"]
+REACHABLE = ["picows", "uvicorn-socket", "aiohttp", "uvicorn-sansio", "uvicorn-wsproto"]
 """The transports that let us bound what waits in the kernel."""
 
-WEB_SERVERS = ["aiohttp", "uvicorn-sansio", "uvicorn-wsproto", "hypercorn", "granian"]
+WEB_SERVERS = ["uvicorn-socket", "aiohttp", "uvicorn-sansio", "uvicorn-wsproto", "hypercorn", "granian"]
 
 
 class SlowReader:

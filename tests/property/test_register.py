@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from support.brokers import CLUSTERS, ENGINES
 from wse import WseError
-from wse.core.ports.broker import Transition
+from wse.core.ports.broker import Away, Transition
 
 profile = settings(
     deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture], print_blob=True
@@ -36,7 +36,7 @@ steps = st.one_of(
     st.tuples(st.just("again"), nodes, users, conns, st.integers(1, 2), lost),
     st.tuples(st.just("leave"), nodes, users, conns, st.sampled_from(["", "a reason, with ünicode"]), lost),
     st.tuples(st.just("leave"), nodes, users, conns, st.just(""), st.just(False)),
-    st.tuples(st.just("set_away"), nodes, users, conns, st.booleans(), lost),
+    st.tuples(st.just("set_away"), nodes, users, conns, st.sampled_from(Away), lost),
     st.tuples(st.just("move"), nodes, users, conns, lost),
     st.tuples(st.just("claim"), nodes, st.booleans(), lost),
     st.tuples(st.just("die"), nodes),

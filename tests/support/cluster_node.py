@@ -100,6 +100,13 @@ async def ask(conn, question):
     return answer
 
 
+@server.register("read")
+async def read(conn, question):
+    async with server.stream(question["whom"], question["name"]) as items:
+        async for item in items:
+            yield item
+
+
 @server.register("online")
 async def online(conn, payload):
     return await server.online()

@@ -37,6 +37,7 @@ class FakeScheduler:
     """A `wse.core.ports.scheduling.Scheduler` whose clock and turns the test controls."""
 
     made: ClassVar[list[FakeScheduler]] = []  # by the test that runs
+    thread = None
 
     def __init__(self):
         self.made.append(self)

@@ -21,22 +21,33 @@ from hypercorn.config import Config as HypercornConfig
 from support.programs import PATIENCE, free_port
 
 
+def uvicorn_config(app, **options):
+    options.setdefault("port", 0)
+    # By default, it would take the peer's address from the headers of a proxy on this host.
+    return uvicorn.Config(app, log_config=None, access_log=False, proxy_headers=False, **options)
+
+
 @asynccontextmanager
-async def uvicorn_asgi(app, ws, root_path=""):
+async def uvicorn_process(app, **options):
+    """uvicorn as its command runs it, with its main loop and its shutdown; yields the server."""
+    server = uvicorn.Server(uvicorn_config(app, **options))
+    serving = asyncio.ensure_future(server.serve())
+    try:
+        while not server.started and not serving.done():
+            await asyncio.sleep(0.005)
+        yield server
+    finally:
+        server.should_exit = True
+        await serving
+
+
+@asynccontextmanager
+async def uvicorn_asgi(app, ws, root_path="", **options):
     """uvicorn, with one of its WebSocket implementations.
 
     Started by its own `startup`. Its main loop and `shutdown`, which only poll and sleep, are left out.
     """
-    config = uvicorn.Config(
-        app,
-        port=0,
-        ws=ws,
-        root_path=root_path,
-        log_config=None,
-        lifespan="off",
-        access_log=False,
-        proxy_headers=False,  # by default it would take the peer's address from headers of a proxy on this host
-    )
+    config = uvicorn_config(app, ws=ws, root_path=root_path, lifespan="off", **options)
     with warnings.catch_warnings():
         if ws == "websockets":  # deprecated: by uvicorn, and by websockets when it is imported and per connection
             warnings.filterwarnings("ignore", category=uvicorn.config.UvicornDeprecationWarning)
@@ -48,7 +59,7 @@ async def uvicorn_asgi(app, ws, root_path=""):
         await server.startup()
         (listener,) = server.servers
         try:
-            yield listener.sockets[0].getsockname()[1]
+            yield listener.sockets[0].getsockname()[1] if config.uds is None else None
         finally:
             listener.close()
             for connection in tuple(server.server_state.connections):

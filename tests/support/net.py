@@ -405,6 +405,7 @@ def asgi(server):
 TRANSPORTS = {
     "picows": on_picows,
     "memory": in_memory,
+    "uvicorn-socket": mounted(partial(frameworks.uvicorn_asgi, ws="wse.uvicorn:WebSocketProtocol"), asgi),
     "uvicorn-sansio": mounted(partial(frameworks.uvicorn_asgi, ws="websockets-sansio"), asgi),
     "uvicorn-wsproto": mounted(partial(frameworks.uvicorn_asgi, ws="wsproto"), asgi),
     # websockets' legacy API, which uvicorn deprecates, gives every peer its own 10 seconds, cancelled or not.

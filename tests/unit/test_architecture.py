@@ -30,6 +30,7 @@ ALLOWED = {
     "backoff.py": set(),
     "tasks.py": set(),
     "scheduler.py": GROUND,
+    "threads.py": set(),
     # The storeys of the core.
     "core/": GROUND,
     "core/session/": GROUND | {"core.session"},
@@ -47,15 +48,17 @@ ALLOWED = {
     "metrics/": GROUND | {"core", "metrics"},
     "prometheus.py": GROUND | {"metrics.families", "server.server"},
     # What puts core and adapters together.
-    "client/": GROUND | {"core.session", "client", "protocols", "scheduler", "transports"},
-    "server/": GROUND | {"core", "brokers", "metrics", "prometheus", "protocols", "scheduler", "server", "transports"},
+    "client/": GROUND | {"core.session", "client", "protocols", "scheduler", "threads", "transports"},
+    "server/": GROUND
+    | {"core", "brokers", "metrics", "prometheus", "protocols", "scheduler", "server", "threads", "transports"},
     "server/acceptor.py": GROUND | {"core.hub"},
     "server/files.py": set(),
     "server/watchdog.py": set(),
     "publisher.py": GROUND | {"brokers", "core.cluster.envelope", "core.session", "protocols", "scheduler"},
     # What stands on the server.
     "auth/": GROUND | {"core.hub", "auth", "server.server"},
-    "cli/": GROUND | {"brokers.memory", "cli", "core.hub", "server"},
+    "cli/": GROUND | {"brokers.memory", "cli", "core.hub", "metrics", "prometheus", "server", "transports.picows.http"},
+    "uvicorn.py": {"transports.asgi"},
     "__main__.py": {"cli"},
     "testing.py": GROUND | {"client", "server", "transports"},
     "__init__.py": GROUND | {"client", "core", "protocols", "publisher", "server", "transports"},
@@ -77,6 +80,7 @@ LIBRARIES = {
     "brokers/redis/": {"hiredis", "redis"},
     "cli/commands.py": {"click", "uvloop"},
     "prometheus.py": {"prometheus_client"},
+    "uvicorn.py": {"uvicorn"},
 }
 
 SOCKETS_AND_LOOPS = {"socket", "ssl", "select", "selectors"}
@@ -139,8 +143,9 @@ def test_the_package_itself_only_re_exports() -> None:
 
 def test_everything_public_is_there() -> None:
     assert {
-        "Backoff", "BlockingPublisher", "Challenge", "Channel", "ClientStatus", "CloseReason", "ClusterSettings",
-        "Compression", "Credentials", "CurrentCall", "DeviceInfo", "ErrorCode", "ExposeErrors", "ExtensionTypes",
+        "Backoff", "BlockingClient", "BlockingPublisher", "Challenge", "Channel", "ClientStatus", "CloseReason",
+        "ClusterSettings", "Compression", "Credentials", "CurrentCall", "DeviceInfo", "ErrorCode", "ExposeErrors",
+        "ExtensionTypes",
         "Handshake", "Heartbeat", "InternalTypes", "Limits", "Loss", "Overflow", "Protocol", "Publisher", "ReadyState",
         "Resume", "Room", "Signal", "Stats", "Stream", "WseClient", "WseConnection", "WseError", "WseIdentity",
         "WseJSON", "WseMsgpack", "WseServer", "current_call", "js_client_path", "shield_deadline",

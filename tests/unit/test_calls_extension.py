@@ -5,31 +5,9 @@ from __future__ import annotations
 import pytest
 
 from support.core import ClientSide, ServerSide
+from support.streams import OFFER, join, join_server, nothing_is_left, stream
 from wse import ErrorCode, Limits, WseError, current_call
-from wse.client.extensions import add_client_extensions
 from wse.core.resume import Resume
-from wse.core.session.current_call import bounded
-
-OFFER = {"calls": {"timeout": 20}}
-
-
-def join(side, ext=OFFER):
-    """A client that knows the extension, and has read its welcome."""
-    peer = side.open()
-    peer.say("~wse:hi", {"identity": "ann", "ext": ext})
-    side.scheduler.run()
-    assert peer.session.valid
-    assert peer.heard[-1][0] == "~wse:welcome"
-    return peer
-
-
-def join_server(side):
-    """A server that knows the extension, and has sent its welcome."""
-    add_client_extensions(side.endpoint)
-    peer = side.open()
-    peer.say("~wse:ext", OFFER)
-    peer.say("~wse:welcome")
-    return peer
 
 
 @pytest.fixture
@@ -67,23 +45,19 @@ def log(side):
     return log
 
 
-def nothing_is_left(session):
-    serving, asking = session._serving, session._asking
-    return (
-        not bounded
-        and not session.running_handlers
-        and not session._running_calls
-        and (serving is None or (not serving.calls and not serving.streams))
-        and (asking is None or not asking.calls)
-    )
-
-
-def stream(peer, name, payload, stamp, n):
-    peer.say("~wse:call", [name, payload, {"n": n}], stamp)
-    peer.session.endpoint.scheduler.run()
-
-
-@pytest.mark.parametrize("params", [5, None, [], {"timeout": -1}, {"timeout": "1"}, {"timeout": True}, {"window": 0}])
+@pytest.mark.parametrize(
+    "params",
+    [
+        5,
+        None,
+        [],
+        {"timeout": -1},
+        {"timeout": "1"},
+        {"timeout": True},
+        {"timeout": 10**400},
+        {"window": 0},
+    ],
+)
 def test_an_offer_that_makes_no_sense_is_declined(side, params):
     peer = side.open()
     peer.say("~wse:hi", {"identity": "ann", "ext": {"calls": params}})
@@ -148,6 +122,8 @@ def test_frames_of_unknown_calls_are_ignored(side, log, kind, stamp):
         (["numbers", 1, {"n": 0}], "a"),
         (["numbers", 1, {"n": "1"}], "a"),
         (["numbers", 1, {"n": 1, "t": -1}], "a"),
+        (["numbers", 1, {"n": 1, "t": 10**400}], "a"),
+        (["waits", 1, {"t": 10**400}], "a"),
         ([["numbers"], 1, {"n": 1}], "a"),
         (["numbers", 1, {"n": 1}], ["a"]),
         (["numbers", 1, {"n": 1}], None),
@@ -319,7 +295,8 @@ def test_an_upload_is_complete_with_its_end(side, log):
 def test_a_receiver_that_holds_much_grants_nothing():
     side = ClientSide()
     peer = join_server(side)
-    stamp, asked = peer.session.asking.start("big", None, 0, window=4)
+    asked = peer.session.ask("big", None, 0, window=4)
+    stamp = asked.stamp
     assert peer.heard == [("~wse:call", ["big", None, {"t": 0, "n": 4}], stamp)]
     for _ in range(4):
         peer.say("~wse:item", "x" * 200_000, stamp)
@@ -333,7 +310,8 @@ def test_a_receiver_that_holds_much_grants_nothing():
 def test_items_beyond_the_credit_end_the_stream_after_those_within():
     side = ClientSide()
     peer = join_server(side)
-    stamp, asked = peer.session.asking.start("big", None, 0, window=2)
+    asked = peer.session.ask("big", None, 0, window=2)
+    stamp = asked.stamp
     for n in range(5):
         peer.say("~wse:item", n, stamp)
     side.scheduler.run()

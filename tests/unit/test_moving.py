@@ -4,63 +4,14 @@ from __future__ import annotations
 
 import pytest
 
-from support.nodes import Nodes
+from support.moves import STEPS, Cluster, answered, at, plain, say_hi, stepwise
 from wse.core.cluster import envelope
 from wse.core.cluster.claims import SILENT
 from wse.core.cluster.registration import State
 from wse.core.limits import Overflow
-from wse.core.resume import Resume
 from wse.errors import ErrorCode, WseError
 from wse.protocols.json import WseJSON
 from wse.protocols.msgpack import WseMsgpack
-
-
-class Cluster(Nodes):
-    """Nodes whose clients can come back to any of them."""
-
-    def __init__(self, count=2, **options):
-        options.setdefault("resume", Resume())
-        options.setdefault("conns_per_user", 5)
-        super().__init__(count, **options)
-        self.ext = {}  # what clients offer beside
-
-    def come(self, node, cid="ann", **offer):
-        """A client says hi."""
-        peer = node.open()
-        peer.say("~wse:hi", {"identity": cid, "meta": {}, "ext": {"resume": offer} | self.ext})
-        self.run()
-        return peer
-
-    def first(self, node, cid="ann", **offer):
-        """A client that has come for the first time."""
-        peer = self.come(node, cid, **offer)
-        (_, ext, _), _ = peer.heard
-        peer.ticket = {"id": ext["resume"]["id"], "key": ext["resume"]["key"]}
-        return peer
-
-    def back(self, node, peer, got=0, sent=(1, 0), cid="ann", **other):
-        """The client of a session comes back; its ticket has the id of the answer."""
-        new = self.come(node, cid, **(peer.ticket | {"got": got, "sent": list(sent)} | other))
-        new.ticket = dict(peer.ticket)
-        return new
-
-    def session(self, node, peer):
-        """The session of a client at a node."""
-        return node.hub.connections[peer.ticket["id"].partition(".")[0]]._session
-
-
-def answered(peer):
-    """What a server has answered for `resume`, and what came after the welcome."""
-    (_, ext, _), (kind, *_), *rest = peer.heard
-    assert kind == "~wse:welcome"
-    answer = ext["resume"]
-    peer.ticket["id"] = answer["id"]
-    peer.ticket["key"] = answer.get("key", peer.ticket["key"])
-    return answer, rest
-
-
-def plain(messages):
-    return [(kind, payload) for kind, payload, _ in messages]
 
 
 def test_a_client_that_comes_back_to_another_node_finds_its_session_there():
@@ -273,7 +224,7 @@ def test_the_client_is_told_that_nobody_waits_for_the_calls_of_the_old_node():
     one, two = nodes
     peer = nodes.first(one)
     session = nodes.session(one, peer)
-    session.asking.start("numbers", None, 0, window=4)
+    session.ask("numbers", None, 0, window=4)
     task = peer.call("slow")
     nodes.run()
     got = len(peer.heard)
@@ -562,41 +513,6 @@ def test_a_session_whose_end_came_first_tells_it_at_another_node():
     assert answered(new)[0]["lost"] == {"why": "overflow", "got": 0}
 
 
-def stepwise(nodes, do):
-    """Run all nodes one callback at a time, and call `do` before each."""
-    while any(node.scheduler._soon for node in nodes if node.awake):
-        for node in nodes:
-            if node.awake and node.scheduler._soon:
-                do()
-            if node.awake and node.scheduler._soon:
-                timer = node.scheduler._soon.popleft()
-                if not timer.cancelled:
-                    timer.callback(*timer.args)
-
-
-def say_hi(node, peer, cid="ann", **claim):
-    """The client of a session comes back, and nothing has happened yet."""
-    new = node.open()
-    new.ticket = dict(peer.ticket)
-    new.say(
-        "~wse:hi", {"identity": cid, "meta": {}, "ext": {"resume": {**peer.ticket, "got": 0, "sent": [1, 0], **claim}}}
-    )
-    return new
-
-
-def steps_of_a_move():
-    """How many steps it takes."""
-    nodes = Cluster()
-    peer = nodes.first(nodes[0])
-    say_hi(nodes[1], peer)
-    count = [0]
-    stepwise(nodes, lambda: count.__setitem__(0, count[0] + 1))
-    return count[0]
-
-
-STEPS = range(steps_of_a_move())
-
-
 def in_each(do, steps=30):
     """Does something before each of the first steps."""
     counted = [0]
@@ -605,18 +521,6 @@ def in_each(do, steps=30):
         counted[0] += 1
         if counted[0] <= steps:
             do()
-
-    return count
-
-
-def at(step, do):
-    """Does something before one of the steps."""
-    counted = [0]
-
-    def count():
-        if counted[0] == step:
-            do()
-        counted[0] += 1
 
     return count
 

@@ -1,6 +1,7 @@
 """What a node does when its lease, the register or answers were lost: each case by itself, with the parts replaced."""
 
 import asyncio
+from types import SimpleNamespace
 
 import pytest
 
@@ -54,7 +55,7 @@ class Parts:
     async def settle(self, what):
         if isinstance(what, Registration):  # of the steps
             self._ask("settle", what.device.conn_id)
-            self.registrations.settled(what)
+            self.registrations.unsettled.pop(what)
             return None
         self._ask("decide", what.user)
         return Step(4, (Transition(what.user, 4),))
@@ -87,7 +88,7 @@ class Parts:
     # The test's part.
 
     def add(self, conn_id, state=State.INSIDE, user="sann", place=1, generation=0):
-        one = Registration(Device(user, conn_id, "node", place), None)
+        one = Registration(Device(user, conn_id, "node", place), SimpleNamespace(attached=True))
         one.generation = generation
         self.registrations[conn_id] = one
         self.registrations.enter(one, state)
@@ -200,7 +201,7 @@ def test_restoring_begins_anew_with_each_lease(node):
     node.renewed("kept")
     node.renewed("new")
     del node.registrations["c1"]
-    node.registrations.settled(one)
+    node.registrations.unsettled.pop(one)
     node.renewed("new")
     assert node.restoring == {}
 

@@ -1,9 +1,12 @@
 """The table of a node's devices: which of them ask for a step of the register."""
 
+from dataclasses import replace
+from types import SimpleNamespace
+
 import pytest
 
 from wse.core.cluster.registration import UNSETTLED, Registration, Registrations, State
-from wse.core.ports.broker import Device
+from wse.core.ports.broker import Away, Device
 
 
 @pytest.fixture
@@ -12,7 +15,7 @@ def devices():
 
 
 def a_device(conn_id="c1"):
-    return Registration(Device("sann", conn_id, "node"), None)
+    return Registration(Device("sann", conn_id, "node"), SimpleNamespace(attached=True))
 
 
 def enter(devices, state, conn_id="c1"):
@@ -28,7 +31,7 @@ def test_a_new_device_joins_and_has_made_no_step():
 
 
 @pytest.mark.parametrize("state", State)
-def test_a_device_outside_away_or_leaving_asks_for_a_step(devices, state):
+def test_a_device_outside_or_leaving_asks_for_a_step(devices, state):
     one = enter(devices, state)
     assert one.state is state
     assert (one in devices.unsettled) == (state in UNSETTLED)
@@ -40,6 +43,26 @@ def test_a_device_that_is_inside_or_displaced_asks_for_nothing_more(devices, sta
     devices.enter(one, state)
     assert one not in devices.unsettled
     assert devices == {"c1": one}
+
+
+@pytest.mark.parametrize(
+    ("attached", "end", "away"),
+    [(True, None, Away.HERE), (False, None, Away.DETACHED), (True, "left", Away.GONE), (False, "left", Away.GONE)],
+)
+@pytest.mark.parametrize("known", Away)
+def test_a_device_in_the_register_asks_for_a_step_if_that_does_not_know_whether_it_is_away(
+    devices, attached, end, away, known
+):
+    one = a_device()
+    one.conn.attached, one.end = attached, end
+    one.device = replace(one.device, away=known)
+    assert one.away is away
+    for state in (State.INSIDE, State.AWAY):
+        devices.enter(one, state)
+        assert one.is_unsettled == (one in devices.unsettled) == (known != away)
+    one.device = replace(one.device, away=away)
+    devices.look_at(one)
+    assert devices.unsettled == {}
 
 
 def test_devices_make_their_steps_in_the_order_in_which_they_began_to_wait(devices):

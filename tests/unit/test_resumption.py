@@ -384,6 +384,32 @@ def test_a_peer_that_never_acks_is_served_and_cannot_come_back_to_the_start():
     assert why(side.back(peer, got=0))[0] == {"why": "overflow", "got": 0}
 
 
+@pytest.mark.parametrize(("retained", "uncounted"), [(256 << 20, 32 << 10), (64 << 20, 8 << 10), (4096, 0)])
+@pytest.mark.parametrize("size", [1, 100, 180, 300, 1000, 20_000])
+def test_what_is_kept_is_counted_before_it_is_much(retained, uncounted, size):
+    side = Side(resume=Resume(bytes=200_000, messages=150, retained=retained))
+    peer = side.join_resumable()
+    ledger, number = peer.session.ledger, 0
+    for n in range(400):
+        if n % 2:
+            side.hub.broadcast("news", "x" * size)
+        else:
+            peer.conn.send("news", "x" * size)
+        kept = sum(len(message if isinstance(message, bytes) else message.data) + 56 for message in ledger.ring)
+        shared = [message for message in ledger.ring if not isinstance(message, bytes)]
+        charged = kept - sum(len(message.data) - 8 for message in shared)
+        assert 0 <= charged - side.hub.resumption.retention.used <= uncounted
+        assert kept <= 200_000
+        assert len(ledger.ring) <= 150
+        if n % 50 == 49:
+            number = max(number, ledger.out - 20)
+            peer.say("~wse:ack", number)
+    peer.vanish()
+    assert ledger.size == side.hub.resumption.retention.used + sum(
+        len(message.data) - 8 for message in ledger.ring if not isinstance(message, bytes)
+    )
+
+
 def test_one_that_has_had_them_all_but_for_the_acks_comes_back():
     side = Side(resume=Resume(messages=10))
     peer = side.join_resumable()

@@ -72,7 +72,7 @@ def test_calls_with_the_connection_s_timeout_share_one_timer(calls, scheduler):
     assert scheduler.timers == [1010]
     scheduler.advance(7)
     assert code(first) == ErrorCode.RP_TIMEOUT
-    assert first.exception().details == {"rp": "a", "timeout": 10}
+    assert first.exception().details == {"rp": "a", "timeout": 10, "at": "caller"}
     assert not second.done()
     assert scheduler.timers == [1013]
     scheduler.advance(3)
@@ -117,7 +117,7 @@ def test_a_timeout_of_its_own_has_its_own_timer(calls, scheduler):
     _, own = calls.add("c", None)
     scheduler.advance(2)
     assert code(short) == ErrorCode.RP_TIMEOUT
-    assert short.exception().details == {"rp": "a", "timeout": 2}
+    assert short.exception().details == {"rp": "a", "timeout": 2, "at": "caller"}
     scheduler.advance(8)
     assert code(own) == ErrorCode.RP_TIMEOUT
     assert not long.done()

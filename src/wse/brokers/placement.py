@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from wse.core.ports.broker import Device, Joined, Step, Transition
+from wse.core.ports.broker import Away, Device, Joined, Step, Transition
 
 if TYPE_CHECKING:
     from collections.abc import Container, Iterable
@@ -77,18 +77,17 @@ class UserRecord:
         registered = self.devices.get(device.conn_id)
         displaced: list[Device] = []
         if registered is None:
-            if fresh:
-                device = replace(device, place=self.last_place + 1)
+            device = replace(device, place=self.last_place + 1 if fresh else device.place, away=Away.HERE)
             self.last_place = max(self.last_place, device.place)
             self.devices[device.conn_id] = device
             excess = max(0, len(self.devices) - limit)
             # Devices of dead nodes go first, then those that are away, then the oldest.
-            order = sorted(self.devices.values(), key=lambda d: (d.node not in dead, not d.away, d.place, d.conn_id))
+            order = sorted(self.devices.values(), key=lambda d: (d.node not in dead, d.away.rank, d.place, d.conn_id))
             displaced = order[:excess]
             for other in displaced:
                 del self.devices[other.conn_id]
         elif registered.node != device.node:
-            device = self.devices[device.conn_id] = replace(registered, node=device.node, away=False)
+            device = self.devices[device.conn_id] = replace(registered, node=device.node, away=Away.HERE)
         else:
             device = registered
         step = self._decide(device.node, 1006, "", recovering)
@@ -110,14 +109,14 @@ class UserRecord:
         if registered is None or registered.node not in (origin, device.node):
             return None
         if registered.node == origin:
-            registered = self.devices[device.conn_id] = replace(registered, node=device.node, away=False)
+            registered = self.devices[device.conn_id] = replace(registered, node=device.node, away=Away.HERE)
         return Joined(self.generation, (), registered)
 
     def set_away(self, device: Device) -> None:
         """See `wse.core.ports.broker.Broker.set_away`."""
         registered = self.devices.get(device.conn_id)
         if registered is not None and registered.node == device.node:
-            self.devices[device.conn_id] = replace(registered, away=device.away)
+            self.devices[device.conn_id] = replace(registered, away=Away(device.away))
 
     def settle(self, node: str, undecided: Transition, *, recovering: bool) -> Step:
         """See `wse.core.ports.broker.Broker.settle`."""

@@ -116,6 +116,7 @@ class WseClient:
             expose=expose_errors,
             debug=debug,
             report=self._report,
+            elsewhere="loop.call_soon_threadsafe, or a BlockingClient",
         )
         self.when = ClientSignals(self._endpoint)
         self._connections = ConnectionManager(

@@ -127,6 +127,8 @@ class ConnectionManager:
             session = self.session
             if session is not None:
                 return session
+        if self.status in BUSY:
+            self._endpoint.check_thread()
         error = WseError(ErrorCode.CLIENT_NOT_READY, {"status": str(self.status)})
         self._endpoint.report(error)
         raise error
@@ -135,7 +137,7 @@ class ConnectionManager:
 
     async def connect(self, identity: Any, meta: Any) -> Any:
         """See `WseClient.connect`."""
-        self._enter()
+        self.enter()
         if self.status in BUSY:
             raise WseError(ErrorCode.CLIENT_ALREADY_CONNECTED)
         self._introduce(identity, meta)
@@ -144,7 +146,7 @@ class ConnectionManager:
     async def jump(self, url: str, identity: Any, meta: Any) -> Any:
         """See `WseClient.jump`."""
         url = checked_url(url)
-        self._enter()
+        self.enter()
         if self._course.is_awaited:
             raise WseError(ErrorCode.CLIENT_ALREADY_CONNECTED)
         was_busy = self.status in BUSY
@@ -158,7 +160,7 @@ class ConnectionManager:
         """See `WseClient.close`."""
         check_close(1000, reason)
         reason = str(reason)
-        self._enter()
+        self.enter()
         ended = self._course
         course = self._new_course(awaited=False)
         if ended.is_awaited:
@@ -170,7 +172,7 @@ class ConnectionManager:
 
     async def wait_ready(self, timeout: float | None) -> Any:
         """See `WseClient.wait_ready`."""
-        self._enter()
+        self.enter()
         async with asyncio.timeout(timeout):
             while self.status is not ClientStatus.READY:
                 if self.status is ClientStatus.OFFLINE:
@@ -181,7 +183,7 @@ class ConnectionManager:
 
     async def wait_closed(self) -> WseError | None:
         """See `WseClient.wait_closed`."""
-        self._enter()
+        self.enter()
         while self.status in BUSY:
             await self._when.updated.wait()
         for session in tuple(self._sockets):
@@ -190,7 +192,7 @@ class ConnectionManager:
 
     # One course.
 
-    def _enter(self) -> None:
+    def enter(self) -> None:
         """Use the event loop that is running now, which need not be that of the last use.
 
         Raises:
@@ -201,6 +203,7 @@ class ConnectionManager:
         if loop is old:
             return
         if old is not None and not old.is_closed() and (self.status in BUSY or self._sockets):
+            self._endpoint.check_thread()
             raise RuntimeError("the client is in use in another event loop; close it there first")
         self._loop = loop
         self._scheduler.bind()

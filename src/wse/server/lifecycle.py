@@ -359,10 +359,18 @@ class Lifecycle:
         self._closing = None
         self._begun = False
         self._started_at = None
+        self._scheduler.release()
 
     def _leave_ended_loop(self) -> None:
-        """Forget what belongs to an event loop that has been closed before the server was: none of it runs again."""
-        if self._closing is None or not self._closing.get_loop().is_closed():
+        """Forget what belongs to an event loop that has been closed before the server was: none of it runs again.
+
+        Raises:
+            WseError: `WRONG_THREAD`: the event loop runs in another thread.
+        """
+        if self._closing is None:
+            return
+        if not self._closing.get_loop().is_closed():
+            self._hub.endpoint.check_thread()
             return
         self._scheduler.bind()
         listener, self._listener = self._listener, None

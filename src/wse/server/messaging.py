@@ -14,7 +14,7 @@ from wse.errors import CloseReason
 from wse.types import ClientId, MessageKey, MessageType, RoomName
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Callable
 
     from wse.core.hub.calls import Mode
     from wse.core.hub.connection import Exclude
@@ -94,6 +94,8 @@ class Messaging:
         mode: Literal["all"],
         timeout: float | None = None,
         wait: float = 0.0,
+        on_progress: Callable[[Any], Any] | None = None,
+        upload: Items | None = None,
     ) -> list[Any]: ...
     @overload
     async def call(
@@ -105,6 +107,8 @@ class Messaging:
         mode: Mode = "first",
         timeout: float | None = None,
         wait: float = 0.0,
+        on_progress: Callable[[Any], Any] | None = None,
+        upload: Items | None = None,
     ) -> Any: ...
     async def call(
         self,
@@ -115,6 +119,8 @@ class Messaging:
         mode: Mode = "first",
         timeout: float | None = None,
         wait: float = 0.0,
+        on_progress: Callable[[Any], Any] | None = None,
+        upload: Items | None = None,
     ) -> Any:
         """Call a procedure on a user's devices.
 
@@ -129,13 +135,18 @@ class Messaging:
             timeout: Seconds to wait for an answer; `None` means the server's `timeout`, 0 for ever.
             wait: Seconds to wait for a user who is not connected, such as one whose page is just being reloaded. The
                 timeout begins after that.
+            on_progress: Called with each value that a procedure tells as its progress, plain or async.
+            upload: Items to send to the procedure, an iterable or async iterable; only with `"any"`.
+
+        If the task that awaits this is cancelled, or the timeout passes, the procedures are told. With `"first"`, so
+        are those of the other devices when the first has succeeded.
 
         Raises:
             WseError: `NOT_STARTED`; `CONNECTION_MISSING`, if the user is not connected; with `"first"`, the error of
                 the last device if all have failed; with `"any"`, as `WseConnection.call`.
-            ValueError: The mode is not one of these, or `wait` is negative.
+            ValueError: The mode is not one of these, or does not go with an upload, or `wait` is negative.
         """
-        return await self._hub.call(cid, name, payload, mode, timeout, wait)
+        return await self._hub.call(cid, name, payload, mode, timeout, wait, on_progress, upload)
 
     def stream(
         self,
@@ -150,7 +161,7 @@ class Messaging:
     ) -> Stream[Any]:
         """Iterate over the items of a procedure of the user's newest device, which is a generator.
 
-        In a cluster, the device must be connected to this node.
+        In a cluster, the device may be connected to any node.
 
         Args:
             cid: The user.
@@ -163,9 +174,10 @@ class Messaging:
 
         Raises:
             WseError: As `WseConnection.stream`; `NOT_STARTED`; `CONNECTION_MISSING`, if the user is not connected;
-                `UNSUPPORTED`, if the newest device is connected to another node.
+                `BROKER_UNAVAILABLE`; `RP_DISCONNECT`, also when the device's node has died, or an item was lost between
+                the nodes.
         """
-        find = partial(self._hub.newest_session, cid, name)
+        find = partial(self._hub.newest, cid, name)
         return Stream(find, name, payload, window=window, timeout=timeout, deadline=deadline, upload=upload)
 
     async def devices(self, cid: ClientId) -> list[DeviceInfo]:
@@ -174,6 +186,7 @@ class Messaging:
         Raises:
             WseError: `BROKER_UNAVAILABLE`, in a cluster.
         """
+        self._hub.endpoint.check_thread()
         return await self._hub.network.devices(cid)
 
     async def online(self) -> int:
@@ -182,6 +195,7 @@ class Messaging:
         Raises:
             WseError: `BROKER_UNAVAILABLE`, in a cluster.
         """
+        self._hub.endpoint.check_thread()
         return await self._hub.network.online()
 
     async def users(self) -> AsyncIterator[Any]:
@@ -191,6 +205,7 @@ class Messaging:
         Raises:
             WseError: `BROKER_UNAVAILABLE`, in a cluster.
         """
+        self._hub.endpoint.check_thread()
         async for user in self._hub.network.users():
             yield user
 

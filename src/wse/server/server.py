@@ -43,8 +43,10 @@ from wse.server.lifecycle import (
 )
 from wse.server.messaging import Messaging
 from wse.server.signals import ServerSignals
+from wse.server.threadsafe import Threadsafe
 from wse.server.watchdog import Watchdog
 from wse.transports.asgi import AsgiApp
+from wse.transports.picows import Upgrader
 from wse.types import MessageType
 
 if TYPE_CHECKING:
@@ -90,8 +92,8 @@ class WseServer(Handling, Messaging):
             default. It needs `pip install "wse[prometheus]"`. Inside a web framework, use `wse.prometheus.Collector`.
         overflow: The policy, by message type, for messages to a device that reads too slowly; see `Overflow`. Messages
             of other types close its connection when `limits.send_buffer` is reached.
-        heartbeat: The times after which silent devices are pinged and disconnected, on the built-in listener and in
-            aiohttp. ASGI servers have a heartbeat of their own.
+        heartbeat: The times after which silent devices are pinged and disconnected, on the built-in listener, in
+            uvicorn with `wse.uvicorn`, and in aiohttp. Other ASGI servers have a heartbeat of their own.
         watchdog: Seconds for which a handler may block the event loop before it is reported on `error`, with its name,
             as `HANDLER_BLOCKED`; `None` turns the watchdog off.
         broker: Joins this server to a cluster: a broker's URL, `nats://...` or `redis://...`, or a broker. By default
@@ -148,6 +150,7 @@ class WseServer(Handling, Messaging):
             expose=expose_errors,
             debug=debug,
             report=self._report,
+            elsewhere="server.threadsafe",
         )
         deadline = timeout if auth_timeout is None else auth_timeout
         heartbeat = heartbeat or Heartbeat()
@@ -211,6 +214,11 @@ class WseServer(Handling, Messaging):
     def timeout(self) -> float:
         """Seconds that a call to a client waits for its answer; 0 means for ever."""
         return self._endpoint.timeout
+
+    @cached_property
+    def threadsafe(self) -> Threadsafe:
+        """The methods of the server for other threads than that of its event loop."""
+        return Threadsafe(self, self._scheduler)
 
     def stats(self) -> Stats:
         """Return the server's present state, and its counters since it was created.
@@ -373,7 +381,9 @@ class WseServer(Handling, Messaging):
         `start` and `close` in the framework's lifespan. Otherwise the first connection starts the server.
         """
         close = partial(self.close, LIFESPAN_GRACE)
-        return AsgiApp(self._acceptor, self._lifecycle.options.path, self._lifecycle.attach, close)
+        options = self._lifecycle.options
+        sockets = Upgrader(self._acceptor.limits, options.compression)
+        return AsgiApp(self._acceptor, options.path, self._lifecycle.attach, close, sockets)
 
     @cached_property
     def aiohttp(self) -> Callable[[Any], Awaitable[Any]]:

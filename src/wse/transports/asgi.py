@@ -9,7 +9,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, MutableMapping
 from functools import partial
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import quote
 
 from wse.core.admission import Refusal
@@ -18,7 +18,7 @@ from wse.transports.request import CompactHeaders, HttpRequest, decode_header
 
 if TYPE_CHECKING:
     from wse.core.ports.protocol import Protocol
-    from wse.core.ports.transport import Acceptor, Receiver
+    from wse.core.ports.transport import Acceptor, Link, Receiver, SocketServer
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -26,7 +26,26 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 
 
+SOCKET_EXTENSION = "wse.socket"
+"""The extension of the scope with which a web server offers the socket itself, so that we read and write its frames.
+
+Its value is `{"take": take}`; see `wse.uvicorn`."""
+
 _NOT_FOUND = Refusal(HTTPStatus.NOT_FOUND)
+
+
+class TakenSocket(NamedTuple):
+    """The socket of a WebSocket whose request has not been answered, as a web server gives it away.
+
+    Attributes:
+        transport: Its transport.
+        received: What has been read after the request.
+        headers: The web server's own headers for its answer.
+    """
+
+    transport: asyncio.Transport
+    received: bytes
+    headers: list[tuple[str, str]]
 
 
 class AsgiLink(AwaitedLink):
@@ -74,6 +93,7 @@ class AsgiApp:
         path: The only path that opens a WebSocket, or `None` for every path.
         started: Awaited when the application starts, and before each connection.
         stopped: Called when the application stops.
+        sockets: Serves WebSockets whose socket the web server offers.
     """
 
     def __init__(
@@ -82,11 +102,14 @@ class AsgiApp:
         path: str | None,
         started: Callable[[], Awaitable[None]],
         stopped: Callable[[], Awaitable[None]],
+        sockets: SocketServer,
     ) -> None:
         self._acceptor = acceptor
         self._path = path
         self._started = started
         self._stopped = stopped
+        self._sockets = sockets
+        self._stopping: asyncio.Task[None] | None = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         kind = scope["type"]
@@ -109,13 +132,35 @@ class AsgiApp:
             await self._refuse(scope, send, refusal)
             return
         protocol = self._acceptor.select(scope.get("subprotocols") or ())
-        await send({"type": "websocket.accept", "subprotocol": None if protocol is None else protocol.name})
         client = scope.get("client")
-        link = AsgiLink(self._acceptor.limits.message_size, receive, send, str(client[0]) if client else "")
-        await link.run(partial(self._open, scope, headers, protocol))
+        peer = str(client[0]) if client else ""
+        open_session = partial(self._open, scope, headers, peer, protocol)
+        offered = (scope.get("extensions") or {}).get(SOCKET_EXTENSION)
+        if offered is not None:
+            async with offered["take"](self._stop_soon) as socket:
+                key, extensions = headers["Sec-WebSocket-Key"], headers.getall("Sec-WebSocket-Extensions", [])
+                await self._sockets.serve(
+                    socket.transport, socket.received, key, extensions, protocol, open_session, socket.headers
+                )
+            return
+        await send({"type": "websocket.accept", "subprotocol": None if protocol is None else protocol.name})
+        await AsgiLink(self._acceptor.limits.message_size, receive, send, peer).run(open_session)
 
-    def _open(self, scope: Scope, headers: CompactHeaders, protocol: Protocol | None, link: AwaitedLink) -> Receiver:
-        remote_addr = self._acceptor.admission.address(link.remote_addr, headers)
+    def _stop_soon(self) -> None:
+        """Stop before the application does: the web server waits for its connections."""
+        if self._stopping is None:
+            self._stopping = asyncio.ensure_future(self._stop())
+
+    async def _stop(self) -> None:
+        try:
+            await self._stopped()
+        finally:
+            self._stopping = None
+
+    def _open(
+        self, scope: Scope, headers: CompactHeaders, peer: str, protocol: Protocol | None, link: Link
+    ) -> Receiver:
+        remote_addr = self._acceptor.admission.address(peer, headers)
         raw_path = (
             scope.get("raw_path") or quote(scope["path"]).encode()
         )  # as it was sent: a decoded one may hold a "?"

@@ -1,7 +1,7 @@
 """The records of users in NATS's bucket, as bytes: a line for each device, and for each transition.
 
 n <generation> <last place>
-d <connection> <node> <place> <away: 0 or 1>
+d <connection> <node> <place> <away: a number of `Away`>
 t <node> <generation> <code> <reason>            in that node's outbox
 c <node> <generation> <code> <reason>            claimed by that node
 """
@@ -12,7 +12,7 @@ import random
 from urllib.parse import quote, unquote
 
 from wse.brokers.placement import UserRecord
-from wse.core.ports.broker import Device, Transition
+from wse.core.ports.broker import Away, Device, Transition
 
 
 def new_generation() -> int:
@@ -28,7 +28,7 @@ def read_record(user: str, value: bytes) -> UserRecord:
             record.generation, record.last_place = int(fields[0]), int(fields[1])
         elif kind == "d":
             conn_id, node, place, away = fields
-            record.devices[conn_id] = Device(user, conn_id, node, int(place), away == "1")
+            record.devices[conn_id] = Device(user, conn_id, node, int(place), Away(int(away)))
         else:
             node, generation, code, *reason = fields
             transition = Transition(user, int(generation), int(code), unquote(" ".join(reason)))

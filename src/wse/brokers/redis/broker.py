@@ -26,6 +26,7 @@ of nodes together, and a cluster would have to keep all of these in one slot and
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from secrets import token_hex
 from typing import TYPE_CHECKING, Any
@@ -53,7 +54,7 @@ from wse.brokers.redis.scripts import (
     Script,
 )
 from wse.brokers.redis.sentinel import SCHEMES, Sentinels, split
-from wse.core.ports.broker import Device, Joined, Lease, Step, Transition
+from wse.core.ports.broker import Away, Device, Joined, Lease, Step, Transition
 from wse.errors import ErrorCode, WseError
 
 if TYPE_CHECKING:
@@ -124,11 +125,11 @@ class RedisBroker(ReconnectingBroker[RedisConnection]):
 
     async def join(self, device: Device, limit: int, *, generation: int = 0, fresh: bool = True) -> Joined:
         reply = await self._step(JOIN, device.user, device.conn_id, device.place, limit, generation, int(fresh))
-        after, transitions, place, displaced = reply
+        after, transitions, place, away, displaced = reply
         return Joined(
             after,
             _transitions(transitions),
-            Device(device.user, device.conn_id, device.node, int(place)),
+            replace(device, place=int(place), away=Away(int(away))),
             tuple(_device(device.user, *fields) for fields in displaced),
         )
 
@@ -141,7 +142,7 @@ class RedisBroker(ReconnectingBroker[RedisConnection]):
         if reply is None:
             return None
         generation, place, away = reply
-        return Joined(int(generation), (), Device(device.user, device.conn_id, device.node, int(place), away == b"1"))
+        return Joined(int(generation), (), replace(device, place=int(place), away=Away(int(away))))
 
     async def set_away(self, device: Device) -> None:
         await self._step(SET_AWAY, device.user, device.conn_id, int(device.away))
@@ -233,7 +234,7 @@ class RedisBroker(ReconnectingBroker[RedisConnection]):
 
 
 def _device(user: str, conn_id: bytes, node: bytes, place: bytes, away: bytes) -> Device:
-    return Device(user, conn_id.decode(), node.decode(), int(place), away == b"1")
+    return Device(user, conn_id.decode(), node.decode(), int(place), Away(int(away)))
 
 
 def _entry(transition: Transition) -> str:

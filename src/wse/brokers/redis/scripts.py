@@ -160,8 +160,8 @@ local name, id, place, limit, known, fresh = unpack(ARGV, 4)
 local user = user_at(name, known)
 local displaced = {}
 local registered = redis.call('HGET', user.key, id)
-local holder
-if registered then holder, place = read(registered) end
+local holder, away
+if registered then holder, place, away = read(registered) end
 if not registered then
   if fresh == '1' then place = string.format('%d', user.place + 1) end
   if tonumber(place) > user.place then redis.call('HSET', user.key, '#p', place) end
@@ -178,7 +178,7 @@ if not registered then
     end
     table.sort(devices, function(one, other)
       if one[5] ~= other[5] then return one[5] < other[5] end
-      if one[4] ~= other[4] then return one[4] > other[4] end
+      if one[4] ~= other[4] then return (one[4] + 2) % 3 < (other[4] + 2) % 3 end
       if one[3] ~= other[3] then return tonumber(one[3]) < tonumber(other[3]) end
       return one[1] < other[1]
     end)
@@ -189,14 +189,15 @@ if not registered then
   end
 elseif holder ~= node then
   hold(user, id, place, holder)
+  away = '0'
 end
 decide(user, '1006', '')
 if registered then tell_open(user) end
-return {user.generation, out, place, displaced}
+return {user.generation, out, place, away or '0', displaced}
 """
 )
-"""user, connection id, place, limit, known generation, fresh (0 or 1); replies generation, transitions, place and
-the displaced devices."""
+"""user, connection id, place, limit, known generation, fresh (0 or 1); replies generation, transitions, place, away
+and the displaced devices."""
 
 LEAVE = Script(
     _STEP
@@ -244,7 +245,7 @@ end
 return 1
 """
 )
-"""user, connection id, away (0 or 1)."""
+"""user, connection id, away (a number of `Away`)."""
 
 CLAIM = Script(
     _STEP

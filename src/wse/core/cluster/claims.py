@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from wse.core.cluster.envelope import decode_name, encode_name
+from wse.core.cluster.envelope import CallWith, decode_name, encode_name
 from wse.core.cluster.moved_link import MovedLink
 from wse.core.cluster.placeholder import Placeholder
 from wse.core.hub.handshake import Returning
@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from wse.core.cluster.envelope import Call, ToDevice
     from wse.core.cluster.node_rpc import NodeRpc
     from wse.core.cluster.presence import Presence
+    from wse.core.cluster.remote_asking import Place
     from wse.core.hub.connection import ServerSession, WseConnection
     from wse.core.hub.hub import Hub
     from wse.types import ClientId, RoomName
@@ -100,6 +101,7 @@ class Transfer(msgspec.Struct, array_like=True):
 _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder(Transfer).decode
 _read = msgspec.json.Decoder(Question).decode
+_read_ids = msgspec.json.Decoder(list[str]).decode
 
 
 class Claims:
@@ -269,7 +271,10 @@ class Claims:
     # What comes for sessions that are on their way, or have gone.
 
     def redirect(self, call: Call) -> bool:
-        """Send a call on whose device has moved, or keep it for one that is on its way; whether that was so."""
+        """Send a call on whose device has moved, or keep it for one that is on its way; whether that was so.
+
+        One with options is not sent on: its caller must know the node to which it has gone.
+        """
         conn_id = call.conn_id
         if conn_id in self._hub.connections:
             return False
@@ -277,7 +282,21 @@ class Claims:
         if placeholder is not None:
             placeholder.later(lambda conn: self._rpc.called(call))
             return True
-        return self._send_on(conn_id, call)
+        return not isinstance(call, CallWith) and self._send_on(conn_id, call)
+
+    def places(self, about: str) -> dict[str, Any]:
+        """Where the devices of some connections are; see `wse.core.cluster.remote_asking.Place`."""
+        return {"node": self._bus.node, "places": {conn_id: self._place(conn_id) for conn_id in _read_ids(about)}}
+
+    def _place(self, conn_id: str) -> Place:
+        conn = self._hub.connections.get(conn_id)
+        if conn is not None:
+            session = conn._session
+            return 0 if session.terms is None else session.window(session.terms.window)
+        if self._placeholder(conn_id) is not None:
+            return ""
+        resumption = self._hub.resumption
+        return (None if resumption is None else resumption.moved_to(conn_id)) or None
 
     def to_device(self, message: ToDevice) -> None:
         """Write what a handler at the session's old node has answered."""

@@ -68,7 +68,7 @@ class Delivery:
             WseError: As `WseConnection.send`, if a connection of this node cannot get it, or none anywhere.
             TypeError, ValueError: Who is excluded has a `cid` that cannot be a user's in a cluster.
         """
-        self._endpoint.check_type(type)
+        self._endpoint.check_sent(type)
         packed: dict[Protocol, Packed] = {}
         failure: WseError | None = None
         for protocol in self._endpoint.protocols:

@@ -4,7 +4,9 @@
     all         every node                               Message, Hello
     u.<user>    nodes that hold a device of the user     Message, Drop, Enter, Displaced, Check
     r.<room>    nodes that hold a member of the room     Message
-    n.<node>    that node                                Canary, Call, Cancel, Query, Answer, ToDevice, Arrived
+    n.<node>    that node                                Canary, Call, Cancel, Query, Answer, ToDevice, Arrived;
+                                                         those about a `CallWith`: More, Put, End, Waiting to the node
+                                                         of the device, Item, Want, Progress, Running from there
 
 A message crosses as its sender has packed it, once for each message protocol of the sender. The rest are plain values
 in MessagePack. Brokers take messages up to some size, so a list of names crosses in parts: several
@@ -93,6 +95,93 @@ class Call(ClusterMessage, tag=5):
     timeout: float | None
 
 
+class CallWith(Call, tag=14):
+    """A call that has more than an answer, or wants more: a stream, progress or an upload. It is sent only to a node
+    that has said that it knows this.
+    """
+
+    options: dict[str, Any]
+    """As in `~wse:call`."""
+
+
+class FromCaller(ClusterMessage):
+    """About a call of the origin to a device."""
+
+    stamp: int
+
+
+class More(FromCaller, tag=15):
+    """The caller takes more items of a stream."""
+
+    total: int
+    """How many in all, so that the next message repairs the loss of one."""
+
+
+class Put(FromCaller, tag=16):
+    """An item of an upload."""
+
+    number: int
+    """Counts from 1, so that a loss is noticed."""
+    item: Any
+
+
+class End(FromCaller, tag=17):
+    """The upload is complete."""
+
+    count: int
+
+
+class FromCallee(ClusterMessage):
+    """About a call of the receiver to a device of the origin."""
+
+    stamp: int
+
+
+class Item(FromCallee, tag=18):
+    """An item of a stream."""
+
+    number: int
+    item: Any
+
+
+class Want(FromCallee, tag=19):
+    """The procedure takes more items of an upload."""
+
+    total: int
+
+
+class Progress(FromCallee, tag=20):
+    """The progress of a call."""
+
+    value: Any
+
+
+class Flow(msgspec.Struct, array_like=True):
+    """How far one side of a call is.
+
+    Attributes:
+        granted: Items that it takes, in all.
+        sent: Items that it has sent.
+        ended: Whether it sends no more.
+    """
+
+    granted: int
+    sent: int
+    ended: bool = False
+
+
+class Waiting(ClusterMessage, tag=21):
+    """Calls of the origin to devices of the receiver, by their stamps."""
+
+    calls: dict[int, Flow]
+
+
+class Running(ClusterMessage, tag=22):
+    """Calls of the receiver to devices of the origin, by their stamps; `None` for those that it does not know."""
+
+    calls: dict[int, Flow | None]
+
+
 class ToDevice(ClusterMessage, tag=12):
     """An answer for a client whose session has moved, from a handler that still runs at the old node."""
 
@@ -137,7 +226,28 @@ encode = msgspec.msgpack.Encoder(enc_hook=str).encode
 """Encodes a message. Values that MessagePack does not have, in the details of errors, become strings."""
 
 decode = msgspec.msgpack.Decoder(
-    Message | Drop | Enter | Displaced | Check | Hello | Canary | Call | Cancel | Query | Answer | ToDevice | Arrived
+    Message
+    | Drop
+    | Enter
+    | Displaced
+    | Check
+    | Hello
+    | Canary
+    | Call
+    | CallWith
+    | More
+    | Put
+    | End
+    | Item
+    | Want
+    | Progress
+    | Waiting
+    | Running
+    | Cancel
+    | Query
+    | Answer
+    | ToDevice
+    | Arrived
 ).decode
 """Decodes a message; raises a `msgspec.MsgspecError` for bytes that are not one."""
 

@@ -70,7 +70,7 @@ class Inbox:
         try:
             message = envelope.decode(data)
             if message.origin != self._bus.node or isinstance(message, envelope.Canary):
-                self._dispatch(topic, message)
+                self._dispatch(topic, message, len(data))
         except Exception as exc:  # another version, or another program with access to the broker, may have sent it
             error = WseError(
                 ErrorCode.MSG_PROCESSING_ERROR, {"topic": topic}, "cannot decode a message from another node"
@@ -107,7 +107,7 @@ class Inbox:
             self._bus.release()  # if the connection was lost again, its return holds the backlog anew
         self._bus.catch_up()
 
-    def _dispatch(self, topic: str, message: Any) -> None:
+    def _dispatch(self, topic: str, message: Any, size: int) -> None:
         match message:
             case envelope.Message():
                 self._delivery.received(topic, message)
@@ -126,6 +126,14 @@ class Inbox:
             case envelope.Call():
                 if not self._claims.redirect(message):
                     self._rpc.called(message)
+            case envelope.FromCallee():
+                self._rpc.asking.received(message, size)
+            case envelope.FromCaller():
+                self._rpc.serving.received(message, size)
+            case envelope.Waiting():
+                self._rpc.serving.waiting(message)
+            case envelope.Running():
+                self._rpc.asking.running(message)
             case envelope.Query():
                 self._rpc.queried(message)
             case envelope.Answer():

@@ -5,7 +5,7 @@ when they come back. It subscribes to the users and rooms that it holds, and to 
 
     Bus        topics, and the backlog while the broker is away
     Delivery   messages of the application
-    NodeRpc    queries to other nodes, and calls to their devices
+    NodeRpc    queries to other nodes, and calls to their devices; with RemoteAsking and RemoteServing for streams
     Claims     sessions that move from node to node
     Presence   users come and go; with Registrations, Steps, Firing and Reconciler
     Liveness   the lease, and the canary
@@ -30,18 +30,20 @@ from wse.core.cluster.envelope import ALL, NODE, ROOM, USER, decode_name, encode
 from wse.core.cluster.firing import Firing
 from wse.core.cluster.inbox import Inbox
 from wse.core.cluster.liveness import Liveness
-from wse.core.cluster.node_rpc import NodeRpc, RemoteDevice
+from wse.core.cluster.node_rpc import NodeRpc
 from wse.core.cluster.presence import Presence
 from wse.core.cluster.reconciler import Reconciler
 from wse.core.cluster.registration import Registrations
+from wse.core.cluster.remote_asking import RemoteDevice
 from wse.core.cluster.steps import Steps
 from wse.core.hub.network import DeviceInfo
+from wse.core.ports.broker import Away
 from wse.errors import ErrorCode, WseError
 from wse.tasks import wake
 
 if TYPE_CHECKING:
     import asyncio
-    from collections.abc import AsyncIterator, Callable, Collection, Hashable, Iterable
+    from collections.abc import AsyncIterator, Callable, Collection, Hashable, Iterable, Sequence
 
     from wse.core.cluster.claims import Fetched
     from wse.core.cluster.settings import ClusterSettings
@@ -206,9 +208,9 @@ class ClusterNode:
         if self.broker.connected:
             await self.presence.close(LEAVE_SHARE * timeout)
             await self._resign(start + RESIGN_SHARE * timeout - self._scheduler.time())
+        self.rpc.close()
         self.bus.is_open = False
         self.presence.reset()
-        self.rpc.close()
         self.bus.clear()
         await self.broker.close(max(0.0, start + timeout - self._scheduler.time()))
 
@@ -277,6 +279,9 @@ class ClusterNode:
     async def find(self, holder: str, claim: Claim) -> Returning | None:
         return await self.claims.find(holder, claim)
 
+    def mark(self, conn: WseConnection) -> None:
+        self.presence.mark(conn)
+
     def moved(self, conn: WseConnection, to: str) -> None:
         self.presence.moved(conn)
 
@@ -311,7 +316,11 @@ class ClusterNode:
 
     async def devices(self, cid: ClientId) -> list[DeviceInfo]:
         devices = await self.broker.devices(encode_name(cid))
-        return [DeviceInfo(cid, device.conn_id, device.node) for device in devices if not device.away]
+        return [
+            DeviceInfo(cid, device.conn_id, device.node, device.away is Away.DETACHED)
+            for device in devices
+            if device.away is not Away.GONE
+        ]
 
     async def online(self) -> int:
         return await self.broker.online()
@@ -321,7 +330,8 @@ class ClusterNode:
             yield decode_name(user)
 
     async def callees(self, cid: ClientId) -> list[Callee]:
-        """The user's devices, the oldest first; while the broker is away, only those of this node.
+        """The user's devices, those that are away first, and the oldest before newer ones; while the broker is away,
+        only those of this node.
 
         Raises:
             WseError: `BROKER_UNAVAILABLE`: the broker is away, and the user has no device on this node.
@@ -333,15 +343,20 @@ class ClusterNode:
             if not here:
                 raise
             return [*here.values()]
-        callees: list[Callee] = []
+        away: list[Callee] = []
+        present: list[Callee] = []
         for device in devices:
-            if device.away:
-                continue
-            if device.node != self.node:
-                callees.append(RemoteDevice(self.rpc, device.node, device.conn_id))
-            elif device.conn_id in here:
-                callees.append(here.pop(device.conn_id))
-        return [*callees, *here.values()]  # an engine that has come back empty does not know all of them yet
+            session = here.pop(device.conn_id, None)
+            if session is not None:
+                (present if session.conn.attached else away).append(session)
+            elif device.node != self.node and device.away is not Away.GONE:
+                remote = RemoteDevice(self.rpc, device.node, device.conn_id)
+                (away if device.away else present).append(remote)
+        # An engine that has come back empty does not know all of them yet.
+        return [*away, *present, *here.values()]
+
+    async def locate(self, callees: Sequence[Callee]) -> list[Callee]:
+        return await self.rpc.asking.locate(callees)
 
     async def members(self, name: RoomName) -> frozenset[ClientId]:
         """The users in a room on the other nodes that answer in time.
@@ -355,5 +370,6 @@ class ClusterNode:
     def _members_here(self, room: str) -> list[str]:
         return [encode_name(cid) for cid in self.hub.rooms.local_users(decode_name(room))]
 
-    def _here(self, _: str) -> str:
-        return self.node
+    def _here(self, conn_ids: str) -> Any:
+        """Answer whether this node is there, or where the devices of some connections are."""
+        return self.claims.places(conn_ids) if conn_ids else self.node

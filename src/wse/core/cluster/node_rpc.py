@@ -5,7 +5,10 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from wse.core.cluster.envelope import NODE, Answer, Call, Cancel, Query, encode, in_parts, plain
+from wse.core.cluster.envelope import NODE, Answer, Call, CallWith, Cancel, Query, encode, in_parts, plain
+from wse.core.cluster.remote_asking import RemoteAsking
+from wse.core.cluster.remote_serving import RemoteServing
+from wse.core.session.current_call import bounded, inherited
 from wse.core.session.rpc import NotAskedError, PendingCalls, error_from_wire
 from wse.errors import ErrorCode, WseError
 
@@ -14,29 +17,13 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     from wse.core.cluster.bus import Bus
+    from wse.core.cluster.envelope import ClusterMessage
     from wse.core.hub.connection import ServerSession
     from wse.core.hub.hub import Hub
     from wse.types import MessageType
 
 MAX_ERROR_LENGTH = 1000
 """The length to which an error's message and code are cut when its details cannot be encoded."""
-
-
-class RemoteDevice:
-    """A device of another node; a `wse.core.hub.calls.Callee`."""
-
-    __slots__ = ("_conn_id", "_node", "_rpc")
-
-    def __init__(self, rpc: NodeRpc, node: str, conn_id: str) -> None:
-        self._rpc = rpc
-        self._node = node
-        self._conn_id = conn_id
-
-    def start_call(self, name: MessageType, payload: Any, timeout: float | None) -> tuple[int, asyncio.Future[Any]]:
-        return self._rpc.call(self._node, self._conn_id, name, payload, timeout)
-
-    def forget_call(self, stamp: int) -> None:
-        self._rpc.cancel(stamp)
 
 
 class NodeRpc:
@@ -50,6 +37,8 @@ class NodeRpc:
     Attributes:
         queries: The queries that this node answers, by name. Each is a function of a name that returns a plain value;
             a list that it returns consists of encoded names, or of pieces of bytes, and may have any length.
+        asking: The calls of this node that have more than an answer.
+        serving: Those of other nodes.
     """
 
     def __init__(self, bus: Bus, hub: Hub, query_timeout: float) -> None:
@@ -58,6 +47,8 @@ class NodeRpc:
         self._endpoint = hub.endpoint
         self._query_timeout = query_timeout
         self.queries: dict[str, Callable[[str], Any]] = {}
+        self.asking = RemoteAsking(self, bus, hub.endpoint, query_timeout)
+        self.serving = RemoteServing(self, bus)
         self._pending = PendingCalls(self._endpoint.scheduler, self._endpoint.timeout)
         self._asked: dict[int, tuple[str, MessageType]] = {}  # by stamp, the node whose answer is due, and the name
         self._parts: dict[int, list[list[Any]]] = {}  # by stamp, the parts of an answer that have come
@@ -68,17 +59,29 @@ class NodeRpc:
     # Asking.
 
     def call(
-        self, node: str, conn_id: str, name: MessageType, payload: Any, timeout: float | None
+        self,
+        node: str,
+        conn_id: str,
+        name: MessageType,
+        payload: Any,
+        timeout: float | None,
+        options: dict[str, Any] | None = None,
     ) -> tuple[int, asyncio.Future[Any]]:
         """Call a device of another node; see `wse.core.session.session.Session.start_call`.
 
         Raises:
-            WseError: `RP_SEND_FAILED`; `PROTOCOL_VIOLATION` for a name that WSE reserves.
+            WseError: `RP_SEND_FAILED`; `PROTOCOL_VIOLATION` for a name that WSE reserves; `RP_TIMEOUT`, when the
+                deadline of the procedure that calls has passed.
         """
-        self._endpoint.check_type(name)
+        self._endpoint.check_sent(name)
+        if bounded:
+            timeout = inherited(timeout, self._endpoint.timeout, name)
         stamp, future = self._pending.add(name, timeout)
         try:
-            self._send(node, plain(Call(self._bus.node, stamp, conn_id, name, payload, timeout)))
+            if options is None:
+                self.send(node, Call(self._bus.node, stamp, conn_id, name, payload, timeout))
+            else:
+                self.send(node, CallWith(self._bus.node, stamp, conn_id, name, payload, timeout, options))
         except Exception as exc:
             self._pending.discard(stamp)
             raise WseError(ErrorCode.RP_SEND_FAILED, {"rp": name}, f"the call cannot leave this node: {exc}") from exc
@@ -168,13 +171,17 @@ class NodeRpc:
             # If this message is lost, the other node forgets the call after the call's own timeout.
             self._bus.send_to(asked[0], Cancel(self._bus.node, stamp))
 
+    def node_of(self, stamp: int) -> str:
+        """The node that has the device of a call; an empty string when the call has ended."""
+        return self._asked.get(stamp, ("", ""))[0]
+
     @property
     def waiting(self) -> int:
         """How many requests of this node wait for their answers."""
         return len(self._asked)
 
     def alive(self, nodes: frozenset[str]) -> None:
-        """Give up requests to and from all nodes but these: only these live."""
+        """Give up requests to and from all nodes but these: only these live. Tell them which calls wait."""
         for stamp, (node, name) in self._asked.items():
             if node not in nodes:
                 details = {"rp": name, "disconnected": [1006, ""]}
@@ -188,15 +195,19 @@ class NodeRpc:
         for origin, stamp in [call for call in self._called if call[0] in dead]:
             # The node may only have slept, and then a caller may still wait there.
             problem = "the calling node was considered dead"
-            self._drop(origin, stamp, WseError(ErrorCode.RP_DISCONNECT, {"disconnected": [1006, ""]}, problem))
+            self.fail(origin, stamp, WseError(ErrorCode.RP_DISCONNECT, {"disconnected": [1006, ""]}, problem))
+        self.asking.beat()
+        self.serving.beat()
 
     def close(self) -> None:
         """Give up all requests: the node ends."""
         self._pending.close(1012, "")
+        for stamp, (node, _) in self._asked.items():
+            self._bus.send_to(node, Cancel(self._bus.node, stamp))
         self._asked.clear()
         self._parts.clear()
         for call in list(self._called):
-            self._drop(*call)
+            self.give_up(*call)
         self._absent.clear()
 
     # Answering.
@@ -209,7 +220,10 @@ class NodeRpc:
             if conn is None:
                 raise NotAskedError(ErrorCode.RP_DISCONNECT, {"rp": call.name, "disconnected": [1006, ""]})
             session = conn._session
-            stamp, future = session.start_call(call.name, call.payload, call.timeout)
+            if isinstance(call, CallWith):
+                stamp, future = self.serving.start(session, call)
+            else:
+                stamp, future = session.start_call(call.name, call.payload, call.timeout)
         except WseError as exc:
             self._answer_error(origin, call.stamp, exc)
         else:
@@ -218,7 +232,7 @@ class NodeRpc:
 
     def cancelled(self, cancel: Cancel) -> None:
         """Give up a call of another node; the device may have answered already."""
-        self._drop(cancel.origin, cancel.stamp)
+        self.give_up(cancel.origin, cancel.stamp)
 
     def queried(self, query: Query) -> None:
         """Answer a query of another node."""
@@ -238,6 +252,7 @@ class NodeRpc:
     def _called_back(self, origin: str, stamp: int, future: asyncio.Future[Any]) -> None:
         """Send the answer of a device, or the error instead of it."""
         self._called.pop((origin, stamp), None)
+        sent = self.serving.end(origin, stamp)
         if future.cancelled():
             return
         try:
@@ -245,24 +260,32 @@ class NodeRpc:
         except WseError as exc:
             self._answer_error(origin, stamp, exc)
         else:
-            self._answer(origin, stamp, result)
+            self._answer(origin, stamp, result if sent is None else sent)
 
-    def _drop(self, origin: str, stamp: int, error: WseError | None = None) -> None:
-        """Forget another node's call. Its caller gets the error, if one is given, and otherwise no answer."""
+    def give_up(self, origin: str, stamp: int) -> None:
+        """Forget another node's call; it gets no answer."""
+        future = self._forget_called(origin, stamp)
+        if future is not None:
+            future.cancel()
+
+    def fail(self, origin: str, stamp: int, error: WseError) -> None:
+        """Forget another node's call, and answer it with an error."""
+        future = self._forget_called(origin, stamp)
+        if future is not None and not future.done():
+            future.set_exception(error)
+
+    def _forget_called(self, origin: str, stamp: int) -> asyncio.Future[Any] | None:
         called = self._called.pop((origin, stamp), None)
         if called is None:
-            return
+            return None
         session, its_stamp, future = called
         session.forget_call(its_stamp)
-        if error is None:
-            future.cancel()
-        elif not future.done():
-            future.set_exception(error)
+        return future
 
     def _answer(self, origin: str, stamp: int, value: Any, parts: int = 1) -> bool:
         """Send an answer, or a part of one; returns False if an error had to be sent instead."""
         try:
-            self._send(origin, plain(Answer(self._bus.node, stamp, value, parts=parts)))
+            self.send(origin, Answer(self._bus.node, stamp, value, parts=parts))
         except Exception as exc:
             problem = f"the result cannot leave this node: {exc}"
             self._answer_error(origin, stamp, WseError(ErrorCode.RP_EXECUTION_FAILED, {}, problem))
@@ -278,6 +301,14 @@ class NodeRpc:
             # Its details cannot be encoded or are too large. The caller must not wait for the timeout because of that.
             answer.error = {"code": _cut(error.code), "message": _cut(error.message), "details": {}}
             self._bus.send_to(origin, answer)
+
+    def send(self, node: str, message: ClusterMessage) -> None:
+        """Send a message with a value of an application, which arrives unchanged or not at all.
+
+        Raises:
+            Exception: The value cannot be encoded; as `_send`.
+        """
+        self._send(node, plain(message))
 
     def _send(self, node: str, data: bytes) -> None:
         """Send a message now or not at all: a caller does not wait for a broker that is away.

@@ -15,6 +15,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from wse.core.cluster.envelope import USER, encode_name
+from wse.core.cluster.reconciler import each
 from wse.core.cluster.registration import JOINING_PHASE, Registration, State
 from wse.core.hub.connection import WseIdentity
 from wse.core.ports.broker import Device
@@ -73,6 +74,8 @@ class Presence:
         self._reconciler = reconciler
         self._joining: dict[str, list[Registration]] = {}  # by user, those between acceptance and welcome
         self._graces: dict[str, tuple[Registration, Timer]] = {}  # by user, those that are AWAY
+        self._marks: dict[Registration, None] = {}  # those of which the register must learn whether they are away
+        self._is_marking = False
         self._emptied: asyncio.Future[None] | None = None
         registrations.when_empty = self._done
 
@@ -179,6 +182,30 @@ class Presence:
         self._registrations.forget(registration)
         self._scheduler.call_later(MOVED_WITHIN, self._registrations.arrived, conn.conn_id)
 
+    # A connection breaks, and comes back.
+
+    def mark(self, conn: WseConnection) -> None:
+        """Tell the register whether a device is away. Nothing waits for that; of changes in quick succession it learns
+        the last one.
+        """
+        registration = self._registrations.get(conn.conn_id)
+        if registration is None:  # the node has left the cluster already
+            return
+        self._registrations.look_at(registration)
+        if registration.state is State.INSIDE and registration.is_unsettled:
+            self._marks[registration] = None
+            if not self._is_marking:
+                self._is_marking = True
+                self._scheduler.spawn(self._mark())
+
+    async def _mark(self) -> None:
+        try:
+            while self._marks:
+                marks, self._marks = self._marks, {}
+                await self._try(each(self._scheduler, marks, self._steps.settle))
+        finally:
+            self._is_marking = False
+
     # A connection goes.
 
     def leave(self, conn: WseConnection, identity: WseIdentity, code: int, reason: str, grace: float = 0.0) -> None:
@@ -201,7 +228,6 @@ class Presence:
         """Keep a device in the register whose connection has ended, so that its user is still there."""
         user = registration.device.user
         self._end_grace(user)  # of an earlier one
-        registration.device = replace(registration.device, away=True)
         self._registrations.enter(registration, State.AWAY)
         self._graces[user] = registration, self._scheduler.call_later(grace, self._end_grace, user)
 
@@ -241,6 +267,7 @@ class Presence:
             timer.cancel()
         self._graces.clear()
         self._joining.clear()
+        self._marks.clear()
         self._registrations.clear()
         self._firing.reset()
         self._reconciler.reset()

@@ -10,6 +10,7 @@
     JOINING,    displaced by a newer device             DISPLACED   close the connection
     OUTSIDE,
     INSIDE
+    INSIDE      its connection is broken, or back       INSIDE      say so
     INSIDE      the user's last one here has ended,     AWAY        say so
                 and there is a `leave_grace`
     AWAY        the grace is over, the user is back     LEAVING     leave
@@ -28,6 +29,7 @@ from __future__ import annotations
 from enum import Enum, auto
 from typing import TYPE_CHECKING
 
+from wse.core.ports.broker import Away
 from wse.core.session.phase import Ignoring
 
 if TYPE_CHECKING:
@@ -48,8 +50,11 @@ class State(Enum):
     LEAVING = auto()
 
 
-UNSETTLED = (State.OUTSIDE, State.AWAY, State.LEAVING)
-"""The states that ask for a step of the register; a device that is away needs it only once."""
+UNSETTLED = (State.OUTSIDE, State.LEAVING)
+"""The states that ask for a step of the register."""
+
+IN_REGISTER = (State.INSIDE, State.AWAY)
+"""The states that ask for one only if the register does not know whether the device is away."""
 
 
 JOINING_PHASE = Ignoring()
@@ -82,6 +87,18 @@ class Registration:
         self.origin = ""
         self.is_again = False
 
+    @property
+    def away(self) -> Away:
+        """What the register has to know about the connection."""
+        if self.end is not None:
+            return Away.GONE
+        return Away.HERE if self.conn.attached else Away.DETACHED
+
+    @property
+    def is_unsettled(self) -> bool:
+        """Whether a step of the register is to be made."""
+        return self.state in UNSETTLED or (self.state in IN_REGISTER and self.device.away != self.away)
+
 
 class Registrations(dict[str, Registration]):
     """The devices of this node, by connection id.
@@ -101,18 +118,18 @@ class Registrations(dict[str, Registration]):
     def enter(self, registration: Registration, state: State) -> None:
         """Put a device into a state."""
         registration.state = state
-        if state in UNSETTLED:
+        self.look_at(registration)
+
+    def look_at(self, registration: Registration) -> None:
+        """Note whether a step is to be made for a device."""
+        if registration.is_unsettled:
             self.unsettled[registration] = None
         else:
-            self.settled(registration)
-
-    def settled(self, registration: Registration) -> None:
-        """Note that no step is to be made for a device."""
-        self.unsettled.pop(registration, None)
+            self.unsettled.pop(registration, None)
 
     def forget(self, registration: Registration) -> None:
         """The device is gone."""
-        self.settled(registration)
+        self.unsettled.pop(registration, None)
         if self.pop(registration.device.conn_id, None) is not None and not self and not self.moved:
             self.when_empty()
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from wse.core.cluster.envelope import USER, Arrived, Check, Displaced
-from wse.core.cluster.registration import State
+from wse.core.cluster.registration import IN_REGISTER, State
 from wse.core.ports.broker import Device
 from wse.errors import CloseReason
 
@@ -70,10 +71,8 @@ class Steps:
                     await self._move(registration)
                 elif registration.state is State.OUTSIDE:
                     await self._join_again(registration)
-                elif registration.state is State.AWAY:
-                    await self._broker.set_away(registration.device)
-                    if registration.state is State.AWAY:
-                        self._registrations.settled(registration)
+                elif registration.state in IN_REGISTER:
+                    await self._set_away(registration)
                 else:
                     await self._leave(registration)
         finally:
@@ -91,6 +90,12 @@ class Steps:
             if registration.state is State.OUTSIDE:
                 self._registrations.enter(registration, State.INSIDE)
         self._bus.send_to(origin, Arrived(self._bus.node, registration.device.conn_id))
+
+    async def _set_away(self, registration: Registration) -> None:
+        away = registration.away
+        await self._broker.set_away(replace(registration.device, away=away))
+        registration.device = replace(registration.device, away=away)  # its place may be another one by now
+        self._registrations.look_at(registration)
 
     def arrived(self, conn_id: str) -> None:
         """Another node has taken a device over."""

@@ -9,22 +9,24 @@ from __future__ import annotations
 import typing
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
+from wse.core.session.asking import Askable
 from wse.core.session.rpc import NotAskedError
 from wse.errors import ErrorCode, WseError
 from wse.types import MessageType
 
 if TYPE_CHECKING:
     import asyncio
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from wse.core.ports.scheduling import Scheduler
+    from wse.core.session.asking import Asked, Items
 
 Mode: TypeAlias = Literal["first", "all", "any"]
 """The answers that a call to a user returns: the first success, all of them, or that of the one device asked."""
 
 
-class Callee(typing.Protocol):
-    """A device that can be called: a connection of this node, or of another."""
+class Called(typing.Protocol):
+    """What is called, as the functions of this module see it."""
 
     def start_call(self, name: MessageType, payload: Any, timeout: float | None) -> tuple[int, asyncio.Future[Any]]:
         """Send a call. The code that awaits the future must call `forget_call` in the end.
@@ -38,17 +40,46 @@ class Callee(typing.Protocol):
         """Forget a call whose answer is no longer awaited."""
 
 
-_Started: TypeAlias = "list[tuple[Callee, int, asyncio.Future[Any]]]"
+class Callee(Called, Askable, typing.Protocol):
+    """A device that can be called: a connection of this node, or of another."""
 
 
-async def call_all(callees: Sequence[Callee], name: MessageType, payload: Any, timeout: float | None) -> list[Any]:
+class WithOptions:
+    """A device that is called with options, a `Called`.
+
+    Args:
+        callee: The device.
+        on_progress: Takes the progress.
+        upload: The items to send.
+    """
+
+    def __init__(self, callee: Callee, on_progress: Callable[[Any], Any] | None, upload: Items | None) -> None:
+        self._callee = callee
+        self._on_progress = on_progress
+        self._upload = upload
+        self._asked: Asked | None = None
+
+    def start_call(self, name: MessageType, payload: Any, timeout: float | None) -> tuple[int, asyncio.Future[Any]]:
+        asked = self._callee.ask(name, payload, timeout, on_progress=self._on_progress, upload=self._upload)
+        self._asked = asked
+        return asked.stamp, asked.future
+
+    def forget_call(self, stamp: int) -> None:
+        if self._asked is not None:
+            self._asked.give_up()
+
+
+_Started: TypeAlias = "list[tuple[Called, int, asyncio.Future[Any]]]"
+
+
+async def call_all(callees: Sequence[Called], name: MessageType, payload: Any, timeout: float | None) -> list[Any]:
     """Call a procedure on several devices at once; errors stand in the list where results would.
 
     Raises:
         NotAskedError: No device is there.
     """
     started: _Started = []
-    results: dict[Callee, Any] = dict.fromkeys(callees)
+    results: dict[Called, Any] = dict.fromkeys(callees)
     try:
         for callee in callees:
             try:
@@ -69,7 +100,7 @@ async def call_all(callees: Sequence[Callee], name: MessageType, payload: Any, t
 
 
 async def call_first(
-    scheduler: Scheduler, callees: Sequence[Callee], name: MessageType, payload: Any, timeout: float | None
+    scheduler: Scheduler, callees: Sequence[Called], name: MessageType, payload: Any, timeout: float | None
 ) -> Any:
     """Call a procedure on several devices at once, and return the first result; the other answers are ignored.
 
@@ -114,7 +145,7 @@ async def call_first(
 
 
 async def call_any(
-    scheduler: Scheduler, callees: Sequence[Callee], name: MessageType, payload: Any, timeout: float
+    scheduler: Scheduler, callees: Sequence[Called], name: MessageType, payload: Any, timeout: float
 ) -> Any:
     """Call a procedure on the newest device, which is the last; on an older one only if the newer are not there.
 

@@ -341,6 +341,7 @@ class WseConnection:
             ValueError: A code or reason that a close frame cannot carry.
         """
         check_close(code, reason)
+        self._session.endpoint.check_thread()
         if code in RETURNS:
             self._session.cut(code, reason)
         else:
@@ -357,6 +358,7 @@ class WseConnection:
             TypeError, ValueError: As `Handshake.accept`.
         """
         session = self._session
+        session.endpoint.check_thread()
         session._owner.auth.expire(session, None if expires is None else unix_time(expires))
 
     @property
@@ -391,6 +393,7 @@ class WseConnection:
 
     async def drain(self) -> None:
         """Wait until the socket takes more. Call this between messages if you may send faster than the device reads."""
+        self._session.endpoint.check_thread()
         await self._session.drain()
 
     def __repr__(self) -> str:

@@ -29,7 +29,7 @@ def send_to_all(
     Raises:
         WseError: As `WseConnection.send`; then none has got it.
     """
-    endpoint.check_type(type)
+    endpoint.check_sent(type)
     protocols = endpoint.protocols
     if len(protocols) == 1:
         _write(endpoint, conns, type, encode(protocols[0], type, payload, key))

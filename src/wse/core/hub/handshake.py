@@ -130,6 +130,7 @@ class Handshake:
                 than the client takes.
         """
         if self._opening is not None:
+            self._opening.check_thread()
             self._opening.accept(cid, welcome, None if expires is None else unix_time(expires))
 
     def refuse(self, reason: str | None = None, retry: bool = False) -> None:
@@ -144,6 +145,7 @@ class Handshake:
             WseError: `MSG_PROCESSING_ERROR`, when the reason cannot be encoded.
         """
         if self._opening is not None:
+            self._opening.check_thread()
             self._opening.refuse(reason, retry)
 
     def quest(self, value: Any) -> None:
@@ -154,6 +156,7 @@ class Handshake:
                 `MSG_PROCESSING_ERROR`, when the value cannot be encoded.
         """
         if self._opening is not None:
+            self._opening.check_thread()
             self._opening.quest(value)
 
     async def resuming(self) -> Returning | None:
@@ -266,6 +269,10 @@ class ServerOpening(Generic[S]):
         self._over(Event.END)
 
     # The application's decisions.
+
+    def check_thread(self) -> None:
+        """Reject a decision in another thread; see `Endpoint.check_thread`."""
+        self._session.endpoint.check_thread()
 
     def accept(self, cid: ClientId, welcome: Any, expires: float | None) -> None:
         if self.state is not State.VALIDATING:

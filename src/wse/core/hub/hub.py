@@ -12,7 +12,7 @@ from wse.core.closing import check_close
 from wse.core.heartbeat import Heartbeat
 from wse.core.hub.arrivals import Arrivals
 from wse.core.hub.auth import AuthExtension
-from wse.core.hub.calls import call_all, call_any, call_first
+from wse.core.hub.calls import WithOptions, call_all, call_any, call_first
 from wse.core.hub.connection import MeteredSession, ServerSession, WseConnection, WseIdentity
 from wse.core.hub.extensions import LimitsExtension
 from wse.core.hub.fanout import excluded, without
@@ -31,14 +31,15 @@ from wse.types import ClientId, MessageKey, MessageType, ReadyState
 
 if TYPE_CHECKING:
     import asyncio
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
-    from wse.core.hub.calls import Mode
+    from wse.core.hub.calls import Called, Callee, Mode
     from wse.core.hub.connection import Exclude
     from wse.core.hub.handshake import AuthHandler, Handshake
     from wse.core.ports.protocol import Protocol
     from wse.core.ports.transport import Link, Request
     from wse.core.resume import Resume
+    from wse.core.session.asking import Items
     from wse.core.session.endpoint import Endpoint
 
 
@@ -342,6 +343,8 @@ class Hub:
             self.send_to(USER, cid, conns, type, payload, exclude, key)
         elif self.network.reaches_others or not self.started:
             self.send_to(USER, cid, (), type, payload, exclude, key)
+        else:
+            self.endpoint.check_thread()
 
     def send_to(
         self,
@@ -370,6 +373,7 @@ class Hub:
     def drop_client(self, cid: ClientId, reason: str, code: int) -> None:
         """Disconnect all devices of a user; nothing happens if there are none."""
         check_close(code, reason)
+        self.endpoint.check_thread()
         if not self.started:
             raise WseError(ErrorCode.NOT_STARTED)
         self.network.drop(cid, reason, code)
@@ -391,14 +395,19 @@ class Hub:
         mode: Mode,
         timeout: float | None,
         wait: float = 0.0,
+        on_progress: Callable[[Any], Any] | None = None,
+        upload: Items | None = None,
     ) -> Any:
         """Call a procedure on a user's devices; see `WseServer.call`."""
         if wait < 0:
             raise ValueError(f"wait is in seconds, not {wait}")
+        if upload is not None and mode != "any":
+            raise ValueError(f'an upload goes to one device, with mode="any", not {mode!r}')
+        self.endpoint.check_thread()
         until = self.endpoint.scheduler.time() + wait
         while True:
             try:
-                return await self._call(cid, name, payload, mode, timeout)
+                return await self._call(cid, name, payload, mode, timeout, on_progress, upload)
             except WseError as exc:
                 left = until - self.endpoint.scheduler.time()
                 if exc.code != ErrorCode.CONNECTION_MISSING or left <= 0:
@@ -406,12 +415,21 @@ class Hub:
             # A connection to another node makes itself known to the register only.
             await self._arrivals.wait(cid, min(left, LOOK_AGAIN) if self.network.reaches_others else left)
 
-    async def _call(self, cid: ClientId, name: MessageType, payload: Any, mode: Mode, timeout: float | None) -> Any:
+    async def _call(
+        self,
+        cid: ClientId,
+        name: MessageType,
+        payload: Any,
+        mode: Mode,
+        timeout: float | None,
+        on_progress: Callable[[Any], Any] | None,
+        upload: Items | None,
+    ) -> Any:
         if mode not in ("first", "all", "any"):
             raise ValueError(f'mode must be "first", "all" or "any", not {mode!r}')
         if not self.started:
             raise WseError(ErrorCode.NOT_STARTED)
-        callees = await self.network.callees(cid)
+        callees: Sequence[Called] = await self._callees(cid, on_progress, upload)
         scheduler = self.endpoint.scheduler
         try:
             if mode == "all":
@@ -423,22 +441,31 @@ class Hub:
         except NotAskedError:
             raise WseError(ErrorCode.CONNECTION_MISSING, {"cid": cid, "rp": name}) from None
 
-    async def newest_session(self, cid: ClientId, name: MessageType) -> ServerSession:
-        """The session of the user's newest device, which must be of this node.
+    async def _callees(
+        self, cid: ClientId, on_progress: Callable[[Any], Any] | None, upload: Items | None
+    ) -> Sequence[Called]:
+        """The user's devices, for a call with these options."""
+        callees = await self.network.callees(cid)
+        if on_progress is None and upload is None:
+            return callees
+        callees = await self.network.locate(callees)
+        if upload is not None:  # it can be sent once
+            callees = callees[-1:]
+        return [WithOptions(callee, on_progress, upload) for callee in callees]
+
+    async def newest(self, cid: ClientId, name: MessageType) -> Callee:
+        """The newest of the user's devices that are there.
 
         Raises:
-            WseError: `NOT_STARTED`; `CONNECTION_MISSING`; `UNSUPPORTED`.
+            WseError: `NOT_STARTED`; `CONNECTION_MISSING`; `BROKER_UNAVAILABLE`.
         """
+        self.endpoint.check_thread()
         if not self.started:
             raise WseError(ErrorCode.NOT_STARTED)
-        callees = await self.network.callees(cid)
-        if not callees:
-            raise WseError(ErrorCode.CONNECTION_MISSING, {"cid": cid, "rp": name})
-        newest = callees[-1]
-        if not isinstance(newest, ServerSession):
-            details = {"extension": "calls", "rp": name}
-            raise WseError(ErrorCode.UNSUPPORTED, details, "the user's newest device is connected to another node")
-        return newest
+        for callee in reversed(await self.network.callees(cid)):
+            if there := await self.network.locate([callee]):
+                return there[0]
+        raise WseError(ErrorCode.CONNECTION_MISSING, {"cid": cid, "rp": name})
 
     # Presence.
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from wse.types import ClientId, MessageKey, MessageType, RoomName
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Collection, Hashable
+    from collections.abc import AsyncIterator, Callable, Collection, Hashable, Sequence
 
     from wse.core.hub.calls import Callee
     from wse.core.hub.connection import ServerSession, WseConnection, WseIdentity
@@ -30,11 +30,13 @@ class DeviceInfo:
         cid: The user's id.
         conn_id: The connection's id.
         node: The id of the node that it is connected to; an empty string on a server without a cluster.
+        away: Whether its connection is broken, and its session waits for its client to come back.
     """
 
     cid: Any
     conn_id: str
     node: str = ""
+    away: bool = False
 
 
 class Fetched(typing.Protocol):
@@ -124,6 +126,9 @@ class Network(typing.Protocol):
         """The user of a session that another node has, if the client knows its key."""
         ...
 
+    def mark(self, conn: WseConnection) -> None:
+        """Note that a connection has become detached, or attached again."""
+
     def moved(self, conn: WseConnection, to: str) -> None:
         """Note that a connection goes on at another node."""
 
@@ -168,6 +173,14 @@ class Network(typing.Protocol):
 
     async def callees(self, cid: ClientId) -> list[Callee]:
         """The user's devices anywhere, the oldest first."""
+        ...
+
+    async def locate(self, callees: Sequence[Callee]) -> list[Callee]:
+        """Those that are there, ready to be called with options.
+
+        Raises:
+            WseError: `BROKER_UNAVAILABLE`.
+        """
         ...
 
     async def devices(self, cid: ClientId) -> list[DeviceInfo]:

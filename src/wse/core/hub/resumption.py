@@ -254,6 +254,7 @@ class Resumption(Resuming):
         link.write_shared(arrival.welcome)
         old.attached()
         ledger.resume(link, takes, arrival.claim.got)
+        hub.network.mark(conn)
         if not old.ended:
             text = "user %r is back on connection %s"
             hub.endpoint.log.event("resumed", text, conn.cid, conn.conn_id, cid=conn.cid, conn_id=conn.conn_id)
@@ -306,6 +307,7 @@ class Resumption(Resuming):
             self.end(next(iter(self.detached)), Why.OVERFLOW)
         ledger.charge()
         if not session.ended:
+            self._hub.network.mark(session.conn)
             self._hub.detached._emit_on(session, session.conn, code, reason)
 
     def _detach(self, session: ServerSession, ticket: Ticket, code: int, reason: str) -> None:

@@ -14,12 +14,14 @@ if TYPE_CHECKING:
 
     from wse.core.hub.connection import Exclude
     from wse.core.hub.network import Network
+    from wse.core.session.endpoint import Endpoint
     from wse.core.session.signals import Signal
 
 
 class Host(typing.Protocol):
     """A hub, as its rooms see it."""
 
+    endpoint: Endpoint
     network: Network
 
     def signal(self, name: str, *takes: str) -> Signal[*tuple[Any, ...]]:
@@ -77,6 +79,7 @@ class Room:
         Raises:
             TypeError: It is neither a connection nor an identity.
         """
+        self._rooms.check_thread()
         for conn in _connections(member):
             self._rooms.add(self.name, conn)
         if isinstance(member, WseIdentity):
@@ -88,6 +91,7 @@ class Room:
         Raises:
             TypeError: It is neither a connection nor an identity.
         """
+        self._rooms.check_thread()
         for conn in _connections(member):
             self._rooms.discard(self.name, conn)
         if isinstance(member, WseIdentity):
@@ -117,6 +121,7 @@ class Room:
         Raises:
             WseError: `BROKER_UNAVAILABLE`, in a cluster: the broker cannot be reached, or a node answers with an error.
         """
+        self._rooms.check_thread()
         return await self._rooms.members(self.name)
 
     @property
@@ -136,6 +141,10 @@ class Rooms:
         self._members: dict[RoomName, dict[str, WseConnection]] = {}
         self._rooms_of: dict[str, set[RoomName]] = {}  # by conn_id, only for connections in a room
         self._signals: dict[RoomName, RoomSignals] = {}
+
+    def check_thread(self) -> None:
+        """Reject a call from another thread; see `Endpoint.check_thread`."""
+        self._hub.endpoint.check_thread()
 
     def signals(self, name: RoomName) -> RoomSignals:
         signals = self._signals.get(name)

@@ -9,7 +9,7 @@ from wse.core.hub.network import DeviceInfo
 from wse.core.hub.tickets import Refusal, Why
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Collection, Hashable
+    from collections.abc import AsyncIterator, Callable, Collection, Hashable, Sequence
 
     from wse.core.hub.calls import Callee
     from wse.core.hub.connection import ServerSession, WseConnection, WseIdentity
@@ -72,6 +72,8 @@ class SingleNode:
 
     async def find(self, holder: str, claim: Claim) -> None: ...
 
+    def mark(self, conn: WseConnection) -> None: ...
+
     def moved(self, conn: WseConnection, to: str) -> None: ...
 
     def drop_joining(self, cid: ClientId, reason: str, code: int) -> None: ...
@@ -103,8 +105,11 @@ class SingleNode:
     async def callees(self, cid: ClientId) -> list[Callee]:
         return [*self._hub.sessions_of(cid)]
 
+    async def locate(self, callees: Sequence[Callee]) -> list[Callee]:
+        return [*callees]
+
     async def devices(self, cid: ClientId) -> list[DeviceInfo]:
-        return [DeviceInfo(cid, session.conn.conn_id) for session in self._hub.sessions_of(cid)]
+        return [DeviceInfo(cid, conn.conn_id, away=not conn.attached) for conn in self._hub.conns_of(cid)]
 
     async def online(self) -> int:
         return len(self._hub.identities) + len(self._leaving)

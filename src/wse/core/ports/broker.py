@@ -23,6 +23,23 @@ from __future__ import annotations
 import typing
 from collections.abc import AsyncIterator, Collection, Iterable
 from dataclasses import dataclass
+from enum import IntEnum
+
+
+class Away(IntEnum):
+    """What is left of a device's connection. A value that is not 0 is one of a device that is away."""
+
+    HERE = 0
+    """It is there."""
+    GONE = 1
+    """It has ended. The device stays for a while, so that its user does not leave."""
+    DETACHED = 2
+    """It is broken, and its session waits for its client: the device gets messages and calls when that comes back."""
+
+    @property
+    def rank(self) -> int:
+        """The order in which devices of living nodes are displaced: the lowest first."""
+        return (self + 2) % 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,14 +51,14 @@ class Device:
         conn_id: The connection's id, unique in the cluster.
         node: The node that holds the connection.
         place: Its position in the order of the user's devices. The register assigns it, without a clock.
-        away: Whether its connection is broken and may be resumed.
+        away: What is left of its connection.
     """
 
     user: str
     conn_id: str
     node: str
     place: int = 0
-    away: bool = False
+    away: Away = Away.HERE
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,10 +225,10 @@ class Broker(typing.Protocol):
 
     async def join(self, device: Device, limit: int, *, generation: int = 0, fresh: bool = True) -> Joined:
         """Add a device to its user, and remove devices above `limit`: first those of dead nodes, then those that are
-        away, then the oldest.
+        away, by the `rank` of that, then the oldest.
 
         Args:
-            device: The device; its `place` counts only if it is not fresh.
+            device: The device, which is not away; its `place` counts only if it is not fresh.
             limit: The number of devices that the user may have.
             generation: The user's generation as this node last received it; 0 if it has received none. The register
                 raises its own generation to this one, and never lowers it. It then removes what the outboxes hold of
@@ -244,7 +261,7 @@ class Broker(typing.Protocol):
         ...
 
     async def set_away(self, device: Device) -> None:
-        """Note whether the device's connection is broken, as `device.away` says, if it is registered by this node."""
+        """Note `device.away`, if the device is registered by this node."""
 
     async def settle(self, undecided: Transition) -> Step:
         """Decide a transition that the outbox holds with generation 0: apply the rule, and remove the entry."""

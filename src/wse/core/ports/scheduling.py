@@ -20,7 +20,13 @@ class Timer(typing.Protocol):
 
 
 class Scheduler(typing.Protocol):
-    """Time, timers, futures and tasks. Everything happens on one thread."""
+    """Time, timers, futures and tasks. Everything happens on one thread.
+
+    Attributes:
+        thread: The id of that thread (`threading.get_ident`); `None` while nothing runs.
+    """
+
+    thread: int | None
 
     def time(self) -> float:
         """A monotonic clock, in seconds."""

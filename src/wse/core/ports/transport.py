@@ -200,6 +200,34 @@ class Acceptor(typing.Protocol):
         ...
 
 
+class SocketServer(typing.Protocol):
+    """Serves WebSockets on the sockets of a web server, in its place."""
+
+    async def serve(
+        self,
+        transport: Any,
+        received: bytes,
+        key: str,
+        extensions: list[str],
+        protocol: Protocol | None,
+        open: Callable[[Link], Receiver],
+        headers: Iterable[tuple[str, str]] = (),
+    ) -> None:
+        """Answer a request for a WebSocket, and return when its connection has ended.
+
+        Cancelled, it closes the WebSocket with 1012.
+
+        Args:
+            transport: The `asyncio.Transport` of the request; another protocol gets it.
+            received: What has been read after the request.
+            key: The client's `Sec-WebSocket-Key`.
+            extensions: The lines of its `Sec-WebSocket-Extensions`.
+            protocol: The subprotocol, or `None` if the client has offered no known one.
+            open: Makes the session of the link.
+            headers: More headers of the answer.
+        """
+
+
 class Connector(typing.Protocol):
     """Opens WebSockets for a client."""
 

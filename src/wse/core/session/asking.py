@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import typing
 from collections.abc import AsyncIterable, Awaitable, Callable, Iterable
 from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar, cast
 
-from wse.core.session.flow import Inflow, Outflow, iterator_of
-from wse.core.session.signals import run_handler
+from wse.core.session.flow import Inflow, Outflow, SessionOutflow, iterator_of
 from wse.errors import ErrorCode, WseError
 
 if TYPE_CHECKING:
     import asyncio
 
+    from wse.core.ports.scheduling import Scheduler
+    from wse.core.session.flow import Sink
     from wse.core.session.session import Session
     from wse.types import MessageType
 
@@ -22,49 +24,62 @@ T = TypeVar("T")
 Items = AsyncIterable[Any] | Iterable[Any]
 """What an upload is made of."""
 
+StartCall = Callable[[Any, Any, "float | None", "dict[str, Any] | None"], "tuple[int, asyncio.Future[Any]]"]
+"""Sends a call: procedure, argument, timeout and options; see `Session.start_call`."""
+
 
 class Asked:
-    """What a call that waits for its answer does with the messages that come before.
+    """A call that waits for its answer, and what it does with the messages that come before.
 
     Attributes:
+        stamp: Its stamp.
         name: The procedure.
         future: The answer.
         on_progress: Takes progress.
-        inflow: The items that the procedure yields.
+        inflow: Takes the items that the procedure yields.
         outflow: The items that it takes.
+        sender: Sends them.
     """
 
-    __slots__ = ("future", "inflow", "name", "on_progress", "outflow", "sender")
+    __slots__ = ("_asking", "future", "inflow", "name", "on_progress", "outflow", "sender", "stamp")
 
-    def __init__(self, name: MessageType, future: asyncio.Future[Any]) -> None:
+    def __init__(self, asking: Asking, stamp: int, name: MessageType, future: asyncio.Future[Any]) -> None:
+        self._asking = asking
+        self.stamp = stamp
         self.name = name
         self.future = future
         self.on_progress: Callable[[Any], Any] | None = None
-        self.inflow: Inflow | None = None
+        self.inflow: Sink | None = None
         self.outflow: Outflow | None = None
         self.sender: asyncio.Task[None] | None = None
 
+    @property
+    def scheduler(self) -> Scheduler:
+        """Timers."""
+        return self._asking.scheduler
 
-class Asking:
-    """The calls of a session that are answered with more than a result.
+    def give_up(self) -> None:
+        """The answer is no longer wanted."""
+        self._asking.give_up(self)
 
-    Args:
-        session: The connection.
+    async def answer(self) -> Any:
+        """The answer.
 
-    Attributes:
-        calls: The calls, by their stamps.
-    """
+        Raises:
+            WseError: As `Session.call`.
+            Exception: The one of the upload.
+        """
+        try:
+            return await self.future
+        except BaseException:
+            self._asking.forget(self.stamp)
+            raise
 
-    __slots__ = ("_session", "_types", "calls")
 
-    def __init__(self, session: Session) -> None:
-        types = session.protocol.extensions
-        assert types is not None  # else nothing could be negotiated
-        self._session = session
-        self._types = types
-        self.calls: dict[Any, Asked] = {}
+class Askable(typing.Protocol):
+    """A side whose procedures can be called with options: the peer of a session, or a device of another node."""
 
-    def start(
+    def ask(
         self,
         name: MessageType,
         payload: Any,
@@ -73,8 +88,8 @@ class Asking:
         window: int | None = None,
         on_progress: Callable[[Any], Any] | None = None,
         upload: Items | None = None,
-    ) -> tuple[int, Asked]:
-        """Send a call; it is forgotten when its future is done.
+    ) -> Asked:
+        """Send a call that is answered with more than a result; it is forgotten when its future is done.
 
         Args:
             name: The procedure.
@@ -88,39 +103,66 @@ class Asking:
             WseError: As `Session.start_call`.
             TypeError: The upload cannot be iterated over.
         """
-        session = self._session
+        ...
+
+
+class Asking:
+    """The calls that are answered with more than a result, of one kind of callee.
+
+    Args:
+        scheduler: Tasks and futures.
+
+    Attributes:
+        calls: The calls, by their stamps.
+    """
+
+    __slots__ = ("calls", "scheduler")
+
+    def __init__(self, scheduler: Scheduler) -> None:
+        self.scheduler = scheduler
+        self.calls: dict[Any, Asked] = {}
+
+    def begin(
+        self,
+        start_call: StartCall,
+        name: MessageType,
+        payload: Any,
+        timeout: float | None,
+        sink: Sink | None,
+        on_progress: Callable[[Any], Any] | None,
+        upload: Items | None,
+    ) -> Asked:
+        """Send a call; see `Askable.ask`."""
         options: dict[str, Any] = {}
-        if window is not None:
-            options["n"] = window
+        if sink is not None:
+            options["n"] = sink.window
         if on_progress is not None:
             options["p"] = 1
         items = None
         if upload is not None:
             options["up"] = 1
             items = iterator_of(upload)
-        stamp, future = session.start_call(name, payload, timeout, options)
-        self.calls[stamp] = asked = Asked(name, future)
+        stamp, future = start_call(name, payload, timeout, options)
+        self.calls[stamp] = asked = Asked(self, stamp, name, future)
         asked.on_progress = on_progress
-        if window is not None:
-            asked.inflow = Inflow(session.endpoint.scheduler, window)
-            asked.inflow.grant = partial(session.write_stamped, self._types.more, stamp=stamp)
-        future.add_done_callback(partial(self._settled, stamp))
+        asked.inflow = sink
+        if sink is not None:
+            sink.grant = partial(self.grant, stamp)
+        future.add_done_callback(partial(self._settled, asked))
         if items is not None:
-            asked.outflow = Outflow(session, self._types.put, stamp, name)
-            scheduler = session.endpoint.scheduler
-            asked.sender = scheduler.start(self._send_items(stamp, asked, asked.outflow, items))
-            scheduler.adopt(asked.sender)
-        return stamp, asked
+            asked.outflow = self.outflow(stamp, name)
+            asked.sender = self.scheduler.start(self._send_items(asked, asked.outflow, items))
+            self.scheduler.adopt(asked.sender)
+        return asked
 
-    def give_up(self, stamp: int) -> None:
+    def give_up(self, asked: Asked) -> None:
         """The answer is no longer wanted."""
-        asked = self.calls.get(stamp)
-        if asked is not None and not asked.future.done():
-            self._session.forget_call(stamp)
+        if not asked.future.done():
+            self.forget(asked.stamp)
             asked.future.cancel()
 
-    def _settled(self, stamp: int, future: asyncio.Future[Any]) -> None:
-        asked = self.calls.pop(stamp)
+    def _settled(self, asked: Asked, future: asyncio.Future[Any]) -> None:
+        del self.calls[asked.stamp]
         if asked.outflow is not None:
             asked.outflow.is_stopped = True
         if asked.sender is not None:
@@ -128,30 +170,77 @@ class Asking:
         if asked.inflow is not None:
             asked.inflow.end(None if future.cancelled() else future.exception())
 
-    async def _send_items(self, stamp: int, asked: Asked, outflow: Outflow, items: Any) -> None:
+    async def _send_items(self, asked: Asked, outflow: Outflow, items: Any) -> None:
         try:
             await outflow.send_all(items)
         except Exception as exc:
             if asked.future.done():
                 return
-            self._session.forget_call(stamp)
+            self.forget(asked.stamp)
             asked.future.set_exception(exc)
         else:
             if not outflow.is_stopped:
-                self._session.write_stamped(self._types.end, None, stamp)
+                self.complete(asked)
+
+    # The way to the callee, which each kind has.
+
+    def forget(self, stamp: int) -> None:
+        """See `Session.forget_call`."""
+        raise NotImplementedError  # pragma: no cover - each kind has it
+
+    def grant(self, stamp: int, count: int) -> None:
+        """Take more items of a stream."""
+        raise NotImplementedError  # pragma: no cover - each kind has it
+
+    def outflow(self, stamp: int, name: MessageType) -> Outflow:
+        """The way for the items of an upload."""
+        raise NotImplementedError  # pragma: no cover - each kind has it
+
+    def complete(self, asked: Asked) -> None:
+        """All items of the upload have been sent."""
+        raise NotImplementedError  # pragma: no cover - each kind has it
+
+
+class SessionAsking(Asking):
+    """The calls of a session that are answered with more than a result.
+
+    Args:
+        session: The connection.
+    """
+
+    __slots__ = ("_session", "_types")
+
+    def __init__(self, session: Session) -> None:
+        super().__init__(session.endpoint.scheduler)
+        types = session.protocol.extensions
+        assert types is not None  # else nothing could be negotiated
+        self._session = session
+        self._types = types
+
+    def forget(self, stamp: int) -> None:
+        self._session.forget_call(stamp)
+
+    def grant(self, stamp: int, count: int) -> None:
+        self._session.write_stamped(self._types.more, count, stamp)
+
+    def outflow(self, stamp: int, name: MessageType) -> Outflow:
+        return SessionOutflow(self._session, self._types.put, stamp, name)
+
+    def complete(self, asked: Asked) -> None:
+        self._session.write_stamped(self._types.end, None, asked.stamp)
 
     # Messages of the peer; those with an unknown stamp belong to a call that has been given up.
 
     def item(self, item: Any, stamp: Any, size: int) -> None:
         """The procedure has yielded an item (`~wse:item`)."""
         asked = self._find(stamp)
-        if asked is None or asked.inflow is None or asked.inflow.is_over:
+        if asked is None or asked.inflow is None or asked.inflow.is_over or asked.future.done():
             return
         if not asked.inflow.put(item, size):
             error = self._session.exceeded("stream_window")
             error.details["rp"] = asked.name
             asked.inflow.end(error)
-            self.give_up(stamp)
+            self.give_up(asked)
 
     def wanted(self, count: Any, stamp: Any) -> None:
         """The procedure takes more of an upload (`~wse:want`)."""
@@ -163,8 +252,7 @@ class Asking:
         """The procedure tells how far it is (`~wse:progress`)."""
         asked = self._find(stamp)
         if asked is not None and asked.on_progress is not None and not asked.future.done():
-            session = self._session
-            run_handler(session, asked.on_progress, (value,), session._listener_failed, self._types.progress)
+            self._session.run_listener(asked.on_progress, (value,), self._types.progress)
 
     def _find(self, stamp: Any) -> Asked | None:
         try:
@@ -186,12 +274,10 @@ class Stream(Generic[T]):
 
     __slots__ = (
         "_asked",
-        "_asking",
         "_deadline",
         "_find",
         "_name",
         "_payload",
-        "_stamp",
         "_timeout",
         "_upload",
         "_window",
@@ -199,7 +285,7 @@ class Stream(Generic[T]):
 
     def __init__(
         self,
-        find: Callable[[], Awaitable[Session]],
+        find: Callable[[], Awaitable[Askable]],
         name: MessageType,
         payload: Any,
         *,
@@ -220,21 +306,13 @@ class Stream(Generic[T]):
         self._timeout = timeout
         self._deadline = deadline
         self._upload = upload
-        self._asking: Asking | None = None
         self._asked: Asked | None = None
-        self._stamp = 0
 
     async def _start(self) -> Asked:
-        session = await self._find()
-        asking = session.asking
-        self._stamp, asked = asking.start(
-            self._name,
-            self._payload,
-            self._deadline or 0,
-            window=session.window(self._window),
-            upload=self._upload,
+        callee = await self._find()
+        self._asked = asked = callee.ask(
+            self._name, self._payload, self._deadline or 0, window=self._window, upload=self._upload
         )
-        self._asking, self._asked = asking, asked
         self._upload = self._payload = None
         return asked
 
@@ -253,62 +331,37 @@ class Stream(Generic[T]):
         asked = self._asked or await self._start()
         inflow = cast("Inflow", asked.inflow)
         if not inflow:
-            await self._wait(inflow)
+            await self._wait(asked, inflow)
             if not inflow:
                 if inflow.error is not None:
                     raise inflow.error
                 raise StopAsyncIteration
         return cast("T", inflow.take())
 
-    async def _wait(self, inflow: Inflow) -> None:
-        if not self._timeout or self._asking is None:
+    async def _wait(self, asked: Asked, inflow: Inflow) -> None:
+        if not self._timeout:
             await inflow.wait()
             return
-        timer = self._asking._session.endpoint.scheduler.call_later(self._timeout, self._too_late, inflow)
+        timer = asked.scheduler.call_later(self._timeout, self._too_late, asked, inflow)
         try:
             await inflow.wait()
         finally:
             timer.cancel()
 
-    def _too_late(self, inflow: Inflow) -> None:
-        inflow.end(WseError(ErrorCode.RP_TIMEOUT, {"rp": self._name, "timeout": self._timeout}))
-        self._leave()
+    def _too_late(self, asked: Asked, inflow: Inflow) -> None:
+        details = {"rp": self._name, "timeout": self._timeout, "at": "caller"}
+        inflow.end(WseError(ErrorCode.RP_TIMEOUT, details))
+        asked.give_up()
 
     async def aclose(self) -> None:
         """Take no more items, and let the generator at the other side be closed."""
-        self._leave()
-        if self._asked is not None and self._asked.inflow is not None:
-            self._asked.inflow.drop()
-
-    def _leave(self) -> None:
-        if self._asking is not None:
-            self._asking.give_up(self._stamp)
+        asked = self._asked
+        if asked is not None:
+            asked.give_up()
+            cast("Inflow", asked.inflow).drop()
 
     def __del__(self) -> None:
-        asked, asking = getattr(self, "_asked", None), getattr(self, "_asking", None)
-        if asked is not None and asking is not None and not asked.future.done():
+        asked = getattr(self, "_asked", None)
+        if asked is not None and not asked.future.done():
             with suppress(RuntimeError):  # the loop is closed
-                asking._session.endpoint.scheduler.call_soon(asking.give_up, self._stamp)
-
-
-async def call_with(
-    session: Session,
-    name: MessageType,
-    payload: Any,
-    timeout: float | None,
-    on_progress: Callable[[Any], Any] | None,
-    upload: Items | None,
-) -> Any:
-    """Call a procedure that tells its progress, or takes items.
-
-    Raises:
-        WseError: As `Session.call`; `UNSUPPORTED`, if the peer does not know the extension.
-        Exception: The one of the upload.
-    """
-    asking = session.asking
-    stamp, asked = asking.start(name, payload, timeout, on_progress=on_progress, upload=upload)
-    try:
-        return await asked.future
-    except BaseException:
-        session.forget_call(stamp)
-        raise
+                asked.scheduler.call_soon(asked.give_up)

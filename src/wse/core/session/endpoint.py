@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable, Mapping
 from math import inf
+from threading import get_ident
 from typing import TYPE_CHECKING, Any
 
 from wse.core.limits import Overflow
@@ -25,6 +26,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("wse")
 
+MAX_USUAL = 1000
+"""Message types that are known to be an application's own; applications rarely have more."""
+
 
 class Endpoint:
     """One side's listeners, procedures and settings, and the way in which it reports failures.
@@ -39,6 +43,7 @@ class Endpoint:
         expose: How much the caller of a procedure learns about an exception in it.
         debug: Whether callers also get stack traces.
         report: Called with every failure, and with its session if there is one.
+        elsewhere: What other threads than that of the event loop use, for the message of an error.
 
     Attributes:
         counters: What has happened.
@@ -48,9 +53,11 @@ class Endpoint:
 
     __slots__ = (
         "_report",
+        "_usual",
         "channel",
         "counters",
         "debug",
+        "elsewhere",
         "expose",
         "extensions",
         "instruments",
@@ -79,6 +86,7 @@ class Endpoint:
         overflow: Mapping[MessageType, Overflow | str] | None = None,
         expose: ExposeErrors | str = ExposeErrors.MESSAGE,
         debug: bool = False,
+        elsewhere: str = "loop.call_soon_threadsafe",
     ) -> None:
         if timeout < 0:
             raise ValueError(f"timeout must be 0 (none) or more seconds, not {timeout}")
@@ -96,6 +104,8 @@ class Endpoint:
         self.extensions = Extensions()
         self.expose = ExposeErrors(expose)
         self.debug = debug
+        self.elsewhere = elsewhere
+        self._usual: set[MessageType] = set()  # types that have been sent
         order = Order(scheduler)
         self.channel = Channel((*takes, "payload"), self.check_type, order)
         self.procedures = Procedures((*takes, "payload"), self.check_type, order)
@@ -103,6 +113,33 @@ class Endpoint:
         self.overflow = {kind: Overflow(policy) for kind, policy in (overflow or {}).items()}
         for kind in self.overflow:
             self.check_type(kind)
+
+    def check_sent(self, type: MessageType) -> None:
+        """Reject a type, or a name, of a message that is about to be sent, and a thread that cannot send it.
+
+        Raises:
+            WseError: `PROTOCOL_VIOLATION`; `WRONG_THREAD`.
+        """
+        try:
+            if type in self._usual and get_ident() == self.scheduler.thread:  # most of the time
+                return
+        except TypeError:
+            pass  # `check_type` has the words for that
+        self.check_thread()
+        self.check_type(type)
+        if len(self._usual) < MAX_USUAL:
+            self._usual.add(type)
+
+    def check_thread(self) -> None:
+        """Reject a call from another thread than that of the event loop.
+
+        Raises:
+            WseError: `WRONG_THREAD`.
+        """
+        thread = self.scheduler.thread
+        if thread is not None and thread != get_ident():
+            problem = f"this method belongs to the thread of the event loop; in other threads, use {self.elsewhere}"
+            raise WseError(ErrorCode.WRONG_THREAD, {"use": self.elsewhere}, problem)
 
     def check_type(self, type: MessageType) -> None:
         """Reject a message type or procedure name that an application cannot use.

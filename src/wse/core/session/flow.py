@@ -32,7 +32,38 @@ def is_credit(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value > 0
 
 
-class Inflow:
+class Sink:
+    """Where the items of a stream go.
+
+    Args:
+        window: Items that may be on their way.
+
+    Attributes:
+        grant: Tells the sender that it may send so many more.
+        is_over: Whether no more items come.
+        window: Items that may be on their way.
+    """
+
+    __slots__ = ("grant", "is_over", "window")
+
+    def __init__(self, window: int) -> None:
+        self.grant: Callable[[int], None] = _grant_nothing
+        self.is_over = False
+        self.window = window
+
+    def put(self, item: Any, size: int) -> bool:
+        """An item of that many bytes has come; returns whether the sender had credit for it."""
+        raise NotImplementedError  # pragma: no cover - each kind has it
+
+    def end(self, error: BaseException | None = None) -> None:
+        """No more items come."""
+        raise NotImplementedError  # pragma: no cover - each kind has it
+
+
+def _grant_nothing(count: int) -> None: ...
+
+
+class Inflow(Sink):
     """The receiving end: items that have come, and the application has not taken.
 
     Of `window` items, some are on their way, some wait here, and some have been taken but not been granted anew. When
@@ -43,45 +74,23 @@ class Inflow:
         window: Items that may be on their way.
 
     Attributes:
-        grant: Tells the sender that it may send so many more.
-        window: The same.
         error: The error after the last item, once it is known.
-        is_over: Whether no more items come.
     """
 
-    __slots__ = (
-        "_half",
-        "_held",
-        "_items",
-        "_room",
-        "_scheduler",
-        "_taken",
-        "_waiter",
-        "error",
-        "grant",
-        "is_over",
-        "window",
-    )
+    __slots__ = ("_half", "_held", "_items", "_room", "_scheduler", "_taken", "_waiter", "error")
 
     def __init__(self, scheduler: Scheduler, window: int) -> None:
+        super().__init__(window)
         self._scheduler = scheduler
         self._items: deque[tuple[Any, int]] = deque()
         self._held = 0
         self._taken = 0
+        self._room = window
+        self._half = max(1, window // 2)
         self._waiter: asyncio.Future[None] | None = None
         self.error: BaseException | None = None
-        self.grant: Callable[[int], None] = _grant_nothing
-        self.is_over = False
-        self.window = window
-        self.limit(window)
-
-    def limit(self, window: int) -> None:
-        """Use a smaller window, before the first item."""
-        self.window = self._room = window
-        self._half = max(1, window // 2)
 
     def put(self, item: Any, size: int) -> bool:
-        """An item of that many bytes has come; returns whether the sender had credit for it."""
         if not self._room:
             return False
         self._room -= 1
@@ -92,7 +101,6 @@ class Inflow:
         return True
 
     def end(self, error: BaseException | None = None) -> None:
-        """No more items come."""
         if not self.is_over:
             self.is_over = True
             self.error = error
@@ -148,9 +156,6 @@ class Inflow:
         return self.take()
 
 
-def _grant_nothing(count: int) -> None: ...
-
-
 class Plain:
     """The items of a plain iterator, for code that awaits them."""
 
@@ -183,13 +188,11 @@ def iterator_of(items: AsyncIterable[Any] | Iterable[Any]) -> AsyncIterator[Any]
 
 
 class Outflow:
-    """The sending end, over a session.
+    """The sending end.
 
     Args:
-        session: The session.
-        kind: The type of the messages that carry items.
-        stamp: The call to which they belong.
-        name: The procedure.
+        scheduler: Futures.
+        most: The largest credit.
         credit: Items that may be sent.
 
     Attributes:
@@ -197,23 +200,19 @@ class Outflow:
         is_stopped: Whether no more items are sent.
     """
 
-    __slots__ = ("_kind", "_limit", "_name", "_scheduler", "_session", "_stamp", "_waiter", "credit", "is_stopped")
+    __slots__ = ("_most", "_scheduler", "_waiter", "credit", "is_stopped")
 
-    def __init__(self, session: Session, kind: MessageType, stamp: Any, name: MessageType, credit: int = 0) -> None:
-        self._session = session
-        self._scheduler = session.endpoint.scheduler
-        self._limit = session.endpoint.limits.stream_window
-        self._kind = kind
-        self._stamp = stamp
-        self._name = name
+    def __init__(self, scheduler: Scheduler, most: int, credit: int = 0) -> None:
+        self._scheduler = scheduler
+        self._most = most
         self._waiter: asyncio.Future[None] | None = None
-        self.credit = min(credit, self._limit)
+        self.credit = min(credit, most)
         self.is_stopped = False
 
     def grant(self, count: Any) -> None:
         """The receiver takes more; a count that makes no sense is ignored."""
         if is_credit(count):
-            self.credit = min(self.credit + count, self._limit)
+            self.credit = min(self.credit + count, self._most)
             if self._waiter is not None:
                 wake(self._waiter)
 
@@ -255,16 +254,16 @@ class Outflow:
             finally:
                 self._waiter = None
 
-    # The way to the receiver.
+    # The way to the receiver, which each kind has.
 
     @property
     def is_writable(self) -> bool:
         """Whether an item may be written now."""
-        return self._session._writable
+        raise NotImplementedError  # pragma: no cover - each kind has it
 
     async def drain(self) -> None:
         """Return when an item may be written, in another turn of the loop."""
-        await self._session.drain()
+        raise NotImplementedError  # pragma: no cover - each kind has it
 
     def put(self, item: Any) -> None:
         """Write an item.
@@ -272,6 +271,37 @@ class Outflow:
         Raises:
             Exception: It cannot be encoded; a `WseError` with `LIMIT_EXCEEDED` if it is larger than the peer takes.
         """
+        raise NotImplementedError  # pragma: no cover - each kind has it
+
+
+class SessionOutflow(Outflow):
+    """The sending end, over a session.
+
+    Args:
+        session: The session.
+        kind: The type of the messages that carry items.
+        stamp: The call to which they belong.
+        name: The procedure.
+        credit: Items that may be sent.
+    """
+
+    __slots__ = ("_kind", "_name", "_session", "_stamp")
+
+    def __init__(self, session: Session, kind: MessageType, stamp: Any, name: MessageType, credit: int = 0) -> None:
+        super().__init__(session.endpoint.scheduler, session.endpoint.limits.stream_window, credit)
+        self._session = session
+        self._kind = kind
+        self._stamp = stamp
+        self._name = name
+
+    @property
+    def is_writable(self) -> bool:
+        return self._session._writable
+
+    async def drain(self) -> None:
+        await self._session.drain()
+
+    def put(self, item: Any) -> None:
         session = self._session
         data = session._encode((self._kind, item, self._stamp))
         if len(data) > EASY_SIZE or not session._direct:

@@ -37,8 +37,17 @@ OVERHEAD: Final = 56
 SHARED: Final = 64
 """Bytes that a kept message takes that others keep as well."""
 
-STEP: Final = 4096
-"""Bytes after which a growing ring is looked at."""
+UNCOUNTED: Final = 32 * 1024
+"""Bytes that a growing ring may hold before they are counted. Mostly they are confirmed before."""
+
+PART: Final = 8192
+"""The part of what all sessions keep together that each may hold before it is counted: one in so many."""
+
+UNIT: Final = 256
+"""Bytes that a message is taken for until it is counted; a longer one is taken for several such."""
+
+SMALL: Final = UNIT - OVERHEAD
+"""Bytes of the payload of a message that takes no more than a `UNIT`."""
 
 MAX_NUMBER: Final = 2**53 - 1
 """The largest number that a message can have."""
@@ -87,7 +96,6 @@ class Ledger:
         ring: The messages that the peer has not confirmed, in order, each as it was written; `None` is one that must
             not be delivered any more.
         base: The number of the first of them.
-        size: Their bytes, with `OVERHEAD` for each.
         unsent: What was never sent, when the session has ended.
         got: How many messages have come.
         heard: How many messages the peer has confirmed.
@@ -102,19 +110,20 @@ class Ledger:
         "_attached_at",
         "_bounds",
         "_charged",
+        "_counted",
         "_first",
         "_flushes",
         "_is_short",
         "_late_ack",
-        "_mark",
+        "_look_at",
         "_owes_ack",
         "_receive",
         "_resend",
         "_retention",
         "_returns",
         "_saved",
+        "_size",
         "_takes",
-        "_types",
         "_waiting",
         "ack_at",
         "base",
@@ -125,25 +134,20 @@ class Ledger:
         "pings",
         "ring",
         "session",
-        "size",
         "unsent",
     )
 
     def __init__(self, session: Session, bounds: Resume, acks: Acks, retention: Retention) -> None:
-        types = session.protocol.extensions
-        assert types is not None  # else nothing could be negotiated
         self.session = session
         self.link: Link = NO_LINK
         self.pings = False
         self.ring: list[Packed | str | bytes | None] = []
         self.base = 1
-        self.size = 0
         self.unsent: tuple[Packed, ...] = ()
         self.got = 0
         self.heard = 0
         self.is_certain = False
         self.ack_at: float = 1
-        self._types: ExtensionTypes = types
         self._bounds = bounds
         self._acks = acks
         self._retention = retention
@@ -153,8 +157,10 @@ class Ledger:
         self._late_ack = False  # an ack is due when the socket takes more
         self._owes_ack = False  # the peer has asked for one
         self._asked = False  # the peer for an ack
-        self._mark: float = 0.0  # `size` at which something has to be decided
-        self._saved = 0  # bytes of `size` that others keep as well
+        self._look_at = 0  # the length of the ring above which it is counted
+        self._counted = 0  # how many of its messages have been
+        self._size = 0  # their bytes, with `OVERHEAD` for each
+        self._saved = 0  # those of these that others keep as well
         self._charged = 0  # bytes that the retention has for this session
         self._flushes: tuple[tuple[int, asyncio.Future[None]], ...] = ()  # by number
         self._waiting: tuple[tuple[int, asyncio.Future[None]], ...] = ()  # the same by the place in the outbox
@@ -164,7 +170,7 @@ class Ledger:
         self._is_short = False  # the last link broke within STUCK_WITHIN
         self._first = 0  # the first number that was sent again on the last return
         self._returns = 0  # in a row that began with it
-        self._set_mark()
+        self._set_look()
 
     @property
     def out(self) -> int:
@@ -184,26 +190,29 @@ class Ledger:
     # Link: called by the session.
 
     def write(self, data: str | bytes) -> None:
-        self.ring.append(data)
-        self.size = size = self.size + len(data) + OVERHEAD
-        if size > self._mark:
+        ring = self.ring
+        ring.append(data)
+        if len(data) > SMALL:
+            self._look_at -= (len(data) + OVERHEAD) // UNIT
+        if len(ring) > self._look_at:
             self._grown()
         self.link.write(data)
 
     def write_utf8(self, data: bytes) -> None:
-        self.ring.append(data)
-        self.size = size = self.size + len(data) + OVERHEAD
-        if size > self._mark:
+        ring = self.ring
+        ring.append(data)
+        if len(data) > SMALL:
+            self._look_at -= (len(data) + OVERHEAD) // UNIT
+        if len(ring) > self._look_at:
             self._grown()
         self.link.write_utf8(data)
 
     def write_shared(self, packed: Packed) -> None:
-        self.ring.append(packed)
-        added = len(packed.data) + OVERHEAD
-        if packed.shared:
-            self._saved += added - SHARED
-        self.size = size = self.size + added
-        if size > self._mark:
+        ring = self.ring
+        ring.append(packed)
+        if len(packed.data) > SMALL:
+            self._look_at -= (len(packed.data) + OVERHEAD) // UNIT
+        if len(ring) > self._look_at:
             self._grown()
         self.link.write_shared(packed)
 
@@ -323,9 +332,9 @@ class Ledger:
         self.ring = ring
         self.base = base
         self.heard = base - 1
-        self.size, self._saved = _sizes(ring)
+        self._count()
+        self._set_look()
         self._first, self._returns, self._is_short = breakage
-        self._set_mark()
 
     @property
     def is_stuck(self) -> bool:
@@ -404,18 +413,22 @@ class Ledger:
     def _drop(self, count: int) -> None:
         """Keep the oldest messages no longer."""
         ring = self.ring
-        left = len(ring) - count
-        if left > count:
+        counted = self._counted
+        if counted > count:
             size, saved = _sizes(ring[:count])
-            self.size -= size
+            self._size -= size
             self._saved -= saved
-            del ring[:count]
-        else:  # mostly nothing is left
-            del ring[:count]
-            self.size, self._saved = _sizes(ring)
+            self._counted = counted - count
+        elif counted:
+            self._size = self._saved = self._counted = 0
+        del ring[:count]
         self.base += count
-        self.charge()
-        self._set_mark()
+        if self._charged:
+            self._charge()
+        if len(ring) > self._counted:
+            self._look_at -= count
+        else:
+            self._set_look()
 
     def ask(self) -> None:
         """Ask the peer for an ack, once."""
@@ -481,6 +494,12 @@ class Ledger:
         """Send a message that is not counted."""
         self.link.write_shared(encode(self.session.protocol, type_, payload))
 
+    @property
+    def _types(self) -> ExtensionTypes:
+        types = self.session.protocol.extensions
+        assert types is not None  # else nothing could be negotiated
+        return types
+
     # Messages of the peer that are not counted, although they have just been.
 
     def ack_came(self, number: Any) -> None:
@@ -512,22 +531,43 @@ class Ledger:
         """The ring has grown by so much that something has to be decided."""
         bounds = self._bounds
         ring = self.ring
-        while self.size > bounds.bytes or len(ring) > bounds.messages:
+        self._count()
+        while self._size > bounds.bytes or len(ring) > bounds.messages:
             # The peer reads but does not confirm. The connection goes on, but the session may not outlive it.
             self._drop((len(ring) + 1) // 2)
-        if self.size > bounds.bytes // 2 or len(ring) > bounds.messages // 2:
+        if self._size > bounds.bytes // 2 or len(ring) > bounds.messages // 2:
             self.ask()
-        self.charge()
-        self._set_mark()
+        self._charge()
+        self._set_look()
 
-    def _set_mark(self) -> None:
-        room = (self._bounds.messages - len(self.ring)) * OVERHEAD
-        self._mark = min(self.size + min(STEP, room), self._bounds.bytes)
+    @property
+    def size(self) -> int:
+        """The bytes of the messages in the ring, with `OVERHEAD` for each."""
+        self._count()
+        return self._size
+
+    def _count(self) -> None:
+        """Count the messages that have not been counted yet."""
+        if self._counted < len(self.ring):
+            size, saved = _sizes(self.ring[self._counted :])
+            self._size += size
+            self._saved += saved
+            self._counted = len(self.ring)
+
+    def _set_look(self) -> None:
+        """Decide how far the ring may grow, all of which has been counted, before that must be done again."""
+        bounds, length = self._bounds, len(self.ring)
+        room = min(UNCOUNTED, bounds.retained // PART, bounds.bytes - self._size) // UNIT
+        self._look_at = length + min(room, bounds.messages - length)
 
     def charge(self) -> None:
         """Tell the retention how much this session keeps."""
+        self._count()
+        self._charge()
+
+    def _charge(self) -> None:
         queued = 0 if self.is_attached else self.session.outbox_size
-        change = self.size - self._saved + queued - self._charged
+        change = self._size - self._saved + queued - self._charged
         if change:
             self._charged += change
             self._retention.charge(self, change)
@@ -555,8 +595,9 @@ class Ledger:
         ring = self.ring
         for index in range(len(ring) - 1, -1, -1):
             if ring[index] is message:
+                self._count()
                 size, saved = _sizes((message,))
-                self.size -= size - OVERHEAD
+                self._size -= size - OVERHEAD
                 self._saved -= saved
                 ring[index] = None
                 return False if self.is_certain else None

@@ -269,7 +269,8 @@ class PendingCalls:
     def _expire_one(self, stamp: Any, timeout: float) -> None:
         pending = self.waiting[stamp]
         known = self._arrived(pending)
-        if self.reject(stamp, WseError(ErrorCode.RP_TIMEOUT, {"rp": pending.name, "timeout": timeout, **known})):
+        details = {"rp": pending.name, "timeout": timeout, "at": "caller", **known}
+        if self.reject(stamp, WseError(ErrorCode.RP_TIMEOUT, details)):
             self._unanswered["timeout"] += 1
         self._abandon(stamp, known)
 
@@ -353,6 +354,14 @@ def error_from_wire(payload: Any) -> WseError:
     if not isinstance(message, str) or _is_origins(message, details.get("origin")):
         message = None
     return WseError(code, details, message)
+
+
+def error_of_peer(payload: Any) -> WseError:
+    """The error with which a peer has answered a call; its time has run out there, not here."""
+    error = error_from_wire(payload)
+    if error.code == ErrorCode.RP_TIMEOUT:
+        error.details["at"] = "callee"
+    return error
 
 
 def _is_origins(message: str, origin: Any) -> bool:

@@ -4,12 +4,13 @@ deadlines, report progress, and stream items in both directions (WIRE.md section
 
 from __future__ import annotations
 
+import sys
 from inspect import isawaitable
 from typing import TYPE_CHECKING, Any, Final
 
 from wse.core.packed import unencodable
 from wse.core.session.current_call import CurrentCall, bounded, current
-from wse.core.session.flow import Inflow, Outflow, is_credit, iterator_of
+from wse.core.session.flow import Inflow, Outflow, SessionOutflow, is_credit, iterator_of
 from wse.core.session.handlers import discard
 from wse.core.session.output import EASY_SIZE
 from wse.core.session.signals import HANDLER_ERRORS
@@ -87,8 +88,8 @@ class Options:
 
 
 def is_duration(value: Any) -> bool:
-    """Whether a value of a peer is a number of seconds."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < float("inf")
+    """Whether a value of a peer is a number of seconds; whole numbers may be larger than any clock."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= sys.float_info.max
 
 
 class Serving:
@@ -219,7 +220,7 @@ class Serving:
             session._procedure_failed(exc, name, payload, stamp)
             return
         if options.credit is not None:
-            call.outflow = Outflow(session, self._types.item, stamp, name, options.credit)
+            call.outflow = SessionOutflow(session, self._types.item, stamp, name, options.credit)
             result = call.outflow.send_all(iterator_of(result))
         elif not isawaitable(result):
             session._answer(result, name, payload, stamp)
@@ -232,12 +233,14 @@ class Serving:
         self._start(call, result, name, payload, stamp)
 
     def _start(self, call: CurrentCall, awaitable: Any, name: MessageType, payload: Any, stamp: Any) -> None:
-        try:  # noqa: SIM105 - on the path of every call
-            self.calls[stamp] = call
+        try:
+            has_stamp = self.calls.setdefault(stamp, call) is call
         except TypeError:
-            pass  # an unhashable stamp is none of our clients', so nobody will ask for it
+            has_stamp = False
+        if not has_stamp:  # it is unhashable, or another call's: nobody can ask for it, but it ends with the connection
+            self.calls[call] = call
         if isinstance(call, ServedCall) and call.can_cancel and call.deadline is not None:
-            call.timer = self._scheduler.call_later(call.deadline - self.time(), self.cancel, stamp)
+            call.timer = self._scheduler.call_later(call.deadline - self.time(), self._cancel, call)
         self._session.spawn(self._answer(call, awaitable, name, payload, stamp))
 
     @property
@@ -288,11 +291,7 @@ class Serving:
 
     def _ended(self, call: CurrentCall) -> None:
         call._serving = None
-        try:
-            if self.calls.get(call._stamp) is call:
-                del self.calls[call._stamp]
-        except TypeError:
-            pass
+        self._forget(call)
         if isinstance(call, ServedCall):
             bounded.discard(call)
             call.task = None
@@ -304,14 +303,27 @@ class Serving:
             if call.is_stream:
                 self.streams -= 1
 
-    def cancel(self, stamp: Any) -> None:
-        """The caller no longer waits, or its time is over: stop the procedure, if that is wanted, and do not answer."""
+    def _forget(self, call: CurrentCall) -> None:
         try:
-            call = self.calls.pop(stamp, None)
+            if self.calls.get(call._stamp) is call:
+                del self.calls[call._stamp]
+                return
+        except TypeError:
+            pass
+        self.calls.pop(call, None)
+
+    def cancel(self, stamp: Any) -> None:
+        """The caller no longer waits (`~wse:cancel`)."""
+        try:
+            call = self.calls.get(stamp)
         except TypeError:
             return
-        if call is None:
-            return
+        if call is not None:
+            self._cancel(call)
+
+    def _cancel(self, call: CurrentCall) -> None:
+        """The caller no longer waits, or its time is over: stop the procedure, if that is wanted, and do not answer."""
+        self._forget(call)
         call._is_cancelled = True
         self._session._counters.unsuccessful["cancelled"] += 1
         if isinstance(call, ServedCall):
@@ -336,8 +348,8 @@ class Serving:
 
     def end(self) -> None:
         """The connection has ended: nobody waits."""
-        for stamp in list(self.calls):
-            self.cancel(stamp)
+        for call in list(self.calls.values()):
+            self._cancel(call)
 
     def leave(self, code: int, reason: str) -> None:
         """The session goes on at another node: streams end, and what else runs here is answered from here."""
@@ -365,7 +377,7 @@ class Serving:
             return
         if not call.inflow.put(item, size):
             session = self._session
-            self.cancel(stamp)
+            self._cancel(call)
             session._answer_error(session.exceeded("stream_window"), call.name, None, stamp, counts=False)
 
     def uploaded(self, stamp: Any) -> None:
@@ -384,6 +396,7 @@ class Serving:
     def send_progress(self, stamp: Any, value: Any) -> None:
         """See `CurrentCall.progress`."""
         session = self._session
+        session.endpoint.check_thread()
         if session.ended:
             return
         kind = self._types.progress

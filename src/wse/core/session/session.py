@@ -15,13 +15,14 @@ from wse.core.limits import nests_deeper
 from wse.core.packed import Packed, check_key, unencodable
 from wse.core.ports.protocol import RESERVED_PREFIX
 from wse.core.session.answering import Answering
-from wse.core.session.asking import Asking, call_with
+from wse.core.session.asking import SessionAsking
 from wse.core.session.current_call import bounded, inherited
 from wse.core.session.extensions import NOTHING
+from wse.core.session.flow import Inflow
 from wse.core.session.handlers import discard
 from wse.core.session.output import EASY_SIZE
 from wse.core.session.phase import ENDED, Phase
-from wse.core.session.rpc import NotAskedError, PendingCalls, error_from_wire
+from wse.core.session.rpc import NotAskedError, PendingCalls, error_of_peer
 from wse.core.session.signals import HANDLER_ERRORS, settle
 from wse.errors import CloseReason, ErrorCode, WseError
 from wse.types import MessageKey, MessageType, ReadyState
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
 
     from wse.core.ports.protocol import Protocol
     from wse.core.ports.transport import Link, Pinger, PingingLink
-    from wse.core.session.asking import Items
+    from wse.core.session.asking import Asked, Items
     from wse.core.session.endpoint import Endpoint
 
 
@@ -82,7 +83,7 @@ class Session(Answering):
         self._conn: Any = None  # what handlers get before the payload: the connection at a server, nothing at a client
         self._phase: Phase | None = ENDED
         self._calls: PendingCalls | None = None
-        self._asking: Asking | None = None
+        self._asking: SessionAsking | None = None
         self.agreement = NOTHING
         self.input_size = 0
         self.silent_since = 0.0
@@ -234,7 +235,7 @@ class Session(Answering):
                 larger than the peer takes.
             TypeError: The key is neither a string nor an integer of 64 bits.
         """
-        self.endpoint.check_type(type)
+        self.endpoint.check_sent(type)
         if key is not None:
             check_key(key)
         try:
@@ -261,7 +262,7 @@ class Session(Answering):
             WseError: The peer's own error, or `RP_TIMEOUT`, `RP_DISCONNECT`, or as `start_call` (WIRE.md section 4).
         """
         if on_progress is not None or upload is not None:
-            return await call_with(self, name, payload, timeout, on_progress, upload)
+            return await self.ask(name, payload, timeout, on_progress=on_progress, upload=upload).answer()
         stamp, future = self.start_call(name, payload, timeout)
         try:
             return await future
@@ -281,7 +282,7 @@ class Session(Answering):
                 `UNSUPPORTED`, when the peer does not know the options; `RP_TIMEOUT`, when the deadline of the
                 procedure that calls has passed.
         """
-        self.endpoint.check_type(name)
+        self.endpoint.check_sent(name)
         if self._phase is not None:
             raise NotAskedError(ErrorCode.CLIENT_NOT_READY, {"rp": name}, "the connection is not open")
         calls = self._calls
@@ -344,8 +345,23 @@ class Session(Answering):
         if self._phase is None:
             self._write(self._encode((type, payload, stamp)))
 
+    def ask(
+        self,
+        name: MessageType,
+        payload: Any,
+        timeout: float | None,
+        *,
+        window: int | None = None,
+        on_progress: Callable[[Any], Any] | None = None,
+        upload: Items | None = None,
+    ) -> Asked:
+        """See `wse.core.session.asking.Askable.ask`."""
+        asking = self.asking
+        inflow = None if window is None else Inflow(self.endpoint.scheduler, self.window(window))
+        return asking.begin(self.start_call, name, payload, timeout, inflow, on_progress, upload)
+
     @property
-    def asking(self) -> Asking:
+    def asking(self) -> SessionAsking:
         """The calls that are answered with more than a result.
 
         Raises:
@@ -357,7 +373,7 @@ class Session(Answering):
                 raise NotAskedError(ErrorCode.CLIENT_NOT_READY, {}, "the connection is not open")
             if self.terms is None:
                 raise WseError(ErrorCode.UNSUPPORTED, {"extension": "calls"})
-            asking = self._asking = Asking(self)
+            asking = self._asking = SessionAsking(self)
         return asking
 
     def window(self, wanted: int) -> int:
@@ -399,6 +415,7 @@ class Session(Answering):
             WseError: `UNSUPPORTED`, when the session does not outlive its connection; `SESSION_LOST`.
             TimeoutError: Not in time.
         """
+        self.endpoint.check_thread()
         ledger = self.ledger
         if ledger is None:
             raise WseError(ErrorCode.UNSUPPORTED, {"extension": "resume"})
@@ -517,12 +534,27 @@ class Session(Answering):
             except HANDLER_ERRORS as exc:
                 self._listener_failed(exc, type_)
             else:
-                if result is not None and isawaitable(result):
-                    if self.running_handlers >= self.endpoint.max_handlers:
-                        discard(result)
-                        self.exceeded("handlers", CloseReason.LIMIT_HANDLERS)
-                        return
-                    self.spawn(settle(result, self._listener_failed, type_))
+                if result is not None and isawaitable(result) and not self._run_on(result, type_):
+                    return
+
+    def run_listener(self, fn: Callable[..., Any], args: tuple[Any, ...], type_: MessageType) -> None:
+        """Call a listener of what has come with that type."""
+        try:
+            result = fn(*args)
+        except HANDLER_ERRORS as exc:
+            self._listener_failed(exc, type_)
+        else:
+            if result is not None and isawaitable(result):
+                self._run_on(result, type_)
+
+    def _run_on(self, awaitable: Any, type_: MessageType) -> bool:
+        """Run an async listener; returns False for one too many, which ends the connection."""
+        if self.running_handlers >= self.endpoint.max_handlers:
+            discard(awaitable)
+            self.exceeded("handlers", CloseReason.LIMIT_HANDLERS)
+            return False
+        self.spawn(settle(awaitable, self._listener_failed, type_))
+        return True
 
     def _ignored(self, type_: Any, payload: Any, stamp: Any) -> None:
         """Handle a plain message that has no listener."""
@@ -536,7 +568,7 @@ class Session(Answering):
             if self._calls is not None and self._calls.resolve(stamp, payload):
                 self._counters.answered += 1
         elif type_ == self.protocol.internal_types.response_error:
-            if self._calls is not None and self._calls.reject(stamp, error_from_wire(payload)):
+            if self._calls is not None and self._calls.reject(stamp, error_of_peer(payload)):
                 self._counters.unanswered["error"] += 1
         elif type_ in self.agreement.controls:
             self.input_size = size

@@ -7,5 +7,6 @@ the answers to all frames of one read leave together, and so do all messages of 
 
 from wse.transports.picows.client import connect
 from wse.transports.picows.server import Listener, listen
+from wse.transports.picows.upgrade import Upgrader
 
-__all__ = ["Listener", "connect", "listen"]
+__all__ = ["Listener", "Upgrader", "connect", "listen"]

@@ -115,7 +115,7 @@ class PicowsClientLink(PicowsLink):
 
     def on_ws_disconnected(self, transport: picows.WSTransport) -> None:
         super().on_ws_disconnected(transport)
-        self._turn._loop.create_task(_retrieve_exception(transport))
+        self._turn.loop.create_task(_retrieve_exception(transport))
 
     def write_utf8(self, data: bytes) -> None:
         self._send(data, 0x81)

@@ -16,7 +16,7 @@ from urllib.parse import quote, urlsplit
 
 from multidict import CIMultiDict
 
-from wse.transports.picows.protocol import feed
+from wse.transports.picows.protocol import feed, give_transport
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -183,7 +183,7 @@ class ClientHandshake(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.Transport", transport)  # aiofastnet's does not derive from it
-        self._websocket.connection_made(transport)  # sends the request
+        give_transport(self._websocket, transport)  # sends the request
 
     def data_received(self, data: bytes) -> None:
         if self.opened.done():

@@ -9,6 +9,7 @@ from picows import WSListener, WSMsgType
 from wse.core.closing import may_travel
 from wse.transports.picows.assembly import Assembly, ViolationError
 from wse.transports.picows.frames import RSV1, SHORT_TEXT, server_frame
+from wse.transports.picows.protocol import real_transport
 from wse.transports.tcp import HIGH_WATER, Pace, Uptake, seconds_since_last_byte
 
 if TYPE_CHECKING:
@@ -50,17 +51,21 @@ noticed in time."""
 
 
 class Turn:
-    """The links that are flushed at the end of this turn of the event loop, before it looks for input again."""
+    """The links that are flushed at the end of this turn of the event loop, before it looks for input again.
 
-    __slots__ = ("_links", "_loop")
+    Attributes:
+        loop: The event loop.
+    """
+
+    __slots__ = ("_links", "loop")
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        self._loop = loop
+        self.loop = loop
         self._links: list[PicowsLink] = []
 
     def add(self, link: PicowsLink) -> None:
         if not self._links:
-            self._loop.call_soon(self._flush)
+            self.loop.call_soon(self._flush)
         self._links.append(link)
 
     def _flush(self) -> None:
@@ -207,7 +212,7 @@ class PicowsLink(WSListener):
     def close(self, code: int, reason: str) -> None:
         if self._closing:
             if code == SERVICE_RESTART:
-                self._close_deadline = min(self._close_deadline, self._turn._loop.time() + CLOSE_TIMEOUT)
+                self._close_deadline = min(self._close_deadline, self._turn.loop.time() + CLOSE_TIMEOUT)
             return
         self._flush()
         self._closing = True
@@ -231,23 +236,23 @@ class PicowsLink(WSListener):
     def silence(self) -> float:
         received = seconds_since_last_byte(self._underlying.get_extra_info("socket"))
         # A pong comes only when the peer has taken all bytes before the ping.
-        return received if self._uptake is None else min(received, self._uptake.pause(self._turn._loop.time()))
+        return received if self._uptake is None else min(received, self._uptake.pause(self._turn.loop.time()))
 
     @property
     def buffered(self) -> int:
-        waiting: int = self._transport.underlying_transport.get_write_buffer_size()
+        waiting: int = self._underlying.get_write_buffer_size()
         return waiting + sum(map(len, self._out))
 
     @property
     def remote_addr(self) -> str:
-        peer = self._transport.underlying_transport.get_extra_info("peername")
+        peer = self._underlying.get_extra_info("peername")
         return str(peer[0]) if isinstance(peer, tuple) else ""
 
     # WSListener: called by picows.
 
     def on_ws_connected(self, transport: WSTransport) -> None:
         self._transport = transport
-        underlying = transport.underlying_transport
+        underlying = real_transport(transport.underlying_transport)
         self._underlying = underlying
         underlying.set_write_buffer_limits(high=HIGH_WATER)
         # The method that picows itself uses where its own transports are in use: it does not check thread and type
@@ -314,13 +319,13 @@ class PicowsLink(WSListener):
         self._paused = True
         if self._pace is None:
             self._pace = Pace()
-        self._pace.paused(self._turn._loop.time())
+        self._pace.paused(self._turn.loop.time())
         self._session.writable(False)
 
     def resume_writing(self) -> None:
         self._paused = False
         pace = self._pace
-        if pace is not None and pace.resumed(self._turn._loop.time()):
+        if pace is not None and pace.resumed(self._turn.loop.time()):
             self._high_water = pace.high_water
             self._underlying.set_write_buffer_limits(high=pace.high_water)
         pong, self._late_pong = self._late_pong, None
@@ -417,7 +422,7 @@ class PicowsLink(WSListener):
         self._assembly = Assembly(text=False, limit=0, deflate=None)
 
     def _wait_for_close(self, limit: float) -> None:
-        now = self._turn._loop.time()
+        now = self._turn.loop.time()
         self._close_deadline = now + limit
         if self._uptake is None:
             self._uptake = Uptake(self._underlying)
@@ -427,13 +432,13 @@ class PicowsLink(WSListener):
 
     def _await_close(self, wait: float) -> None:
         """Cut the socket if the peer does not close it in time."""
-        loop = self._turn._loop
+        loop = self._turn.loop
         in_time = min(wait, self._close_deadline - loop.time())
         self._close_timer = loop.call_later(in_time, self._close_overdue)
 
     def _close_overdue(self) -> None:
         assert self._uptake is not None  # made by `close`
-        now = self._turn._loop.time()
+        now = self._turn.loop.time()
         pause = self._uptake.pause(now)  # the heartbeat looks as well, perhaps a moment ago
         if now < self._close_deadline and pause < CLOSE_TIMEOUT:
             self._await_close(CLOSE_TIMEOUT - pause)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -46,6 +47,51 @@ def websocket_protocol(
         headers,
         2048,  # the read buffer at first
     )
+
+
+def give_transport(protocol: WSProtocol, transport: asyncio.BaseTransport) -> None:
+    """Give a protocol its transport, which need not be TCP."""
+    family = transport.get_extra_info("socket").family
+    protocol.connection_made(transport if family in _INTERNET else _WithoutTcp(transport))
+
+
+def real_transport(transport: asyncio.Transport) -> asyncio.Transport:
+    """The transport that picows has been given, without what `give_transport` may have put around it."""
+    return transport.real if isinstance(transport, _WithoutTcp) else transport
+
+
+_INTERNET = (socket.AF_INET, socket.AF_INET6)
+
+
+class _WithoutTcp:
+    """A transport whose socket has no options of TCP. picows sets some without asking whether it has them."""
+
+    def __init__(self, real: Any) -> None:
+        self.real = real
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.real, name)
+
+    def get_extra_info(self, name: str) -> Any:
+        info = self.real.get_extra_info(name)
+        return _SocketWithoutTcp(info) if name == "socket" else info
+
+
+class _SocketWithoutTcp:
+    def __init__(self, real: Any) -> None:
+        self._real = real
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._real, name)
+
+    def getsockopt(self, level: int, option: int) -> int:
+        """An option; picows logs it."""
+        return 0 if level == socket.IPPROTO_TCP else self._real.getsockopt(level, option)
+
+    def setsockopt(self, level: int, option: int, value: int) -> None:
+        """Set an option."""
+        if level != socket.IPPROTO_TCP:
+            self._real.setsockopt(level, option, value)
 
 
 def feed(protocol: asyncio.BufferedProtocol, data: bytes) -> None:

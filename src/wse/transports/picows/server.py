@@ -3,43 +3,32 @@
 from __future__ import annotations
 
 import asyncio
-import socket
 from collections.abc import Mapping
 from functools import partial
 from http import HTTPStatus
 from typing import TYPE_CHECKING, cast
 
 import aiofastnet
-import picows
-from multidict import CIMultiDict
 
 from wse.core.ports.http import HttpCall
 from wse.transports.picows.http import HttpError, HttpHead, answer, is_hopeless
-from wse.transports.picows.link import CLOSE_TIMEOUT, PicowsLink, Turn
+from wse.transports.picows.link import CLOSE_TIMEOUT
 from wse.transports.picows.log import logger
-from wse.transports.picows.protocol import feed, websocket_protocol
 from wse.transports.picows.tls import tls_loop
+from wse.transports.picows.upgrade import Upgrader, bound_receive_buffer
 from wse.transports.request import HttpRequest, tokens
 from wse.transports.tcp import bound_unsent
 
 if TYPE_CHECKING:
     import ssl
 
-    from picows.picows import WSProtocol  # type: ignore[attr-defined]  # its stubs leave it out
-
     from wse.core.ports.http import Route
     from wse.core.ports.protocol import Protocol
-    from wse.core.ports.transport import Acceptor, Receiver, StaticResource
+    from wse.core.ports.transport import Acceptor, Link, Receiver, StaticResource
     from wse.transports.deflate import Compression
 
 MAX_HEAD = 16 * 1024
 """Bytes that the head of a request may have."""
-
-_NO_HEADERS: CIMultiDict[str] = CIMultiDict()
-
-_RECEIVE_BUFFER = 64 * 1024
-"""Bytes that the kernel buffers for one connection. All of them are read at once and handled in one turn of the event
-loop: with the kernel's default of many MiB, a client that sends without end would delay all others for seconds."""
 
 
 async def listen(
@@ -85,7 +74,7 @@ async def listen(
         backlog=1024,
     )
     for listening in server.sockets:
-        listening.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _RECEIVE_BUFFER)  # its connections inherit both
+        bound_receive_buffer(listening)  # its connections inherit both
         bound_unsent(listening)
     return listener
 
@@ -113,11 +102,10 @@ class Listener:
         self.connections: set[HttpConnection] = set()
         self.loop = asyncio.get_running_loop()
         self._emptied: asyncio.Future[None] | None = None  # while the end of the last one is awaited
-        self._turn = Turn(self.loop)
+        self._upgrader = Upgrader(acceptor.limits, compression)
         self._path = path
         self._files = files
         self._routes = routes
-        self._compression = compression
 
     @property
     def port(self) -> int | None:
@@ -193,45 +181,27 @@ class Listener:
             raise HttpError(HTTPStatus.UPGRADE_REQUIRED, {"Upgrade": "websocket"})
         raise HttpError(HTTPStatus.NOT_FOUND)
 
-    def upgrade(self, head: HttpHead) -> tuple[WSProtocol, bytes]:
-        """The protocol of a WebSocket that is to be opened, and the head that picows is to read instead of the
-        client's.
+    def admit(self, head: HttpHead) -> str:
+        """The key of a request for a WebSocket that may be opened.
 
         Raises:
             HttpError: The WebSocket is refused.
         """
-        acceptor = self.acceptor
         if self._path is not None and head.path != self._path:
             raise HttpError(HTTPStatus.NOT_FOUND)
-        refusal = acceptor.admission.refusal(head.headers)
+        refusal = self.acceptor.admission.refusal(head.headers)
         if refusal is not None:
             raise HttpError(refusal.status, refusal.headers)
-        key = head.websocket_key()
-        protocol = acceptor.select(tokens(head.headers.getall("Sec-WebSocket-Protocol", [])))
-        headers = {} if protocol is None else {"Sec-WebSocket-Protocol": protocol.name}
-        deflate = None
-        if self._compression is not None:
-            accepted = self._compression.accept(",".join(head.headers.getall("Sec-WebSocket-Extensions", [])))
-            if accepted is not None:
-                headers["Sec-WebSocket-Extensions"], deflate = accepted
-        link = PicowsLink(self._turn, acceptor.limits, partial(self._open, head, protocol), deflate)
-        response = picows.WSUpgradeResponse.create_101_response(headers)
-        websocket = websocket_protocol(
-            lambda _: picows.WSUpgradeResponseWithListener(response, link), acceptor.limits.max_frame_size
-        )
-        normalised = (
-            "GET / HTTP/1.1\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Version: 13\r\n"
-            f"Sec-WebSocket-Key: {key}\r\n\r\n"
-        )
-        return websocket, normalised.encode()
+        return head.websocket_key()
 
-    def _open(self, head: HttpHead, protocol: Protocol | None, link: PicowsLink) -> Receiver:
-        transport = link._transport
+    def upgrade(self, transport: asyncio.Transport, head: HttpHead, key: str, received: bytes) -> None:
+        """Open a WebSocket."""
+        protocol = self.acceptor.select(tokens(head.headers.getall("Sec-WebSocket-Protocol", [])))
+        extensions = head.headers.getall("Sec-WebSocket-Extensions", [])
+        self._upgrader.upgrade(transport, received, key, extensions, protocol, partial(self._open, head, protocol))
+
+    def _open(self, head: HttpHead, protocol: Protocol | None, link: Link) -> Receiver:
         remote_addr = self.acceptor.admission.address(link.remote_addr, head.headers)
-        # picows keeps both for the connection's life, and does not use them again.
-        request = transport.request
-        request.method, request.path, request.version = b"GET", b"/", b"HTTP/1.1"  # constants, shared by all
-        request.headers = transport.response.headers = _NO_HEADERS
         return self.acceptor.open(link, HttpRequest(head.target, head.kept_headers(), remote_addr), protocol)
 
 
@@ -303,14 +273,12 @@ class HttpConnection(asyncio.Protocol):
             if not head.wants_websocket:
                 self._answer(self._listener.respond(head))
                 return
-            websocket, normalised = self._listener.upgrade(head)
+            key = self._listener.admit(head)
         except HttpError as exc:
             self._answer(answer(exc.status, exc.headers, head_only=head_only))
             return
         self._end()
-        self._transport.set_protocol(websocket)
-        websocket.connection_made(self._transport)
-        feed(websocket, normalised + rest)
+        self._listener.upgrade(self._transport, head, key, rest)
 
     def _answer_when_whole(self, head: HttpHead, route: Route) -> None:
         if len(self._received) < head.body_size:

@@ -1,0 +1,195 @@
+"""The methods of a server for other threads than that of its event loop: `server.threadsafe`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from inspect import isawaitable
+from threading import get_ident
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
+
+from wse.core.hub.network import DeviceInfo
+from wse.errors import CloseReason, ErrorCode, WseError
+from wse.threads import LoopEndedError, run_on
+from wse.types import ClientId, MessageKey, MessageType, RoomName
+
+if TYPE_CHECKING:
+    import asyncio
+
+    from wse.core.hub.calls import Mode
+    from wse.core.hub.connection import Exclude, WseConnection, WseIdentity
+    from wse.scheduler import AsyncioScheduler
+    from wse.server.server import WseServer
+
+T = TypeVar("T")
+
+
+class Threadsafe:
+    """A server's methods for other threads: `def` routes and views, threads of your own, signal handlers.
+
+    Each method passes the call to the server's event loop, waits until the loop has made it, and returns its result or
+    raises its error. So do not call them while the event loop itself waits for this thread.
+
+    In the thread of the loop, as in a signal handler of the main thread, the methods that return nothing return at
+    once. The loop makes the call soon, and an error is reported on `when.error`. The other methods cannot wait there,
+    and raise `WRONG_THREAD`.
+
+    All methods raise `NOT_STARTED` if the server has not been started, or has been closed.
+    """
+
+    def __init__(self, server: WseServer, scheduler: AsyncioScheduler) -> None:
+        self._server = server
+        self._scheduler = scheduler
+
+    def send(
+        self,
+        cid: ClientId,
+        type: MessageType,
+        payload: Any = None,
+        *,
+        exclude: Exclude = None,
+        key: MessageKey | None = None,
+    ) -> None:
+        """As `WseServer.send`."""
+        self._tell(partial(self._server.send, cid, type, payload, exclude=exclude, key=key))
+
+    def broadcast(
+        self, type: MessageType, payload: Any = None, *, exclude: Exclude = None, key: MessageKey | None = None
+    ) -> None:
+        """As `WseServer.broadcast`."""
+        self._tell(partial(self._server.broadcast, type, payload, exclude=exclude, key=key))
+
+    def drop_client(self, cid: ClientId, reason: str = CloseReason.BY_SERVER, code: int = 1000) -> None:
+        """As `WseServer.drop_client`."""
+        self._tell(partial(self._server.drop_client, cid, reason, code))
+
+    def room(self, name: RoomName) -> ThreadsafeRoom:
+        """Return the room of that name."""
+        return ThreadsafeRoom(self, name)
+
+    @overload
+    def call(
+        self,
+        cid: ClientId,
+        name: MessageType,
+        payload: Any = None,
+        *,
+        mode: Literal["all"],
+        timeout: float | None = None,
+        wait: float = 0.0,
+    ) -> list[Any]: ...
+    @overload
+    def call(
+        self,
+        cid: ClientId,
+        name: MessageType,
+        payload: Any = None,
+        *,
+        mode: Mode = "first",
+        timeout: float | None = None,
+        wait: float = 0.0,
+    ) -> Any: ...
+    def call(
+        self,
+        cid: ClientId,
+        name: MessageType,
+        payload: Any = None,
+        *,
+        mode: Mode = "first",
+        timeout: float | None = None,
+        wait: float = 0.0,
+    ) -> Any:
+        """As `WseServer.call`."""
+        return self.run(self._server.call, cid, name, payload, mode=mode, timeout=timeout, wait=wait)
+
+    def devices(self, cid: ClientId) -> list[DeviceInfo]:
+        """As `WseServer.devices`."""
+        devices: list[DeviceInfo] = self.run(self._server.devices, cid)
+        return devices
+
+    def online(self) -> int:
+        """As `WseServer.online`."""
+        number: int = self.run(self._server.online)
+        return number
+
+    def users(self) -> list[Any]:
+        """Return the `cid`s of all connected users, as a list."""
+        users: list[Any] = self.run(self._all_users)
+        return users
+
+    def run(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """Call a function, plain or async, in the server's event loop, and return its result: for the methods of a
+        connection, as in `run(conn.send, "news", text)`, and for functions of your own.
+
+        Raises:
+            WseError: `NOT_STARTED`; `WRONG_THREAD`, in the thread of the loop.
+            Exception: Any exception of the function.
+        """
+        loop = self._find_loop()
+        if get_ident() == self._scheduler.thread:
+            problem = "the event loop would wait for itself; in its thread, call or await the server's own methods"
+            raise WseError(ErrorCode.WRONG_THREAD, {"use": "server"}, problem)
+        try:
+            return run_on(loop, _called(partial(function, *args, **kwargs)))
+        except LoopEndedError:
+            raise WseError(ErrorCode.NOT_STARTED) from None
+
+    def _tell(self, function: Callable[[], None]) -> None:
+        loop = self._find_loop()
+        if get_ident() == self._scheduler.thread:
+            loop.call_soon_threadsafe(self._attempt, function)
+        else:
+            self.run(function)
+
+    def _attempt(self, function: Callable[[], None]) -> None:
+        try:
+            function()
+        except Exception as exc:
+            error = exc if isinstance(exc, WseError) else WseError(ErrorCode.MSG_PROCESSING_ERROR, {}, str(exc))
+            self._server._endpoint.report(error, None, None if error is exc else exc)
+
+    def _find_loop(self) -> asyncio.AbstractEventLoop:
+        loop = self._scheduler.loop
+        if loop is None or not self._server._hub.started:
+            raise WseError(ErrorCode.NOT_STARTED)
+        return loop
+
+    async def _all_users(self) -> list[Any]:
+        return [user async for user in self._server.users()]
+
+
+async def _called(function: Callable[[], Any]) -> Any:
+    result = function()
+    return await result if isawaitable(result) else result
+
+
+class ThreadsafeRoom:
+    """A room of a server, for other threads.
+
+    Attributes:
+        name: The name of the room.
+    """
+
+    def __init__(self, threadsafe: Threadsafe, name: RoomName) -> None:
+        self._threadsafe = threadsafe
+        self._room = threadsafe._server.room(name)
+        self.name = name
+
+    def add(self, member: WseConnection | WseIdentity) -> None:
+        """As `Room.add`."""
+        self._threadsafe._tell(partial(self._room.add, member))
+
+    def discard(self, member: WseConnection | WseIdentity) -> None:
+        """As `Room.discard`."""
+        self._threadsafe._tell(partial(self._room.discard, member))
+
+    def send(
+        self, type: MessageType, payload: Any = None, *, exclude: Exclude = None, key: MessageKey | None = None
+    ) -> None:
+        """As `Room.send`."""
+        self._threadsafe._tell(partial(self._room.send, type, payload, exclude=exclude, key=key))
+
+    def members(self) -> frozenset[Any]:
+        """As `Room.members`."""
+        members: frozenset[Any] = self._threadsafe.run(self._room.members)
+        return members
