@@ -44,13 +44,25 @@ ALLOWED = {
     "brokers/__init__.py": GROUND | {"brokers"},  # finds the one for a URL
     "brokers/nats/": GROUND | {"brokers.nats", "brokers.placement", "brokers.reconnecting"},
     "brokers/redis/": GROUND | {"brokers.redis", "brokers.placement", "brokers.reconnecting"},
+    "http_api/": GROUND | {"http_api", "scheduler"},
     # Observation: reads the core.
     "metrics/": GROUND | {"core", "metrics"},
     "prometheus.py": GROUND | {"metrics.families", "server.server"},
     # What puts core and adapters together.
     "client/": GROUND | {"core.session", "client", "protocols", "scheduler", "threads", "transports"},
     "server/": GROUND
-    | {"core", "brokers", "metrics", "prometheus", "protocols", "scheduler", "server", "threads", "transports"},
+    | {
+        "core",
+        "brokers",
+        "http_api",
+        "metrics",
+        "prometheus",
+        "protocols",
+        "scheduler",
+        "server",
+        "threads",
+        "transports",
+    },
     "server/acceptor.py": GROUND | {"core.hub"},
     "server/files.py": set(),
     "server/watchdog.py": set(),
