@@ -47,6 +47,7 @@ ALLOWED = {
     "http_api/": GROUND | {"http_api", "scheduler"},
     # Observation: reads the core.
     "metrics/": GROUND | {"core", "metrics"},
+    "otel.py": GROUND | {"client.client", "server.server"},
     "prometheus.py": GROUND | {"metrics.families", "server.server"},
     # What puts core and adapters together.
     "client/": GROUND | {"core.session", "client", "protocols", "scheduler", "threads", "transports"},
@@ -91,6 +92,7 @@ LIBRARIES = {
     "brokers/nats/wire.py": {"nats"},
     "brokers/redis/": {"hiredis", "redis"},
     "cli/commands.py": {"click", "uvloop"},
+    "otel.py": {"opentelemetry"},
     "prometheus.py": {"prometheus_client"},
     "uvicorn.py": {"uvicorn"},
 }

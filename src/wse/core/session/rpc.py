@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     import asyncio
 
     from wse.core.ports.scheduling import Scheduler, Timer
+    from wse.core.ports.tracing import Tracer
     from wse.core.session.ordered import Order
 
 
@@ -46,12 +47,13 @@ class Procedures:
         streams: Those that yield items or take an upload.
     """
 
-    __slots__ = ("_check_type", "_order", "_takes", "by_name", "cancellable", "streams")
+    __slots__ = ("_check_type", "_order", "_takes", "_tracer", "by_name", "cancellable", "streams")
 
     def __init__(self, takes: tuple[str, ...], check_type: Callable[[MessageType], None], order: Order) -> None:
         self._takes = takes
         self._check_type = check_type
         self._order = order
+        self._tracer: Tracer | None = None
         self.by_name: dict[MessageType, Callable[..., Any]] = {}
         self.cancellable: set[MessageType] = set()
         self.streams: dict[MessageType, Procedure] = {}
@@ -101,11 +103,26 @@ class Procedures:
                 self.streams[name] = Procedure(fn, yields, upload)
             else:
                 self.by_name[name] = self._order.ordered(fn) if ordered else fn
+            if self._tracer is not None:
+                self._trace(self._tracer, name)
             if cancel:
                 self.cancellable.add(name)
             return fn
 
         return add if fn is None else add(fn)
+
+    def trace_with(self, tracer: Tracer) -> None:
+        """Trace the calls of all procedures, those included that will be registered."""
+        self._tracer = tracer
+        for name in (*self.by_name, *self.streams):
+            self._trace(tracer, name)
+
+    def _trace(self, tracer: Tracer, name: MessageType) -> None:
+        stream = self.streams.get(name)
+        if stream is None:
+            self.by_name[name] = tracer.serve(name, self.by_name[name], yields=False)
+        else:
+            self.streams[name] = stream._replace(fn=tracer.serve(name, stream.fn, yields=stream.yields))
 
     def unregister(self, name: MessageType) -> None:
         """Remove a procedure; running calls go on.
