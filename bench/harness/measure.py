@@ -164,7 +164,7 @@ class Run:
 
     def measure(self, works: list[Workload], peers: list[Peer], clients: list[Client]) -> None:
         """Fill `samples`."""
-        steady = [work for work in works if work.mode in ("call", "fanout")]
+        steady = [work for work in works if work.mode in ("call", "fanout", "items")]
         if steady:
             self._steady(steady, peers)
         for work in works:
@@ -185,7 +185,7 @@ class Run:
         }
 
     def _steady(self, works: list[Workload], peers: list[Peer]) -> None:
-        """Calls and fan-out: all servers stay up, and take turns."""
+        """Calls, fan-out and items: all servers stay up, and take turns."""
         with contextlib.ExitStack() as stack:
             places = {}
             for peer in peers:
@@ -194,8 +194,9 @@ class Run:
                 except BenchError as exc:
                     self._problem("start", peer.name, exc)
             for work in works:
+                able = [peer for peer in places if peer.does(work.name)]
                 for number in range(self.settings.rounds):
-                    for peer in rotated(list(places), number):
+                    for peer in rotated(able, number):
                         seconds, warmup = self.settings.seconds, self.settings.warmup
                         with self._noting(work, peer.name):
                             self._add(work, peer.name, self.load(peer, places[peer], work, seconds, warmup))
@@ -203,8 +204,9 @@ class Run:
     def _idle(self, work: Workload, peers: list[Peer]) -> None:
         """Time and memory of connections: a new server for each measurement, warmed up by a few connections."""
         warm = Workload("", "", "idle", 100, 100)
+        able = [peer for peer in peers if peer.does(work.name)]
         for number in range(self.settings.idle_rounds):
-            for peer in rotated(peers, number):
+            for peer in rotated(able, number):
                 with self._noting(work, peer.name), serving(peer, self.env, self._measured_on) as place:
                     self.load(peer, place, warm, 0.1, 0)
                     self._add(work, peer.name, self.load(peer, place, work, self.settings.settle, 0))

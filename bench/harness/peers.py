@@ -17,6 +17,8 @@ class Peer:
         command: The program in servers/ and its further arguments.
         needs: The Python modules or Node packages that it requires.
         note: A remark for the comparison.
+        only: The workloads that it is measured with; empty for all but `never`.
+        never: Those that it cannot do.
     """
 
     name: str
@@ -26,14 +28,30 @@ class Peer:
     command: tuple[str, ...]
     needs: tuple[str, ...] = ()
     note: str = ""
+    only: tuple[str, ...] = ()
+    never: tuple[str, ...] = ()
+
+    def does(self, workload: str) -> bool:
+        """Whether it is measured with that workload."""
+        return workload in self.only if self.only else workload not in self.never
 
 
 FLOOR = "floor"
 
 PEERS = (
-    Peer(FLOOR, "C floor", "floor", "wse", (), note="moves bytes, parses no JSON"),
+    Peer(FLOOR, "C floor", "floor", "wse", (), note="moves bytes, parses no JSON", never=("items-32",)),
     Peer("wse", "wse", "ours", "wse", ("wse_server.py",), ("msgspec", "picows")),
     Peer("wse-uvloop", "wse, uvloop", "ours", "wse", ("wse_server.py", "uvloop"), ("msgspec", "picows", "uvloop")),
+    Peer(
+        "wse-stream",
+        "wse, a stream",
+        "ours",
+        "wse-stream",
+        ("wse_server.py",),
+        ("msgspec", "picows"),
+        "the items are those of an async generator, which the credit of the client drives",
+        only=("items-32",),
+    ),
     Peer(
         "wse-resume",
         "wse, sessions that resume",
@@ -77,6 +95,7 @@ PEERS = (
         ("fastapi_rpc_server.py",),
         ("fastapi_websocket_rpc", "uvicorn", "websockets", "httptools", "uvloop"),
         "no authentication; its fan-out is a loop in the application",
+        never=("items-32",),
     ),
     Peer("ws", "ws on Node, bare echo", "node", "json", ("ws_server.cjs",), ("ws",), "no authentication, no calls"),
     Peer("socketio", "Socket.IO on Node", "node", "socketio", ("socketio_server.cjs",), ("socket.io",)),
@@ -106,9 +125,9 @@ class Workload:
     """One kind of work.
 
     Attributes:
-        mode: `call`, `fanout` and `idle` load a server, `client` runs a client.
+        mode: `call`, `fanout`, `items` and `idle` load a server, `client` runs a client.
         connections: The number of connections.
-        window: Calls or broadcasts in flight; for `idle`, how many of the connections are timed.
+        window: Calls, broadcasts or items in flight; for `idle`, how many of the connections are timed.
     """
 
     name: str
@@ -123,6 +142,7 @@ WORKLOADS = (
     Workload("call-32", "Call, 32 in flight on each of 50 connections", "call", 50, 32),
     Workload("fanout-1", "Fan-out to 1,000 connections, 1 broadcast in flight, per delivery", "fanout", 1000, 1),
     Workload("fanout-4", "Fan-out to 1,000 connections, 4 broadcasts in flight, per delivery", "fanout", 1000, 4),
+    Workload("items-32", "Items, up to 32 on their way to each of 50 connections", "items", 50, 32),
     Workload("connect", "Connect and authenticate 5,000, then hold 10,000 idle", "idle", 10000, 5000),
     Workload("client-1", "Client, 1 call in flight, against the C floor", "client", 1, 1),
     Workload("client-32", "Client, 32 calls in flight, against the C floor", "client", 1, 32),

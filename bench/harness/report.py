@@ -41,6 +41,7 @@ def summary(results: dict[str, Any]) -> str:
         ("call, 32 in flight", "call-32", "cpu_us"),
         ("fan-out, 1 in flight", "fanout-1", "cpu_us"),
         ("fan-out, 4 in flight", "fanout-4", "cpu_us"),
+        ("item", "items-32", "cpu_us"),
         ("connect", "connect", "cpu_us"),
         ("idle connection", "connect", "rss_kib"),
     ]
@@ -144,6 +145,7 @@ def svg(results: dict[str, Any]) -> str:
     panel("Call, 32 in flight: server CPU", "call-32", "cpu_us", "µs")
     panel("Fan-out, 1 in flight: server CPU per delivery", "fanout-1", "cpu_us", "µs")
     panel("Fan-out, 4 in flight: server CPU per delivery", "fanout-4", "cpu_us", "µs")
+    panel("Items, 32 on their way: server CPU per item", "items-32", "cpu_us", "µs")
     panel("Connect and authenticate: server CPU", "connect", "cpu_us", "µs")
     panel("Idle connection: resident memory", "connect", "rss_kib", "KiB")
     panel("Client, 1 call in flight: own CPU per call", "client-1", "cpu_us", "µs")
@@ -189,7 +191,11 @@ def svg(results: dict[str, Any]) -> str:
 def instructions(records: list[dict[str, Any]]) -> str:
     """The recorded instruction counts, with one column for each build of the interpreter."""
     head = ["operation", *(record["build"]["python"] for record in records)]
-    rows = [[name, *(f"{record['counts'].get(name, 0):,}" for record in records)] for name in records[0]["counts"]]
+
+    def count(record: dict[str, Any], name: str) -> str:
+        return f"{record['counts'][name]:,}" if name in record["counts"] else ""
+
+    rows = [[name, *(count(record, name) for record in records)] for name in records[0]["counts"]]
     libraries = records[0]["build"]
     return table(head, rows) + f"\n\nWith msgspec {libraries['msgspec']} and picows {libraries['picows']}."
 

@@ -3,13 +3,15 @@
  *   load HOST PORTS DIALECT call   CONNECTIONS WINDOW SECONDS WARMUP PIDS [ENGINE]
  *   load HOST PORTS DIALECT fanout CONNECTIONS WINDOW SECONDS WARMUP PIDS [ENGINE]
  *   load HOST PORTS DIALECT pass   CONNECTIONS WINDOW SECONDS WARMUP PIDS [ENGINE [RATE]]
+ *   load HOST PORTS DIALECT items  CONNECTIONS WINDOW SECONDS WARMUP PIDS [ENGINE]
  *   load HOST PORTS DIALECT idle   CONNECTIONS MEASURED SETTLE 0 PIDS [ENGINE]
  *   load HOST PORTS DIALECT hold   CONNECTIONS MEASURED SETTLE 0 PIDS [ENGINE [FIRST]]
  *
  * call: every connection keeps WINDOW calls of "echo" in flight. fanout: the first connection keeps WINDOW broadcasts in
  * flight; one is done when every connection has it. pass: connections are pairs, of which the first one keeps WINDOW
  * messages to the user of the second in flight; with a RATE, so many messages a second begin, whatever is in flight, and
- * their time runs from when they are due. idle: the cost of the first MEASURED connections, then the resident memory of
+ * their time runs from when they are due. items: the server sends numbered items to every connection, which has credit for
+ * WINDOW at first, and grants half of it again whenever it has got as many; the time of an item runs from the grant. idle: the cost of the first MEASURED connections, then the resident memory of
  * the processes when all are open and SETTLE seconds have passed. hold: so, too, then it holds the connections until its
  * standard input ends, and lets servers hang up; users are numbered from FIRST, so that several programs can share them.
  *
@@ -59,6 +61,7 @@ typedef struct {
     long next_number; /* the least that a broadcast, or a message to its user, can have */
     long got;         /* messages since the welcome */
     double since;
+    double granted[4]; /* when the last grants were made */
 } Conn;
 
 /* Processes that are measured together. */
@@ -248,6 +251,7 @@ typedef struct {
     const char *acks, *ask, *ack; /* how messages begin that confirm others or ask for that, and how to confirm */
     const char *call, *result, *publish, *broadcast; /* with the number once or twice */
     const char *pass, *passed;                       /* with the number and the index of the connection that gets it */
+    const char *open, *more, *item; /* with the credit; with more of it, which may also open; with the number */
 } Dialect;
 
 static const Dialect dialects[] = {
@@ -255,23 +259,33 @@ static const Dialect dialects[] = {
      .first = "[\"~wse:hi\",{\"identity\":\"secret%s\",\"meta\":{}},null]", .welcome = "[\"~wse:welcome\"",
      .call = "[\"echo\"," PAYLOAD ",\"%ld\"]", .result = "[\"~wse:response\"," PAYLOAD ",\"%ld\"]",
      .publish = "[\"fan\"," PAYLOAD ",null]", .broadcast = "[\"fan\"," PAYLOAD ",null]",
-     .pass = "[\"pass\"," TO ",null]", .passed = "[\"passed\"," TO ",null]"},
+     .pass = "[\"pass\"," TO ",null]", .passed = "[\"passed\"," TO ",null]",
+     .more = "[\"more\",%ld,null]", .item = "[\"item\"," PAYLOAD ",null]"},
+    /* The same with the extension "calls". */
+    {.name = "wse-stream", .path = "/", .subprotocol = "wse-default-json",
+     .first = "[\"~wse:hi\",{\"identity\":\"secret%s\",\"meta\":{},\"ext\":{\"calls\":{\"timeout\":20}}},null]",
+     .greeted = "[\"~wse:ext\"", .welcome = "[\"~wse:welcome\"",
+     .open = "[\"~wse:call\",[\"items\",null,{\"t\":0,\"n\":%ld}],1]", .more = "[\"~wse:more\",%ld,1]",
+     .item = "[\"~wse:item\"," PAYLOAD ",1]"},
     /* The same with the extension "resume": both sides count messages, and confirm them after 64. */
     {.name = "wse-resume", .path = "/", .subprotocol = "wse-default-json",
      .first = "[\"~wse:hi\",{\"identity\":\"secret%s\",\"meta\":{},\"ext\":{\"resume\":{}}},null]",
      .greeted = "[\"~wse:ext\"", .welcome = "[\"~wse:welcome\"",
      .acks = "[\"~wse:ack\"", .ask = "[\"~wse:ask\"", .ack = "[\"~wse:ack\",%ld,null]",
      .call = "[\"echo\"," PAYLOAD ",\"%ld\"]", .result = "[\"~wse:response\"," PAYLOAD ",\"%ld\"]",
-     .publish = "[\"fan\"," PAYLOAD ",null]", .broadcast = "[\"fan\"," PAYLOAD ",null]"},
+     .publish = "[\"fan\"," PAYLOAD ",null]", .broadcast = "[\"fan\"," PAYLOAD ",null]",
+     .more = "[\"more\",%ld,null]", .item = "[\"item\"," PAYLOAD ",null]"},
     {.name = "json", .path = "/",
      .call = "[\"echo\"," PAYLOAD ",\"%ld\"]", .result = "[\"echo\"," PAYLOAD ",\"%ld\"]",
-     .publish = "[\"fan\"," PAYLOAD ",null]", .broadcast = "[\"fan\"," PAYLOAD ",null]"},
+     .publish = "[\"fan\"," PAYLOAD ",null]", .broadcast = "[\"fan\"," PAYLOAD ",null]",
+     .more = "[\"more\",%ld,null]", .item = "[\"item\"," PAYLOAD ",null]"},
     /* Engine.IO 4 and Socket.IO 5, on the websocket transport from the start. */
     {.name = "socketio", .path = "/socket.io/?EIO=4&transport=websocket",
      .greeted = "0{", .answer = "40{\"token\":\"secret%s\"}", .welcome = "40{\"sid\"", .ping = "2", .pong = "3",
      .call = "42%2$ld[\"echo\",{\"a\":5,\"b\":3,\"n\":%1$ld}]", .result = "43%2$ld[{\"a\":5,\"b\":3,\"n\":%1$ld}]",
      .publish = "42[\"fan\"," PAYLOAD "]", .broadcast = "42[\"fan\"," PAYLOAD "]",
-     .pass = "42[\"pass\"," TO "]", .passed = "42[\"passed\"," TO "]"},
+     .pass = "42[\"pass\"," TO "]", .passed = "42[\"passed\"," TO "]",
+     .more = "42[\"more\",%ld]", .item = "42[\"item\"," PAYLOAD "]"},
     {.name = "fastapi-rpc", .path = "/ws",
      .call = "{\"request\":{\"method\":\"echo\",\"arguments\":{\"p\":" PAYLOAD "},\"call_id\":\"%ld\"}}",
      .result = "{\"request\":null,\"response\":{\"result\":" PAYLOAD ",\"result_type\":\"dict\",\"call_id\":\"%ld\"}}",
@@ -280,8 +294,8 @@ static const Dialect dialects[] = {
 };
 
 static const Dialect *dialect;
-static const char *const modes[] = {"call", "fanout", "pass", "idle", "hold"};
-static enum { CALL, FANOUT, PASS, IDLE, HOLD, MODES } mode;
+static const char *const modes[] = {"call", "fanout", "pass", "items", "idle", "hold"};
+static enum { CALL, FANOUT, PASS, ITEMS, IDLE, HOLD, MODES } mode;
 static int window, first_user, ports[NODES_MAX], port_count;
 static double rate;
 
@@ -317,7 +331,7 @@ static long number_in(const char *s, size_t n) {
     int digits = 0;
     for (at += 4; at < s + n && *at == ' '; at++) {}
     for (; at < s + n && *at >= '0' && *at <= '9'; at++, digits++) number = number * 10 + (*at - '0');
-    if (!digits || number >= flight_count) fail("an answer with a wrong number", s, n);
+    if (!digits) fail("an answer with a wrong number", s, n);
     return number;
 }
 
@@ -335,6 +349,7 @@ static int stopping;
 static void on_answer(Conn *c, const char *s, size_t n) {
     char due[TEXT_MAX];
     long number = number_in(s, n);
+    if (number >= flight_count) fail("an answer with a wrong number", s, n);
     Flight *flight = &flights[number];
     long index = c - conns;
     snprintf(due, sizeof due, mode == CALL ? dialect->result : mode == PASS ? dialect->passed : dialect->broadcast,
@@ -350,6 +365,28 @@ static void on_answer(Conn *c, const char *s, size_t n) {
     if (mode != FANOUT) flight->since = 0;
     in_flight--;
     if (!stopping && !rate) begin_from(mode == CALL ? c : mode == PASS ? c - 1 : &conns[0]);
+}
+
+/* Items, of which a connection grants half a window again whenever it has got as many. */
+
+static void grant(Conn *c, long count, const char *format) {
+    char text[TEXT_MAX];
+    long half = window / 2, grants = c->next_number ? c->next_number / half : 0;
+    c->granted[grants & 3] = clock_now();
+    snprintf(text, sizeof text, format, count);
+    put_text(c, text);
+    in_flight += count;
+}
+
+static void on_item(Conn *c, const char *s, size_t n) {
+    char due[TEXT_MAX];
+    long number = c->next_number++, half = window / 2;
+    snprintf(due, sizeof due, dialect->item, number);
+    if (!is_due(s, n, due)) fail("not the item that is due", s, n);
+    sample(now_ - c->granted[(number < window ? 0 : 1 + (number - window) / half) & 3]);
+    operations++;
+    in_flight--;
+    if (!stopping && c->next_number % half == 0) grant(c, half, dialect->more);
 }
 
 static void become_ready(Conn *c) {
@@ -375,7 +412,8 @@ static void on_message(Conn *c, const char *s, size_t n) {
     } else if (c->state == READY) {
         if (mode >= IDLE) fail("an unexpected message", s, n);
         if (dialect->ack && ++c->got % ACK_EVERY == 0) put_ack(c);
-        on_answer(c, s, n);
+        if (mode == ITEMS) on_item(c, s, n);
+        else on_answer(c, s, n);
     } else if (dialect->greeted && starts_with(s, n, dialect->greeted)) {
         if (dialect->answer) put_hello(c, dialect->answer);
     } else if (starts_with(s, n, dialect->welcome)) {
@@ -607,7 +645,8 @@ static void measure_steady(const char *host, double seconds, double warmup) {
     connect_all(conn_count, host);
     int senders = mode == FANOUT ? 1 : conn_count, step = mode == PASS ? 2 : 1;
     for (int i = 0; i < senders && !rate; i += step) {
-        for (int w = 0; w < window; w++) begin_from(&conns[i]);
+        if (mode == ITEMS) grant(&conns[i], window, dialect->open ? dialect->open : dialect->more);
+        for (int w = 0; w < window && mode != ITEMS; w++) begin_from(&conns[i]);
         flush(&conns[i]);
     }
     if (rate) start_timer();
@@ -650,6 +689,10 @@ int main(int argc, char **argv) {
     }
     if (mode == PASS && (!dialect->pass || conn_count % 2)) {
         fprintf(stderr, "pass needs pairs of connections, and a dialect that has users\n");
+        return 2;
+    }
+    if (mode == ITEMS && (!dialect->item || window < 2 || window % 2)) {
+        fprintf(stderr, "items need an even window, and a dialect that has them\n");
         return 2;
     }
     struct rlimit files;

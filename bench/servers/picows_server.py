@@ -13,6 +13,8 @@ transports = set()
 
 
 class Echo(WSListener):
+    sent = 0
+
     def on_ws_connected(self, transport):
         transports.add(transport)
 
@@ -23,12 +25,20 @@ class Echo(WSListener):
         if frame.msg_type is not TEXT:
             return
         message = decode(frame.get_payload_as_memoryview())
+        if message[0] == "more":
+            self.send_items(transport, message[1])
+            return
         answer = encode(message)
         if message[0] == "fan":
             for each in transports:
                 each.send(TEXT, answer)
         else:
             transport.send(TEXT, answer)
+
+    def send_items(self, transport, number):
+        for n in range(self.sent, self.sent + number):
+            transport.send(TEXT, encode(["item", {"a": 5, "b": 3, "n": n}, None]))
+        self.sent += number
 
 
 async def main(port):

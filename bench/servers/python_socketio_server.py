@@ -1,5 +1,8 @@
 """python-socketio on uvicorn, as its documentation sets it up. usage: python_socketio_server.py PORT [REDIS]"""
 
+import asyncio
+import collections
+import itertools
 import sys
 
 import socketio
@@ -26,6 +29,29 @@ async def echo(sid, payload):
 @sio.event
 async def fan(sid, payload):
     await sio.emit("fan", payload)
+
+
+class Items:
+    """What one client gets. Each event has a task, and the items of one must not overtake those of another."""
+
+    def __init__(self):
+        self.numbers = itertools.count()
+        self.lock = asyncio.Lock()
+
+
+items = collections.defaultdict(Items)
+
+
+@sio.event
+async def more(sid, number):
+    async with items[sid].lock:
+        for n in itertools.islice(items[sid].numbers, number):
+            await sio.emit("item", {"a": 5, "b": 3, "n": n}, to=sid)
+
+
+@sio.event
+def disconnect(sid, reason):
+    items.pop(sid, None)
 
 
 @sio.on("pass")

@@ -25,6 +25,10 @@ async function main() {
   io.on("connection", (socket) => {
     socket.on("echo", (payload, answer) => answer(payload));
     socket.on("fan", (payload) => io.emit("fan", payload));
+    let sent = 0;
+    socket.on("more", (number) => {
+      for (const end = sent + number; sent < end; sent++) socket.emit("item", { a: 5, b: 3, n: sent });
+    });
     socket.on("pass", (payload) => io.to(payload.to).emit("passed", payload));
   });
   server.listen({ port: Number(port), host: "127.0.0.1", backlog: 2048 });

@@ -8,8 +8,14 @@ from websockets.asyncio.server import broadcast, serve
 
 
 async def handler(websocket):
+    sent = 0
     async for text in websocket:
         message = json.loads(text)
+        if message[0] == "more":
+            for n in range(sent, sent + message[1]):
+                await websocket.send(json.dumps(["item", {"a": 5, "b": 3, "n": n}, None]))
+            sent += message[1]
+            continue
         answer = json.dumps(message)
         if message[0] == "fan":
             broadcast(websocket.server.connections, answer)

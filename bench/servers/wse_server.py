@@ -21,10 +21,26 @@ async def main(port, broker):
     server = WseServer(identify, port=port, broker=broker)
     server.register("echo", lambda conn, payload: payload)
     server.channel.on("fan", lambda conn, payload: server.broadcast("fan", payload))
+    server.channel.on("more", send_items)
+    server.register("items", items)
     server.channel.on("pass", lambda conn, payload: server.send(payload["to"], "passed", payload))
     if broker:
         watch(server)
     await server.serve_forever()
+
+
+def send_items(conn, number):
+    """Plain messages, as many as the client has asked for."""
+    sent = conn.data.get("sent", 0)
+    conn.data["sent"] = sent + number
+    for n in range(sent, sent + number):
+        conn.send("item", {"a": 5, "b": 3, "n": n})
+
+
+async def items(conn, payload):
+    """The same as a stream."""
+    for n in count():
+        yield {"a": 5, "b": 3, "n": n}
 
 
 def watch(server):

@@ -17,7 +17,7 @@ from wse.core.resume import Resume
 from wse.core.session.asking import Stream
 from wse.core.session.current_call import CurrentCall, current_call, shield_deadline
 from wse.core.session.rpc import ExposeErrors
-from wse.core.session.signals import Channel, Signal
+from wse.core.session.signals import Signal
 from wse.core.stats import Stats
 from wse.errors import CloseReason, ErrorCode, WseError
 from wse.protocols.json import WseJSON
@@ -26,22 +26,32 @@ from wse.publisher import BlockingPublisher, Publisher
 from wse.server.files import js_client_path
 from wse.server.server import WseServer
 from wse.transports.deflate import Compression
+from wse.typed.dependencies import Depends
+from wse.typed.events import ClientProcedure, Event
+from wse.typed.handlers import Channel
+from wse.typed.middleware import Call
+from wse.typed.operations import Operation
+from wse.typed.router import Router
 from wse.types import ClientStatus, ReadyState
 
 __all__ = [
     "Backoff",
     "BlockingClient",
     "BlockingPublisher",
+    "Call",
     "Challenge",
     "Channel",
+    "ClientProcedure",
     "ClientStatus",
     "CloseReason",
     "ClusterSettings",
     "Compression",
     "Credentials",
     "CurrentCall",
+    "Depends",
     "DeviceInfo",
     "ErrorCode",
+    "Event",
     "ExposeErrors",
     "ExtensionTypes",
     "Handshake",
@@ -49,12 +59,14 @@ __all__ = [
     "InternalTypes",
     "Limits",
     "Loss",
+    "Operation",
     "Overflow",
     "Protocol",
     "Publisher",
     "ReadyState",
     "Resume",
     "Room",
+    "Router",
     "Signal",
     "Stats",
     "Stream",

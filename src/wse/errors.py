@@ -44,12 +44,15 @@ class ErrorCode(StrEnum):
     NOT_STARTED = "wse.server.not-started"
     HANDLER_BLOCKED = "wse.server.handler-blocked"
     HANDLER_CANCELLED = "wse.server.handler-cancelled"
+    LIFESPAN_FAILED = "wse.server.lifespan-failed"
     BROKER_UNAVAILABLE = "wse.server.broker-unavailable"
     BROKER_DEAF = "wse.server.broker-deaf"
     BROKER_LOST_MESSAGES = "wse.server.broker-lost-messages"
     # Sessions that outlive their connection.
     SESSION_LOST = "wse.session-lost"
     UNSUPPORTED = "wse.unsupported"
+    # Values that are not of the type that was asked for.
+    INVALID_PAYLOAD = "wse.invalid-payload"
     # Programs with several threads.
     WRONG_THREAD = "wse.wrong-thread"
     # Streams.
@@ -115,11 +118,13 @@ _MESSAGES: dict[str, str] = {
     ErrorCode.NOT_STARTED: "the server has not been started, or has been closed",
     ErrorCode.HANDLER_BLOCKED: "a handler blocked the event loop",
     ErrorCode.HANDLER_CANCELLED: "a handler outlived its connection and was cancelled",
+    ErrorCode.LIFESPAN_FAILED: "a lifespan of the server failed",
     ErrorCode.BROKER_UNAVAILABLE: "the broker cannot be reached",
     ErrorCode.BROKER_DEAF: "the broker does not deliver published messages",
     ErrorCode.BROKER_LOST_MESSAGES: "messages to other nodes were lost while the broker could not be reached",
     ErrorCode.SESSION_LOST: "the session ended before the peer had confirmed everything",
     ErrorCode.UNSUPPORTED: "the peer does not have this extension",
+    ErrorCode.INVALID_PAYLOAD: "the payload is not of the type that was asked for",
     ErrorCode.WRONG_THREAD: "a method was called in another thread than that of its event loop",
     ErrorCode.RP_IS_A_STREAM: "the procedure is a stream, and was called like a plain one",
     ErrorCode.RP_NOT_A_STREAM: "the procedure is not a stream",

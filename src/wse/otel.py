@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
+from functools import update_wrapper
 from inspect import isawaitable, isgenerator
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
@@ -135,7 +136,7 @@ class _Tracer:
         def traced_stream(*args: Any) -> Any:
             return _items(fn, args, begin)
 
-        return traced_stream if yields else traced
+        return update_wrapper(traced_stream if yields else traced, fn)
 
 
 class _Call:

@@ -39,6 +39,10 @@ _MAX_HELD = 64 * 1024
 """Bytes that are read before the application has answered the request; after them, nothing more is read."""
 
 
+_UNUSED = ("conn", "request", "response", "buffer", "writable")
+"""Parts of uvicorn's protocol that are large, and have no use once the socket is given away."""
+
+
 class WebSocketProtocol(UvicornProtocol):
     """The WebSocket protocol of uvicorn, for its option `--ws` or the argument `ws` of `uvicorn.run`."""
 
@@ -73,6 +77,8 @@ class WebSocketProtocol(UvicornProtocol):
         await super().run_asgi()
 
     async def send(self, message: ASGISendEvent) -> None:
+        if self._stop is not None:
+            raise ClientDisconnected  # as uvicorn does: what follows `server.asgi` comes after the connection's end
         await super().send(message)
         if self._held is not None and message["type"] == "websocket.accept":
             held, self._held = self._held, None
@@ -97,8 +103,11 @@ class WebSocketProtocol(UvicornProtocol):
         self.handshake_complete = True
         self.transport.resume_reading()
         self.logger.info('%s - "WebSocket %s" [accepted]', get_client_addr(scope), get_path_with_query_string(scope))
+        for part in _UNUSED:
+            vars(self).pop(part, None)
         headers = [(name.decode("latin-1"), value.decode("latin-1")) for name, value in self.default_headers]
         try:
             yield TakenSocket(self.transport, bytes(held), headers)
         finally:
             self.connections.discard(self)
+            self.queue.put_nowait({"type": "websocket.disconnect", "code": 1006})

@@ -4,37 +4,43 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import re
 import shutil
 import subprocess
+import sys
+import tempfile
 import tomllib
+from collections.abc import Callable
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from functools import partial
 from pathlib import Path
 
 import pytest
 from websockets.asyncio.client import connect as ws_connect
 
 from support.brokers import ENGINES
-from support.net import ClientLog, RawSocket, ServerLog, hi, make_server, soon
+from support.net import ClientLog, RawSocket, ServerLog, accept_all, hi, make_server, soon
 from support.programs import ROOT, free_port
-from wse import Heartbeat, Resume, WseClient
+from wse import Heartbeat, Resume, WseClient, WseServer
 from wse.cli.supervisor import KILL_TIMEOUT
 
 DEPLOY = ROOT / "examples" / "deploy"
 PATIENCE = 60.0
 HASTE = 40
 """How many times shorter timeouts and the heartbeat's interval are in the test that waits for them."""
+Edit = Callable[[str], str]
 FORGED = "198.51.100.7"
 
 
-def nginx_command(port: int, upstreams: list[int], folder: Path, haste: int) -> list[str]:
+def nginx_command(port: int, upstreams: list[int], folder: Path, haste: int, edit: Edit) -> list[str]:
     """nginx with the repository's file in the smallest configuration, with ports of the test's own."""
-    text = (DEPLOY / "nginx.conf").read_text()
+    text = edit((DEPLOY / "nginx.conf").read_text())
     text, found = re.subn(r"listen 80;", f"listen 127.0.0.1:{port};", text)
     assert found == 1
-    first, *more = [f"server 127.0.0.1:{upstream};" for upstream in upstreams]
+    first, *more = [f"server 127.0.0.1:{upstream};" for upstream in upstreams if upstream is not None] or [""]
     text, found = re.subn(r"server 127\.0\.0\.1:4200;", first, text)
-    assert found == 1
+    assert found == bool(first)
     if more:  # they stand where the file has an example of them
         text, found = re.subn(r"# server 10\.0\.0\.2:4200;", " ".join(more), text)
         assert found == 1
@@ -50,9 +56,9 @@ def nginx_command(port: int, upstreams: list[int], folder: Path, haste: int) -> 
     return ["nginx", "-p", str(folder), "-e", "stderr", "-c", str(path)]
 
 
-def caddy_command(port: int, upstreams: list[int], folder: Path, haste: int) -> list[str]:
+def caddy_command(port: int, upstreams: list[int], folder: Path, haste: int, edit: Edit) -> list[str]:
     """Caddy with the repository's file, without TLS, administration and anything outside the test's folder."""
-    text = (DEPLOY / "Caddyfile").read_text()
+    text = edit((DEPLOY / "Caddyfile").read_text())
     text, found = re.subn(r"(?m)^chat\.example\.com \{", f"http://127.0.0.1:{port} {{", text)
     assert found == 1
     text, found = re.subn(r"127\.0\.0\.1:4200", " ".join(f"127.0.0.1:{upstream}" for upstream in upstreams), text)
@@ -78,7 +84,7 @@ def ended(process: subprocess.Popen):
 def proxy(request, tmp_path, monkeypatch):
     """`proxy(*servers)` runs the proxy in front of servers; a context manager of the URL to reach them at.
 
-    Its timeouts are `haste` times shorter than in the file.
+    Its timeouts are `haste` times shorter than in the file; `edit` changes the file's text.
     """
     if shutil.which(request.param) is None:
         pytest.skip(f"there is no {request.param} here (on Debian, tests/deploy/install_programs.sh installs it)")
@@ -86,9 +92,9 @@ def proxy(request, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
 
     @asynccontextmanager
-    async def proxy(*servers, haste=1):
+    async def proxy(*servers, haste=1, edit=str):
         port = free_port()
-        command = PROXIES[request.param](port, [server.port for server in servers], tmp_path, haste)
+        command = PROXIES[request.param](port, [server.port for server in servers], tmp_path, haste, edit)
         with (tmp_path / "log").open("wb") as log, ended(subprocess.Popen(command, stdout=log, stderr=log)) as process:
             async with asyncio.timeout(PATIENCE):
                 while True:
@@ -233,6 +239,57 @@ async def collect(users):
     return sorted([user async for user in users])
 
 
+@pytest.fixture
+def folder():
+    """A folder whose path is short: that of a Unix socket has at most some hundred bytes."""
+    with tempfile.TemporaryDirectory() as folder:
+        yield Path(folder)
+
+
+def on_unix_socket(text: str, place: Path) -> str:
+    """The configuration of nginx with its other line for the server."""
+    text, found = re.subn(r"(?m)^ +server 127\.0\.0\.1:4200;\n", "", text)
+    assert found == 1
+    text, found = re.subn(r"# server unix:/run/wse/chat\.sock;", f"server unix:{place};", text)
+    assert found == 1
+    return text
+
+
+@pytest.mark.parametrize("proxy", ["nginx"], indirect=True)
+async def test_nginx_reaches_the_server_by_a_unix_socket(proxy, folder):
+    folder.chmod(0o755)  # nginx gives up root, if it is started by root
+    place = folder / "chat.sock"
+    server = WseServer(accept_all, unix=place, unix_mode=0o666, path="/ws", trusted_proxies="unix")
+    log = ServerLog(server)
+    server.register("double", lambda conn, payload: payload * 2)
+    edit = partial(on_unix_socket, place=place)
+    async with server, proxy(server, edit=edit) as url, WseClient(url, identity="ann") as client:
+        assert await soon(client.call("double", "x" * 400_000)) == "x" * 800_000
+        assert (await log.conn("ann")).remote_addr == "127.0.0.1"
+
+
+async def test_a_server_takes_the_socket_of_systemd(folder):
+    if shutil.which("systemd-socket-activate") is None:
+        pytest.skip("there is no systemd-socket-activate here")
+    place = folder / "chat.sock"
+    command = ["systemd-socket-activate", f"--listen={place}", sys.executable, str(DEPLOY / "activated.py")]
+    environment = {"PATH": os.environ["PATH"], "PYTHONWARNINGS": "error"}
+    with (folder / "log").open("wb") as log:
+        process = subprocess.Popen(command, stdout=log, stderr=log, env=environment)
+        try:
+            async with asyncio.timeout(PATIENCE):
+                while not place.exists():
+                    assert process.poll() is None, (folder / "log").read_text()
+                    await asyncio.sleep(0.01)
+            # The connection that starts the server waits in the socket meanwhile.
+            async with WseClient(f"ws+unix://{place}:/ws", identity="ann", timeout=PATIENCE):
+                process.terminate()  # it is the server now
+                assert await asyncio.to_thread(process.wait, PATIENCE) == 0
+        finally:
+            process.kill()
+            process.wait()
+
+
 # What cannot be run here is at least read.
 
 
@@ -248,10 +305,12 @@ def test_the_systemd_unit_is_one_that_systemd_understands(tmp_path):
     # It wants the program to exist.
     unit = tmp_path / "wse.service"
     unit.write_text(text.replace("/srv/chat/.venv/bin/wse", shutil.which("env") or "").replace("/srv/chat", "/tmp"))
-    done = subprocess.run(
-        ["systemd-analyze", "verify", "--man=no", str(unit)], capture_output=True, text=True, check=False
-    )
-    assert (done.returncode, done.stdout + done.stderr) == (0, "")
+    shutil.copy(DEPLOY / "wse.socket", tmp_path)
+    for name in ("wse.service", "wse.socket"):
+        done = subprocess.run(
+            ["systemd-analyze", "verify", "--man=no", str(tmp_path / name)], capture_output=True, text=True, check=False
+        )
+        assert (done.returncode, done.stdout + done.stderr) == (0, "")
 
 
 @pytest.mark.parametrize("name", ["wse.service", "Containerfile"])

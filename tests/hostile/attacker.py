@@ -325,6 +325,60 @@ async def ghosts(port, attacking):
         await asyncio.sleep(0.02)
 
 
+CALLS = {"calls": {"timeout": 20}}
+
+
+def stream(name, stamp, payload=None, **options):
+    return message("~wse:call", [name, payload, options], stamp)
+
+
+async def greedy_readers(port, attacking):
+    """Streams without end, with all the credit that there is, of clients that take nothing; more than they may have."""
+    turn = count(1)
+    attackers = [await Enemy(port, reads=False).join(CALLS) for _ in range(20)]
+
+    def more():
+        stamp = next(turn)
+        opened = stream("endless", stamp, "x" * 10_000, t=0, n=2**31)
+        return opened + message("~wse:more", 2**31, stamp) + message("~wse:more", -1, stamp)
+
+    await repeat(attackers, more, 0.02, attacking, offers=CALLS)
+
+
+async def streams_left(port, attacking):
+    """Streams that are cancelled at once, twice, and as if they were others; whose generators raise, or do not end."""
+    turn = count(1)
+    names = ["endless", "stubborn", "broken", "echo", "nothing"]
+    attackers = [await Enemy(port).join(CALLS) for _ in range(10)]
+
+    def more():
+        stamps = [next(turn) for _ in range(20)]
+        opened = b"".join(stream(names[stamp % 5], stamp, stamp, n=2 + stamp % 40) for stamp in stamps)
+        left = [stamp for stamp in stamps if names[stamp % 5] != "broken"]
+        left = b"".join(message("~wse:cancel", None, stamp) for stamp in [*left, *left[::3], -1, 2**53])
+        return opened + left
+
+    await repeat(attackers, more, 0.02, attacking, offers=CALLS)
+
+
+async def unwanted_items(port, attacking):
+    """Uploads that nobody takes, beyond their credit and after their end, and items and answers of no call."""
+    turn = count(1)
+    attackers = [await Enemy(port).join(CALLS) for _ in range(5)]
+    strange = [*range(50), "1", [1], {"a": 1}, 1.5, -1, 10**30]
+    kinds = ("put", "end", "item", "want", "progress", "more", "cancel")
+    unknown = b"".join(message(f"~wse:{kind}", 2**31, stamp) for stamp in strange for kind in kinds)
+
+    def more():
+        stamp = next(turn)
+        if stamp % 5 == 0:
+            return unknown
+        item = message("~wse:put", "x" * 1000, stamp)
+        return stream("swallow", stamp, t=0, up=1) + item * (40 if stamp % 2 else 30) + message("~wse:end", None, stamp)
+
+    await repeat(attackers, more, 0.02, attacking, offers=CALLS)
+
+
 ATTACKS = {
     attack.__name__: attack
     for attack in (
@@ -345,6 +399,9 @@ ATTACKS = {
         failing_handshakes,
         never_acking,
         ghosts,
+        greedy_readers,
+        streams_left,
+        unwanted_items,
     )
 }
 

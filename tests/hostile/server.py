@@ -26,7 +26,7 @@ async def serve():
         auth_timeout=AUTH_TIMEOUT,
         heartbeat=Heartbeat(interval=1, timeout=30),
         compression=Compression(),
-        limits=Limits(handler_linger=1),
+        limits=Limits(handler_linger=1, streams=30),
         resume=Resume(window=2, detached=300, retained=8 * 1024 * 1024),
     )
     server.register("echo", lambda conn, payload: payload)
@@ -40,6 +40,27 @@ async def serve():
     @server.register("ask")
     async def ask(conn, payload):
         return await conn.call("question")
+
+    @server.register("endless")
+    async def endless(conn, payload):
+        while True:
+            yield payload
+
+    @server.register("swallow", upload=True)
+    async def swallow(conn, payload, items):
+        await asyncio.Event().wait()
+
+    @server.register("stubborn")
+    async def stubborn(conn, payload):
+        with suppress(asyncio.CancelledError):
+            await asyncio.Event().wait()
+        await asyncio.sleep(0.05)
+        yield payload
+
+    @server.register("broken")
+    async def broken(conn, payload):
+        yield payload
+        yield object()
 
     @server.channel.on("say")
     def say(conn, message):

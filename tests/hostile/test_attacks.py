@@ -159,6 +159,9 @@ ATTACKS = (
     "failing_handshakes",
     "never_acking",
     "ghosts",
+    "greedy_readers",
+    "streams_left",
+    "unwanted_items",
 )
 
 
@@ -183,6 +186,11 @@ EVIDENCE = {
         during["retained"] > 1_000_000 and grew("closes", "wse.protocol-error", before, during)
     ),
     "ghosts": lambda before, during: during["detached"] > 20,
+    "greedy_readers": lambda before, during: during["running_handlers"] > before["running_handlers"] + 100,
+    "streams_left": lambda before, during: grew("errors", "wse.server.rp.failed", before, during),
+    "unwanted_items": lambda before, during: (
+        grew("limits", "stream_window", before, during) and grew("limits", "streams", before, during)
+    ),
     "half_open": lambda before, during: during["files"] > before["files"] + 3000,
 }
 """By which the server shows that an attack has reached it. Of pings and empty fragments it counts nothing."""

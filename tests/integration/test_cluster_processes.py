@@ -18,7 +18,9 @@ from support.brokers import run_cluster
 from support.cluster import WAIT, Device, until
 from support.net import Log
 from support.programs import free_port, program, unmeasured
-from wse import ClusterSettings, ErrorCode, WseClient, WseError
+from support.resume import cut
+from wse import Backoff, ClusterSettings, ErrorCode, WseClient, WseError
+from wse.transports import picows
 
 TESTS = Path(__file__).parents[1]
 FAST = {
@@ -401,6 +403,58 @@ async def test_a_killed_node_is_found_within_ten_seconds_and_its_users_leave_onc
     stream.check_that_each_came_once()
     (conn_id,) = await bob.client.call("devices", "bob")
     assert await bob.client.call("here", "bob") == [conn_id]
+
+
+def nodes_from(cluster, number):
+    """A connector to the first node that lives, from that one on."""
+
+    async def connect(url, *args):
+        living = [node for node in cluster[number:] + cluster[:number] if node.process.returncode is None]
+        await picows.connect(living[0].url, *args, ssl=None, compression=None)
+
+    return connect
+
+
+async def resumable(cluster, number, identity):
+    """A client that comes back to the nodes from that one on; it has one message that its node has handled."""
+    options = {"reconnect": True, "resume": True, "backoff": Backoff(base=0.05, cap=0.2)}
+    device = await cluster.device(number, identity, connector=nodes_from(cluster, number), **options)
+    device.client.when.lost(device.adder("lost"))
+    device.client.when.resumed(device.adder("resumed"))
+    device.client.when.error(lambda error: None)  # attempts that fail
+    device.client.send("send", {"to": "nobody", "text": "handled"})
+    async with asyncio.timeout(WAIT):
+        await device.client.flush()
+    return device
+
+
+async def test_clients_of_a_killed_node_are_told_what_is_lost_and_others_lose_nothing(cluster):
+    await cluster.start()
+    bob, carol = await cluster.device(1, "bob"), await cluster.device(2, "carol")
+    hers, away = await resumable(cluster, 1, "hers"), await resumable(cluster, 1, "away")
+    lost = [await resumable(cluster, 0, f"lost {n}") for n in range(3)]
+    async with Stream([bob, carol], [bob, carol, hers, away]) as stream:
+        await stream.passes()
+        cluster[0].signal(signal.SIGSTOP)
+        for one in lost:
+            one.client.send("send", {"to": "nobody", "text": f"of {one.cid}, to a node that is about to die"})
+        await asyncio.sleep(0)  # the messages leave
+        cut(away.client)
+        cluster[0].signal(signal.SIGKILL)
+        for one in lost:
+            (_, loss) = await one.until("lost")
+            assert loss.why in ("unknown", "unreachable")
+            text = f"of {one.cid}, to a node that is about to die"
+            assert (loss.uncertain, loss.unsent) == ([("send", {"to": "nobody", "text": text})], [])
+            async with asyncio.timeout(WAIT):
+                await one.client.wait_ready()
+                assert await one.client.call("here", one.cid) != []
+        await away.until("resumed")
+        await stream.passes()
+    await stream.arrives()
+    stream.check_that_each_came_once()
+    assert hers.all("closed") == hers.all("lost") == away.all("lost") == []
+    assert all(len(one.all("lost")) == 1 and one.all("resumed") == [] for one in lost)
 
 
 async def test_a_call_to_a_killed_node_ends(cluster):

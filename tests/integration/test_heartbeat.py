@@ -53,10 +53,11 @@ async def test_a_half_open_connection_is_found():
     assert server.clients == {}
 
 
-async def test_a_half_open_connection_is_found_inside_aiohttp():
-    server = make_server(port=None, heartbeat=Heartbeat(interval=0.2))
+@pytest.mark.parametrize("transport", ["aiohttp", "uvicorn-socket"])
+async def test_a_half_open_connection_is_found_inside_a_web_server_that_gives_its_socket_away(transport):
+    server = make_server(port=None, heartbeat=QUICK)
     log = ServerLog(server)
-    async with TRANSPORTS["aiohttp"](server) as place, RawSocket.user(place.url) as peer:
+    async with TRANSPORTS[transport](server) as place, RawSocket.user(place.url) as peer:
         assert await peer.frame() == (PING, b"")
         entry = await log.until("disconnected", "ann")
         assert entry[2:] == (1006, "")

@@ -13,6 +13,7 @@ def mounted(path, asgi):
     return Starlette(routes=[Mount(path, asgi)])
 
 
+@pytest.mark.parametrize("ws", ["websockets-sansio", "wse.uvicorn:WebSocketProtocol"])
 @pytest.mark.parametrize(
     ("path", "mount", "root_path", "requested"),
     [
@@ -25,10 +26,10 @@ def mounted(path, asgi):
         ("/api/ws", None, "/api", "/ws"),
     ],
 )
-async def test_a_path_is_found_below_a_root_path(path, mount, root_path, requested):
+async def test_a_path_is_found_below_a_root_path(path, mount, root_path, requested, ws):
     server = make_server(path=path)
     app = mounted(mount, server.asgi) if mount else server.asgi
-    async with uvicorn_asgi(app, "websockets-sansio", root_path) as port:
+    async with uvicorn_asgi(app, ws, root_path) as port:
         # The proxy in front has taken the root path away.
         for target, expected in ((requested, 101), (f"{requested}/", 404), (f"/x{requested}", 404)):
             async with await RawSocket.open(f"ws://127.0.0.1:{port}") as socket:

@@ -3,13 +3,16 @@
 import asyncio
 import logging
 import ssl
+from contextlib import asynccontextmanager
 
 import pytest
+from aiohttp import web
 from websockets.asyncio.client import connect as ws_connect
 from websockets.asyncio.server import serve as ws_serve
 
+from support.frameworks import uvicorn_asgi
 from support.net import JSON, RawSocket, make_server, soon
-from wse import ErrorCode, WseClient, WseError
+from wse import ClientStatus, ErrorCode, WseClient, WseError, WseServer
 
 
 async def test_messages_and_calls_travel_over_tls(listen, server_ssl, client_ssl):
@@ -108,3 +111,69 @@ async def test_close_does_not_wait_for_a_handshake(listen, server_ssl):
     await server.start()
     async with await RawSocket.open(server.url):
         await soon(server.close())
+
+
+# Certificates of clients.
+
+
+@pytest.fixture(scope="session")
+def mutual(authority, server_ssl):
+    """What contexts a server and a client have of which the one asks for a certificate, and the other has one."""
+    server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("localhost", "127.0.0.1").configure_cert(server)
+    authority.configure_trust(server)
+    server.verify_mode = ssl.CERT_OPTIONAL
+    client = ssl.create_default_context()
+    authority.configure_trust(client)
+    authority.issue_cert(common_name="ada", organization_name="Analytical").configure_cert(client)
+    return server, client
+
+
+def by_certificate(auth):
+    """An identify handler: the common name of the certificate is the user."""
+    certificate = auth.request.certificate
+    if certificate is None:
+        auth.refuse()
+    else:
+        auth.accept(dict(pair for part in certificate["subject"] for pair in part)["commonName"])
+
+
+@asynccontextmanager
+async def on_listener(context):
+    async with WseServer(by_certificate, port=0, ssl=context) as server:
+        yield server.port
+
+
+def on_uvicorn(ws):
+    def run(context):
+        options = {"ssl_context_factory": lambda config, default: context}
+        return uvicorn_asgi(WseServer(by_certificate).asgi, ws, **options)
+
+    return run
+
+
+@asynccontextmanager
+async def on_aiohttp(context):
+    app = web.Application()
+    app.router.add_get("/", WseServer(by_certificate).aiohttp)
+    runner = web.AppRunner(app, access_log=None)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0, ssl_context=context).start()
+    yield runner.addresses[0][1]
+    await runner.cleanup()
+
+
+@pytest.mark.parametrize(
+    "run",
+    [on_listener, on_uvicorn("wse.uvicorn:WebSocketProtocol"), on_uvicorn("websockets-sansio"), on_aiohttp],
+    ids=["listener", "wse.uvicorn", "uvicorn", "aiohttp"],
+)
+async def test_the_identify_handler_sees_the_certificate_of_the_client(run, mutual, client_ssl):
+    server_context, with_certificate = mutual
+    async with run(server_context) as port:
+        url = f"wss://127.0.0.1:{port}/"
+        async with WseClient(url, ssl=with_certificate) as client:
+            assert client.status == ClientStatus.READY
+        with pytest.raises(WseError) as caught:
+            await soon(WseClient(url, ssl=client_ssl).connect())
+        assert caught.value.code == ErrorCode.NOT_AUTHORIZED

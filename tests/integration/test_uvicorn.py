@@ -7,7 +7,6 @@ import sys
 from contextlib import asynccontextmanager
 
 import pytest
-import uvloop
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from starlette.responses import PlainTextResponse
@@ -144,6 +143,27 @@ async def test_a_client_that_leaves_before_the_answer_is_forgotten(caplog):
     assert [record for record in caplog.records if record.levelno > logging.INFO] == []
 
 
+async def test_for_middleware_that_asks_afterwards_the_client_is_gone(caplog):
+    server = make_server(port=None)
+    seen = Log()
+
+    async def app(scope, receive, send):
+        await server.asgi(scope, receive, send)
+        seen.add("received", await receive())
+        try:
+            await send({"type": "websocket.close"})
+        except OSError as exc:
+            seen.add("sent", type(exc).__name__)
+            raise
+
+    async with serving(app, server) as url:
+        async with WseClient(url, identity="ann"):
+            pass
+        assert (await seen.until("received"))[1]["type"] == "websocket.disconnect"
+        await seen.until("sent", "ClientDisconnected")
+    assert [record for record in caplog.records if record.levelno > logging.INFO] == []
+
+
 async def test_uvicorn_counts_the_connection():
     server = make_server(port=None)
 
@@ -272,12 +292,12 @@ async def test_after_its_own_time_limit_uvicorn_cancels_and_clients_are_closed_w
 # Other transports.
 
 
-async def exchange_over(url_of, server, client_options, **options):
+async def exchange_over(scheme, server, client_options, **options):
     """Serve, call with small and large messages, and hear a broadcast; returns the type of the link."""
     server.register("echo", lambda conn, payload: payload)
     async with uvicorn_asgi(server.asgi, OURS, **options) as port:
         heard = asyncio.Queue()
-        client = WseClient(url_of(port), identity="ann", **client_options)
+        client = WseClient(f"{scheme}://127.0.0.1:{port}", identity="ann", **client_options)
         client.channel.on("news", heard.put_nowait)
         async with client:
             for size in (1, 1000, 900_000):
@@ -290,15 +310,15 @@ async def exchange_over(url_of, server, client_options, **options):
     return found
 
 
-def run_on(loop, coroutine):
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop if loop == "uvloop" else None) as runner:
-        return runner.run(coroutine)
+def run_on(loop, scenario):
+    factory = pytest.importorskip("uvloop").new_event_loop if loop == "uvloop" else None
+    with asyncio.Runner(loop_factory=factory) as runner:
+        return runner.run(scenario())
 
 
 @pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
 def test_messages_travel_over_plain_sockets(loop):
-    scenario = exchange_over(lambda port: f"ws://127.0.0.1:{port}", make_server(port=None), {})
-    assert run_on(loop, scenario) == [PicowsLink]
+    assert run_on(loop, lambda: exchange_over("ws", make_server(port=None), {})) == [PicowsLink]
 
 
 @pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
@@ -306,8 +326,7 @@ def test_messages_travel_over_tls(loop, certificates, client_ssl):
     _, certificate, key = certificates
     options = {"ssl_certfile": certificate, "ssl_keyfile": key}
     server = make_server(port=None)
-    scenario = exchange_over(lambda port: f"wss://127.0.0.1:{port}", server, {"ssl": client_ssl}, **options)
-    assert run_on(loop, scenario) == [PicowsLink]
+    assert run_on(loop, lambda: exchange_over("wss", server, {"ssl": client_ssl}, **options)) == [PicowsLink]
 
 
 # What has to be installed.

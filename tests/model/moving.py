@@ -10,6 +10,7 @@ modelled: what a server writes to its newest connection has arrived, and what is
     say                 the client sends a message
     open N              the client opens a connection to node N and says hi; the old one is deaf from now on
     crash N             node N dies
+    lose                the next answer with the session in it is lost
 
 Invariants: what the client has heard of each sender is the beginning of what it has sent, each message once, and the
 same the other way round; when everything that can happen has happened, everybody has heard everything, unless the
@@ -21,6 +22,7 @@ from __future__ import annotations
 
 import itertools
 import secrets
+from functools import partial
 from typing import ClassVar
 
 from support.core import FakeLink, FakeRequest
@@ -64,11 +66,12 @@ class ModelMove:
         opens: The nodes to which the client comes, one after the other.
         crash: The node that may die.
         rooms: Whether messages go to a room, and not to the user.
+        losses: How many answers with the session in them may be lost. If there are two, the session may be lost.
     """
 
     last: ClassVar[ModelMove | None] = None
 
-    def __init__(self, *, sends=(0, 0, 0), says=0, opens=(1,), crash=None, rooms=False):
+    def __init__(self, *, sends=(0, 0, 0), says=0, opens=(1,), crash=None, rooms=False, losses=0):
         self.end()
         ModelMove.last = self
         names = itertools.count()
@@ -77,7 +80,8 @@ class ModelMove:
         self.nodes = Nodes(2, resume=Resume(), conns_per_user=5, protocols=(JSON,))
         self.all = [*self.nodes]
         self.left = dict(zip(("send 0", "send 1", "publish"), sends, strict=True))
-        self.left |= {"say": says, "crash": int(crash is not None)}
+        self.left |= {"say": says, "crash": int(crash is not None), "lose": losses}
+        self.losses, self.losing = losses, 0
         self.opens = list(opens)
         self.crashing = crash
         self.rooms = rooms
@@ -85,6 +89,7 @@ class ModelMove:
         self.said, self.served = [], []
         self.got, self.ticket, self.lost, self.closed, self.wire = 0, None, None, None, None
         for node in self.nodes:
+            node.cluster.rpc.answered = partial(self._answered, node.cluster.rpc.answered)
             node.endpoint.channel.on("up", lambda conn, n: self.served.append(n))
         self._open(0)
         self.nodes.run()
@@ -99,6 +104,12 @@ class ModelMove:
         if cls.last is not None:
             cls.last.nodes.run()
             cls.last = None
+
+    def _answered(self, answered, answer):
+        if self.losing and isinstance(answer.value, list) and isinstance(answer.value[0], bytes):
+            self.losing -= 1
+        else:
+            answered(answer)
 
     # The client.
 
@@ -160,6 +171,8 @@ class ModelMove:
             self._open(self.opens.pop(0))
         elif what == "crash":
             self._crash()
+        elif what == "lose":
+            self.losing += 1
         elif what == "say":
             self.said.append(len(self.said))
             self.wire.receive(JSON.pack("up", self.said[-1], None))
@@ -204,6 +217,7 @@ class ModelMove:
             str(self.ticket),
             str(self.lost),
             self.closed,
+            self.losing,
             len(self.wire.sent),
             str(self.nodes.engine._users),
         )
@@ -250,12 +264,15 @@ class ModelMove:
         joined = [entry for node in self.all for entry in node.names("joined")]
         left = [entry for node in self.all for entry in node.names("left")]
         has_crashed = len(self.nodes) < 2
-        if len(joined) > 1 + has_crashed or left[has_crashed:]:
+        may_end = has_crashed or self.losses > 1
+        if len(joined) > 1 + may_end or left[may_end:]:
             yield f"{joined} {left}"
         if not complete:
             return
+        if self.closed is None and not has_crashed:
+            yield from self._ghosts()
         if self.lost is not None or self.closed is not None:
-            if not has_crashed:
+            if not has_crashed and self.losses < 2:
                 yield f"lost: {self.lost} {self.closed}"
             return
         for sender, sent in self.sent.items():
@@ -263,6 +280,9 @@ class ModelMove:
                 yield f"the client has heard only {self.heard.get(sender)} of {sent} from {sender}"
         if self.served != self.said:
             yield f"the servers have heard only {self.served} of {self.said}"
+        yield from self._ghosts()
+
+    def _ghosts(self):
         holders = [node for node in self.nodes if node.hub.connections]
         devices = self.nodes.engine.devices("sann")
         if [device.node for device in devices] != [node.cluster.node for node in holders] or len(devices) != 1:

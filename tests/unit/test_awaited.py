@@ -1,4 +1,4 @@
-"""wse.transports.awaited, asgi and aiohttp when a framework misbehaves or ends, which no real one does on demand."""
+"""wse.transports.awaited and asgi when a web server misbehaves or ends, which no real one does on demand."""
 
 from __future__ import annotations
 
@@ -7,13 +7,11 @@ import json
 import socket
 
 import pytest
-from aiohttp import WSMsgType
 
-from support.net import JSON, RawSocket, ServerLog, accept_all, frame, frameworks, hi, make_server, soon
+from support.net import JSON, ServerLog, accept_all, hi, soon
 from wse import ErrorCode, Heartbeat, WseError, WseServer
 from wse.core.packed import Packed
 from wse.transports import awaited
-from wse.transports.aiohttp import AiohttpLink
 from wse.transports.awaited import HIGH_WATER, AwaitedLink
 from wse.transports.tcp import FAST_HIGH_WATER, UNSENT
 
@@ -784,52 +782,3 @@ async def test_without_an_identify_handler_the_application_does_not_start():
     with pytest.raises(WseError) as caught:
         await soon(Web(server.asgi).task)
     assert caught.value.code == ErrorCode.IDENTIFY_HANDLER_MISSING
-
-
-# aiohttp.
-
-
-async def test_a_frame_against_the_rules_is_reported_by_aiohttp_too():
-    server = make_server()
-    log = ServerLog(server)
-    async with frameworks.aiohttp_web(server.aiohttp) as port, RawSocket.user(f"ws://127.0.0.1:{port}") as socket:
-        socket.send(frame(WSMsgType.TEXT, "x", rsv=2))
-        code, reason = await socket.closed()
-        assert (code, reason) == (1002, "")
-        error = await log.error()
-        assert error.code == ErrorCode.PROTOCOL_VIOLATION
-        assert error.details["close"][0] == 1002
-        socket.writer.close()
-        await soon(server.close())
-
-
-@pytest.mark.parametrize(("code", "payload"), [(1005, b""), (4001, b"\x0f\xa1bye")])
-async def test_aiohttp_echoes_the_peer_s_close(code, payload):
-    server = make_server()
-    log = ServerLog(server)
-    async with frameworks.aiohttp_web(server.aiohttp) as port, RawSocket.user(f"ws://127.0.0.1:{port}") as socket:
-        socket.send(frame(WSMsgType.CLOSE, payload))
-        assert await log.until("left") == ("left", "ann", code, payload[2:].decode())
-        assert await socket.closed() == ((1000, "") if code == 1005 else (4001, "bye"))
-        await socket.eof()
-
-
-@pytest.mark.usefixtures("short_timeouts")
-async def test_aiohttp_cuts_a_peer_that_does_not_answer_the_close():
-    server = make_server()
-    log = ServerLog(server)
-    async with frameworks.aiohttp_web(server.aiohttp) as port, RawSocket.user(f"ws://127.0.0.1:{port}") as socket:
-        (await log.conn("ann")).drop("bye")
-        assert await socket.closed() == (1000, "bye")
-        await socket.eof()
-        await soon(server.close())
-
-
-async def test_aiohttp_may_have_lost_the_transport_before_us():
-    class Request:
-        remote = None
-        transport = None
-
-    link = AiohttpLink(100, None, Request())
-    link._cut()
-    assert link.remote_addr == ""

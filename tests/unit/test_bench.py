@@ -197,6 +197,18 @@ async def server():
     server = WseServer(lambda auth: auth.accept(f"u{next(numbers)}") if auth.identity == "secret" else None, port=0)
     server.register("echo", lambda conn, payload: payload)
     server.channel.on("fan", lambda conn, payload: server.broadcast("fan", payload))
+
+    @server.channel.on("more")
+    def more(conn, number):
+        for n in range(conn.data.setdefault("sent", 0), conn.data["sent"] + number):
+            conn.send("item", {"a": 5, "b": 3, "n": n})
+        conn.data["sent"] += number
+
+    @server.register("items")
+    async def items(conn, payload):
+        for n in count():
+            yield {"a": 5, "b": 3, "n": n}
+
     async with server:
         yield server
 
@@ -223,6 +235,22 @@ async def test_broadcasts_reach_everybody_in_order(program, server, dialect):
     status, result = await load(program, server.port, dialect, "fanout", 20, 4, 0.1, 0.02, 0)
     assert status == 0, result
     assert result["ops"] >= 20
+
+
+@pytest.mark.parametrize("kind", ["wse", "wse-resume", "wse-stream"])
+async def test_items_are_taken_and_credit_is_granted(program, server, kind):
+    status, result = await load(program, server.port, kind, "items", 10, 32, 0.1, 0.02, 0)
+    assert status == 0, result
+    assert result["ops"] > 10 * 32
+    assert 0 < result["p50_ms"] <= result["p99_ms"]
+
+
+async def test_an_item_out_of_order_ends_the_load(program, server):
+    server.channel.off("more")
+    server.channel.on("more", lambda conn, number: conn.send("item", {"a": 5, "b": 3, "n": 1}))
+    status, complaint = await load(program, server.port, "wse", "items", 1, 2, 0.1, 0, 0)
+    assert status == 1
+    assert complaint.startswith("not the item that is due")
 
 
 async def test_idle_connections_are_counted(program, server, dialect):
@@ -286,12 +314,20 @@ async def test_the_floor_stands_the_load(program, floor, mode, window):
 def test_a_quick_run_of_ours_beside_the_floor(program, tmp_path):
     program("load")  # skips without a compiler
     out = tmp_path / "results.json"
-    command = [sys.executable, BENCH / "run.py", "--quick", "--no-install", "--peers", "floor,wse,wse-resume"]
+    command = [
+        sys.executable,
+        BENCH / "run.py",
+        "--quick",
+        "--no-install",
+        "--peers",
+        "floor,wse,wse-stream,wse-resume",
+    ]
     done = subprocess.run([*command, "--json", out], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
     medians = json.loads(out.read_text())["medians"]
-    assert set(medians) == {"call-1", "call-32", "fanout-1", "fanout-4", "connect", "client-1", "client-32"}
+    assert set(medians) == {"call-1", "call-32", "fanout-1", "fanout-4", "items-32", "connect", "client-1", "client-32"}
     assert set(medians["call-1"]) == {"floor", "wse", "wse-resume"}
+    assert set(medians["items-32"]) == {"wse", "wse-stream", "wse-resume"}
     assert medians["connect"]["wse"]["rss_kib"] > 0
     assert "| wse |" in done.stdout
 

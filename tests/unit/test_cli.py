@@ -23,6 +23,9 @@ from wse.cli.supervisor import PortError, check_port
 from wse.cli.target import TargetError, load
 from wse.cli.worker import VARIABLE, WorkerSlot
 from wse.core.resume import Resume
+from wse.server.process import SHARES_PORTS
+
+needs_shared_ports = pytest.mark.skipif(not SHARES_PORTS, reason="processes cannot share a port on this system")
 
 MODULE = """
 from wse import WseServer
@@ -120,6 +123,7 @@ def test_a_module_that_runs_its_server_is_told_that_the_command_does(app):
         make_server(port=None).run()
 
 
+@needs_shared_ports
 def test_several_workers_without_a_broker_are_told_what_to_do(app):
     result = run("serve", "an_app:server", "--workers", "2")
     assert result.exit_code == 2
@@ -157,6 +161,7 @@ def test_a_broker_that_the_server_has_already_is_enough():
     assert problem_of_workers(server) is None
 
 
+@needs_shared_ports
 @pytest.mark.parametrize(
     "options",
     [
@@ -242,7 +247,11 @@ def test_a_worker_takes_its_seat_once(monkeypatch):
         assert (seat.number, ours.recv(1)) == (3, b"x")
     assert VARIABLE not in os.environ
     assert WorkerSlot.taken() is None
-    assert [name_of(seat, 1), name_of(None, 1), name_of(None, 2)] == ["worker 3", "server", "supervisor"]
+    assert [name_of(seat, supervises=False), name_of(None, supervises=False), name_of(None, supervises=True)] == [
+        "worker 3",
+        "server",
+        "supervisor",
+    ]
 
 
 async def test_where_a_server_listens_cannot_change_while_it_does():
@@ -257,6 +266,7 @@ async def test_where_a_server_listens_cannot_change_while_it_does():
             server.configure(port=1)
 
 
+@needs_shared_ports
 async def test_two_servers_that_reuse_a_port_share_it():
     first = make_server()
     first.configure(reuse_port=True)

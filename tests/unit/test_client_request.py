@@ -21,6 +21,38 @@ def test_a_url_with_a_space_or_a_control_character_is_rejected(at, char):
         WseClient(at.format(char))
 
 
+@pytest.mark.parametrize(
+    "url",
+    [
+        "ws+unix:",
+        "ws+unix:///",
+        "ws+unix:///:/ws",
+        "ws+unix:///run/:/ws",
+        "ws+unix:///a.sock:ws",
+        "ws+unix://host/a.sock",
+        "ws+unix:a.sock:/ws",
+        "ws+unix:///a.sock#x",
+    ],
+)
+def test_the_url_of_a_unix_socket_needs_an_absolute_path(url):
+    with pytest.raises(ValueError, match="Unix socket"):
+        WseClient(url)
+
+
+@pytest.mark.parametrize(
+    ("url", "unix", "resource", "secure"),
+    [
+        ("ws+unix:///run/a.sock", "/run/a.sock", "/", False),
+        ("ws+unix:/run/a.sock:/ws?x=1", "/run/a.sock", "/ws?x=1", False),
+        ("wss+unix:///run/a%3Ab.sock:/a:b", "/run/a:b.sock", "/a:b", True),
+    ],
+)
+def test_the_url_of_a_unix_socket_has_two_paths(url, unix, resource, secure):
+    address = Address(url)
+    assert (address.unix, address.resource, address.secure) == (unix, resource, secure)
+    assert (address.host, address.authority) == ("localhost", "localhost")
+
+
 @pytest.mark.parametrize("char", CONTROLS)
 def test_a_header_with_a_control_character_is_rejected_and_its_value_is_not_shown(char):
     if char != "\t":  # which HTTP allows

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import msgspec
 import pytest
 
 from support.moves import STEPS, Cluster, answered, at, plain, say_hi, stepwise
 from wse.core.cluster import envelope
-from wse.core.cluster.claims import SILENT
+from wse.core.cluster.claims import SILENT, Question
 from wse.core.cluster.registration import State
 from wse.core.limits import Overflow
 from wse.errors import ErrorCode, WseError
@@ -953,3 +954,259 @@ def test_an_answer_that_is_ready_during_the_move_arrives(step):
     stepwise(nodes, at(step, lambda: wait.set_result(None)))
     nodes.run()
     assert answered(new)[1] == [("~wse:response", "done", 7)]
+
+
+# A node that gives up.
+
+
+class Answers:
+    """The answers of other nodes that reach a node; the next ones with a session in them can be lost."""
+
+    def __init__(self, node):
+        self.lost = 0
+        self._answered = node.cluster.rpc.answered
+        node.cluster.rpc.answered = self
+
+    def __call__(self, answer):
+        has_session = isinstance(answer.value, list) and isinstance(answer.value[0], bytes)
+        if has_session and self.lost:
+            self.lost -= 1
+        else:
+            self._answered(answer)
+
+
+def test_an_answer_with_the_session_that_is_lost_is_given_again():
+    nodes = Cluster()
+    one, two = nodes
+    peer = nodes.first(one)
+    peer.conn.send("news", 1)
+    peer.vanish()
+    Answers(two).lost = 1
+    new = say_hi(two, peer)
+    nodes.run()
+    one.hub.send("ann", "news", 2)
+    nodes.advance(2)
+    answer, messages = answered(new)
+    assert "lost" not in answer
+    assert plain(messages) == [("news", 1), ("news", 2)]
+    assert nodes.presence() == [("joined", "ann")]
+    nodes.advance(15)
+    assert not one.cluster.claims._sent
+
+
+def devices(node):
+    return [device.conn_id for device in node.do(node.server.devices("ann"))]
+
+
+@pytest.mark.parametrize("stays", [True, False])
+def test_a_session_that_its_old_node_has_let_go_in_vain_leaves_nothing_behind(stays):
+    nodes = Cluster()
+    one, two = nodes
+    peer = nodes.first(one)
+    peer.vanish()
+    nodes.run()
+    Answers(two).lost = 2
+    new = say_hi(two, peer)
+    nodes.run()
+    if not stays:
+        new.vanish()
+    nodes.advance(4)
+    if stays:
+        assert answered(new)[0]["lost"]["why"] == "unreachable"
+        assert devices(two) == [new.conn.conn_id]
+        new.vanish(1000)
+        nodes.run()
+    assert devices(two) == []
+    assert nodes.presence() == [("joined", "ann"), ("left", "ann")]
+    nodes.advance(15)
+    assert [node.leftovers for node in nodes] == [[], []]
+    assert [node.cluster.claims._sent for node in nodes] == [{}, {}]
+
+
+def test_a_device_whose_new_node_says_nothing_more_is_taken_out():
+    nodes = Cluster()
+    one, two = nodes
+    peer = nodes.first(one)
+    peer.vanish()
+    nodes.run()
+    new = say_hi(two, peer)
+    stepwise(nodes, lambda: None if peer.conn.conn_id in one.hub.connections else nodes.sleep(two))
+    assert new.heard == []
+    nodes.advance(11)
+    assert devices(one) == []
+    assert nodes.presence() == [("joined", "ann"), ("left", "ann")]
+    assert not one.leftovers
+
+
+def test_a_session_whose_node_was_asleep_ends_there_when_its_client_has_a_new_one():
+    nodes = Cluster()
+    one, two = nodes
+    peer = nodes.first(one)
+    peer.vanish()
+    nodes.run()
+    nodes.sleep(one)
+    new = say_hi(two, peer)
+    nodes.advance(4)
+    answer, _ = answered(new)
+    assert answer["lost"] == {"why": "unreachable", "got": None}
+    nodes.wake(one)
+    nodes.advance(1)
+    assert devices(two) == [new.conn.conn_id]
+    assert not one.hub.connections
+    assert nodes.presence() == [("joined", "ann")]
+    assert one.leftovers == []
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_a_session_of_a_node_that_falls_asleep_during_the_move_is_at_one_node_in_the_end_or_at_none(step):
+    nodes = Cluster()
+    one, two = nodes
+    peer = nodes.first(one)
+    peer.vanish()
+    nodes.run()
+    new = say_hi(two, peer)
+    stepwise(nodes, at(step, lambda: nodes.sleep(one)))
+    nodes.advance(3)
+    nodes.wake(one)
+    nodes.advance(4)
+    answer, _ = answered(new)
+    session = nodes.session(two, new)
+    assert session.conn.conn_id == (new.conn.conn_id if "lost" in answer else peer.conn.conn_id)
+    assert devices(one) == devices(two) == [session.conn.conn_id]
+    assert nodes.presence() == [("joined", "ann")]
+    assert not one.hub.connections
+    assert one.leftovers == []
+
+
+def test_a_client_that_has_left_a_node_which_waits_in_vain_finds_its_session_where_it_was():
+    nodes = Cluster(3)
+    one, two, three = nodes
+    peer = nodes.first(one)
+    peer.conn.send("news", 1)
+    peer.vanish()
+    nodes.run()
+    nodes.sleep(one)
+    say_hi(two, peer).vanish()
+    nodes.advance(4)
+    nodes.wake(one)
+    nodes.advance(2)
+    answer, messages = answered(nodes.back(three, peer))
+    assert "lost" not in answer
+    assert plain(messages) == [("news", 1)]
+
+
+def test_a_node_that_gives_up_ends_no_session_but_the_one_whose_key_it_knows():
+    nodes = Cluster()
+    one, two = nodes
+    peer = nodes.first(one)
+    peer.vanish()
+    nodes.run()
+    conn_id = peer.conn.conn_id
+    for proof in ("", "0" * 64):
+        question = msgspec.json.encode(Question(two.cluster.node, conn_id, proof, is_lost=True)).decode()
+        two.cluster.bus.send_to(one.cluster.node, envelope.Query(two.cluster.node, 0, "give-up", question))
+        nodes.run()
+        assert conn_id in one.hub.connections
+    assert answered(nodes.back(one, peer))[0].get("lost") is None
+
+
+# An engine of several servers, which pass messages on at different speeds.
+
+
+class Route:
+    """The way from one node to another, on which messages wait until it is `open`."""
+
+    def __init__(self, origin, to):
+        self.is_open = True
+        self._waiting = []
+        self._origin = origin.cluster.node
+        self._deliver = to.broker.deliver
+        to.broker.deliver = self
+
+    def __call__(self, topic, data):
+        if not self.is_open and envelope.decode(data).origin == self._origin:
+            self._waiting.append((topic, data))
+        else:
+            self._deliver(topic, data)
+
+    def open(self):
+        self.is_open = True
+        for message in self._waiting:
+            self._deliver(*message)
+        self._waiting.clear()
+
+
+@pytest.fixture
+def spreading(monkeypatch):
+    monkeypatch.setattr("support.nodes.NodeBroker.spreads", True, raising=False)
+
+
+@pytest.mark.parametrize("count", [2, 3, 4])
+def test_a_session_moves_on_an_engine_of_several_servers(spreading, count):
+    nodes = Cluster(count)
+    one, two = nodes[:2]
+    peer = nodes.first(one)
+    peer.vanish()
+    new = say_hi(two, peer)
+    nodes.advance(1)
+    for node in nodes:
+        node.hub.send("ann", "news", nodes.index(node))
+        nodes.run()
+    answer, messages = answered(new)
+    assert "lost" not in answer
+    assert plain(messages) == [("news", n) for n in range(count)]
+    nodes.advance(5)
+    assert not any(node.cluster.claims._catching_up for node in nodes)
+
+
+def test_a_message_that_is_slow_to_the_old_node_moves_with_the_session(spreading):
+    nodes = Cluster(3)
+    one, two, three = nodes
+    peer = nodes.first(one)
+    peer.vanish()
+    nodes.run()
+    route = Route(three, one)
+    route.is_open = False
+    three.hub.send("ann", "news", "sent before the new node listens")
+    nodes.run()
+    new = say_hi(two, peer)
+    nodes.advance(0.3, step=0.05)
+    assert new.heard == []
+    three.hub.send("ann", "news", "sent while both listen")
+    nodes.run()
+    route.open()
+    nodes.advance(1)
+    three.hub.send("ann", "news", "sent after the move")
+    nodes.run()
+    answer, messages = answered(new)
+    assert "lost" not in answer
+    assert [payload for _, payload in plain(messages)] == [
+        "sent before the new node listens",
+        "sent while both listen",
+        "sent after the move",
+    ]
+
+
+def test_a_node_that_does_not_answer_holds_a_session_up_for_half_a_second(spreading):
+    nodes = Cluster(3)
+    one, two, three = nodes
+    peer = nodes.first(one)
+    peer.vanish()
+    nodes.run()
+    nodes.sleep(three)
+    new = say_hi(two, peer)
+    nodes.advance(1.5)
+    assert "lost" not in answered(new)[0]
+
+
+def test_a_claim_that_is_not_repeated_is_forgotten(spreading):
+    nodes = Cluster(3)
+    one, two, _ = nodes
+    peer = nodes.first(one)
+    peer.vanish()
+    nodes.run()
+    new = say_hi(two, peer)
+    stepwise(nodes, lambda: one.cluster.claims._catching_up and new.vanish())
+    nodes.advance(3)
+    assert not one.cluster.claims._catching_up
+    assert "lost" not in answered(nodes.back(one, peer))[0]

@@ -4,6 +4,7 @@ import asyncio
 from contextlib import AsyncExitStack
 from itertools import pairwise
 
+import msgspec
 import pytest
 from opentelemetry import trace
 from opentelemetry.sdk.metrics import MeterProvider
@@ -355,3 +356,38 @@ def test_nothing_is_on_the_path_of_a_server_that_is_not_instrumented():
     server = make_server()
     assert server._endpoint.tracer is None
     assert "trace" not in server._endpoint.extensions._known
+
+
+async def test_typed_procedures_keep_their_hints_when_they_are_traced_and_timed(telemetry, join):
+    server = make_server()
+
+    class Point(msgspec.Struct):
+        x: int
+
+    @server.register("typed")
+    def typed(conn, payload: Point) -> int:
+        return payload.x
+
+    @server.register("in-turn", ordered=True)
+    async def in_turn(conn, payload: Point) -> int:
+        return payload.x
+
+    Collector(server)
+    client = await join(server)
+
+    @server.middleware
+    async def pass_on(call, next):
+        return await next()
+
+    for name in ("typed", "in-turn"):
+        for _ in range(3):
+            assert await soon(client.call(name, {"x": 3})) == 3
+        with pytest.raises(WseError, match="invalid-payload"):
+            await soon(client.call(name, {"x": "no"}))
+    spans = await telemetry.spans(16)
+    assert {told(span) for span in spans} == {
+        (kind, name, error)
+        for kind in (CLIENT, SERVER)
+        for name in ("typed", "in-turn")
+        for error in (None, "wse.invalid-payload")
+    }

@@ -13,10 +13,15 @@ from typing import TYPE_CHECKING
 import click
 
 from wse.brokers.memory import MemoryBroker
+from wse.cli.bench import bench_command
+from wse.cli.client import call_command, listen_command, publish_command, send_command
 from wse.cli.metrics import parse_address
+from wse.cli.reload import check_watchfiles, run_reloading
+from wse.cli.shell import shell_command
 from wse.cli.supervisor import PortError, Supervisor, check_port
 from wse.cli.target import TargetError, load
 from wse.cli.worker import StartError, WorkerSlot, serve
+from wse.server.process import HANGUP, SHARES_PORTS
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -29,7 +34,11 @@ LEVELS = ("debug", "info", "warning", "error", "critical")
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 def wse() -> None:
-    """WebSocket Everywhere: serve applications written with the wse package."""
+    """WebSocket Everywhere: serve applications written with the wse package, and talk to them."""
+
+
+for command in (call_command, send_command, listen_command, shell_command, publish_command, bench_command):
+    wse.add_command(command)
 
 
 @wse.command()
@@ -51,6 +60,7 @@ def version() -> None:
 )
 @click.option("--uvloop", is_flag=True, help='Run on uvloop (pip install "wse[uvloop]").')
 @click.option("--log-level", type=click.Choice(LEVELS), default="info", show_default=True, help="The lowest level.")
+@click.option("--reload", is_flag=True, help='Replace the workers when a file changes (pip install "wse[reload]").')
 @click.option(
     "--grace",
     type=click.FloatRange(0),
@@ -78,6 +88,7 @@ def serve_command(
     metrics: str | None,
     uvloop: bool,
     log_level: str,
+    reload: bool,
     grace: float,
     notice: float,
 ) -> None:
@@ -85,17 +96,25 @@ def serve_command(
 
     With several workers, each is a process of its own and all share the port. A worker that dies is replaced, and
     SIGHUP replaces all of them, one by one. Workers need a broker, which carries messages between them.
+
+    With --reload, a change of a Python file in the folder of --app-dir does the same as SIGHUP. If the new worker
+    cannot start, the old one goes on.
     """
     # Importing modules takes time, and until there is an event loop signals would have their default effect.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
-    if workers > 1:
-        signal.signal(signal.SIGHUP, signal.SIG_IGN)  # there is nothing to replace yet
+    if reload:
+        check_watchfiles()
+    if (workers > 1 or reload) and not SHARES_PORTS:
+        which = "--reload" if workers == 1 else "--workers"
+        raise click.UsageError(f"{which} needs processes that share a port, which this system does not have")
+    if (workers > 1 or reload) and HANGUP is not None:
+        signal.signal(HANGUP, signal.SIG_IGN)  # there is nothing to replace yet
     try:
         slot = WorkerSlot.taken()
     except StartError as exc:
         raise click.UsageError(str(exc)) from exc
     app_dir = str(Path(app_dir).resolve())  # a module may change the current folder
-    set_up_logging(log_level, name_of(slot, workers))
+    set_up_logging(log_level, name_of(slot, supervises=workers > 1 or reload))
     sys.path.insert(0, app_dir)
     new_loop = uvloop_factory() if uvloop else None
     try:
@@ -106,14 +125,14 @@ def serve_command(
     if broker is not None:
         use_broker(server, broker)
     address = None if metrics is None else address_of(metrics)
-    if workers == 1:
+    if workers == 1 and not reload:
         try:
             with asyncio.Runner(loop_factory=new_loop) as runner:
                 runner.run(serve(server, grace=grace, notice=notice, slot=slot, metrics=address))
         except StartError as exc:
             raise click.ClickException(str(exc)) from exc
         return
-    problem = problem_of_workers(server)
+    problem = problem_of_workers(server) if workers > 1 else problem_of_port(server)
     if problem is not None:
         raise click.UsageError(problem)
     assert server.port is not None  # or there was a problem
@@ -134,7 +153,8 @@ def serve_command(
         command += ["--metrics", metrics]
     resumption = server._hub.resumption
     drain = 0.0 if resumption is None else resumption.drain
-    sys.exit(asyncio.run(Supervisor(command, workers, grace=grace, notice=notice, drain=drain, metrics=address).run()))
+    supervisor = Supervisor(command, workers, grace=grace, notice=notice, drain=drain, metrics=address)
+    sys.exit(asyncio.run(run_reloading(supervisor, app_dir) if reload else supervisor.run()))
 
 
 def address_of(metrics: str) -> Address:
@@ -149,10 +169,18 @@ def address_of(metrics: str) -> Address:
         raise click.UsageError(f"--metrics: {exc}") from exc
 
 
+def problem_of_port(server: WseServer) -> str | None:
+    """The reason why workers cannot share the port of this server, and the remedy; `None` if they can."""
+    if server.port is None or server.port == 0:
+        return "several workers share one port, which must be given, as in --port 4200; so do those of --reload"
+    return None
+
+
 def problem_of_workers(server: WseServer) -> str | None:
     """The reason why several workers cannot serve this server, and the remedy; `None` if they can."""
-    if server.port is None or server.port == 0:
-        return "several workers share one port, which must be given, as in --port 4200"
+    problem = problem_of_port(server)
+    if problem is not None:
+        return problem
     if server.cluster is None or isinstance(server.cluster.broker, MemoryBroker):
         return (
             "several workers need a broker, because without one, users on different workers cannot reach each other: "
@@ -179,11 +207,11 @@ def uvloop_factory() -> Callable[[], asyncio.AbstractEventLoop]:
     return uvloop.new_event_loop
 
 
-def name_of(slot: WorkerSlot | None, workers: int) -> str:
+def name_of(slot: WorkerSlot | None, *, supervises: bool) -> str:
     """The name of this process in logs."""
     if slot is not None:
         return f"worker {slot.number}"
-    return "server" if workers == 1 else "supervisor"
+    return "supervisor" if supervises else "server"
 
 
 def set_up_logging(level: str, name: str) -> None:

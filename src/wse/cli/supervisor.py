@@ -214,7 +214,7 @@ class Supervisor:
         SIGHUP replaces the workers one by one, each after its successor is ready. A second signal kills them.
         """
         loop = asyncio.get_running_loop()
-        handlers = {signal.SIGINT: self._end, signal.SIGTERM: self._end, signal.SIGHUP: self._hangup.set}
+        handlers = {signal.SIGINT: self._end, signal.SIGTERM: self._end, signal.SIGHUP: self.reload}
         for number, handler in handlers.items():
             loop.add_signal_handler(number, handler)
         listener = None
@@ -234,6 +234,10 @@ class Supervisor:
             if listener is not None:
                 listener.close()
         return self._status
+
+    def reload(self) -> None:
+        """Replace the workers one by one, as at SIGHUP."""
+        self._hangup.set()
 
     def _end(self) -> None:
         if self._stop.is_set():

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Self
 from wse.cli.metrics import ASK, Address, send_report, serve_metrics
 from wse.errors import WseError
 from wse.server.lifecycle import check_port, started
+from wse.server.process import END_SIGNALS, HANGUP
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -83,11 +84,12 @@ async def serve(
     Raises:
         StartError: The port is not available, or the server lacks something.
     """
-    signals = [signal.SIGINT, signal.SIGTERM]
-    if slot is None:
-        signals.append(signal.SIGHUP)
-    else:
-        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    signals = [*END_SIGNALS]
+    if HANGUP is not None:
+        if slot is None:
+            signals.append(HANGUP)
+        else:
+            signal.signal(HANGUP, signal.SIG_IGN)
     if metrics is not None:
         server._metrics.read()  # it measures from now on
 

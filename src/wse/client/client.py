@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any, Self, TypeVar, overload
 
 from wse.backoff import Backoff
 from wse.client.manager import UNSET, ConnectionManager
-from wse.client.request import checked_headers, checked_subprotocol
+from wse.client.request import checked_headers, checked_proxy, checked_subprotocol
 from wse.client.retry import Retry, RetryRule
 from wse.client.signals import ClientSignals
 from wse.core.heartbeat import Heartbeat
@@ -18,12 +18,14 @@ from wse.core.resume import Resume
 from wse.core.session.asking import Stream
 from wse.core.session.endpoint import Endpoint, emit_error
 from wse.core.session.rpc import ExposeErrors
-from wse.core.session.signals import Channel, check_handler
+from wse.core.session.signals import check_handler
 from wse.errors import CloseReason, ErrorCode, WseError
 from wse.protocols.json import WseJSON
 from wse.scheduler import AsyncioScheduler
 from wse.transports import picows
+from wse.typed.handlers import Channel, Handlers
 from wse.types import ClientStatus, F, MessageKey, MessageType
+from wse.validation.checks import received
 
 if TYPE_CHECKING:
     import ssl
@@ -35,6 +37,7 @@ if TYPE_CHECKING:
     from wse.transports.deflate import Compression
 
 H = TypeVar("H", bound="Callable[[Any], Any]")
+R = TypeVar("R")
 
 
 LISTENERS_GRACE = 1.0
@@ -47,7 +50,7 @@ class WseClient:
     As a context manager it connects on entering, and closes on leaving.
 
     Args:
-        url: The address of the server, `ws:` or `wss:`.
+        url: The address of the server: `ws:` or `wss:`; or `ws+unix:///path/of/socket:/path` for a Unix socket.
         identity: The client's identity. It is any value that the server's identify handler understands, or credentials
             that take part in the handshake, such as `wse.auth.Scram`. It may also be a function, plain or async, that
             returns one of these. The function is called before every attempt, and an exception in it counts as a failed
@@ -60,6 +63,8 @@ class WseClient:
             0 means for ever.
         protocol: The message protocol; `WseJSON` by default.
         ssl: For `wss:`, an `ssl.SSLContext`; by default the system's certificates are trusted.
+        proxy: The URL of a proxy to connect through: `http:`, `https:`, `socks4:` or `socks5:`, with the user and the
+            password in it, if the proxy asks for them. By default, the client connects directly.
         headers: Headers of the HTTP request that opens the WebSocket, besides those of the handshake itself.
         backoff: The waits before the attempts to reconnect.
         limits: Limits on messages from the server.
@@ -92,6 +97,7 @@ class WseClient:
         timeout: float = 20.0,
         protocol: Protocol | None = None,
         ssl: ssl.SSLContext | None = None,
+        proxy: str | None = None,
         headers: Mapping[str, str] | None = None,
         backoff: Backoff | None = None,
         limits: Limits | None = None,
@@ -106,6 +112,7 @@ class WseClient:
         protocol = protocol or WseJSON()
         checked_subprotocol(protocol.name)
         self._scheduler = AsyncioScheduler()
+        self._handlers = Handlers("client")
         self._endpoint = Endpoint(
             (),
             protocols=(protocol,),
@@ -116,6 +123,9 @@ class WseClient:
             expose=expose_errors,
             debug=debug,
             report=self._report,
+            channel=self._handlers.make_channel,
+            procedures=self._handlers.make_procedures,
+            decoder=self._handlers.decoder,
             elsewhere="loop.call_soon_threadsafe, or a BlockingClient",
         )
         self.when = ClientSignals(self._endpoint)
@@ -126,7 +136,8 @@ class WseClient:
             identity=identity,
             meta=meta,
             headers=checked_headers(headers),
-            connector=connector or partial(picows.connect, ssl=ssl, compression=compression),
+            connector=connector
+            or partial(picows.connect, ssl=ssl, proxy=checked_proxy(proxy), compression=compression),
             retry=Retry(reconnect=reconnect, backoff=backoff or Backoff(), rule=retry, report=self._endpoint.report),
             heartbeat=heartbeat or Heartbeat(),
             scheduler=self._scheduler,
@@ -171,7 +182,7 @@ class WseClient:
     @property
     def channel(self) -> Channel:
         """The listeners of messages by type; they take `(payload)`."""
-        return self._endpoint.channel
+        return self._handlers.channel
 
     # Messages and calls.
 
@@ -189,11 +200,34 @@ class WseClient:
         """
         self._connections.ready_session().send(type, payload, key)
 
+    @overload
     async def call(
         self,
         name: MessageType,
         payload: Any = None,
         *,
+        result: type[R],
+        timeout: float | None = None,
+        on_progress: Callable[[Any], Any] | None = None,
+        upload: Items | None = None,
+    ) -> R: ...
+    @overload
+    async def call(
+        self,
+        name: MessageType,
+        payload: Any = None,
+        *,
+        result: Any = None,
+        timeout: float | None = None,
+        on_progress: Callable[[Any], Any] | None = None,
+        upload: Items | None = None,
+    ) -> Any: ...
+    async def call(
+        self,
+        name: MessageType,
+        payload: Any = None,
+        *,
+        result: Any = None,
         timeout: float | None = None,
         on_progress: Callable[[Any], Any] | None = None,
         upload: Items | None = None,
@@ -203,6 +237,7 @@ class WseClient:
         Args:
             name: The procedure, as the server registered it.
             payload: Its argument.
+            result: The type that the result must be of; see `WseServer.register`. What comes back is a value of it.
             timeout: Seconds to wait for the answer: `None` for the client's `timeout`, 0 for ever.
             on_progress: Called with each value that the procedure tells as its progress, plain or async.
             upload: Items to send to the procedure, an iterable or async iterable.
@@ -212,15 +247,42 @@ class WseClient:
         Raises:
             WseError: The error that the procedure raised, or `CLIENT_NOT_READY`, `RP_NOT_REGISTERED`, `RP_TIMEOUT`,
                 `RP_DISCONNECT`, `RP_SEND_FAILED`; `RP_IS_A_STREAM`; `UNSUPPORTED`, if the server does not know the
-                extension `calls`, which progress and uploads need.
+                extension `calls`, which progress and uploads need;
+                `INVALID_PAYLOAD`, if the result is not of the type.
         """
-        return await self._connections.ready_session().call(name, payload, timeout, on_progress, upload)
+        answer = await self._connections.ready_session().call(name, payload, timeout, on_progress, upload)
+        return answer if result is None else received(result, answer, rp=name)
 
+    @overload
     def stream(
         self,
         name: MessageType,
         payload: Any = None,
         *,
+        item: type[R],
+        window: int = 32,
+        timeout: float | None = None,
+        deadline: float | None = None,
+        upload: Items | None = None,
+    ) -> Stream[R]: ...
+    @overload
+    def stream(
+        self,
+        name: MessageType,
+        payload: Any = None,
+        *,
+        item: Any = None,
+        window: int = 32,
+        timeout: float | None = None,
+        deadline: float | None = None,
+        upload: Items | None = None,
+    ) -> Stream[Any]: ...
+    def stream(
+        self,
+        name: MessageType,
+        payload: Any = None,
+        *,
+        item: Any = None,
         window: int = 32,
         timeout: float | None = None,
         deadline: float | None = None,
@@ -238,6 +300,7 @@ class WseClient:
         Args:
             name: The procedure.
             payload: Its argument.
+            item: The type that each item must be of, as `result` of `call`.
             window: Items that may be on their way; at most `Limits.stream_window` of both sides.
             timeout: Seconds to wait for each item; `None` or 0 for ever.
             deadline: Seconds for all of them; `None` or 0 for ever.
@@ -250,7 +313,14 @@ class WseClient:
             ValueError: A window of less than 1, or a negative timeout.
         """
         return Stream(
-            self._find_session, name, payload, window=window, timeout=timeout, deadline=deadline, upload=upload
+            self._find_session,
+            name,
+            payload,
+            window=window,
+            timeout=timeout,
+            deadline=deadline,
+            upload=upload,
+            item=item,
         )
 
     async def _find_session(self) -> Session:
@@ -271,43 +341,95 @@ class WseClient:
         await self._connections.ready_session().flush(timeout)
 
     @overload
-    def register(
-        self, name: MessageType, fn: F, *, cancel: bool = False, upload: bool = False, ordered: bool = False
-    ) -> F: ...
+    def register(self, name: F, /) -> F: ...
     @overload
-    def register(
-        self, name: MessageType, fn: None = None, *, cancel: bool = False, upload: bool = False, ordered: bool = False
-    ) -> Callable[[F], F]: ...
     def register(
         self,
         name: MessageType,
+        fn: F,
+        *,
+        cancel: bool = False,
+        upload: bool = False,
+        ordered: bool = False,
+        thread: bool = False,
+        dependencies: Iterable[Any] = (),
+        errors: Iterable[Any] = (),
+        tags: Iterable[str] = (),
+        examples: Iterable[Any] = (),
+    ) -> F: ...
+    @overload
+    def register(
+        self,
+        name: MessageType | None = None,
+        fn: None = None,
+        *,
+        cancel: bool = False,
+        upload: bool = False,
+        ordered: bool = False,
+        thread: bool = False,
+        dependencies: Iterable[Any] = (),
+        errors: Iterable[Any] = (),
+        tags: Iterable[str] = (),
+        examples: Iterable[Any] = (),
+    ) -> Callable[[F], F]: ...
+    def register(
+        self,
+        name: Any = None,
         fn: F | None = None,
         *,
         cancel: bool = False,
         upload: bool = False,
         ordered: bool = False,
+        thread: bool = False,
+        dependencies: Iterable[Any] = (),
+        errors: Iterable[Any] = (),
+        tags: Iterable[str] = (),
+        examples: Iterable[Any] = (),
     ) -> F | Callable[[F], F]:
-        """Register `fn(payload)` as a procedure that the server can call; without `fn`, a decorator.
+        """Register `fn(payload)` as a procedure that the server can call; without `fn`, a decorator. A bare decorator
+        takes the name of the function.
+
+        Its return value is the caller's result. A `WseError` that it raises reaches the caller unchanged, any other
+        exception as `RP_EXECUTION_FAILED`.
 
         A generator, async or plain, is a stream: the caller iterates over what it yields (`stream`).
 
+        If the payload has a hint, such as a `msgspec.Struct`, a dataclass, a `TypedDict`, an attrs class, a pydantic
+        model or a builtin, `fn` gets a value of that type. A caller whose payload is not of the type gets
+        `INVALID_PAYLOAD`, before `fn` runs. A result, an item or an upload that has a hint is checked as well.
+
         Args:
             name: The name for callers.
-            fn: The function.
+            fn: The function. Besides its payload it may take dependencies, which are marked with `Depends`.
             cancel: Cancel it when its result is no longer wanted: the caller has given up or is gone, or the deadline
                 has passed. Streams are always cancelled then. Any other procedure finds that in
                 `current_call().cancelled`, and goes on.
             upload: It is `fn(payload, items)`, where `items` is an async iterator over what the caller sends.
             ordered: It begins when the ordered handlers of the same connection that were called before have ended.
+            thread: It is a plain function that blocks, so it runs in a thread, and so do its dependencies if all of
+                them are plain. It must not use connections or the server there, which belong to the event loop.
+            dependencies: Guards, `Depends(fn)`. They come before everything else, in their order.
+            errors: The codes of the errors that it raises, for the contract.
+            tags: For the contract.
+            examples: Payloads, for the contract.
 
         Raises:
-            WseError: `RP_ALREADY_REGISTERED`; `PROTOCOL_VIOLATION`, for a name that is WSE's own.
-            TypeError: `fn` cannot take `(payload)`.
+            WseError: `RP_ALREADY_REGISTERED`; `PROTOCOL_VIOLATION`, for a name that is reserved.
+            TypeError: `fn` cannot take `(payload)`; a hint has no value, or cannot be checked; a dependency that WSE
+                cannot use.
+            ImportError: A hint needs pydantic, which is not installed.
         """
-        procedures = self._endpoint.procedures
-        if fn is None:
-            return procedures.register(name, cancel=cancel, upload=upload, ordered=ordered)
-        return procedures.register(name, fn, cancel=cancel, upload=upload, ordered=ordered)
+        options: dict[str, Any] = {
+            "cancel": cancel,
+            "upload": upload,
+            "ordered": ordered,
+            "thread": thread,
+            "dependencies": dependencies,
+            "errors": errors,
+            "tags": tags,
+            "examples": examples,
+        }
+        return self._handlers.procedures.register(name, fn, **options)
 
     def unregister(self, name: MessageType) -> None:
         """Remove a procedure.

@@ -9,6 +9,7 @@ import msgspec
 
 from wse.core.ports.protocol import Codec, ExtensionTypes, Protocol
 from wse.types import MessageType
+from wse.validation.foreign import encode_foreign
 
 
 class WseJSON(Protocol):
@@ -23,12 +24,12 @@ class WseJSON(Protocol):
     extensions = ExtensionTypes()
 
     def __init__(self) -> None:
-        self._encode = msgspec.json.Encoder().encode
+        self._encode = msgspec.json.Encoder(enc_hook=encode_foreign).encode
         self._decode = msgspec.json.Decoder().decode
         # Decodes what all known peers write, arrays of three, without a line of Python; `unpack` takes the rest.
         decode_three = msgspec.json.Decoder(tuple[Any, Any, Any]).decode
         if type(self).pack is WseJSON.pack and type(self).unpack is WseJSON.unpack:  # else a subclass knows better
-            self.codec = Codec(self._encode, decode_three, utf8=True)
+            self.codec = Codec(self._encode, decode_three, utf8=True, decoder=msgspec.json.Decoder)
 
     def pack(self, type: MessageType, payload: Any = None, stamp: Any = None) -> str:
         return self._encode((type, payload, stamp)).decode()

@@ -9,6 +9,7 @@ import msgspec
 from wse.core.ports.protocol import Codec, ExtensionTypes, Protocol
 from wse.protocols.json import to_message
 from wse.types import MessageType
+from wse.validation.foreign import encode_foreign
 
 
 class WseMsgpack(Protocol):
@@ -21,10 +22,11 @@ class WseMsgpack(Protocol):
     extensions = ExtensionTypes()
 
     def __init__(self) -> None:
-        self._encode = msgspec.msgpack.Encoder().encode
+        self._encode = msgspec.msgpack.Encoder(enc_hook=encode_foreign).encode
         self._decode = msgspec.msgpack.Decoder().decode
         if type(self).pack is WseMsgpack.pack:  # else a subclass encodes itself
-            self.codec = Codec(self._encode, self.unpack)
+            decoder = msgspec.msgpack.Decoder if type(self).unpack is WseMsgpack.unpack else None
+            self.codec = Codec(self._encode, self.unpack, decoder=decoder)
 
     def pack(self, type: MessageType, payload: Any = None, stamp: Any = None) -> bytes:
         return self._encode((type, payload, stamp))

@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import signal
-import threading
+import socket
 import typing
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
 from wse.errors import CloseReason, ErrorCode, WseError
+from wse.server.lifespan import Lifespans
+from wse.server.process import END_SIGNALS, heard
 from wse.transports import picows
 
 if TYPE_CHECKING:
+    import signal
     import ssl
     from collections.abc import Callable, Iterable, Iterator, Mapping
 
@@ -44,7 +48,7 @@ commanded: ContextVar[bool] = ContextVar("commanded", default=False)
 async def serve_until_signal(server: WseServer, grace: float, notice: float) -> None:
     """Start a server, and close it on SIGINT or SIGTERM; see `WseServer.run`."""
     check_port(server)
-    with server._lifecycle.stopped_by(signal.SIGINT, signal.SIGTERM) as stop:
+    with server._lifecycle.stopped_by(*END_SIGNALS) as stop:
         try:
             if await started(server, stop):
                 server._lifecycle.add_closed_callback(stop.set)
@@ -71,12 +75,12 @@ async def started(server: WseServer, stop: asyncio.Event) -> bool:
 
 
 def check_port(server: WseServer) -> None:
-    """Check that a server that a process is to run has a port.
+    """Check that a server that a process is to run has a port, or another place to listen at.
 
     Raises:
         ValueError: It has none.
     """
-    if server.port is None:
+    if not server._lifecycle.options.listens:
         raise ValueError("a server that listens needs a port: WseServer(port=4200), or port=0 for a free one")
 
 
@@ -110,9 +114,27 @@ class ListenerOptions:
     files: Mapping[str, StaticFile] = field(default_factory=dict)
     routes: dict[str, Route] = field(default_factory=dict)
     reuse_port: bool = False
+    unix: str | None = None
+    unix_mode: int | None = None
+    sock: socket.socket | None = None
+
+    def __post_init__(self) -> None:
+        if sum(place is not None for place in (self.port, self.unix, self.sock)) > 1:
+            raise ValueError("a server listens at one place: give port, unix or sock")
+
+    @property
+    def listens(self) -> bool:
+        """Whether it listens; otherwise it runs inside a web application."""
+        return self.port is not None or self.unix is not None or self.sock is not None
 
     def url(self, port: int | None) -> str:
         """The URL for clients on this machine."""
+        unix = self.unix
+        if self.sock is not None and self.sock.family == getattr(socket, "AF_UNIX", None):
+            unix = self.sock.getsockname()
+        if unix is not None:
+            place = quote(str(Path(unix).absolute()))
+            return f"{'ws' if self.ssl is None else 'wss'}+unix://{place}:{self.path or '/'}"
         everywhere = {None: "127.0.0.1", "": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - not bound here
         host = everywhere.get(self.host, self.host)
         scheme = "ws" if self.ssl is None else "wss"
@@ -139,6 +161,9 @@ class Lifecycle:
         acceptor: Takes over the WebSockets that the listener opens.
         options: Where to listen.
         watchdog: Looks for handlers that block the event loop.
+
+    Attributes:
+        lifespans: What the application has as long as the server serves.
     """
 
     def __init__(
@@ -163,8 +188,9 @@ class Lifecycle:
         self._begun = False  # by `start`, which may come once
         self._told_ready = False
         self.broker = ""  # its name in the log
+        self.lifespans = Lifespans(hub.endpoint.report)
         hub.started = False
-        if options.port is not None:
+        if options.listens:
             acceptor.admission.unready.add(NOT_STARTED)
 
     def accompany(self, companion: Companion) -> None:
@@ -215,7 +241,10 @@ class Lifecycle:
             await self.attach()
             self._begun = True
             port = self.options.port
-            if port is not None:
+            if port is None:
+                if self.options.listens:
+                    self._listener = await self._listen(self.options, None)
+            else:
                 try:
                     # Once it has taken a free port, clients know it by that one.
                     self._listener = await self._listen(self.options, port or self._last_port)
@@ -234,12 +263,15 @@ class Lifecycle:
         finally:
             self._starting = False
 
-    async def _listen(self, options: ListenerOptions, port: int) -> picows.Listener:
+    async def _listen(self, options: ListenerOptions, port: int | None) -> picows.Listener:
         return await picows.listen(
             self._acceptor,
             host=options.host,
             port=port,
             reuse_port=options.reuse_port,
+            unix=options.unix,
+            unix_mode=options.unix_mode,
+            sock=options.sock,
             path=options.path,
             ssl=options.ssl,
             handshake_timeout=self._hub.auth_timeout or None,
@@ -259,6 +291,7 @@ class Lifecycle:
 
         Raises:
             WseError: `IDENTIFY_HANDLER_MISSING`; `BROKER_UNAVAILABLE`.
+            Exception: That of a lifespan.
         """
         if self._hub.identify is None:
             raise WseError(ErrorCode.IDENTIFY_HANDLER_MISSING)
@@ -270,11 +303,22 @@ class Lifecycle:
             self._begun = False
             for companion in self._companions:
                 companion.start(loop)
-            self._acceptor.admission.unready.discard(NOT_STARTED)
+            await self._enter_lifespans()
+        await self.lifespans.enter()
         await self._hub.network.open()
         self._hub.started = self._closing is not None  # it may have been closed meanwhile
         if self._hub.started and not self._starting and not self._told_ready:
             self._tell_ready()
+
+    async def _enter_lifespans(self) -> None:
+        try:
+            await self.lifespans.enter()
+        except BaseException:
+            if not self._starting:  # otherwise `start` closes it
+                await self.close()
+            raise
+        if self._closing is not None:  # it may have been closed meanwhile
+            self._acceptor.admission.unready.discard(NOT_STARTED)
 
     def _tell_ready(self) -> None:
         """Log where the server can be reached, and how."""
@@ -348,6 +392,7 @@ class Lifecycle:
         await self._settle((), grace)  # in a cluster, `left` may fire only now
         self._hub.started = False
         await self._scheduler.cancel_all()
+        await self.lifespans.leave()
         if listener is not None:
             await listener.wait_closed()
         for companion in self._companions:
@@ -384,6 +429,7 @@ class Lifecycle:
         if self._hub.resumption is not None:
             self._hub.resumption.forget_loop()
             self._hub.resumption.end_all()
+        self.lifespans.forget()
         for companion in self._companions:
             companion.stop()
         self._closing = None
@@ -399,11 +445,7 @@ class Lifecycle:
 
     @contextmanager
     def stopped_by(self, *signals: signal.Signals) -> Iterator[asyncio.Event]:
-        """An event that any of these signals sets; after a second signal, `close` no longer waits for handlers.
-
-        In another thread than the main one there are no signals to listen to, nor on an event loop of Windows.
-        """
-        loop = asyncio.get_running_loop()
+        """An event that any of these signals sets; after a second signal, `close` no longer waits for handlers."""
         stop = asyncio.Event()
 
         def stop_or_hurry() -> None:
@@ -411,14 +453,5 @@ class Lifecycle:
                 self._scheduler.hurry()
             stop.set()
 
-        heard = []
-        if threading.current_thread() is threading.main_thread():
-            with suppress(NotImplementedError):
-                for number in signals:
-                    loop.add_signal_handler(number, stop_or_hurry)
-                    heard.append(number)
-        try:
+        with heard(signals, stop_or_hurry):
             yield stop
-        finally:
-            for number in heard:
-                loop.remove_signal_handler(number)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal, overload
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 
 from wse.core.cluster.cluster import Cluster
 from wse.core.cluster.node import ClusterNode
@@ -12,6 +12,7 @@ from wse.core.hub.rooms import Room
 from wse.core.session.asking import Stream
 from wse.errors import CloseReason
 from wse.types import ClientId, MessageKey, MessageType, RoomName
+from wse.validation.checks import all_received, received
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -20,6 +21,9 @@ if TYPE_CHECKING:
     from wse.core.hub.connection import Exclude
     from wse.core.hub.hub import Hub
     from wse.core.session.asking import Items
+    from wse.errors import WseError
+
+R = TypeVar("R")
 
 
 class Messaging:
@@ -92,6 +96,21 @@ class Messaging:
         payload: Any = None,
         *,
         mode: Literal["all"],
+        result: type[R],
+        timeout: float | None = None,
+        wait: float = 0.0,
+        on_progress: Callable[[Any], Any] | None = None,
+        upload: Items | None = None,
+    ) -> list[R | WseError]: ...
+    @overload
+    async def call(
+        self,
+        cid: ClientId,
+        name: MessageType,
+        payload: Any = None,
+        *,
+        mode: Literal["all"],
+        result: Any = None,
         timeout: float | None = None,
         wait: float = 0.0,
         on_progress: Callable[[Any], Any] | None = None,
@@ -104,7 +123,22 @@ class Messaging:
         name: MessageType,
         payload: Any = None,
         *,
+        mode: Literal["first", "any"] = "first",
+        result: type[R],
+        timeout: float | None = None,
+        wait: float = 0.0,
+        on_progress: Callable[[Any], Any] | None = None,
+        upload: Items | None = None,
+    ) -> R: ...
+    @overload
+    async def call(
+        self,
+        cid: ClientId,
+        name: MessageType,
+        payload: Any = None,
+        *,
         mode: Mode = "first",
+        result: Any = None,
         timeout: float | None = None,
         wait: float = 0.0,
         on_progress: Callable[[Any], Any] | None = None,
@@ -117,6 +151,7 @@ class Messaging:
         payload: Any = None,
         *,
         mode: Mode = "first",
+        result: Any = None,
         timeout: float | None = None,
         wait: float = 0.0,
         on_progress: Callable[[Any], Any] | None = None,
@@ -132,6 +167,7 @@ class Messaging:
                 list of the answers of all devices, the oldest device first, with a `WseError` where one failed.
                 `"any"` calls exactly one device, the newest. Devices that have not received their welcome, or that
                 disconnect before they are called, do not count.
+            result: As for `WseConnection.call`, for the result of each device.
             timeout: Seconds to wait for an answer; `None` means the server's `timeout`, 0 for ever.
             wait: Seconds to wait for a user who is not connected, such as one whose page is just being reloaded. The
                 timeout begins after that.
@@ -146,14 +182,42 @@ class Messaging:
                 the last device if all have failed; with `"any"`, as `WseConnection.call`.
             ValueError: The mode is not one of these, or does not go with an upload, or `wait` is negative.
         """
-        return await self._hub.call(cid, name, payload, mode, timeout, wait, on_progress, upload)
+        answer = await self._hub.call(cid, name, payload, mode, timeout, wait, on_progress, upload)
+        return (all_received if mode == "all" else received)(result, answer, rp=name)
 
+    @overload
     def stream(
         self,
         cid: ClientId,
         name: MessageType,
         payload: Any = None,
         *,
+        item: type[R],
+        window: int = 32,
+        timeout: float | None = None,
+        deadline: float | None = None,
+        upload: Items | None = None,
+    ) -> Stream[R]: ...
+    @overload
+    def stream(
+        self,
+        cid: ClientId,
+        name: MessageType,
+        payload: Any = None,
+        *,
+        item: Any = None,
+        window: int = 32,
+        timeout: float | None = None,
+        deadline: float | None = None,
+        upload: Items | None = None,
+    ) -> Stream[Any]: ...
+    def stream(
+        self,
+        cid: ClientId,
+        name: MessageType,
+        payload: Any = None,
+        *,
+        item: Any = None,
         window: int = 32,
         timeout: float | None = None,
         deadline: float | None = None,
@@ -167,6 +231,7 @@ class Messaging:
             cid: The user.
             name: The procedure.
             payload: Its argument.
+            item: As for `WseConnection.stream`.
             window: As for `WseConnection.stream`, like all that follow.
             timeout: Seconds to wait for each item.
             deadline: Seconds for all of them.
@@ -178,7 +243,7 @@ class Messaging:
                 the nodes.
         """
         find = partial(self._hub.newest, cid, name)
-        return Stream(find, name, payload, window=window, timeout=timeout, deadline=deadline, upload=upload)
+        return Stream(find, name, payload, window=window, timeout=timeout, deadline=deadline, upload=upload, item=item)
 
     async def devices(self, cid: ClientId) -> list[DeviceInfo]:
         """Return the user's devices, the oldest first.

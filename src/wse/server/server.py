@@ -17,6 +17,7 @@ from wse.core.cluster.settings import ClusterSettings
 from wse.core.heartbeat import Heartbeat
 from wse.core.hub.census import take_stats
 from wse.core.hub.connection import ServerSession, WseIdentity
+from wse.core.hub.handshake import handshake_of
 from wse.core.hub.hub import Hub
 from wse.core.hub.single_node import SingleNode
 from wse.core.limits import Limits, Overflow
@@ -48,9 +49,11 @@ from wse.server.threadsafe import Threadsafe
 from wse.server.watchdog import Watchdog
 from wse.transports.asgi import AsgiApp
 from wse.transports.picows import Upgrader
+from wse.typed.handlers import Handlers
 from wse.types import MessageType
 
 if TYPE_CHECKING:
+    import socket
     import ssl
     from collections.abc import Awaitable, Callable
 
@@ -68,6 +71,10 @@ class WseServer(Handling, Messaging):
             The decorator `@server.identify` sets it as well.
         host: The interface to listen on; `None` for all.
         port: The port to listen on; 0 takes a free port, and the same port at the next start if it is still free.
+        unix: The path of a Unix socket to listen on, instead of a port. A socket that an ended server has left there is
+            replaced.
+        unix_mode: The permissions of that socket, such as `0o660`; by default the umask of the process decides.
+        sock: A socket that is bound already, to listen on instead: from systemd, for example.
         path: The only path that opens a WebSocket; others get HTTP 404. `None` accepts every path.
         ssl: For `wss:`, an `ssl.SSLContext` with the server's certificate.
         conns_per_user: How many devices of one user may be connected; one more disconnects the oldest.
@@ -119,6 +126,9 @@ class WseServer(Handling, Messaging):
         *,
         host: str | None = "127.0.0.1",
         port: int | None = None,
+        unix: str | Path | None = None,
+        unix_mode: int | None = None,
+        sock: socket.socket | None = None,
         path: str | None = None,
         ssl: ssl.SSLContext | None = None,
         conns_per_user: int = 1,
@@ -144,6 +154,7 @@ class WseServer(Handling, Messaging):
         debug: bool = False,
     ) -> None:
         self._scheduler = AsyncioScheduler()
+        self._handlers = Handlers("server", ("conn",), {"auth": handshake_of})
         self._endpoint = Endpoint(
             ("conn",),
             protocols=as_protocols(protocol),
@@ -154,6 +165,9 @@ class WseServer(Handling, Messaging):
             expose=expose_errors,
             debug=debug,
             report=self._report,
+            channel=self._handlers.make_channel,
+            procedures=self._handlers.make_procedures,
+            decoder=self._handlers.decoder,
             elsewhere="server.threadsafe",
         )
         deadline = timeout if auth_timeout is None else auth_timeout
@@ -178,7 +192,17 @@ class WseServer(Handling, Messaging):
             self._hub,
             self._scheduler,
             self._acceptor,
-            ListenerOptions(host, port, path, ssl, compression, served),
+            ListenerOptions(
+                host,
+                port,
+                path,
+                ssl,
+                compression,
+                served,
+                unix=None if unix is None else str(unix),
+                unix_mode=unix_mode,
+                sock=sock,
+            ),
             None if watchdog is None else Watchdog(watchdog, self._handler_blocked),
         )
         if broker is not None:
@@ -256,7 +280,7 @@ class WseServer(Handling, Messaging):
 
         Args:
             host: The interface; `""` for all.
-            port: The port; 0 takes a free one.
+            port: The port, instead of a Unix socket as well; 0 takes a free one.
             reuse_port: Share the port with other processes of the same system user that also share it (SO_REUSEPORT).
 
         Raises:
@@ -268,7 +292,7 @@ class WseServer(Handling, Messaging):
         if host is not None:
             options.host = host
         if port is not None:
-            options.port = port
+            options.port, options.unix, options.sock = port, None, None
         if reuse_port is not None:
             options.reuse_port = reuse_port
 
@@ -296,7 +320,7 @@ class WseServer(Handling, Messaging):
 
     @property
     def port(self) -> int | None:
-        """The port that the server listens on; before `start`, the configured one."""
+        """The port that the server listens on; before `start`, the configured one; `None` if there is none."""
         return self._lifecycle.port
 
     @property
@@ -383,6 +407,10 @@ class WseServer(Handling, Messaging):
     # Inside a web application.
 
     @cached_property
+    def _upgrader(self) -> Upgrader:
+        return Upgrader(self._acceptor.limits, self._lifecycle.options.compression)
+
+    @cached_property
     def asgi(self) -> AsgiApp:
         """The server as an ASGI 3 application, for `websocket` and `lifespan` scopes.
 
@@ -390,9 +418,7 @@ class WseServer(Handling, Messaging):
         `start` and `close` in the framework's lifespan. Otherwise the first connection starts the server.
         """
         close = partial(self.close, LIFESPAN_GRACE)
-        options = self._lifecycle.options
-        sockets = Upgrader(self._acceptor.limits, options.compression)
-        return AsgiApp(self._acceptor, options.path, self._lifecycle.attach, close, sockets)
+        return AsgiApp(self._acceptor, self._lifecycle.options.path, self._lifecycle.attach, close, self._upgrader)
 
     @property
     def http_api(self) -> HttpApi:
@@ -416,7 +442,7 @@ class WseServer(Handling, Messaging):
         """
         from wse.transports.aiohttp import handler
 
-        return handler(self._acceptor, self._lifecycle.attach)
+        return handler(self._acceptor, self._lifecycle.attach, self._upgrader)
 
     def _handler_blocked(self, handler: str, seconds: float) -> None:
         details = {"handler": handler, "seconds": round(seconds, 3)}

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("wse")
 
-_CORE = str(Path(__file__).parent.parent / "core")
+_OURS = tuple(str(Path(__file__).parent.parent / part) for part in ("core", "typed", "validation"))
 
 
 class Watchdog:
@@ -90,12 +90,12 @@ class Watchdog:
 
 
 def _handler(frame: FrameType | None) -> tuple[int, str] | None:
-    """The identity and the name of the handler's call on a stack: the outermost call that the core has made."""
+    """The identity and the name of the handler's call on a stack: the outermost call that WSE has made."""
     found = None
     while frame is not None and frame.f_back is not None:
         caller = frame.f_back
-        is_ours = frame.f_code.co_filename.startswith(_CORE)
-        if not is_ours and caller.f_code.co_filename.startswith(_CORE):
+        is_ours = frame.f_code.co_filename.startswith(_OURS)
+        if not is_ours and caller.f_code.co_filename.startswith(_OURS):
             code = frame.f_code
             found = id(frame), f"{code.co_qualname} ({code.co_filename}:{code.co_firstlineno})"
         frame = caller

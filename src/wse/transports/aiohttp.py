@@ -1,17 +1,18 @@
-"""WebSockets inside an aiohttp application. Needs the extra `wse[aiohttp]`."""
+"""WebSockets inside an aiohttp application. Needs the extra `wse[aiohttp]`.
+
+aiohttp reads the request. Then its transport is given to another protocol, so that we read and write the frames.
+"""
 
 from __future__ import annotations
 
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
-from wse.transports.awaited import CLOSE_LIMIT, AwaitedLink
+from wse.transports.certificate import transport_certificate
 from wse.transports.request import CompactHeaders, HttpRequest, decode_header, tokens
-from wse.transports.tcp import HIGH_WATER
 
 try:
-    from aiohttp import WSMessage, WSMsgType, web
-    from aiohttp.http_websocket import WebSocketError
+    from aiohttp import web
 except ImportError as exc:  # pragma: no cover - the tests have the extra
     raise ImportError('server.aiohttp needs the aiohttp library: pip install "wse[aiohttp]"') from exc
 
@@ -19,83 +20,60 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from wse.core.ports.protocol import Protocol
-    from wse.core.ports.transport import Acceptor, Receiver
+    from wse.core.ports.transport import Acceptor, Link, Receiver, SocketServer
 
 
-class AiohttpLink(AwaitedLink):
-    """One WebSocket of aiohttp."""
+class _Received:
+    """What aiohttp has read after the request; for aiohttp, it is a parser of WebSockets."""
 
-    def __init__(self, limit: int, websocket: web.WebSocketResponse, request: web.Request) -> None:
-        super().__init__(limit, request.remote or "", request.transport)
-        self._websocket = websocket
-        self._request = request
+    def __init__(self) -> None:
+        self.data = b""
 
-    def _receive(self) -> Awaitable[WSMessage]:
-        return self._websocket.receive()
+    def feed_data(self, data: bytes) -> tuple[bool, bytes]:
+        """Take what has been read; aiohttp is to go on."""
+        self.data += data
+        return False, b""
 
-    def _read(self, event: WSMessage) -> str | bytes | tuple[int, str]:
-        data = event.data
-        if event.type is WSMsgType.TEXT or event.type is WSMsgType.BINARY:
-            return data  # type: ignore[no-any-return] # str or bytes
-        if event.type is WSMsgType.CLOSE:
-            return int(data) or 1005, event.extra or ""
-        if event.type is WSMsgType.ERROR and isinstance(data, WebSocketError):
-            # aiohttp has closed the connection for it: a frame against RFC 6455, or a message above the limit.
-            self.session.violated(int(data.code), str(data))
-        return 1006, ""
-
-    def _send(self, message: str | bytes) -> Awaitable[None]:
-        if isinstance(message, str):
-            return self._websocket.send_str(message)
-        return self._websocket.send_bytes(message)
-
-    def _send_close(self, code: int, reason: str) -> Awaitable[bool]:
-        return self._websocket.close(code=code, message=reason.encode())
-
-    async def _finish(self, code: int, reason: str) -> None:
-        # The peer's close is echoed, so that a browser's close event shows the page's own code and reason.
-        code = 1000 if code in (1005, 1006) else code
-        await self._websocket.close(code=code, message=reason.encode(), drain=False)
-
-    def _cut(self) -> None:
-        if self._request.transport is not None:
-            self._request.transport.abort()
+    def feed_eof(self) -> None:
+        """Note that nothing more comes."""
 
 
 def handler(
-    acceptor: Acceptor, started: Callable[[], Awaitable[None]]
+    acceptor: Acceptor, started: Callable[[], Awaitable[None]], sockets: SocketServer
 ) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:
     """A server as a handler for aiohttp's router.
 
     Args:
         acceptor: The server.
         started: Awaited before each connection.
+        sockets: Serves the WebSockets.
     """
 
-    def open_session(request: web.Request, protocol: Protocol | None, link: AwaitedLink) -> Receiver:
+    def open_session(request: web.Request, protocol: Protocol | None, link: Link) -> Receiver:
         headers = CompactHeaders((name.decode("latin-1"), decode_header(value)) for name, value in request.raw_headers)
-        remote_addr = acceptor.admission.address(link.remote_addr, headers)
-        return acceptor.open(link, HttpRequest(request.path_qs, headers, remote_addr, request), protocol)
+        remote_addr = acceptor.admission.address(request.remote or "", headers)
+        certificate = transport_certificate(request.transport)
+        native = HttpRequest(request.path_qs, headers, remote_addr, request, certificate)
+        return acceptor.open(link, native, protocol)
 
     async def handle(request: web.Request) -> web.StreamResponse:
         await started()
         refusal = acceptor.admission.refusal(request.headers)
         if refusal is not None:
             return web.Response(status=refusal.status, headers=refusal.headers, text=refusal.body)
-        protocol = acceptor.select(tokens(request.headers.getall("Sec-WebSocket-Protocol", [])))
-        limit = acceptor.limits.message_size
-        websocket = web.WebSocketResponse(
-            protocols=() if protocol is None else (protocol.name,),
-            max_msg_size=limit + 1,  # aiohttp allows less than that
-            timeout=CLOSE_LIMIT,  # the link ends it earlier, unless the peer is taking messages
-            autoclose=False,
-            heartbeat=acceptor.heartbeat.interval or None,  # and half of it for the pong
-            compress=False,
-            writer_limit=HIGH_WATER,
-        )
-        await websocket.prepare(request)
-        link = AiohttpLink(limit, websocket, request)
-        await link.run(partial(open_session, request, protocol))
-        return websocket
+        headers = request.headers
+        protocol = acceptor.select(tokens(headers.getall("Sec-WebSocket-Protocol", [])))
+        if not web.WebSocketResponse(protocols=() if protocol is None else (protocol.name,)).can_prepare(request):
+            raise web.HTTPBadRequest
+        host, transport = request.protocol, request.transport
+        if transport is None or transport.is_closing():
+            return web.Response(status=400)  # to nobody: the client has left
+        received = _Received()
+        host.set_parser(cast("Any", received))
+        key, extensions = headers["Sec-WebSocket-Key"], headers.getall("Sec-WebSocket-Extensions", [])
+        opening = partial(open_session, request, protocol)
+        await sockets.serve(transport, received.data, key, extensions, protocol, opening)
+        host.connection_lost(None)  # the transport has told it to the other protocol
+        return web.Response(status=101)  # for the access log
 
     return handle

@@ -14,11 +14,12 @@ from urllib.parse import quote
 
 from wse.core.admission import Refusal
 from wse.transports.awaited import AwaitedLink
+from wse.transports.certificate import extension_certificate, transport_certificate
 from wse.transports.request import CompactHeaders, HttpRequest, decode_header
 
 if TYPE_CHECKING:
     from wse.core.ports.protocol import Protocol
-    from wse.core.ports.transport import Acceptor, Link, Receiver, SocketServer
+    from wse.core.ports.transport import Acceptor, Certificate, Link, Receiver, SocketServer
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -51,10 +52,10 @@ class TakenSocket(NamedTuple):
 class AsgiLink(AwaitedLink):
     """One WebSocket of an ASGI server."""
 
-    def __init__(self, limit: int, receive: Receive, send: Send, remote_addr: str) -> None:
-        # ASGI has no name for the transport; the callables of uvicorn are methods of its owner.
-        transport = getattr(getattr(receive, "__self__", None), "transport", None)
-        super().__init__(limit, remote_addr, transport if hasattr(transport, "set_write_buffer_limits") else None)
+    def __init__(
+        self, limit: int, receive: Receive, send: Send, remote_addr: str, transport: asyncio.Transport | None
+    ) -> None:
+        super().__init__(limit, remote_addr, transport)
         self._asgi_receive = receive
         self._asgi_send = send
 
@@ -80,6 +81,10 @@ class AsgiLink(AwaitedLink):
         if isinstance(message, str):
             return self._asgi_send({"type": "websocket.send", "text": message})
         return self._asgi_send({"type": "websocket.send", "bytes": message})
+
+    def _cut(self) -> None:
+        if self._transport is not None:
+            self._transport.abort()
 
     def _send_close(self, code: int, reason: str) -> Awaitable[None]:
         return self._asgi_send({"type": "websocket.close", "code": code, "reason": reason})
@@ -134,8 +139,9 @@ class AsgiApp:
         protocol = self._acceptor.select(scope.get("subprotocols") or ())
         client = scope.get("client")
         peer = str(client[0]) if client else ""
-        open_session = partial(self._open, scope, headers, peer, protocol)
-        offered = (scope.get("extensions") or {}).get(SOCKET_EXTENSION)
+        transport = _transport_of(receive)
+        open_session = partial(self._open, scope, headers, peer, _certificate_of(scope, transport), protocol)
+        offered = _extension(scope, SOCKET_EXTENSION)
         if offered is not None:
             async with offered["take"](self._stop_soon) as socket:
                 key, extensions = headers["Sec-WebSocket-Key"], headers.getall("Sec-WebSocket-Extensions", [])
@@ -144,7 +150,7 @@ class AsgiApp:
                 )
             return
         await send({"type": "websocket.accept", "subprotocol": None if protocol is None else protocol.name})
-        await AsgiLink(self._acceptor.limits.message_size, receive, send, peer).run(open_session)
+        await AsgiLink(self._acceptor.limits.message_size, receive, send, peer, transport).run(open_session)
 
     def _stop_soon(self) -> None:
         """Stop before the application does: the web server waits for its connections."""
@@ -158,14 +164,20 @@ class AsgiApp:
             self._stopping = None
 
     def _open(
-        self, scope: Scope, headers: CompactHeaders, peer: str, protocol: Protocol | None, link: Link
+        self,
+        scope: Scope,
+        headers: CompactHeaders,
+        peer: str,
+        cert: Certificate | None,
+        protocol: Protocol | None,
+        link: Link,
     ) -> Receiver:
         remote_addr = self._acceptor.admission.address(peer, headers)
         raw_path = (
             scope.get("raw_path") or quote(scope["path"]).encode()
         )  # as it was sent: a decoded one may hold a "?"
         target = (raw_path + b"?" + scope.get("query_string", b"")).decode("latin-1")
-        return self._acceptor.open(link, HttpRequest(target, headers, remote_addr, scope), protocol)
+        return self._acceptor.open(link, HttpRequest(target, headers, remote_addr, scope, cert), protocol)
 
     async def _lifespan(self, receive: Receive, send: Send) -> None:
         while True:
@@ -184,7 +196,7 @@ class AsgiApp:
 
     async def _refuse(self, scope: Scope, send: Send, refusal: Refusal) -> None:
         """Answer with an HTTP response instead; always 403 if the web server lacks the extension for others."""
-        if "websocket.http.response" in (scope.get("extensions") or ()):
+        if _extension(scope, "websocket.http.response") is not None:
             headers = [(name.lower().encode(), value.encode()) for name, value in refusal.headers.items()]
             await _respond(send, "websocket.http.response", refusal.status, refusal.body.encode(), *headers)
             await asyncio.sleep(0)  # uvicorn logs an error if this returns before it has closed the socket
@@ -193,6 +205,23 @@ class AsgiApp:
 
     async def _http(self, send: Send) -> None:
         await _respond(send, "http.response", 426, b"426 Upgrade Required\n", (b"upgrade", b"websocket"))
+
+
+def _extension(scope: Scope, name: str) -> dict[str, Any] | None:
+    extensions: dict[str, dict[str, Any]] = scope.get("extensions") or {}
+    return extensions.get(name)
+
+
+def _transport_of(receive: Receive) -> asyncio.Transport | None:
+    """The transport, where it can be reached: ASGI has no name for it, but the callables of uvicorn are methods of its
+    owner."""
+    transport: Any = getattr(getattr(receive, "__self__", None), "transport", None)
+    return transport if hasattr(transport, "set_write_buffer_limits") else None
+
+
+def _certificate_of(scope: Scope, transport: asyncio.Transport | None) -> Certificate | None:
+    tls = _extension(scope, "tls")
+    return transport_certificate(transport) if tls is None else extension_certificate(tls)
 
 
 def _is_at(path: str, requested: str, root: str) -> bool:

@@ -1,9 +1,9 @@
-"""Links of frameworks whose `send` must be awaited, for the ASGI and aiohttp transports.
+"""Links of web servers whose `send` must be awaited, for the ASGI transport.
 
 A session writes synchronously. Its messages wait here in order, and one coroutine at a time sends them: the
 connection's own task after each message that it has handled, or a task that is started once for all messages of a turn
 of the event loop. The close is always sent by the connection's own task, which stops receiving for it. Otherwise
-granian's close would wait for ever, and aiohttp's would not wait for the peer.
+granian's close would wait for ever.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ CLOSE_LIMIT = 60.0
 """The same while the peer still takes messages from before the close."""
 
 SHUTDOWN_TIMEOUT = 0.5
-"""The same when the server ends: then aiohttp reads nothing more, and granian reports nothing."""
+"""The same when the server ends: then granian reports nothing."""
 
 SERVICE_RESTART = 1012
 """The close code of a server that ends."""
@@ -91,9 +91,6 @@ class AwaitedLink(ABC):
     @abstractmethod
     def _send_close(self, code: int, reason: str) -> Awaitable[object]:
         """Begin the closing handshake. Nothing is being received meanwhile; an exception ends the connection."""
-
-    async def _finish(self, code: int, reason: str) -> None:  # noqa: B027 - not every framework needs it
-        """Called when the peer has closed, with its code and reason, or 1006 without a close frame."""
 
     def _cut(self) -> None:  # noqa: B027 - not every framework can
         """Close the socket at once, where a framework can do that before `run` has returned."""
@@ -161,7 +158,6 @@ class AwaitedLink(ABC):
                 try:
                     await self._flush()
                     close = await self._exchange()
-                    await self._finish(*close)
                     if self._interrupted:
                         await asyncio.sleep(0)  # the framework must not see our own cancellation
                 except asyncio.CancelledError:

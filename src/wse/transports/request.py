@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qsl
+
+if TYPE_CHECKING:
+    from wse.core.ports.transport import Certificate
 
 _ESCAPED = re.compile(r"\\([0-3][0-7]{2}|.)")
 """In a quoted cookie: a character by its octal number, or one that stands for itself."""
@@ -14,13 +17,21 @@ _ESCAPED = re.compile(r"\\([0-3][0-7]{2}|.)")
 class HttpRequest:
     """See `wse.core.ports.transport.Request`."""
 
-    __slots__ = ("headers", "native", "path", "query_string", "remote_addr")
+    __slots__ = ("certificate", "headers", "native", "path", "query_string", "remote_addr")
 
-    def __init__(self, target: str, headers: Mapping[str, str], remote_addr: str, native: Any = None) -> None:
+    def __init__(
+        self,
+        target: str,
+        headers: Mapping[str, str],
+        remote_addr: str,
+        native: Any = None,
+        certificate: Certificate | None = None,
+    ) -> None:
         self.path, _, self.query_string = target.partition("?")
         self.headers = headers if isinstance(headers, CompactHeaders) else CompactHeaders(headers.items())
         self.remote_addr = remote_addr
         self.native = native
+        self.certificate = certificate
 
     @property
     def query(self) -> Mapping[str, str]:

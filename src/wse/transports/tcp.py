@@ -32,6 +32,8 @@ _TIMES_FAST = 16
 
 _NOTSENT_LOWAT: int | None = getattr(socket, "TCP_NOTSENT_LOWAT", None)  # not on Windows
 
+_TCP_INFO: int | None = getattr(socket, "TCP_INFO", None) if sys.platform.startswith("linux") else None
+
 _LAST_DATA_RECEIVED = struct.Struct("@52xI")
 """`tcpi_last_data_recv` in Linux's `struct tcp_info`: milliseconds."""
 
@@ -116,9 +118,9 @@ class Uptake:
 
 def _tcp_info(sock: socket.socket | None, layout: struct.Struct) -> tuple[int, ...] | None:
     """Fields of the kernel's information about a connection; `None` where there is none."""
-    if sock is None or not sys.platform.startswith("linux"):
+    if sock is None or _TCP_INFO is None:
         return None
     try:
-        return layout.unpack(sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, layout.size))
+        return layout.unpack(sock.getsockopt(socket.IPPROTO_TCP, _TCP_INFO, layout.size))
     except (OSError, struct.error):  # not TCP, closed meanwhile, or an older kernel
         return None

@@ -5,12 +5,16 @@
                                                            names the rooms that the session is in
     listens to all that the session hears (`Placeholder`)
     asks again: this time it hears what the other hears
-                                                           lets go: its books, and what it has heard of each sender
+                                                           lets go: its books, and what it has heard of each sender;
+                                                           asked once more, since the answer was lost, it repeats it
     drops what the other has heard, and keeps the rest
     moves the device in the register (`Steps`)
 
 A message of one sender reaches both nodes in the sender's order. So what the old node had heard when it let go, and
 what the new one has heard since it listened, is everything, and what is in both can be told by its number.
+
+A node that gives up tells the other one, so that no session waits for a client that has a new one, and no device stays
+in the register that nobody has.
 
 Nothing of this happens before a client has been accepted, unless the identify handler asks for its session.
 """
@@ -18,13 +22,14 @@ Nothing of this happens before a client has been accepted, unless the identify h
 from __future__ import annotations
 
 from hashlib import sha256
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 
-from wse.core.cluster.envelope import CallWith, decode_name, encode_name
+from wse.core.cluster.envelope import CallWith, Query, decode_name, encode_name
 from wse.core.cluster.moved_link import MovedLink
 from wse.core.cluster.placeholder import Placeholder
+from wse.core.cluster.turns import Turns
 from wse.core.hub.handshake import Returning
 from wse.core.hub.moving import Luggage
 from wse.core.hub.tickets import Claim, Refusal, Why, proof_of
@@ -50,6 +55,9 @@ if TYPE_CHECKING:
 SILENT = 2.0
 """Seconds after which a node that does not answer has nothing to hand over."""
 
+ASKED = 2
+"""How often it is asked within that time: an answer may be lost."""
+
 MAX_HOPS = 3
 """How often a session is looked for at another node than the one that should have it."""
 
@@ -59,8 +67,20 @@ MAX_ROUNDS = 40
 SPREAD_WITHIN = 0.5
 """Seconds that the other nodes have to show that their servers know what this node listens to."""
 
+GIVE_UP_AFTER = 1.0
+"""Seconds until a node is told that the session of a client is lost. By then the client has a new one, and its user has
+been there all the time."""
+
+MOST_COMING = 256
+"""Sessions for which this node listens at a time. Each may keep messages, and each message is looked at for all of
+them; others wait, if many clients come at once."""
+
 PAUSE = 0.05
 """Seconds until a node is asked again that is busy with the session."""
+
+MOVED_WITHIN = 10.0
+"""Seconds that another node has to tell the register of a device that it has taken over. After that, this node takes
+the device out if it is still registered here."""
 
 PART = 64 * 1024
 """Bytes of the pieces in which a session travels."""
@@ -80,6 +100,8 @@ class Question(msgspec.Struct):
     """What stands for the rooms that the node listens to; empty as long as it does not listen."""
     returns: str = ""
     """How often the client had come back to the other node, when that one named the rooms."""
+    is_lost: bool = False
+    """Of a node that has given up: whether the client has a new session."""
 
     @property
     def claim(self) -> Claim:
@@ -96,6 +118,14 @@ class Transfer(msgspec.Struct, array_like=True):
     generation: int
     heard: dict[str, int]
     """By sender, the number of the last message that its old node has heard."""
+
+
+class Sent(NamedTuple):
+    """A session that was let go, until the other node has it."""
+
+    question: Question
+    parts: list[bytes]
+    device: Device
 
 
 _encode = msgspec.msgpack.Encoder().encode
@@ -123,7 +153,11 @@ class Claims:
         self._rpc = rpc
         self._presence = presence
         self._left: list[ServerSession] = []  # sessions that have moved, with handlers that still run here
-        rpc.queries |= {"claim": self._claimed, "find": self._found}
+        self._turns = Turns(self._scheduler, MOST_COMING)
+        # Sessions that are about to go, and whether this node has heard all that their new nodes may not have.
+        self._catching_up: dict[str, tuple[Question, bool]] = {}
+        self._sent: dict[str, Sent] = {}  # sessions on their way to other nodes
+        rpc.queries |= {"claim": self._claimed, "find": self._found, "give-up": self._given_up}
 
     # A session comes.
 
@@ -174,24 +208,30 @@ class Claims:
         if not holder:
             return Refusal(Why.UNKNOWN)
         placeholder = Placeholder(self._bus, self._delivery, question.conn_id, question.user)
-        is_here = False
+        is_here = is_settled = has_turn = False
+        was_peer = holder in self._bus.peers
         try:
             for _ in range(MAX_ROUNDS):
                 if not is_wanted():
                     break  # the client may have come to another node meanwhile
-                answer = await self._ask(holder, "claim", question)
+                has_died = was_peer and holder not in self._bus.peers
+                answer = None if has_died else await self._ask(holder, "claim", question, ASKED)
                 if placeholder.problem is not None or not isinstance(answer, dict | list):
                     return Refusal(placeholder.problem or Why.UNREACHABLE)
                 if isinstance(answer, dict):
                     if answer:
+                        is_settled = True
                         return _refusal(answer)
                     await sleep(self._scheduler, PAUSE)
                 elif answer and isinstance(answer[0], bytes):
                     transfer = _decode(b"".join(answer))
-                    is_here = True
+                    is_here = is_settled = True
                     return Fetched(self._presence, self._hub, self._delivery, placeholder, holder, transfer)
                 else:
                     returns, *rooms = answer
+                    if not has_turn:
+                        await self._turns.take()
+                        has_turn = True
                     placeholder.listen(rooms)
                     await self._bus.broker.flush()
                     if self._bus.broker.spreads:  # who has got a question knows of the subscriptions before it
@@ -199,15 +239,29 @@ class Claims:
                     question = msgspec.structs.replace(question, rooms=digest(rooms), returns=returns)
             return Refusal(Why.UNREACHABLE)
         finally:
+            if has_turn:
+                self._turns.give()
             if not is_here:
                 placeholder.close()
+            if not is_settled:
+                given_up = msgspec.structs.replace(question, is_lost=is_wanted())
+                self._scheduler.call_later(GIVE_UP_AFTER, self._give_up, holder, given_up)
 
-    async def _ask(self, node: str, what: str, question: Question) -> Any:
+    async def _ask(self, node: str, what: str, question: Question, times: int = 1) -> Any:
         """The answer of a node; `None` if there is none."""
-        if not self._bus.is_current:
-            return None  # it would overtake what this node has sent before
-        answers = await self._rpc.query_nodes([node], what, msgspec.json.encode(question).decode(), SILENT)
-        return answers[0] if answers else None
+        about = msgspec.json.encode(question).decode()
+        for _ in range(times):
+            if not self._bus.is_current:
+                return None  # it would overtake what this node has sent before
+            answers = await self._rpc.query_nodes([node], what, about, SILENT / times)
+            if answers:
+                return answers[0]
+        return None
+
+    def _give_up(self, holder: str, question: Question) -> None:
+        """Tell the other node that nobody waits for a session."""
+        about = msgspec.json.encode(question).decode()
+        self._bus.send_to(holder, Query(self._bus.node, 0, "give-up", about))
 
     # A session goes.
 
@@ -227,6 +281,9 @@ class Claims:
         resumption = self._hub.resumption
         if resumption is None:
             return Refusal(Why.UNKNOWN)._asdict()
+        sent = self._sent.get(question.conn_id)
+        if sent is not None and sent.question == question:
+            return sent.parts
         verdict = resumption.examine(question.claim, decode_name(question.user), question.protocol)
         if isinstance(verdict, Refusal):
             return {} if self._placeholder(question.conn_id) is not None else verdict._asdict()
@@ -242,6 +299,8 @@ class Claims:
         if question.rooms != digest(rooms):
             resumption.hold(verdict, SILENT)
             return [returns, *rooms]
+        if not self._has_caught_up(question):
+            return {}
         _encode(conn._data)  # or it stays here, and the error is reported
         heard = self._delivery.heard.last | {self._bus.node: self._bus.seq}
         place, generation = registration.device.place, registration.generation
@@ -250,7 +309,65 @@ class Claims:
         verdict.link = MovedLink(self._bus, question.node, conn.conn_id)
         verdict.writable(True)  # for the answers of handlers that still run here
         data = _encode(Transfer(luggage, rooms, place, generation, heard))
-        return [data[start : start + PART] for start in range(0, len(data), PART)]
+        parts = [data[start : start + PART] for start in range(0, len(data), PART)]
+        self._sent[conn.conn_id] = Sent(question, parts, registration.device)
+        self._scheduler.call_later(MOVED_WITHIN, self._take_out, conn.conn_id)
+        return parts
+
+    def _has_caught_up(self, question: Question) -> bool:
+        """Whether this node has heard all that others have sent before they knew that the new node listens.
+
+        The servers of an engine may pass messages on at different speeds. But those of one node arrive here in order:
+        so a node whose answer is here has sent nothing before that is not.
+        """
+        others = self._bus.peers - {question.node}
+        if not self._bus.broker.spreads or not others:
+            return True
+        conn_id = question.conn_id
+        asked, is_done = self._catching_up.get(conn_id, (None, False))
+        if asked != question:
+            self._catching_up[conn_id] = question, False
+            self._scheduler.spawn(self._catch_up(question, others))
+            self._scheduler.call_later(SILENT, self._caught_up, question)
+        elif is_done:
+            del self._catching_up[conn_id]
+        return is_done and asked == question
+
+    async def _catch_up(self, question: Question, others: frozenset[str]) -> None:
+        try:
+            await self._rpc.query_nodes(others, "here", "", SPREAD_WITHIN)
+        except WseError:
+            return  # the broker is away: the move fails
+        if question.conn_id in self._catching_up and self._catching_up[question.conn_id][0] is question:
+            self._catching_up[question.conn_id] = question, True
+
+    def _caught_up(self, question: Question) -> None:
+        """Forget a question that has not been asked again."""
+        if question.conn_id in self._catching_up and self._catching_up[question.conn_id][0] is question:
+            del self._catching_up[question.conn_id]
+
+    def arrived(self, conn_id: str) -> None:
+        """A session is at its new node, and the register knows."""
+        self._sent.pop(conn_id, None)
+        self._presence.arrived(conn_id)
+
+    def _given_up(self, about: str) -> None:
+        """Another node has given up a session that it wanted to have."""
+        question = _read(about)
+        sent, resumption = self._sent.get(question.conn_id), self._hub.resumption
+        if sent is not None:
+            if (sent.question.node, sent.question.proof) == (question.node, question.proof):
+                self._take_out(question.conn_id)
+        elif question.is_lost and resumption is not None:
+            session = resumption.find(question.claim)
+            if session is not None and not session.conn.attached:
+                resumption.end(session, Why.ENDED)
+
+    def _take_out(self, conn_id: str) -> None:
+        """A session has not arrived at its new node, and its client is told there that it is lost."""
+        sent = self._sent.pop(conn_id, None)
+        if sent is not None:
+            self._presence.take_out(sent.device)
 
     def _leave(self, session: ServerSession) -> None:
         """Remember a session as long as handlers of it run."""
@@ -260,6 +377,7 @@ class Claims:
     async def close(self) -> None:
         """Cancel the handlers of sessions that have moved: from now on, no answer reaches their clients."""
         left, self._left = self._left, []
+        self._sent.clear()
         tasks = [task for session in left for task in session.tasks]
         for task in tasks:
             task.cancel()

@@ -21,6 +21,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
 
+from wse.validation.foreign import encode_foreign
+
 if TYPE_CHECKING:
     from collections.abc import Hashable, Iterable, Mapping
 
@@ -253,7 +255,7 @@ decode = msgspec.msgpack.Decoder(
 ).decode
 """Decodes a message; raises a `msgspec.MsgspecError` for bytes that are not one."""
 
-plain = msgspec.msgpack.Encoder().encode
+plain = msgspec.msgpack.Encoder(enc_hook=encode_foreign).encode
 """Encodes a message; raises for values that MessagePack does not have: a call's payload must arrive unchanged."""
 
 

@@ -141,7 +141,7 @@ class Inbox:
             case envelope.ToDevice():
                 self._claims.to_device(message)
             case envelope.Arrived():
-                self._steps.arrived(message.conn_id)
+                self._claims.arrived(message.conn_id)
             case _:
                 self._rpc.cancelled(message)
 

@@ -38,11 +38,6 @@ if TYPE_CHECKING:
     from wse.types import ClientId
 
 
-MOVED_WITHIN = 10.0
-"""Seconds that another node has to tell the register of a device that it has taken over. After that, this node takes
-the device out if it is still registered here."""
-
-
 class Presence:
     """This node's part of who is there.
 
@@ -180,7 +175,18 @@ class Presence:
         self._bus.unwant(USER + registration.device.user)
         self._registrations.moved.add(conn.conn_id)
         self._registrations.forget(registration)
-        self._scheduler.call_later(MOVED_WITHIN, self._registrations.arrived, conn.conn_id)
+
+    def arrived(self, conn_id: str) -> None:
+        """The register knows that a device goes on at another node."""
+        self._registrations.arrived(conn_id)
+
+    def take_out(self, device: Device) -> None:
+        """A device does not go on at another node after all."""
+        self._scheduler.spawn(self._take_out(device))
+
+    async def _take_out(self, device: Device) -> None:
+        await self._try(self._reconciler.take_out(device))
+        self._registrations.arrived(device.conn_id)
 
     # A connection breaks, and comes back.
 

@@ -145,10 +145,18 @@ class Reconciler:
     async def _take_out(self, device: Device) -> None:
         """Take out a device that this node does not hold."""
         if device.conn_id not in self._registrations and device.conn_id not in self._registrations.moved:
-            was_set_back = self._scheduler.time() - self._set_back_at < FIRED_TTL
-            generations = self._firing.generations(device.user) if was_set_back else ()
-            step = await self._broker.leave(device, generation=generations[-1] if generations else 0)
-            await self._firing.fire(step.transitions)
+            await self.take_out(device)
+
+    async def take_out(self, device: Device) -> None:
+        """Take out a device that nobody holds; nothing happens if another node has registered it.
+
+        Raises:
+            WseError: `BROKER_UNAVAILABLE`.
+        """
+        was_set_back = self._scheduler.time() - self._set_back_at < FIRED_TTL
+        generations = self._firing.generations(device.user) if was_set_back else ()
+        step = await self._broker.leave(device, generation=generations[-1] if generations else 0)
+        await self._firing.fire(step.transitions)
 
     async def _depart(self, user: str) -> None:
         """Fire `left`, unless the user is there after all."""

@@ -97,10 +97,6 @@ class Steps:
         registration.device = replace(registration.device, away=away)  # its place may be another one by now
         self._registrations.look_at(registration)
 
-    def arrived(self, conn_id: str) -> None:
-        """Another node has taken a device over."""
-        self._registrations.arrived(conn_id)
-
     async def _join_again(self, registration: Registration) -> None:
         lease = self.lease
         is_new = not registration.device.place

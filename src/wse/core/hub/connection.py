@@ -15,6 +15,7 @@ from wse.core.session.asking import Stream
 from wse.core.session.session import Session
 from wse.errors import CloseReason
 from wse.types import ClientId, MessageKey, MessageType, ReadyState
+from wse.validation.checks import all_received, received
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -31,6 +32,9 @@ if TYPE_CHECKING:
     from wse.core.session.asking import Items
     from wse.core.session.endpoint import Endpoint
     from wse.core.session.signals import Signal
+    from wse.errors import WseError
+
+R = typing.TypeVar("R")
 
 
 class SessionOwner(typing.Protocol):
@@ -166,9 +170,23 @@ class WseConnection:
         meta: The meta that the client sent, a dict.
         challenge: The quest and the client's response; `None` without a challenge.
         request: The HTTP request that opened the WebSocket.
+        state: Any object of the application's own; `None`, or what `Handshake.accept` was given. It stays on this node:
+            if the session moves to another one, the acceptance there sets it.
     """
 
-    __slots__ = ("_data", "_session", "_user", "challenge", "cid", "conn_id", "identity", "meta", "request")
+    __slots__ = (
+        "__weakref__",
+        "_data",
+        "_session",
+        "_user",
+        "challenge",
+        "cid",
+        "conn_id",
+        "identity",
+        "meta",
+        "request",
+        "state",
+    )
 
     def __init__(self, session: ServerSession, conn_id: str, request: Request) -> None:
         self._session = session
@@ -180,6 +198,7 @@ class WseConnection:
         self.identity: Any = None
         self.meta: dict[str, Any] = {}
         self.challenge: Challenge | None = None
+        self.state: Any = None
 
     @property
     def data(self) -> dict[str, Any]:
@@ -261,11 +280,34 @@ class WseConnection:
         """
         self._session.send(type, payload, key)
 
+    @overload
     async def call(
         self,
         name: MessageType,
         payload: Any = None,
         *,
+        result: type[R],
+        timeout: float | None = None,
+        on_progress: Callable[[Any], Any] | None = None,
+        upload: Items | None = None,
+    ) -> R: ...
+    @overload
+    async def call(
+        self,
+        name: MessageType,
+        payload: Any = None,
+        *,
+        result: Any = None,
+        timeout: float | None = None,
+        on_progress: Callable[[Any], Any] | None = None,
+        upload: Items | None = None,
+    ) -> Any: ...
+    async def call(
+        self,
+        name: MessageType,
+        payload: Any = None,
+        *,
+        result: Any = None,
         timeout: float | None = None,
         on_progress: Callable[[Any], Any] | None = None,
         upload: Items | None = None,
@@ -275,6 +317,7 @@ class WseConnection:
         Args:
             name: The procedure, as the client registered it.
             payload: The argument of the procedure.
+            result: The type that the result must be of; see `WseServer.register`. What comes back is a value of it.
             timeout: Seconds to wait for the answer: `None` for the server's `timeout`, 0 for ever.
             on_progress: Called with each value that the procedure tells as its progress, plain or async.
             upload: Items to send to the procedure, an iterable or async iterable.
@@ -285,15 +328,42 @@ class WseConnection:
             WseError: The error of the procedure, or `RP_NOT_REGISTERED`, `RP_TIMEOUT`, `RP_DISCONNECT`,
                 `RP_SEND_FAILED`, `CLIENT_NOT_READY`; `LIMIT_EXCEEDED`, when too many calls wait, or the call is larger
                 than the device takes; `RP_IS_A_STREAM`; `UNSUPPORTED`, if the device does not know the extension
-                `calls`, which progress and uploads need.
+                `calls`, which progress and uploads need;
+                `INVALID_PAYLOAD`, if the result is not of the type.
         """
-        return await self._session.call(name, payload, timeout, on_progress, upload)
+        answer = await self._session.call(name, payload, timeout, on_progress, upload)
+        return answer if result is None else received(result, answer, rp=name)
 
+    @overload
     def stream(
         self,
         name: MessageType,
         payload: Any = None,
         *,
+        item: type[R],
+        window: int = 32,
+        timeout: float | None = None,
+        deadline: float | None = None,
+        upload: Items | None = None,
+    ) -> Stream[R]: ...
+    @overload
+    def stream(
+        self,
+        name: MessageType,
+        payload: Any = None,
+        *,
+        item: Any = None,
+        window: int = 32,
+        timeout: float | None = None,
+        deadline: float | None = None,
+        upload: Items | None = None,
+    ) -> Stream[Any]: ...
+    def stream(
+        self,
+        name: MessageType,
+        payload: Any = None,
+        *,
+        item: Any = None,
         window: int = 32,
         timeout: float | None = None,
         deadline: float | None = None,
@@ -311,6 +381,7 @@ class WseConnection:
         Args:
             name: The procedure.
             payload: Its argument.
+            item: The type that each item must be of, as `result` of `call`.
             window: Items that may be on their way; at most `Limits.stream_window` of both sides.
             timeout: Seconds to wait for each item; `None` or 0 for ever.
             deadline: Seconds for all of them; `None` or 0 for ever.
@@ -323,7 +394,14 @@ class WseConnection:
             ValueError: A window of less than 1, or a negative timeout.
         """
         return Stream(
-            self._find_session, name, payload, window=window, timeout=timeout, deadline=deadline, upload=upload
+            self._find_session,
+            name,
+            payload,
+            window=window,
+            timeout=timeout,
+            deadline=deadline,
+            upload=upload,
+            item=item,
         )
 
     async def _find_session(self) -> Session:
@@ -450,6 +528,17 @@ class WseIdentity:
         payload: Any = None,
         *,
         mode: Literal["all"] = "all",
+        result: type[R],
+        timeout: float | None = None,
+    ) -> list[R | WseError]: ...
+    @overload
+    async def call(
+        self,
+        name: MessageType,
+        payload: Any = None,
+        *,
+        mode: Literal["all"] = "all",
+        result: Any = None,
         timeout: float | None = None,
     ) -> list[Any]: ...
     @overload
@@ -458,7 +547,18 @@ class WseIdentity:
         name: MessageType,
         payload: Any = None,
         *,
+        mode: Literal["first", "any"],
+        result: type[R],
+        timeout: float | None = None,
+    ) -> R: ...
+    @overload
+    async def call(
+        self,
+        name: MessageType,
+        payload: Any = None,
+        *,
         mode: Mode,
+        result: Any = None,
         timeout: float | None = None,
     ) -> Any: ...
     async def call(
@@ -467,6 +567,7 @@ class WseIdentity:
         payload: Any = None,
         *,
         mode: Mode = "all",
+        result: Any = None,
         timeout: float | None = None,
     ) -> Any:
         """Call a procedure on the user's devices.
@@ -476,13 +577,15 @@ class WseIdentity:
             payload: The procedure's argument.
             mode: As for `WseServer.call`; by default every device is called, and the result is a list in the order of
                 `conns`, with a `WseError` where a device's call failed.
+            result: As for `WseConnection.call`, for the result of each device.
             timeout: Seconds to wait for an answer: `None` for the server's `timeout`, 0 for ever.
 
         Raises:
             WseError: As `WseServer.call`.
             ValueError: An unknown mode.
         """
-        return await self._users.call(self.cid, name, payload, mode, timeout)
+        answer = await self._users.call(self.cid, name, payload, mode, timeout)
+        return (all_received if mode == "all" else received)(result, answer, rp=name)
 
     def __repr__(self) -> str:
         return f"<WseIdentity {self.cid} with {len(self._devices)} connections>"

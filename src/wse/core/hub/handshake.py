@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from enum import Enum, auto
 from inspect import isawaitable
+from types import GenericAlias
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, Protocol, TypeVar
 
 from wse.core.hub.auth import refuse, unix_time
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from wse.core.hub.auth import AuthExtension
+    from wse.core.hub.connection import WseConnection
     from wse.core.packed import Packed
     from wse.core.ports.scheduling import Timer
     from wse.core.ports.transport import Request
@@ -59,6 +61,15 @@ TRANSITIONS: Mapping[tuple[State, Event], State] = {
 }
 
 
+if TYPE_CHECKING:  # Python has defaults of type variables from 3.13 on
+    from typing_extensions import TypeVar as TypeVarWithDefault
+
+    IdentityT = TypeVarWithDefault("IdentityT", default=Any)
+    MetaT = TypeVarWithDefault("MetaT", default=dict[str, Any])
+else:
+    IdentityT, MetaT = TypeVar("IdentityT"), TypeVar("MetaT")
+
+
 class Challenge:
     """A quest, and the client's response.
 
@@ -89,33 +100,56 @@ class Returning(NamedTuple):
     meta: dict[str, Any]
 
 
-class Handshake:
+class Handshake(Generic[IdentityT, MetaT]):
     """The authentication of one client: the argument `auth` of the identify handler and the challenge generator.
+
+    With `auth: Handshake[Login]` or `Handshake[Login, Meta]`, the identity and the meta are values of these types. A
+    client that sends others is refused with the reason `wse.invalid-payload`, before the handler runs.
 
     Attributes:
         identity: The identity that the client sent; anything, including `None`.
         meta: The meta that the client sent, a dict.
         challenge: The quest and the client's response; `None` without a challenge.
         conn_id: The id of the connection.
-        request: The HTTP request that opened the WebSocket: `path`, `query`, `headers`, `remote_addr`.
+        request: The HTTP request that opened the WebSocket: `path`, `query`, `headers`, `remote_addr`, `certificate`.
+        state: What `accept` was given.
     """
 
-    __slots__ = ("__weakref__", "_opening", "challenge", "conn_id", "identity", "meta", "request")
+    __slots__ = ("__weakref__", "_opening", "_sent", "challenge", "conn_id", "identity", "meta", "request", "state")
 
-    def __init__(self, opening: ServerOpening[Any], conn_id: str, request: Request) -> None:
-        self._opening: ServerOpening[Any] | None = opening  # until it is decided
+    def __init__(self, opening: ServerOpening[Any] | None, conn_id: str, request: Request) -> None:
+        self._opening = opening  # until it is decided
+        self._sent: tuple[Any, dict[str, Any]] | None = None
         self.conn_id = conn_id
         self.request = request
-        self.identity: Any = None
-        self.meta: dict[str, Any] = {}
+        self.identity: IdentityT = None  # type: ignore[assignment]  # until the client has sent it
+        self.meta: MetaT = {}  # type: ignore[assignment]  # as above
         self.challenge: Challenge | None = None
+        self.state: Any = None
 
-    def accept(self, cid: ClientId, welcome: Any = None, *, expires: datetime | float | None = None) -> None:
+    if not TYPE_CHECKING:
+        __class_getitem__ = classmethod(GenericAlias)  # with one argument or two
+
+    @property
+    def sent(self) -> tuple[Any, dict[str, Any]]:
+        """The identity and the meta as the client has sent them."""
+        return (self.identity, self.meta) if self._sent is None else self._sent  # type: ignore[return-value]
+
+    def become(self, identity: Any, meta: Any) -> None:
+        """Have an identity and a meta that have been checked; the connection will have those that were sent."""
+        self._sent = self.sent
+        self.identity, self.meta = identity, meta
+
+    def accept(
+        self, cid: ClientId, welcome: Any = None, *, state: Any = None, expires: datetime | float | None = None
+    ) -> None:
         """Accept the client.
 
         Args:
             cid: The user's id, hashable. A falsy one refuses the client.
             welcome: The payload of the welcome.
+            state: Any object, for `WseConnection.state`: what the application has found out about the client, for its
+                handlers.
             expires: The time at which the session ends: a `datetime` with a time zone, or Unix seconds like the `exp`
                 of a JWT. The connection is then closed with 1012 and `wse.session-expired`, after which clients
                 reconnect. If there is a `WseServer.reauthenticate` handler, the client is asked for a fresh identity
@@ -131,6 +165,7 @@ class Handshake:
         """
         if self._opening is not None:
             self._opening.check_thread()
+            self.state = state
             self._opening.accept(cid, welcome, None if expires is None else unix_time(expires))
 
     def refuse(self, reason: str | None = None, retry: bool = False) -> None:
@@ -172,7 +207,14 @@ class Handshake:
         return f"<Handshake {self.conn_id} from {self.request.remote_addr}>"
 
 
-AuthHandler = Callable[[Handshake], Any]
+def handshake_of(conn: WseConnection) -> Handshake:
+    """The handshake with which a connection was accepted, which is decided: for dependencies that take `auth`."""
+    auth: Handshake = Handshake(None, conn.conn_id, conn.request)
+    auth.identity, auth.meta, auth.challenge, auth.state = conn.identity, conn.meta, conn.challenge, conn.state
+    return auth
+
+
+AuthHandler = Callable[[Handshake[Any, Any]], Any]
 
 S = TypeVar("S", bound=Session)
 S_contra = TypeVar("S_contra", bound=Session, contravariant=True)

@@ -175,9 +175,9 @@ class Hub:
     ) -> None:
         """Make the connection a user's, with a session of its own."""
         conn = session.conn
-        conn.identity = auth.identity
-        conn.meta = auth.meta
+        conn.identity, conn.meta = auth.sent
         conn.challenge = auth.challenge
+        conn.state = auth.state
         if expires is not None:
             self.auth.expire(session, expires)
         self.network.admit(session, cid, welcome)

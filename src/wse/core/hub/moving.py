@@ -98,7 +98,8 @@ class Moving:
         luggage = fetched.luggage
         session.conn.conn_id = arrival.claim.id
         session.conn._data = luggage.data
-        session.conn.identity, session.conn.meta = arrival.auth.identity, arrival.auth.meta
+        session.conn.identity, session.conn.meta = arrival.auth.sent
+        session.conn.state = arrival.auth.state
         session.agree_as(arrival.session)
         session.limit_output(arrival.session._max_out)
         session.ticket = ticket = Ticket(luggage.window, None, None)

@@ -94,8 +94,9 @@ class Resumption(Resuming):
             if held is not None and held.ticket is not None:
                 ticket.holds = held
                 held.ticket.claimants += 1
-                if held.ticket.claimants == 1:
-                    self._scheduler.call_later(self._hub.auth_timeout or MOST_HELD, self._hold_no_longer, held)
+                if held.ticket.holding is None:
+                    patience = self._hub.auth_timeout or MOST_HELD
+                    held.ticket.holding = self._scheduler.call_later(patience, self._hold_no_longer, held)
         return True
 
     def _name(self, conn: WseConnection) -> str:
@@ -244,7 +245,10 @@ class Resumption(Resuming):
         session.absorbed_by(old)
         hub.sockets.hand_over(session, old)
         conn = old.conn
-        conn.identity, conn.meta, conn.challenge = auth.identity, auth.meta, auth.challenge
+        conn.identity, conn.meta = auth.sent
+        conn.challenge = auth.challenge
+        if auth.state is not None:
+            conn.state = auth.state
         conn.request = session.conn.request
         old.agree_as(session)
         old.limit_output(session._max_out)
@@ -291,7 +295,12 @@ class Resumption(Resuming):
         ticket = session.ticket
         assert ticket is not None  # as above
         ticket.claimants -= 1
-        if not ticket.claimants and ticket.is_overdue and session in self.detached:
+        if ticket.claimants:
+            return
+        if ticket.holding is not None:
+            ticket.holding.cancel()
+            ticket.holding = None
+        if ticket.is_overdue and session in self.detached:
             self.end(session, Why.EXPIRED)
 
     # A client goes.
@@ -445,7 +454,10 @@ class Resumption(Resuming):
 
     def _hold_no_longer(self, session: ServerSession) -> None:
         """The window of a session has been held open for long enough."""
-        if session in self.detached and session.ticket is not None and session.ticket.is_overdue:
+        ticket = session.ticket
+        assert ticket is not None  # it was claimed
+        ticket.holding = None
+        if session in self.detached and ticket.is_overdue:
             self.end(session, Why.EXPIRED)
 
     def _set_timer(self) -> None:

@@ -13,6 +13,7 @@ from wse.types import ClientId
 
 if TYPE_CHECKING:
     from wse.core.hub.connection import ServerSession
+    from wse.core.ports.scheduling import Timer
 
 
 class Why(StrEnum):
@@ -87,6 +88,7 @@ class Ticket:
         until: When the session ends, while it is detached.
         is_called_back: Whether this side has closed its last socket, for the client to come back.
         claimants: Clients that know the key and are being authenticated.
+        holding: The time for which they hold the window open.
         is_overdue: Whether the window has ended meanwhile.
         why: Why the session is being ended, if not by the application.
         to: The node to which it is being handed over.
@@ -98,6 +100,7 @@ class Ticket:
         "claim",
         "claimants",
         "goes_on",
+        "holding",
         "holds",
         "is_called_back",
         "is_moved",
@@ -125,6 +128,7 @@ class Ticket:
         self.until = 0.0
         self.is_called_back = False
         self.claimants = 0
+        self.holding: Timer | None = None
         self.is_overdue = False
         self.why: Why | None = None
         self.to = ""

@@ -14,6 +14,10 @@ if TYPE_CHECKING:
     from wse.core.ports.protocol import Protocol
 
 
+Certificate = Mapping[str, Any]
+"""A client's certificate; see `Request.certificate`."""
+
+
 class Link(typing.Protocol):
     """One open WebSocket, as a transport gives it to a session.
 
@@ -131,6 +135,15 @@ class Request(typing.Protocol):
     @property
     def cookies(self) -> Mapping[str, str]:
         """The cookies that the client sent."""
+        ...
+
+    @property
+    def certificate(self) -> Certificate | None:
+        """The client's certificate, if the server has asked for one and checked it; else `None`.
+
+        It is what `ssl.SSLSocket.getpeercert` returns: `certificate["subject"]`, for example. From an ASGI server with
+        the extension `tls`, it has the keys `subject` and `chain`, a list of certificates as PEM.
+        """
         ...
 
     @property

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar, cast
 
 from wse.core.session.flow import Inflow, Outflow, SessionOutflow, iterator_of
 from wse.errors import ErrorCode, WseError
+from wse.validation.checks import check_for
 
 if TYPE_CHECKING:
     import asyncio
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from wse.core.session.flow import Sink
     from wse.core.session.session import Session
     from wse.types import MessageType
+    from wse.validation.checks import Check
 
 T = TypeVar("T")
 
@@ -274,6 +276,7 @@ class Stream(Generic[T]):
 
     __slots__ = (
         "_asked",
+        "_check",
         "_deadline",
         "_find",
         "_name",
@@ -293,6 +296,7 @@ class Stream(Generic[T]):
         timeout: float | None,
         deadline: float | None,
         upload: Items | None,
+        item: Any = None,
     ) -> None:
         if window < 1:
             raise ValueError(f"window must be 1 or more items, not {window}")
@@ -306,6 +310,7 @@ class Stream(Generic[T]):
         self._timeout = timeout
         self._deadline = deadline
         self._upload = upload
+        self._check = None if item is None else check_for(item)
         self._asked: Asked | None = None
 
     async def _start(self) -> Asked:
@@ -336,7 +341,16 @@ class Stream(Generic[T]):
                 if inflow.error is not None:
                     raise inflow.error
                 raise StopAsyncIteration
-        return cast("T", inflow.take())
+        item = inflow.take()
+        return cast("T", item if self._check is None else self._checked(item, self._check))
+
+    def _checked(self, item: Any, check: Check) -> Any:
+        try:
+            return check.received(item, rp=self._name)
+        except WseError:
+            if self._asked is not None:
+                self._asked.give_up()
+            raise
 
     async def _wait(self, asked: Asked, inflow: Inflow) -> None:
         if not self._timeout:
@@ -355,6 +369,10 @@ class Stream(Generic[T]):
 
     async def aclose(self) -> None:
         """Take no more items, and let the generator at the other side be closed."""
+        self.leave()
+
+    def leave(self) -> None:
+        """The same; runs in the event loop."""
         asked = self._asked
         if asked is not None:
             asked.give_up()

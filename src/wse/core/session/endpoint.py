@@ -5,11 +5,12 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable, Mapping
 from math import inf
+from operator import attrgetter
 from threading import get_ident
 from typing import TYPE_CHECKING, Any
 
 from wse.core.limits import Overflow
-from wse.core.ports.protocol import RESERVED_PREFIX, Protocol
+from wse.core.ports.protocol import RESERVED_PREFIX, Decode, Protocol
 from wse.core.session.extensions import Extensions
 from wse.core.session.log import Log, facts, is_answer
 from wse.core.session.ordered import Order
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from wse.core.limits import Limits
     from wse.core.ports.scheduling import Scheduler
     from wse.core.ports.tracing import Tracer
+    from wse.core.session.signals import CheckType
     from wse.core.session.timing import Instruments
 
 logger = logging.getLogger("wse")
@@ -45,6 +47,9 @@ class Endpoint:
         expose: How much the caller of a procedure learns about an exception in it.
         debug: Whether callers also get stack traces.
         report: Called with every failure, and with its session if there is one.
+        channel: Makes the listeners of messages.
+        procedures: Makes the procedures.
+        decoder: Makes the function that decodes the messages of a session in a protocol.
         elsewhere: What other threads than that of the event loop use, for the message of an error.
 
     Attributes:
@@ -60,6 +65,7 @@ class Endpoint:
         "channel",
         "counters",
         "debug",
+        "decoder",
         "elsewhere",
         "expose",
         "extensions",
@@ -90,6 +96,9 @@ class Endpoint:
         overflow: Mapping[MessageType, Overflow | str] | None = None,
         expose: ExposeErrors | str = ExposeErrors.MESSAGE,
         debug: bool = False,
+        channel: Callable[[tuple[str, ...], CheckType, Order], Channel] = Channel,
+        procedures: Callable[[tuple[str, ...], CheckType, Order], Procedures] = Procedures,
+        decoder: Callable[[Protocol], Decode] = attrgetter("codec.decode"),
         elsewhere: str = "loop.call_soon_threadsafe",
     ) -> None:
         if timeout < 0:
@@ -112,8 +121,9 @@ class Endpoint:
         self.elsewhere = elsewhere
         self._usual: set[MessageType] = set()  # types that have been sent
         order = Order(scheduler)
-        self.channel = Channel((*takes, "payload"), self.check_type, order)
-        self.procedures = Procedures((*takes, "payload"), self.check_type, order)
+        self.channel = channel((*takes, "payload"), self.check_type, order)
+        self.procedures = procedures((*takes, "payload"), self.check_type, order)
+        self.decoder = decoder
         self._report = report
         self.overflow = {kind: Overflow(policy) for kind, policy in (overflow or {}).items()}
         for kind in self.overflow:
@@ -126,8 +136,10 @@ class Endpoint:
             WseError: `PROTOCOL_VIOLATION`; `WRONG_THREAD`.
         """
         try:
-            if type in self._usual and get_ident() == self.scheduler.thread:  # most of the time
-                return
+            if type in self._usual:  # most of the time
+                thread = self.scheduler.thread
+                if thread is None or thread == get_ident():
+                    return
         except TypeError:
             pass  # `check_type` has the words for that
         self.check_thread()
@@ -170,11 +182,7 @@ class Endpoint:
         """Trace all calls from now on; connections that open from now on carry the context of the traces."""
         self.tracer = tracer
         self.extensions.add(TraceExtension())
-        if self.instruments is not None:
-            self.instruments.disarm()  # the stand-ins that measure times give the procedures their places back
         self.procedures.trace_with(tracer)
-        if self.instruments is not None:
-            self.instruments.arm()
 
     def report(self, error: WseError, session: object = None, cause: BaseException | None = None) -> None:
         """Report a failure to the application. What a procedure answers on purpose does not count as an error."""

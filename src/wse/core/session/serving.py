@@ -63,6 +63,10 @@ class ServedCall(CurrentCall):
         """Whether items travel, in one direction or the other."""
         return self.outflow is not None or self.inflow is not None
 
+    def is_told_by(self, exc: BaseException) -> bool:
+        """Whether an exception is the one by which the procedure has heard that its upload is over."""
+        return self.inflow is not None and self.inflow.error is exc
+
 
 class Options:
     """The options of a `~wse:call`; those that this side does not know are ignored.
@@ -142,7 +146,7 @@ class Serving:
         session = self._session
         procedures = session.endpoint.procedures
         try:
-            name, argument, given = payload
+            name, argument, given, *_ = payload
             options = Options(given)
             fn = procedures.by_name.get(name)
             procedure = procedures.streams.get(name)
@@ -283,7 +287,8 @@ class Serving:
                     session._answer_error(exc, name, payload, stamp)
                 raise
             if call._is_cancelled:
-                session._report_failure(exc, name, payload, stamp)
+                if not (isinstance(call, ServedCall) and call.is_told_by(exc)):
+                    session._report_failure(exc, name, payload, stamp)
             else:
                 session._procedure_failed(exc, name, payload, stamp)
         else:

@@ -79,7 +79,7 @@ class Session(Answering):
 
     def __init__(self, endpoint: Endpoint, link: Link, protocol: Protocol) -> None:
         super().__init__(endpoint, link, protocol)
-        self._decode = protocol.codec.decode
+        self._decode = endpoint.decoder(protocol)
         self._procedures = endpoint.procedures.by_name
         self._nesting = endpoint.limits.nesting
         self._conn: Any = None  # what handlers get before the payload: the connection at a server, nothing at a client
@@ -308,7 +308,7 @@ class Session(Answering):
             timeout = inherited(timeout, self.endpoint.timeout, name)
         if self.terms is not None:
             calls.abandoned = self._cancel_call
-            if timeout is not None and timeout != self.endpoint.timeout:
+            if timeout is not None and timeout != (0 if options and "n" in options else self.endpoint.timeout):
                 options = {"t": timeout} if options is None else {"t": timeout, **options}
         elif options is not None:
             raise WseError(ErrorCode.UNSUPPORTED, {"extension": "calls", "rp": name})
@@ -521,6 +521,8 @@ class Session(Answering):
         # In JSON each level has a bracket of its own, and counting them is faster than walking through all values.
         if self._utf8 and isinstance(data, str) and data.count("[") + data.count("{") <= depth:
             return False
+        if self._decode is not self.protocol.codec.decode:  # the payload may be an object of a class
+            _, payload, stamp = self.protocol.unpack(data)
         if not nests_deeper(payload, depth) and not nests_deeper(stamp, depth):
             return False
         self.exceeded("nesting", CloseReason.LIMIT_NESTING)

@@ -30,11 +30,20 @@ HANDLER_ERRORS = (Exception, CancelledError)
 _INJECTION = re.compile(r"\b(Depends|Security)\(")
 """In an annotation that is text and has no value."""
 
+CheckType = Callable[[MessageType], None]
+"""Rejects a type or name that an application cannot use."""
+
 Failed = Callable[..., None]
 """Called with the exception of a handler, and with the context of its call."""
 
 
-def check_handler(fn: Callable[..., Any], *takes: str, code: ErrorCode | None = None, may_yield: bool = False) -> None:
+def check_handler(
+    fn: Callable[..., Any],
+    *takes: str,
+    code: ErrorCode | None = None,
+    may_yield: bool = False,
+    may_depend: bool = False,
+) -> None:
     """Reject a handler that cannot be called with the arguments of its event, or whose call would do nothing.
 
     Args:
@@ -42,11 +51,12 @@ def check_handler(fn: Callable[..., Any], *takes: str, code: ErrorCode | None = 
         takes: The names of the arguments.
         code: The code of the error, if it has one.
         may_yield: Whether a generator makes sense.
+        may_depend: Whether somebody else looks at its dependencies.
 
     Raises:
         TypeError: It cannot be a handler; with a code, a `HandlerError`.
     """
-    problem = _problem(fn, takes, may_yield)
+    problem = _problem(fn, takes, may_yield, may_depend)
     if problem is not None:
         raise TypeError(problem) if code is None else HandlerError(code, {}, problem)
 
@@ -57,7 +67,7 @@ def is_generator(fn: Any) -> bool:
     return inspect.isgeneratorfunction(called) or inspect.isasyncgenfunction(called)
 
 
-def _problem(fn: Any, takes: tuple[str, ...], may_yield: bool) -> str | None:
+def _problem(fn: Any, takes: tuple[str, ...], may_yield: bool, may_depend: bool) -> str | None:
     """Why a function cannot be a handler, and what to do instead."""
     expected = f"({', '.join(takes)})"
     if not callable(fn):
@@ -68,7 +78,7 @@ def _problem(fn: Any, takes: tuple[str, ...], may_yield: bool) -> str | None:
         signature = _signature(fn)
     except ValueError:  # some builtins have no signature
         return None
-    for parameter in signature.parameters.values():
+    for parameter in () if may_depend else signature.parameters.values():
         if _is_injected(parameter):
             return (
                 f"WSE calls a handler with {expected} only and resolves no dependencies: "
@@ -110,9 +120,9 @@ def check_name(name: Any, decorator: str) -> None:
     Raises:
         TypeError: The name is a function.
     """
-    if inspect.isroutine(name) or isinstance(name, partial):
+    if callable(name):
         label = getattr(name, "__name__", "name")
-        raise TypeError(f'the decorator needs a name: @{decorator}("{label}"), not @{decorator} alone')
+        raise TypeError(f'{decorator} needs a name before the function: @{decorator}("{label}"), not {name!r}')
 
 
 class Spawner(typing.Protocol):
@@ -174,6 +184,21 @@ class _Once:
         return self.fn(*args)
 
 
+ONE_AROUND = (_Once, Ordered)
+"""Listeners that stand around another one, which is their `fn`."""
+
+
+def original(listener: Any) -> Any:
+    """The function that the application has given for a listener, which may stand for it."""
+    if isinstance(listener, ONE_AROUND):
+        listener = listener.fn
+    return getattr(listener, STANDS_FOR, listener)
+
+
+STANDS_FOR = "wse_stands_for"
+"""The attribute of a listener that has been made of another."""
+
+
 class Listeners:
     """Functions in order of their registration.
 
@@ -192,7 +217,7 @@ class Listeners:
         """Remove the listener that was added last, or do nothing."""
         for index in range(len(self.fns) - 1, -1, -1):
             listener = self.fns[index]
-            if listener == fn or (isinstance(listener, _Once | Ordered) and listener.fn == fn):
+            if listener == fn or original(listener) == fn:
                 self.fns = self.fns[:index] + self.fns[index + 1 :]
                 return
 
@@ -338,7 +363,7 @@ class Channel:
 
     __slots__ = ("_by_type", "_check_type", "_order", "_takes")
 
-    def __init__(self, takes: tuple[str, ...], check_type: Callable[[MessageType], None], order: Order) -> None:
+    def __init__(self, takes: tuple[str, ...], check_type: CheckType, order: Order) -> None:
         self._takes = takes
         self._check_type = check_type
         self._order = order
@@ -394,18 +419,19 @@ class Channel:
         return 0 if listeners is None else len(listeners.fns)
 
     def _add(self, type: MessageType, fn: F | None, *, once: bool, ordered: bool = False) -> F | Callable[[F], F]:
-        if fn is None:
-            check_name(type, "channel.once" if once else "channel.on")
+        check_name(type, "channel.once" if once else "channel.on")
         self._check_type(type)
 
         def add(fn: F) -> F:
             check_handler(fn, *self._takes)
-            listener: Callable[..., Any] = fn
-            if once:
-                listener = _Once(partial(self.off, type), fn)
-            elif ordered:
-                listener = self._order.ordered(fn)
-            self._by_type.setdefault(type, Listeners()).add(listener)
+            self._put(type, fn, once=once, ordered=ordered)
             return fn
 
         return add if fn is None else add(fn)
+
+    def _put(self, type: MessageType, listener: Callable[..., Any], *, once: bool, ordered: bool) -> None:
+        if once:
+            listener = _Once(partial(self.off, type), listener)
+        elif ordered:
+            listener = self._order.ordered(listener)
+        self._by_type.setdefault(type, Listeners()).add(listener)

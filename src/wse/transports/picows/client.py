@@ -7,15 +7,15 @@ import contextlib
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
-import aiofastnet
 import picows
+from python_socks import ProxyError
 
 from wse.errors import ErrorCode, WseError
 from wse.transports.picows.frames import RSV1, masked_frame
 from wse.transports.picows.handshake import Address, ClientHandshake, HandshakeError
 from wse.transports.picows.link import CLOSE_TIMEOUT, PicowsLink, Turn, payload_of
 from wse.transports.picows.protocol import websocket_protocol
-from wse.transports.picows.tls import tls_loop
+from wse.transports.picows.sockets import open_socket
 from wse.transports.tcp import bound_unsent
 
 if TYPE_CHECKING:
@@ -41,6 +41,7 @@ async def connect(
     open: Callable[[Link], Receiver],
     *,
     ssl: ssl.SSLContext | None = None,
+    proxy: str | None = None,
     compression: Compression | None = None,
 ) -> None:
     """Open a WebSocket to a server; see `wse.core.ports.transport.Connector`.
@@ -48,12 +49,13 @@ async def connect(
     Redirects are not followed: they would take the headers and the identity to another host.
 
     Args:
-        url: `ws:` or `wss:`.
+        url: `ws:` or `wss:`, or with a Unix socket, `ws+unix:` or `wss+unix:`.
         protocol: The subprotocol to offer.
         headers: Headers of the HTTP request.
         limits: Limits on messages from the server.
         open: Makes the session of the link.
-        ssl: For `wss:`; by default the system's certificates are trusted.
+        ssl: For `wss:`, and for a proxy with `https:`; by default the system's certificates are trusted.
+        proxy: The URL of an HTTP or SOCKS proxy.
         compression: Offered to the server; `None` for no compression.
 
     Raises:
@@ -84,15 +86,9 @@ async def connect(
 
     handshake = ClientHandshake(make_websocket, make_listener, protocol)
     try:
-        await aiofastnet.create_connection(
-            tls_loop(loop) if address.secure else loop,
-            lambda: handshake,
-            address.host,
-            address.port,
-            ssl=(ssl or True) if address.secure else None,
-        )
+        await open_socket(loop, handshake, address, ssl=ssl, proxy=proxy)
         await handshake.opened
-    except (OSError, ValueError) as exc:
+    except (OSError, ValueError, ProxyError) as exc:
         details = {"url": url}
         status = getattr(exc, "status", None)
         if status is not None:

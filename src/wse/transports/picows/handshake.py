@@ -12,7 +12,7 @@ import base64
 import hashlib
 import re
 from typing import TYPE_CHECKING, Final, cast
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote, unquote, urlsplit
 
 from multidict import CIMultiDict
 
@@ -50,24 +50,30 @@ class Address:
     """The parts of a WebSocket URL that opening one needs.
 
     Attributes:
-        host: The host to connect to.
+        unix: The path of the Unix socket to connect to, or `None`. In a URL, a colon separates it from the path of the
+            request, as in the `ws` library of Node: `ws+unix:///run/chat.sock:/path`.
+        host: The host to connect to, unless there is a Unix socket.
         port: The port to connect to.
         secure: Whether the connection uses TLS.
         authority: The `Host` header, which never carries a user name or a password.
         resource: The path and the query.
     """
 
-    __slots__ = ("authority", "host", "port", "resource", "secure")
+    __slots__ = ("authority", "host", "port", "resource", "secure", "unix")
 
     def __init__(self, url: str) -> None:
         parts = urlsplit(url)
-        self.secure = parts.scheme == "wss"
-        host = parts.hostname or ""
+        self.secure = parts.scheme in ("wss", "wss+unix")
+        self.unix: str | None = None
+        host, path = parts.hostname or "", parts.path
+        if parts.scheme.endswith("+unix"):
+            unix, _, path = path.partition(":")
+            self.unix, host = unquote(unix), "localhost"
         self.host = host if host.isascii() else host.encode("idna").decode()
         self.port = parts.port or (443 if self.secure else 80)
         name = f"[{self.host}]" if ":" in self.host else self.host
         self.authority = name if parts.port is None else f"{name}:{parts.port}"
-        self.resource = _ascii(parts.path) or "/"
+        self.resource = _ascii(path) or "/"
         if parts.query:
             self.resource += f"?{_ascii(parts.query)}"
 

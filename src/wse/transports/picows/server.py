@@ -11,32 +11,41 @@ from typing import TYPE_CHECKING, cast
 import aiofastnet
 
 from wse.core.ports.http import HttpCall
+from wse.transports.certificate import transport_certificate
 from wse.transports.picows.http import HttpError, HttpHead, answer, is_hopeless
 from wse.transports.picows.link import CLOSE_TIMEOUT
 from wse.transports.picows.log import logger
 from wse.transports.picows.tls import tls_loop
+from wse.transports.picows.unix import bind_unix
 from wse.transports.picows.upgrade import Upgrader, bound_receive_buffer
 from wse.transports.request import HttpRequest, tokens
 from wse.transports.tcp import bound_unsent
 
 if TYPE_CHECKING:
+    import socket
     import ssl
 
     from wse.core.ports.http import Route
     from wse.core.ports.protocol import Protocol
-    from wse.core.ports.transport import Acceptor, Link, Receiver, StaticResource
+    from wse.core.ports.transport import Acceptor, Certificate, Link, Receiver, StaticResource
     from wse.transports.deflate import Compression
 
 MAX_HEAD = 16 * 1024
 """Bytes that the head of a request may have."""
+
+BACKLOG = 1024
+"""Connections that the kernel holds until they are accepted."""
 
 
 async def listen(
     acceptor: Acceptor,
     *,
     host: str | None,
-    port: int,
+    port: int | None,
     reuse_port: bool,
+    unix: str | None,
+    unix_mode: int | None,
+    sock: socket.socket | None,
     path: str | None,
     ssl: ssl.SSLContext | None,
     handshake_timeout: float | None,
@@ -44,13 +53,16 @@ async def listen(
     routes: Mapping[str, Route],
     compression: Compression | None,
 ) -> Listener:
-    """Accept WebSockets on a port; a plain GET is answered with a file, or at `/healthz` and `/readyz`.
+    """Accept WebSockets on a port or another socket; answer plain GETs with files, and at `/healthz` and `/readyz`.
 
     Args:
         acceptor: The server.
         host: The interface; `None` for all.
         port: 0 takes a free one.
         reuse_port: Other processes may also listen on the port, and the system spreads connections (SO_REUSEPORT).
+        unix: The path of a Unix socket, instead of a port.
+        unix_mode: The permissions of that socket; `None` leaves them to the umask.
+        sock: A socket that is bound already, instead of both.
         path: The only path that opens a WebSocket, or `None` for every path; others get HTTP 404.
         ssl: For `wss:`.
         handshake_timeout: Seconds that a client has for its HTTP request.
@@ -59,20 +71,36 @@ async def listen(
         compression: Agreed on with clients that support it; `None` for no compression.
 
     Raises:
-        OSError: The port is not available.
+        OSError: The port or the path is not available.
     """
     listener = Listener(acceptor, path, handshake_timeout, files, routes, compression)
     loop = asyncio.get_running_loop()
-    listener.server = server = await aiofastnet.create_server(
-        loop if ssl is None else tls_loop(loop),
-        partial(HttpConnection, listener),
-        host,
-        port,
-        ssl=ssl,
-        ssl_handshake_timeout=None if ssl is None else handshake_timeout,
-        reuse_port=reuse_port or None,
-        backlog=1024,
-    )
+    if ssl is not None:
+        loop = tls_loop(loop)
+    make = partial(HttpConnection, listener)
+    tls_timeout = None if ssl is None else handshake_timeout
+    if unix is not None:
+        bound = bind_unix(unix, unix_mode)
+        server = await aiofastnet.create_unix_server(
+            loop, make, sock=bound, ssl=ssl, ssl_handshake_timeout=tls_timeout, backlog=BACKLOG
+        )
+    elif sock is not None:
+        # The server closes its sockets, but this one is the application's, which may start the server again.
+        server = await aiofastnet.create_server(
+            loop, make, sock=sock.dup(), ssl=ssl, ssl_handshake_timeout=tls_timeout, backlog=BACKLOG
+        )
+    else:
+        server = await aiofastnet.create_server(
+            loop,
+            make,
+            host,
+            port,
+            ssl=ssl,
+            ssl_handshake_timeout=tls_timeout,
+            reuse_port=reuse_port or None,
+            backlog=BACKLOG,
+        )
+    listener.server = server
     for listening in server.sockets:
         bound_receive_buffer(listening)  # its connections inherit both
         bound_unsent(listening)
@@ -109,9 +137,10 @@ class Listener:
 
     @property
     def port(self) -> int | None:
-        """The port, while it is open."""
+        """The port, while it is open; `None` for a Unix socket."""
         sockets = self.server.sockets
-        return sockets[0].getsockname()[1] if sockets else None
+        address = sockets[0].getsockname() if sockets else None
+        return address[1] if isinstance(address, tuple) else None
 
     def close(self) -> None:
         """Close the port; connections stay open."""
@@ -198,11 +227,13 @@ class Listener:
         """Open a WebSocket."""
         protocol = self.acceptor.select(tokens(head.headers.getall("Sec-WebSocket-Protocol", [])))
         extensions = head.headers.getall("Sec-WebSocket-Extensions", [])
-        self._upgrader.upgrade(transport, received, key, extensions, protocol, partial(self._open, head, protocol))
+        open_session = partial(self._open, head, transport_certificate(transport), protocol)
+        self._upgrader.upgrade(transport, received, key, extensions, protocol, open_session)
 
-    def _open(self, head: HttpHead, protocol: Protocol | None, link: Link) -> Receiver:
+    def _open(self, head: HttpHead, cert: Certificate | None, protocol: Protocol | None, link: Link) -> Receiver:
         remote_addr = self.acceptor.admission.address(link.remote_addr, head.headers)
-        return self.acceptor.open(link, HttpRequest(head.target, head.kept_headers(), remote_addr), protocol)
+        request = HttpRequest(head.target, head.kept_headers(), remote_addr, certificate=cert)
+        return self.acceptor.open(link, request, protocol)
 
 
 class HttpConnection(asyncio.Protocol):
