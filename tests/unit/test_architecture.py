@@ -61,8 +61,10 @@ ALLOWED = {
     "brokers/__init__.py": GROUND | {"brokers"},  # finds the one for a URL
     "brokers/nats/": GROUND | {"brokers.nats", "brokers.placement", "brokers.reconnecting"},
     "brokers/redis/": GROUND | {"brokers.redis", "brokers.placement", "brokers.reconnecting"},
+    "http_api/": GROUND | {"http_api", "scheduler"},
     # Observation: reads the core.
     "metrics/": GROUND | {"core", "metrics"},
+    "otel.py": GROUND | {"client.client", "server.server"},
     "prometheus.py": GROUND | {"metrics.families", "server.server"},
     # What puts core and adapters together.
     "client/": GROUND | {"core.session", "client", "protocols", "scheduler", "threads", "transports", "typed"},
@@ -70,6 +72,7 @@ ALLOWED = {
     | {
         "core",
         "brokers",
+        "http_api",
         "metrics",
         "prometheus",
         "protocols",
@@ -85,7 +88,9 @@ ALLOWED = {
     "publisher.py": GROUND | {"brokers", "core.cluster", "core.hub", "core.session", "protocols", "scheduler"},
     # What stands on the server.
     "auth/": GROUND | {"core.hub", "auth", "server.server"},
-    "cli/": GROUND | {"brokers.memory", "cli", "client", "core.hub", "protocols", "publisher", "server"},
+    "cli/": GROUND
+    | {"brokers.memory", "cli", "client", "core.hub", "metrics", "prometheus", "protocols", "publisher", "server"}
+    | {"transports.picows.http"},
     "cli/connection.py": GROUND | {"auth", "client", "protocols"},
     "uvicorn.py": {"transports.asgi"},
     "__main__.py": {"cli"},
@@ -116,8 +121,9 @@ LIBRARIES = {
     "cli/": {"click", "msgspec"},
     "cli/commands.py": {"click", "uvloop"},
     "cli/reload.py": {"click", "watchfiles"},
-    "uvicorn.py": {"uvicorn"},
+    "otel.py": {"opentelemetry"},
     "prometheus.py": {"prometheus_client"},
+    "uvicorn.py": {"uvicorn"},
 }
 
 SOCKETS_AND_LOOPS = {"socket", "ssl", "select", "selectors"}

@@ -9,6 +9,7 @@ from inspect import isawaitable
 from typing import TYPE_CHECKING, Any, Final
 
 from wse.core.packed import unencodable
+from wse.core.ports.tracing import PARENT, TRACE
 from wse.core.session.current_call import CurrentCall, bounded, current
 from wse.core.session.flow import Inflow, Outflow, SessionOutflow, is_credit, iterator_of
 from wse.core.session.handlers import discard
@@ -173,6 +174,18 @@ class Serving:
             session.violation("a call has options that make no sense, or no stamp of its own")
             return
         session._counters.calls_in += 1
+        tracer = session.endpoint.tracer
+        if tracer is not None and PARENT in given and TRACE in session.agreement.names:
+            with tracer.continuing(given):
+                self._begin(fn, procedure, name, argument, stamp, options)
+        else:
+            self._begin(fn, procedure, name, argument, stamp, options)
+
+    def _begin(
+        self, fn: Any, procedure: Procedure | None, name: MessageType, argument: Any, stamp: Any, options: Options
+    ) -> None:
+        """Begin to answer a call that is in order."""
+        session = self._session
         if procedure is not None:
             if procedure.yields == (options.credit is not None) and procedure.uploads == options.uploads:
                 self._stream(procedure, name, argument, stamp, options)
