@@ -14,17 +14,19 @@ from urllib.parse import urlsplit
 
 import msgspec
 
-from wse.brokers import as_broker
+from wse.brokers import as_broker, store_of
 from wse.core.closing import check_close
 from wse.core.cluster.bus import Bus
-from wse.core.cluster.envelope import ALL, NODE, OUTSIDE, ROOM, USER, Answer, Drop, topic
+from wse.core.cluster.envelope import ALL, NODE, OUTSIDE, ROOM, USER, Answer, Drop, Kept, topic
 from wse.core.cluster.envelope import decode as decode_message
 from wse.core.cluster.envelope import encode as encode_message
 from wse.core.cluster.envelope import message as pack_message
 from wse.core.cluster.node_rpc import NodeRpc
 from wse.core.cluster.remote_asking import RemoteDevice
 from wse.core.hub.calls import call_user, check_mode
+from wse.core.hub.kept.form import box_of, packed_for_store
 from wse.core.hub.network import DeviceInfo
+from wse.core.inbox import Inbox
 from wse.core.limits import Limits
 from wse.core.names import encode_name
 from wse.core.packed import encode
@@ -75,13 +77,21 @@ class Publisher:
         broker: The URL of the cluster's broker, or a broker.
         protocol: The message protocol of the servers, or several; by default JSON. Each message is packed once per
             protocol. A server that speaks another protocol packs it anew.
+        inbox: The limits for messages that are kept, as for the servers.
 
     Raises:
         ValueError: There is no broker for the URL, or the URL is `memory:`, which would not reach any server.
     """
 
-    def __init__(self, broker: str | Broker, *, protocol: Protocol | Iterable[Protocol] | None = None) -> None:
+    def __init__(
+        self,
+        broker: str | Broker,
+        *,
+        protocol: Protocol | Iterable[Protocol] | None = None,
+        inbox: Inbox | None = None,
+    ) -> None:
         self._broker = broker_of(broker)
+        self._inbox = inbox or Inbox()
         self._endpoint = Endpoint(
             (),
             protocols=as_protocols(protocol),
@@ -148,6 +158,28 @@ class Publisher:
             TypeError, ValueError: The `cid` is neither a string nor an integer, or too long.
         """
         self._send(topic(USER, cid), type, payload, None, key)
+
+    async def keep(
+        self, cid: ClientId, type: MessageType, payload: Any = None, *, key: str | None = None, ttl: float | None = None
+    ) -> int:
+        """Keep a message for a user, and send it to the user's devices; see `WseServer.keep`.
+
+        Raises:
+            WseError, TypeError, ValueError: As `WseServer.keep`.
+        """
+        return await self._keep(USER, cid, type, payload, key, ttl)
+
+    async def _keep(
+        self, kind: str, name: RoomName, type: MessageType, payload: Any, key: str | None, ttl: float | None
+    ) -> int:
+        self._endpoint.check_type(type)
+        data = packed_for_store(self._inbox, self._endpoint.protocols, type, payload, ttl)
+        store = store_of(self._inbox.store, self._broker)
+        record, is_new = await store.keep(box_of(kind, name), data, self._inbox.bounds, key=key, ttl=ttl)
+        kept = Kept(self._origin, record.number, record.at, data if is_new else b"")
+        if self._broker.connected:  # otherwise the servers find it in the store
+            self._broker.publish(topic(kind, name), encode_message(kept))
+        return record.number
 
     def broadcast(
         self,
@@ -336,6 +368,16 @@ class PublisherRoom:
             WseError: As `Publisher.send`.
         """
         self._publisher._send(topic(ROOM, self.name), type, payload, exclude, key)
+
+    async def keep(
+        self, type: MessageType, payload: Any = None, *, key: str | None = None, ttl: float | None = None
+    ) -> int:
+        """Keep a message for the room, and send it to every connection in the room; see `Room.keep`.
+
+        Raises:
+            WseError, TypeError, ValueError: As `WseServer.keep`.
+        """
+        return await self._publisher._keep(ROOM, self.name, type, payload, key, ttl)
 
 
 class BlockingPublisher:

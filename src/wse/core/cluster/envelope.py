@@ -97,6 +97,8 @@ class Call(ClusterMessage, tag=5):
     name: Any
     payload: Any
     timeout: float | None
+    trace: dict[str, str] | None = None
+    """The context of the caller's trace, as in the options of `~wse:call`."""
 
 
 class CallWith(Call, tag=14):
@@ -104,7 +106,7 @@ class CallWith(Call, tag=14):
     that has said that it knows this.
     """
 
-    options: dict[str, Any]
+    options: dict[str, Any] = {}
     """As in `~wse:call`."""
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import typing
+from contextlib import nullcontext
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -89,12 +90,14 @@ class NodeRpc:
         self._endpoint.check_sent(name)
         if bounded:
             timeout = inherited(timeout, self._endpoint.timeout, name)
+        tracer = self._endpoint.tracer
+        trace = None if tracer is None else dict(tracer.headers())
         stamp, future = self._pending.add(name, timeout)
         try:
             if options is None:
-                self.send(node, Call(self._bus.node, stamp, conn_id, name, payload, timeout))
+                self.send(node, Call(self._bus.node, stamp, conn_id, name, payload, timeout, trace))
             else:
-                self.send(node, CallWith(self._bus.node, stamp, conn_id, name, payload, timeout, options))
+                self.send(node, CallWith(self._bus.node, stamp, conn_id, name, payload, timeout, trace, options))
         except Exception as exc:
             self._pending.discard(stamp)
             raise WseError(ErrorCode.RP_SEND_FAILED, {"rp": name}, f"the call cannot leave this node: {exc}") from exc
@@ -234,10 +237,12 @@ class NodeRpc:
             if conn is None:
                 raise NotAskedError(ErrorCode.RP_DISCONNECT, {"rp": call.name, "disconnected": [1006, ""]})
             session = conn._session
-            if isinstance(call, CallWith):
-                stamp, future = self.serving.start(session, call)
-            else:
-                stamp, future = session.start_call(call.name, call.payload, call.timeout)
+            tracer = self._endpoint.tracer
+            with nullcontext() if tracer is None else tracer.continuing(call.trace or {}):
+                if isinstance(call, CallWith):
+                    stamp, future = self.serving.start(session, call)
+                else:
+                    stamp, future = session.start_call(call.name, call.payload, call.timeout)
         except WseError as exc:
             self._answer_error(origin, call.stamp, exc)
         else:

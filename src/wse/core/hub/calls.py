@@ -160,7 +160,7 @@ async def call_first(
     last: BaseException = _nobody(name)
 
     def settled(future: asyncio.Future[Any]) -> None:
-        if not first.done():
+        if not first.done() and not future.cancelled():
             error = future.exception()
             if error is None:
                 first.set_result(future.result())
@@ -223,5 +223,5 @@ def _nobody(name: MessageType) -> NotAskedError:
 def _forget(started: _Started) -> None:
     for callee, stamp, future in started:
         callee.forget_call(stamp)
-        if future.done() and not future.cancelled():
+        if not future.cancel() and not future.cancelled():
             future.exception()  # retrieved, so that asyncio does not log it
