@@ -19,7 +19,7 @@ JS_READY := $(JS_STAMP)
 js = cd js && npm run --silent $(2)
 endif
 
-.PHONY: setup demo test test-python coverage test-js test-slow test-long mutants autobahn soak chaos lint format docs instructions bench fuzz clean
+.PHONY: setup demo dist test test-python coverage test-js test-slow test-long mutants autobahn soak chaos lint format docs instructions bench fuzz clean
 
 setup: $(STAMP) $(JS_READY)
 
@@ -33,7 +33,7 @@ $(RUN_STAMP): pyproject.toml
 
 # The environment of tests, linters and the documentation.
 $(STAMP): $(RUN_STAMP) tests/browser/install_chromium.sh tests/deploy/install_programs.sh
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[scram,uvicorn,aiohttp,nats,redis,cli,reload,uvloop,prometheus]' --group dev
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[scram,uvicorn,aiohttp,nats,redis,cli,reload,uvloop,prometheus,otel]' --group dev
 	@sh tests/browser/install_chromium.sh
 	@sh tests/deploy/install_programs.sh
 	@touch $(STAMP)
@@ -82,6 +82,7 @@ lint: $(STAMP) $(JS_READY)  ## style, types, and the directions of imports
 	$(BIN)/python -m pytest -q tests/unit/test_architecture.py
 	$(call js,lint,lint)
 	$(call js,types,types)
+	$(call js,the package,package)
 
 format: $(STAMP)
 	$(BIN)/ruff check --fix .
@@ -117,6 +118,15 @@ $(MUTANTS_STAMP): $(STAMP)
 
 mutants: $(MUTANTS_STAMP)  ## finds changes that no test notices: make mutants MODULE=src/wse/core/cluster/liveness.py
 	PYTHONPATH=tests $(BIN)/python -m mutants $(MODULE) $(ARGS)
+
+dist: $(STAMP) $(JS_READY)  ## the packages of both languages, into dist/; TAG=v1.2.3 is the tag that they must have
+	rm -rf dist
+	$(BIN)/python -c 'import sys, tomllib; v = tomllib.load(open("pyproject.toml", "rb"))["project"]["version"]; sys.exit("$(TAG)" not in ("", f"v{v}") and f"the version is {v}, not $(TAG)")'
+	$(BIN)/python -m hatchling build -t sdist -d dist
+	mkdir dist/source && tar xzf dist/wse-*.tar.gz -C dist/source
+	cd dist/source/wse-* && "$(abspath $(BIN))/python" -m hatchling build -t wheel -d ../..
+	rm -r dist/source
+	cd js && npm pack --silent --pack-destination ../dist
 
 clean:
 	rm -rf $(VENV) js/node_modules site build dist .coverage* .artifacts .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -26,5 +26,6 @@ export default [
   { files: ['wse-resume.js', 'wse-streams.js'], languageOptions: { globals: globals['shared-node-browser'] }, rules: { 'no-restricted-syntax': ['error', 'ImportDeclaration', 'ImportExpression'] } },
   { files: ['wse-hub.js'], languageOptions: { globals: globals.browser }, rules: { 'no-restricted-syntax': ['error', "ImportDeclaration[source.value!='./wse-resume.js']", 'ImportExpression'] } },
   { files: ['wse-share.js'], languageOptions: { globals: globals.browser }, rules: { 'no-restricted-syntax': ['error', "ImportDeclaration[source.value!='./wse-hub.js']", 'ImportExpression'] } },
+  { files: ['wse.cjs'], languageOptions: { globals: globals.node, sourceType: 'commonjs' } },
   { files: ['test/**', 'eslint.config.js'], languageOptions: { globals: globals.node } },
 ]

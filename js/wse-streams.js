@@ -13,20 +13,31 @@ const MOST_HELD = 256 * 1024
 // Items of an upload that may be on their way.
 const UPLOAD_WINDOW = 32
 
+// Streams and uploads of the server that run at a time.
+const MOST_STREAMS = 100
+
 // Seconds between looks at a socket that is full, since those of browsers do not tell when they have room.
 const POLL = 0.02
 
+// The sender has had no credit.
+const EXCEEDED = { code: 'wse.limit-exceeded', details: { limit: 'stream_window', allowed: MOST } }
+const TOO_MANY = { code: EXCEEDED.code, details: { limit: 'streams', allowed: MOST_STREAMS } }
+
+const NOT_A_STREAM = { code: 'wse.rp.not-a-stream', details: {} }
+const IS_A_STREAM = { code: 'wse.rp.is-a-stream', details: {} }
+
 const isCount = (value) => Number.isInteger(value) && value > 0
-const isFunction = (value) => typeof value === 'function'
+const isIterator = (value) => typeof value?.next === 'function'
 const sizeOf = (data) => data.length ?? data.byteLength
+const windowOf = ({ window }) => (isCount(window) ? Math.min(window, MOST) : MOST)
 const later = (fn, seconds) => setTimeout(fn, Math.min(seconds * 1000, 2 ** 31 - 1))
 const done = () => ({ value: undefined, done: true })
 
 /** The receiving end: items that have come, and the application has not taken. */
 class Inflow {
-  #half
+  #half = 1
   // Items that the sender may still send.
-  #room
+  #room = 0
   #items = /** @type {{ item: any, size: number }[]} */ ([])
   #held = 0
   #taken = 0
@@ -40,21 +51,19 @@ class Inflow {
   #expired
 
   /**
-   * @param {number} window items that may be on their way
    * @param {number} [patience] seconds that the application waits for an item, 0 for ever
    * @param {() => void} [expired] called after that time
    */
-  constructor(window, patience = 0, expired = () => {}) {
-    this.#room = window
-    this.#half = Math.max(1, window >> 1)
+  constructor(patience = 0, expired = () => {}) {
     this.#patience = patience
     this.#expired = expired
   }
 
-  /** From now on, credit is granted with that function, to a sender that takes no more than `most`. */
-  open(grant, most = MOST) {
+  /** Items may come, `window` of them at first; that function grants more. */
+  open(window, grant) {
+    this.#room = window
+    this.#half = Math.max(1, window >> 1)
     this.#grant = grant
-    if (isCount(most)) this.#half = Math.max(1, Math.min(this.#half, most >> 1))
   }
 
   /** An item has come, in a message of that size. Returns whether the sender had credit for it. */
@@ -83,9 +92,11 @@ class Inflow {
     this.#watch()
   }
 
-  /** Forget the items that wait here. */
-  drop() {
+  /** Forget the items that wait here, and what came after them: this is thrown instead. */
+  abort(reason) {
     this.#items = []
+    this.#isOver = false
+    this.end(reason)
   }
 
   next() {
@@ -104,7 +115,7 @@ class Inflow {
   }
 
   async return() {
-    this.drop()
+    this.#items = []
     this.end()
     this.#errors = []
     return done()
@@ -134,7 +145,7 @@ class Inflow {
 
 /** The sending end. */
 class Outflow {
-  #iterator
+  #iterator = /** @type {any} */ (null)
   #credit = 0
   #write
   #isFull
@@ -143,13 +154,11 @@ class Outflow {
   #wake = () => {}
 
   /**
-   * @param {any} items an iterable or an iterator, async or not
    * @param {(item: any) => void} write sends an item; it may throw
    * @param {() => boolean} isFull whether the socket has no room
    * @param {(cause: any) => void} failed is told why the iterator could not be closed
    */
-  constructor(items, write, isFull, failed) {
-    this.#iterator = (items[Symbol.asyncIterator] ?? items[Symbol.iterator])?.call(items) ?? items
+  constructor(write, isFull, failed) {
     this.#write = write
     this.#isFull = isFull
     this.#failed = failed
@@ -162,8 +171,13 @@ class Outflow {
     this.#wake()
   }
 
-  /** Send all items, as fast as the receiver takes them. Resolves with false if it has been stopped before. */
-  async run() {
+  /**
+   * Send all items of an iterable or an iterator, async or not, as fast as the receiver takes them. Resolves with false if it
+   * has been stopped before.
+   */
+  async run(items) {
+    this.#iterator = (items[Symbol.asyncIterator] ?? items[Symbol.iterator])?.call(items) ?? items
+    if (this.#isStopped) this.#close()
     for (;;) {
       while (!this.#isStopped && !this.#credit) await new Promise((wake) => (this.#wake = () => wake(0)))
       while (!this.#isStopped && this.#isFull()) await new Promise((resolve) => later(resolve, POLL))
@@ -186,27 +200,32 @@ class Outflow {
     if (this.#isStopped) return
     this.#isStopped = true
     this.#wake()
+    this.#close()
+  }
+
+  #close() {
     // It may be the iterator that stops us, and a generator that runs cannot be closed.
-    Promise.resolve().then(() => this.#iterator.return?.()).catch(this.#failed)
+    Promise.resolve().then(() => this.#iterator?.return?.()).catch(this.#failed)
   }
 }
 
 // Calls of ours.
 
 /**
- * Make a call that takes progress, uploads, or is a stream. `make` is the client's; `start` is given its `tell` and what the
- * server has announced, and returns what to do with more messages of the server.
+ * Make a call that takes progress, uploads, or is a stream of which `window` items may be on their way. `make` is the client's;
+ * `start` is given its `tell` and the window that the server allows, and returns what to do with more messages of the server.
  */
-export const call = (make, /** @type {any} */ { signal, upload, onProgress, ...options }, isFull, extra = {}, start = /** @type {any} */ (() => {})) => {
+export const call = (make, /** @type {any} */ { signal, upload, onProgress, ...options }, isFull, window = 0, start = /** @type {any} */ (() => {})) => {
   const controller = new AbortController()
   const abort = () => controller.abort(signal.reason)
   if (signal?.aborted) abort()
   signal?.addEventListener('abort', abort)
   let outflow
-  const frames = (tell, failed, peer) => {
+  const extra = (peer) => ({ ...(window && { n: Math.min(window, windowOf(peer)) }), ...(onProgress && { p: 1 }), ...(upload && { up: 1 }) })
+  const frames = (tell, failed, { n }) => {
     if (upload) {
-      outflow = new Outflow(upload, (item) => tell('put', item), isFull, failed)
-      outflow.run().then((isDone) => isDone && tell('end', null), (cause) => controller.abort(cause))
+      outflow = new Outflow((item) => tell('put', item), isFull, failed)
+      outflow.run(upload).then((isDone) => isDone && tell('end', null), (cause) => controller.abort(cause))
     }
     return {
       want: (count) => outflow?.grant(count),
@@ -217,14 +236,14 @@ export const call = (make, /** @type {any} */ { signal, upload, onProgress, ...o
           failed(cause)
         }
       },
-      ...start(tell, peer),
+      ...start(tell, n),
     }
   }
   const end = () => {
     signal?.removeEventListener('abort', abort)
     outflow?.stop()
   }
-  const result = make({ ...options, signal: controller.signal, extra: { ...extra, ...(onProgress && { p: 1 }), ...(upload && { up: 1 }) }, frames })
+  const result = make({ ...options, signal: controller.signal, extra, frames })
   result.then(end, end)
   return result
 }
@@ -233,39 +252,48 @@ export const call = (make, /** @type {any} */ { signal, upload, onProgress, ...o
 export class Stream {
   #inflow
   #begin
+  // The application has had the end.
+  #finish
   #controller = new AbortController()
 
   constructor(make, rp, { signal, window = 32, timeout = 0, deadline = 0, ...options }, isFull, WseError) {
     const n = Math.max(1, Math.min(Math.floor(window), MOST)) || 1
     const leave = (code, details) => this.#controller.abort(new WseError(code, { rp, ...details }))
-    const inflow = (this.#inflow = new Inflow(n, timeout, () => leave('wse.client.rp.timeout', { timeout })))
+    const inflow = (this.#inflow = new Inflow(timeout, () => leave('wse.client.rp.timeout', { timeout, at: 'caller' })))
+    // Also when the call is over: there may be items that the application has not taken.
     const abort = () => {
-      inflow.drop()
+      inflow.abort(signal.reason)
       this.#controller.abort(signal.reason)
     }
-    const start = (tell, { window }) => {
-      inflow.open((count) => tell('more', count), window)
-      return { item: (item, data) => inflow.put(item, sizeOf(data)) || leave('wse.limit-exceeded') }
+    this.#finish = () => signal?.removeEventListener('abort', abort)
+    const start = (tell, allowed) => {
+      inflow.open(allowed, (count) => tell('more', count))
+      return { item: (item, data) => inflow.put(item, sizeOf(data)) || leave(EXCEEDED.code, EXCEEDED.details) }
     }
     this.#begin = () => {
       this.#begin = () => {}
       if (signal?.aborted) abort()
       signal?.addEventListener('abort', abort)
-      const end = (...errors) => {
-        signal?.removeEventListener('abort', abort)
-        inflow.end(...errors)
-      }
-      call(make, { ...options, timeout: deadline, signal: this.#controller.signal }, isFull, { n }, start).then(() => end(), end)
+      const end = (...errors) => inflow.end(...errors)
+      call(make, { ...options, timeout: deadline, signal: this.#controller.signal }, isFull, n, start).then(() => end(), end)
     }
   }
 
-  next() {
+  async next() {
     this.#begin()
-    return this.#inflow.next()
+    let isDone = true
+    try {
+      const result = await this.#inflow.next()
+      isDone = Boolean(result.done)
+      return result
+    } finally {
+      if (isDone) this.#finish()
+    }
   }
 
   return() {
     this.#begin = () => {}
+    this.#finish()
     const closed = this.#inflow.return()
     this.#controller.abort()
     return closed
@@ -275,9 +303,11 @@ export class Stream {
 // Calls of the server.
 
 /** Answer a call with options. Resolves with the result, null for a stream; rejects with what the caller shall get. */
-export const serve = async (fn, payload, context, running, { n, p, up }, tell, isFull, peer) => {
+export const serve = async (fn, payload, context, running, { n, p, up }, tell, isFull, peer, served) => {
   const { signal } = context
   if (signal.aborted) return
+  running.isStream = n || up
+  if (running.isStream && [...served.values()].filter(({ isStream }) => isStream).length > MOST_STREAMS) throw TOO_MANY
   let isOver = false
   let timer
   if (p) {
@@ -289,29 +319,34 @@ export const serve = async (fn, payload, context, running, { n, p, up }, tell, i
       else tell('progress', value)
     }
   }
+  const window = Math.min(UPLOAD_WINDOW, windowOf(peer))
   if (up) {
-    const inflow = new Inflow(UPLOAD_WINDOW)
-    inflow.open((count) => isOver || tell('want', count), peer?.window)
+    const inflow = new Inflow()
+    inflow.open(window, (count) => isOver || tell('want', count))
     signal.addEventListener('abort', () => inflow.end(signal.reason))
     running.put = (item, data) => {
       if (inflow.put(item, sizeOf(data))) return
-      running.failed({ code: 'wse.limit-exceeded', details: {} })
+      running.failed(EXCEEDED)
       running.cancel()
     }
     running.end = () => inflow.end()
     context.items = inflow
-    tell('want', UPLOAD_WINDOW)
+  }
+  const outflow = new Outflow((item) => tell('item', item), isFull, running.failed)
+  if (n) {
+    outflow.grant(n)
+    running.more = (count) => outflow.grant(count)
+    signal.addEventListener('abort', () => outflow.stop())
   }
   try {
-    const result = await fn(payload, context)
-    if (!n) return result
-    if (!isFunction(result?.next)) throw { code: 'wse.rp.not-a-stream', details: {} }
-    const outflow = new Outflow(result, (item) => tell('item', item), isFull, running.failed)
-    signal.addEventListener('abort', () => outflow.stop())
-    if (signal.aborted) outflow.stop()
-    running.more = (count) => outflow.grant(count)
-    outflow.grant(n)
-    await outflow.run()
+    const result = fn(payload, context)
+    if (up && !n && isIterator(result)) throw IS_A_STREAM
+    if (up && n && !isIterator(result)) throw NOT_A_STREAM
+    if (up) tell('want', window)
+    const items = await result
+    if (!n) return items
+    if (!isIterator(items)) throw NOT_A_STREAM
+    await outflow.run(items)
     return null
   } finally {
     isOver = true

@@ -1,75 +1,31 @@
-// The WSE client. MIT licence. Documented in wse.d.ts and README.md.
+// MIT licence. See wse.d.ts and README.md.
+
+// 'wse.limit.nesting' is LIMIT_NESTING.
+const named = (prefix, words) => /** @type {any} */ (Object.fromEntries(words.split(' ').map((word) => [word.toUpperCase().replace(/\W/g, '_'), prefix + word])))
 
 export const WSE_ERROR = Object.freeze({
-  INVALID_CRA_HANDLER: 'wse.client.invalid-cra-handler',
-  RP_TIMEOUT: 'wse.client.rp.timeout',
-  RP_DISCONNECT: 'wse.client.rp.disconnect',
-  RP_SEND_FAILED: 'wse.client.rp.send-failed',
+  ...named('wse.', 'not-authorized limit-exceeded slow-receiver session-expired session-lost unsupported wrong-thread invalid-payload rp.is-a-stream rp.not-a-stream'),
+  ...named('wse.client.', 'invalid-cra-handler rp.timeout rp.disconnect rp.send-failed connection-closed'),
+  ...named('wse.server.', 'rp.not-registered rp.already-registered protocol-violation connection-error msg-processing-error not-started handler-blocked handler-cancelled broker-unavailable broker-deaf broker-lost-messages lifespan-failed'),
+  ...named('wse.server.auth.', 'identify-handler-missing invalid-cra-generator'),
   CLIENT_ALREADY_CONNECTED: 'wse.client.already-connected',
   WS_CLIENT_ERROR: 'wse.client.ws-error',
-  NOT_AUTHORIZED: 'wse.not-authorized',
   CLIENT_NOT_READY: 'wse.client.not-ready',
-  CONNECTION_CLOSED: 'wse.client.connection-closed',
-  CONNECTION_MISSING: 'wse.server.client.connection-missing',
-  IDENTIFY_HANDLER_MISSING: 'wse.server.auth.identify-handler-missing',
-  INVALID_CRA_GENERATOR: 'wse.server.auth.invalid-cra-generator',
-  RP_EXECUTION_FAILED: 'wse.server.rp.failed',
-  RP_NOT_REGISTERED: 'wse.server.rp.not-registered',
-  RP_ALREADY_REGISTERED: 'wse.server.rp.already-registered',
-  PROTOCOL_VIOLATION: 'wse.server.protocol-violation',
-  CONNECTION_ERROR: 'wse.server.connection-error',
-  MSG_PROCESSING_ERROR: 'wse.server.msg-processing-error',
-  LIMIT_EXCEEDED: 'wse.limit-exceeded',
-  SLOW_RECEIVER: 'wse.slow-receiver',
-  SESSION_EXPIRED: 'wse.session-expired',
-  SESSION_LOST: 'wse.session-lost',
-  UNSUPPORTED: 'wse.unsupported',
-  WRONG_THREAD: 'wse.wrong-thread',
-  INVALID_PAYLOAD: 'wse.invalid-payload',
-  RP_IS_A_STREAM: 'wse.rp.is-a-stream',
-  RP_NOT_A_STREAM: 'wse.rp.not-a-stream',
-  NOT_STARTED: 'wse.server.not-started',
-  HANDLER_BLOCKED: 'wse.server.handler-blocked',
-  HANDLER_CANCELLED: 'wse.server.handler-cancelled',
-  BROKER_UNAVAILABLE: 'wse.server.broker-unavailable',
-  BROKER_DEAF: 'wse.server.broker-deaf',
-  BROKER_LOST_MESSAGES: 'wse.server.broker-lost-messages',
   CONNECTION_NOT_READY: 'wse.client.not-ready',
+  CONNECTION_MISSING: 'wse.server.client.connection-missing',
   NO_CLIENT_CONNECTION: 'wse.server.client.connection-missing',
+  RP_EXECUTION_FAILED: 'wse.server.rp.failed',
   MESSAGE_PROCESSING_ERROR: 'wse.server.msg-processing-error',
 })
 
 export const WSE_REASON = Object.freeze({
+  ...named('wse.', 'clients-concurrency not-authorized auth-timeout protocol-error by-client by-server session-expired resumed-elsewhere moved slow-receiver'),
+  ...named('wse.', 'limit.message-size limit.handshake-size limit.nesting limit.handlers limit.message-rate limit.byte-rate limit.connections limit.connections-per-address limit.unauthenticated'),
   NO_REASON: '',
-  CLIENTS_CONCURRENCY: 'wse.clients-concurrency',
-  NOT_AUTHORIZED: 'wse.not-authorized',
-  AUTH_TIMEOUT: 'wse.auth-timeout',
-  PROTOCOL_ERROR: 'wse.protocol-error',
-  BY_CLIENT: 'wse.by-client',
-  BY_SERVER: 'wse.by-server',
-  SESSION_EXPIRED: 'wse.session-expired',
-  RESUMED_ELSEWHERE: 'wse.resumed-elsewhere',
-  MOVED: 'wse.moved',
-  SLOW_RECEIVER: 'wse.slow-receiver',
-  LIMIT_MESSAGE_SIZE: 'wse.limit.message-size',
-  LIMIT_HANDSHAKE_SIZE: 'wse.limit.handshake-size',
-  LIMIT_NESTING: 'wse.limit.nesting',
-  LIMIT_HANDLERS: 'wse.limit.handlers',
-  LIMIT_MESSAGE_RATE: 'wse.limit.message-rate',
-  LIMIT_BYTE_RATE: 'wse.limit.byte-rate',
-  LIMIT_CONNECTIONS: 'wse.limit.connections',
-  LIMIT_CONNECTIONS_PER_ADDRESS: 'wse.limit.connections-per-address',
-  LIMIT_UNAUTHENTICATED: 'wse.limit.unauthenticated',
   PROTOCOL_ERR: 'wse.protocol-error',
 })
 
-export const WSE_STATUS = Object.freeze({
-  IDLE: 'IDLE',
-  CONNECTING: 'CONNECTING',
-  READY: 'READY',
-  OFFLINE: 'OFFLINE',
-  RE_CONNECTING: 'RE_CONNECTING',
-})
+export const WSE_STATUS = Object.freeze(named('', 'IDLE CONNECTING READY OFFLINE RE_CONNECTING'))
 
 const isFinal = (code) => /^(100[023789]|1010|[34]\d{3})$/.test(code)
 const JUMP = 4000
@@ -82,11 +38,15 @@ const internal_types = {
   response: '~wse:response',
   response_error: '~wse:response-err',
 }
+// Of calls.
+const frames = 'item progress want more put end cancel'.split(' ')
 /** @type {any} */
-const extensions = Object.fromEntries('ext auth refused ask ack gap item progress want more put end cancel'.split(' ').map((kind) => [kind, '~wse:' + kind]))
+const extensions = Object.fromEntries(['ext', 'auth', 'refused', 'ask', 'ack', 'gap', ...frames].map((kind) => [kind, '~wse:' + kind]))
 
+const none = /** @type {any} */ (null)
 const isFunction = (value) => typeof value === 'function'
 const isObject = (value) => typeof value === 'object' && value !== null
+const isRecord = (value) => isObject(value) && !Array.isArray(value)
 const isText = (value) => typeof value === 'string' && value
 const check = (fn) => {
   if (!isFunction(fn)) throw new TypeError('not a function')
@@ -95,9 +55,11 @@ const utf8 = (text) => new TextEncoder().encode(text)
 // setTimeout takes 31 bits.
 const later = (fn, seconds) => setTimeout(fn, Math.min(seconds * 1e3, 2 ** 31 - 1))
 
-const streams = () => import('./wse-streams.js')
+let loaded
+const streams = () => (loaded ??= import('./wse-streams.js'))
 
-const finite = (seconds) => (isFinite(seconds) ? seconds : 0)
+const finite = (seconds) => (Number.isFinite(seconds) ? Math.max(seconds, 0) : 0)
+const isCount = (value) => Number.isInteger(value) && value > 0
 
 const quietly = (fn, seconds) => {
   const timer = later(fn, seconds)
@@ -105,7 +67,7 @@ const quietly = (fn, seconds) => {
   return timer
 }
 
-// In the next macrotask.
+// In another task.
 const soon = (fn) => {
   if (globalThis['setImmediate']) return void globalThis['setImmediate'](fn)
   const { port1, port2 } = new MessageChannel()
@@ -117,19 +79,18 @@ const soon = (fn) => {
 }
 
 // With a time limit; `start` returns what undoes it.
-const expiring = (timeout, start) =>
+const expiring = (timeout, start, expired = () => /** @type {any} */ (new DOMException('timeout', 'TimeoutError'))) =>
   new Promise((resolve, reject) => {
     const settled = (settle) => (value) => {
       clearTimeout(timer)
-      undo()
+      undo?.()
       settle(value)
     }
     const undo = start(settled(resolve), settled(reject))
-    const timer = timeout && later(() => settled(reject)(Object.assign(new Error('timeout'), { name: 'TimeoutError' })), timeout)
+    const timer = timeout && later(() => settled(reject)(expired()), timeout)
   })
 
-const WAKING = ['online', 'pageshow', 'visibilitychange', 'pagehide']
-const listenTo = (how, fn) => WAKING.forEach((type) => (type[0] === 'v' ? globalThis.document : globalThis)?.[how]?.(type, fn))
+const listenTo = (how, fn) => 'online pageshow visibilitychange pagehide'.split(' ').forEach((type) => (type[0] === 'v' ? globalThis.document : globalThis)?.[how]?.(type, fn))
 
 const run = (fn, args, failed) => {
   try {
@@ -146,7 +107,7 @@ export class WseError extends Error {
     super(isText(message) || (isObject(origin) ? `${origin.name}: ${origin.message}` : code), { cause })
     this.name = 'WseError'
     this.code = code
-    this.details = isObject(details) && !Array.isArray(details) ? details : {}
+    this.details = isRecord(details) ? details : {}
   }
 
   static [Symbol.hasInstance](error) {
@@ -154,7 +115,7 @@ export class WseError extends Error {
   }
 }
 
-// Read by name, or as `[type, payload, stamp]`.
+// Read by name or as a list.
 const toMessage = (message) => {
   if (!Array.isArray(message) || !message.length) throw new TypeError('not a message')
   const [type, payload, stamp] = message
@@ -178,7 +139,7 @@ export class WseJSON {
   unpack(data) {
     const text = isObject(data) ? new TextDecoder('utf-8', { fatal: true, ignoreBOM: true }).decode(data) : data
     const message = JSON.parse(text)
-    // Half a character becomes U+FFFD, as in UTF-8.
+    // Half a character becomes U+FFFD.
     const whole = /\\ud/i.test(text) ? JSON.stringify(message).replace(/\\(ud...|.)/g, (all) => (all[2] ? '\ufffd' : all)) : ''
     return toMessage(whole ? JSON.parse(whole) : message)
   }
@@ -208,20 +169,17 @@ class Emitter {
 
   of = (name) => this.all.get(name) ?? []
 
-  add(name, fn, once) {
+  add(name, fn, once, called = fn) {
     check(fn)
-    const listener = { fn, once, gone: false, old: false }
+    const listener = { fn, called, once, old: false }
     this.all.set(name, [...this.of(name), listener])
     return () => this.#remove(name, listener)
   }
 
   off = (name, fn) => this.#remove(name, this.of(name).findLast((listener) => listener.fn === fn))
 
-  clear = (name) => this.of(name).forEach((listener) => this.#remove(name, listener))
-
   #remove(name, listener) {
-    if (listener) listener.gone = true
-    const left = this.of(name).filter(({ gone }) => !gone)
+    const left = this.of(name).filter((other) => other !== listener)
     if (left.length) this.all.set(name, left)
     else this.all.delete(name)
   }
@@ -232,9 +190,9 @@ class Emitter {
 
   emit(name, args, failed, isForNew = false) {
     for (const listener of this.of(name)) {
-      if (listener.gone || (isForNew && listener.old)) continue
+      if (!this.of(name).includes(listener) || (isForNew && listener.old)) continue
       if (listener.once) this.#remove(name, listener)
-      run(listener.fn, args, failed)
+      run(listener.called, args, failed)
     }
   }
 }
@@ -242,26 +200,26 @@ class Emitter {
 let isWarned = false
 
 export class WseClient {
+  gaveUp = none
+  recovered = false
   #options
   #identity = /** @type {any} */ ('')
   #meta = {}
-  /** @type {import('wse').WseStatus} */
-  #status = WSE_STATUS.IDLE
+  #status = /** @type {any} */ (WSE_STATUS.IDLE)
   #procedures = new Map()
   #messages = new Emitter()
   #signals = new Emitter()
   #challenge
-  #gaveUp = null
   #session
   #Ledger
-  #ledger = /** @type {any} */ (null)
-  #recovered = false
+  #ledger = none
   #before
   #calls = new Map()
   #stamp = 0
-  // The server's calls that are being answered, and what it has said about `calls`.
+  // The server's calls.
   #served = new Map()
-  #peer = /** @type {any} */ (null)
+  #peer = none
+  #turn = Promise.resolve()
   #welcome
   #socketClosed
   #waiter
@@ -280,19 +238,19 @@ export class WseClient {
     const messages = this.#messages
     /** @type {any} */
     const channel = {
-      on: (type, fn, once) => {
+      on: (type, fn, { ordered, once } = /** @type {any} */ ({})) => {
         this.#checkType(type)
-        messages.add(type, fn, once)
+        messages.add(type, fn, once, ordered ? this.#inTurn(fn) : fn)
         return channel
       },
-      once: (type, fn) => channel.on(type, fn, true),
+      once: (type, fn) => channel.on(type, fn, { once: true }),
       off: (type, fn) => {
         if (fn) messages.off(type, fn)
-        else messages.clear(type)
+        else messages.all.delete(type)
         return channel
       },
       removeAll: (...types) => {
-        for (const type of types.length ? types : messages.all.keys()) messages.clear(type)
+        for (const type of types.length ? types : messages.all.keys()) channel.off(type)
         return channel
       },
       listenerCount: (type) => messages.of(type).length,
@@ -313,19 +271,11 @@ export class WseClient {
         wait: async (timeout) => (name === 'ready' && present()) || expiring(timeout, (resolve) => this.#signals.add(name, (...args) => resolve(args), true)),
       })
     }
-    const gaveUp = signal('gaveUp', () => this.#gaveUp && [this.#gaveUp])
-    this.when = {
-      connected: signal('connected'),
-      ready: signal('ready', () => this.#welcome),
-      resumed: signal('resumed'),
-      lost: signal('lost'),
-      closed: signal('closed'),
-      gaveUp,
-      gave_up: gaveUp,
-      error: signal('error'),
-      updated: signal('updated', () => this.#status !== WSE_STATUS.IDLE && [this.#status]),
-      ignored: signal('ignored'),
-    }
+    const when = (this.when = /** @type {any} */ ({}))
+    for (const name of 'connected resumed lost closed error ignored'.split(' ')) when[name] = signal(name)
+    when.ready = signal('ready', () => this.#welcome)
+    when.updated = signal('updated', () => this.#status !== WSE_STATUS.IDLE && [this.#status])
+    when.gaveUp = when.gave_up = signal('gaveUp', () => this.gaveUp && [this.gaveUp])
   }
 
   get url() {
@@ -334,14 +284,6 @@ export class WseClient {
 
   get status() {
     return this.#status
-  }
-
-  get gaveUp() {
-    return this.#gaveUp
-  }
-
-  get recovered() {
-    return this.#recovered
   }
 
   send(type, payload) {
@@ -372,35 +314,33 @@ export class WseClient {
     this.#checkType(rp)
     const peer = this.#peer
     if (extra && !peer) throw new WseError(WSE_ERROR.UNSUPPORTED, { rp, extension: 'calls' })
-    const given = { ...(timeout !== (extra?.n ? 0 : this.#options.timeout) && { t: finite(timeout) }), ...extra }
+    const more = extra?.(peer)
+    const given = { ...(timeout !== (more?.n ? 0 : this.#options.timeout) && { t: finite(timeout) }), ...more }
     const stamp = ++this.#stamp
-    return new Promise((resolve, reject) => {
-      let sent
-      try {
-        const data = this.#pack(rp, payload, stamp)
-        sent = out.send(peer && Object.keys(given).length ? this.#pack(this.protocol.internal_types.call, [rp, payload, given], stamp) : data)
-      } catch (cause) {
-        throw new WseError(WSE_ERROR.RP_SEND_FAILED, { rp }, '', cause)
-      }
-      const settle = (error, result) => {
-        clearTimeout(timer)
+    const tell = (kind, value) => peer && out.send(this.#pack(this.protocol.extensions[kind], value, stamp))
+    let sent
+    try {
+      const data = this.#pack(rp, payload, stamp)
+      sent = out.send(peer && Object.keys(given).length ? this.#pack(this.protocol.internal_types.call, [rp, payload, given], stamp) : data)
+    } catch (cause) {
+      throw new WseError(WSE_ERROR.RP_SEND_FAILED, { rp }, '', cause)
+    }
+    const left = (reason) => {
+      const arrived = sent && out.withdraw(sent)
+      if (sent && reason instanceof WseError) reason.details.arrived = arrived
+      if (arrived !== false) tell('cancel')
+      return reason
+    }
+    const wait = (resolve, reject) => {
+      const abort = () => reject(left(signal.reason))
+      signal?.addEventListener('abort', abort)
+      this.#calls.set(stamp, { rp, sent, resolve, reject, ...frames?.(tell, this.#failed(rp), more) })
+      return () => {
         signal?.removeEventListener('abort', abort)
         this.#calls.delete(stamp)
-        if (error === undefined) resolve(result)
-        else reject(error)
       }
-      const leave = (reason) => {
-        const arrived = sent && out.withdraw(sent)
-        if (sent && reason instanceof WseError) reason.details.arrived = arrived
-        settle(reason)
-        if (arrived !== false) tell('cancel')
-      }
-      const abort = () => leave(signal.reason)
-      const timer = timeout && later(() => leave(new WseError(WSE_ERROR.RP_TIMEOUT, { rp, timeout })), timeout)
-      const tell = (kind, value) => peer && out.send(this.#pack(this.protocol.extensions[kind], value, stamp))
-      this.#calls.set(stamp, { rp, sent, settle, ...frames?.(tell, this.#failed(rp), peer) })
-      signal?.addEventListener('abort', abort)
-    })
+    }
+    return expiring(timeout, wait, () => left(new WseError(WSE_ERROR.RP_TIMEOUT, { rp, timeout, at: 'caller' })))
   }
 
   async flush(timeout) {
@@ -408,15 +348,21 @@ export class WseClient {
     if (!ledger) throw new WseError(WSE_ERROR.UNSUPPORTED, { extension: 'resume' })
     return expiring(timeout, (resolve, reject) => {
       ledger.flush().then((isHandled) => (isHandled ? resolve() : reject(new WseError(WSE_ERROR.SESSION_LOST))))
-      return () => {}
     })
   }
 
-  register(rp, fn) {
+  register(rp, fn, { upload, ordered } = /** @type {any} */ ({})) {
     this.#checkType(rp)
     check(fn)
+    if (ordered && (upload || /Generator/.test(fn.constructor.name))) throw new TypeError('a stream in order')
     if (this.#procedures.has(rp)) throw new WseError(WSE_ERROR.RP_ALREADY_REGISTERED, { rp })
-    this.#procedures.set(rp, fn)
+    this.#procedures.set(rp, { fn: ordered ? this.#inTurn(fn) : fn, upload })
+  }
+
+  // One by one.
+  #inTurn = (fn) => (...args) => {
+    const begin = () => fn(...args)
+    return (this.#turn = this.#turn.then(begin, begin))
   }
 
   unregister(rp) {
@@ -444,7 +390,7 @@ export class WseClient {
       this.#lose()
     }
     this.#forgive()
-    this.#gaveUp = null
+    this.gaveUp = null
     this.#isLive = true
     listenTo('addEventListener', this.#wake)
     clearTimeout(this.#timer)
@@ -463,7 +409,7 @@ export class WseClient {
   async close(reason = WSE_REASON.BY_CLIENT) {
     if (utf8(reason).length > 123) throw new RangeError('too long')
     const error = new WseError(WSE_ERROR.CONNECTION_CLOSED, { code: 1000, reason })
-    this.#gaveUp = null
+    this.gaveUp = null
     this.#epoch++
     clearTimeout(this.#timer)
     if (this.#session) this.#leave(this.#session, 1000, reason, error, 'own')
@@ -477,7 +423,7 @@ export class WseClient {
 
   async waitReady(timeout) {
     if (this.#welcome) return this.#welcome[0]
-    if (!this.#isLive && this.#status !== WSE_STATUS.IDLE) throw this.#gaveUp ?? new WseError(WSE_ERROR.CLIENT_NOT_READY, { status: this.#status })
+    if (!this.#isLive && this.#status !== WSE_STATUS.IDLE) throw this.gaveUp ?? new WseError(WSE_ERROR.CLIENT_NOT_READY, { status: this.#status })
     return expiring(timeout, (resolve, reject) => {
       const offs = [this.#signals.add('ready', resolve), this.#signals.add('ended', reject)]
       return () => offs.forEach((off) => off())
@@ -487,7 +433,7 @@ export class WseClient {
   async waitClosed(timeout) {
     if (this.#isLive) await expiring(timeout, (resolve) => this.#signals.add('ended', resolve))
     await this.#untilSocketClosed()
-    return this.#gaveUp
+    return this.gaveUp
   }
 
   // Life.
@@ -505,19 +451,20 @@ export class WseClient {
     this.#emit('ended', error)
   }
 
-  // A ledger, or a shared socket, holds what the next connection will bring.
+  // `before` holds what the next connection will bring.
   #disconnect(code, reason, before, got) {
     this.#before = before
-    for (const [stamp, { rp, sent, settle }] of this.#calls) {
+    for (const [stamp, { rp, sent, reject }] of this.#calls) {
       const arrived = sent && { arrived: this.#ledger.hasArrived(sent, got) }
-      if (!before?.holds?.(stamp)) settle(new WseError(WSE_ERROR.RP_DISCONNECT, { rp, disconnected: [code, reason], ...arrived }))
+      if (!before?.holds?.(stamp)) reject(new WseError(WSE_ERROR.RP_DISCONNECT, { rp, disconnected: [code, reason], ...arrived }))
     }
     if (before?.holds) return
     for (const { cancel } of this.#served.values()) cancel()
+    this.#turn = Promise.resolve()
     if (!this.#calls.size) this.#stamp = 0
   }
 
-  // The session is over that would have outlived its connection.
+  // The session is over.
   #lose(lost = { why: 'ended' }) {
     const ledger = this.#ledger
     if (!ledger) return
@@ -535,7 +482,7 @@ export class WseClient {
   }
 
   #wake = ({ type, persisted }) => {
-    // A page that ends does not come back for its session, and its application is not told.
+    // A page that ends does not come back for its session.
     if (type === 'pagehide') {
       if (!persisted && this.#ledger) this.#session?.ws?.close(1000, WSE_REASON.BY_CLIENT)
       return
@@ -609,9 +556,8 @@ export class WseClient {
     this.#socketClosed = new Promise((resolve) => {
       ws.onclose = ({ code, reason = '' }) => {
         resolve(0)
-        const leave = () => this.#leave(session, session.opened ? code : 1006, reason)
-        if (session.backlog?.length) session.backlog.push(leave)
-        else leave()
+        const leave = () => (session.backlog?.length ? session.backlog.push(leave) : this.#leave(session, session.opened ? code : 1006, reason))
+        leave()
       }
       ws.onerror = (event) => session.opened || ws.onclose(event)
     })
@@ -624,11 +570,10 @@ export class WseClient {
         const message = this.protocol.unpack(data)
         ;({ type, payload = null, stamp = null } = Array.isArray(message) ? toMessage(message) : message)
       } catch (cause) {
-        return this.#violation(session, WSE_ERROR.MSG_PROCESSING_ERROR, cause)
+        return this.#violation(session, cause, WSE_ERROR.MSG_PROCESSING_ERROR)
       }
       if (refused && type === refused) session.refusal = Object(payload)
       else if (ext && type === ext && !session.valid) session.answer = Object(payload)
-      else if (session.backlog) session.backlog.push(() => this.#receive(session, type, payload, stamp, data))
       else if (session.valid) this.#receive(session, type, payload, stamp, data)
       else if (type === challenge) {
         const respond = scram ? async () => solve(await scram.respond(payload)) : this.#challenge
@@ -644,7 +589,7 @@ export class WseClient {
           this.#welcomed(session, payload)
         } catch (cause) {
           const loss = this.#lose({ why: 'mismatch' })
-          this.#violation(session, WSE_ERROR.PROTOCOL_VIOLATION, cause)
+          this.#violation(session, cause)
           if (loss) this.#emit('lost', loss)
         }
       }
@@ -660,17 +605,13 @@ export class WseClient {
     const loss = isResumed ? old.resume(answer, ws) : this.#lose(lost)
     if (answer && !isResumed) this.#ledger = new this.#Ledger(answer, ws, this.#options.resume, this.protocol)
     session.ledger = this.#ledger
-    this.#peer = calls
+    this.#peer = calls !== undefined && Object(calls)
     clearTimeout(session.timer)
     session.valid = true
     session.timer = quietly(this.#forgive, 10)
     this.#watch(session)
-    const backlog = (session.backlog = [])
-    soon(() => {
-      session.backlog = null
-      for (const deliver of backlog) if (!session.ended) deliver()
-    })
-    this.#recovered = isResumed
+    this.#hold(session, new Promise(soon))
+    this.recovered = isResumed
     this.#settle(null, welcome)
     this.#update(WSE_STATUS.READY)
     if (session.ended) return
@@ -680,17 +621,29 @@ export class WseClient {
     if (!session.ended) this.#signals.emit('ready', [welcome], this.#failed('ready'), isResumed)
   }
 
+  // What comes meanwhile waits.
+  #hold(session, until, then) {
+    const result = until.then(then)
+    const backlog = (session.backlog = [])
+    const release = () => {
+      session.backlog = null
+      for (const again of backlog) again()
+    }
+    until.then(release, release)
+    return result
+  }
+
   // `how`: 'own' (close), 'final' (not tried again) or ''.
   #leave(session, code, reason, error, how = '') {
     const { ws, opened, valid, timer, pulse, refusal, ended } = session
     if (ended) return
     session.ended = true // Node 22 tells an error in close()
     try {
-      // A session ends with 1000, and outlives a close without a code.
+      // A session outlives a close without a code.
       if (code === 1006 && this.#ledger) ws?.close()
       else ws?.close(code === JUMP ? code : 1000, reason)
     } catch {
-      // left all the same
+      // closed
     }
     this.#session = this.#welcome = null
     clearTimeout(timer)
@@ -711,7 +664,7 @@ export class WseClient {
     let told = valid || how === 'own'
     const loss = again ? null : this.#lose()
     if (!again) {
-      if (how !== 'own') this.#gaveUp = error
+      if (how !== 'own') this.gaveUp = error
       this.#end(error)
       told = this.#settle(error) || told
     }
@@ -720,14 +673,13 @@ export class WseClient {
     if (opened) this.#emit('closed', code, reason)
     if (loss && how !== 'own' && !isObeyed()) this.#emit('lost', loss)
     if (!told && !isObeyed()) this.#report(error)
-    if (this.#gaveUp && !isObeyed()) this.#emit('gaveUp', error)
-    if (again && !isObeyed()) this.#update(WSE_STATUS.RE_CONNECTING)
-    if (again && !isObeyed()) {
-      const { base, cap, factor, random } = this.#options
-      const wait = Math.min(cap, base * factor ** this.#failures) * random()
-      this.#timer = later(this.#attempt, again === 'at once' ? 0 : wait)
-      this.#failures++
-    }
+    if (this.gaveUp && !isObeyed()) this.#emit('gaveUp', error)
+    if (!again || isObeyed()) return
+    this.#update(WSE_STATUS.RE_CONNECTING)
+    if (isObeyed()) return
+    const { base, cap, factor, random } = this.#options
+    const wait = Math.min(cap, base * factor ** this.#failures++) * random()
+    this.#timer = later(this.#attempt, again === 'at once' ? 0 : wait)
   }
 
   #isRetried(code, reason, refusal) {
@@ -770,53 +722,57 @@ export class WseClient {
   // Messages and calls.
 
   #receive(session, type, payload, stamp, data) {
+    if (session.ended) return
+    if (session.backlog) return session.backlog.push(() => this.#receive(session, type, payload, stamp, data))
     const { call, response, response_error } = this.protocol.internal_types
     const { code, details, message } = Object(payload)
+    const { extensions = {} } = this.protocol
+    const kind = Object.keys(extensions).find((kind) => extensions[kind] === type) ?? ''
     try {
       if (session.ledger?.receive(type, payload)) return
     } catch (cause) {
-      return this.#violation(session, WSE_ERROR.PROTOCOL_VIOLATION, cause)
+      return this.#violation(session, cause)
     }
     if (isObject(type)) {
-      this.#violation(session, WSE_ERROR.PROTOCOL_VIOLATION)
+      this.#violation(session)
+    } else if (kind === 'auth') {
+      this.#renew(session, type).catch(this.#failed(type))
+    } else if (this.#peer && type === call) {
+      const [rp, argument, options] = Array.isArray(payload) ? payload : []
+      const { t, n } = Object(options)
+      const isSensible = isRecord(options) && stamp && !isObject(rp) && !isObject(stamp) && (t ?? finite(t)) === finite(t) && isCount(n ?? 1)
+      if (isSensible && !this.#served.has(stamp)) this.#answer(session, rp, argument, stamp, options)
+      else this.#violation(session)
+    } else if (this.#peer && frames.includes(kind)) {
+      for (const calls of [this.#calls, this.#served]) calls.get(stamp)?.[kind]?.(payload, data)
     } else if (!stamp) {
-      if (isText(type) && type === this.protocol.extensions?.auth) this.#renew(session)
-      else if (this.#messages.of(type).length) this.#messages.emit(type, [payload], this.#failed(type))
+      if (this.#messages.of(type).length) this.#messages.emit(type, [payload], this.#failed(type))
       else this.#emit('ignored', type, payload, stamp)
     } else if (type === response) {
-      this.#calls.get(stamp)?.settle(undefined, payload)
+      this.#calls.get(stamp)?.resolve(payload)
     } else if (type === response_error) {
-      this.#calls.get(stamp)?.settle(new WseError(isText(code) ? code : WSE_ERROR.RP_EXECUTION_FAILED, details, message))
-    } else if (this.#peer && type === call) {
-      const [rp, argument = null, options] = Array.isArray(payload) ? payload : []
-      if (isObject(options) && !(options.t < 0 || options.n < 1) && !this.#served.has(stamp)) this.#answer(session, rp, argument, stamp, options)
-      else this.#violation(session, WSE_ERROR.PROTOCOL_VIOLATION)
+      this.#calls.get(stamp)?.reject(new WseError(isText(code) ? code : WSE_ERROR.RP_EXECUTION_FAILED, details, message))
     } else {
-      const [kind] = (this.#peer && Object.entries(this.protocol.extensions).find((entry) => entry[1] === type)) ?? []
-      if (kind) for (const calls of [this.#calls, this.#served]) calls.get(stamp)?.[kind]?.(payload, data)
-      else this.#answer(session, type, payload, stamp)
+      this.#answer(session, type, payload, stamp)
     }
   }
 
-  #renew(session) {
-    const { auth } = this.protocol.extensions
-    const renew = async () => {
-      const identity = await (isFunction(this.#identity) ? this.#identity() : this.#identity)
-      // Credentials take a handshake.
-      if (!session.ended && !identity?.respond) (session.ledger ?? session.ws).send(this.#encode(auth, identity))
-    }
-    run(renew, [], this.#failed(auth))
+  async #renew(session, auth) {
+    const identity = await (isFunction(this.#identity) ? this.#identity() : this.#identity)
+    // Credentials take a handshake.
+    if (!session.ended && !identity?.respond) (session.ledger ?? session.ws).send(this.#encode(auth, identity))
   }
 
   #answer(session, rp, payload, stamp, options = /** @type {any} */ ({})) {
     const { response, response_error } = this.protocol.internal_types
-    const { n, p, up, t = n ? 0 : this.#peer?.timeout } = options
-    const fn = this.#procedures.get(rp)
+    const { n, p, up } = options
+    const t = options.t ?? (n ? 0 : this.#peer.timeout)
+    const { fn, upload } = this.#procedures.get(rp) ?? {}
     const controller = new AbortController()
     const { signal } = controller
     const write = (type, value) => {
       const data = this.#pack(type, value, stamp)
-      if (!signal.aborted && (session.ledger || session.ws.holds || !session.ended)) (session.ledger ?? session.ws).send(data)
+      if (!signal.aborted) (session.ledger ?? session.ws).send(data)
     }
     const isPackable = (value) => {
       try {
@@ -835,7 +791,7 @@ export class WseClient {
       const packable = Object.fromEntries(Object.entries(all).filter(([key, value]) => isPackable({ [key]: value })))
       run(write, [response_error, { code, message, details: packable }], this.#failed(rp))
       end()
-      if (fn && !/^wse\.rp/.test(code) && !(signal.aborted && cause?.name === 'AbortError')) this.#report(new WseError(WSE_ERROR.RP_EXECUTION_FAILED, { rp, rpc: rp, type: rp, payload, stamp }, '', cause))
+      if (fn && !/^wse\.rp/.test(code) && !(signal.aborted && cause?.name === 'AbortError')) this.#report(new WseError(code === WSE_ERROR.LIMIT_EXCEEDED ? code : WSE_ERROR.RP_EXECUTION_FAILED, { rp, rpc: rp, type: rp, payload, stamp }, '', cause))
     }
     const respond = (result) => {
       if (isFunction(result?.next)) throw new WseError(WSE_ERROR.RP_IS_A_STREAM)
@@ -850,14 +806,15 @@ export class WseClient {
         controller.abort()
       },
     }
-    const context = { signal, deadline: Date.now() + (t || Infinity) * 1e3, progress() {} }
-    const tell = (kind, value) => write(this.protocol.extensions[kind], value)
+    const context = { signal, deadline: Date.now() + (finite(t) || Infinity) * 1e3, progress() {} }
     const answer = () => {
       if (!fn) throw new WseError(WSE_ERROR.RP_NOT_REGISTERED)
-      const result = n || p || up ? streams().then(({ serve }) => serve(fn, payload, context, call, options, tell, this.#isFull, this.#peer)) : fn(payload, context)
+      if (!up !== !upload) throw new WseError(up ? WSE_ERROR.RP_NOT_A_STREAM : WSE_ERROR.RP_IS_A_STREAM)
+      const serve = (module) => module.serve(fn, payload, context, call, options, (kind, value) => write(this.protocol.extensions[kind], value), this.#isFull, this.#peer, this.#served)
+      const result = n || p || up ? this.#hold(session, streams(), serve) : fn(payload, context)
       return isFunction(result?.then) ? result.then(respond) : respond(result)
     }
-    const timer = t && quietly(call.cancel, t)
+    const timer = finite(t) && quietly(call.cancel, t)
     this.#served.set(stamp, call)
     run(answer, [], failed)
   }
@@ -872,11 +829,10 @@ export class WseClient {
   }
 
   #checkType(type) {
-    const own = Object.values(this.protocol.internal_types).includes(type)
-    if (own || type == null || type === '' || isObject(type) || /^~wse:/.test(type)) throw new WseError(WSE_ERROR.PROTOCOL_VIOLATION, { type })
+    if (type == null || type === '' || isObject(type) || /^~wse:/.test(type) || Object.values(this.protocol.internal_types).includes(type)) throw new WseError(WSE_ERROR.PROTOCOL_VIOLATION, { type })
   }
 
-  #pack = (type, payload, stamp) => this.protocol.pack({ type, payload: payload ?? null, stamp: stamp ?? null })
+  #pack = (type, payload = none, stamp = none) => this.protocol.pack({ type, payload, stamp })
 
   #encode(type, payload) {
     try {
@@ -886,7 +842,7 @@ export class WseClient {
     }
   }
 
-  #violation(session, code, cause) {
+  #violation(session, cause, code = WSE_ERROR.PROTOCOL_VIOLATION) {
     const reason = WSE_REASON.PROTOCOL_ERROR
     this.#report(new WseError(code, { close: [1000, reason] }, '', cause))
     this.#leave(session, 1000, reason)
@@ -912,7 +868,7 @@ export class WseClient {
   #warn() {
     if (isWarned || this.#options.share) return
     isWarned = true
-    console.warn('wse: a newer connection of this user has replaced this one; set conns_per_user at the server, or share: true for tabs')
+    console.warn('wse: replaced by a newer connection of this user; see conns_per_user, and share: true for tabs')
   }
 }
 
@@ -970,7 +926,7 @@ export class Scram {
     const { subtle } = crypto
     const first = this.#first
     const message = quest?.scram
-    const [, nonce, salt, count] = /^r=([^,]+),s=([^,]+),i=(\d+)(,|$)/.exec(message) ?? [0, '', '', '']
+    const [, nonce = '', salt = '', count] = /^r=([^,]+),s=([^,]+),i=(\d+)(,|$)/.exec(message) ?? []
     const iterations = +count
     if (!first || !nonce.startsWith(this.#nonce) || nonce === this.#nonce || iterations < 4096 || iterations > 1e7) throw new WseError(WSE_ERROR.INVALID_CRA_HANDLER)
     this.#first = '' // one answer for each start

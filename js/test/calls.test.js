@@ -11,7 +11,7 @@ describe('calls', () => {
     const first = failure(client.call('a'))
     const second = failure(client.call('b', null, { tO: 5 }))
     t.mock.timers.tick(2000)
-    assert.deepEqual((await first).details, { rp: 'a', timeout: 2 })
+    assert.deepEqual((await first).details, { rp: 'a', timeout: 2, at: 'caller' })
     t.mock.timers.tick(3000)
     assert.equal((await second).code, WSE_ERROR.RP_TIMEOUT)
     socket.receive(['~wse:response', 1, 1])

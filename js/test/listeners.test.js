@@ -1,8 +1,8 @@
 // Listeners of messages and events.
 import assert from 'node:assert/strict'
 import { describe, test } from 'node:test'
-import { WSE_ERROR, WseClient } from '../wse.js'
-import { FakeWebSocket, codes, failure, fakeClient, readyClient, settled } from './support/fake.js'
+import { WSE_ERROR, WseClient, WseError } from '../wse.js'
+import { FakeWebSocket, codes, failure, fakeClient, readyClient, settled, until, welcome } from './support/fake.js'
 
 describe('listeners', () => {
   test('on, once, off', async () => {
@@ -143,5 +143,87 @@ describe('registrations', () => {
     socket.receive(['x', 1])
     socket.receive(['x', 2])
     assert.deepEqual([seen, await waiting], [[['x', 1, null]], ['x', 1, null]])
+  })
+})
+
+describe('ordered handlers', () => {
+  /** Handlers that note when they begin and end; `finish[name]()` ends the oldest of that name. */
+  const noted = () => {
+    const seen = []
+    const running = []
+    const handler = (name) => (payload) => {
+      seen.push(`${name} ${payload}`)
+      return new Promise((resolve, reject) => running.push({ resolve, reject }))
+    }
+    const end = async (how = 'resolve', value = undefined) => {
+      await until(() => running.length)
+      running.shift()[how](value)
+      for (let turn = 0; turn < 5; turn++) await settled()
+    }
+    return { seen, handler, end }
+  }
+
+  test('run one after the other, of messages and of calls, and others at once', async () => {
+    const { client, socket } = await readyClient()
+    const { seen, handler, end } = noted()
+    client.channel.on('edit', handler('edit'), { ordered: true }).on('look', handler('look'))
+    client.register('save', handler('save'), { ordered: true })
+    for (const message of [['edit', 1, null], ['save', 2, 's'], ['edit', 3, null], ['look', 4, null]]) socket.receive(message)
+    await settled()
+    assert.deepEqual(seen, ['look 4', 'edit 1'])
+    await end()
+    assert.deepEqual(seen, ['look 4', 'edit 1'])
+    await end()
+    assert.deepEqual(seen, ['look 4', 'edit 1', 'save 2'])
+    assert.deepEqual(socket.read(), [])
+    await end('resolve', 'saved')
+    assert.deepEqual(socket.read(), [['~wse:response', 'saved', 's']])
+    assert.deepEqual(seen.at(-1), 'edit 3')
+  })
+
+  test('one that fails is reported, and the next begins', async () => {
+    const { client, socket, errors } = await readyClient()
+    const { seen, handler, end } = noted()
+    const edit = handler('edit')
+    client.channel.on('edit', edit, { ordered: true })
+    client.channel.on('check', () => {
+      throw new Error('sync')
+    }, { ordered: true })
+    client.register('save', handler('save'), { ordered: true })
+    for (const message of [['edit', 1, null], ['check', 0, null], ['save', 2, 's'], ['edit', 3, null]]) socket.receive(message)
+    await end('reject', new Error('no database'))
+    await end('reject', new WseError('app.full'))
+    assert.deepEqual(socket.read().map(([type, { code }]) => [type, code]), [['~wse:response-err', 'app.full']])
+    assert.deepEqual(seen, ['edit 1', 'save 2', 'edit 3'])
+    assert.deepEqual(errors.map(({ code, cause }) => [code, cause.message]), [
+      [WSE_ERROR.MSG_PROCESSING_ERROR, 'no database'],
+      [WSE_ERROR.MSG_PROCESSING_ERROR, 'sync'],
+      [WSE_ERROR.RP_EXECUTION_FAILED, 'app.full'],
+    ])
+    client.channel.off('edit', edit)
+    assert.equal(client.channel.listenerCount('edit'), 0)
+  })
+
+  test('one that never ends does not hold up the next connection', async () => {
+    const { client, Socket, socket } = await readyClient()
+    const { seen, handler } = noted()
+    client.channel.on('edit', handler('edit'), { ordered: true })
+    for (const n of [1, 2]) socket.receive(['edit', n, null])
+    socket.gone(1000)
+    const connecting = client.connect()
+    welcome(Socket)
+    await connecting
+    await settled()
+    Socket.last.receive(['edit', 3, null])
+    await settled()
+    assert.deepEqual(seen, ['edit 1', 'edit 3'])
+  })
+
+  test('a stream has none', async () => {
+    const { client } = await readyClient()
+    for (const fn of [function* () {}, async function* () {}]) assert.throws(() => client.register('p', fn, { ordered: true }), TypeError)
+    assert.throws(() => client.register('p', () => {}, { ordered: true, upload: true }), TypeError)
+    client.register('p', () => {}, { ordered: true })
+    assert.throws(() => client.channel.on('a', null, { ordered: true }), TypeError)
   })
 })

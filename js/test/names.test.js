@@ -30,7 +30,7 @@ test('timeout and reconnect stand beside tO and re', async (t) => {
     welcome(Socket)
     const calls = [client.call('a'), client.call('b', 1, call)].map(failure)
     t.mock.timers.tick(1000)
-    assert.deepEqual((await calls[1]).details, { rp: 'b', timeout: 1 })
+    assert.deepEqual((await calls[1]).details, { rp: 'b', timeout: 1, at: 'caller' })
     t.mock.timers.tick(1000)
     assert.equal((await calls[0]).details.timeout, 2)
     Socket.last.gone(1006)

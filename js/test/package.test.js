@@ -20,8 +20,8 @@ test('the package holds the module, its types and its description, and nothing e
   const output = execFileSync('npm', ['pack', '--dry-run', '--json'], { cwd: root, encoding: 'utf8', stdio: ['ignore', 'pipe', 'ignore'] })
   const result = JSON.parse(output)
   const [packed] = Array.isArray(result) ? result : Object.values(result)
-  assert.equal(`${packed.name}@${packed.version}`, 'wse@0.1.0')
-  assert.deepEqual(packed.files.map(({ path }) => path).sort(), ['LICENSE', 'README.md', 'package.json', 'wse-hub.js', 'wse-resume.js', 'wse-share.js', 'wse-streams.js', 'wse.d.ts', 'wse.js'])
+  assert.equal(`${packed.name}@${packed.version}`, 'wse-js@0.1.0')
+  assert.deepEqual(packed.files.map(({ path }) => path).sort(), ['LICENSE', 'README.md', 'package.json', 'wse-hub.js', 'wse-resume.js', 'wse-share.js', 'wse-streams.js', 'wse.cjs', 'wse.d.cts', 'wse.d.ts', 'wse.js'])
 })
 
 test('it depends on nothing, and every tool has one version', () => {
@@ -49,9 +49,30 @@ print(json.dumps([{name: str(member) for name, member in kind.__members__.items(
   assert.deepEqual({ ...WSE_REASON, ...reasons }, { ...WSE_REASON })
 })
 
+test('its constants are those of the types, and cannot be changed', async () => {
+  const declared = readFileSync(new URL('../wse.d.ts', import.meta.url), 'utf8')
+  const module = await import('../wse.js')
+  for (const name of ['WSE_ERROR', 'WSE_REASON', 'WSE_STATUS']) {
+    const [, body] = new RegExp(`export const ${name}: \\{([^}]*)\\}`).exec(declared)
+    const members = [...body.matchAll(/readonly (\w+): '([^']*)'/g)].map(([, key, value]) => [key, value])
+    assert.deepEqual({ ...module[name] }, Object.fromEntries(members))
+    assert.ok(Object.isFrozen(module[name]))
+  }
+})
+
 test('it is imported by the name of the package', async () => {
-  const { WseClient } = await import('wse')
+  const { WseClient } = await import('wse-js')
   assert.equal(WseClient, (await import('../wse.js')).WseClient)
+})
+
+test('CommonJS requires it, where Node can require a module, and has its types', { skip: !process.features.require_module }, () => {
+  const program = "const { WseClient } = require('wse-js'); import('wse-js').then((m) => process.exit(m.WseClient === WseClient ? 0 : 1))"
+  const { status, stderr } = spawnSync(process.execPath, ['--input-type=commonjs', '-e', program], { cwd: root, encoding: 'utf8' })
+  assert.equal(status, 0, stderr)
+})
+
+test('CommonJS has the same types, which `npm run prepack` copies', () => {
+  assert.equal(readFileSync(new URL('../wse.d.cts', import.meta.url), 'utf8'), readFileSync(new URL('../wse.d.ts', import.meta.url), 'utf8'))
 })
 
 test('it runs where code from strings is forbidden, as a strict Content-Security-Policy has it', () => {

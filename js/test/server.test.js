@@ -155,7 +155,7 @@ for (const [name, options] of [
 
     test('a call without an answer', async () => {
       const error = await failure(client.call('never', null, { tO: 0.01 }))
-      assert.deepEqual([error.code, error.details], [WSE_ERROR.RP_TIMEOUT, { rp: 'never', timeout: 0.01 }])
+      assert.deepEqual([error.code, error.details], [WSE_ERROR.RP_TIMEOUT, { rp: 'never', timeout: 0.01, at: 'caller' }])
     })
 
     test('the server calls the client', async () => {

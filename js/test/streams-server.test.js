@@ -89,7 +89,7 @@ describe('with a server that knows the extension calls', () => {
       for await (const item of items) sum += item
       progress(sum)
       return sum
-    })
+    }, { upload: true })
     assert.deepEqual(await client.call('upload-back'), [4950, [4950]])
   })
 })

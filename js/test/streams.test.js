@@ -90,7 +90,7 @@ describe('calls of ours', () => {
     assert.deepEqual(socket.read(), [['~wse:call', ['a', 1, { t: 5 }], 1], ['~wse:call', ['b', null, { t: 0 }], 2]])
     await pass(t, 5)
     const { code, details } = await late
-    assert.deepEqual([code, details], [WSE_ERROR.RP_TIMEOUT, { rp: 'a', timeout: 5 }])
+    assert.deepEqual([code, details], [WSE_ERROR.RP_TIMEOUT, { rp: 'a', timeout: 5, at: 'caller' }])
     assert.deepEqual(socket.read(), [['~wse:cancel', null, 1]])
     await pass(t, 1000)
     socket.receive(['~wse:response', 'late', 1])
@@ -354,6 +354,26 @@ describe('streams of the server', () => {
     assert.deepEqual(socket.read(), [['~wse:cancel', null, 1]])
   })
 
+  test('an AbortSignal drops the items that wait also when the server has sent all, and then leaves nothing at the signal', async () => {
+    const controller = new AbortController()
+    const { stream, first, socket, item } = await begun({ signal: controller.signal })
+    for (const n of [1, 2, 3]) item(n)
+    socket.receive(['~wse:response', null, 1])
+    assert.equal((await first).value, 1)
+    await quiet(socket)
+    controller.abort(new Error('stop'))
+    assert.equal((await failure(stream.next())).message, 'stop')
+    assert.equal((await stream.next()).done, true)
+    assert.equal(getEventListeners(controller.signal, 'abort').length, 0)
+    await quiet(socket)
+
+    const { signal } = new AbortController()
+    const other = await begun({ signal })
+    other.socket.receive(['~wse:response', null, 1])
+    assert.equal((await other.first).done, true)
+    assert.equal(getEventListeners(signal, 'abort').length, 0)
+  })
+
   test('one that has aborted makes no call', async () => {
     const { client, socket } = await readyClient(CALLS)
     assert.equal((await failure(client.stream('tail', null, { signal: AbortSignal.abort() }).next())).name, 'AbortError')
@@ -378,7 +398,7 @@ describe('streams of the server', () => {
     await settled()
     await pass(t, 5)
     const { code, details } = await third
-    assert.deepEqual([code, details], [WSE_ERROR.RP_TIMEOUT, { rp: 'tail', timeout: 5 }])
+    assert.deepEqual([code, details], [WSE_ERROR.RP_TIMEOUT, { rp: 'tail', timeout: 5, at: 'caller' }])
     assert.deepEqual(socket.read(), [['~wse:cancel', null, 1]])
   })
 
@@ -393,7 +413,7 @@ describe('streams of the server', () => {
     const second = failure(stream.next())
     await pass(t, 5)
     const { code, details } = await second
-    assert.deepEqual([code, details], [WSE_ERROR.RP_TIMEOUT, { rp: 'tail', timeout: 20 }])
+    assert.deepEqual([code, details], [WSE_ERROR.RP_TIMEOUT, { rp: 'tail', timeout: 20, at: 'caller' }])
     assert.deepEqual(socket.read(), [['~wse:cancel', null, 1]])
   })
 
@@ -534,9 +554,9 @@ describe('a session that outlives its connection', () => {
 })
 
 describe('procedures of ours', () => {
-  const served = async (procedures, options = {}) => {
-    const all = await readyClient({ ...CALLS, ...options })
-    for (const [name, fn] of Object.entries(procedures)) all.client.register(name, fn)
+  const served = async (procedures, { upload = false } = {}) => {
+    const all = await readyClient(CALLS)
+    for (const [name, fn] of Object.entries(procedures)) all.client.register(name, fn, { upload })
     return { ...all, call: (name, options, stamp = 's', payload = null) => all.socket.receive(options ? ['~wse:call', [name, payload, options], stamp] : [name, payload, stamp]) }
   }
 
@@ -812,7 +832,7 @@ describe('procedures of ours', () => {
         for await (const item of items) got.push(item)
         return [meta, got.length]
       },
-    })
+    }, { upload: true })
     call('import', { up: 1 }, 's', 'meta')
     assert.deepEqual(await written(socket), [['~wse:want', 32, 's']])
     for (let n = 0; n < 16; n++) socket.receive(['~wse:put', n, 's'])
@@ -831,7 +851,7 @@ describe('procedures of ours', () => {
         signal = context.signal
         return new Promise(() => {})
       },
-    })
+    }, { upload: true })
     call('import', { up: 1 })
     await written(socket)
     for (let n = 0; n < 33; n++) socket.receive(['~wse:put', n, 's'])
@@ -853,7 +873,7 @@ describe('procedures of ours', () => {
           throw error
         }
       },
-    })
+    }, { upload: true })
     call('import', { up: 1 })
     await written(socket)
     socket.receive(['~wse:cancel', null, 's'])
@@ -868,7 +888,7 @@ describe('procedures of ours', () => {
       async *echo(_, { items }) {
         for await (const item of items) yield item
       },
-    })
+    }, { upload: true })
     call('echo', { n: 8, up: 1 })
     await written(socket)
     for (const item of ['a', 'b']) socket.receive(['~wse:put', item, 's'])

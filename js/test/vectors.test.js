@@ -4,6 +4,7 @@ import { readFileSync, readdirSync } from 'node:fs'
 import { describe, mock, test } from 'node:test'
 import * as msgpack from '@msgpack/msgpack'
 import { WSE_ERROR, WSE_REASON, WSE_STATUS, WseError, WseJSON, WseMsgpack } from '../wse.js'
+import '../wse-streams.js' // so that the client need not wait for it
 import { fakeClient, readyClient, settled } from './support/fake.js'
 
 const directory = new URL('../../spec/vectors/', import.meta.url)
@@ -107,6 +108,7 @@ const runners = {
   },
   'handshake-client.json': (vector) => converse(vector),
   'messages-client.json': (vector) => converse(vector),
+  'calls-client.json': (vector) => converse(vector),
   'resume-client.json': (vector) => converse(vector),
 }
 
@@ -120,16 +122,44 @@ const APPLICATION = {
     throw new WseError('app.denied', { why: 'closed' })
   },
   unserializable: () => 1n,
+  async *count(payload) {
+    for (let n = 0; n < payload; n++) yield n
+  },
+  wait: (_, { signal }) => new Promise((_, reject) => signal.addEventListener('abort', () => reject(signal.reason))),
+}
+const UPLOADS = {
+  sum: async (payload, { items }) => {
+    for await (const item of items) payload += item
+    return payload
+  },
+  async *double(_, { items }) {
+    for await (const item of items) yield 2 * item
+  },
+}
+
+/** The items of an upload, which may fail at its end. */
+const uploaded = (spec) => {
+  if (!spec || Array.isArray(spec)) return spec
+  return (async function* () {
+    yield* spec.items
+    throw new WseError(spec.fails.code)
+  })()
+}
+
+/** Let everything happen that needs no time. */
+const turns = async () => {
+  for (let turn = 0; turn < 10; turn++) await settled()
 }
 
 async function converse({ setup, steps }) {
   mock.timers.enable({ apis: ['setTimeout'] })
   try {
-    const all = fakeClient({ tO: 10, ...(setup.resume && { re: true, resume: true, backoff: { base: 0 } }) })
+    const all = fakeClient({ tO: 10, heartbeat: { interval: 0 }, ...(setup.resume && { re: true, resume: true, backoff: { base: 0 } }) })
     const { client, errors, Socket, take } = all
     const chat = []
     client.channel.on('chat', (payload) => all.events.push(['chat', payload]))
     for (const [name, fn] of Object.entries(APPLICATION)) client.register(name, fn)
+    for (const [name, fn] of Object.entries(UPLOADS)) client.register(name, fn, { upload: true })
     if (setup.challenge) {
       client.challenge((quest, solve) => {
         if ('raise' in setup.challenge) throw new Error(setup.challenge.raise)
@@ -157,6 +187,7 @@ async function converse({ setup, steps }) {
     }
     let socket = await socketOf('a')
     if (setup.joined) {
+      if ('calls' in setup) socket.receive(['~wse:ext', { calls: setup.calls }, null])
       socket.receive(['~wse:welcome', null, null])
       socket.read()
       take()
@@ -171,6 +202,22 @@ async function converse({ setup, steps }) {
       const call = outcome.calls.shift()
       assert.ok(call, 'no call has been made')
       return call
+    }
+    let stream
+    let next // the item for which the application waits
+    const outcomeOf = (promise) => {
+      const outcome = { done: false }
+      promise.then(
+        (result) => Object.assign(outcome, { done: true, result }),
+        (error) => Object.assign(outcome, { done: true, error }),
+      )
+      return outcome
+    }
+    const asked = async () => {
+      const outcome = next ?? outcomeOf(stream.next())
+      next = undefined
+      await turns()
+      return outcome
     }
     const does = {
       in: (value) => (Array.isArray(value) ? socket.receive(value) : socket.receive(dataOf(value))),
@@ -187,7 +234,6 @@ async function converse({ setup, steps }) {
         for (const [name, offer] of Object.entries(value)) assert.deepEqual(ext[name], offer)
       },
       recovered: (value) => assert.equal(client.recovered, value),
-      on: () => {},
       status: (value) => assert.equal(client.status, value),
       close: (value) => assert.deepEqual(socket.closed, value),
       gone: async ([code, reason]) => {
@@ -198,28 +244,48 @@ async function converse({ setup, steps }) {
       events: (value) => assert.deepEqual(take(), value),
       // The caller gets that error and nobody else, unlike in Python.
       errors: (value) => assert.deepEqual(errors.splice(0).map((error) => error.code), value.filter((code) => code !== WSE_ERROR.CLIENT_NOT_READY)),
-      call: ([name, payload], { timeout }) => {
-        const call = {}
+      in_a_row: (value) => value.forEach((message) => socket.receive(message)),
+      call: ([name, payload], { timeout, progress, upload }) => {
+        const controller = new AbortController()
+        const call = { controller }
         outcome.calls.push(call)
-        client.call(name, payload, { tO: timeout }).then(
+        const onProgress = progress && ((value) => all.events.push(['progress', value]))
+        client.call(name, payload, { tO: timeout, onProgress, upload: uploaded(upload), signal: controller.signal }).then(
           (result) => (call.result = { value: result }),
           (error) => (call.error = error),
         )
       },
+      gives_up: () => nextCall().controller.abort(),
+      stream: ([name, payload], { window, timeout, deadline, upload }) => {
+        stream = client.stream(name, payload, { window, timeout, deadline, upload: uploaded(upload) })
+        next = outcomeOf(stream.next())
+      },
+      items: async (value) => {
+        for (const item of value) assert.deepEqual(await asked(), { done: true, result: { value: item, done: false } })
+      },
+      waits: async () => {
+        next = await asked()
+        assert.equal(next.done, false)
+      },
+      stream_ends: async (value) => {
+        const { done, result, error } = await asked()
+        assert.ok(done)
+        if (value) matches(error, value)
+        else assert.equal(result?.done, true)
+      },
+      leaves: () => stream.return(),
       send: ([type, payload]) => client.send(type, payload),
       result: (value) => assert.deepEqual(nextCall().result, { value }),
       fails: (value) => matches(nextCall().error, value),
       connected: (value) => assert.deepEqual(outcome.connect, { welcome: value }),
       connect_fails: (value) => matches(outcome.connect?.error, value),
-      timeout: () => {},
     }
-    for (const step of steps) {
-      socket = await socketOf(step.on ?? 'a')
-      for (const [name, value] of Object.entries(step)) {
-        assert.ok(name in does, `this runner does not know the step ${name}`)
-        await does[name](value, step)
-        await settled()
-      }
+    for (const { on = 'a', ...step } of steps) {
+      socket = await socketOf(on)
+      const [[name, value]] = Object.entries(step) // what follows says more about it
+      assert.ok(name in does, `this runner does not know the step ${name}`)
+      await does[name](value, step)
+      await turns()
     }
     assert.deepEqual(chat, [])
   } finally {

@@ -44,6 +44,7 @@ class ErrorCode(StrEnum):
     NOT_STARTED = "wse.server.not-started"
     HANDLER_BLOCKED = "wse.server.handler-blocked"
     HANDLER_CANCELLED = "wse.server.handler-cancelled"
+    LIFESPAN_FAILED = "wse.server.lifespan-failed"
     BROKER_UNAVAILABLE = "wse.server.broker-unavailable"
     BROKER_DEAF = "wse.server.broker-deaf"
     BROKER_LOST_MESSAGES = "wse.server.broker-lost-messages"
@@ -117,6 +118,7 @@ _MESSAGES: dict[str, str] = {
     ErrorCode.NOT_STARTED: "the server has not been started, or has been closed",
     ErrorCode.HANDLER_BLOCKED: "a handler blocked the event loop",
     ErrorCode.HANDLER_CANCELLED: "a handler outlived its connection and was cancelled",
+    ErrorCode.LIFESPAN_FAILED: "a lifespan of the server failed",
     ErrorCode.BROKER_UNAVAILABLE: "the broker cannot be reached",
     ErrorCode.BROKER_DEAF: "the broker does not deliver published messages",
     ErrorCode.BROKER_LOST_MESSAGES: "messages to other nodes were lost while the broker could not be reached",

@@ -7,15 +7,16 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from browser.needs import PATIENCE
+from browser.conftest import ARGUMENTS
+from browser.needs import CHROMIUM, PATIENCE, async_playwright
 from support.net import make_server
 from support.proxy import TcpProxy
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
-CONNECT = """async (url) => {
+CONNECT = """async ([url, wait]) => {
     const { WseClient } = await import('/wse.js')
-    const backoff = { base: 600, cap: 600, random: () => 1 }
+    const backoff = { base: wait, cap: wait, random: () => 1 }
     const client = window.client = new WseClient({ url, reconnect: true, resume: true, backoff })
     window.told = []
     window.heard = []
@@ -66,9 +67,9 @@ class Story:
 
 
 @asynccontextmanager
-async def story(browser, tmp_path):
+async def story(browser, tmp_path, wait=600):
     (tmp_path / "page.html").write_text("<!doctype html><meta charset=utf-8>")
-    files = {"/page": tmp_path / "page.html"}
+    files = dict.fromkeys(("/page", "/other"), tmp_path / "page.html")
     async with make_server(files=files, serve_client=True, origins="*") as server, TcpProxy(server.port) as proxy:
         server.identify(lambda auth: auth.accept(auth.identity))
 
@@ -80,7 +81,7 @@ async def story(browser, tmp_path):
             page = await context.new_page()
             told = Story(server, proxy, context, page)
             await page.goto(f"http://127.0.0.1:{server.port}/page")
-            await page.evaluate(CONNECT, proxy.url)
+            await page.evaluate(CONNECT, [proxy.url, wait])
             yield told
 
 
@@ -130,3 +131,48 @@ async def test_a_page_that_was_frozen_comes_back_to_its_session(browser, tmp_pat
         await told.page.evaluate("document.dispatchEvent(new Event('visibilitychange'))")
         await until(told.page, "heard.length === 1")
         assert await told.page.evaluate("told") == ["ready", "resumed"]
+
+
+@pytest.mark.slow
+async def test_a_page_that_comes_back_from_the_back_forward_cache_comes_back_to_its_session(tmp_path):
+    async with async_playwright() as driver:
+        browser = await driver.chromium.launch(
+            executable_path=CHROMIUM, args=ARGUMENTS, ignore_default_args=["--disable-back-forward-cache"]
+        )
+        async with story(browser, tmp_path, wait=0.05) as told:
+            page, server = told.page, told.server
+            await page.evaluate("addEventListener('pageshow', ({ persisted }) => told.push(`back: ${persisted}`))")
+            await page.evaluate("client.send('n', 0)")
+            server.send("ada", "n", 0)
+            await until(page, "heard.length === 1")
+            await page.goto(page.url.replace("/page", "/other"))
+            server.send("ada", "n", 1)
+            await page.go_back(wait_until="commit")  # a page from the cache is not loaded again
+            await until(page, "window.heard?.length === 2")
+            await page.evaluate("(client.send('n', 1), client.flush())")
+            assert told.heard == await page.evaluate("heard") == [0, 1]
+            assert sorted(await page.evaluate("told")) == ["back: true", "ready", "resumed"]
+            assert told.ends == []
+        await browser.close()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(240)
+async def test_a_page_that_was_frozen_for_a_minute_comes_back_to_its_session(browser, tmp_path):
+    async with story(browser, tmp_path, wait=0.05) as told:
+        devtools = await told.context.new_cdp_session(told.page)
+        await told.page.evaluate("client.send('n', 0)")
+        await devtools.send("Page.setWebLifecycleState", {"state": "frozen"})
+        for number in range(6):
+            told.server.send("ada", "n", number)
+            await asyncio.sleep(10)
+            if number == 2:
+                told.proxy.cut()
+                await happened(told.detached)
+        await devtools.send("Page.setWebLifecycleState", {"state": "active"})
+        await until(told.page, "heard.length === 6")
+        await told.page.evaluate("(client.send('n', 1), client.flush())")
+        assert await told.page.evaluate("heard") == [0, 1, 2, 3, 4, 5]
+        assert await told.page.evaluate("told") == ["ready", "resumed"]
+        assert told.heard == [0, 1]
+        assert told.ends == []

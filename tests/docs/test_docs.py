@@ -7,11 +7,12 @@ How the blocks of a page are run, one after the other, in a folder of the page's
     ```python title="x.py"       saved; a later console block must run it, or a later file must import it
     ```console                   `$ python x.py` and `$ pytest x.py` are run; a program that serves for ever, `uvicorn`
                                  and `wse serve` run on in the background, until the page ends, saves it anew or starts
-                                 another one, and must end cleanly by SIGINT;
+                                 another one, and must end cleanly by SIGINT; other `wse` commands are run;
                                  `SHOWN` names the few commands that are only shown, and how each is checked
     ```text title="Output"       what the block before it prints, to the letter; without one it must print nothing
     ```json, ```toml             must be well-formed
-    ```html, ```js title="x"     saved, for the page's programs to use; the JavaScript must parse, where Node.js is
+    ```html, ```js title="x"     saved, for the page's programs to use; the JavaScript must parse, where Node.js is, and
+                                 `$ node x.js` is run there
     ```nginx, ```caddy, ```ini, ```dockerfile   are files of examples/deploy/ (by their title, if they have one), which
                                  tests/deploy/ tests
     ```text                      shown only
@@ -175,6 +176,11 @@ class Page:
             server = Program("-m", *words, "--log-level", "warning", cwd=self.folder)
             self.background[name] = server, output
             server.wait_until_open(self.port)
+        elif words[0] == "node" and (self.folder / words[1]).is_file():
+            if (node := shutil.which("node")) and (ROOT / "js/node_modules").is_dir():
+                assert run([node, "--import", "./browser.js", words[1]], prepared_for_node(self.folder)) == output
+        elif words[0] == "wse":
+            assert run([sys.executable, "-m", *words], self.folder) == output
         elif words[0] == "pytest" and words[1] in self.saved:
             self.ran.add(self.saved[words[1]])
             args = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-p", "no:asyncio", *words[1:]]
@@ -201,6 +207,18 @@ def run(args: list[str], cwd: Path) -> str:
     result = subprocess.run(args, cwd=cwd, env=unmeasured(), capture_output=True, text=True, timeout=60, check=False)
     assert (result.returncode, result.stderr) == (0, ""), result.stdout + result.stderr
     return result.stdout
+
+
+def prepared_for_node(folder: Path) -> Path:
+    """Let the folder's modules import `wse-js`, and have a WebSocket, which Node.js has from version 22 on."""
+    modules = folder / "node_modules"
+    if not modules.is_dir():
+        modules.mkdir()
+        (modules / "wse-js").symlink_to(ROOT / "js")
+        (modules / "ws").symlink_to(ROOT / "js/node_modules/ws")
+        (folder / "package.json").write_text('{"type": "module"}')
+        (folder / "browser.js").write_text("import { WebSocket } from 'ws'\nglobalThis.WebSocket ??= WebSocket\n")
+    return folder
 
 
 def without_seconds(line: str) -> str:
@@ -287,6 +305,12 @@ def check_example(command: str, output: str) -> None:
     assert (ROOT / shlex.split(command)[1]).is_file()
 
 
+def check_application(command: str, output: str) -> None:
+    """The application exists; a test of its own runs it by the command in its docstring."""
+    folder, module = re.fullmatch(r"uvicorn --app-dir (\S+) (\w+):app", command).groups()  # type: ignore[union-attr]
+    assert command in (ROOT / folder / f"{module}.py").read_text()
+
+
 def check_tests(command: str, output: str) -> None:
     """The tests exist."""
     assert (ROOT / shlex.split(command)[3]).is_file()
@@ -297,6 +321,7 @@ SHOWN = {
     r"make demo": check_demo,
     r"make [\w-]+( .*)?": check_make,
     r"python examples/\S+\.py.*": check_example,
+    r"uvicorn --app-dir examples/.*": check_application,
     r"\.venv/bin/python -m pytest .*": check_tests,
 }
 
@@ -337,7 +362,7 @@ def test_files_that_contributing_names_exist() -> None:
     named = set(re.findall(r"`((?:\w+/)*[\w.-]+\.(?:py|js|ts|md)|(?:\w+/)+)`", text))
     assert len(named) > 50
     folders = (ROOT, ROOT / "src/wse", ROOT / "js")
-    made = {"site/"}  # by `make docs`
+    made = {"site/", "dist/"}  # by `make docs` and `make dist`
     assert not {name for name in named - made if not any((folder / name).exists() for folder in folders)}
 
 

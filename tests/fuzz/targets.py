@@ -179,7 +179,10 @@ def resume_action(story, source):
         case 12:
             story.gone(number, source.pick(returning.CLOSES))
         case 13:
-            story.say(number, source.pick(["chat", "echo"]), 1, source.pick([None, 1]))
+            if source.byte() % 3:
+                story.say(number, *source.pick(returning.STREAMING), source.pick([1, 2, 3, 4]))
+            else:
+                story.say(number, source.pick(["chat", "echo"]), 1, source.pick([None, 1]))
         case 14:
             story.side.scheduler.advance(source.pick([1, 2.5, 6, 61]))
         case _:
@@ -348,9 +351,9 @@ def seeds(name):
         found = [b"\x01\x00\x00\x03\x02\x03\x05\x00" + text for text in texts]
         found += [b"\x01\x01\x00\x03\x01\x05\x00" + zlib.compress(text, wbits=-15) for text in texts]
     elif name == "calls":
-        found = [random.Random(number).randbytes(160) for number in range(200)]
+        found = stories_at_random(200)
     elif name == "resume":
-        found = [bytes((number, *text[:60])) for number, text in enumerate(texts[:200])]
+        found = [*stories_at_random(200), *(bytes((number, *text[:60])) for number, text in enumerate(texts[:200]))]
     else:  # as raw messages of a stranger, of a valid connection, and of one that has been asked
         found = []
         for text in texts:
@@ -358,3 +361,8 @@ def seeds(name):
                 head = b"\x05\x00\x02" if name == "server" else b"\x04\x02"
                 found.append((modes if name == "server" else modes[1:]) + head + bytes((min(len(text), 31),)) + text)
     return list(dict.fromkeys(found))
+
+
+def stories_at_random(count):
+    """Bytes for stories, the same in each run."""
+    return [random.Random(number).randbytes(160) for number in range(count)]

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import random
+import sys
+from asyncio.subprocess import PIPE
 from contextlib import suppress
 from pathlib import Path
 
@@ -12,7 +14,7 @@ import pytest
 
 from support.counts import LEAKS, counts
 from support.net import ServerLog, make_server, soon
-from support.programs import program
+from support.programs import program, unmeasured
 from support.proxy import TcpProxy
 from support.resume import RETURNING, session_of
 from wse import ErrorCode, WseClient, WseError
@@ -264,9 +266,17 @@ async def read_slowly(count):
     """A process reads that many items of another one: what it has measured."""
     with program(STREAMING, "serve") as server:
         port = (await asyncio.to_thread(server.read_until, "\n")).split()[1]
-        with program(STREAMING, "read", port, str(count)) as reader:
-            output = await asyncio.to_thread(reader.read_until, "\n")
-            assert await asyncio.to_thread(reader.stop) == 0
+        reader = await asyncio.create_subprocess_exec(
+            sys.executable, "-W", "error", STREAMING, "read", port, str(count), stdout=PIPE, env=unmeasured()
+        )
+        try:
+            async with asyncio.timeout(250):
+                output, _ = await reader.communicate()
+        finally:
+            if reader.returncode is None:
+                reader.kill()
+                await reader.wait()
+    assert reader.returncode == 0
     measured = json.loads(output)
     assert measured["taken"] == count
     assert measured["ahead"] <= 33  # the window, and the item that waits for credit
@@ -285,3 +295,63 @@ async def test_a_million_items_for_a_slow_reader_take_no_memory_and_delay_no_cal
     measured = await read_slowly(1_000_000)
     assert max(measured["grown"]) < 2 * MIB
     assert min(measured["p99"]) < 0.01
+
+
+# How soon.
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ["break", "cancelled task", "timeout", "first answer"])
+async def test_what_nobody_waits_for_ends_within_100_ms(listen, how):
+    """Usually: one in ten may wait for the processor."""
+    server = make_server(conns_per_user=2)
+    place = await listen(server)
+    loop = asyncio.get_running_loop()
+    times = []
+
+    async def never(payload):
+        began.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            ended.set_result(loop.time())
+
+    async def numbers(conn, payload):
+        try:
+            while True:
+                yield 1
+                await asyncio.sleep(0.001)
+        finally:
+            ended.set_result(loop.time())
+
+    async def answer(payload):
+        await began.wait()
+        return payload
+
+    server.register("never", lambda conn, payload: never(payload), cancel=True)
+    server.register("numbers", numbers)
+    one, other = await place.connect(), await place.connect()
+    one.register("ring", answer)
+    other.register("ring", never, cancel=True)
+    for _ in range(10):
+        began, ended = asyncio.Event(), loop.create_future()
+        match how:
+            case "break":
+                async with one.stream("numbers") as items:
+                    async for _ in items:
+                        break
+                    since = loop.time()
+            case "cancelled task":
+                task = asyncio.create_task(one.call("never"))
+                await soon(began.wait())
+                task.cancel()
+                since = loop.time()
+            case "timeout":
+                with pytest.raises(WseError, match=ErrorCode.RP_TIMEOUT):
+                    await one.call("never", timeout=0.5)
+                since = loop.time()
+            case _:
+                assert await soon(server.call("ann", "ring", 5)) == 5
+                since = loop.time()
+        times.append(await soon(ended) - since)
+    assert sorted(times)[8] < 0.1

@@ -6,12 +6,23 @@ The fuzz target `resume` runs it.
 from __future__ import annotations
 
 from support.core import ServerSide
+from support.streams import OFFER
 from wse.core.limits import Limits, Overflow
 from wse.core.resume import Resume
 from wse.errors import ErrorCode, WseError
 
 USERS = ("ann", "eve")
 VALUES = [0, 1, 2, 3, 63, 64, 65, 1000, 2**53 - 1, 2**53, 2**63, -1, 1.0, 1.5, True, None, "1", [], {}]
+STREAMING = [
+    ("~wse:call", ["numbers", None, {"n": 1}]),
+    ("~wse:call", ["numbers", None, {"n": 256}]),
+    ("~wse:call", ["total", None, {"up": 1}]),
+    ("~wse:more", 5),
+    ("~wse:put", 1),
+    ("~wse:put", "x" * 1000),
+    ("~wse:end", None),
+    ("~wse:cancel", None),
+]
 WINDOWS = [None, 60, 1, 0, -1, 10**9, "60", True, float("inf")]
 CLOSES = [(1000, ""), (1001, "bye"), (1005, ""), (1006, ""), (1011, ""), (4000, "jump"), (4001, "")]
 
@@ -28,12 +39,27 @@ class ReturningStory:
             limits=Limits(handler_linger=None, message_rate=50),
             timeout=5,
         )
-        self.side.endpoint.procedures.register("echo", lambda conn, payload: payload)
+        self.begun = self.ended = 0
+        register = self.side.endpoint.procedures.register
+        register("echo", lambda conn, payload: payload)
+        register("numbers", self.numbers)
+        register("total", self.total, upload=True)
         self.peers = []
         self.users = {}  # by link, the user that the socket belongs to
         self.closed = set()  # links
         self.tickets = []  # of all sessions that there ever were
         self.calls = []
+
+    async def numbers(self, conn, payload):
+        self.begun += 1
+        try:
+            for n in range(100):
+                yield n
+        finally:
+            self.ended += 1
+
+    async def total(self, conn, payload, items):
+        return len([item async for item in items])
 
     def peer(self, number):
         while len(self.peers) <= number % 6:
@@ -49,7 +75,7 @@ class ReturningStory:
 
     def hi(self, number, user, offer):
         self.replace(number)
-        self.say(number, "~wse:hi", {"identity": user, "ext": {"resume": offer}})
+        self.say(number, "~wse:hi", {"identity": user, "ext": {**OFFER, "resume": offer}})
 
     def say(self, number, type_, payload=None, stamp=None):
         peer = self.peer(number)
@@ -132,6 +158,7 @@ class ReturningStory:
         assert hub.resumption.retention.used == 0
         assert len(self.side.names("connected")) == len(self.side.names("disconnected"))
         assert len(self.side.names("joined")) == len(self.side.names("left"))
+        assert self.begun == self.ended
         assert self.side.scheduler.timers == []
         assert self.side.scheduler.unfinished == []
         for call in self.calls:

@@ -20,7 +20,19 @@ GROUND = {
     "validation",
     *(
         f"core.{name}"
-        for name in ("admission", "closing", "folding", "heartbeat", "limits", "packed", "ports", "resume", "stats")
+        for name in (
+            "admission",
+            "closing",
+            "folding",
+            "heartbeat",
+            "inbox",
+            "limits",
+            "names",
+            "packed",
+            "ports",
+            "resume",
+            "stats",
+        )
     ),
 }
 
@@ -39,18 +51,20 @@ ALLOWED = {
     "core/hub/": GROUND | {"core.session", "core.hub"},
     "core/cluster/": GROUND | {"core.session", "core.hub", "core.cluster"},
     # What handlers say of themselves, in front of a session.
-    "typed/": GROUND | {"core.session", "typed"},
+    "typed/": GROUND | {"core.session", "threads", "typed"},
     # Adapters: each knows ports, values, and its own parts.
     "protocols/": GROUND | {"protocols"},
     "transports/": GROUND | {f"transports.{name}" for name in ("awaited", "certificate", "request", "tcp")},
     "transports/picows/": GROUND
     | {f"transports.{name}" for name in ("certificate", "deflate", "picows", "request", "tcp")},
-    "brokers/": GROUND | {"brokers.placement"},
+    "brokers/": GROUND | {"brokers.memory_store", "brokers.placement"},
     "brokers/__init__.py": GROUND | {"brokers"},  # finds the one for a URL
     "brokers/nats/": GROUND | {"brokers.nats", "brokers.placement", "brokers.reconnecting"},
     "brokers/redis/": GROUND | {"brokers.redis", "brokers.placement", "brokers.reconnecting"},
+    "http_api/": GROUND | {"http_api", "scheduler"},
     # Observation: reads the core.
     "metrics/": GROUND | {"core", "metrics"},
+    "otel.py": GROUND | {"client.client", "server.server"},
     "prometheus.py": GROUND | {"metrics.families", "server.server"},
     # What puts core and adapters together.
     "client/": GROUND | {"core.session", "client", "protocols", "scheduler", "threads", "transports", "typed"},
@@ -58,6 +72,7 @@ ALLOWED = {
     | {
         "core",
         "brokers",
+        "http_api",
         "metrics",
         "prometheus",
         "protocols",
@@ -70,10 +85,12 @@ ALLOWED = {
     "server/acceptor.py": GROUND | {"core.hub"},
     "server/files.py": set(),
     "server/watchdog.py": set(),
-    "publisher.py": GROUND | {"brokers", "core.cluster.envelope", "core.session", "protocols", "scheduler"},
+    "publisher.py": GROUND | {"brokers", "core.cluster", "core.hub", "core.session", "protocols", "scheduler"},
     # What stands on the server.
     "auth/": GROUND | {"core.hub", "auth", "server.server"},
-    "cli/": GROUND | {"brokers.memory", "cli", "client", "core.hub", "protocols", "publisher", "server"},
+    "cli/": GROUND
+    | {"brokers.memory", "cli", "client", "core.hub", "metrics", "prometheus", "protocols", "publisher", "server"}
+    | {"transports.picows.http"},
     "cli/connection.py": GROUND | {"auth", "client", "protocols"},
     "uvicorn.py": {"transports.asgi"},
     "__main__.py": {"cli"},
@@ -86,6 +103,7 @@ LIBRARIES = {
     "core/": {"msgspec"},
     "core/hub/handshake.py": {"typing_extensions"},  # for type checkers
     "protocols/": {"msgspec"},
+    "typed/decoding.py": {"msgspec"},
     "validation/": {"msgspec"},
     "validation/with_pydantic.py": {"pydantic", "pydantic_core"},
     "transports/picows/": {"aiofastnet", "multidict", "picows", "python_socks"},
@@ -96,13 +114,16 @@ LIBRARIES = {
     "brokers/nats/hints.py": {"nats"},
     "brokers/nats/private.py": {"nats"},
     "brokers/nats/requests.py": {"nats"},
+    "brokers/nats/store.py": {"nats"},
     "brokers/nats/wire.py": {"nats"},
     "brokers/redis/": {"hiredis", "redis"},
+    "publisher.py": {"msgspec"},
     "cli/": {"click", "msgspec"},
     "cli/commands.py": {"click", "uvloop"},
     "cli/reload.py": {"click", "watchfiles"},
-    "uvicorn.py": {"uvicorn"},
+    "otel.py": {"opentelemetry"},
     "prometheus.py": {"prometheus_client"},
+    "uvicorn.py": {"uvicorn"},
 }
 
 SOCKETS_AND_LOOPS = {"socket", "ssl", "select", "selectors"}
@@ -167,9 +188,10 @@ def test_everything_public_is_there() -> None:
     assert {
         "Backoff", "BlockingClient", "BlockingPublisher", "Call", "Challenge", "Channel", "ClientProcedure",
         "ClientStatus", "CloseReason", "ClusterSettings", "Compression", "Credentials", "CurrentCall", "Depends",
-        "DeviceInfo", "ErrorCode", "Event", "ExposeErrors", "ExtensionTypes", "Handshake", "Heartbeat",
-        "InternalTypes", "Limits", "Loss", "Operation", "Overflow", "Protocol", "Publisher", "ReadyState", "Resume",
-        "Room", "Router", "Signal", "Stats", "Stream", "WseClient", "WseConnection", "WseError", "WseIdentity",
+        "DeviceInfo", "ErrorCode", "Event", "ExposeErrors", "ExtensionTypes", "Handshake", "Heartbeat", "Inbox",
+        "InternalTypes", "KeptMessage", "Limits", "Loss", "Operation", "Overflow", "Protocol", "Publisher",
+        "ReadyState", "Resume", "Room", "Router", "Signal", "Stats", "Stream", "WseClient", "WseConnection", "WseError",
+        "WseIdentity",
         "WseJSON", "WseMsgpack", "WseServer", "current_call", "js_client_path", "shield_deadline",
     } == set(wse.__all__)  # fmt: skip
     assert all(hasattr(wse, name) for name in wse.__all__)

@@ -297,7 +297,7 @@ def test_a_receiver_that_holds_much_grants_nothing():
     peer = join_server(side)
     asked = peer.session.ask("big", None, 0, window=4)
     stamp = asked.stamp
-    assert peer.heard == [("~wse:call", ["big", None, {"t": 0, "n": 4}], stamp)]
+    assert peer.heard == [("~wse:call", ["big", None, {"n": 4}], stamp)]
     for _ in range(4):
         peer.say("~wse:item", "x" * 200_000, stamp)
     asked.inflow.take()

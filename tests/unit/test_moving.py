@@ -7,8 +7,8 @@ import pytest
 
 from support.moves import STEPS, Cluster, answered, at, plain, say_hi, stepwise
 from wse.core.cluster import envelope
-from wse.core.cluster.claims import SILENT, Question
 from wse.core.cluster.registration import State
+from wse.core.cluster.transfer import SILENT, Question
 from wse.core.limits import Overflow
 from wse.errors import ErrorCode, WseError
 from wse.protocols.json import WseJSON
@@ -739,11 +739,12 @@ def test_data_goes_with_the_session():
     assert found == [(True, {"cart": ["apple", 2]}, {})]
 
 
-def test_a_session_with_data_that_cannot_travel_stays_and_its_node_says_so():
+@pytest.mark.parametrize("data", [object(), "x" * 65536])
+def test_a_session_with_data_that_cannot_travel_stays_and_its_node_says_so(data):
     nodes = Cluster()
     one, two = nodes
     peer = nodes.first(one)
-    peer.conn.data["lock"] = object()
+    peer.conn.data["it"] = data
     new = nodes.back(two, peer)
     answer, _ = answered(new)
     assert answer["lost"] == {"why": "unreachable", "got": None}
@@ -991,7 +992,7 @@ def test_an_answer_with_the_session_that_is_lost_is_given_again():
     assert plain(messages) == [("news", 1), ("news", 2)]
     assert nodes.presence() == [("joined", "ann")]
     nodes.advance(15)
-    assert not one.cluster.claims._sent
+    assert not one.cluster.departures._sent
 
 
 def devices(node):
@@ -1020,7 +1021,7 @@ def test_a_session_that_its_old_node_has_let_go_in_vain_leaves_nothing_behind(st
     assert nodes.presence() == [("joined", "ann"), ("left", "ann")]
     nodes.advance(15)
     assert [node.leftovers for node in nodes] == [[], []]
-    assert [node.cluster.claims._sent for node in nodes] == [{}, {}]
+    assert [node.cluster.departures._sent for node in nodes] == [{}, {}]
 
 
 def test_a_device_whose_new_node_says_nothing_more_is_taken_out():
@@ -1108,3 +1109,105 @@ def test_a_node_that_gives_up_ends_no_session_but_the_one_whose_key_it_knows():
         nodes.run()
         assert conn_id in one.hub.connections
     assert answered(nodes.back(one, peer))[0].get("lost") is None
+
+
+# An engine of several servers, which pass messages on at different speeds.
+
+
+class Route:
+    """The way from one node to another, on which messages wait until it is `open`."""
+
+    def __init__(self, origin, to):
+        self.is_open = True
+        self._waiting = []
+        self._origin = origin.cluster.node
+        self._deliver = to.broker.deliver
+        to.broker.deliver = self
+
+    def __call__(self, topic, data):
+        if not self.is_open and envelope.decode(data).origin == self._origin:
+            self._waiting.append((topic, data))
+        else:
+            self._deliver(topic, data)
+
+    def open(self):
+        self.is_open = True
+        for message in self._waiting:
+            self._deliver(*message)
+        self._waiting.clear()
+
+
+@pytest.fixture
+def spreading(monkeypatch):
+    monkeypatch.setattr("support.nodes.NodeBroker.spreads", True, raising=False)
+
+
+@pytest.mark.parametrize("count", [2, 3, 4])
+def test_a_session_moves_on_an_engine_of_several_servers(spreading, count):
+    nodes = Cluster(count)
+    one, two = nodes[:2]
+    peer = nodes.first(one)
+    peer.vanish()
+    new = say_hi(two, peer)
+    nodes.advance(1)
+    for node in nodes:
+        node.hub.send("ann", "news", nodes.index(node))
+        nodes.run()
+    answer, messages = answered(new)
+    assert "lost" not in answer
+    assert plain(messages) == [("news", n) for n in range(count)]
+    nodes.advance(5)
+    assert not any(node.cluster.departures._catching_up for node in nodes)
+
+
+def test_a_message_that_is_slow_to_the_old_node_moves_with_the_session(spreading):
+    nodes = Cluster(3)
+    one, two, three = nodes
+    peer = nodes.first(one)
+    peer.vanish()
+    nodes.run()
+    route = Route(three, one)
+    route.is_open = False
+    three.hub.send("ann", "news", "sent before the new node listens")
+    nodes.run()
+    new = say_hi(two, peer)
+    nodes.advance(0.3, step=0.05)
+    assert new.heard == []
+    three.hub.send("ann", "news", "sent while both listen")
+    nodes.run()
+    route.open()
+    nodes.advance(1)
+    three.hub.send("ann", "news", "sent after the move")
+    nodes.run()
+    answer, messages = answered(new)
+    assert "lost" not in answer
+    assert [payload for _, payload in plain(messages)] == [
+        "sent before the new node listens",
+        "sent while both listen",
+        "sent after the move",
+    ]
+
+
+def test_a_node_that_does_not_answer_holds_a_session_up_for_half_a_second(spreading):
+    nodes = Cluster(3)
+    one, two, three = nodes
+    peer = nodes.first(one)
+    peer.vanish()
+    nodes.run()
+    nodes.sleep(three)
+    new = say_hi(two, peer)
+    nodes.advance(1.5)
+    assert "lost" not in answered(new)[0]
+
+
+def test_a_claim_that_is_not_repeated_is_forgotten(spreading):
+    nodes = Cluster(3)
+    one, two, _ = nodes
+    peer = nodes.first(one)
+    peer.vanish()
+    nodes.run()
+    new = say_hi(two, peer)
+    stepwise(nodes, lambda: one.cluster.departures._catching_up and new.vanish())
+    nodes.advance(3)
+    assert not one.cluster.departures._catching_up
+    assert "lost" not in answered(nodes.back(one, peer))[0]

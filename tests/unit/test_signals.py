@@ -625,7 +625,7 @@ def test_annotations_that_are_text_need_no_value(channel, annotation):
 
 
 def test_a_default_is_looked_at_where_annotations_have_no_value(channel):
-    def handler(conn, payload, db=Depends()): ...  # noqa: B008 - as applications write it
+    def handler(conn, payload, db=Depends()): ...
 
     handler.__annotations__["db"] = "Unknown"
     with pytest.raises(TypeError, match="resolves no dependencies: get 'db'"):

@@ -17,6 +17,7 @@ from wse import (
     CloseReason,
     ErrorCode,
     ExtensionTypes,
+    Heartbeat,
     InternalTypes,
     ReadyState,
     WseClient,
@@ -29,6 +30,7 @@ from wse.core.session.endpoint import Endpoint
 from wse.core.session.rpc import ExposeErrors, error_from_wire, error_to_wire
 from wse.protocols.json import WseJSON
 from wse.protocols.msgpack import WseMsgpack
+from wse.testing import Clock
 
 VECTORS = Path(__file__).parents[2] / "spec" / "vectors"
 
@@ -45,8 +47,8 @@ def cases(name):
 
 def test_every_vector_file_is_run_and_names_its_cases_once():
     run = {"names.json", "json-decode.json", "json-encode.json", "msgpack.json", "errors.json", "close.json"}
-    run |= {f"{about}-{side}.json" for about in ("handshake", "messages", "resume") for side in ("server", "client")}
-    run.add("calls-server.json")
+    abouts = ("handshake", "messages", "calls", "resume")
+    run |= {f"{about}-{side}.json" for about in abouts for side in ("server", "client")}
     assert {path.name for path in VECTORS.glob("*.json")} == run
     for name in run - {"names.json"}:
         names = [case["name"] for case in read(name)["cases"]]
@@ -223,7 +225,13 @@ def add_application(endpoint, note):
 
     endpoint.procedures.register("count", count)
     endpoint.procedures.register("wait", wait, cancel=True)
+
+    async def double(*args):
+        async for item in args[-1]:
+            yield 2 * item
+
     endpoint.procedures.register("sum", total, upload=True)
+    endpoint.procedures.register("double", double, upload=True)
 
 
 def comparable(message):
@@ -486,8 +494,21 @@ def as_lists(*messages):
 
 async def turns():
     """Let everything happen that needs no time."""
-    for _ in range(12):
+    for _ in range(20):
         await asyncio.sleep(0)
+
+
+def uploaded(spec):
+    """The items of an upload, which may fail at its end."""
+    if isinstance(spec, list):
+        return spec
+
+    async def failing():
+        for item in spec["items"]:
+            yield item
+        raise WseError(spec["fails"]["code"])
+
+    return failing()
 
 
 class ClientConversation(Conversation):
@@ -500,11 +521,18 @@ class ClientConversation(Conversation):
             "ws://test",
             identity=setup.get("identity", ""),
             meta=setup.get("meta"),
+            timeout=10,
+            heartbeat=Heartbeat(interval=0),
             connector=self.sockets,
             reconnect=resume,
             backoff=Backoff(base=1e-9, cap=1e-9),
             resume=resume,
         )
+        self.clock = Clock()
+        if not resume:
+            client._scheduler.use(self.clock)
+        self.stream = None
+        self.next = None  # the item for which the application waits
         note = self.events.append
         client.when.connected(lambda: note(["connected"]))
         client.when.ready(lambda welcome: note(["ready", welcome]))
@@ -527,6 +555,8 @@ class ClientConversation(Conversation):
         connecting = asyncio.create_task(self.client.connect())
         await turns()
         if self.setup.get("joined"):
+            if "calls" in self.setup:
+                self.sockets.sessions[0].receive(self.data(["~wse:ext", {"calls": self.setup["calls"]}, None]))
             self.sockets.sessions[0].receive('["~wse:welcome",null,null]')
             await connecting
             self.events.clear()
@@ -535,20 +565,75 @@ class ClientConversation(Conversation):
             step = dict(step)
             socket = "abc".index(step.pop("on", "a"))
             await soon(self.sockets.has_opened(socket))
-            ((what, value),) = step.items()
-            await self.step(connecting, what, value, self.sockets.receiver(socket), self.sockets.links[socket])
+            (what, value), *options = step.items()
+            options = dict(options)
+            if what in {"call", "stream"}:
+                self.ask(what, *value, **options)
+            else:
+                assert not options
+                await self.step(connecting, what, value, self.sockets.receiver(socket), self.sockets.links[socket])
             await turns()
         for socket in range(len(self.sockets.links)):
             self.sockets.receiver(socket).closed(1000, "")
         await self.client.close()
+        if self.next is not None:
+            self.next.cancel()
+            self.outcomes.append(self.next)
         await asyncio.gather(connecting, *self.outcomes, return_exceptions=True)
+
+    def ask(self, what, name, payload, *, progress=False, **options):
+        if "upload" in options:
+            options["upload"] = uploaded(options["upload"])
+        if what == "stream":
+            self.stream = self.client.stream(name, payload, **options)
+            self.next = asyncio.create_task(self.item())
+        else:
+            on_progress = (lambda value: self.events.append(["progress", value])) if progress else None
+            self.outcomes.append(
+                asyncio.create_task(self.client.call(name, payload, on_progress=on_progress, **options))
+            )
+
+    async def item(self):
+        """The next item of the stream in a list, which is empty at its end."""
+        async for item in self.stream:
+            return [item]
+        return []
+
+    async def asked(self):
+        """The task that waits for the next item, or has got it."""
+        task = self.next or asyncio.create_task(self.item())
+        self.next = None
+        await turns()
+        return task
 
     async def step(self, connecting, what, value, session, link):
         match what:
             case "in":
                 session.receive(self.data(value))
+            case "in_a_row":
+                for message in value:
+                    session.receive(self.data(message))
+            case "pass":
+                await self.clock.advance(value)
+            case "items":
+                for item in value:
+                    assert same((await self.asked()).result(), [item])
+            case "waits":
+                self.next = await self.asked()
+                assert not self.next.done()
+            case "stream_ends":
+                task = await self.asked()
+                if value is None:
+                    assert task.result() == []
+                else:
+                    self.check_failure(task.exception(), value)
+            case "leaves":
+                await self.stream.aclose()
+            case "gives_up":
+                self.outcomes.popleft().cancel()
             case "offers":
-                assert same_wire(json.loads(link.sent[0])[1]["ext"]["resume"], value["resume"])
+                offered = json.loads(link.sent[0])[1]["ext"]
+                assert same_wire({name: offered[name] for name in value}, value)
             case "recovered":
                 assert self.client.recovered is value
             case "out":
@@ -565,8 +650,6 @@ class ClientConversation(Conversation):
                 assert same_wire(check, value)
             case "errors":
                 self.check_errors(value)
-            case "call":
-                self.outcomes.append(asyncio.create_task(self.client.call(*value)))
             case "send":
                 self.client.send(*value)
             case "result":
@@ -588,6 +671,11 @@ async def test_handshake_at_the_client(case):
 
 @cases("messages-client.json")
 async def test_messages_at_the_client(case):
+    await ClientConversation(case["setup"]).run(case["steps"])
+
+
+@cases("calls-client.json")
+async def test_calls_with_options_at_a_client(case):
     await ClientConversation(case["setup"]).run(case["steps"])
 
 

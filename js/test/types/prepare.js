@@ -9,7 +9,7 @@ for (const name of ['wse-share.js', 'wse-hub.js', 'wse-resume.js', 'wse-streams.
 writeFileSync(
   new URL('matches.ts', directory),
   `import * as implementation from './implementation.js'
-import type * as declared from 'wse'
+import type * as declared from 'wse-js'
 
 export const matches: typeof declared = implementation
 `,

@@ -10,7 +10,7 @@ import {
   WseMsgpack,
   type Protocol,
   type WseStatus,
-} from 'wse'
+} from 'wse-js'
 import * as msgpack from '@msgpack/msgpack'
 import { WebSocket as WsWebSocket } from 'ws'
 
@@ -63,7 +63,11 @@ client.register('ticks', async function* (count: number, { signal, deadline, pro
 })
 client.register('import', async (_meta, { items }) => {
   for await (const item of items!) void item
-})
+}, { upload: true })
+client.register('save', async () => {}, { ordered: true })
+client.channel.on('edit', async (_text: string) => {}, { ordered: true })
+// @ts-expect-error there is no such option
+client.channel.on('edit', () => {}, { once: true })
 const stream = client.stream<{ text: string }>('tail', { file: 'x' }, { window: 8, timeout: 5, deadline: 60, signal: new AbortController().signal })
 for await (const line of stream) is<Equal<typeof line, { text: string }>>()
 for await (const item of client.stream('tail')) is<Equal<typeof item, any>>()

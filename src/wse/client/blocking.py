@@ -7,7 +7,7 @@ import weakref
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from contextlib import suppress
 from functools import partial
-from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar, TypeVarTuple, overload
+from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar, TypeVarTuple, cast, overload
 
 from wse.client.client import LISTENERS_GRACE, WseClient
 from wse.client.connection import is_asked_for
@@ -15,9 +15,10 @@ from wse.client.manager import UNSET
 from wse.client.threaded import END, HandlerThreads, uploaded
 from wse.core.session.asking import Stream
 from wse.core.session.rpc import ExposeErrors
-from wse.core.session.signals import Signal, check_name
+from wse.core.session.signals import Signal
 from wse.errors import CloseReason, ErrorCode, WseError
 from wse.threads import LoopEndedError, LoopThread
+from wse.typed.handlers import name_of
 from wse.types import ClientStatus, F, MessageKey, MessageType
 
 if TYPE_CHECKING:
@@ -70,6 +71,8 @@ class BlockingClient:
         overflow: The treatment of messages that a slow server does not take in time.
         heartbeat: When a silent server is pinged, and given up.
         resume: Whether the session outlives a lost connection.
+        inbox: The name of this device, for messages that the server keeps.
+        after: The number of the last kept message that the application has.
         expose_errors: The part of an exception that the server receives.
         debug: Whether the server receives stack traces.
         connector: Opens WebSockets.
@@ -97,6 +100,8 @@ class BlockingClient:
         overflow: Mapping[MessageType, Overflow | str] | None = None,
         heartbeat: Heartbeat | None = None,
         resume: Resume | bool = False,
+        inbox: str | None = None,
+        after: int | None = None,
         expose_errors: ExposeErrors | str = ExposeErrors.MESSAGE,
         debug: bool = False,
         connector: Connector | None = None,
@@ -119,6 +124,8 @@ class BlockingClient:
             overflow=overflow,
             heartbeat=heartbeat,
             resume=resume,
+            inbox=inbox,
+            after=after,
             expose_errors=expose_errors,
             debug=debug,
             connector=connector,
@@ -164,11 +171,34 @@ class BlockingClient:
         """Send a message to the server; as `WseClient.send`."""
         self._do(self._client.send, type, payload, key=key)
 
+    @overload
     def call(
         self,
         name: MessageType,
         payload: Any = None,
         *,
+        result: type[T],
+        timeout: float | None = None,
+        on_progress: Callable[[Any], Any] | None = None,
+        upload: Items | None = None,
+    ) -> T: ...
+    @overload
+    def call(
+        self,
+        name: MessageType,
+        payload: Any = None,
+        *,
+        result: Any = None,
+        timeout: float | None = None,
+        on_progress: Callable[[Any], Any] | None = None,
+        upload: Items | None = None,
+    ) -> Any: ...
+    def call(
+        self,
+        name: MessageType,
+        payload: Any = None,
+        *,
+        result: Any = None,
         timeout: float | None = None,
         on_progress: Callable[[Any], Any] | None = None,
         upload: Items | None = None,
@@ -182,18 +212,44 @@ class BlockingClient:
         if on_progress is not None:
             on_progress, workers = self._handlers.one_by_one(on_progress)
         try:
-            return self._wait(
-                self._client.call(name, payload, timeout=timeout, on_progress=on_progress, upload=uploaded(upload))
+            call = self._client.call(
+                name, payload, result=result, timeout=timeout, on_progress=on_progress, upload=uploaded(upload)
             )
+            return self._wait(call)
         finally:
             if workers is not None:
                 workers.close()
 
+    @overload
     def stream(
         self,
         name: MessageType,
         payload: Any = None,
         *,
+        item: type[T],
+        window: int = 32,
+        timeout: float | None = None,
+        deadline: float | None = None,
+        upload: Items | None = None,
+    ) -> BlockingStream[T]: ...
+    @overload
+    def stream(
+        self,
+        name: MessageType,
+        payload: Any = None,
+        *,
+        item: Any = None,
+        window: int = 32,
+        timeout: float | None = None,
+        deadline: float | None = None,
+        upload: Items | None = None,
+    ) -> BlockingStream[Any]: ...
+    def stream(
+        self,
+        name: MessageType,
+        payload: Any = None,
+        *,
+        item: Any = None,
         window: int = 32,
         timeout: float | None = None,
         deadline: float | None = None,
@@ -208,7 +264,7 @@ class BlockingClient:
         The generator is closed when the block is left, by whatever way.
         """
         stream = self._client.stream(
-            name, payload, window=window, timeout=timeout, deadline=deadline, upload=uploaded(upload)
+            name, payload, item=item, window=window, timeout=timeout, deadline=deadline, upload=uploaded(upload)
         )
         return BlockingStream(self, stream)
 
@@ -217,31 +273,34 @@ class BlockingClient:
         self._wait(self._client.flush(timeout))
 
     @overload
+    def on(self, type: F, /) -> F: ...
+    @overload
     def on(self, type: MessageType, fn: F) -> F: ...
     @overload
-    def on(self, type: MessageType, fn: None = None) -> Callable[[F], F]: ...
-    def on(self, type: MessageType, fn: F | None = None) -> F | Callable[[F], F]:
-        """Call `fn(payload)` for every message of that type; without `fn`, a decorator.
+    def on(self, type: MessageType | None = None, fn: None = None) -> Callable[[F], F]: ...
+    def on(self, type: Any = None, fn: F | None = None) -> F | Callable[[F], F]:
+        """Call `fn(payload)` for every message of that type; without `fn`, a decorator. A bare decorator takes
+        the name of the function.
 
         Raises:
             WseError: `PROTOCOL_VIOLATION`, for a type that is WSE's own.
             TypeError: `fn` cannot take `(payload)`.
         """
         if fn is None:
-            check_name(type, "on")
-            return partial(self.on, type)
+            return cast("F", _decorator(self.on, type, "on"))
         self._do(self._client.channel.on, type, self._handlers.listener(fn))
         return fn
 
     @overload
+    def once(self, type: F, /) -> F: ...
+    @overload
     def once(self, type: MessageType, fn: F) -> F: ...
     @overload
-    def once(self, type: MessageType, fn: None = None) -> Callable[[F], F]: ...
-    def once(self, type: MessageType, fn: F | None = None) -> F | Callable[[F], F]:
+    def once(self, type: MessageType | None = None, fn: None = None) -> Callable[[F], F]: ...
+    def once(self, type: Any = None, fn: F | None = None) -> F | Callable[[F], F]:
         """Like `on`, for the next message of that type only."""
         if fn is None:
-            check_name(type, "once")
-            return partial(self.once, type)
+            return cast("F", _decorator(self.once, type, "once"))
         self._do(self._client.channel.once, type, self._handlers.listener(fn))
         return fn
 
@@ -250,13 +309,15 @@ class BlockingClient:
         self._do(self._client.channel.off, type, fn)
 
     @overload
+    def register(self, name: F, /) -> F: ...
+    @overload
     def register(self, name: MessageType, fn: F, *, cancel: bool = False, upload: bool = False) -> F: ...
     @overload
     def register(
-        self, name: MessageType, fn: None = None, *, cancel: bool = False, upload: bool = False
+        self, name: MessageType | None = None, fn: None = None, *, cancel: bool = False, upload: bool = False
     ) -> Callable[[F], F]: ...
     def register(
-        self, name: MessageType, fn: F | None = None, *, cancel: bool = False, upload: bool = False
+        self, name: Any = None, fn: F | None = None, *, cancel: bool = False, upload: bool = False
     ) -> F | Callable[[F], F]:
         """Register `fn(payload)` as a procedure that the server can call; without `fn`, a decorator.
 
@@ -264,8 +325,7 @@ class BlockingClient:
         A plain function goes on when its call is cancelled, and its result is not sent.
         """
         if fn is None:
-            check_name(name, "register")
-            return partial(self.register, name, cancel=cancel, upload=upload)
+            return cast("F", _decorator(partial(self.register, cancel=cancel, upload=upload), name, "register"))
         taken = self._handlers.procedure(fn, self._items if upload else None)
         self._do(partial(self._client.register, cancel=cancel, upload=upload), name, taken)
         return fn
@@ -392,6 +452,13 @@ class BlockingClient:
             yield item
 
 
+def _decorator(add: Callable[[MessageType, Any], Any], name: Any, decorator: str) -> Any:
+    """What a decorator with a name, without one, or without parentheses returns."""
+    if callable(name):
+        return add(name_of(name, decorator), name)
+    return lambda fn: add(name_of(fn, decorator) if name is None else name, fn)
+
+
 async def _called(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     function(*args, **kwargs)
 
@@ -414,6 +481,11 @@ def _end(thread: LoopThread, client: WseClient) -> None:
         with suppress(LoopEndedError):
             thread.run(_close(client, CloseReason.BY_CLIENT, 0.0))
         thread.stop()
+
+
+def _give_up(stream: Stream[Any]) -> None:
+    if stream._asked is not None:
+        stream._asked.give_up()
 
 
 class BlockingStream(Generic[T]):
@@ -450,9 +522,9 @@ class BlockingStream(Generic[T]):
             self._client._wait(self._stream.aclose())
 
     def __del__(self) -> None:
-        stream = getattr(self, "_stream", None)
+        stream: Stream[T] | None = getattr(self, "_stream", None)
         if stream is not None and (thread := self._client._thread) is not None:
-            thread.post(stream._leave)  # the stream's own end would come in this thread
+            thread.post(_give_up, stream)  # the stream's own end would come in this thread
 
 
 class BlockingSignal(Generic[*Ts]):

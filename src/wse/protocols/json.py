@@ -29,7 +29,7 @@ class WseJSON(Protocol):
         # Decodes what all known peers write, arrays of three, without a line of Python; `unpack` takes the rest.
         decode_three = msgspec.json.Decoder(tuple[Any, Any, Any]).decode
         if type(self).pack is WseJSON.pack and type(self).unpack is WseJSON.unpack:  # else a subclass knows better
-            self.codec = Codec(self._encode, decode_three, utf8=True)
+            self.codec = Codec(self._encode, decode_three, utf8=True, decoder=msgspec.json.Decoder)
 
     def pack(self, type: MessageType, payload: Any = None, stamp: Any = None) -> str:
         return self._encode((type, payload, stamp)).decode()

@@ -25,7 +25,8 @@ class WseMsgpack(Protocol):
         self._encode = msgspec.msgpack.Encoder(enc_hook=encode_foreign).encode
         self._decode = msgspec.msgpack.Decoder().decode
         if type(self).pack is WseMsgpack.pack:  # else a subclass encodes itself
-            self.codec = Codec(self._encode, self.unpack)
+            decoder = msgspec.msgpack.Decoder if type(self).unpack is WseMsgpack.unpack else None
+            self.codec = Codec(self._encode, self.unpack, decoder=decoder)
 
     def pack(self, type: MessageType, payload: Any = None, stamp: Any = None) -> bytes:
         return self._encode((type, payload, stamp))

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 from wse.core.session.signals import check_handler
 from wse.errors import ErrorCode
+from wse.server.lifespan import as_manager
 from wse.typed.compiler import Source, compile_handler
 from wse.typed.dependencies import as_guards
 from wse.typed.hints import is_async, names_of_callers
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     from wse.core.hub.hub import Hub
+    from wse.server.lifecycle import Lifecycle
     from wse.server.signals import ServerSignals
     from wse.typed.dependencies import Sources
     from wse.typed.handlers import Channel, Handlers
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
 
 A = TypeVar("A", bound="Callable[..., Any]")
 R = TypeVar("R", bound="Callable[..., Any]")
+L = TypeVar("L", bound="Callable[..., Any]")
 M = TypeVar("M", bound="Middleware")
 
 
@@ -39,6 +42,7 @@ class Handling:
 
     _hub: Hub
     _handlers: Handlers
+    _lifecycle: Lifecycle
     when: ServerSignals
 
     # Authentication.
@@ -141,6 +145,29 @@ class Handling:
         if not is_async(fn):
             raise TypeError(f"middleware is async, as it awaits the handler: async def, not {fn!r}")
         self._handlers.add_middleware(fn)
+        return fn
+
+    def lifespan(self, fn: L) -> L:
+        """Set what the application has for as long as the server serves; usable as a decorator.
+
+            @server.lifespan
+            async def pool(server):
+                async with create_pool() as server.pool:
+                    yield
+
+        The function takes the server, or nothing. It is an async generator, or returns an async context manager. What
+        stands before the `yield` runs at the start of the server, before the port opens: with `run`, `start`,
+        `async with server`, `wse serve`, the lifespan of an ASGI application, or else before the first connection. The
+        rest runs when all connections are closed and all handlers have ended. Several are entered in order, and left in
+        reverse order. One that fails at the start fails the start.
+
+        Raises:
+            TypeError: It is not such a function.
+            RuntimeError: The server has already been started.
+        """
+        if self._lifecycle.is_started:
+            raise RuntimeError("the server has already been started")
+        self._lifecycle.lifespans.add(as_manager(fn, self))
         return fn
 
     @property

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from wse.errors import CloseReason, ErrorCode, WseError
+from wse.server.lifespan import Lifespans
 from wse.server.process import END_SIGNALS, heard
 from wse.transports import picows
 
@@ -160,6 +161,9 @@ class Lifecycle:
         acceptor: Takes over the WebSockets that the listener opens.
         options: Where to listen.
         watchdog: Looks for handlers that block the event loop.
+
+    Attributes:
+        lifespans: What the application has as long as the server serves.
     """
 
     def __init__(
@@ -184,6 +188,7 @@ class Lifecycle:
         self._begun = False  # by `start`, which may come once
         self._told_ready = False
         self.broker = ""  # its name in the log
+        self.lifespans = Lifespans(hub.endpoint.report)
         hub.started = False
         if options.listens:
             acceptor.admission.unready.add(NOT_STARTED)
@@ -286,6 +291,7 @@ class Lifecycle:
 
         Raises:
             WseError: `IDENTIFY_HANDLER_MISSING`; `BROKER_UNAVAILABLE`.
+            Exception: That of a lifespan.
         """
         if self._hub.identify is None:
             raise WseError(ErrorCode.IDENTIFY_HANDLER_MISSING)
@@ -297,11 +303,24 @@ class Lifecycle:
             self._begun = False
             for companion in self._companions:
                 companion.start(loop)
-            self._acceptor.admission.unready.discard(NOT_STARTED)
+            await self._enter_lifespans()
+        await self.lifespans.enter()
         await self._hub.network.open()
+        if self._hub.kept is not None:
+            await self._hub.kept.open()
         self._hub.started = self._closing is not None  # it may have been closed meanwhile
         if self._hub.started and not self._starting and not self._told_ready:
             self._tell_ready()
+
+    async def _enter_lifespans(self) -> None:
+        try:
+            await self.lifespans.enter()
+        except BaseException:
+            if not self._starting:  # otherwise `start` closes it
+                await self.close()
+            raise
+        if self._closing is not None:  # it may have been closed meanwhile
+            self._acceptor.admission.unready.discard(NOT_STARTED)
 
     def _tell_ready(self) -> None:
         """Log where the server can be reached, and how."""
@@ -371,10 +390,13 @@ class Lifecycle:
             await self._scheduler.wait(left.drained(), left.drain)
         await self._hub.close(1012, CloseReason.BY_SERVER)
         grace = await self._settle((), grace)  # listeners of the last clients' `disconnected` and `left`
+        if self._hub.kept is not None:
+            await self._hub.kept.close()
         await self._hub.network.close()
         await self._settle((), grace)  # in a cluster, `left` may fire only now
         self._hub.started = False
         await self._scheduler.cancel_all()
+        await self.lifespans.leave()
         if listener is not None:
             await listener.wait_closed()
         for companion in self._companions:
@@ -411,6 +433,7 @@ class Lifecycle:
         if self._hub.resumption is not None:
             self._hub.resumption.forget_loop()
             self._hub.resumption.end_all()
+        self.lifespans.forget()
         for companion in self._companions:
             companion.stop()
         self._closing = None

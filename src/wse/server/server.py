@@ -10,7 +10,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Self
 
-from wse.brokers import as_broker, without_secrets
+from wse.brokers import as_broker, store_of, without_secrets
 from wse.core.admission import Admission
 from wse.core.cluster.node import ClusterNode
 from wse.core.cluster.settings import ClusterSettings
@@ -19,13 +19,16 @@ from wse.core.hub.census import take_stats
 from wse.core.hub.connection import ServerSession, WseIdentity
 from wse.core.hub.handshake import handshake_of
 from wse.core.hub.hub import Hub
+from wse.core.hub.kept.keeper import Keeper
 from wse.core.hub.single_node import SingleNode
+from wse.core.inbox import Inbox
 from wse.core.limits import Limits, Overflow
 from wse.core.ports.protocol import Protocol
 from wse.core.resume import Resume
 from wse.core.session.endpoint import Endpoint, emit_error
 from wse.core.session.rpc import ExposeErrors
 from wse.errors import ErrorCode, WseError
+from wse.http_api.api import HttpApi
 from wse.metrics.source import Metrics
 from wse.protocols.choice import as_protocols
 from wse.protocols.json import WseJSON
@@ -61,6 +64,9 @@ if TYPE_CHECKING:
     from wse.core.stats import Stats
     from wse.transports.deflate import Compression
 
+READERS = (WseJSON(), WseMsgpack())
+"""The message protocols in which other nodes, and stores, may have packed messages."""
+
 
 class WseServer(Handling, Messaging):
     """A WSE server.
@@ -95,6 +101,8 @@ class WseServer(Handling, Messaging):
             default, because on a fast network it costs far more time than it saves.
         serve_client: Serve the JavaScript client at `/wse.js`, and the modules that it loads beside it.
         files: Files to send in answer to plain GETs, by path: `{"/": "index.html"}`.
+        api_keys: Turns on the HTTP API for publishing at `/api/` of the built-in listener; see `wse.http_api.HttpApi`,
+            which also says what the keys are. It is off by default.
         metrics: The path at which the built-in listener serves metrics for Prometheus, such as `"/metrics"`; off by
             default. It needs `pip install "wse[prometheus]"`. Inside a web framework, use `wse.prometheus.Collector`.
         overflow: The policy, by message type, for messages to a device that reads too slowly; see `Overflow`. Messages
@@ -108,6 +116,7 @@ class WseServer(Handling, Messaging):
         cluster: Times and bounds of the cluster.
         resume: The limits for keeping the session of a client that has lost its connection, if the client asks for
             that; `False` keeps nothing. Clients that do not ask cost nothing.
+        inbox: Keep messages for users who are away (`keep`): `True`, or an `Inbox` with the limits. Off by default.
         expose_errors: The part of an exception that the caller of a failing procedure receives; see `ExposeErrors`.
         debug: Also send the stack traces of failing procedures to their callers.
 
@@ -139,6 +148,7 @@ class WseServer(Handling, Messaging):
         compression: Compression | None = None,
         serve_client: bool = False,
         files: Mapping[str, str | Path] | None = None,
+        api_keys: str | Iterable[str] | Mapping[str, str] | None = None,
         metrics: str | None = None,
         overflow: Mapping[MessageType, Overflow | str] | None = None,
         heartbeat: Heartbeat | None = None,
@@ -147,6 +157,7 @@ class WseServer(Handling, Messaging):
         broker: str | Broker | None = None,
         cluster: ClusterSettings | None = None,
         resume: Resume | bool = True,
+        inbox: Inbox | bool = False,
         debug: bool = False,
     ) -> None:
         self._scheduler = AsyncioScheduler()
@@ -163,6 +174,7 @@ class WseServer(Handling, Messaging):
             report=self._report,
             channel=self._handlers.make_channel,
             procedures=self._handlers.make_procedures,
+            decoder=self._handlers.decoder,
             elsewhere="server.threadsafe",
         )
         deadline = timeout if auth_timeout is None else auth_timeout
@@ -178,6 +190,7 @@ class WseServer(Handling, Messaging):
             resume=Resume() if resume is True else resume or None,
         )
         self._hub.network = SingleNode(self._hub)
+        self._inbox = Inbox() if inbox is True else inbox or None
         admission = Admission(origins, trusted_proxies, self._endpoint.log.folding)
         self._acceptor = ServerAcceptor(self._hub, admission, heartbeat)
         served = {at: StaticFile(Path(file)) for at, file in (files or {}).items()}
@@ -202,7 +215,14 @@ class WseServer(Handling, Messaging):
         )
         if broker is not None:
             self._join_cluster(broker, cluster)
+        else:
+            self._keep_in(None)
         self.when = ServerSignals(self._hub)
+        self._http_api = None
+        if api_keys is not None:
+            self._http_api = HttpApi(self, api_keys, limits=self._endpoint.limits, admission=admission)
+            routes = self._lifecycle.options.routes
+            routes |= {f"/api/{path}": route for path, route in self._http_api.routes.items()}
         if metrics is not None:
             from wse.prometheus import MetricsRoute
 
@@ -299,9 +319,15 @@ class WseServer(Handling, Messaging):
         self._join_cluster(broker, settings)
 
     def _join_cluster(self, broker: str | Broker, settings: ClusterSettings | None) -> None:
-        readers = (WseJSON(), WseMsgpack())
-        self._hub.network = ClusterNode(self._hub, as_broker(broker), settings or ClusterSettings(), readers=readers)
+        joined = as_broker(broker)
+        self._hub.network = ClusterNode(self._hub, joined, settings or ClusterSettings(), readers=READERS)
         self._lifecycle.broker = without_secrets(broker) if isinstance(broker, str) else type(broker).__name__
+        self._keep_in(joined)
+
+    def _keep_in(self, broker: Broker | None) -> None:
+        """Keep messages where the settings say, or else in the broker's store."""
+        if self._inbox is not None:
+            self._hub.keep_in(Keeper(self._hub, self._inbox, store_of(self._inbox.store, broker), READERS))
 
     @property
     def host(self) -> str | None:
@@ -409,6 +435,17 @@ class WseServer(Handling, Messaging):
         """
         close = partial(self.close, LIFESPAN_GRACE)
         return AsgiApp(self._acceptor, self._lifecycle.options.path, self._lifecycle.attach, close, self._upgrader)
+
+    @property
+    def http_api(self) -> HttpApi:
+        """The HTTP API for publishing as an ASGI application, for servers without a listener of their own.
+
+        Raises:
+            ValueError: The server has no `api_keys`.
+        """
+        if self._http_api is None:
+            raise ValueError("the HTTP API is off: WseServer(api_keys=...) turns it on")
+        return self._http_api
 
     @cached_property
     def aiohttp(self) -> Callable[[Any], Awaitable[Any]]:

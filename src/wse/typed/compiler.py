@@ -15,9 +15,10 @@ from inspect import isawaitable
 from typing import TYPE_CHECKING, Any, get_args, get_origin
 
 from wse.core.session.signals import check_handler
+from wse.typed.decoding import TAKES
 from wse.typed.dependencies import Plan, dependency_of
 from wse.typed.hints import Hints, Unknown, is_async, is_async_generator, is_generator, known, label
-from wse.typed.running import Target, own_items, run_plan
+from wse.typed.running import Target, in_thread, own_items, run_plan
 from wse.validation.checks import check_for
 
 if TYPE_CHECKING:
@@ -98,22 +99,27 @@ def compile_handler(source: Source, sources: Sources) -> Compiled:
         and parameter.kind is not parameter.VAR_POSITIONAL
         and (hint := _said(parameter, name, fn)) is not Any
     }
+    takes: type | None = None
     result = _result(hints, yields) if source.answers else Any
     check = check_for(result)
     if marked or source.guards:
         compiled = _planned(source, sources, hints, said, given, check, yields)
     else:
         compiled = _checked(fn, sources, said)
+        payload = check_for(said.get("payload", Any))
+        takes = None if payload is None else payload.made
         if check is not None:
             compiled = (
                 own_items(compiled, check, len(sources.names))
                 if yields
                 else _own_result(compiled, check, is_async=is_async(fn))
             )
-    if source.thread:
+    if source.thread and not is_async(compiled):  # otherwise only the handler runs in a thread
         compiled = _in_thread(compiled)
     if compiled is not fn:
         _name(compiled, fn)
+        if takes is not None:
+            setattr(compiled, TAKES, takes)
     taken = get_args(said.get("items", Any))
     return Compiled(compiled, yields, said, result, taken[0] if taken else Any)
 
@@ -131,7 +137,7 @@ def _given(hints: Hints, marked: set[str], sources: Sources) -> dict[str, inspec
     left = list(sources.names)
     given: dict[str, inspect.Parameter] = {}
     for parameter in hints.parameters:
-        if not left or parameter.name in marked or parameter.kind is parameter.KEYWORD_ONLY:
+        if not left or parameter.name in marked or parameter.kind in (parameter.KEYWORD_ONLY, parameter.VAR_KEYWORD):
             continue
         if parameter.kind is parameter.VAR_POSITIONAL:
             given.update(dict.fromkeys(left, parameter))
@@ -171,28 +177,46 @@ def _checked(fn: Callable[..., Any], sources: Sources, said: Mapping[str, Any]) 
     for index, name in reversed(tuple(enumerate(sources.names))):
         check = sources.checks[name](said[name]) if name in said else None
         if check is not None:
-            fn = _with_check(fn, check, index, len(sources.names))
+            whole = check_for(said[name]) if sources.names in _USUAL else None
+            fn = _with_check(fn, check, index) if whole is None else _with_payload(fn, whole, index)
     return fn
 
 
-def _with_check(fn: Callable[..., Any], check: Callable[[Any], Any], index: int, count: int) -> Callable[..., Any]:
-    if (index, count) == (1, 2):  # what nearly all handlers of a server are
+_USUAL = (("conn", "payload"), ("payload",))
+"""What nearly all handlers are given."""
 
-        def handle(first: Any, second: Any) -> Any:
-            return fn(first, check(second))
 
-        return handle
-    if (index, count) == (0, 1):
+def _with_check(fn: Callable[..., Any], check: Callable[[Any], Any], index: int) -> Callable[..., Any]:
+    """The handler, called with a checked argument."""
 
-        def handle_one(only: Any) -> Any:
-            return fn(check(only))
-
-        return handle_one
-
-    def handle_all(*args: Any) -> Any:
+    def handle(*args: Any) -> Any:
         return fn(*args[:index], check(args[index]), *args[index + 1 :])
 
-    return handle_all
+    return handle
+
+
+def _with_payload(fn: Callable[..., Any], check: Check, index: int) -> Callable[..., Any]:
+    """The same for the last of one or two arguments, with as few calls as can be."""
+    ready = check.made or check.exact
+    convert, errors, blame = check.convert, check.errors, check.blame
+
+    def handle_second(first: Any, second: Any) -> Any:
+        if type(second) is not ready:
+            try:
+                second = convert(second)
+            except errors as exc:
+                blame(exc)
+        return fn(first, second)
+
+    def handle_only(only: Any) -> Any:
+        if type(only) is not ready:
+            try:
+                only = convert(only)
+            except errors as exc:
+                blame(exc)
+        return fn(only)
+
+    return handle_second if index else handle_only
 
 
 def _own_result(fn: Callable[..., Any], check: Check, *, is_async: bool) -> Callable[..., Any]:
@@ -218,7 +242,7 @@ def _own_result(fn: Callable[..., Any], check: Check, *, is_async: bool) -> Call
 
 def _in_thread(fn: Callable[..., Any]) -> Callable[..., Any]:
     async def handle(*args: Any) -> Any:
-        return await asyncio.to_thread(fn, *args)
+        return await in_thread(fn, *args)
 
     return handle
 

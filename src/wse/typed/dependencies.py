@@ -189,7 +189,7 @@ class Plan:
         fn = dependency.fn
         if fn is None:
             annotated = None if parameter is None else _bare(parameter.annotation)
-            if not callable(annotated):
+            if annotated is Any or not callable(annotated):
                 raise TypeError(f"Depends() without a function needs a class as the hint, not {annotated!r}")
             fn = annotated
         try:

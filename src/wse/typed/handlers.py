@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, cast, overload
 
 from wse.core.session import rpc, signals
 from wse.core.session.signals import ONE_AROUND, STANDS_FOR, check_name, original
 from wse.typed.compiler import Source, compile_handler
+from wse.typed.decoding import TAKES, Decoding, taken_by
 from wse.typed.dependencies import as_guards
 from wse.typed.hints import names_of_callers
 from wse.typed.middleware import around
@@ -16,6 +17,7 @@ from wse.typed.sources import NOTHING, of_handlers
 from wse.types import F, MessageType
 
 if TYPE_CHECKING:
+    from wse.core.ports.protocol import Decode, Protocol
     from wse.core.session.ordered import Order
     from wse.core.session.signals import CheckType
     from wse.typed.compiler import Compiled
@@ -46,6 +48,8 @@ class Handlers:
     ) -> None:
         self.receiver: Receiver = receiver
         self.middleware: list[Middleware] = []
+        self._decodings: dict[str, Decoding] = {}
+        self._takes_objects = False
         self._before = before
         self._made = made
         self._declared: list[Any] = []
@@ -60,12 +64,48 @@ class Handlers:
         self.procedures = Procedures(self, takes, check_type, order)
         return self.procedures
 
+    def decoder(self, protocol: Protocol) -> Decode:
+        """The function that decodes the messages of a new session."""
+        if not self._takes_objects or protocol.codec.decoder is None:
+            return protocol.codec.decode
+        decoding = self._decodings.get(protocol.name)
+        if decoding is None:
+            decoding = self._decodings[protocol.name] = Decoding(protocol, self._known)
+        return decoding.decode
+
+    def changed(self, name: MessageType, *, lasts: bool = True) -> None:
+        """The handlers of a name are others now.
+
+        Args:
+            name: The name.
+            lasts: Whether the name is worth knowing.
+        """
+        if self._decodings:
+            taken = taken_by(self._handlers_of(name))
+            for decoding in self._decodings.values():
+                decoding.changed(name, taken, lasts=lasts)
+
+    def _known(self) -> Iterator[tuple[MessageType, Iterable[Callable[..., Any]]]]:
+        for name in {**self.procedures.by_name, **self.procedures.streams, **self.channel._by_type}:
+            yield name, self._handlers_of(name)
+
+    def _handlers_of(self, name: MessageType) -> Iterator[Callable[..., Any]]:
+        procedures = self.procedures
+        if name in procedures.by_name:
+            yield procedures.by_name[name]
+        if name in procedures.streams:
+            yield procedures.streams[name].fn
+        if name in self.channel._by_type:
+            yield from self.channel._by_type[name].fns
+
     def add_middleware(self, middleware: Middleware) -> None:
         """Put a function around every call and message, inside of those that are there."""
         self.middleware.append(middleware)
         if len(self.middleware) == 1:  # from now on, all handlers go through the list
             self.channel.go_through()
             self.procedures.go_through()
+            for decoding in self._decodings.values():
+                decoding.renew()
 
     def declare(self, declaration: Any) -> None:
         """Have a message or a procedure of the other side in the contract."""
@@ -87,7 +127,9 @@ class Handlers:
         """
         names = names_of_callers(fn)
         source = Source(fn=fn, guards=as_guards(guards), thread=thread, answers=answers, names=names)
-        return compile_handler(source, of_handlers(self._before, self._made, uploads=uploads))
+        compiled = compile_handler(source, of_handlers(self._before, self._made, uploads=uploads))
+        self._takes_objects = self._takes_objects or hasattr(compiled.fn, TAKES)
+        return compiled
 
     def wrapped(self, kind: Kind, name: MessageType, handler: Callable[..., Any]) -> Callable[..., Any]:
         """A handler with the middleware around it, if there is any."""
@@ -167,6 +209,7 @@ class Procedures(rpc.Procedures):
             kind: Kind = "stream" if compiled.yields else "call"
             handler = self._side.wrapped(kind, called, compiled.fn)
             self._put(called, handler, yields=compiled.yields, cancel=cancel, upload=upload, ordered=ordered)
+            self._side.changed(called)
             self._operations[called] = Operation(
                 kind="procedure",
                 receiver=self._side.receiver,
@@ -190,6 +233,7 @@ class Procedures(rpc.Procedures):
     def unregister(self, name: MessageType) -> None:
         super().unregister(name)
         self._operations.pop(name, None)
+        self._side.changed(name, lasts=False)
 
     def operations(self) -> list[Operation]:
         """What is known of the procedures."""
@@ -198,6 +242,7 @@ class Procedures(rpc.Procedures):
     def go_through(self) -> None:
         """Have all procedures go through the middleware, which is new."""
         wrapped = self._side.wrapped
+        self.clear()
         for name, fn in self.by_name.items():
             self.by_name[name] = _replace(fn, lambda fn, name=name: wrapped("call", name, fn))  # type: ignore[misc]
         for name, (fn, yields, uploads) in self.streams.items():
@@ -302,6 +347,7 @@ class Channel(signals.Channel):
             self._check_type(called)
             compiled = self._side.compile(fn, uploads=False, answers=False, guards=guards, thread=False)
             self._put(called, self._standing(called, compiled.fn, fn), once=once, ordered=ordered)
+            self._side.changed(called, lasts=not once)
             if not once:
                 operation = Operation(
                     kind="message",
@@ -326,6 +372,7 @@ class Channel(signals.Channel):
 
     def off(self, type: MessageType, fn: Callable[..., Any] | None = None) -> None:
         super().off(type, fn)
+        self._side.changed(type, lasts=False)
         operations = self._operations.get(type)
         if operations is None:
             return
@@ -337,7 +384,10 @@ class Channel(signals.Channel):
             del self._operations[type]
 
     def remove_all(self, type: MessageType | None = None) -> None:
+        types = list(self._by_type) if type is None else [type]
         super().remove_all(type)
+        for each in types:
+            self._side.changed(each, lasts=False)
         if type is None:
             self._operations.clear()
         else:

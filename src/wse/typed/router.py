@@ -9,7 +9,7 @@ from typing import Any, Literal, Protocol, overload
 from wse.core.session.signals import check_name
 from wse.typed.dependencies import as_guards
 from wse.typed.handlers import name_of
-from wse.typed.hints import label
+from wse.typed.hints import label, remember_names
 from wse.types import F, MessageType
 
 _MARK = "wse_entries"
@@ -96,6 +96,7 @@ class Router:
         self._tags = tuple(tags)
         self._guards = as_guards(dependencies)
         self._entries: list[Entry] = []
+        self._included: list[Router] = []
         self._takers: list[Callable[[Entry], None]] = []
         self._has_methods = False
         self.channel = RouterChannel(self)
@@ -146,10 +147,16 @@ class Router:
             TypeError: It is none of these.
             ValueError: The router includes itself.
         """
-        if other is self:
-            raise ValueError("a router cannot include itself")
+        if isinstance(other, Router):
+            if other.reaches(self):
+                raise ValueError("a router cannot include itself")
+            self._included.append(other)
         guards = as_guards(dependencies)
         send(other, lambda entry: self._add(entry.below(prefix, tuple(tags), guards)))
+
+    def reaches(self, router: Router) -> bool:
+        """Whether it is that router, or includes it."""
+        return self is router or any(each.reaches(router) for each in self._included)
 
     def send_to(self, take: Callable[[Entry], None]) -> None:
         """Give all entries to a router or server, those that come later as well.
@@ -172,6 +179,7 @@ class Router:
 
         def add(fn: Any) -> Any:
             called = name_of(fn, decorator) if name is None else name
+            remember_names(fn)
             self._put(Entry(kind, called, fn, options))
             return fn
 
@@ -270,7 +278,6 @@ class RouterSignals:
     disconnected: RouterSignal
     detached: RouterSignal
     resumed: RouterSignal
-    undelivered: RouterSignal
     ignored: RouterSignal
     error: RouterSignal
 

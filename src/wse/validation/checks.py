@@ -21,12 +21,13 @@ class Check:
     Attributes:
         hint: The type.
         exact: If the values of exactly this class need no look at their parts, the class.
+        made: If values of exactly this class can only come from a decoder that has checked them, the class.
         convert: Makes a value of the type from what has come over the wire; raises one of `errors`.
         errors: The exceptions with which `convert` says that a value is not of the type.
         describe: What is wrong, from such an exception.
     """
 
-    __slots__ = ("_own", "convert", "describe", "errors", "exact", "hint")
+    __slots__ = ("_own", "convert", "describe", "errors", "exact", "hint", "made")
 
     def __init__(
         self,
@@ -37,9 +38,11 @@ class Check:
         errors: tuple[type[Exception], ...],
         describe: Describe,
         exact: type | None = None,
+        made: type | None = None,
     ) -> None:
         self.hint = hint
         self.exact = exact
+        self.made = made
         self.convert = convert
         self.errors = errors
         self.describe = describe
@@ -55,7 +58,8 @@ class Check:
         Raises:
             WseError: `INVALID_PAYLOAD`.
         """
-        if type(value) is self.exact:
+        cls = type(value)
+        if cls is self.exact or cls is self.made:
             return value
         try:
             return self.convert(value)

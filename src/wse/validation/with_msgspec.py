@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import date, datetime, time, timedelta
 from decimal import Decimal
 from functools import partial
@@ -18,7 +19,7 @@ from wse.validation.failures import Failure, failure
 from wse.validation.foreign import encode_foreign
 from wse.validation.kinds import is_pydantics
 
-_EXACT = (bool, int, str)
+_EXACT = (bool, int, float, str, bytes, dict, list)
 """Classes whose values are checked when their class is known."""
 
 _KEPT = (bytes, bytearray, date, datetime, time, timedelta, Decimal, UUID)
@@ -31,16 +32,21 @@ def make_check(hint: Any) -> Check:
     Raises:
         TypeError: msgspec cannot check values of the type.
     """
-    foreign = [custom.cls for custom in _custom_types(hint)]
+    nodes = _nodes(hint)
+    foreign = [node.cls for node in nodes if isinstance(node, inspect.CustomType)]
     for cls in foreign:
         if not is_pydantics(cls):
             raise TypeError(
                 f"{_name(cls)} is a class that no JSON makes: hint a msgspec.Struct, a dataclass, a TypedDict, an "
                 "attrs class or a pydantic model, or leave the hint out"
             )
-    dec_hook = _decode_foreign if foreign else None
     is_struct = isinstance(hint, type) and issubclass(hint, msgspec.Struct)
-    convert = _converter(hint, dec_hook) if is_struct else _boxed_converter(hint, dec_hook)
+    options: dict[str, Any] = {}  # each that is given costs as much as all the rest
+    if foreign:
+        options["dec_hook"] = _decode_foreign
+    if any(isinstance(node, inspect.DictType) and not isinstance(node.key_type, inspect.StrType) for node in nodes):
+        options["str_keys"] = True
+    convert = _converter(hint, options) if is_struct else _boxed_converter(hint, options)
 
     def own(value: Any) -> Any:
         try:
@@ -56,22 +62,29 @@ def make_check(hint: Any) -> Check:
         errors=(msgspec.ValidationError, TypeError) if foreign else (msgspec.ValidationError,),
         describe=_describe if is_struct else partial(_describe, boxed=True),
         exact=hint if hint in _EXACT else type(None) if hint is None or hint is type(None) else None,
+        made=hint if isinstance(hint, type) and not foreign and _has_fields(hint) else None,
     )
 
 
-def _converter(hint: Any, dec_hook: Callable[[Any, Any], Any] | None) -> Callable[[Any], Any]:
-    return partial(msgspec.convert, type=hint, str_keys=True, dec_hook=dec_hook)
+def _has_fields(cls: type) -> bool:
+    """Whether a class makes objects of JSON objects."""
+    return issubclass(cls, msgspec.Struct) or dataclasses.is_dataclass(cls) or hasattr(cls, "__attrs_attrs__")
 
 
-def _boxed_converter(hint: Any, dec_hook: Callable[[Any, Any], Any] | None) -> Callable[[Any], Any]:
+def _converter(hint: Any, options: dict[str, Any]) -> Callable[[Any], Any]:
+    convert = msgspec.convert
+    return partial(convert, type=hint, **options) if options else lambda value: convert(value, hint)
+
+
+def _boxed_converter(hint: Any, options: dict[str, Any]) -> Callable[[Any], Any]:
     """The same for a type that is no Struct: msgspec remembers what it knows of Structs only."""
     box: Any = msgspec.defstruct("Box", [("value", hint)], array_like=True)
-    convert = _converter(box, dec_hook)
+    convert = _converter(box, options)
     return lambda value: convert((value,)).value
 
 
-def _custom_types(hint: Any) -> Iterator[inspect.CustomType]:
-    """The parts of a type that msgspec does not know.
+def _nodes(hint: Any) -> list[Any]:
+    """The parts of a type, as msgspec sees it.
 
     Raises:
         TypeError: msgspec cannot tell the members of a union apart, or a name in the type is not known.
@@ -80,20 +93,21 @@ def _custom_types(hint: Any) -> Iterator[inspect.CustomType]:
         msgspec.json.Decoder(hint)
         info = inspect.type_info(hint)
     except NameError as exc:
-        raise TypeError(f"{_name(hint)} has an annotation without a value: {exc}") from exc
+        raise TypeError(f"{_name(hint)} has a field whose type has no value: {exc}. Define it in the module") from exc
     waiting: list[Any] = [info]
     seen: set[int] = set()
+    nodes: list[Any] = []
     while waiting:
         node = waiting.pop()
         if id(node) in seen:
             continue
         seen.add(id(node))
-        if isinstance(node, inspect.CustomType):
-            yield node
-        elif isinstance(node, inspect.Type | inspect.Field):
+        nodes.append(node)
+        if isinstance(node, inspect.Type | inspect.Field):
             waiting += [getattr(node, field) for field in node.__struct_fields__]
         elif isinstance(node, tuple):
             waiting += node
+    return nodes
 
 
 def _decode_foreign(hint: Any, value: Any) -> Any:

@@ -55,10 +55,16 @@ class ExtensionTypes:
     put: MessageType = "~wse:put"
     want: MessageType = "~wse:want"
     end: MessageType = "~wse:end"
+    kept: MessageType = "~wse:kept"
+    seen: MessageType = "~wse:seen"
 
     def names(self) -> frozenset[MessageType]:
         """All of them, which an application may not use."""
         return frozenset(getattr(self, field.name) for field in fields(self))
+
+
+Decode = Callable[[str | bytes | memoryview], Iterable[Any]]
+"""Makes the three of an incoming message; raises any exception for what is none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,11 +75,13 @@ class Codec:
         encode: Makes the payload of a WebSocket message of a tuple `(type, payload, stamp)`.
         decode: Makes the three of an incoming message. When it raises, the session tries `Protocol.unpack`.
         utf8: Whether the bytes that `encode` returns are a text message; else bytes are a binary one.
+        decoder: For messages that are arrays `[type, payload, stamp]`: makes a decoder of a type, as those of msgspec.
     """
 
     encode: Callable[[tuple[Any, Any, Any]], str | bytes]
-    decode: Callable[[str | bytes | memoryview], Iterable[Any]]
+    decode: Decode
     utf8: bool = False
+    decoder: Callable[[Any], Any] | None = None
 
 
 class Protocol(ABC):

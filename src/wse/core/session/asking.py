@@ -369,6 +369,10 @@ class Stream(Generic[T]):
 
     async def aclose(self) -> None:
         """Take no more items, and let the generator at the other side be closed."""
+        self.leave()
+
+    def leave(self) -> None:
+        """The same; runs in the event loop."""
         asked = self._asked
         if asked is not None:
             asked.give_up()

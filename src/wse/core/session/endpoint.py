@@ -5,16 +5,18 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable, Mapping
 from math import inf
+from operator import attrgetter
 from threading import get_ident
 from typing import TYPE_CHECKING, Any
 
 from wse.core.limits import Overflow
-from wse.core.ports.protocol import RESERVED_PREFIX, Protocol
+from wse.core.ports.protocol import RESERVED_PREFIX, Decode, Protocol
 from wse.core.session.extensions import Extensions
 from wse.core.session.log import Log, facts, is_answer
 from wse.core.session.ordered import Order
 from wse.core.session.rpc import ExposeErrors, Procedures
 from wse.core.session.signals import Channel, Signal
+from wse.core.session.tracing import TraceExtension
 from wse.core.stats import Counters
 from wse.errors import ErrorCode, WseError
 from wse.types import MessageType
@@ -22,6 +24,7 @@ from wse.types import MessageType
 if TYPE_CHECKING:
     from wse.core.limits import Limits
     from wse.core.ports.scheduling import Scheduler
+    from wse.core.ports.tracing import Tracer
     from wse.core.session.signals import CheckType
     from wse.core.session.timing import Instruments
 
@@ -46,11 +49,13 @@ class Endpoint:
         report: Called with every failure, and with its session if there is one.
         channel: Makes the listeners of messages.
         procedures: Makes the procedures.
+        decoder: Makes the function that decodes the messages of a session in a protocol.
         elsewhere: What other threads than that of the event loop use, for the message of an error.
 
     Attributes:
         counters: What has happened.
         instruments: Measure times, if metrics are on.
+        tracer: Traces calls, if somebody wants that; see `trace_with`.
         log: Writes what no listener of `error` takes.
     """
 
@@ -60,6 +65,7 @@ class Endpoint:
         "channel",
         "counters",
         "debug",
+        "decoder",
         "elsewhere",
         "expose",
         "extensions",
@@ -75,6 +81,7 @@ class Endpoint:
         "reserved",
         "scheduler",
         "timeout",
+        "tracer",
     )
 
     def __init__(
@@ -91,6 +98,7 @@ class Endpoint:
         debug: bool = False,
         channel: Callable[[tuple[str, ...], CheckType, Order], Channel] = Channel,
         procedures: Callable[[tuple[str, ...], CheckType, Order], Procedures] = Procedures,
+        decoder: Callable[[Protocol], Decode] = attrgetter("codec.decode"),
         elsewhere: str = "loop.call_soon_threadsafe",
     ) -> None:
         if timeout < 0:
@@ -106,6 +114,7 @@ class Endpoint:
         self.max_outgoing_calls = _bound(limits.outgoing_calls)
         self.counters = Counters()
         self.instruments: Instruments | None = None
+        self.tracer: Tracer | None = None
         self.extensions = Extensions()
         self.expose = ExposeErrors(expose)
         self.debug = debug
@@ -114,6 +123,7 @@ class Endpoint:
         order = Order(scheduler)
         self.channel = channel((*takes, "payload"), self.check_type, order)
         self.procedures = procedures((*takes, "payload"), self.check_type, order)
+        self.decoder = decoder
         self._report = report
         self.overflow = {kind: Overflow(policy) for kind, policy in (overflow or {}).items()}
         for kind in self.overflow:
@@ -167,6 +177,12 @@ class Endpoint:
             f"{type!r} is one of WSE's own message types" if type in self.reserved or type else "a message needs a type"
         )
         raise WseError(ErrorCode.PROTOCOL_VIOLATION, {"type": type}, problem)
+
+    def trace_with(self, tracer: Tracer) -> None:
+        """Trace all calls from now on; connections that open from now on carry the context of the traces."""
+        self.tracer = tracer
+        self.extensions.add(TraceExtension())
+        self.procedures.trace_with(tracer)
 
     def report(self, error: WseError, session: object = None, cause: BaseException | None = None) -> None:
         """Report a failure to the application. What a procedure answers on purpose does not count as an error."""

@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import msgspec
+
 from wse.core.limits import Limits, nests_deeper
 from wse.core.session.rpc import ExposeErrors, error_to_wire
 from wse.errors import ErrorCode, WseError
 from wse.types import MessageType
+from wse.validation.foreign import encode_foreign
 
 ECHOED = 1024
 """Bytes, packed, up to which the payload of a call goes back with its error (WIRE.md section 4)."""
@@ -71,7 +74,7 @@ def encode_error(
         debug: Whether the caller gets stack traces.
     """
     name, payload, stamp = call
-    echoed = payload
+    payload = echoed = _plain(payload)
     if (
         expose is ExposeErrors.NONE
         or nests_deeper(payload, nesting - 2)  # it is two levels deeper in the answer
@@ -99,6 +102,16 @@ def encode_error(
     except Exception as error:  # a protocol that cannot send back what it has received
         return ErrorAnswer(None, cause or error, data)
     return ErrorAnswer(bare, cause, data)
+
+
+def _plain(payload: Any) -> Any:
+    """The payload of a call, which may have been decoded into an object of a class, as plain values."""
+    if isinstance(payload, dict | list | str | int | float | bytes | None):
+        return payload
+    try:
+        return msgspec.to_builtins(payload, enc_hook=encode_foreign)
+    except Exception:
+        return None
 
 
 def _is_small(payload: Any, kind: MessageType, encode: Encode, takes: Callable[[Any], bool]) -> bool:

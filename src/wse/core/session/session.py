@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from wse.core.limits import nests_deeper
 from wse.core.packed import Packed, check_key, unencodable
 from wse.core.ports.protocol import RESERVED_PREFIX
+from wse.core.ports.tracing import TRACE
 from wse.core.session.answering import Answering
 from wse.core.session.asking import SessionAsking
 from wse.core.session.current_call import bounded, inherited
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     from wse.core.ports.protocol import Protocol
+    from wse.core.ports.tracing import Tracer
     from wse.core.ports.transport import Link, Pinger, PingingLink
     from wse.core.session.asking import Asked, Items
     from wse.core.session.endpoint import Endpoint
@@ -77,7 +79,7 @@ class Session(Answering):
 
     def __init__(self, endpoint: Endpoint, link: Link, protocol: Protocol) -> None:
         super().__init__(endpoint, link, protocol)
-        self._decode = protocol.codec.decode
+        self._decode = endpoint.decoder(protocol)
         self._procedures = endpoint.procedures.by_name
         self._nesting = endpoint.limits.nesting
         self._conn: Any = None  # what handlers get before the payload: the connection at a server, nothing at a client
@@ -271,7 +273,13 @@ class Session(Answering):
             raise
 
     def start_call(
-        self, name: MessageType, payload: Any, timeout: float | None, options: dict[str, Any] | None = None
+        self,
+        name: MessageType,
+        payload: Any,
+        timeout: float | None,
+        options: dict[str, Any] | None = None,
+        *,
+        traced: bool = False,
     ) -> tuple[int, asyncio.Future[Any]]:
         """Send a call. The code that awaits the future must call `forget_call` in the end.
 
@@ -282,6 +290,8 @@ class Session(Answering):
                 `UNSUPPORTED`, when the peer does not know the options; `RP_TIMEOUT`, when the deadline of the
                 procedure that calls has passed.
         """
+        if self.endpoint.tracer is not None and not traced:
+            return self._start_traced(self.endpoint.tracer, name, payload, timeout, options)
         self.endpoint.check_sent(name)
         if self._phase is not None:
             raise NotAskedError(ErrorCode.CLIENT_NOT_READY, {"rp": name}, "the connection is not open")
@@ -298,7 +308,7 @@ class Session(Answering):
             timeout = inherited(timeout, self.endpoint.timeout, name)
         if self.terms is not None:
             calls.abandoned = self._cancel_call
-            if timeout is not None and timeout != self.endpoint.timeout:
+            if timeout is not None and timeout != (0 if options and "n" in options else self.endpoint.timeout):
                 options = {"t": timeout} if options is None else {"t": timeout, **options}
         elif options is not None:
             raise WseError(ErrorCode.UNSUPPORTED, {"extension": "calls", "rp": name})
@@ -322,6 +332,20 @@ class Session(Answering):
                 raise
             raise WseError(ErrorCode.RP_SEND_FAILED, {"rp": name}, f"{problem}: {exc}") from exc
         self._counters.calls_out += 1
+        return stamp, future
+
+    def _start_traced(
+        self, tracer: Tracer, name: MessageType, payload: Any, timeout: float | None, options: dict[str, Any] | None
+    ) -> tuple[int, asyncio.Future[Any]]:
+        span = tracer.begin(name)
+        if span.headers and self.terms is not None and TRACE in self.agreement.names:
+            options = {**(options or {}), **span.headers}
+        try:
+            stamp, future = self.start_call(name, payload, timeout, options, traced=True)
+        except BaseException as exc:
+            span.fail(exc)
+            raise
+        span.watch(future)
         return stamp, future
 
     def forget_call(self, stamp: int) -> None:
@@ -385,6 +409,8 @@ class Session(Answering):
         """The peer is that of another session: it knows the same extensions."""
         self.agreement = other.agreement
         self.terms = other.terms
+        if self._serving is not None:
+            self._serving.agree()
 
     def invoke(self, fn: Callable[..., Any], *args: Any) -> Any:
         """Call a handler."""
@@ -497,6 +523,8 @@ class Session(Answering):
         # In JSON each level has a bracket of its own, and counting them is faster than walking through all values.
         if self._utf8 and isinstance(data, str) and data.count("[") + data.count("{") <= depth:
             return False
+        if self._decode is not self.protocol.codec.decode:  # the payload may be an object of a class
+            _, payload, stamp = self.protocol.unpack(data)
         if not nests_deeper(payload, depth) and not nests_deeper(stamp, depth):
             return False
         self.exceeded("nesting", CloseReason.LIMIT_NESTING)
