@@ -285,10 +285,25 @@ export interface Credentials {
   finish(welcome: any): any
 }
 
+/** When a handler of messages or calls is called. */
+export interface HandlerOptions {
+  /**
+   * It begins when the ordered handlers of this connection that were called before have ended, those of messages and of calls;
+   * false by default. It must not wait for a call that waits in the same order.
+   */
+  ordered?: boolean
+}
+
+/** What a procedure takes, and when it is called. */
+export interface ProcedureOptions extends HandlerOptions {
+  /** It takes the items of an upload, as `items` of its second argument; false by default. Not with `ordered`. */
+  upload?: boolean
+}
+
 /** The listeners of plain messages, by type. */
 export interface WseChannel {
   /** Call `fn` for every message of that type. */
-  on<T = any>(type: MessageType, fn: (payload: T) => unknown): this
+  on<T = any>(type: MessageType, fn: (payload: T) => unknown, options?: HandlerOptions): this
   /** Call `fn` for the next message of that type only. */
   once<T = any>(type: MessageType, fn: (payload: T) => unknown): this
   /** Remove the last registration of `fn` for that type; without `fn`, all listeners of the type. */
@@ -370,7 +385,7 @@ export interface ServedCall {
   readonly deadline: number
   /** Tell the server how far the procedure is. Nothing is sent if the server has not asked for it. */
   progress(value: unknown): void
-  /** What the server uploads; undefined if it does not. */
+  /** What the server uploads to a procedure that is registered with `upload: true`. */
   readonly items?: AsyncIterableIterator<any>
 }
 
@@ -448,8 +463,11 @@ export class WseClient {
   /**
    * Let the server call `fn` under that name. Whatever it throws, or its promise rejects with, is sent back as an error. What a
    * generator yields, async or not, is sent item by item, as fast as the server takes it.
+   *
+   * Nothing in JavaScript stops a function from outside: `call.signal` tells it that its result is no longer wanted. Throws
+   * `RP_ALREADY_REGISTERED`, `PROTOCOL_VIOLATION` (a reserved name), or a TypeError for a generator with `ordered`.
    */
-  register(name: MessageType, fn: (payload: any, call: ServedCall) => unknown): void
+  register(name: MessageType, fn: (payload: any, call: ServedCall) => unknown, options?: ProcedureOptions): void
   /** Take a procedure away. */
   unregister(name: MessageType): void
 
