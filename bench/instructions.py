@@ -115,9 +115,9 @@ def message(make: Callable[[], Any] = new_server) -> Callable[[int], None]:
     return run
 
 
-def sync_call(make: Callable[[], Any] = new_server) -> Callable[[int], None]:
+def sync_call(make: Callable[[], Any] = new_server, hello: str = HELLO) -> Callable[[int], None]:
     """A call of a plain function, from its text to the answer's bytes."""
-    session, link = new_session(make())
+    session, link = new_session(make(), hello)
 
     def run(times: int) -> None:
         before = link.writes
@@ -169,7 +169,7 @@ def hinted_call(echo: Callable[..., Any]) -> Callable[[int], None]:
     return run
 
 
-def async_call() -> Callable[[int], Any]:
+def async_call(hello: str = HELLO) -> Callable[[int], Any]:
     """A call of a coroutine function that does not wait, 32 in each turn of the loop."""
     server = new_server()
 
@@ -178,7 +178,7 @@ def async_call() -> Callable[[int], Any]:
 
     server.unregister("echo")
     server.register("echo", echo)
-    session, link = new_session(server)
+    session, link = new_session(server, hello)
 
     async def run(times: int) -> None:
         before = link.writes
@@ -469,6 +469,8 @@ OPERATIONS: dict[str, tuple[Callable[[], Any], int]] = {
     "sync call, payload of pydantic": (pydantic_call, 960),
     "async call": (async_call, 960),
     "own call": (own_call, 960),
+    "calls: sync call": (lambda: sync_call(hello=STREAMING), 960),
+    "calls: async call": (lambda: async_call(hello=STREAMING), 960),
     "sent message": (sent_message, 960),
     "item of a stream": (stream_item, 960),
     "broadcast to 100": (broadcast, 60),

@@ -8,8 +8,10 @@ from wse.core.cluster.settings import ClusterSettings
 from wse.core.heartbeat import Heartbeat
 from wse.core.hub.connection import WseConnection, WseIdentity
 from wse.core.hub.handshake import Challenge, Handshake
+from wse.core.hub.kept.histories import KeptMessage
 from wse.core.hub.network import DeviceInfo
 from wse.core.hub.rooms import Room
+from wse.core.inbox import Inbox
 from wse.core.limits import Limits, Overflow
 from wse.core.ports.credentials import Credentials
 from wse.core.ports.protocol import ExtensionTypes, InternalTypes, Protocol
@@ -56,7 +58,9 @@ __all__ = [
     "ExtensionTypes",
     "Handshake",
     "Heartbeat",
+    "Inbox",
     "InternalTypes",
+    "KeptMessage",
     "Limits",
     "Loss",
     "Operation",

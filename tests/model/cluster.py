@@ -40,7 +40,6 @@ from typing import ClassVar
 from support.core import FakeLink, FakeRequest, FakeScheduler, accept_identity
 from wse import ErrorCode, WseError
 from wse.brokers.memory import MemoryCluster
-from wse.core.cluster.envelope import decode_name, encode_name
 from wse.core.cluster.node import ClusterNode
 from wse.core.cluster.registration import Registration, Registrations
 from wse.core.cluster.settings import ClusterSettings
@@ -48,6 +47,7 @@ from wse.core.heartbeat import Heartbeat
 from wse.core.hub.connection import ServerSession, WseConnection
 from wse.core.hub.hub import Hub
 from wse.core.limits import Limits
+from wse.core.names import decode_name, encode_name
 from wse.core.ports.broker import Device, Joined, Lease, Step, Transition
 from wse.core.session.endpoint import Endpoint
 from wse.protocols.json import WseJSON

@@ -76,7 +76,7 @@ class Nodes(list):
 
 @asynccontextmanager
 async def cluster_of(brokers, settings=FAST, **options):
-    """Start a server on each of these brokers."""
+    """Start a server on each of these brokers; `None` is a server alone."""
     nodes = Nodes()
     try:
         for broker in brokers:
@@ -84,7 +84,8 @@ async def cluster_of(brokers, settings=FAST, **options):
             nodes.append(server)
             nodes.logs.append(ServerLog(server))
             nodes.renewals.append(0)
-            when_renewed(server, partial(nodes._renewed, len(nodes) - 1))
+            if broker is not None:
+                when_renewed(server, partial(nodes._renewed, len(nodes) - 1))
             await server.start()
         yield nodes
     finally:

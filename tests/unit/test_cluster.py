@@ -10,8 +10,8 @@ from support.nodes import Nodes, heard
 from wse import ErrorCode, WseError, WseJSON, WseMsgpack, WseServer
 from wse.core.cluster import envelope
 from wse.core.cluster.cluster import Cluster
-from wse.core.cluster.envelope import decode_name, encode_name
 from wse.core.cluster.settings import ClusterSettings
+from wse.core.names import decode_name, encode_name
 
 # Messages.
 

@@ -7,10 +7,11 @@ import pytest
 from support.nodes import Nodes, heard
 from wse import ErrorCode, WseError
 from wse.core.cluster import envelope
-from wse.core.cluster.envelope import NODE, encode_name
+from wse.core.cluster.envelope import NODE
 from wse.core.cluster.reconciler import each
 from wse.core.cluster.registration import State
 from wse.core.cluster.settings import ClusterSettings
+from wse.core.names import encode_name
 from wse.core.ports.broker import Device
 
 JOINED, LEFT = ("joined", "ann"), ("left", "ann")
@@ -422,7 +423,7 @@ def test_what_could_not_be_sent_is_bounded_like_all_that_waits_and_the_rest_is_c
     lose(one, *[("u.ann", b"%d" % number) for number in range(2)])
     assert [data for _, data in one.cluster.bus._backlog][:2] == [b"0", b"1"]
     assert len(one.cluster.bus._backlog) == 3
-    assert one.cluster.bus._backlog_bytes == sum(len(data) for _, data in one.cluster.bus._backlog)
+    assert one.cluster.bus.backlog_bytes == sum(len(data) for _, data in one.cluster.bus._backlog)
     assert one.cluster.bus.lost == 1
 
 

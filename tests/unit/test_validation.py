@@ -338,3 +338,11 @@ def test_a_wrong_value_of_ones_own_is_a_type_error(hint, value):
     assert check is not None
     with pytest.raises(InvalidResultError, match=r"(?s)not of the declared type: .+ \(\$"):
         check.own(value)
+
+
+def test_the_error_of_a_wrong_model_does_not_tell_its_values():
+    check = check_for(Note)
+    assert check is not None
+    with pytest.raises(InvalidResultError, match=r"text \(expected `str`\)") as caught:
+        check.own(Note.model_construct(text=987654321))
+    assert "987654321" not in str(caught.value)

@@ -1,4 +1,7 @@
-"""Brokers connect the nodes of a cluster; each implements the port `wse.core.ports.broker.Broker`."""
+"""Brokers connect the nodes of a cluster; each implements the port `wse.core.ports.broker.Broker`.
+
+Stores keep messages, by the port `wse.core.ports.store.Store`. Each of these brokers has one: its attribute `store`.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,7 @@ from urllib.parse import urlsplit, urlunsplit
 
 if TYPE_CHECKING:
     from wse.core.ports.broker import Broker
+    from wse.core.ports.store import Store
 
 SCHEMES = ("memory", "nats", "tls", "redis", "rediss", "redis+sentinel", "rediss+sentinel")
 
@@ -54,3 +58,28 @@ def as_broker(broker: str | Broker) -> Broker:
         ValueError, ImportError: As `from_url`.
     """
     return from_url(broker) if isinstance(broker, str) else broker
+
+
+def store_of(store: str | Store | None, broker: Broker | None) -> Store:
+    """The store that is given, or that of the broker; without either, one in memory.
+
+    Raises:
+        ValueError: There is no store for the URL, or the broker has none.
+    """
+    if isinstance(store, str):
+        from wse.brokers.sqlite_store import SqliteStore
+
+        scheme, _, path = store.partition(":")
+        if scheme != "sqlite" or not path.strip("/"):
+            raise ValueError(f"the URL of a store is that of a file, such as 'sqlite:inbox.db', not {store!r}")
+        return SqliteStore(path.removeprefix("//"))
+    if store is not None:
+        return store
+    if broker is None:
+        from wse.brokers.memory_store import MemoryStore
+
+        return MemoryStore()
+    own: Store | None = getattr(broker, "store", None)
+    if own is None:
+        raise ValueError(f"{type(broker).__name__} keeps no messages: give Inbox(store=...)")
+    return own

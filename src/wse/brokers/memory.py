@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from secrets import token_hex
 from typing import TYPE_CHECKING, Literal, TypeVar
 
+from wse.brokers.memory_store import MemoryStore
 from wse.brokers.placement import UserRecord, by_place
 from wse.core.ports.broker import Lease
 from wse.errors import ErrorCode, WseError
@@ -63,6 +64,7 @@ class MemoryCluster:
         self._brokers: dict[MemoryBroker, None] = {}
         self._under_way: deque[tuple[str, bytes]] = deque()
         self.forget()
+        self.store = MemoryStore()
         self.topics: dict[str, dict[MemoryBroker, None]] = {}
         self.reachable = True
         self.answers = True
@@ -269,6 +271,11 @@ class MemoryBroker:
     @property
     def connected(self) -> bool:
         return self._loop is not None and self.cluster.reachable
+
+    @property
+    def store(self) -> MemoryStore:
+        """Keeps messages, for all nodes of the cluster."""
+        return self.cluster.store
 
     async def open(self, node: str, listener: BrokerListener) -> None:
         self._reach()

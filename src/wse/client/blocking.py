@@ -71,6 +71,8 @@ class BlockingClient:
         overflow: The treatment of messages that a slow server does not take in time.
         heartbeat: When a silent server is pinged, and given up.
         resume: Whether the session outlives a lost connection.
+        inbox: The name of this device, for messages that the server keeps.
+        after: The number of the last kept message that the application has.
         expose_errors: The part of an exception that the server receives.
         debug: Whether the server receives stack traces.
         connector: Opens WebSockets.
@@ -98,6 +100,8 @@ class BlockingClient:
         overflow: Mapping[MessageType, Overflow | str] | None = None,
         heartbeat: Heartbeat | None = None,
         resume: Resume | bool = False,
+        inbox: str | None = None,
+        after: int | None = None,
         expose_errors: ExposeErrors | str = ExposeErrors.MESSAGE,
         debug: bool = False,
         connector: Connector | None = None,
@@ -120,6 +124,8 @@ class BlockingClient:
             overflow=overflow,
             heartbeat=heartbeat,
             resume=resume,
+            inbox=inbox,
+            after=after,
             expose_errors=expose_errors,
             debug=debug,
             connector=connector,

@@ -7,6 +7,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Self, TypeVar, overload
 
 from wse.backoff import Backoff
+from wse.client.inbox import Kept, current
 from wse.client.manager import UNSET, ConnectionManager
 from wse.client.request import checked_headers, checked_proxy, checked_subprotocol
 from wse.client.retry import Retry, RetryRule
@@ -76,6 +77,11 @@ class WseClient:
             of both sides then arrive once, in order, when the client is connected again, including those that were made
             in between. If that is impossible, `when.lost` says why. A `Resume` sets how much the client keeps, and how
             long it asks the server to wait. `True` means the defaults, and the server's window.
+        inbox: The name of this device, of your own choice: the client gets the messages that the server keeps for its
+            user (`WseServer.keep`), beginning after the last one that the device has handled. Their listeners are those
+            of `channel`; inside of one, `kept` has the message's number.
+        after: The number of the last kept message that the application has. If it stores the number together with its
+            data, it gets every message exactly once, even if it crashes. By default, the server knows.
         expose_errors: The part of an exception that the server receives when it calls a failing procedure; see
             `ExposeErrors`.
         debug: Also send stack traces of failing procedures to the server.
@@ -105,6 +111,8 @@ class WseClient:
         overflow: Mapping[MessageType, Overflow | str] | None = None,
         heartbeat: Heartbeat | None = None,
         resume: Resume | bool = False,
+        inbox: str | None = None,
+        after: int | None = None,
         expose_errors: ExposeErrors | str = ExposeErrors.MESSAGE,
         debug: bool = False,
         connector: Connector | None = None,
@@ -142,7 +150,15 @@ class WseClient:
             heartbeat=heartbeat or Heartbeat(),
             scheduler=self._scheduler,
             resume=resume,
+            inbox=None if inbox is None else (inbox, after),
         )
+
+    @property
+    def kept(self) -> Kept | None:
+        """Inside a listener of a message that the server keeps: its number `n`, and the time `at`, in Unix seconds.
+        Otherwise `None`. See the argument `inbox`.
+        """
+        return current.get()
 
     @property
     def url(self) -> str:

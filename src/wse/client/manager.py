@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 from wse.client.connection import Connection, is_asked_for
 from wse.client.course import Course
 from wse.client.extensions import add_client_extensions
+from wse.client.inbox import InboxExtension
 from wse.client.request import checked_url
 from wse.client.resumption import Resumption
 from wse.client.session import CLOSE_TIMEOUT
@@ -63,6 +64,7 @@ class ConnectionManager:
         heartbeat: When a silent server is asked for a sign of life, and when the connection is given up.
         scheduler: The endpoint's scheduler, which is bound to an event loop here.
         resume: Whether the session outlives its connection, or how much of it is kept.
+        inbox: The name of the device in the inbox of its user, and the number of the last message that it has.
 
     Attributes:
         respond: The application's challenge handler.
@@ -85,12 +87,16 @@ class ConnectionManager:
         heartbeat: Heartbeat,
         scheduler: AsyncioScheduler,
         resume: Resume | bool,
+        inbox: tuple[str, int | None] | None = None,
     ) -> None:
         self._endpoint = endpoint
         add_client_extensions(endpoint)
         self._resumption = Resumption(endpoint, resume, self._send)
         if resume is not False:
             endpoint.extensions.add(self._resumption)
+        self._inbox = None if inbox is None else InboxExtension(endpoint, *inbox, when.inbox_lost._emit)
+        if self._inbox is not None:
+            endpoint.extensions.add(self._inbox)
         self._scheduler = scheduler
         self._when = when
         self.url = checked_url(url)
@@ -244,6 +250,8 @@ class ConnectionManager:
     def _leave(self, code: int, reason: str, *, keep: bool = False) -> None:
         """End the connection, if there is one, and the session, unless it is to be kept."""
         self._keepalive.stop()
+        if self._inbox is not None:
+            self._inbox.report()
         connection, self._connection = self._connection, None
         if not keep:
             self._resumption.drop(code, reason)
@@ -421,6 +429,8 @@ class ConnectionManager:
         else:
             self._when.ready._emit_to_new(welcome)
             self._when.resumed._emit(welcome)
+        if self._inbox is not None:
+            self._inbox.welcomed(session)
 
     @property
     def keeps_session(self) -> bool:

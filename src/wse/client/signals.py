@@ -32,10 +32,23 @@ class ClientSignals:
         updated: `(status)`: `client.status` has changed. A listener that is added later gets the present status.
         gave_up: `(err)`: the client has no connection and will not try again; `err` is the reason. It does not fire
             after the application's own `close`.
+        inbox_lost: `(count)`: so many messages that were kept for this user are gone: there were more than the inbox
+            keeps, or they were kept for too long.
         ignored: `(type, payload, stamp)`: a message without a listener has arrived.
     """
 
-    __slots__ = ("closed", "connected", "error", "gave_up", "ignored", "lost", "ready", "resumed", "updated")
+    __slots__ = (
+        "closed",
+        "connected",
+        "error",
+        "gave_up",
+        "ignored",
+        "inbox_lost",
+        "lost",
+        "ready",
+        "resumed",
+        "updated",
+    )
 
     def __init__(self, endpoint: Endpoint) -> None:
         def failed(exc: Exception, signal: str, args: tuple[Any, ...]) -> None:
@@ -54,5 +67,6 @@ class ClientSignals:
         self.closed: Signal[int, str] = signal("closed", "code", "reason")
         self.updated: Signal[ClientStatus] = signal("updated", "status", replay=True)
         self.gave_up: Signal[WseError] = signal("gave_up", "err")
+        self.inbox_lost: Signal[int] = signal("inbox_lost", "count")
         self.ignored: Signal[Any, Any, Any] = signal("ignored", "type", "payload", "stamp")
         self.error: Signal[WseError] = Signal("error", ("err",), endpoint.scheduler, error_listener_failed)

@@ -306,6 +306,8 @@ class Lifecycle:
             await self._enter_lifespans()
         await self.lifespans.enter()
         await self._hub.network.open()
+        if self._hub.kept is not None:
+            await self._hub.kept.open()
         self._hub.started = self._closing is not None  # it may have been closed meanwhile
         if self._hub.started and not self._starting and not self._told_ready:
             self._tell_ready()
@@ -388,6 +390,8 @@ class Lifecycle:
             await self._scheduler.wait(left.drained(), left.drain)
         await self._hub.close(1012, CloseReason.BY_SERVER)
         grace = await self._settle((), grace)  # listeners of the last clients' `disconnected` and `left`
+        if self._hub.kept is not None:
+            await self._hub.kept.close()
         await self._hub.network.close()
         await self._settle((), grace)  # in a cluster, `left` may fire only now
         self._hub.started = False

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 
 from wse.core.cluster.cluster import Cluster
 from wse.core.cluster.node import ClusterNode
-from wse.core.hub.network import DeviceInfo
-from wse.core.hub.rooms import Room
+from wse.core.hub.network import USER, DeviceInfo
+from wse.core.hub.rooms import Room, keeps_nothing
 from wse.core.session.asking import Stream
-from wse.errors import CloseReason
+from wse.errors import CloseReason, WseError
 from wse.types import ClientId, MessageKey, MessageType, RoomName
 from wse.validation.checks import all_received, received
 
@@ -69,6 +69,35 @@ class Messaging:
             WseError: `NOT_STARTED`: the server has not been started, or has been closed; as `WseConnection.send`.
         """
         self._hub.send(cid, type, payload, exclude, key)
+
+    async def keep(
+        self, cid: ClientId, type: MessageType, payload: Any = None, *, key: str | None = None, ttl: float | None = None
+    ) -> int:
+        """Keep a message for a user, and send it to the user's devices.
+
+        When this returns, the message is stored. A client with an inbox (`WseClient(inbox=...)`) gets what its device
+        has not seen, in order, whenever it connects. Other clients get the message if they are connected.
+
+        Args:
+            cid: The user, a string or an integer.
+            type: The message's type.
+            payload: The message's content.
+            key: A repeat with the same key within 5 minutes is the same message: it is stored once.
+            ttl: Seconds for which it is kept, if that is less than `Inbox.ttl`.
+
+        Returns:
+            Its number among the messages that have been kept for the user, which count from 1.
+
+        Raises:
+            WseError: `NOT_STARTED`; `BROKER_UNAVAILABLE`: the store cannot be reached, and it is unknown whether it has
+                the message; `MSG_PROCESSING_ERROR` and `PROTOCOL_VIOLATION`, as `send`; `LIMIT_EXCEEDED`, if the
+                message is larger than `Inbox.message`; `UNSUPPORTED`: the server has no inboxes, see
+                `WseServer(inbox=...)`.
+            TypeError, ValueError: The `cid` or the `ttl` is none.
+        """
+        if self._hub.kept is None:
+            raise keeps_nothing()
+        return await self._hub.kept.keep(USER, cid, type, payload, key, ttl)
 
     def drop_client(self, cid: ClientId, reason: str = CloseReason.BY_SERVER, code: int = 1000) -> None:
         """Disconnect all devices of a user; `left` fires once. Nothing happens if the user is not connected.

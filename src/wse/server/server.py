@@ -10,7 +10,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Self
 
-from wse.brokers import as_broker, without_secrets
+from wse.brokers import as_broker, store_of, without_secrets
 from wse.core.admission import Admission
 from wse.core.cluster.node import ClusterNode
 from wse.core.cluster.settings import ClusterSettings
@@ -19,7 +19,9 @@ from wse.core.hub.census import take_stats
 from wse.core.hub.connection import ServerSession, WseIdentity
 from wse.core.hub.handshake import handshake_of
 from wse.core.hub.hub import Hub
+from wse.core.hub.kept.keeper import Keeper
 from wse.core.hub.single_node import SingleNode
+from wse.core.inbox import Inbox
 from wse.core.limits import Limits, Overflow
 from wse.core.ports.protocol import Protocol
 from wse.core.resume import Resume
@@ -61,6 +63,9 @@ if TYPE_CHECKING:
     from wse.core.ports.broker import Broker
     from wse.core.stats import Stats
     from wse.transports.deflate import Compression
+
+READERS = (WseJSON(), WseMsgpack())
+"""The message protocols in which other nodes, and stores, may have packed messages."""
 
 
 class WseServer(Handling, Messaging):
@@ -111,6 +116,7 @@ class WseServer(Handling, Messaging):
         cluster: Times and bounds of the cluster.
         resume: The limits for keeping the session of a client that has lost its connection, if the client asks for
             that; `False` keeps nothing. Clients that do not ask cost nothing.
+        inbox: Keep messages for users who are away (`keep`): `True`, or an `Inbox` with the limits. Off by default.
         expose_errors: The part of an exception that the caller of a failing procedure receives; see `ExposeErrors`.
         debug: Also send the stack traces of failing procedures to their callers.
 
@@ -151,6 +157,7 @@ class WseServer(Handling, Messaging):
         broker: str | Broker | None = None,
         cluster: ClusterSettings | None = None,
         resume: Resume | bool = True,
+        inbox: Inbox | bool = False,
         debug: bool = False,
     ) -> None:
         self._scheduler = AsyncioScheduler()
@@ -183,6 +190,7 @@ class WseServer(Handling, Messaging):
             resume=Resume() if resume is True else resume or None,
         )
         self._hub.network = SingleNode(self._hub)
+        self._inbox = Inbox() if inbox is True else inbox or None
         admission = Admission(origins, trusted_proxies, self._endpoint.log.folding)
         self._acceptor = ServerAcceptor(self._hub, admission, heartbeat)
         served = {at: StaticFile(Path(file)) for at, file in (files or {}).items()}
@@ -207,6 +215,8 @@ class WseServer(Handling, Messaging):
         )
         if broker is not None:
             self._join_cluster(broker, cluster)
+        else:
+            self._keep_in(None)
         self.when = ServerSignals(self._hub)
         self._http_api = None
         if api_keys is not None:
@@ -309,9 +319,15 @@ class WseServer(Handling, Messaging):
         self._join_cluster(broker, settings)
 
     def _join_cluster(self, broker: str | Broker, settings: ClusterSettings | None) -> None:
-        readers = (WseJSON(), WseMsgpack())
-        self._hub.network = ClusterNode(self._hub, as_broker(broker), settings or ClusterSettings(), readers=readers)
+        joined = as_broker(broker)
+        self._hub.network = ClusterNode(self._hub, joined, settings or ClusterSettings(), readers=READERS)
         self._lifecycle.broker = without_secrets(broker) if isinstance(broker, str) else type(broker).__name__
+        self._keep_in(joined)
+
+    def _keep_in(self, broker: Broker | None) -> None:
+        """Keep messages where the settings say, or else in the broker's store."""
+        if self._inbox is not None:
+            self._hub.keep_in(Keeper(self._hub, self._inbox, store_of(self._inbox.store, broker), READERS))
 
     @property
     def host(self) -> str | None:

@@ -43,6 +43,7 @@ from wse.brokers.nats.leases import OwnLease, nodes
 from wse.brokers.nats.outbox import OUTBOX, Outbox
 from wse.brokers.nats.reaping import Reaping
 from wse.brokers.nats.records import new_generation, read_record
+from wse.brokers.nats.store import NatsStore
 from wse.brokers.placement import UserRecord, by_place
 from wse.brokers.reconnecting import ANSWER_TIMEOUT, ReconnectingBroker, answer, take
 from wse.core.ports.broker import Device, Joined, Lease, Step, Transition
@@ -68,6 +69,9 @@ class NatsBroker(ReconnectingBroker[NatsConnection]):
             keep the register.
         options: Further options for `nats.connect`, such as `tls`, `user_credentials` and `nkeys_seed`.
 
+    Attributes:
+        store: Keeps messages.
+
     A lease lasts whole seconds here, so `renew` rounds up.
     """
 
@@ -89,6 +93,7 @@ class NatsBroker(ReconnectingBroker[NatsConnection]):
         self._options = options
         # Creating buckets takes a leader of the whole cluster. A node that reconnects must not wait for its election.
         self._is_prepared = False
+        self.store = NatsStore(self, self._prefix, self._replicas)
         self._lease = OwnLease()
         self._changes = Changes(self)
         self._outbox = Outbox(self, self._changes)

@@ -74,13 +74,13 @@ class Bucket:
         This costs much less than `get_many`. A server that cannot do it has none.
         """
         question = json.dumps({"multi_last": [self._start + key for key in keys]}).encode()
-        messages = await self._requests.several(f"$JS.API.DIRECT.GET.{self.bucket}", question, _is_end)
+        messages = await self._requests.several(f"$JS.API.DIRECT.GET.{self.bucket}", question, is_end)
         found: dict[str, tuple[int, bytes]] = {}
         for message in messages:
-            fields = dict(line.split(b": ", 1) for line in message.header.split(b"\r\n")[1:] if line)
-            if b"Nats-Sequence" in fields:
-                key = fields[b"Nats-Subject"].decode().removeprefix(self._start)
-                found[key] = int(fields[b"Nats-Sequence"]), message.data
+            sequence = message.field(b"Nats-Sequence")
+            if sequence:
+                key = message.field(b"Nats-Subject").decode().removeprefix(self._start)
+                found[key] = int(sequence), message.data
         return found
 
     async def put(self, key: str, value: bytes, revision: int | None = None, ttl: int | None = None) -> int:
@@ -142,7 +142,7 @@ class Bucket:
         return [subject[start:] for subject in subjects], count
 
 
-def _is_end(messages: list[Message]) -> bool:
+def is_end(messages: list[Message]) -> bool:
     """Whether the last one is a status: the end, or an error."""
     return messages[-1].header.startswith(b"NATS/1.0 ")
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from nats.errors import BadSubjectError, NoServersError
 from nats.js import api
-from nats.js.errors import BadRequestError, NotFoundError
+from nats.js.errors import NotFoundError
 
 from wse.brokers.nats.bucket import NO_KEY, Bucket
 from wse.brokers.nats.hints import Hints
@@ -29,9 +29,6 @@ PING_INTERVAL = 0.5
 
 CLOSE_TIMEOUT = 1.0
 """Seconds that closing may take."""
-
-OTHER_CONFIGURATION = 10058
-"""An error code of JetStream that nats-py does not distinguish (errors.json of the server)."""
 
 ELECTION_PATIENCE = 0.5
 """Seconds that a new connection waits to hear whether the buckets are still there."""
@@ -52,6 +49,7 @@ class NatsConnection:
         broken: Done when the connection has failed.
         bucket: The bucket of the register.
         hints: The bucket of hints.
+        requests: Requests to JetStream.
         register: The identity of the register, once the lease has been renewed on this connection.
     """
 
@@ -62,9 +60,9 @@ class NatsConnection:
         self._prefix = prefix
         self._wire = Wire(self._heard, self._send)
         self._client = WiredClient(self._wire)
-        self._requests = Requests(self._client, self._write, self._break)
-        self.bucket = Bucket(self._requests, f"{prefix}-v{REGISTER_VERSION}")
-        self.hints = Hints(self._requests, f"{prefix}-v{REGISTER_VERSION}")
+        self.requests = Requests(self._client, self._write, self._break)
+        self.bucket = Bucket(self.requests, f"{prefix}-v{REGISTER_VERSION}")
+        self.hints = Hints(self.requests, f"{prefix}-v{REGISTER_VERSION}")
         self._received = received
         self._start = len(prefix) + 1  # where the topic starts in a subject
         self._numbers = count(1)  # of subscriptions
@@ -95,7 +93,7 @@ class NatsConnection:
         except NoServersError as exc:
             raise self._failure or exc from None
         self._is_connected = True
-        self._requests.open()
+        self.requests.open()
 
     async def has_buckets(self) -> bool:
         """Whether the buckets, which were there before, are still there as far as anybody knows.
@@ -104,7 +102,7 @@ class NatsConnection:
         """
         question = json.dumps({"last_by_subj": self.bucket.subjects.replace(">", "meta.register")}).encode()
         requests = [
-            self._requests.one(f"$JS.API.STREAM.MSG.GET.{bucket.bucket}", question)
+            self.requests.one(f"$JS.API.STREAM.MSG.GET.{bucket.bucket}", question)
             for bucket in (self.bucket, self.hints)
         ]
         with suppress(TimeoutError):
@@ -127,12 +125,7 @@ class NatsConnection:
                 allow_rollup_hdrs=True,
                 allow_direct=True,
             )
-            try:
-                await self._requests.stream.add_stream(config)
-            except BadRequestError as exc:
-                if exc.err_code != OTHER_CONFIGURATION:
-                    raise
-                await self._requests.stream.update_stream(config)
+            await self.requests.make_stream(config)
 
     @property
     def message_size(self) -> int:

@@ -10,15 +10,20 @@ from itertools import count
 from typing import TYPE_CHECKING, Any
 
 from nats.errors import BadSubjectError, NoRespondersError
-from nats.js.errors import APIError, NoStreamResponseError, NotFoundError
+from nats.js.errors import APIError, BadRequestError, NoStreamResponseError, NotFoundError
 
 from wse.brokers.reconnecting import ANSWER_TIMEOUT
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Sequence
 
+    from nats.js.api import StreamConfig
+
     from wse.brokers.nats.private import WiredClient
     from wse.brokers.nats.wire import Message
+
+OTHER_CONFIGURATION = 10058
+"""An error code of JetStream that nats-py does not distinguish (errors.json of the server)."""
 
 NO_RESPONDERS = b"NATS/1.0 503"
 """The start of an answer that the server gives when nobody else answers."""
@@ -132,6 +137,15 @@ class Requests:
             # The library's own method for this request has no offset.
             state = (await self.one(f"$JS.API.STREAM.INFO.{bucket}", question))["state"]
         return [*(state.get("subjects") or ())], state["messages"]
+
+    async def make_stream(self, config: StreamConfig) -> None:
+        """See to it that a stream is there, with this configuration."""
+        try:
+            await self.stream.add_stream(config)
+        except BadRequestError as exc:
+            if exc.err_code != OTHER_CONFIGURATION:
+                raise
+            await self.stream.update_stream(config)
 
     @asynccontextmanager
     async def register(self) -> AsyncIterator[None]:

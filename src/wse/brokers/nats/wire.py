@@ -31,6 +31,11 @@ class Message(NamedTuple):
     header: bytes
     data: bytes
 
+    def field(self, name: bytes) -> bytes:
+        """A field of the header; empty if there is none."""
+        _, _, rest = self.header.partition(b"\r\n" + name + b": ")
+        return rest.partition(b"\r\n")[0]
+
 
 class Wire(Transport):
     """A connection over TCP, with TLS if the server wants that.

@@ -54,6 +54,7 @@ from wse.brokers.redis.scripts import (
     Script,
 )
 from wse.brokers.redis.sentinel import SCHEMES, Sentinels, split
+from wse.brokers.redis.store import RedisStore
 from wse.core.ports.broker import Away, Device, Joined, Lease, Step, Transition
 from wse.errors import ErrorCode, WseError
 
@@ -77,6 +78,9 @@ class RedisBroker(ReconnectingBroker[RedisConnection]):
         sentinel: Options for redis-py's connections to Sentinels, such as `username` and `password`. They have the
             options of TLS from the URL.
         options: Further options for redis-py's connections, such as certificates and a `credential_provider`.
+
+    Attributes:
+        store: Keeps messages.
     """
 
     def __init__(self, url: str, *, sentinel: Mapping[str, Any] | None = None, **options: Any) -> None:
@@ -85,6 +89,7 @@ class RedisBroker(ReconnectingBroker[RedisConnection]):
         watched = split(url) if urlsplit(url).scheme in SCHEMES else None
         self._prefix = ours["prefix"] + ":"
         self._keys = f"{self._prefix}v{REGISTER_VERSION}:"
+        self.store = RedisStore(self, self._keys)
         self._epoch = ""
         # RESP2, where a connection with subscriptions answers in the order of the commands, as any other does.
         # `ReconnectingBroker` retries, and limits the time of an answer.

@@ -114,7 +114,7 @@ class RedisConnection:
                     raise
         raise AssertionError("the engine has just been given the script")
 
-    async def run(self, script: Script, *args: str | int) -> Any:
+    async def run(self, script: Script, *args: str | bytes | int) -> Any:
         try:
             return await self.command("EVALSHA", script.sha, 0, *args)
         except NoScriptError:

@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from wse.core.cluster import envelope
-from wse.core.cluster.envelope import ALL, ROOM, USER, decode_name, encode_name
+from wse.core.cluster.envelope import ALL, ROOM, USER
 from wse.core.cluster.placeholder import Heard
 from wse.core.hub.fanout import deliver, without
+from wse.core.names import decode_name, encode_name
 from wse.core.packed import Packed, encode
 from wse.errors import ErrorCode, WseError
 
@@ -91,6 +92,13 @@ class Delivery:
     def _keep(self, topic: str, message: Any) -> None:
         for placeholder in self.placeholders:
             placeholder.take(topic, message)
+
+    def placeholder(self, conn_id: str) -> Placeholder | None:
+        """What listens for a session that is on its way here."""
+        for placeholder in self.placeholders:
+            if placeholder.conn_id == conn_id:
+                return placeholder
+        return None
 
     def received(self, topic: str, message: envelope.Message) -> None:
         """Hand a message of another node to its receivers here."""

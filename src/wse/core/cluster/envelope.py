@@ -2,8 +2,8 @@
 
     topic       subscribers                              messages
     all         every node                               Message, Hello
-    u.<user>    nodes that hold a device of the user     Message, Drop, Enter, Displaced, Check
-    r.<room>    nodes that hold a member of the room     Message
+    u.<user>    nodes that hold a device of the user     Message, Kept, Drop, Enter, Displaced, Check
+    r.<room>    nodes that hold a member of the room     Message, Kept
     n.<node>    that node                                Canary, Call, Cancel, Query, Answer, ToDevice, Arrived;
                                                          those about a `CallWith`: More, Put, End, Waiting to the node
                                                          of the device, Item, Want, Progress, Running from there
@@ -15,12 +15,11 @@ in MessagePack. Brokers take messages up to some size, so a list of names crosse
 
 from __future__ import annotations
 
-import base64
-import re
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
 
+from wse.core.names import encode_name
 from wse.validation.foreign import encode_foreign
 
 if TYPE_CHECKING:
@@ -34,6 +33,9 @@ ALL = "all"
 USER = "u."
 ROOM = "r."
 NODE = "n."
+
+OUTSIDE = "out-"
+"""How the names of publishers begin. They call devices like nodes, but have no lease, and nobody asks them anything."""
 
 
 class ClusterMessage(msgspec.Struct, array_like=True):
@@ -200,6 +202,15 @@ class Arrived(ClusterMessage, tag=13):
     conn_id: str
 
 
+class Kept(ClusterMessage, tag=30):
+    """The store has a new message for the user or the room."""
+
+    number: int
+    at: float
+    data: bytes
+    """The message as the store has it; empty if it must be read from there."""
+
+
 class Cancel(ClusterMessage, tag=10):
     """The origin no longer waits for the answer to its call with this stamp."""
 
@@ -252,6 +263,7 @@ decode = msgspec.msgpack.Decoder(
     | Answer
     | ToDevice
     | Arrived
+    | Kept
 ).decode
 """Decodes a message; raises a `msgspec.MsgspecError` for bytes that are not one."""
 
@@ -300,47 +312,3 @@ def topic(kind: str, name: Hashable = None) -> str:
         TypeError, ValueError: As `encode_name`.
     """
     return kind if kind == ALL else kind + encode_name(name)
-
-
-MAX_NAME_LENGTH = 1000
-"""The largest length of an encoded name. NATS ends connections over subjects that are four times as long."""
-
-_SAFE = re.compile(r"[A-Za-z0-9_-]+").fullmatch
-
-
-def encode_name(name: Hashable) -> str:
-    """Encode a `cid` or the name of a room in the characters that brokers take.
-
-    Raises:
-        TypeError: The name is neither a string nor an integer; no other types of names exist in a cluster.
-        ValueError: The encoded name is longer than `MAX_NAME_LENGTH`.
-    """
-    if isinstance(name, int):
-        encoded = f"i{int(name)}"
-    elif isinstance(name, str):
-        name = str.__str__(name)  # a member of an enumeration equals its value
-        if _SAFE(name):
-            encoded = f"s{name}"
-        else:
-            encoded = "b" + base64.urlsafe_b64encode(name.encode("utf-8", "surrogatepass")).decode()
-    else:
-        raise TypeError(f"in a cluster, users and rooms are named by strings or integers, not {name!r}")
-    if len(encoded) > MAX_NAME_LENGTH:
-        raise ValueError(f"in a cluster, a name has at most {MAX_NAME_LENGTH} characters, not {len(encoded)}")
-    return encoded
-
-
-def decode_name(name: str) -> str | int:
-    """Reverse `encode_name`.
-
-    Raises:
-        ValueError: `encode_name` does not return such names.
-    """
-    kind, rest = name[:1], name[1:]
-    if kind == "s":
-        return rest
-    if kind == "i":
-        return int(rest)
-    if kind == "b":
-        return base64.urlsafe_b64decode(rest).decode("utf-8", "surrogatepass")
-    raise ValueError(f"{name!r} is not an encoded name of a user or a room")

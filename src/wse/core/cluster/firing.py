@@ -15,8 +15,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from wse.core.cluster.envelope import decode_name
 from wse.core.hub.connection import WseIdentity
+from wse.core.names import decode_name
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

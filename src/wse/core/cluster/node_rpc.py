@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import typing
 from contextlib import nullcontext
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from wse.core.cluster.envelope import NODE, Answer, Call, CallWith, Cancel, Query, encode, in_parts, plain
+from wse.core.cluster.envelope import NODE, OUTSIDE, Answer, Call, CallWith, Cancel, Query, encode, in_parts, plain
 from wse.core.cluster.remote_asking import RemoteAsking
 from wse.core.cluster.remote_serving import RemoteServing
 from wse.core.session.current_call import bounded, inherited
@@ -19,12 +20,24 @@ if TYPE_CHECKING:
 
     from wse.core.cluster.bus import Bus
     from wse.core.cluster.envelope import ClusterMessage
-    from wse.core.hub.connection import ServerSession
-    from wse.core.hub.hub import Hub
+    from wse.core.hub.connection import ServerSession, WseConnection
+    from wse.core.session.endpoint import Endpoint
     from wse.types import MessageType
 
 MAX_ERROR_LENGTH = 1000
 """The length to which an error's message and code are cut when its details cannot be encoded."""
+
+
+class Devices(typing.Protocol):
+    """A hub, as requests see it.
+
+    Attributes:
+        endpoint: Settings and time.
+        connections: The devices that can be called, by their ids.
+    """
+
+    endpoint: Endpoint
+    connections: dict[str, WseConnection]
 
 
 class NodeRpc:
@@ -42,7 +55,7 @@ class NodeRpc:
         serving: Those of other nodes.
     """
 
-    def __init__(self, bus: Bus, hub: Hub, query_timeout: float) -> None:
+    def __init__(self, bus: Bus, hub: Devices, query_timeout: float) -> None:
         self._bus = bus
         self._hub = hub
         self._endpoint = hub.endpoint
@@ -192,7 +205,8 @@ class NodeRpc:
                     stamp, WseError(ErrorCode.RP_DISCONNECT, details, "the node of the device is dead")
                 )
         # An engine that has lost all leases knows a node's lease again only when the node has renewed it.
-        absent = {origin for origin, _ in self._called} - nodes
+        # Publishers have none: a call of theirs that they no longer wait for ends at its timeout.
+        absent = {origin for origin, _ in self._called if not origin.startswith(OUTSIDE)} - nodes
         dead = absent & self._absent
         self._absent = absent
         for origin, stamp in [call for call in self._called if call[0] in dead]:

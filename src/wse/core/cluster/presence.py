@@ -14,10 +14,11 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from wse.core.cluster.envelope import USER, encode_name
+from wse.core.cluster.envelope import USER
 from wse.core.cluster.reconciler import each
 from wse.core.cluster.registration import JOINING_PHASE, Registration, State
 from wse.core.hub.connection import WseIdentity
+from wse.core.names import encode_name
 from wse.core.ports.broker import Device
 from wse.errors import CloseReason, WseError
 

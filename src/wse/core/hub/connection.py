@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from wse.core.hub.auth import AuthExtension, Expiry
     from wse.core.hub.calls import Mode
     from wse.core.hub.handshake import Challenge
+    from wse.core.hub.kept.inboxes import Device
     from wse.core.hub.resumption import Resumption
     from wse.core.hub.sockets import Sockets
     from wse.core.hub.tickets import Ticket
@@ -73,15 +74,17 @@ class ServerSession(Session):
         conn: The connection that the application sees.
         expiry: Its end at a given time, if there is one.
         ticket: What its client needs to come back, if it has asked for that.
+        inbox: The device, if it has asked for messages that are kept.
     """
 
-    __slots__ = ("_owner", "conn", "expiry", "ticket")
+    __slots__ = ("_owner", "conn", "expiry", "inbox", "ticket")
 
     def __init__(self, owner: SessionOwner, link: Link, request: Request, protocol: Protocol) -> None:
         super().__init__(owner.endpoint, link, protocol)
         self._owner = owner
         self.expiry: Expiry | None = None
         self.ticket: Ticket | None = None
+        self.inbox: Device | None = None
         self.conn = WseConnection(self, secrets.token_hex(8), request)
         self._conn = self.conn
 
@@ -204,7 +207,7 @@ class WseConnection:
     def data(self) -> dict[str, Any]:
         """A dict of the application's own, for what it has to know about the connection. In a cluster, it goes with a
         session that moves to another node, so it must then consist of plain values: strings, numbers, `bytes`, lists,
-        and dicts with strings as keys. Otherwise the session cannot move.
+        and dicts with strings as keys, of at most 64 KiB together. Otherwise the session cannot move.
         """
         if self._data is None:
             self._data = {}

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import msgspec
 
 from wse.core.closing import JUMP
+from wse.core.hub.kept.inboxes import Device
 from wse.core.hub.tickets import Refusal, Ticket
 from wse.core.session.ledger import NO_LINK
 from wse.core.session.phase import Ignoring
@@ -38,6 +39,8 @@ class Luggage(msgspec.Struct, array_like=True):
     session: Snapshot
     window: float
     data: dict[str, Any] | None
+    inbox: tuple[str, int] | None = None
+    """The name of a device with an inbox, and the number of the last message that it was sent."""
 
 
 class Arrival(NamedTuple):
@@ -108,7 +111,11 @@ class Moving:
         restore(session, luggage.session)
         session.enter(None)
         hub.bring_in(session.conn, arrival.cid)
+        if luggage.inbox is not None:
+            session.inbox = Device(session.conn, *luggage.inbox)
         fetched.settle(session.conn)
+        if session.inbox is not None and hub.inboxes is not None:
+            hub.inboxes.begin(session)
         hub.connected._emit_on(session, session.conn)
         fetched.catch_up(session.conn)
         if not session.ended and not arrival.session.ended:
@@ -147,7 +154,8 @@ class Moving:
         ledger.confirm(got)
         ledger.is_certain = True
         session.fail_calls(JUMP, CloseReason.MOVED)  # those that have not arrived are taken back
-        luggage = Luggage(take(session), ticket.window, session.conn._data)
+        inbox = None if session.inbox is None else (session.inbox.name, session.inbox.position)
+        luggage = Luggage(take(session), ticket.window, session.conn._data, inbox)
         ledger.forget_ring()
         session.clear_outbox()
         ticket.to = to

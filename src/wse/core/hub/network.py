@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from wse.core.hub.moving import Luggage
     from wse.core.hub.tickets import Claim, Refusal
     from wse.core.packed import Packed
+    from wse.core.ports.store import Record
 
 EVERYONE, USER, ROOM = "all", "u.", "r."
 """The kinds of receivers that a message can have."""
@@ -151,10 +152,26 @@ class Network(typing.Protocol):
             WseError: As `WseConnection.send`.
         """
 
+    def kept(self, kind: str, name: Hashable, record: Record) -> None:
+        """Tell the other nodes of a message that this one has put into the store.
+
+        Args:
+            kind: As for `send`.
+            name: The user or the room.
+            record: The message.
+        """
+
     def drop(self, cid: ClientId, reason: str, code: int) -> None:
         """Disconnect the user's devices of other nodes."""
 
     # Rooms.
+
+    async def subscribed(self) -> None:
+        """Return when this node gets all messages that it has asked for.
+
+        Raises:
+            WseError: `BROKER_UNAVAILABLE`.
+        """
 
     def want_room(self, name: RoomName) -> None:
         """Note that the first connection of this node has entered the room."""

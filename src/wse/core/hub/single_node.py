@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from wse.core.hub.tickets import Claim
     from wse.core.packed import Packed
     from wse.core.ports.scheduling import Timer
+    from wse.core.ports.store import Record
     from wse.types import ClientId, MessageKey, MessageType, RoomName
 
 
@@ -91,7 +92,11 @@ class SingleNode:
     ) -> None:
         send_to_all(self._endpoint, conns, type, payload, key)
 
+    def kept(self, kind: str, name: Hashable, record: Record) -> None: ...
+
     def drop(self, cid: ClientId, reason: str, code: int) -> None: ...
+
+    async def subscribed(self) -> None: ...
 
     def want_room(self, name: RoomName) -> None: ...
 

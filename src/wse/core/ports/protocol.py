@@ -55,6 +55,8 @@ class ExtensionTypes:
     put: MessageType = "~wse:put"
     want: MessageType = "~wse:want"
     end: MessageType = "~wse:end"
+    kept: MessageType = "~wse:kept"
+    seen: MessageType = "~wse:seen"
 
     def names(self) -> frozenset[MessageType]:
         """All of them, which an application may not use."""

@@ -409,6 +409,8 @@ class Session(Answering):
         """The peer is that of another session: it knows the same extensions."""
         self.agreement = other.agreement
         self.terms = other.terms
+        if self._serving is not None:
+            self._serving.agree()
 
     def invoke(self, fn: Callable[..., Any], *args: Any) -> Any:
         """Call a handler."""

@@ -1,0 +1,229 @@
+"""The client's side of the `inbox` extension (WIRE.md section 7): messages that the server keeps.
+
+The server numbers what it keeps for the user. This side hands each message to its listeners once, in order, and reports
+how far they have come: the end of the unbroken row of messages whose listeners have returned without an exception. It
+never reports a message that lies beyond one that has failed, so that one comes again when the program is restarted.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Mapping
+from contextvars import ContextVar
+from inspect import isawaitable
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeGuard
+
+from wse.core.session.extensions import Control, Extension
+from wse.core.session.signals import HANDLER_ERRORS, settle
+from wse.errors import ErrorCode, WseError
+
+if TYPE_CHECKING:
+    from wse.client.session import ClientSession
+    from wse.core.ports.protocol import ExtensionTypes
+    from wse.core.ports.scheduling import Timer
+    from wse.core.session.endpoint import Endpoint
+    from wse.types import MessageType
+
+REPORT_EVERY: Final = 64
+"""Messages after which it is reported how far the listeners have come."""
+
+REPORT_AFTER: Final = 2.0
+"""Seconds after which it is reported at the latest."""
+
+TURNS: Final = 4
+"""Turns of the event loop in which code that has awaited the connection can add its listeners."""
+
+MOST_AT_A_TIME: Final = 100
+"""Async listeners of kept messages that run at a time. More messages wait for them."""
+
+
+class Kept(NamedTuple):
+    """Where a message stands in the inbox: `client.kept`, inside its listeners.
+
+    Attributes:
+        n: Its number among the messages that have been kept for the user, which count from 1.
+        at: When it was kept, in Unix seconds by the server's clock.
+    """
+
+    n: int
+    at: float
+
+
+current: ContextVar[Kept | None] = ContextVar("wse_kept", default=None)
+
+
+class InboxExtension(Extension):
+    """`inbox` at a client.
+
+    Args:
+        endpoint: The client's listeners.
+        device: The name of this device among those of its user.
+        after: The number of the last message that the application has, if it knows better than the server.
+        lost: Called with the number of messages that are no longer kept.
+    """
+
+    name = "inbox"
+
+    def __init__(self, endpoint: Endpoint, device: str, after: int | None, lost: Callable[[int], None]) -> None:
+        self._endpoint = endpoint
+        self._device = device
+        self._lost = lost
+        self._after = after
+        self._offered = after
+        self._forgotten = 0  # messages that are gone, of which the application has not been told
+        self._waiting: deque[tuple[ClientSession, list[Any]]] = deque()
+        self._running = 0  # async listeners
+        self._open: dict[int, int] = {}  # messages whose listeners have not all returned: how many have not
+        self._reported = 0
+        self._session: ClientSession | None = None
+        self._timer: Timer | None = None
+
+    def offer(self) -> Any:
+        self._offered = self._after
+        return {"device": self._device} if self._after is None else {"device": self._device, "after": self._after}
+
+    def answered(self, session: ClientSession, params: Any) -> None:
+        first = params.get("from") if isinstance(params, dict) else None
+        if not _is_number(first):
+            return  # a session that goes on, or a server that does not know now
+        if self._after is None or self._offered is None:
+            self._after = max(first - 1, self._after or 0)
+        elif first > self._offered:
+            self._after = max(first - 1, self._after)  # messages that waited may have been handled meanwhile
+        else:  # the server has lost the inbox, and counts anew
+            self._after = first - 1
+            self._reported = 0
+            self._open.clear()
+            self._waiting.clear()
+        lost = params.get("lost")
+        self._forgotten = lost if _is_number(lost) else 0
+
+    def welcomed(self, session: ClientSession) -> None:
+        """The client is ready. The application is told what is gone when it has had time to listen."""
+        if self.name not in session.agreement.names:
+            error = WseError(ErrorCode.UNSUPPORTED, {"extension": self.name}, "the server has no inboxes")
+            self._endpoint.report(error, session)
+        if self._forgotten:
+            self._tell_after(TURNS)
+
+    def _tell_after(self, turns: int) -> None:
+        if turns:
+            self._endpoint.scheduler.call_soon(self._tell_after, turns - 1)
+        else:
+            self._tell()
+
+    def _tell(self) -> None:
+        lost, self._forgotten = self._forgotten, 0
+        if lost:
+            self._lost(lost)
+
+    def controls(self, types: ExtensionTypes) -> Mapping[MessageType, Control]:
+        return {types.kept: self._came}
+
+    # Messages.
+
+    def _came(self, session: ClientSession, message: Any, stamp: Any) -> None:
+        if not isinstance(message, list) or len(message) != 4 or not _is_number(message[0]):
+            session.violation("a kept message is an array of its number, type, payload and time")
+            return
+        self._session = session
+        if self._running < MOST_AT_A_TIME and not self._waiting:
+            self._handle(session, message)
+        else:
+            self._waiting.append((session, message))
+
+    def _handle(self, session: ClientSession, message: list[Any]) -> None:
+        number, type_, payload, at = message
+        self._tell()
+        if self._after is not None:
+            if number <= self._after:
+                return  # it has come before
+            if number > self._after + 1:
+                self._lost(number - self._after - 1)
+        self._after = number
+        try:
+            listeners = self._endpoint.channel._by_type.get(type_)
+        except TypeError:
+            session.violation("a message's type must be hashable")
+            return
+        self._endpoint.counters.messages_in += 1
+        if listeners is None:
+            session._ignored(type_, payload, None)
+        else:
+            self._open[number] = 1
+            token = current.set(Kept(number, at if isinstance(at, int | float) else 0.0))
+            try:
+                for fn in listeners.fns:
+                    self._open[number] += 1
+                    self._call(session, fn, number, type_, payload)
+            finally:
+                current.reset(token)
+            self._returned(number)
+        self._note(session)
+
+    def _call(
+        self, session: ClientSession, fn: Callable[[Any], Any], number: int, type_: MessageType, payload: Any
+    ) -> None:
+        try:
+            result = fn(payload)
+        except HANDLER_ERRORS as exc:
+            session._listener_failed(exc, type_)
+            return
+        if result is not None and isawaitable(result):
+            self._running += 1
+            self._endpoint.scheduler.spawn(self._settle(session, result, number, type_))
+        else:
+            self._returned(number)
+
+    async def _settle(self, session: ClientSession, awaitable: Any, number: int, type_: MessageType) -> None:
+        failed: list[BaseException] = []
+        try:
+            await settle(awaitable, failed.append)
+        finally:
+            self._running -= 1
+        if failed:
+            session._listener_failed(failed[0], type_)
+        else:
+            self._returned(number)
+            self._note(session)
+        while self._waiting and self._running < MOST_AT_A_TIME:
+            self._handle(*self._waiting.popleft())
+
+    def _returned(self, number: int) -> None:
+        """A listener has returned without an exception."""
+        left = self._open.get(number, 0) - 1
+        if left:
+            self._open[number] = left
+        else:
+            self._open.pop(number, None)
+
+    # How far the listeners have come.
+
+    @property
+    def seen(self) -> int:
+        """The end of the unbroken row of messages whose listeners have returned."""
+        return min(self._open) - 1 if self._open else self._after or 0
+
+    def _note(self, session: ClientSession) -> None:
+        ahead = self.seen - self._reported
+        if ahead >= REPORT_EVERY:
+            self.report()
+        elif ahead > 0 and self._timer is None:
+            self._timer = self._endpoint.scheduler.call_later(REPORT_AFTER, self.report)
+
+    def report(self) -> None:
+        """Tell the server how far the listeners have come."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        session, seen = self._session, self.seen
+        if session is None or not session.valid or seen <= self._reported:
+            return
+        types = session.protocol.extensions
+        if types is not None and self.name in session.agreement.names:
+            self._reported = seen
+            session.write(types.seen, seen)
+
+
+def _is_number(value: Any) -> TypeGuard[int]:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0

@@ -1,0 +1,208 @@
+"""The readers of one box on this node: each gets every message once, in order, whatever way it comes.
+
+A message comes as a *hint*, when it has just been kept, or is read from the store. A hint is handed out if it is the
+next one. After any other hint, and for readers that are behind, the store is read: by one task for all readers, in
+pages. A reader that does not take more is left behind, and goes on when it does, so nothing waits for it in memory.
+"""
+
+from __future__ import annotations
+
+import typing
+from typing import TYPE_CHECKING
+
+from wse.core.hub.fanout import deliver
+from wse.core.hub.kept.form import Kept
+from wse.errors import WseError
+from wse.tasks import wake
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from wse.core.hub.connection import WseConnection
+    from wse.core.packed import Packed
+    from wse.core.ports.protocol import Protocol
+    from wse.core.ports.store import Record, Store
+    from wse.core.session.endpoint import Endpoint
+
+PAGE = 64
+"""Messages that are read at a time."""
+
+RETRY_AFTER = 2.0
+"""Seconds after which a store that has failed is read again."""
+
+
+class Reader:
+    """A device that gets all messages of a box.
+
+    Args:
+        conn: The device.
+        position: The number of the last message that it has.
+
+    Attributes:
+        position: The number of the last message that was written to it.
+    """
+
+    __slots__ = ("conn", "is_waiting", "position")
+
+    def __init__(self, conn: WseConnection, position: int = 0) -> None:
+        self.conn = conn
+        self.position = position
+        self.is_waiting = False  # until it takes more
+
+    def came(self) -> None:
+        """A page of messages has come."""
+
+    def gone(self) -> None:
+        """It reads the box no more."""
+
+    def lost(self) -> None:
+        """The box was lost, and numbers its messages anew."""
+        self.position = 0
+
+
+class Desk(typing.Protocol):
+    """What all feeds of a node share."""
+
+    endpoint: Endpoint
+    store: Store
+
+    def decode(self, box: str, record: Record) -> Kept | None:
+        """The message; `None` if it cannot be decoded, which is reported."""
+        ...
+
+
+class Feed:
+    """The readers of one box.
+
+    Args:
+        desk: The store, and what belongs to it.
+        box: The name of the box.
+        form: The form in which its readers get a message.
+
+    Attributes:
+        readers: The readers, by the ids of their connections.
+        last: The highest number that is known.
+    """
+
+    __slots__ = ("_box", "_desk", "_form", "_is_reading", "_must_look", "last", "readers")
+
+    def __init__(self, desk: Desk, box: str, form: Callable[[Kept, Protocol], Packed]) -> None:
+        self._desk = desk
+        self._box = box
+        self._form = form
+        self.readers: dict[str, Reader] = {}
+        self.last = 0
+        self._is_reading = False
+        self._must_look = False
+
+    def add(self, reader: Reader) -> None:
+        """Add a reader, which gets at once what it has not got."""
+        self.readers[reader.conn.conn_id] = reader
+        self.last = max(self.last, reader.position)
+        self.look()
+
+    def heard(self, number: int, message: Kept | None) -> None:
+        """A message has been kept.
+
+        Args:
+            number: Its number.
+            message: The message; `None` if it must be read.
+        """
+        if message is None or self._is_reading or number != self.last + 1:
+            self.last = max(self.last, number)
+            self.look()
+            return
+        self.last = number
+        self._hand_out(
+            [(number, message)], [reader for reader in self.readers.values() if reader.position == number - 1]
+        )
+        if any(reader.position < number and not reader.is_waiting for reader in self.readers.values()):
+            self.look()
+
+    def look(self) -> None:
+        """Read what there is in the store."""
+        self._must_look = True
+        if not self._is_reading and self.readers:
+            self._is_reading = True
+            self._desk.endpoint.scheduler.spawn(self._read())
+
+    async def _read(self) -> None:
+        scheduler = self._desk.endpoint.scheduler
+        try:
+            while self.readers and (ready := self._find_ready()) is not None:
+                await self._read_page(ready)
+                turn = scheduler.create_future()  # what was written leaves, and shows which readers are slow
+                scheduler.call_soon(wake, turn)
+                await turn
+        except WseError as exc:
+            problem = f"kept messages cannot be read: {exc}"
+            self._desk.endpoint.report(WseError(exc.code, {"box": self._box}, problem), None, exc)
+            scheduler.call_later(RETRY_AFTER, self.look)
+        finally:
+            self._is_reading = False
+
+    def _find_ready(self) -> list[Reader] | None:
+        """The readers that are behind and take more; `None` if there is nothing to read."""
+        ready: list[Reader] = []
+        for reader in self.readers.values():
+            if reader.position < self.last or self._must_look:
+                if reader.conn._session._writable:
+                    ready.append(reader)
+                elif not reader.is_waiting:
+                    reader.is_waiting = True
+                    self._desk.endpoint.scheduler.spawn(self._wait_for(reader))
+        return ready or None
+
+    async def _wait_for(self, reader: Reader) -> None:
+        try:
+            await reader.conn._session.drain()
+        finally:
+            reader.is_waiting = False
+        if reader.conn.conn_id in self.readers:
+            self.look()
+
+    async def _read_page(self, ready: list[Reader]) -> None:
+        self._must_look = False
+        after = min(reader.position for reader in ready)
+        page = await self._desk.store.read(self._box, after, PAGE)
+        if page.span.last < after:
+            self._start_anew(page.span.last)
+            return
+        # Readers may have come, gone and got hints meanwhile: none of them gets anything twice, or out of order.
+        ready = [reader for reader in ready if reader.conn.conn_id in self.readers]
+        self.last = max(self.last, page.span.last)
+        self._hand_out([(record.number, self._desk.decode(self._box, record)) for record in page.records], ready)
+        if len(page.records) < PAGE:  # what is missing up to here is no longer there
+            for reader in ready:
+                if not page.records or reader.position >= page.records[-1].number:
+                    reader.position = max(reader.position, page.span.last)
+        for reader in ready:
+            reader.came()
+
+    def _hand_out(self, messages: list[tuple[int, Kept | None]], readers: list[Reader]) -> None:
+        """Write messages in order to those that take them; the others are left behind."""
+        for number, message in messages:
+            readers = [reader for reader in readers if reader.conn._session._writable]
+            conns: list[WseConnection] = []
+            for reader in readers:
+                if reader.position < number:
+                    reader.position = number
+                    conns.append(reader.conn)
+            if message is not None and conns:
+                self._deliver(message, conns)
+
+    def _deliver(self, message: Kept, conns: list[WseConnection]) -> None:
+        endpoint = self._desk.endpoint
+        try:
+            forms = {protocol: self._form(message, protocol) for protocol in {c._session.protocol for c in conns}}
+        except WseError as exc:  # one of their protocols cannot carry it
+            endpoint.report(exc)
+        else:
+            deliver(endpoint, conns, message.type, forms)
+
+    def _start_anew(self, last: int) -> None:
+        """The engine has lost the box."""
+        self.last = last
+        for reader in tuple(self.readers.values()):
+            reader.lost()
+        self._must_look = True

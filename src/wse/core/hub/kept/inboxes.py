@@ -1,0 +1,201 @@
+"""Inboxes at a server: the extension `inbox` (WIRE.md section 7).
+
+A device that offers the extension says its name, and perhaps the number of the last message that it has. Its cursor is
+read from the store before it is welcomed, and the answer tells what comes. After the welcome it is a reader of its
+user's box. What it reports as seen moves its cursor.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final
+
+from wse.core.hub.kept.feed import Reader
+from wse.core.hub.kept.form import Kept, box_of
+from wse.core.hub.network import USER
+from wse.core.session.extensions import Extension
+from wse.core.session.phase import Ignoring
+from wse.errors import CloseReason, ErrorCode, WseError
+from wse.tasks import wake
+
+if TYPE_CHECKING:
+    import asyncio
+    from collections.abc import Callable, Mapping
+
+    from wse.core.hub.connection import ServerSession, WseConnection
+    from wse.core.hub.kept.keeper import Keeper
+    from wse.core.ports.protocol import ExtensionTypes
+    from wse.core.ports.store import Span
+    from wse.core.session.extensions import Control
+    from wse.types import ClientId, MessageType
+
+MOST_OF_A_NAME: Final = 200
+"""Characters of the name of a device."""
+
+READING = Ignoring()
+"""The phase between acceptance and welcome, while the cursor is read."""
+
+
+class Device(Reader):
+    """A device with an inbox.
+
+    Args:
+        conn: The connection.
+        name: The name that the client has chosen.
+        after: The number of the last message that it has, by its own account.
+
+    Attributes:
+        span: What the inbox held when the device connected; `None` if that is not known.
+        seen: What it has reported as seen.
+    """
+
+    __slots__ = ("after", "name", "seen", "span")
+
+    def __init__(self, conn: WseConnection, name: str, after: int | None) -> None:
+        super().__init__(conn)
+        self.name = name
+        self.after = after
+        self.span: Span | None = None
+        self.seen = 0
+
+    def lost(self) -> None:
+        self.conn._session.cut(1012, CloseReason.BY_SERVER)  # it connects again, and begins anew
+
+
+class Write:
+    """A cursor that is being moved.
+
+    Attributes:
+        number: Where it is to be moved.
+        done: Done when it has been moved, or could not be.
+    """
+
+    __slots__ = ("done", "number")
+
+    def __init__(self, number: int, done: asyncio.Future[None]) -> None:
+        self.number = number
+        self.done = done
+
+
+class Inboxes(Extension):
+    """The inboxes of a server.
+
+    Args:
+        keeper: The boxes.
+    """
+
+    name = "inbox"
+
+    def __init__(self, keeper: Keeper) -> None:
+        self._keeper = keeper
+        self._store = keeper.store
+        self._settings = keeper.settings
+        self._endpoint = keeper.endpoint
+        self._writes: dict[tuple[str, str], Write] = {}
+
+    # Extension.
+
+    def offered(self, session: ServerSession, params: Any) -> bool:
+        if not isinstance(params, dict):
+            return False
+        name, after = params.get("device"), params.get("after")
+        if not isinstance(name, str) or not 0 < len(name) <= MOST_OF_A_NAME:
+            return False
+        if after is not None and not _is_number(after):
+            return False
+        session.inbox = Device(session.conn, name, after)
+        return True
+
+    def answer(self, session: ServerSession) -> Any:
+        device = session.inbox
+        if device is None or device.span is None:
+            return {}  # a session that goes on, or a store that is away
+        span = device.span
+        begin = max(device.position + 1, span.first)
+        return {"from": begin, "to": span.last, "lost": begin - device.position - 1}
+
+    def controls(self, types: ExtensionTypes) -> Mapping[MessageType, Control]:
+        return {types.seen: self._seen}
+
+    # A device comes and goes.
+
+    def find(self, session: ServerSession, cid: ClientId, welcome: Callable[[], None]) -> None:
+        """Read a device's cursor, then call `welcome`, if the client is still there.
+
+        Raises:
+            TypeError, ValueError: Such a user cannot have an inbox; see `encode_name`.
+        """
+        box = _box(cid)
+        session.enter(READING)
+        self._endpoint.scheduler.spawn(self._find(session, box, welcome))
+
+    async def _find(self, session: ServerSession, box: str, welcome: Callable[[], None]) -> None:
+        device = session.inbox
+        assert device is not None  # it was made when the extension was offered
+        try:
+            # What the device has reported over its last connection counts.
+            while (write := self._writes.get((box, device.name))) is not None:
+                await write.done
+            from_now = self._settings.new_device == "none"
+            cursor = await self._store.cursor(box, device.name, self._settings.bounds, from_now=from_now)
+        except WseError as exc:  # it gets its messages when the store is back
+            self._endpoint.report(WseError(exc.code, session.context(), "an inbox cannot be read"), session, exc)
+            device.position = device.after or 0
+        else:
+            device.span = cursor.span
+            after = device.after
+            device.position = cursor.after if after is None or after > cursor.span.last else after
+            device.seen = cursor.after
+        if not session.ended:
+            try:
+                welcome()
+            except (TypeError, ValueError) as exc:
+                error = WseError(ErrorCode.MSG_PROCESSING_ERROR, session.context())
+                self._endpoint.report(error, session, exc)
+                session.close(1000, CloseReason.NOT_AUTHORIZED)
+
+    def begin(self, session: ServerSession) -> None:
+        """A device has been welcomed, or has come from another node."""
+        device = session.inbox
+        if device is not None:
+            self._keeper.add(_box(session.conn.cid), device, Kept.numbered)
+
+    def end(self, session: ServerSession) -> None:
+        """A device has gone."""
+        self._keeper.remove(_box(session.conn.cid), session.conn)
+
+    # What it has seen.
+
+    def _seen(self, session: ServerSession, number: Any, stamp: Any) -> None:
+        device = session.inbox
+        if device is None or not _is_number(number) or number > device.position:
+            session.violation("what a device has seen is the number of a message that it has got")
+            return
+        if number > device.seen:
+            device.seen = number
+            cursor = _box(session.conn.cid), device.name
+            write = self._writes.get(cursor)
+            if write is None:
+                write = self._writes[cursor] = Write(number, self._endpoint.scheduler.create_future())
+                self._endpoint.scheduler.spawn(self._write(*cursor, write))
+            write.number = max(write.number, number)
+
+    async def _write(self, box: str, device: str, write: Write) -> None:
+        """Move a cursor, and once more if the device has seen more meanwhile."""
+        written = 0
+        try:
+            while written < write.number:
+                written = write.number
+                await self._store.seen(box, device, written)
+        except WseError as exc:  # the device gets these messages again when it connects anew
+            self._endpoint.report(WseError(exc.code, {"box": box}, "a cursor cannot be moved"), None, exc)
+        finally:
+            del self._writes[box, device]
+            wake(write.done)
+
+
+def _box(cid: ClientId) -> str:
+    return box_of(USER, cid)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**63

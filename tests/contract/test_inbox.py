@@ -1,0 +1,503 @@
+"""Messages that are kept for users, with real clients: on a server alone, and on clusters of two on every broker."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+
+import pytest
+
+from support.brokers import CLUSTERS, be_patient, run_cluster
+from support.cluster import cluster_of, until
+from support.net import accept_all, make_server
+from support.resume import cut
+from wse import ErrorCode, Inbox, Publisher, WseClient, WseError, WseJSON, WseMsgpack, WseServer
+from wse.brokers.memory_store import MemoryStore
+from wse.testing import MemoryConnector, connect
+
+
+@pytest.fixture(params=["alone", *CLUSTERS])
+async def nodes(request, monkeypatch):
+    """Servers with the same users: one or two."""
+    be_patient(monkeypatch)
+    options = {"inbox": Inbox(messages=1000), "conns_per_user": 10}
+    if request.param == "alone":
+        async with cluster_of([None], **options) as nodes:
+            yield nodes
+        return
+    async for cluster in run_cluster(request.param, request):
+        async with cluster_of([cluster.broker(), cluster.broker()], **options) as nodes:
+            nodes.cluster = cluster
+            yield nodes
+
+
+class Kept(list):
+    """What a device has got: payloads and numbers."""
+
+    def __init__(self, client, kind="note"):
+        super().__init__()
+        self.lost = []
+        self.client = client
+        client.channel.on(kind, self.came)
+        client.when.inbox_lost(self.lost.append)
+
+    def came(self, payload):
+        self.append((self.client.kept.n, payload))
+
+    async def until(self, count):
+        await until(lambda: len(self) >= count)
+
+
+async def device(nodes, number=0, identity="ann", inbox="phone", **options):
+    one = await nodes.device(number, identity, inbox=inbox, **options)
+    return Kept(one.client)
+
+
+async def test_a_user_who_is_away_gets_everything_in_order_on_every_device(nodes):
+    for n in range(1, 151):
+        assert await nodes[0].keep("ann", "note", n) == n
+    phone = await device(nodes)
+    await phone.until(150)
+    assert phone == [(n, n) for n in range(1, 151)]
+    await phone.client.close()
+    pad = await device(nodes, -1, inbox="pad")
+    await pad.until(150)
+    assert pad == [(n, n) for n in range(1, 151)]
+    await pad.client.close()
+    again = await device(nodes, -1)
+    await nodes[0].keep("ann", "note", "new")
+    await again.until(1)
+    assert again == [(151, "new")]
+    assert not (phone.lost + pad.lost + again.lost)
+
+
+async def test_devices_that_are_there_get_a_message_at_once(nodes):
+    phone, pad = await device(nodes), await device(nodes, -1, inbox="pad")
+    old = await nodes.device(-1, "ann")  # without an inbox
+    bob = await device(nodes, 0, "bob")
+    assert await nodes[0].keep("ann", "note", {"text": "hello"}) == 1
+    assert await nodes[-1].keep("ann", "note", None) == 2
+    for one in (phone, pad):
+        await one.until(2)
+        assert one == [(1, {"text": "hello"}), (2, None)]
+    await until(lambda: len(old.payloads("note")) == 2)  # like any messages of two nodes, in either order
+    assert {"text": "hello"} in old.payloads("note")
+    assert bob == []
+
+
+async def test_what_gave_way_to_newer_messages_is_counted_as_lost(nodes):
+    for start in range(0, 1500, 100):
+        await asyncio.gather(*(nodes[0].keep("ann", "note", n) for n in range(start, start + 100)))
+    phone = await device(nodes)
+    await phone.until(1000)
+    assert [n for n, _ in phone] == list(range(501, 1501))
+    assert phone.lost == [500]
+
+
+async def test_a_message_whose_listener_fails_comes_again_after_a_restart(nodes):
+    for n in range(1, 4):
+        await nodes[0].keep("ann", "note", n)
+    first = await nodes.device(0, "ann", inbox="phone")
+    heard = []
+
+    def fail_at_two(payload):
+        heard.append(payload)
+        if payload == 2:
+            raise ValueError("no")
+
+    errors = []
+    first.client.when.error(errors.append)
+    first.client.channel.on("note", fail_at_two)
+    await until(lambda: len(heard) == 3)
+    await first.client.close()
+    assert [error.code for error in errors] == [ErrorCode.MSG_PROCESSING_ERROR]
+    second = await device(nodes)
+    await second.until(2)
+    assert second == [(2, 2), (3, 3)]
+
+
+async def test_async_listeners_count_when_they_have_returned(nodes):
+    for n in range(1, 4):
+        await nodes[0].keep("ann", "note", n)
+    go_on = asyncio.Event()
+    one = await nodes.device(0, "ann", inbox="phone")
+    heard = []
+
+    async def slow(payload):
+        heard.append((payload, one.client.kept.n))
+        if payload == 2:
+            await go_on.wait()
+
+    one.client.channel.on("note", slow)
+    await until(lambda: len(heard) == 3)
+    assert heard == [(1, 1), (2, 2), (3, 3)]
+    await one.client.close()
+    go_on.set()
+    again = await device(nodes)
+    await again.until(2)
+    assert again == [(2, 2), (3, 3)]
+
+
+async def test_the_application_may_know_better_where_it_is(nodes):
+    for n in range(1, 6):
+        await nodes[0].keep("ann", "note", n)
+    phone = await device(nodes, after=3)
+    await phone.until(2)
+    assert phone == [(4, 4), (5, 5)]
+
+
+async def test_a_repeat_with_the_same_key_arrives_once(nodes):
+    phone = await device(nodes)
+    old = await nodes.device(-1, "ann")
+    for node in (nodes[0], nodes[-1], nodes[0]):
+        assert await node.keep("ann", "note", "invoice", key="7") == 1
+    assert await nodes[0].keep("ann", "note", "end") == 2
+    await phone.until(2)
+    assert phone == [(1, "invoice"), (2, "end")]
+    await old.until("note", "end")
+    assert old.payloads("note") == ["invoice", "end"]
+
+
+async def test_every_device_gets_everything_while_others_write_and_devices_come_and_go(nodes):
+    count, devices = 300, []
+
+    async def write(node, name):
+        for n in range(count):
+            await node.keep("ann", "note", f"{name} {n}")
+
+    async def come_and_go(number):
+        name, heard = f"device {number}", []
+        while len(heard) < 2 * count:
+            # Another node may not know yet what the device has seen; the device does.
+            one = await device(nodes, random.randrange(len(nodes)), inbox=name, after=heard[-1][0] if heard else None)
+            wanted = min(2 * count, len(heard) + random.randrange(1, 200))
+            await one.until(wanted - len(heard))
+            await one.client.close()
+            heard += one
+        devices.append(heard)
+
+    writers = [write(nodes[0], "first"), write(nodes[-1], "last")]
+    await asyncio.gather(*writers, *(come_and_go(number) for number in range(4)))
+    for heard in devices:
+        assert [n for n, _ in heard] == list(range(1, 2 * count + 1))
+        assert heard == devices[0]
+        for name in ("first", "last"):
+            assert [payload for _, payload in heard if payload.startswith(name)] == [
+                f"{name} {n}" for n in range(count)
+            ]
+
+
+async def test_a_session_that_is_resumed_goes_on_with_its_inbox(nodes):
+    phone = await device(nodes, resume=True, reconnect=True)
+    for n in range(1, 101):
+        if not n % 20:
+            cut(phone.client)
+        await nodes[-1].keep("ann", "note", n)
+    await phone.until(100)
+    assert phone == [(n, n) for n in range(1, 101)]
+    assert phone.lost == []
+
+
+async def test_a_client_that_reconnects_without_its_session_gets_nothing_twice(nodes):
+    phone = await device(nodes, reconnect=True)
+    for n in range(1, 101):
+        if not n % 20:
+            await phone.client.wait_ready()
+            phone.client._connections.session.link.abort()
+        await nodes[-1].keep("ann", "note", n)
+    await phone.until(100)
+    assert phone == [(n, n) for n in range(1, 101)]
+
+
+# From outside.
+
+
+async def test_a_publisher_keeps_messages_for_users_and_rooms(nodes):
+    if nodes[0].cluster is None:
+        pytest.skip("a server alone has no publishers")
+    phone = await device(nodes)
+    member = await nodes.device(-1, "bob")
+    room = nodes[-1].room("lobby")
+    room.add(*nodes[-1].clients["bob"].conns.values())
+    await nodes[-1]._hub.network.subscribed()
+    async with Publisher(nodes.cluster.broker()) as publisher:
+        assert await publisher.keep("ann", "note", "from outside") == 1
+        assert await nodes[0].keep("ann", "note", "from inside") == 2
+        assert await publisher.keep("ann", "note", "from outside", key="7") == 3
+        assert await publisher.keep("ann", "note", "from outside", key="7") == 3
+        assert await publisher.room("lobby").keep("say", "hello") == 1
+        await phone.until(3)
+        await member.until("say", "hello")
+    assert phone == [(1, "from outside"), (2, "from inside"), (3, "from outside")]
+    assert [message.payload for message in await room.history(last=5)] == ["hello"]
+
+
+# Rooms.
+
+
+async def test_a_connection_that_enters_late_gets_what_was_kept_and_then_what_comes(nodes):
+    room = nodes[0].room("lobby")
+    for n in range(1, 101):
+        assert await room.keep("say", n) == n
+    ann = await nodes.device(-1, "ann")
+    (conn,) = nodes[-1].clients["ann"].conns.values()
+
+    async def talk():
+        for n in range(101, 201):
+            await room.keep("say", n)
+
+    talking = asyncio.ensure_future(talk())
+    await nodes[-1].room("lobby").add(conn, last=50)
+    await talking
+    await until(lambda: ann.payloads("say")[-1:] == [200])
+    first = ann.payloads("say")[0]
+    assert first >= 51
+    assert ann.payloads("say") == list(range(first, 201))
+
+
+async def test_members_get_what_is_kept_like_any_message(nodes):
+    ann, bob = await nodes.device(0, "ann"), await nodes.device(-1, "bob")
+    for node, name in ((nodes[0], "ann"), (nodes[-1], "bob")):
+        node.room("lobby").add(*node.clients[name].conns.values())
+        await node._hub.network.subscribed()
+    await nodes[0].room("lobby").keep("say", "hello")
+    for one in (ann, bob):
+        await one.until("say", "hello")
+        assert one.payloads("say") == ["hello"]
+    assert await nodes[-1].room("other").history(last=10) == []
+
+
+async def test_the_history_of_a_room_begins_where_it_is_asked_for(nodes):
+    room = nodes[0].room("lobby")
+    for n in range(1, 151):
+        await room.keep("say", {"n": n})
+    history = await nodes[-1].room("lobby").history(last=100)
+    assert [(message.n, message.type, message.payload) for message in history] == [
+        (n, "say", {"n": n}) for n in range(51, 151)
+    ]
+    assert [message.n for message in await room.history(after=147)] == [148, 149, 150]
+    assert await room.history(after=150) == []
+    assert len(await room.history(after=0)) == 150
+    for wrong in ({}, {"after": 1, "last": 1}):
+        with pytest.raises(TypeError, match="either"):
+            await room.history(**wrong)
+
+
+# A server alone.
+
+
+async def test_a_connection_that_leaves_while_it_enters_gets_nothing_more(server):
+    room = server.room("lobby")
+    for n in range(100):
+        await room.keep("say", n)
+    async with connect(server, "ann"):
+        (conn,) = server.clients["ann"].conns.values()
+        entering = asyncio.ensure_future(room.add(conn, last=100))
+        await until(lambda: entering.done() or server._hub.rooms.local("lobby"))
+        room.discard(conn)
+        await entering
+        assert server._hub.kept._feeds == {}
+        assert await room.keep("say", "more") == 101
+
+
+async def test_a_user_cannot_enter_with_a_history(server):
+    async with connect(server, "ann"):
+        with pytest.raises(TypeError, match="one connection"):
+            server.room("lobby").add(server.clients["ann"], last=5)
+
+
+async def test_a_room_of_a_server_without_inboxes_keeps_nothing():
+    async with WseServer(accept_all) as server, connect(server, "ann"):
+        (conn,) = server.clients["ann"].conns.values()
+        room = server.room("lobby")
+        for ask in (lambda: room.keep("say"), lambda: room.history(last=1), lambda: room.add(conn, last=1)):
+            with pytest.raises(WseError) as caught:
+                await ask()
+            assert caught.value.code == ErrorCode.UNSUPPORTED
+
+
+@pytest.fixture
+async def server():
+    async with WseServer(accept_all, inbox=True, conns_per_user=5) as server:
+        yield server
+
+
+async def test_a_server_without_inboxes_says_so():
+    async with WseServer(accept_all) as server:
+        with pytest.raises(WseError) as caught:
+            await server.keep("ann", "note")
+        assert caught.value.code == ErrorCode.UNSUPPORTED
+        client = WseClient("ws://wse", identity="ann", inbox="phone", connector=MemoryConnector(server))
+        errors = []
+        client.when.error(errors.append)
+        async with client:
+            assert [(error.code, error.details) for error in errors] == [
+                (ErrorCode.UNSUPPORTED, {"extension": "inbox"})
+            ]
+
+
+async def test_a_new_device_may_begin_now():
+    async with WseServer(accept_all, inbox=Inbox(new_device="none"), conns_per_user=5) as server:
+        await server.keep("ann", "note", "old")
+        async with connect(server, "ann", inbox="phone") as client:
+            phone = Kept(client)
+            await server.keep("ann", "note", "new")
+            await phone.until(1)
+            assert phone == [(2, "new")]
+
+
+async def test_messages_cross_from_one_protocol_to_another():
+    async with WseServer(accept_all, inbox=True, conns_per_user=5, protocol=[WseJSON(), WseMsgpack()]) as server:
+        await server.keep("ann", "note", {"n": [1, None]})
+        async with connect(server, "ann", inbox="phone", protocol=WseMsgpack()) as client:
+            phone = Kept(client)
+            await server.keep("ann", "note", "é")
+            await phone.until(2)
+            assert phone == [(1, {"n": [1, None]}), (2, "é")]
+
+
+async def test_what_cannot_be_kept_is_an_error_of_the_caller(server):
+    with pytest.raises(WseError) as caught:
+        await server.keep("ann", "note", object())
+    assert caught.value.code == ErrorCode.MSG_PROCESSING_ERROR
+    with pytest.raises(WseError) as caught:
+        await server.keep("ann", "note", "x" * 100_000)
+    assert caught.value.code == ErrorCode.LIMIT_EXCEEDED
+    assert caught.value.details["limit"] == "message"
+    with pytest.raises(WseError) as caught:
+        await server.keep("ann", "~wse:hi")
+    assert caught.value.code == ErrorCode.PROTOCOL_VIOLATION
+    with pytest.raises(ValueError, match="ttl"):
+        await server.keep("ann", "note", ttl=0)
+    assert await server.keep("ann", "note") == 1
+
+
+async def test_a_slow_device_is_not_sent_more_than_it_takes(server):
+    """What it has not taken stays in the store."""
+    async with connect(server, "ann", inbox="phone") as client:
+        phone = Kept(client)
+        (conn,) = server.clients["ann"].conns.values()
+        conn._session.writable(False)
+        for n in range(1, 201):
+            await server.keep("ann", "note", n)
+        assert conn._session.outbox_size == 0
+        conn._session.writable(True)
+        await phone.until(200)
+        assert phone == [(n, n) for n in range(1, 201)]
+
+
+async def test_the_store_is_read_once_for_all_devices_of_a_user(server):
+    store = server._hub.kept.store
+    reads = []
+    read = store.read
+
+    async def counted(box, after, count):
+        reads.append(after)
+        await asyncio.sleep(0)
+        return await read(box, after, count)
+
+    store.read = counted
+    for n in range(64):
+        await server.keep("ann", "note", n)
+    clients = [connect(server, "ann", inbox=f"device {n}") for n in range(5)]
+    phones = [Kept(await client.__aenter__()) for client in clients]
+    for phone in phones:
+        await phone.until(64)
+    begun = len(reads)
+    for n in range(50):
+        await server.keep("ann", "note", n)
+    for phone in phones:
+        await phone.until(114)
+    assert len(reads) == begun  # those who are there need none
+    for client in clients:
+        await client.__aexit__(None, None, None)
+
+
+async def test_an_engine_that_has_lost_the_inbox_begins_anew():
+    store = MemoryStore()
+    async with WseServer(accept_all, inbox=Inbox(store=store)) as server:
+        for n in range(3):
+            await server.keep("ann", "note", n)
+        async with connect(server, "ann", inbox="phone", reconnect=True) as client:
+            phone = Kept(client)
+            await phone.until(3)
+            store._boxes.clear()
+            assert await server.keep("ann", "note", "new") == 1
+            await phone.until(4)
+            assert phone[-1] == (1, "new")
+
+
+# Peers that do what they must not.
+
+
+async def welcomed(run, ext, **options):
+    server = make_server(inbox=Inbox(), **options)
+    place = await run(server)
+    peer = await place.peer()
+    await peer.say("~wse:hi", {"identity": "ann", "meta": {}, "ext": ext})
+    return server, peer
+
+
+async def heard(peer, number):
+    """The peer has got the message with this number."""
+    while (message := await peer.hear())[0] != "~wse:kept" or message[1][0] != number:
+        pass
+
+
+@pytest.mark.parametrize(
+    "params",
+    [None, 7, [], {}, {"device": ""}, {"device": 7}, {"device": "x" * 1000}, {"device": "a", "after": -1},
+     {"device": "a", "after": "7"}, {"device": "a", "after": True}, {"device": "a", "after": 2**70}],
+    ids=str,
+)  # fmt: skip
+@pytest.mark.parametrize("run", ["memory"], indirect=True)
+async def test_an_offer_that_makes_no_sense_is_declined(run, params):
+    server, peer = await welcomed(run, {"inbox": params})
+    assert (await peer.hear())[0] == "~wse:welcome"
+    await server.keep("ann", "note", 1)
+    assert await peer.hear() == ["note", 1, None]
+
+
+@pytest.mark.parametrize("run", ["memory"], indirect=True)
+async def test_the_answer_and_the_messages_are_those_of_the_contract(run):
+    server, peer = await welcomed(run, {"inbox": {"device": "phone"}})
+    assert await peer.hear() == ["~wse:ext", {"inbox": {"from": 1, "to": 0, "lost": 0}}, None]
+    assert (await peer.hear())[0] == "~wse:welcome"
+    await server.keep("ann", "note", {"a": 1})
+    kind, (number, type_, payload, at), stamp = await peer.hear()
+    assert (kind, number, type_, payload, stamp) == ("~wse:kept", 1, "note", {"a": 1}, None)
+    assert abs(at - time.time()) < 600
+    await peer.say("~wse:seen", 1)
+    store = server._hub.kept.store
+    await until(lambda: store._boxes["u.sann"].cursors == {"phone": 1})
+
+
+@pytest.mark.parametrize("number", [2, -1, "1", None, [1], True, 1.5, 2**70], ids=str)
+@pytest.mark.parametrize("run", ["memory"], indirect=True)
+async def test_a_device_that_has_seen_what_it_cannot_have_seen_is_closed(run, number):
+    server, peer = await welcomed(run, {"inbox": {"device": "phone"}})
+    await server.keep("ann", "note", 1)
+    await heard(peer, 1)
+    await peer.say("~wse:seen", number)
+    assert await peer.closed() == (1000, "wse.protocol-error")
+    assert server._hub.kept.store._boxes["u.sann"].cursors == {"phone": 0}
+
+
+@pytest.mark.parametrize("run", ["memory"], indirect=True)
+async def test_a_device_that_repeats_itself_costs_one_write(run):
+    server, peer = await welcomed(run, {"inbox": {"device": "phone"}})
+    for n in range(100):
+        await server.keep("ann", "note", n)
+    await heard(peer, 100)
+    for n in (5, 5, 3, 90, 7, 100, 1):
+        await peer.say("~wse:seen", n)
+    await until(lambda: server._hub.kept.store._boxes["u.sann"].cursors == {"phone": 100})
+
+
+def test_limits_of_an_inbox_are_checked():
+    for wrong in ({"messages": 0}, {"bytes": -1}, {"ttl": 0}, {"devices": 0}, {"message": 0}, {"new_device": "some"}):
+        with pytest.raises(ValueError, match=next(iter(wrong))):
+            Inbox(**wrong)
+    with pytest.raises(ValueError, match="sqlite"):
+        WseServer(accept_all, inbox=Inbox(store="redis://x"))
