@@ -137,7 +137,7 @@ def _given(hints: Hints, marked: set[str], sources: Sources) -> dict[str, inspec
     left = list(sources.names)
     given: dict[str, inspect.Parameter] = {}
     for parameter in hints.parameters:
-        if not left or parameter.name in marked or parameter.kind is parameter.KEYWORD_ONLY:
+        if not left or parameter.name in marked or parameter.kind in (parameter.KEYWORD_ONLY, parameter.VAR_KEYWORD):
             continue
         if parameter.kind is parameter.VAR_POSITIONAL:
             given.update(dict.fromkeys(left, parameter))
