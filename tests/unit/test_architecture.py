@@ -52,6 +52,8 @@ ALLOWED = {
     "core/cluster/": GROUND | {"core.session", "core.hub", "core.cluster"},
     # What handlers say of themselves, in front of a session.
     "typed/": GROUND | {"core.session", "typed"},
+    # What is made of what they say.
+    "contract/": GROUND | {"contract", "typed.operations"},
     # Adapters: each knows ports, values, and its own parts.
     "protocols/": GROUND | {"protocols"},
     "transports/": GROUND | {f"transports.{name}" for name in ("awaited", "certificate", "request", "tcp")},
@@ -70,6 +72,7 @@ ALLOWED = {
     | {
         "core",
         "brokers",
+        "contract",
         "metrics",
         "prometheus",
         "protocols",
@@ -85,7 +88,7 @@ ALLOWED = {
     "publisher.py": GROUND | {"brokers", "core.cluster.envelope", "core.session", "protocols", "scheduler"},
     # What stands on the server.
     "auth/": GROUND | {"core.hub", "auth", "server.server"},
-    "cli/": GROUND | {"brokers.memory", "cli", "client", "core.hub", "protocols", "publisher", "server"},
+    "cli/": GROUND | {"brokers.memory", "cli", "client", "contract", "core.hub", "protocols", "publisher", "server"},
     "cli/connection.py": GROUND | {"auth", "client", "protocols"},
     "uvicorn.py": {"transports.asgi"},
     "__main__.py": {"cli"},
@@ -97,6 +100,8 @@ ALLOWED = {
 LIBRARIES = {
     "core/": {"msgspec"},
     "core/hub/handshake.py": {"typing_extensions"},  # for type checkers
+    "contract/": {"msgspec"},
+    "contract/with_pydantic.py": {"pydantic"},
     "protocols/": {"msgspec"},
     "typed/decoding.py": {"msgspec"},
     "validation/": {"msgspec"},
