@@ -33,7 +33,7 @@ $(RUN_STAMP): pyproject.toml
 
 # The environment of tests, linters and the documentation.
 $(STAMP): $(RUN_STAMP) tests/browser/install_chromium.sh tests/deploy/install_programs.sh
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[scram,uvicorn,aiohttp,nats,redis,cli,reload,uvloop,prometheus]' --group dev
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[scram,uvicorn,aiohttp,nats,redis,cli,reload,uvloop,prometheus,otel]' --group dev
 	@sh tests/browser/install_chromium.sh
 	@sh tests/deploy/install_programs.sh
 	@touch $(STAMP)

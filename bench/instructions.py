@@ -34,6 +34,8 @@ from typing import Annotated, Any
 HERE = Path(__file__).resolve().parent
 BASELINE = HERE / "instructions.json"
 ALLOWED = 0.05
+TYPED = 1.15
+"""How many times the instructions of an untyped call a call may take whose payload is a msgspec Struct."""
 
 # The operations. Each function prepares one and returns `run(times)`.
 
@@ -115,9 +117,9 @@ def message(make: Callable[[], Any] = new_server) -> Callable[[int], None]:
     return run
 
 
-def sync_call(make: Callable[[], Any] = new_server) -> Callable[[int], None]:
+def sync_call(make: Callable[[], Any] = new_server, hello: str = HELLO) -> Callable[[int], None]:
     """A call of a plain function, from its text to the answer's bytes."""
-    session, link = new_session(make())
+    session, link = new_session(make(), hello)
 
     def run(times: int) -> None:
         before = link.writes
@@ -169,7 +171,7 @@ def hinted_call(echo: Callable[..., Any]) -> Callable[[int], None]:
     return run
 
 
-def async_call() -> Callable[[int], Any]:
+def async_call(hello: str = HELLO) -> Callable[[int], Any]:
     """A call of a coroutine function that does not wait, 32 in each turn of the loop."""
     server = new_server()
 
@@ -178,7 +180,7 @@ def async_call() -> Callable[[int], Any]:
 
     server.unregister("echo")
     server.register("echo", echo)
-    session, link = new_session(server)
+    session, link = new_session(server, hello)
 
     async def run(times: int) -> None:
         before = link.writes
@@ -469,6 +471,8 @@ OPERATIONS: dict[str, tuple[Callable[[], Any], int]] = {
     "sync call, payload of pydantic": (pydantic_call, 960),
     "async call": (async_call, 960),
     "own call": (own_call, 960),
+    "calls: sync call": (lambda: sync_call(hello=STREAMING), 960),
+    "calls: async call": (lambda: async_call(hello=STREAMING), 960),
     "sent message": (sent_message, 960),
     "item of a stream": (stream_item, 960),
     "broadcast to 100": (broadcast, 60),
@@ -597,6 +601,13 @@ def compare(counts: dict[str, int], recorded: dict[str, int]) -> tuple[list[str]
     return lines, failed
 
 
+def typed(counts: dict[str, int]) -> tuple[list[str], bool]:
+    """A line about the call whose payload has a hint, and whether it costs more than it may."""
+    ratio = counts["sync call, payload typed"] / counts["sync call"]
+    failed = ratio > TYPED
+    return [f"a typed payload costs {ratio:.2f} times the untyped one{'  MORE than it may' * failed}"], failed
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--record", action="store_true", help="write the counts to bench/instructions.json")
@@ -620,7 +631,9 @@ def main() -> int:
     if args.record:
         BASELINE.write_text(json.dumps(put(records, which, counts), indent=1) + "\n")
     lines, failed = compare(counts, recorded if recorded is not None else counts)
-    print("\n".join(lines))
+    more, costs = typed(counts)
+    print("\n".join((*lines, *more)))
+    failed = failed or costs
     return 1 if failed and not args.record else 0
 
 

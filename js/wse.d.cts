@@ -35,10 +35,10 @@ export const WSE_ERROR: {
   readonly NOT_STARTED: 'wse.server.not-started'
   readonly HANDLER_BLOCKED: 'wse.server.handler-blocked'
   readonly HANDLER_CANCELLED: 'wse.server.handler-cancelled'
-  readonly LIFESPAN_FAILED: 'wse.server.lifespan-failed'
   readonly BROKER_UNAVAILABLE: 'wse.server.broker-unavailable'
   readonly BROKER_DEAF: 'wse.server.broker-deaf'
   readonly BROKER_LOST_MESSAGES: 'wse.server.broker-lost-messages'
+  readonly LIFESPAN_FAILED: 'wse.server.lifespan-failed'
   /** The original's name for `CLIENT_NOT_READY`. */
   readonly CONNECTION_NOT_READY: 'wse.client.not-ready'
   /** The original's name for `CONNECTION_MISSING`. */

@@ -38,6 +38,7 @@ export const WSE_ERROR: {
   readonly BROKER_UNAVAILABLE: 'wse.server.broker-unavailable'
   readonly BROKER_DEAF: 'wse.server.broker-deaf'
   readonly BROKER_LOST_MESSAGES: 'wse.server.broker-lost-messages'
+  readonly LIFESPAN_FAILED: 'wse.server.lifespan-failed'
   /** The original's name for `CLIENT_NOT_READY`. */
   readonly CONNECTION_NOT_READY: 'wse.client.not-ready'
   /** The original's name for `CONNECTION_MISSING`. */

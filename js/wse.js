@@ -6,7 +6,7 @@ const named = (prefix, words) => /** @type {any} */ (Object.fromEntries(words.sp
 export const WSE_ERROR = Object.freeze({
   ...named('wse.', 'not-authorized limit-exceeded slow-receiver session-expired session-lost unsupported wrong-thread invalid-payload rp.is-a-stream rp.not-a-stream'),
   ...named('wse.client.', 'invalid-cra-handler rp.timeout rp.disconnect rp.send-failed connection-closed'),
-  ...named('wse.server.', 'rp.not-registered rp.already-registered protocol-violation connection-error msg-processing-error not-started handler-blocked handler-cancelled broker-unavailable broker-deaf broker-lost-messages'),
+  ...named('wse.server.', 'rp.not-registered rp.already-registered protocol-violation connection-error msg-processing-error not-started handler-blocked handler-cancelled broker-unavailable broker-deaf broker-lost-messages lifespan-failed'),
   ...named('wse.server.auth.', 'identify-handler-missing invalid-cra-generator'),
   CLIENT_ALREADY_CONNECTED: 'wse.client.already-connected',
   WS_CLIENT_ERROR: 'wse.client.ws-error',

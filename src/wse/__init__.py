@@ -8,6 +8,7 @@ from wse.core.cluster.settings import ClusterSettings
 from wse.core.heartbeat import Heartbeat
 from wse.core.hub.connection import WseConnection, WseIdentity
 from wse.core.hub.handshake import Challenge, Handshake
+from wse.core.hub.kept.histories import KeptMessage
 from wse.core.hub.network import DeviceInfo
 from wse.core.hub.rooms import Room
 from wse.core.inbox import Inbox
@@ -59,6 +60,7 @@ __all__ = [
     "Heartbeat",
     "Inbox",
     "InternalTypes",
+    "KeptMessage",
     "Limits",
     "Loss",
     "Operation",

@@ -8,14 +8,25 @@ import secrets
 import threading
 from concurrent.futures import Future
 from contextlib import closing, suppress
-from typing import TYPE_CHECKING, Any, Self, TypeVar
+from inspect import isawaitable
+from typing import TYPE_CHECKING, Any, Final, Literal, Self, overload
 from urllib.parse import urlsplit
 
-from wse.brokers import as_broker
+import msgspec
+
+from wse.brokers import as_broker, store_of
 from wse.core.closing import check_close
-from wse.core.cluster.envelope import ALL, ROOM, USER, Drop, topic
+from wse.core.cluster.bus import Bus
+from wse.core.cluster.envelope import ALL, NODE, OUTSIDE, ROOM, USER, Answer, Drop, Kept, topic
+from wse.core.cluster.envelope import decode as decode_message
 from wse.core.cluster.envelope import encode as encode_message
 from wse.core.cluster.envelope import message as pack_message
+from wse.core.cluster.node_rpc import NodeRpc
+from wse.core.cluster.remote_asking import RemoteDevice
+from wse.core.hub.calls import call_user, check_mode
+from wse.core.hub.kept.form import box_of, packed_for_store
+from wse.core.hub.network import DeviceInfo
+from wse.core.inbox import Inbox
 from wse.core.limits import Limits
 from wse.core.names import encode_name
 from wse.core.packed import encode
@@ -28,10 +39,16 @@ from wse.types import ClientId, MessageKey, MessageType, RoomName
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
+    from wse.core.hub.calls import Mode
+    from wse.core.hub.connection import WseConnection
     from wse.core.ports.broker import Broker
     from wse.core.ports.protocol import Protocol
 
-T = TypeVar("T")
+CALL_TIMEOUT: Final = 20.0
+"""Seconds that a call waits for its answer, unless it says otherwise; as for servers."""
+
+QUERY_TIMEOUT: Final = 1.0
+"""Seconds for the answers to queries, of which publishers make none."""
 
 
 def broker_of(broker: str | Broker) -> Broker:
@@ -60,25 +77,37 @@ class Publisher:
         broker: The URL of the cluster's broker, or a broker.
         protocol: The message protocol of the servers, or several; by default JSON. Each message is packed once per
             protocol. A server that speaks another protocol packs it anew.
+        inbox: The limits for messages that are kept, as for the servers.
 
     Raises:
         ValueError: There is no broker for the URL, or the URL is `memory:`, which would not reach any server.
     """
 
-    def __init__(self, broker: str | Broker, *, protocol: Protocol | Iterable[Protocol] | None = None) -> None:
+    def __init__(
+        self,
+        broker: str | Broker,
+        *,
+        protocol: Protocol | Iterable[Protocol] | None = None,
+        inbox: Inbox | None = None,
+    ) -> None:
         self._broker = broker_of(broker)
+        self._inbox = inbox or Inbox()
         self._endpoint = Endpoint(
             (),
             protocols=as_protocols(protocol),
             scheduler=AsyncioScheduler(),
-            timeout=0,
+            timeout=CALL_TIMEOUT,
             limits=Limits(),
             debug=False,
             report=lambda error, session: None,  # errors are raised
         )
-        self._origin = secrets.token_hex(8)
+        self._origin = OUTSIDE + secrets.token_hex(8)
         self._seq = 0
-        self._loss = _Loss()
+        self._bus = Bus(self._broker, self._endpoint, backlog=0, backlog_bytes=0)
+        self._bus.node = self._origin
+        self._rpc = NodeRpc(self._bus, _NoDevices(self._endpoint), QUERY_TIMEOUT)
+        self._hears = False  # the answers to calls
+        self._loss = _Loss(self._rpc)
 
     async def open(self) -> None:
         """Connect to the broker.
@@ -87,9 +116,12 @@ class Publisher:
             WseError: `BROKER_UNAVAILABLE`.
         """
         await self._broker.open(self._origin, self._loss)
+        self._bus.is_open = True
 
     async def close(self) -> None:
-        """Send the messages that still wait, and disconnect."""
+        """Send the messages that still wait, and disconnect. Calls that wait for their answers fail."""
+        self._rpc.close()
+        self._bus.is_open = self._hears = False
         await self._broker.close()
 
     async def flush(self) -> None:
@@ -127,6 +159,28 @@ class Publisher:
         """
         self._send(topic(USER, cid), type, payload, None, key)
 
+    async def keep(
+        self, cid: ClientId, type: MessageType, payload: Any = None, *, key: str | None = None, ttl: float | None = None
+    ) -> int:
+        """Keep a message for a user, and send it to the user's devices; see `WseServer.keep`.
+
+        Raises:
+            WseError, TypeError, ValueError: As `WseServer.keep`.
+        """
+        return await self._keep(USER, cid, type, payload, key, ttl)
+
+    async def _keep(
+        self, kind: str, name: RoomName, type: MessageType, payload: Any, key: str | None, ttl: float | None
+    ) -> int:
+        self._endpoint.check_type(type)
+        data = packed_for_store(self._inbox, self._endpoint.protocols, type, payload, ttl)
+        store = store_of(self._inbox.store, self._broker)
+        record, is_new = await store.keep(box_of(kind, name), data, self._inbox.bounds, key=key, ttl=ttl)
+        kept = Kept(self._origin, record.number, record.at, data if is_new else b"")
+        if self._broker.connected:  # otherwise the servers find it in the store
+            self._broker.publish(topic(kind, name), encode_message(kept))
+        return record.number
+
     def broadcast(
         self,
         type: MessageType,
@@ -161,6 +215,75 @@ class Publisher:
         check_close(code, reason)
         self._publish(topic(USER, cid), encode_message(Drop(self._origin, str(reason), code)))
 
+    @overload
+    async def call(
+        self,
+        cid: ClientId,
+        name: MessageType,
+        payload: Any = None,
+        *,
+        mode: Literal["all"],
+        timeout: float | None = None,
+    ) -> list[Any]: ...
+    @overload
+    async def call(
+        self,
+        cid: ClientId,
+        name: MessageType,
+        payload: Any = None,
+        *,
+        mode: Mode = "first",
+        timeout: float | None = None,
+    ) -> Any: ...
+    async def call(
+        self,
+        cid: ClientId,
+        name: MessageType,
+        payload: Any = None,
+        *,
+        mode: Mode = "first",
+        timeout: float | None = None,
+    ) -> Any:
+        """Call a procedure on a user's devices.
+
+        Args:
+            cid: The user.
+            name: The procedure, as the clients registered it.
+            payload: The procedure's argument.
+            mode: As for `WseServer.call`.
+            timeout: Seconds to wait for an answer; `None` means 20, 0 for ever.
+
+        Raises:
+            WseError: `BROKER_UNAVAILABLE`; as `WseServer.call`.
+            TypeError, ValueError: The `cid` cannot be a user's in a cluster, or there is no such mode.
+        """
+        check_mode(mode)
+        if not self._hears:
+            self._broker.subscribe(NODE + self._origin)
+            await self._broker.flush()
+            self._hears = True
+        devices = await self._broker.devices(encode_name(cid))
+        callees = [RemoteDevice(self._rpc, device.node, device.conn_id) for device in devices if not device.away]
+        scheduler = self._endpoint.scheduler
+        return await call_user(scheduler, callees, cid, name, payload, mode, timeout, CALL_TIMEOUT)
+
+    async def devices(self, cid: ClientId) -> list[DeviceInfo]:
+        """Return the user's devices, the oldest first.
+
+        Raises:
+            WseError: `BROKER_UNAVAILABLE`.
+        """
+        devices = await self._broker.devices(encode_name(cid))
+        return [DeviceInfo(cid, device.conn_id, device.node) for device in devices if not device.away]
+
+    async def online(self) -> int:
+        """Return the number of connected users.
+
+        Raises:
+            WseError: `BROKER_UNAVAILABLE`.
+        """
+        return await self._broker.online()
+
     def _send(
         self, topic: str, type: MessageType, payload: Any, exclude: ClientId | None, key: MessageKey | None
     ) -> None:
@@ -177,19 +300,35 @@ class Publisher:
         self._broker.publish(topic, data)
 
 
+class _NoDevices:
+    """The `wse.core.cluster.node_rpc.Devices` of a publisher, which nobody can call."""
+
+    def __init__(self, endpoint: Endpoint) -> None:
+        self.endpoint = endpoint
+        self.connections: dict[str, WseConnection] = {}
+
+
 class _Loss:
-    """The `wse.core.ports.broker.BrokerListener` of a publisher: notes that messages may be lost.
+    """The `wse.core.ports.broker.BrokerListener` of a publisher: notes that messages may be lost, and takes answers.
+
+    Args:
+        rpc: The calls that wait for their answers.
 
     Attributes:
         is_due: Whether messages were sent since the last flush.
         cause: Why they may not have arrived; None while all is well.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, rpc: NodeRpc) -> None:
+        self._rpc = rpc
         self.is_due = False
         self.cause: BaseException | None = None
 
-    def received(self, topic: str, data: bytes) -> None: ...
+    def received(self, topic: str, data: bytes) -> None:
+        with suppress(msgspec.MsgspecError):  # of another version, or another program
+            message = decode_message(data)
+            if isinstance(message, Answer):
+                self._rpc.answered(message)
 
     def connection_lost(self, cause: Exception | None, unsent: list[tuple[str, bytes]]) -> None:
         if self.is_due:
@@ -229,6 +368,16 @@ class PublisherRoom:
             WseError: As `Publisher.send`.
         """
         self._publisher._send(topic(ROOM, self.name), type, payload, exclude, key)
+
+    async def keep(
+        self, type: MessageType, payload: Any = None, *, key: str | None = None, ttl: float | None = None
+    ) -> int:
+        """Keep a message for the room, and send it to every connection in the room; see `Room.keep`.
+
+        Raises:
+            WseError, TypeError, ValueError: As `WseServer.keep`.
+        """
+        return await self._publisher._keep(ROOM, self.name, type, payload, key, ttl)
 
 
 class BlockingPublisher:
@@ -279,6 +428,48 @@ class BlockingPublisher:
         """As `Publisher.drop_client`."""
         self._do(lambda publisher: publisher.drop_client(cid, reason, code))
 
+    @overload
+    def call(
+        self,
+        cid: ClientId,
+        name: MessageType,
+        payload: Any = None,
+        *,
+        mode: Literal["all"],
+        timeout: float | None = None,
+    ) -> list[Any]: ...
+    @overload
+    def call(
+        self,
+        cid: ClientId,
+        name: MessageType,
+        payload: Any = None,
+        *,
+        mode: Mode = "first",
+        timeout: float | None = None,
+    ) -> Any: ...
+    def call(
+        self,
+        cid: ClientId,
+        name: MessageType,
+        payload: Any = None,
+        *,
+        mode: Mode = "first",
+        timeout: float | None = None,
+    ) -> Any:
+        """As `Publisher.call`."""
+        return self._do(lambda publisher: publisher.call(cid, name, payload, mode=mode, timeout=timeout))
+
+    def devices(self, cid: ClientId) -> list[DeviceInfo]:
+        """As `Publisher.devices`."""
+        devices: list[DeviceInfo] = self._do(lambda publisher: publisher.devices(cid))
+        return devices
+
+    def online(self) -> int:
+        """As `Publisher.online`."""
+        number: int = self._do(lambda publisher: publisher.online())
+        return number
+
     def close(self) -> None:
         """Disconnect after the calls of other threads have ended; the next call connects again.
 
@@ -295,14 +486,18 @@ class BlockingPublisher:
     def __exit__(self, *exc_info: object) -> None:
         self.close()
 
-    def _do(self, step: Callable[[Publisher], None]) -> None:
+    def _do(self, step: Callable[[Publisher], Any]) -> Any:
         with self._lock:
             thread = self._threads.get(os.getpid())
             if thread is None:
                 thread = PublisherThread(Publisher(self._url, protocol=self._protocols), self._forget)
                 self._threads[os.getpid()] = thread
             call = thread.call(step)
-        call.result()
+        try:
+            return call.result()
+        except BaseException:
+            call.cancel()  # the wait may have been interrupted
+            raise
 
     @property
     def _lock(self) -> threading.Lock:
@@ -328,15 +523,17 @@ class PublisherThread:
     def __init__(self, publisher: Publisher, ends: Callable[[PublisherThread], None]) -> None:
         self._publisher = publisher
         self._ends = ends
-        self._calls: set[Future[None]] = set()  # in progress
+        self._calls: set[Future[Any]] = set()  # in progress
         self._closed: Future[None] = Future()
         self._loop = asyncio.new_event_loop()
         self._opening = self._loop.create_task(publisher.open())
         self._thread = threading.Thread(target=self._run, name="wse-publisher", daemon=True)
         self._thread.start()
 
-    def call(self, step: Callable[[Publisher], None]) -> Future[None]:
-        """Make a step once the publisher is open; the future is done when the broker has taken the step's messages."""
+    def call(self, step: Callable[[Publisher], Any]) -> Future[Any]:
+        """Make a step once the publisher is open. The future is done when the broker has taken the step's messages, or
+        with the result of a step that is async.
+        """
         call = asyncio.run_coroutine_threadsafe(self._make(step), self._loop)
         self._calls.add(call)
         call.add_done_callback(self._calls.discard)
@@ -347,10 +544,13 @@ class PublisherThread:
         self._closed.set_result(None)
         self._thread.join()
 
-    async def _make(self, step: Callable[[Publisher], None]) -> None:
-        await self._opening
-        step(self._publisher)
+    async def _make(self, step: Callable[[Publisher], Any]) -> Any:
+        await asyncio.shield(self._opening)  # others wait for it as well
+        result = step(self._publisher)
+        if isawaitable(result):
+            return await result
         await self._publisher.flush()
+        return None
 
     def _run(self) -> None:
         with closing(self._loop):

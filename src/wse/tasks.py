@@ -39,4 +39,4 @@ else:  # pragma: no cover
 
     def start_task(coroutine: Coroutine[Any, Any, Any], loop: asyncio.AbstractEventLoop) -> asyncio.Task[Any]:
         """Python 3.11 has no eager tasks: the first step comes in the next turn of the loop."""
-        return loop.create_task(coroutine)
+        return asyncio.Task(coroutine, loop=loop)

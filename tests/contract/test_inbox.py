@@ -12,7 +12,7 @@ from support.brokers import CLUSTERS, be_patient, run_cluster
 from support.cluster import cluster_of, until
 from support.net import accept_all, make_server
 from support.resume import cut
-from wse import ErrorCode, Inbox, WseClient, WseError, WseJSON, WseMsgpack, WseServer
+from wse import ErrorCode, Inbox, Publisher, WseClient, WseError, WseJSON, WseMsgpack, WseServer
 from wse.brokers.memory_store import MemoryStore
 from wse.testing import MemoryConnector, connect
 
@@ -28,6 +28,7 @@ async def nodes(request, monkeypatch):
         return
     async for cluster in run_cluster(request.param, request):
         async with cluster_of([cluster.broker(), cluster.broker()], **options) as nodes:
+            nodes.cluster = cluster
             yield nodes
 
 
@@ -209,7 +210,111 @@ async def test_a_client_that_reconnects_without_its_session_gets_nothing_twice(n
     assert phone == [(n, n) for n in range(1, 101)]
 
 
+# From outside.
+
+
+async def test_a_publisher_keeps_messages_for_users_and_rooms(nodes):
+    if nodes[0].cluster is None:
+        pytest.skip("a server alone has no publishers")
+    phone = await device(nodes)
+    member = await nodes.device(-1, "bob")
+    room = nodes[-1].room("lobby")
+    room.add(*nodes[-1].clients["bob"].conns.values())
+    await nodes[-1]._hub.network.subscribed()
+    async with Publisher(nodes.cluster.broker()) as publisher:
+        assert await publisher.keep("ann", "note", "from outside") == 1
+        assert await nodes[0].keep("ann", "note", "from inside") == 2
+        assert await publisher.keep("ann", "note", "from outside", key="7") == 3
+        assert await publisher.keep("ann", "note", "from outside", key="7") == 3
+        assert await publisher.room("lobby").keep("say", "hello") == 1
+        await phone.until(3)
+        await member.until("say", "hello")
+    assert phone == [(1, "from outside"), (2, "from inside"), (3, "from outside")]
+    assert [message.payload for message in await room.history(last=5)] == ["hello"]
+
+
+# Rooms.
+
+
+async def test_a_connection_that_enters_late_gets_what_was_kept_and_then_what_comes(nodes):
+    room = nodes[0].room("lobby")
+    for n in range(1, 101):
+        assert await room.keep("say", n) == n
+    ann = await nodes.device(-1, "ann")
+    (conn,) = nodes[-1].clients["ann"].conns.values()
+
+    async def talk():
+        for n in range(101, 201):
+            await room.keep("say", n)
+
+    talking = asyncio.ensure_future(talk())
+    await nodes[-1].room("lobby").add(conn, last=50)
+    await talking
+    await until(lambda: ann.payloads("say")[-1:] == [200])
+    first = ann.payloads("say")[0]
+    assert first >= 51
+    assert ann.payloads("say") == list(range(first, 201))
+
+
+async def test_members_get_what_is_kept_like_any_message(nodes):
+    ann, bob = await nodes.device(0, "ann"), await nodes.device(-1, "bob")
+    for node, name in ((nodes[0], "ann"), (nodes[-1], "bob")):
+        node.room("lobby").add(*node.clients[name].conns.values())
+        await node._hub.network.subscribed()
+    await nodes[0].room("lobby").keep("say", "hello")
+    for one in (ann, bob):
+        await one.until("say", "hello")
+        assert one.payloads("say") == ["hello"]
+    assert await nodes[-1].room("other").history(last=10) == []
+
+
+async def test_the_history_of_a_room_begins_where_it_is_asked_for(nodes):
+    room = nodes[0].room("lobby")
+    for n in range(1, 151):
+        await room.keep("say", {"n": n})
+    history = await nodes[-1].room("lobby").history(last=100)
+    assert [(message.n, message.type, message.payload) for message in history] == [
+        (n, "say", {"n": n}) for n in range(51, 151)
+    ]
+    assert [message.n for message in await room.history(after=147)] == [148, 149, 150]
+    assert await room.history(after=150) == []
+    assert len(await room.history(after=0)) == 150
+    for wrong in ({}, {"after": 1, "last": 1}):
+        with pytest.raises(TypeError, match="either"):
+            await room.history(**wrong)
+
+
 # A server alone.
+
+
+async def test_a_connection_that_leaves_while_it_enters_gets_nothing_more(server):
+    room = server.room("lobby")
+    for n in range(100):
+        await room.keep("say", n)
+    async with connect(server, "ann"):
+        (conn,) = server.clients["ann"].conns.values()
+        entering = asyncio.ensure_future(room.add(conn, last=100))
+        await until(lambda: entering.done() or server._hub.rooms.local("lobby"))
+        room.discard(conn)
+        await entering
+        assert server._hub.kept._feeds == {}
+        assert await room.keep("say", "more") == 101
+
+
+async def test_a_user_cannot_enter_with_a_history(server):
+    async with connect(server, "ann"):
+        with pytest.raises(TypeError, match="one connection"):
+            server.room("lobby").add(server.clients["ann"], last=5)
+
+
+async def test_a_room_of_a_server_without_inboxes_keeps_nothing():
+    async with WseServer(accept_all) as server, connect(server, "ann"):
+        (conn,) = server.clients["ann"].conns.values()
+        room = server.room("lobby")
+        for ask in (lambda: room.keep("say"), lambda: room.history(last=1), lambda: room.add(conn, last=1)):
+            with pytest.raises(WseError) as caught:
+                await ask()
+            assert caught.value.code == ErrorCode.UNSUPPORTED
 
 
 @pytest.fixture

@@ -210,11 +210,11 @@ def run(args: list[str], cwd: Path) -> str:
 
 
 def prepared_for_node(folder: Path) -> Path:
-    """Let the folder's modules import `wse`, and have a WebSocket, which Node.js has from version 22 on."""
+    """Let the folder's modules import `wse-js`, and have a WebSocket, which Node.js has from version 22 on."""
     modules = folder / "node_modules"
     if not modules.is_dir():
         modules.mkdir()
-        (modules / "wse").symlink_to(ROOT / "js")
+        (modules / "wse-js").symlink_to(ROOT / "js")
         (modules / "ws").symlink_to(ROOT / "js/node_modules/ws")
         (folder / "package.json").write_text('{"type": "module"}')
         (folder / "browser.js").write_text("import { WebSocket } from 'ws'\nglobalThis.WebSocket ??= WebSocket\n")

@@ -332,6 +332,66 @@ async def test_a_publisher_sends_without_being_a_server(start, engine):
     assert await inside(nodes[0].online()) == 1
 
 
+async def test_a_publisher_calls_and_counts_users(engine, start):
+    nodes = await start(2, conns_per_user=2)
+    ann, ann_too = await nodes.device(0, "ann"), await nodes.device(1, "ann")
+    await nodes.device(1, "bob")
+    for device, name in ((ann, "first"), (ann_too, "second")):
+        device.client.register("name", lambda payload, name=name: [name, payload])
+        device.client.register("never", lambda payload: asyncio.Event().wait())
+
+    async with Publisher(engine.broker()) as publisher:
+        await until_agreed(publisher.online, 2)
+        assert [device.cid for device in await publisher.devices("ann")] == ["ann", "ann"]
+        assert await inside(publisher.call("ann", "name", 1, mode="all")) == [["first", 1], ["second", 1]]
+        assert await inside(publisher.call("ann", "name", 2, mode="any")) == ["second", 2]
+        assert (await inside(publisher.call("ann", "name", 3)))[1] == 3
+        for cid, name, timeout, code in (
+            ("ann", "nothing", None, ErrorCode.RP_NOT_REGISTERED),
+            ("ann", "never", 0.05, ErrorCode.RP_TIMEOUT),
+            ("cyd", "name", None, ErrorCode.CONNECTION_MISSING),
+            ("ann", "~wse:hi", None, ErrorCode.PROTOCOL_VIOLATION),
+        ):
+            with pytest.raises(WseError) as caught:
+                await inside(publisher.call(cid, name, timeout=timeout))
+            assert caught.value.code == code
+        with pytest.raises(ValueError, match="mode must be"):
+            await publisher.call("ann", "name", mode="some")
+        waiting = asyncio.ensure_future(publisher.call("ann", "never"))
+        await until(lambda: publisher._rpc.waiting)
+    with pytest.raises(WseError) as caught:
+        await inside(waiting)
+    assert caught.value.code == ErrorCode.RP_DISCONNECT
+
+
+async def test_a_call_of_a_publisher_is_not_given_up_because_it_has_no_lease(engine, start):
+    nodes = await start(1)
+    ann = await nodes.device(0, "ann")
+    asked, answer = asyncio.Event(), asyncio.Event()
+
+    async def ask(payload):
+        asked.set()
+        await answer.wait()
+        return "at last"
+
+    ann.client.register("ask", ask)
+    async with Publisher(engine.broker()) as publisher:
+        waiting = asyncio.ensure_future(publisher.call("ann", "ask"))
+        await inside(asked.wait())
+        node = nodes[0]._hub.network
+        for _ in range(3):
+            node.rpc.alive(await node.broker.nodes())
+        answer.set()
+        assert await inside(waiting) == "at last"
+
+
+async def until_agreed(ask, answer):
+    """Wait until an async question has this answer."""
+    async with asyncio.timeout(WAIT):
+        while await ask() != answer:
+            await asyncio.sleep(0.01)
+
+
 @pytest.mark.parametrize("kind", ["nats", "redis"])
 async def test_code_without_asyncio_sends_from_any_thread(kind, request):
     async for engine in run_cluster(kind, request):
@@ -347,6 +407,17 @@ async def test_code_without_asyncio_sends_from_any_thread(kind, request):
                     publisher.send("ann", "user", [thread, number])
                 publisher.broadcast("all", thread)
                 publisher.room("tea").send("room", thread)
+
+            ann.client.register("name", lambda payload: f"Ann {payload}")
+
+            def ask(publisher=publisher):
+                calls = [publisher.call("ann", "name", 1), publisher.call("ann", "name", 2, mode="all")]
+                with pytest.raises(WseError) as caught:
+                    publisher.call("bob", "name")
+                return calls, caught.value.code, publisher.online(), [d.cid for d in publisher.devices("ann")]
+
+            answers = (["Ann 1", ["Ann 2"]], ErrorCode.CONNECTION_MISSING, 1, ["ann"])
+            assert await inside(asyncio.to_thread(ask)) == answers
 
             def end(publisher=publisher):
                 with publisher:

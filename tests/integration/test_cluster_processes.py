@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import os
 import signal
@@ -406,11 +407,18 @@ async def test_a_killed_node_is_found_within_ten_seconds_and_its_users_leave_onc
 
 
 def nodes_from(cluster, number):
-    """A connector to the first node that lives, from that one on."""
+    """A connector to that node, and for each further connection to the next one that takes it."""
+    numbers = itertools.count(number)
 
     async def connect(url, *args):
-        living = [node for node in cluster[number:] + cluster[:number] if node.process.returncode is None]
-        await picows.connect(living[0].url, *args, ssl=None, compression=None)
+        living = [node for node in cluster if node.process.returncode is None]
+        for _ in living:
+            node = living[next(numbers) % len(living)]
+            try:
+                return await picows.connect(node.url, *args, ssl=None, compression=None)
+            except WseError:  # it closes
+                pass
+        raise WseError(ErrorCode.WS_CLIENT_ERROR)
 
     return connect
 
@@ -418,7 +426,7 @@ def nodes_from(cluster, number):
 async def resumable(cluster, number, identity):
     """A client that comes back to the nodes from that one on; it has one message that its node has handled."""
     options = {"reconnect": True, "resume": True, "backoff": Backoff(base=0.05, cap=0.2)}
-    device = await cluster.device(number, identity, connector=nodes_from(cluster, number), **options)
+    device = await cluster.device(number % len(cluster), identity, connector=nodes_from(cluster, number), **options)
     device.client.when.lost(device.adder("lost"))
     device.client.when.resumed(device.adder("resumed"))
     device.client.when.error(lambda error: None)  # attempts that fail
@@ -428,6 +436,7 @@ async def resumable(cluster, number, identity):
     return device
 
 
+@pytest.mark.slow
 async def test_clients_of_a_killed_node_are_told_what_is_lost_and_others_lose_nothing(cluster):
     await cluster.start()
     bob, carol = await cluster.device(1, "bob"), await cluster.device(2, "carol")
@@ -455,6 +464,28 @@ async def test_clients_of_a_killed_node_are_told_what_is_lost_and_others_lose_no
     stream.check_that_each_came_once()
     assert hers.all("closed") == hers.all("lost") == away.all("lost") == []
     assert all(len(one.all("lost")) == 1 and one.all("resumed") == [] for one in lost)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(240)
+async def test_processes_that_are_restarted_one_after_the_other_lose_nothing(cluster):
+    await cluster.start()
+    devices = [await resumable(cluster, number, f"user {number}") for number in range(6)]
+    async with Stream(devices[:2], devices) as stream:
+        for number in range(3):
+            await stream.passes()
+            await cluster.start(1)
+            cluster[number].signal(signal.SIGTERM)
+            async with asyncio.timeout(WAIT):
+                assert await cluster[number].process.wait() == 0
+        await stream.passes()
+    await stream.arrives()
+    stream.check_that_each_came_once()
+    for device in devices:
+        assert device.all("lost") == []
+        assert device.all("resumed") != []
+    assert cluster.told("joined") == [(device.cid,) for device in devices]
+    assert cluster.told("left") == []
 
 
 async def test_a_call_to_a_killed_node_ends(cluster):

@@ -10,6 +10,7 @@ import sys
 from contextlib import AsyncExitStack, ExitStack, contextmanager
 from pathlib import Path
 
+import httpx
 import pytest
 
 from support.engines import Nats, Valkey
@@ -506,3 +507,55 @@ async def test_a_server_that_lacks_something_is_one_line_and_status_1(folder):
             "Error: the server cannot start: wse.server.auth.identify-handler-missing: "
             "the server needs an identify handler\n"
         )
+
+
+async def scraped(port):
+    """The samples at the address of the supervisor, by name and labels as Prometheus reads them."""
+    async with httpx.AsyncClient(trust_env=False) as client:
+        text = (await client.get(f"http://127.0.0.1:{port}/metrics", timeout=PATIENCE)).text
+    return {line.rpartition(" ")[0]: float(line.rpartition(" ")[2]) for line in text.splitlines() if line[0] != "#"}
+
+
+async def test_the_supervisor_serves_the_sum_of_its_workers_metrics_which_never_falls(folder, tmp_path):
+    port, metrics = free_port(), free_port()
+    with Valkey(tmp_path) as engine:
+        options = ["--port", str(port), "--workers", "2", "--broker", engine.url(), "--metrics", f"127.0.0.1:{metrics}"]
+        with program("-m", "wse", "serve", "app:server", *options, cwd=folder, measured=True) as running:
+            await until(running, "2 workers are ready")
+            async with AsyncExitStack() as stack:
+                found = set()
+                while len(found) < 2:  # the kernel chooses the worker
+                    client = WseClient(f"ws://127.0.0.1:{port}", identity="ann")
+                    await stack.enter_async_context(client)
+                    found.add(await client.call("pid"))
+                samples = await scraped(metrics)
+                opened = samples["wse_connections"]
+                assert opened == samples["wse_connections_opened_total"] >= 2
+                assert samples['wse_calls_total{direction="in",outcome="ok"}'] == opened
+                assert samples['wse_call_duration_seconds_count{procedure="pid"}'] == opened
+                assert samples["wse_cluster_nodes"] == 2
+                os.kill(min(found), signal.SIGKILL)
+                async with asyncio.timeout(PATIENCE):
+                    while (samples := await scraped(metrics))["wse_connections"] == opened:
+                        assert samples["wse_connections_opened_total"] >= opened
+                        await asyncio.sleep(0.01)
+                await until(running, "another starts in")
+                assert samples["wse_connections_opened_total"] >= opened
+            async with httpx.AsyncClient(trust_env=False) as client:
+                for path, method, status in (("/", "GET", 404), ("/metrics", "POST", 405), ("/metrics", "HEAD", 200)):
+                    answer = await client.request(method, f"http://127.0.0.1:{metrics}{path}", timeout=PATIENCE)
+                    assert answer.status_code == status
+            assert await end(running) == 0
+            assert "Traceback" not in running.output
+
+
+async def test_a_single_process_serves_its_metrics_at_an_address_of_their_own(folder):
+    port, metrics = free_port(), free_port()
+    options = ["--port", str(port), "--metrics", f"127.0.0.1:{metrics}"]
+    with program("-m", "wse", "serve", "app:server", *options, cwd=folder, measured=True) as running:
+        await until(running, f"listening on ws://127.0.0.1:{port}")
+        assert (await scraped(metrics))["wse_connections"] == 0
+        with program("-m", "wse", "serve", "app:server", "--port", "0", *options[2:], cwd=folder) as second:
+            assert await asyncio.to_thread(second.stop) == 1
+            assert "in use" in second.output
+        assert await end(running) == 0

@@ -5,7 +5,9 @@ python -m support.cluster_node BROKER-URL JSON-OF-SETTINGS
 
 from __future__ import annotations
 
+import asyncio
 import json
+import signal
 import sys
 
 from support.beats import when_renewed
@@ -15,6 +17,9 @@ options = json.loads(sys.argv[2])
 server = WseServer(
     port=0, broker=sys.argv[1], cluster=ClusterSettings(**options.pop("cluster")), auth_timeout=30, **options
 )
+
+
+closing = []  # the task that closes the server, held until it ends
 
 
 def tell(*what):
@@ -134,11 +139,11 @@ def healthy(conn, payload):
 
 async def main():
     async with server:
+        loop = asyncio.get_running_loop()
+        loop.add_signal_handler(signal.SIGTERM, lambda: closing.append(loop.create_task(server.close(grace=1))))
         tell("url", server.url)
         await server.serve_forever()
 
 
 if __name__ == "__main__":
-    import asyncio
-
     asyncio.run(main())

@@ -461,6 +461,13 @@ def test_only_a_rise_of_more_than_5_percent_fails(now, failed, says):
     assert lines[1].endswith("not recorded")
 
 
+@pytest.mark.parametrize(("count", "failed"), [(1150, False), (1151, True)])
+def test_a_typed_call_may_cost_only_so_much_more(count, failed):
+    lines, result = module("instructions").typed({"sync call": 1000, "sync call, payload typed": count})
+    assert result is failed
+    assert "1.15 times" in lines[0]
+
+
 def test_records_are_kept_by_build():
     instructions = module("instructions")
     one = instructions.build()

@@ -147,6 +147,13 @@ def test_several_workers_need_a_port_and_what_joins_processes(port, broker, prob
     assert said is None if problem is None else problem in said
 
 
+@pytest.mark.parametrize("address", ["9300", "127.0.0.1:"])
+def test_an_address_for_metrics_that_is_none_is_refused(app, address):
+    result = run("serve", "an_app:clustered", "--metrics", address)
+    assert result.exit_code == 2
+    assert "an address looks like 127.0.0.1:9300" in result.output
+
+
 def test_a_broker_that_the_server_has_already_is_enough():
     server = make_server(port=4200)
     use_broker(server, "nats://127.0.0.1:4222")
@@ -155,12 +162,18 @@ def test_a_broker_that_the_server_has_already_is_enough():
 
 
 @needs_shared_ports
-@pytest.mark.parametrize("options", [[], ["--host", "127.0.0.1", "--broker", "redis://127.0.0.1", "--uvloop"]])
+@pytest.mark.parametrize(
+    "options",
+    [
+        [],
+        ["--host", "127.0.0.1", "--broker", "redis://127.0.0.1", "--uvloop", "--metrics", f"127.0.0.1:{free_port()}"],
+    ],
+)
 def test_the_workers_are_told_what_the_command_was_told(app, monkeypatch, options):
     commands = []
 
     class Recorder:
-        def __init__(self, command, workers, *, grace, notice, drain):
+        def __init__(self, command, workers, *, grace, notice, drain, metrics):
             commands.append((command, workers, (grace, notice, drain)))
 
         async def run(self):

@@ -91,7 +91,7 @@ class Far:
 def test_items_and_credit_go_through_from_end_to_end():
     far = Far()
     task, seen = far.read(window=4)
-    assert far.peer.heard == [("~wse:call", ["numbers", None, {"t": 0, "n": 4}], 1)]
+    assert far.peer.heard == [("~wse:call", ["numbers", None, {"n": 4}], 1)]
     for n in range(4):
         far.say("~wse:item", n, 1)
     assert seen == [0, 1, 2, 3]
@@ -486,7 +486,7 @@ def test_a_session_that_has_moved_is_found_at_its_new_node():
     (there,) = found.result()
     asked = there.ask("numbers", None, 0, window=4)
     far.nodes.run()
-    assert new.heard == [("~wse:call", ["numbers", None, {"t": 0, "n": 4}], 1)]
+    assert new.heard == [("~wse:call", ["numbers", None, {"n": 4}], 1)]
     asked.give_up()
     far.nodes.run()
     assert new.heard == [("~wse:cancel", None, 1)]

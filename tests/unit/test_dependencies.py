@@ -209,13 +209,17 @@ async def test_dependencies_come_before_or_between_the_other_parameters(server):
     def variadic(*args, five: Annotated[int, Depends(five)]):
         return [len(args), five]
 
-    for fn in (first, between, without_payload, variadic):
+    def with_keywords(conn, five: Annotated[int, Depends(five)], **more):
+        return [five, more]
+
+    for fn in (first, between, without_payload, variadic, with_keywords):
         server.register(fn.__name__, fn)
     async with connect(server) as client:
         assert await client.call("first", 1) == [5, "ann", 1]
         assert await client.call("between", {}) == ["ann", 5, 0]
         assert await client.call("without_payload") == 5
         assert await client.call("variadic") == [2, 5]
+        assert await client.call("with_keywords", 1) == [5, {}]
 
 
 async def test_listeners_identify_and_reauthenticate_have_dependencies(server, log):

@@ -7,8 +7,8 @@ import pytest
 
 from support.moves import STEPS, Cluster, answered, at, plain, say_hi, stepwise
 from wse.core.cluster import envelope
-from wse.core.cluster.claims import SILENT, Question
 from wse.core.cluster.registration import State
+from wse.core.cluster.transfer import SILENT, Question
 from wse.core.limits import Overflow
 from wse.errors import ErrorCode, WseError
 from wse.protocols.json import WseJSON
@@ -739,11 +739,12 @@ def test_data_goes_with_the_session():
     assert found == [(True, {"cart": ["apple", 2]}, {})]
 
 
-def test_a_session_with_data_that_cannot_travel_stays_and_its_node_says_so():
+@pytest.mark.parametrize("data", [object(), "x" * 65536])
+def test_a_session_with_data_that_cannot_travel_stays_and_its_node_says_so(data):
     nodes = Cluster()
     one, two = nodes
     peer = nodes.first(one)
-    peer.conn.data["lock"] = object()
+    peer.conn.data["it"] = data
     new = nodes.back(two, peer)
     answer, _ = answered(new)
     assert answer["lost"] == {"why": "unreachable", "got": None}
@@ -991,7 +992,7 @@ def test_an_answer_with_the_session_that_is_lost_is_given_again():
     assert plain(messages) == [("news", 1), ("news", 2)]
     assert nodes.presence() == [("joined", "ann")]
     nodes.advance(15)
-    assert not one.cluster.claims._sent
+    assert not one.cluster.departures._sent
 
 
 def devices(node):
@@ -1020,7 +1021,7 @@ def test_a_session_that_its_old_node_has_let_go_in_vain_leaves_nothing_behind(st
     assert nodes.presence() == [("joined", "ann"), ("left", "ann")]
     nodes.advance(15)
     assert [node.leftovers for node in nodes] == [[], []]
-    assert [node.cluster.claims._sent for node in nodes] == [{}, {}]
+    assert [node.cluster.departures._sent for node in nodes] == [{}, {}]
 
 
 def test_a_device_whose_new_node_says_nothing_more_is_taken_out():
@@ -1156,7 +1157,7 @@ def test_a_session_moves_on_an_engine_of_several_servers(spreading, count):
     assert "lost" not in answer
     assert plain(messages) == [("news", n) for n in range(count)]
     nodes.advance(5)
-    assert not any(node.cluster.claims._catching_up for node in nodes)
+    assert not any(node.cluster.departures._catching_up for node in nodes)
 
 
 def test_a_message_that_is_slow_to_the_old_node_moves_with_the_session(spreading):
@@ -1206,7 +1207,7 @@ def test_a_claim_that_is_not_repeated_is_forgotten(spreading):
     peer.vanish()
     nodes.run()
     new = say_hi(two, peer)
-    stepwise(nodes, lambda: one.cluster.claims._catching_up and new.vanish())
+    stepwise(nodes, lambda: one.cluster.departures._catching_up and new.vanish())
     nodes.advance(3)
-    assert not one.cluster.claims._catching_up
+    assert not one.cluster.departures._catching_up
     assert "lost" not in answered(nodes.back(one, peer))[0]

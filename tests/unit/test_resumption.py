@@ -119,10 +119,12 @@ def test_both_sides_send_again_what_the_other_has_missed():
     assert side.hub.sockets.unauthenticated == 0
 
 
-def test_an_idle_session_can_come_back_again_and_again():
+@pytest.mark.parametrize("minutes", [0, 10])
+def test_an_idle_session_can_come_back_again_and_again(minutes):
     side = Side()
     peer = side.join_resumable()
     for _ in range(3):
+        side.scheduler.advance(60 * minutes)
         peer.vanish()
         peer = side.back(peer, got=0)
         assert why(peer) == (None, [])
@@ -487,6 +489,28 @@ def test_types_with_a_policy_give_way_first():
     ]
     new.say("~wse:ack", 4)
     assert side.errors == [] or side.error.code == ErrorCode.SLOW_RECEIVER
+
+
+def test_two_mebibytes_for_a_client_that_is_away_are_too_much_unless_only_the_newest_counts():
+    side = Side(overflow={"price": Overflow.LATEST})
+    ordinary, latest = side.join_resumable("ordinary"), side.join_resumable("latest")
+    ordinary.vanish()
+    latest.vanish()
+    latest.conn.send("news", 1)
+    for n in range(2048):
+        payload = str(n).zfill(1000)
+        latest.conn.send("price", payload)
+        if not ordinary.session.ended:
+            ordinary.conn.send("news", payload)
+    latest.conn.send("news", 2)
+    assert why(side.back(ordinary, got=0, cid="ordinary"))[0] == {"why": "overflow", "got": 0}
+    lost, messages = why(side.back(latest, got=0, cid="latest"))
+    assert lost is None
+    assert [(kind, payload) for kind, payload, _ in messages] == [
+        ("news", 1),
+        ("price", "2047".zfill(1000)),
+        ("news", 2),
+    ]
 
 
 def test_with_too_many_clients_away_the_longest_away_ends():

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from support.moves import Cluster, answered, plain, say_hi
-from wse.core.cluster.claims import MOST_COMING, SILENT
+from wse.core.cluster.claims import MOST_COMING
+from wse.core.cluster.transfer import SILENT
 
 COUNT = 3 * MOST_COMING
 
@@ -71,7 +72,7 @@ def test_clients_that_come_to_another_node_are_served_some_at_a_time(nodes, peer
     assert len(two.hub.connections) == COUNT
     assert not two.cluster.delivery.placeholders
     assert two.cluster.claims._turns._free == MOST_COMING
-    assert (one.cluster.claims._sent, one.hub.resumption.retention.used) == ({}, 0)
+    assert (one.cluster.departures._sent, one.hub.resumption.retention.used) == ({}, 0)
     for peer in new.values():
         peer.say("~wse:ack", 1)
     assert two.hub.resumption.retention.used == 0

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any
+from typing import Annotated, Any
 
+import msgspec
 import pytest
 
 from support.net import TIMEOUT
@@ -260,19 +261,21 @@ def test_routers_nested_in_a_ring_are_an_error():
 
 
 def test_local_types_of_a_router_are_found(server):
-    class Local:
-        pass
+    def make_router():
+        class Page(msgspec.Struct):
+            after: int
 
-    import msgspec
+        def db() -> Page:
+            return Page(1)
 
-    class Page(msgspec.Struct):
-        after: int
+        router = Router()
 
-    router = Router()
+        @router.register
+        def fn(conn, page: Page, db: Annotated[Page, Depends(db)]) -> list[Page]:
+            return [page, db]
 
-    @router.register
-    def fn(conn, page: Page) -> list[Page]:
-        return [page]
+        return router, Page
 
+    router, page = make_router()
     server.include(router)
-    assert server.operations[0].payload is Page
+    assert server.operations[0].payload is page

@@ -8,6 +8,7 @@ import signal
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from inspect import signature
 from queue import SimpleQueue
 
 import pytest
@@ -15,7 +16,8 @@ import pytest
 from support.hosted import hosted
 from support.net import TIMEOUT, make_server, soon
 from support.programs import free_port, program
-from wse import BlockingClient, ErrorCode, WseClient, WseError, current_call
+from wse import BlockingClient, ErrorCode, WseClient, WseError, WseServer, current_call
+from wse.server.threadsafe import Threadsafe
 from wse.testing import connect
 
 
@@ -45,6 +47,12 @@ def heard(client):
 
 
 # server.threadsafe
+
+
+def test_its_methods_take_what_those_of_the_server_take():
+    for name in ("send", "broadcast", "drop_client", "call", "devices", "online"):
+        ours, theirs = signature(getattr(Threadsafe, name)), signature(getattr(WseServer, name))
+        assert ours.parameters == theirs.parameters, name
 
 
 def test_messages_are_sent_from_another_thread_in_order(place, ann):

@@ -27,6 +27,7 @@ from wse import (
     WseMsgpack,
     WseServer,
 )
+from wse.brokers.memory import MemoryBroker, MemoryCluster
 from wse.testing import connect
 from wse.validation.failures import InvalidResultError
 
@@ -315,6 +316,19 @@ async def test_the_welcome_may_be_a_model(protocol):
         assert await client.when.ready.wait(TIMEOUT) == ({"text": "hi"},)
 
 
+async def test_other_values_of_pydantic_can_be_sent(server):
+    url = pydantic.TypeAdapter(pydantic.HttpUrl).validate_python("http://a.example")
+
+    class Tags(pydantic.RootModel[list[str]]): ...
+
+    server.register(
+        "values", lambda conn, payload: {"url": url, "tags": Tags(["a"]), "secret": pydantic.SecretStr("x")}
+    )
+    async with connect(server) as client:
+        values = await client.call("values")
+    assert values == {"url": "http://a.example/", "tags": ["a"], "secret": "**********"}
+
+
 async def test_what_cannot_be_encoded_is_still_an_error(server, errors):
     server.register("object", lambda conn, payload: object())
     async with connect(server) as client:
@@ -495,6 +509,32 @@ async def test_connections_can_be_referred_to_weakly(server):
     del conn
     gc.collect()
     assert reference() is None
+
+
+# Clusters.
+
+
+async def test_models_reach_devices_of_other_nodes():
+    cluster = MemoryCluster()
+    here, there = (WseServer(lambda auth: auth.accept("ann"), broker=MemoryBroker(cluster)) for _ in range(2))
+
+    async def echo(payload):
+        return payload
+
+    async def twice(payload):
+        for _ in range(2):
+            yield payload
+
+    async with here, there, connect(there) as client:
+        client.register("echo", echo)
+        client.register("twice", twice)
+        heard = []
+        client.channel.on("note", heard.append)
+        Event("note", Note).send(here, Note(text="a"))
+        assert await here.call("ann", "echo", Note(text="a"), result=Note) == Note(text="a")
+        assert (await refused(here.call("ann", "echo", 5, result=Note))).code is ErrorCode.INVALID_PAYLOAD
+        assert [n async for n in here.stream("ann", "twice", Page(1), item=Page)] == [Page(1), Page(1)]
+        await until(lambda: heard == [{"text": "a"}])
 
 
 # Threads.

@@ -96,6 +96,8 @@ def errors_of(hint: Any, value: Any) -> list[dict[str, str]]:
         (Pair, [1, "b"], Pair(1, "b")),
         (int, 5, 5),
         (float, 5, 5.0),
+        (dict, {"a": 1}, {"a": 1}),
+        (list, [1, "a"], [1, "a"]),
         (str, "", ""),
         (bool, False, False),
         (type(None), None, None),
@@ -153,6 +155,9 @@ def test_a_value_of_a_type_is_made_of_what_has_come(hint, value, expected):
         (str, None, "$", "wrong_type"),
         (type(None), 0, "$", "wrong_type"),
         (Literal["a"], "b", "$", "enum"),
+        (dict, [], "$", "wrong_type"),
+        (list, {}, "$", "wrong_type"),
+        (float, "5", "$", "wrong_type"),
         (Annotated[str, Meta(min_length=2)], "a", "$", "too_short"),
         (Annotated[str, Meta(max_length=2)], "abc", "$", "too_long"),
         (Annotated[str, Meta(pattern="^a")], "b", "$", "pattern_mismatch"),
@@ -338,3 +343,11 @@ def test_a_wrong_value_of_ones_own_is_a_type_error(hint, value):
     assert check is not None
     with pytest.raises(InvalidResultError, match=r"(?s)not of the declared type: .+ \(\$"):
         check.own(value)
+
+
+def test_the_error_of_a_wrong_model_does_not_tell_its_values():
+    check = check_for(Note)
+    assert check is not None
+    with pytest.raises(InvalidResultError, match=r"text \(expected `str`\)") as caught:
+        check.own(Note.model_construct(text=987654321))
+    assert "987654321" not in str(caught.value)

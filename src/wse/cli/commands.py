@@ -16,6 +16,7 @@ from wse.brokers.memory import MemoryBroker
 from wse.cli.bench import bench_command
 from wse.cli.client import call_command, listen_command, publish_command, send_command
 from wse.cli.contract import contract_command, generate_command
+from wse.cli.metrics import parse_address
 from wse.cli.reload import check_watchfiles, run_reloading
 from wse.cli.shell import shell_command
 from wse.cli.supervisor import PortError, Supervisor, check_port
@@ -26,6 +27,7 @@ from wse.server.process import HANGUP, SHARES_PORTS
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from wse.cli.metrics import Address
     from wse.server.server import WseServer
 
 LEVELS = ("debug", "info", "warning", "error", "critical")
@@ -63,6 +65,9 @@ def version() -> None:
 @click.option("--port", type=click.IntRange(0, 65535), help="The port to listen on.  [default: the server's own]")
 @click.option("--workers", type=click.IntRange(1), default=1, show_default=True, help="Processes that share the port.")
 @click.option("--broker", metavar="URL", help="The broker that connects workers and nodes: nats://... or redis://...")
+@click.option(
+    "--metrics", metavar="HOST:PORT", help='Serve the metrics of all workers (pip install "wse[prometheus]").'
+)
 @click.option("--uvloop", is_flag=True, help='Run on uvloop (pip install "wse[uvloop]").')
 @click.option("--log-level", type=click.Choice(LEVELS), default="info", show_default=True, help="The lowest level.")
 @click.option("--reload", is_flag=True, help='Replace the workers when a file changes (pip install "wse[reload]").')
@@ -90,6 +95,7 @@ def serve_command(
     port: int | None,
     workers: int,
     broker: str | None,
+    metrics: str | None,
     uvloop: bool,
     log_level: str,
     reload: bool,
@@ -128,10 +134,11 @@ def serve_command(
     server.configure(host=host, port=port, reuse_port=slot is not None)
     if broker is not None:
         use_broker(server, broker)
+    address = None if metrics is None else address_of(metrics)
     if workers == 1 and not reload:
         try:
             with asyncio.Runner(loop_factory=new_loop) as runner:
-                runner.run(serve(server, grace=grace, notice=notice, slot=slot))
+                runner.run(serve(server, grace=grace, notice=notice, slot=slot, metrics=address))
         except StartError as exc:
             raise click.ClickException(str(exc)) from exc
         return
@@ -141,6 +148,8 @@ def serve_command(
     assert server.port is not None  # or there was a problem
     try:
         check_port(server.host, server.port)
+        if address is not None:
+            check_port(*address)
     except PortError as exc:
         raise click.ClickException(str(exc)) from exc
     command = [sys.executable, "-m", "wse", "serve", target, "--app-dir", app_dir, "--log-level", log_level]
@@ -150,10 +159,24 @@ def serve_command(
         command += ["--host", host]
     if broker is not None:
         command += ["--broker", broker]
+    if metrics is not None:
+        command += ["--metrics", metrics]
     resumption = server._hub.resumption
     drain = 0.0 if resumption is None else resumption.drain
-    supervisor = Supervisor(command, workers, grace=grace, notice=notice, drain=drain)
+    supervisor = Supervisor(command, workers, grace=grace, notice=notice, drain=drain, metrics=address)
     sys.exit(asyncio.run(run_reloading(supervisor, app_dir) if reload else supervisor.run()))
+
+
+def address_of(metrics: str) -> Address:
+    """The address for metrics."""
+    try:
+        import wse.prometheus  # noqa: F401 - so that a missing library is told before anything is started
+    except ImportError as exc:
+        raise click.UsageError(f"--metrics: {exc}") from exc
+    try:
+        return parse_address(metrics)
+    except ValueError as exc:
+        raise click.UsageError(f"--metrics: {exc}") from exc
 
 
 def problem_of_port(server: WseServer) -> str | None:

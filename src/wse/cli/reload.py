@@ -42,5 +42,5 @@ async def _watch(supervisor: Supervisor, folder: str) -> None:
 
     async for changes in awatch(folder, watch_filter=PythonFilter(), debounce=200, recursive=True):
         names = sorted({str(Path(path).relative_to(folder)) for _, path in changes})
-        logger.info("changed: %s", ", ".join(names))
+        logger.info("changed: %s", ", ".join(names), extra={"kind": "reloading"})
         supervisor.reload()

@@ -21,6 +21,7 @@ from collections.abc import Coroutine, Sequence
 from typing import Any
 
 from wse.backoff import Backoff
+from wse.cli.metrics import Address, Reports, Sums, serve_metrics
 from wse.cli.worker import READY, VARIABLE
 from wse.core.hub.sockets import CLOSED_WITHIN
 
@@ -79,6 +80,7 @@ class Worker:
         number: The number of its place, from 1 on.
         retired: Whether it is to end without a replacement.
         ready_since: When it became ready, by `time.monotonic`; None before.
+        reports: Its metrics, if they are wanted.
     """
 
     def __init__(self, number: int, process: Process, slot: socket.socket) -> None:
@@ -86,6 +88,7 @@ class Worker:
         self.process = process
         self.retired = False
         self.ready_since: float | None = None
+        self.reports: Reports | None = None
         self._slot = slot
 
     @classmethod
@@ -114,6 +117,8 @@ class Worker:
             async with asyncio.timeout(timeout):
                 if await self._says_ready():
                     self.ready_since = time.monotonic()
+                    if self.reports is not None:
+                        await self.reports.open(self._slot)
                 else:
                     await self.process.wait()
         except TimeoutError:
@@ -145,6 +150,8 @@ class Worker:
     async def ended(self) -> str:
         """Wait until it ends, and return its exit status as text."""
         status = await self.process.wait()
+        if self.reports is not None:
+            self.reports.close()
         self._slot.close()
         return f"status {status}" if status >= 0 else signal.Signals(-status).name
 
@@ -172,6 +179,7 @@ class Supervisor:
         notice: Seconds before that, in which the worker only notifies load balancers.
         drain: Seconds after that, in which its clients take their sessions along to other workers.
         start_timeout: Seconds that a worker has to become ready.
+        metrics: The address at which to serve the metrics of all workers.
     """
 
     def __init__(
@@ -183,7 +191,10 @@ class Supervisor:
         notice: float = 0.0,
         drain: float = 0.0,
         start_timeout: float = 60.0,
+        metrics: Address | None = None,
     ) -> None:
+        self._metrics = metrics
+        self._sums = Sums()
         self._command = tuple(command)
         self._count = workers
         self._closing = notice + grace + drain + KILL_TIMEOUT  # seconds that a worker has to end
@@ -206,7 +217,10 @@ class Supervisor:
         handlers = {signal.SIGINT: self._end, signal.SIGTERM: self._end, signal.SIGHUP: self.reload}
         for number, handler in handlers.items():
             loop.add_signal_handler(number, handler)
+        listener = None
         try:
+            if self._metrics is not None:
+                listener = await serve_metrics(self._metrics, self._sums.read)
             self._spawn(self._start_all())
             await self._stop.wait()
             logger.info("closing %d workers", len(self._living), extra={"kind": "closing"})
@@ -217,6 +231,8 @@ class Supervisor:
         finally:
             for number in handlers:
                 loop.remove_signal_handler(number)
+            if listener is not None:
+                listener.close()
         return self._status
 
     def reload(self) -> None:
@@ -261,14 +277,22 @@ class Supervisor:
     async def _launch(self, number: int) -> Worker:
         worker = await Worker.start(number, self._command)
         self._living.add(worker)
+        if self._metrics is not None:
+            worker.reports = self._sums.add()
         return worker
+
+    def _forget(self, worker: Worker) -> None:
+        """A worker has ended."""
+        self._living.discard(worker)
+        if worker.reports is not None:
+            self._sums.remove(worker.reports)
 
     async def _watch(self, worker: Worker) -> None:
         """Replace a worker when it ends, unless it was to end."""
         number = worker.number
         while True:
             how = await worker.ended()
-            self._living.discard(worker)
+            self._forget(worker)
             if worker.retired:
                 return
             is_stable = worker.ready_since is not None and time.monotonic() - worker.ready_since >= STABLE_AFTER
@@ -301,7 +325,7 @@ class Supervisor:
                     await new.ended(),
                     extra={"kind": "worker-not-ready"},
                 )
-                self._living.discard(new)
+                self._forget(new)
                 return
             old, self._workers[number] = self._workers[number], new
             self._failures[number] = 0
@@ -312,4 +336,4 @@ class Supervisor:
 
     async def _retire(self, worker: Worker) -> None:
         await worker.end(self._closing, self._hurry)
-        self._living.discard(worker)
+        self._forget(worker)

@@ -44,14 +44,11 @@ class _Writer:
         title = self._contract.title.replace("\\", "\\\\").replace('"', "'")
         client = [f"class Client(WseClient):\n{_doc(f'A client of {title}.', '    ')}\n    if TYPE_CHECKING:\n"]
         protocols: list[str] = []
-        for section, name, member in (
-            ("send", "_Send", "send"),
-            ("call", "_Call", "call"),
-            ("stream", "_Stream", "stream"),
-            ("register", "_Register", "register"),
-        ):
+        methods: tuple[Section, ...] = ("send", "call", "stream", "register")
+        for section in methods:
+            name = f"_{section.capitalize()}"
             protocols.append(_protocol(name, self._methods(section)))
-            client.append(f"        {member}: {name}  # type: ignore[assignment]\n")
+            client.append(f"        {section}: {name}  # type: ignore[assignment]\n")
         protocols.append(_protocol("_On", self._methods("on")))
         protocols.append(
             "class _Channel(Channel):\n    if TYPE_CHECKING:\n        on: _On  # type: ignore[assignment]\n"

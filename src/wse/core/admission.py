@@ -103,9 +103,9 @@ class Admission:
         host = headers.get("Host")
         if host is not None and not is_host(host):
             return _BAD_REQUEST
-        origin = headers.get("Origin")
-        if origin is None or self._any or self._admits(origin, host):
+        if self.admits(headers):
             return None
+        origin = headers.get("Origin") or ""
         self.refused_origins += 1
         extra = {"kind": "origin-refused", "origin": origin[:200]}
         self._folding.log(
@@ -117,6 +117,11 @@ class Admission:
             extra=extra,
         )
         return _FORBIDDEN
+
+    def admits(self, headers: Headers) -> bool:
+        """Whether the page that has made a request may, or no page has made it."""
+        origin = headers.get("Origin")
+        return origin is None or self._any or self._admits(origin, headers.get("Host"))
 
     def cross_origin(self, headers: Headers) -> Mapping[str, str]:
         """The headers of a file by which a browser lets a page of an admitted origin read it."""

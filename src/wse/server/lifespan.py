@@ -93,10 +93,10 @@ class Lifespans:
                 entered.set_result(None)
                 await stop.wait()
         except BaseException as exc:
-            if entered.done():
+            if entered.done() and not isinstance(exc, asyncio.CancelledError):
                 error = WseError(ErrorCode.LIFESPAN_FAILED, None, f"{type(exc).__name__} in a lifespan")
                 self._report(error, None, exc)
-            else:
+            elif not entered.done():
                 entered.set_exception(exc if isinstance(exc, Exception) else RuntimeError("the start was given up"))
                 entered.exception()  # it may be that nobody waits for it
             if self._entered is entered:

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 
 from wse.core.cluster.cluster import Cluster
 from wse.core.cluster.node import ClusterNode
-from wse.core.hub.network import DeviceInfo
-from wse.core.hub.rooms import Room
+from wse.core.hub.network import USER, DeviceInfo
+from wse.core.hub.rooms import Room, keeps_nothing
 from wse.core.session.asking import Stream
-from wse.errors import CloseReason, ErrorCode, WseError
+from wse.errors import CloseReason, WseError
 from wse.types import ClientId, MessageKey, MessageType, RoomName
 from wse.validation.checks import all_received, received
 
@@ -96,8 +96,8 @@ class Messaging:
             TypeError, ValueError: The `cid` or the `ttl` is none.
         """
         if self._hub.kept is None:
-            raise WseError(ErrorCode.UNSUPPORTED, {"extension": "inbox"}, "WseServer(inbox=True) keeps messages")
-        return await self._hub.kept.keep(cid, type, payload, key, ttl)
+            raise keeps_nothing()
+        return await self._hub.kept.keep(USER, cid, type, payload, key, ttl)
 
     def drop_client(self, cid: ClientId, reason: str = CloseReason.BY_SERVER, code: int = 1000) -> None:
         """Disconnect all devices of a user; `left` fires once. Nothing happens if the user is not connected.

@@ -19,7 +19,7 @@ from wse.core.hub.census import take_stats
 from wse.core.hub.connection import ServerSession, WseIdentity
 from wse.core.hub.handshake import handshake_of
 from wse.core.hub.hub import Hub
-from wse.core.hub.kept.inboxes import Inboxes
+from wse.core.hub.kept.keeper import Keeper
 from wse.core.hub.single_node import SingleNode
 from wse.core.inbox import Inbox
 from wse.core.limits import Limits, Overflow
@@ -28,6 +28,7 @@ from wse.core.resume import Resume
 from wse.core.session.endpoint import Endpoint, emit_error
 from wse.core.session.rpc import ExposeErrors
 from wse.errors import ErrorCode, WseError
+from wse.http_api.api import HttpApi
 from wse.metrics.source import Metrics
 from wse.protocols.choice import as_protocols
 from wse.protocols.json import WseJSON
@@ -100,6 +101,8 @@ class WseServer(Handling, Messaging):
             default, because on a fast network it costs far more time than it saves.
         serve_client: Serve the JavaScript client at `/wse.js`, and the modules that it loads beside it.
         files: Files to send in answer to plain GETs, by path: `{"/": "index.html"}`.
+        api_keys: Turns on the HTTP API for publishing at `/api/` of the built-in listener; see `wse.http_api.HttpApi`,
+            which also says what the keys are. It is off by default.
         metrics: The path at which the built-in listener serves metrics for Prometheus, such as `"/metrics"`; off by
             default. It needs `pip install "wse[prometheus]"`. Inside a web framework, use `wse.prometheus.Collector`.
         overflow: The policy, by message type, for messages to a device that reads too slowly; see `Overflow`. Messages
@@ -145,6 +148,7 @@ class WseServer(Handling, Messaging):
         compression: Compression | None = None,
         serve_client: bool = False,
         files: Mapping[str, str | Path] | None = None,
+        api_keys: str | Iterable[str] | Mapping[str, str] | None = None,
         metrics: str | None = None,
         overflow: Mapping[MessageType, Overflow | str] | None = None,
         heartbeat: Heartbeat | None = None,
@@ -214,6 +218,11 @@ class WseServer(Handling, Messaging):
         else:
             self._keep_in(None)
         self.when = ServerSignals(self._hub)
+        self._http_api = None
+        if api_keys is not None:
+            self._http_api = HttpApi(self, api_keys, limits=self._endpoint.limits, admission=admission)
+            routes = self._lifecycle.options.routes
+            routes |= {f"/api/{path}": route for path, route in self._http_api.routes.items()}
         if metrics is not None:
             from wse.prometheus import MetricsRoute
 
@@ -318,8 +327,7 @@ class WseServer(Handling, Messaging):
     def _keep_in(self, broker: Broker | None) -> None:
         """Keep messages where the settings say, or else in the broker's store."""
         if self._inbox is not None:
-            self._hub.kept = Inboxes(self._hub, self._inbox, store_of(self._inbox.store, broker), READERS)
-            self._endpoint.extensions.add(self._hub.kept)
+            self._hub.keep_in(Keeper(self._hub, self._inbox, store_of(self._inbox.store, broker), READERS))
 
     @property
     def host(self) -> str | None:
@@ -427,6 +435,17 @@ class WseServer(Handling, Messaging):
         """
         close = partial(self.close, LIFESPAN_GRACE)
         return AsgiApp(self._acceptor, self._lifecycle.options.path, self._lifecycle.attach, close, self._upgrader)
+
+    @property
+    def http_api(self) -> HttpApi:
+        """The HTTP API for publishing as an ASGI application, for servers without a listener of their own.
+
+        Raises:
+            ValueError: The server has no `api_keys`.
+        """
+        if self._http_api is None:
+            raise ValueError("the HTTP API is off: WseServer(api_keys=...) turns it on")
+        return self._http_api
 
     @cached_property
     def aiohttp(self) -> Callable[[Any], Awaitable[Any]]:

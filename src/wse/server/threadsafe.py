@@ -6,7 +6,7 @@ from collections.abc import Callable
 from functools import partial
 from inspect import isawaitable
 from threading import get_ident
-from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
+from typing import TYPE_CHECKING, Any
 
 from wse.core.hub.network import DeviceInfo
 from wse.errors import CloseReason, ErrorCode, WseError
@@ -18,10 +18,9 @@ if TYPE_CHECKING:
 
     from wse.core.hub.calls import Mode
     from wse.core.hub.connection import Exclude, WseConnection, WseIdentity
+    from wse.core.session.asking import Items
     from wse.scheduler import AsyncioScheduler
     from wse.server.server import WseServer
-
-T = TypeVar("T")
 
 
 class Threadsafe:
@@ -67,18 +66,6 @@ class Threadsafe:
         """Return the room of that name."""
         return ThreadsafeRoom(self, name)
 
-    @overload
-    def call(
-        self,
-        cid: ClientId,
-        name: MessageType,
-        payload: Any = None,
-        *,
-        mode: Literal["all"],
-        timeout: float | None = None,
-        wait: float = 0.0,
-    ) -> list[Any]: ...
-    @overload
     def call(
         self,
         cid: ClientId,
@@ -86,21 +73,25 @@ class Threadsafe:
         payload: Any = None,
         *,
         mode: Mode = "first",
+        result: Any = None,
         timeout: float | None = None,
         wait: float = 0.0,
-    ) -> Any: ...
-    def call(
-        self,
-        cid: ClientId,
-        name: MessageType,
-        payload: Any = None,
-        *,
-        mode: Mode = "first",
-        timeout: float | None = None,
-        wait: float = 0.0,
+        on_progress: Callable[[Any], Any] | None = None,
+        upload: Items | None = None,
     ) -> Any:
-        """As `WseServer.call`."""
-        return self.run(self._server.call, cid, name, payload, mode=mode, timeout=timeout, wait=wait)
+        """As `WseServer.call`. `on_progress` is called, and a plain `upload` read, in the event loop."""
+        return self.run(
+            self._server.call,
+            cid,
+            name,
+            payload,
+            mode=mode,
+            result=result,
+            timeout=timeout,
+            wait=wait,
+            on_progress=on_progress,
+            upload=upload,
+        )
 
     def devices(self, cid: ClientId) -> list[DeviceInfo]:
         """As `WseServer.devices`."""

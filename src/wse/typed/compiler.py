@@ -18,7 +18,7 @@ from wse.core.session.signals import check_handler
 from wse.typed.decoding import TAKES
 from wse.typed.dependencies import Plan, dependency_of
 from wse.typed.hints import Hints, Unknown, is_async, is_async_generator, is_generator, known, label
-from wse.typed.running import Target, own_items, run_plan
+from wse.typed.running import Target, in_thread, own_items, run_plan
 from wse.validation.checks import check_for
 
 if TYPE_CHECKING:
@@ -137,7 +137,7 @@ def _given(hints: Hints, marked: set[str], sources: Sources) -> dict[str, inspec
     left = list(sources.names)
     given: dict[str, inspect.Parameter] = {}
     for parameter in hints.parameters:
-        if not left or parameter.name in marked or parameter.kind is parameter.KEYWORD_ONLY:
+        if not left or parameter.name in marked or parameter.kind in (parameter.KEYWORD_ONLY, parameter.VAR_KEYWORD):
             continue
         if parameter.kind is parameter.VAR_POSITIONAL:
             given.update(dict.fromkeys(left, parameter))
@@ -242,7 +242,7 @@ def _own_result(fn: Callable[..., Any], check: Check, *, is_async: bool) -> Call
 
 def _in_thread(fn: Callable[..., Any]) -> Callable[..., Any]:
     async def handle(*args: Any) -> Any:
-        return await asyncio.to_thread(fn, *args)
+        return await in_thread(fn, *args)
 
     return handle
 

@@ -242,6 +242,7 @@ class Procedures(rpc.Procedures):
     def go_through(self) -> None:
         """Have all procedures go through the middleware, which is new."""
         wrapped = self._side.wrapped
+        self.clear()
         for name, fn in self.by_name.items():
             self.by_name[name] = _replace(fn, lambda fn, name=name: wrapped("call", name, fn))  # type: ignore[misc]
         for name, (fn, yields, uploads) in self.streams.items():

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from functools import partial
 from types import FunctionType
 from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -103,13 +104,25 @@ def names_of_callers(fn: Callable[..., Any]) -> Mapping[str, Any]:
     function = _function_of(fn)
     if "<locals>" not in getattr(function, "__qualname__", ""):
         return {}
-    found: list[dict[str, Any]] = []
+    found: list[Mapping[str, Any]] = [_remembered.get(function, {})]
     frame: FrameType | None = sys._getframe(1)
     while frame is not None:
         if frame.f_globals is function.__globals__ and frame.f_code.co_flags & inspect.CO_NEWLOCALS:
             found.append(dict(frame.f_locals))
         frame = frame.f_back
-    return ChainMap(*found)
+    return ChainMap(*(dict(names) for names in found))
+
+
+_remembered: WeakKeyDictionary[Callable[..., Any], Mapping[str, Any]] = WeakKeyDictionary()
+
+
+def remember_names(fn: Callable[..., Any]) -> None:
+    """Keep what `names_of_callers` finds now for a function whose hints are text and are looked at later."""
+    function = _function_of(fn)
+    if any(isinstance(annotation, str) for annotation in getattr(function, "__annotations__", {}).values()):
+        names = names_of_callers(fn)
+        if names:
+            _remembered[function] = names
 
 
 def is_async(fn: Any) -> bool:

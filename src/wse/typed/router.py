@@ -9,7 +9,7 @@ from typing import Any, Literal, Protocol, overload
 from wse.core.session.signals import check_name
 from wse.typed.dependencies import as_guards
 from wse.typed.handlers import name_of
-from wse.typed.hints import label
+from wse.typed.hints import label, remember_names
 from wse.types import F, MessageType
 
 _MARK = "wse_entries"
@@ -179,6 +179,7 @@ class Router:
 
         def add(fn: Any) -> Any:
             called = name_of(fn, decorator) if name is None else name
+            remember_names(fn)
             self._put(Entry(kind, called, fn, options))
             return fn
 

@@ -5,14 +5,27 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, contextmanager
+from contextvars import copy_context
+from functools import partial
 from inspect import isawaitable
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
+
+from wse.threads import Workers
 
 if TYPE_CHECKING:
     from types import TracebackType
 
     from wse.typed.dependencies import Plan, Step
     from wse.validation.checks import Check
+
+
+_WORKERS: Final = Workers("wse-handlers", 40)
+"""The threads of handlers that block; as many as Starlette has for its own."""
+
+
+async def in_thread(fn: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """Call a function in a thread, in the context of the caller."""
+    return await asyncio.wrap_future(_WORKERS.submit(partial(copy_context().run, fn, *args, **kwargs)))
 
 
 class Target(NamedTuple):
@@ -40,7 +53,7 @@ class Target(NamedTuple):
         """Call the handler."""
         args = [values[slot] for slot in self.args]
         kwargs = {name: values[slot] for name, slot in self.kwargs}
-        return asyncio.to_thread(self.fn, *args, **kwargs) if self.in_thread else self.fn(*args, **kwargs)
+        return in_thread(self.fn, *args, **kwargs) if self.in_thread else self.fn(*args, **kwargs)
 
     def own(self, value: Any) -> Any:
         """A result or an item, as it is to be sent.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 
@@ -11,7 +12,11 @@ def encode_foreign(value: Any) -> Any:
     Raises:
         TypeError: No library is known that encodes it.
     """
-    serializer = getattr(type(value), "__pydantic_serializer__", None)
-    if serializer is None:
-        raise TypeError(f"Encoding objects of type {type(value).__name__} is unsupported")
-    return serializer.to_python(value, mode="json")
+    cls = type(value)
+    serializer = getattr(cls, "__pydantic_serializer__", None)
+    if serializer is not None:
+        return serializer.to_python(value, mode="json")
+    pydantic_core = sys.modules.get("pydantic_core")
+    if pydantic_core is not None and cls.__module__.partition(".")[0] in ("pydantic", "pydantic_core"):
+        return pydantic_core.to_jsonable_python(value)
+    raise TypeError(f"Encoding objects of type {cls.__name__} is unsupported")

@@ -19,7 +19,7 @@ from wse.validation.failures import Failure, failure
 from wse.validation.foreign import encode_foreign
 from wse.validation.kinds import is_pydantics
 
-_EXACT = (bool, int, str)
+_EXACT = (bool, int, float, str, bytes, dict, list)
 """Classes whose values are checked when their class is known."""
 
 _KEPT = (bytes, bytearray, date, datetime, time, timedelta, Decimal, UUID)

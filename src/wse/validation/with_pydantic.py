@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from pydantic import PydanticSchemaGenerationError, PydanticUndefinedAnnotation, PydanticUserError, TypeAdapter
@@ -34,8 +35,10 @@ def make_check(hint: Any) -> Check:
 
 
 def _describe(exc: Any) -> list[Failure]:
-    if isinstance(exc, PydanticSerializationError):
-        return [failure("$", str(exc), "serialization_error")]
+    if isinstance(exc, PydanticSerializationError):  # its text has the value, which a caller might see
+        wrong = _WRONG_FIELD.findall(str(exc))
+        what = ", ".join(f"{field} (expected `{expected}`)" for expected, field in wrong[:3]) or "a field"
+        return [failure("$", f"not of its declared type: {what}", "serialization_error")]
     count = exc.error_count()
     if count > _COUNTED:  # pydantic would make a dict of each
         return [failure("$", f"{count} errors", "too_many_errors")]
@@ -44,3 +47,5 @@ def _describe(exc: Any) -> list[Failure]:
 
 
 _COUNTED = 1000
+
+_WRONG_FIELD = re.compile(r"Expected `([^`]*)`[^\n]*?field_name='(\w+)'")

@@ -1,47 +1,25 @@
-"""Sessions that move between this node and others, since their clients come back elsewhere.
-
-    the client's new node                                  the node that has the session
-    asks for it, with a proof that it knows the key
-                                                           names the rooms that the session is in
-    listens to all that the session hears (`Placeholder`)
-    asks again: this time it hears what the other hears
-                                                           lets go: its books, and what it has heard of each sender;
-                                                           asked once more, since the answer was lost, it repeats it
-    drops what the other has heard, and keeps the rest
-    moves the device in the register (`Steps`)
-
-A message of one sender reaches both nodes in the sender's order. So what the old node had heard when it let go, and
-what the new one has heard since it listened, is everything, and what is in both can be told by its number.
-
-A node that gives up tells the other one, so that no session waits for a client that has a new one, and no device stays
-in the register that nobody has.
-
-Nothing of this happens before a client has been accepted, unless the identify handler asks for its session.
-"""
+"""Sessions that come to this node from others, since their clients have come here; `transfer` has all of it."""
 
 from __future__ import annotations
 
-from hashlib import sha256
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from wse.core.cluster.envelope import CallWith, Query
-from wse.core.cluster.moved_link import MovedLink
 from wse.core.cluster.placeholder import Placeholder
+from wse.core.cluster.transfer import SILENT, SPREAD_WITHIN, Question, decode_transfer, digest
 from wse.core.cluster.turns import Turns
 from wse.core.hub.handshake import Returning
-from wse.core.hub.moving import Luggage
-from wse.core.hub.tickets import Claim, Refusal, Why, proof_of
+from wse.core.hub.tickets import Refusal, Why, proof_of
 from wse.core.names import decode_name, encode_name
 from wse.core.packed import Packed
 from wse.core.ports.broker import Device
 from wse.core.ports.scheduling import sleep
-from wse.errors import CloseReason, WseError
-from wse.tasks import wake
+from wse.errors import WseError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable
 
     from wse.core.cluster.bus import Bus
     from wse.core.cluster.delivery import Delivery
@@ -49,12 +27,11 @@ if TYPE_CHECKING:
     from wse.core.cluster.node_rpc import NodeRpc
     from wse.core.cluster.presence import Presence
     from wse.core.cluster.remote_asking import Place
-    from wse.core.hub.connection import ServerSession, WseConnection
+    from wse.core.cluster.transfer import Transfer
+    from wse.core.hub.connection import WseConnection
     from wse.core.hub.hub import Hub
+    from wse.core.hub.tickets import Claim
     from wse.types import ClientId, RoomName
-
-SILENT = 2.0
-"""Seconds after which a node that does not answer has nothing to hand over."""
 
 ASKED = 2
 """How often it is asked within that time: an answer may be lost."""
@@ -64,9 +41,6 @@ MAX_HOPS = 3
 
 MAX_ROUNDS = 40
 """How often a node is asked whose session enters rooms, or has not come there itself, at the same moment."""
-
-SPREAD_WITHIN = 0.5
-"""Seconds that the other nodes have to show that their servers know what this node listens to."""
 
 GIVE_UP_AFTER = 1.0
 """Seconds until a node is told that the session of a client is lost. By then the client has a new one, and its user has
@@ -79,64 +53,11 @@ them; others wait, if many clients come at once."""
 PAUSE = 0.05
 """Seconds until a node is asked again that is busy with the session."""
 
-MOVED_WITHIN = 10.0
-"""Seconds that another node has to tell the register of a device that it has taken over. After that, this node takes
-the device out if it is still registered here."""
-
-PART = 64 * 1024
-"""Bytes of the pieces in which a session travels."""
-
-
-class Question(msgspec.Struct):
-    """What a node asks about a session; see `wse.core.hub.tickets.Claim`."""
-
-    node: str
-    conn_id: str
-    proof: str
-    user: str = ""
-    protocol: str = ""
-    got: int = 0
-    sent: tuple[int, int] = (1, 0)
-    rooms: str = ""
-    """What stands for the rooms that the node listens to; empty as long as it does not listen."""
-    returns: str = ""
-    """How often the client had come back to the other node, when that one named the rooms."""
-    is_lost: bool = False
-    """Of a node that has given up: whether the client has a new session."""
-
-    @property
-    def claim(self) -> Claim:
-        """The claim of its client."""
-        return Claim(self.conn_id, "", self.got, self.sent, proof=self.proof)
-
-
-class Transfer(msgspec.Struct, array_like=True):
-    """A session on its way."""
-
-    luggage: Luggage
-    rooms: list[str]
-    place: int
-    generation: int
-    heard: dict[str, int]
-    """By sender, the number of the last message that its old node has heard."""
-
-
-class Sent(NamedTuple):
-    """A session that was let go, until the other node has it."""
-
-    question: Question
-    parts: list[bytes]
-    device: Device
-
-
-_encode = msgspec.msgpack.Encoder().encode
-_decode = msgspec.msgpack.Decoder(Transfer).decode
-_read = msgspec.json.Decoder(Question).decode
 _read_ids = msgspec.json.Decoder(list[str]).decode
 
 
 class Claims:
-    """The sessions that come to this node, and go from it.
+    """The sessions that come to this node.
 
     Args:
         bus: The connection to the other nodes.
@@ -153,12 +74,7 @@ class Claims:
         self._delivery = delivery
         self._rpc = rpc
         self._presence = presence
-        self._left: list[ServerSession] = []  # sessions that have moved, with handlers that still run here
         self._turns = Turns(self._scheduler, MOST_COMING)
-        # Sessions that are about to go, and whether this node has heard all that their new nodes may not have.
-        self._catching_up: dict[str, tuple[Question, bool]] = {}
-        self._sent: dict[str, Sent] = {}  # sessions on their way to other nodes
-        rpc.queries |= {"claim": self._claimed, "find": self._found, "give-up": self._given_up}
 
     # A session comes.
 
@@ -225,7 +141,7 @@ class Claims:
                         return _refusal(answer)
                     await sleep(self._scheduler, PAUSE)
                 elif answer and isinstance(answer[0], bytes):
-                    transfer = _decode(b"".join(answer))
+                    transfer = decode_transfer(b"".join(answer))
                     is_here = is_settled = True
                     return Fetched(self._presence, self._hub, self._delivery, placeholder, holder, transfer)
                 else:
@@ -264,129 +180,6 @@ class Claims:
         about = msgspec.json.encode(question).decode()
         self._bus.send_to(holder, Query(self._bus.node, 0, "give-up", about))
 
-    # A session goes.
-
-    def _found(self, about: str) -> Any:
-        """Answer who has a session."""
-        resumption = self._hub.resumption
-        claim = _read(about).claim
-        session = None if resumption is None else resumption.find(claim)
-        if session is not None:
-            return {"user": encode_name(session.conn.cid), "meta": session.conn.meta}
-        to = "" if resumption is None else resumption.moved_to(claim.id)
-        return {"to": to} if to else None
-
-    def _claimed(self, about: str) -> Any:
-        """Answer a node to which the client of a session has come."""
-        question = _read(about)
-        resumption = self._hub.resumption
-        if resumption is None:
-            return Refusal(Why.UNKNOWN)._asdict()
-        sent = self._sent.get(question.conn_id)
-        if sent is not None and sent.question == question:
-            return sent.parts
-        verdict = resumption.examine(question.claim, decode_name(question.user), question.protocol)
-        if isinstance(verdict, Refusal):
-            return {} if self._placeholder(question.conn_id) is not None else verdict._asdict()
-        conn = verdict.conn
-        registration = self._presence.registration(conn)
-        if registration is None:
-            return {}  # another step for it is under way
-        rooms = sorted(encode_name(room) for room in self._hub.rooms.of(conn))
-        assert verdict.ticket is not None  # it has a key
-        returns = str(verdict.ticket.returns)
-        if question.rooms and question.returns != returns:  # the client has given up the connection to the other node
-            return Refusal(Why.UNKNOWN, close=(1000, CloseReason.RESUMED_ELSEWHERE))._asdict()
-        if question.rooms != digest(rooms):
-            resumption.hold(verdict, SILENT)
-            return [returns, *rooms]
-        if not self._has_caught_up(question):
-            return {}
-        _encode(conn._data)  # or it stays here, and the error is reported
-        heard = self._delivery.heard.last | {self._bus.node: self._bus.seq}
-        place, generation = registration.device.place, registration.generation
-        luggage = resumption.moving.hand_over(verdict, question.got, question.node)
-        self._leave(verdict)
-        verdict.link = MovedLink(self._bus, question.node, conn.conn_id)
-        verdict.writable(True)  # for the answers of handlers that still run here
-        data = _encode(Transfer(luggage, rooms, place, generation, heard))
-        parts = [data[start : start + PART] for start in range(0, len(data), PART)]
-        self._sent[conn.conn_id] = Sent(question, parts, registration.device)
-        self._scheduler.call_later(MOVED_WITHIN, self._take_out, conn.conn_id)
-        return parts
-
-    def _has_caught_up(self, question: Question) -> bool:
-        """Whether this node has heard all that others have sent before they knew that the new node listens.
-
-        The servers of an engine may pass messages on at different speeds. But those of one node arrive here in order:
-        so a node whose answer is here has sent nothing before that is not.
-        """
-        others = self._bus.peers - {question.node}
-        if not self._bus.broker.spreads or not others:
-            return True
-        conn_id = question.conn_id
-        asked, is_done = self._catching_up.get(conn_id, (None, False))
-        if asked != question:
-            self._catching_up[conn_id] = question, False
-            self._scheduler.spawn(self._catch_up(question, others))
-            self._scheduler.call_later(SILENT, self._caught_up, question)
-        elif is_done:
-            del self._catching_up[conn_id]
-        return is_done and asked == question
-
-    async def _catch_up(self, question: Question, others: frozenset[str]) -> None:
-        try:
-            await self._rpc.query_nodes(others, "here", "", SPREAD_WITHIN)
-        except WseError:
-            return  # the broker is away: the move fails
-        if question.conn_id in self._catching_up and self._catching_up[question.conn_id][0] is question:
-            self._catching_up[question.conn_id] = question, True
-
-    def _caught_up(self, question: Question) -> None:
-        """Forget a question that has not been asked again."""
-        if question.conn_id in self._catching_up and self._catching_up[question.conn_id][0] is question:
-            del self._catching_up[question.conn_id]
-
-    def arrived(self, conn_id: str) -> None:
-        """A session is at its new node, and the register knows."""
-        self._sent.pop(conn_id, None)
-        self._presence.arrived(conn_id)
-
-    def _given_up(self, about: str) -> None:
-        """Another node has given up a session that it wanted to have."""
-        question = _read(about)
-        sent, resumption = self._sent.get(question.conn_id), self._hub.resumption
-        if sent is not None:
-            if (sent.question.node, sent.question.proof) == (question.node, question.proof):
-                self._take_out(question.conn_id)
-        elif question.is_lost and resumption is not None:
-            session = resumption.find(question.claim)
-            if session is not None and not session.conn.attached:
-                resumption.end(session, Why.ENDED)
-
-    def _take_out(self, conn_id: str) -> None:
-        """A session has not arrived at its new node, and its client is told there that it is lost."""
-        sent = self._sent.pop(conn_id, None)
-        if sent is not None:
-            self._presence.take_out(sent.device)
-
-    def _leave(self, session: ServerSession) -> None:
-        """Remember a session as long as handlers of it run."""
-        self._left = [other for other in self._left if other.tasks]
-        self._left.append(session)
-
-    async def close(self) -> None:
-        """Cancel the handlers of sessions that have moved: from now on, no answer reaches their clients."""
-        left, self._left = self._left, []
-        self._sent.clear()
-        tasks = [task for session in left for task in session.tasks]
-        for task in tasks:
-            task.cancel()
-        for _ in range(2 if tasks else 0):  # until their answers have been sent
-            turn = self._scheduler.create_future()
-            self._scheduler.call_soon(wake, turn)
-            await turn
-
     # What comes for sessions that are on their way, or have gone.
 
     def redirect(self, call: Call) -> bool:
@@ -397,7 +190,7 @@ class Claims:
         conn_id = call.conn_id
         if conn_id in self._hub.connections:
             return False
-        placeholder = self._placeholder(conn_id)
+        placeholder = self._delivery.placeholder(conn_id)
         if placeholder is not None:
             placeholder.later(lambda conn: self._rpc.called(call))
             return True
@@ -412,7 +205,7 @@ class Claims:
         if conn is not None:
             session = conn._session
             return 0 if session.terms is None else session.window(session.terms.window)
-        if self._placeholder(conn_id) is not None:
+        if self._delivery.placeholder(conn_id) is not None:
             return ""
         resumption = self._hub.resumption
         return (None if resumption is None else resumption.moved_to(conn_id)) or None
@@ -423,7 +216,7 @@ class Claims:
         if conn is not None:
             conn._session.write_packed(Packed(message.data, message.utf8))
             return
-        placeholder = self._placeholder(message.conn_id)
+        placeholder = self._delivery.placeholder(message.conn_id)
         if placeholder is not None:
             placeholder.later(lambda conn: conn._session.write_packed(Packed(message.data, message.utf8)))
         else:
@@ -447,12 +240,6 @@ class Claims:
 
     def _of(self, user: str) -> list[Placeholder]:
         return [placeholder for placeholder in self._delivery.placeholders if placeholder.user == user]
-
-    def _placeholder(self, conn_id: str) -> Placeholder | None:
-        for placeholder in self._delivery.placeholders:
-            if placeholder.conn_id == conn_id:
-                return placeholder
-        return None
 
     def _send_on(self, conn_id: str, message: Call | ToDevice) -> bool:
         resumption = self._hub.resumption
@@ -510,8 +297,3 @@ class Fetched:
 def _refusal(answer: dict[str, Any]) -> Refusal:
     close = answer["close"]
     return Refusal(answer["why"], answer["got"], None if close is None else (close[0], close[1]), answer["to"])
-
-
-def digest(rooms: Iterable[str]) -> str:
-    """What stands for the names of some rooms."""
-    return sha256("\n".join(sorted(rooms)).encode()).hexdigest()

@@ -93,6 +93,13 @@ class Delivery:
         for placeholder in self.placeholders:
             placeholder.take(topic, message)
 
+    def placeholder(self, conn_id: str) -> Placeholder | None:
+        """What listens for a session that is on its way here."""
+        for placeholder in self.placeholders:
+            if placeholder.conn_id == conn_id:
+                return placeholder
+        return None
+
     def received(self, topic: str, message: envelope.Message) -> None:
         """Hand a message of another node to its receivers here."""
         self.heard.note(message.origin, message.seq)

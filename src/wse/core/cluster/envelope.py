@@ -34,6 +34,9 @@ USER = "u."
 ROOM = "r."
 NODE = "n."
 
+OUTSIDE = "out-"
+"""How the names of publishers begin. They call devices like nodes, but have no lease, and nobody asks them anything."""
+
 
 class ClusterMessage(msgspec.Struct, array_like=True):
     """A message from one node, or from a publisher, to others."""
@@ -94,6 +97,8 @@ class Call(ClusterMessage, tag=5):
     name: Any
     payload: Any
     timeout: float | None
+    trace: dict[str, str] | None = None
+    """The context of the caller's trace, as in the options of `~wse:call`."""
 
 
 class CallWith(Call, tag=14):
@@ -101,7 +106,7 @@ class CallWith(Call, tag=14):
     that has said that it knows this.
     """
 
-    options: dict[str, Any]
+    options: dict[str, Any] = {}
     """As in `~wse:call`."""
 
 

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from wse.core.cluster.bus import Bus
     from wse.core.cluster.claims import Claims
     from wse.core.cluster.delivery import Delivery
+    from wse.core.cluster.departures import Departures
     from wse.core.cluster.liveness import Liveness
     from wse.core.cluster.node_rpc import NodeRpc
     from wse.core.cluster.reconciler import Reconciler
@@ -33,7 +34,8 @@ class Inbox:
         hub: The connections of this node.
         delivery: Handles messages of the application.
         rpc: Handles queries, calls and answers.
-        claims: Handles sessions that move.
+        claims: Handles sessions that come.
+        departures: Handles those that go.
         steps: Handles changes of devices.
         reconciler: Is told of disturbances.
         liveness: Handles canaries, and the loss and return of the broker.
@@ -48,6 +50,7 @@ class Inbox:
         delivery: Delivery,
         rpc: NodeRpc,
         claims: Claims,
+        departures: Departures,
         steps: Steps,
         reconciler: Reconciler,
         liveness: Liveness,
@@ -61,6 +64,7 @@ class Inbox:
         self._delivery = delivery
         self._rpc = rpc
         self._claims = claims
+        self._departures = departures
         self._steps = steps
         self._reconciler = reconciler
         self._liveness = liveness
@@ -118,7 +122,7 @@ class Inbox:
             case envelope.Kept():
                 if self._hub.kept is not None:
                     record = Record(message.number, message.at, message.data)
-                    self._hub.kept.heard(topic, decode_name(topic.removeprefix(USER)), record)
+                    self._hub.kept.heard(topic[:2], decode_name(topic[2:]), record)
             case envelope.Drop():
                 self._hub.drop_here(decode_name(topic.removeprefix(USER)), message.reason, message.code)
             case envelope.Enter():
@@ -149,7 +153,7 @@ class Inbox:
             case envelope.ToDevice():
                 self._claims.to_device(message)
             case envelope.Arrived():
-                self._claims.arrived(message.conn_id)
+                self._departures.arrived(message.conn_id)
             case _:
                 self._rpc.cancelled(message)
 

@@ -6,7 +6,7 @@ when they come back. It subscribes to the users and rooms that it holds, and to 
     Bus        topics, and the backlog while the broker is away
     Delivery   messages of the application
     NodeRpc    queries to other nodes, and calls to their devices; with RemoteAsking and RemoteServing for streams
-    Claims     sessions that move from node to node
+    Claims     sessions that come from other nodes; Departures, those that go there
     Presence   users come and go; with Registrations, Steps, Firing and Reconciler
     Liveness   the lease, and the canary
     Inbox      hands what the broker delivers to the part that handles it
@@ -26,6 +26,7 @@ from wse.core.cluster import envelope
 from wse.core.cluster.bus import Bus
 from wse.core.cluster.claims import Claims
 from wse.core.cluster.delivery import Delivery
+from wse.core.cluster.departures import Departures
 from wse.core.cluster.envelope import ALL, NODE, ROOM, USER, topic
 from wse.core.cluster.firing import Firing
 from wse.core.cluster.inbox import Inbox
@@ -105,6 +106,7 @@ class ClusterNode:
         self.reconciler = Reconciler(broker, self._scheduler, registrations, self.steps, self.firing)
         self.presence = Presence(self.bus, hub, registrations, self.steps, self.firing, self.reconciler)
         self.claims = Claims(self.bus, hub, self.delivery, self.rpc, self.presence)
+        self.departures = Departures(self.bus, hub, self.delivery, self.rpc, self.presence)
         self.liveness = Liveness(self.bus, hub.endpoint, settings, self.reconciler, self.rpc)
         self.inbox = Inbox(
             self.bus,
@@ -112,6 +114,7 @@ class ClusterNode:
             self.delivery,
             self.rpc,
             self.claims,
+            self.departures,
             self.steps,
             self.reconciler,
             self.liveness,
@@ -204,7 +207,7 @@ class ClusterNode:
             self._pausing.set_exception(WseError(ErrorCode.BROKER_UNAVAILABLE, {}, "the server was closed meanwhile"))
         if not self.bus.is_open:
             return
-        await self.claims.close()
+        await self.departures.close()
         self.liveness.stop()
         start, timeout = self._scheduler.time(), self.settings.close_timeout
         if self.broker.connected:
@@ -309,6 +312,9 @@ class ClusterNode:
 
     def drop(self, cid: ClientId, reason: str, code: int) -> None:
         self.bus.publish(topic(USER, cid), envelope.Drop(self.node, str(reason), code))
+
+    async def subscribed(self) -> None:
+        await self.broker.flush()
 
     def want_room(self, name: RoomName) -> None:
         self.bus.want(topic(ROOM, name))

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import typing
+from contextlib import nullcontext
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from wse.core.cluster.envelope import NODE, Answer, Call, CallWith, Cancel, Query, encode, in_parts, plain
+from wse.core.cluster.envelope import NODE, OUTSIDE, Answer, Call, CallWith, Cancel, Query, encode, in_parts, plain
 from wse.core.cluster.remote_asking import RemoteAsking
 from wse.core.cluster.remote_serving import RemoteServing
 from wse.core.session.current_call import bounded, inherited
@@ -18,12 +20,24 @@ if TYPE_CHECKING:
 
     from wse.core.cluster.bus import Bus
     from wse.core.cluster.envelope import ClusterMessage
-    from wse.core.hub.connection import ServerSession
-    from wse.core.hub.hub import Hub
+    from wse.core.hub.connection import ServerSession, WseConnection
+    from wse.core.session.endpoint import Endpoint
     from wse.types import MessageType
 
 MAX_ERROR_LENGTH = 1000
 """The length to which an error's message and code are cut when its details cannot be encoded."""
+
+
+class Devices(typing.Protocol):
+    """A hub, as requests see it.
+
+    Attributes:
+        endpoint: Settings and time.
+        connections: The devices that can be called, by their ids.
+    """
+
+    endpoint: Endpoint
+    connections: dict[str, WseConnection]
 
 
 class NodeRpc:
@@ -41,7 +55,7 @@ class NodeRpc:
         serving: Those of other nodes.
     """
 
-    def __init__(self, bus: Bus, hub: Hub, query_timeout: float) -> None:
+    def __init__(self, bus: Bus, hub: Devices, query_timeout: float) -> None:
         self._bus = bus
         self._hub = hub
         self._endpoint = hub.endpoint
@@ -76,12 +90,14 @@ class NodeRpc:
         self._endpoint.check_sent(name)
         if bounded:
             timeout = inherited(timeout, self._endpoint.timeout, name)
+        tracer = self._endpoint.tracer
+        trace = None if tracer is None else dict(tracer.headers())
         stamp, future = self._pending.add(name, timeout)
         try:
             if options is None:
-                self.send(node, Call(self._bus.node, stamp, conn_id, name, payload, timeout))
+                self.send(node, Call(self._bus.node, stamp, conn_id, name, payload, timeout, trace))
             else:
-                self.send(node, CallWith(self._bus.node, stamp, conn_id, name, payload, timeout, options))
+                self.send(node, CallWith(self._bus.node, stamp, conn_id, name, payload, timeout, trace, options))
         except Exception as exc:
             self._pending.discard(stamp)
             raise WseError(ErrorCode.RP_SEND_FAILED, {"rp": name}, f"the call cannot leave this node: {exc}") from exc
@@ -189,7 +205,8 @@ class NodeRpc:
                     stamp, WseError(ErrorCode.RP_DISCONNECT, details, "the node of the device is dead")
                 )
         # An engine that has lost all leases knows a node's lease again only when the node has renewed it.
-        absent = {origin for origin, _ in self._called} - nodes
+        # Publishers have none: a call of theirs that they no longer wait for ends at its timeout.
+        absent = {origin for origin, _ in self._called if not origin.startswith(OUTSIDE)} - nodes
         dead = absent & self._absent
         self._absent = absent
         for origin, stamp in [call for call in self._called if call[0] in dead]:
@@ -220,10 +237,12 @@ class NodeRpc:
             if conn is None:
                 raise NotAskedError(ErrorCode.RP_DISCONNECT, {"rp": call.name, "disconnected": [1006, ""]})
             session = conn._session
-            if isinstance(call, CallWith):
-                stamp, future = self.serving.start(session, call)
-            else:
-                stamp, future = session.start_call(call.name, call.payload, call.timeout)
+            tracer = self._endpoint.tracer
+            with nullcontext() if tracer is None else tracer.continuing(call.trace or {}):
+                if isinstance(call, CallWith):
+                    stamp, future = self.serving.start(session, call)
+                else:
+                    stamp, future = session.start_call(call.name, call.payload, call.timeout)
         except WseError as exc:
             self._answer_error(origin, call.stamp, exc)
         else:

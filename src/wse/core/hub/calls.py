@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 from wse.core.session.asking import Askable
 from wse.core.session.rpc import NotAskedError
 from wse.errors import ErrorCode, WseError
-from wse.types import MessageType
+from wse.types import ClientId, MessageType
 
 if TYPE_CHECKING:
     import asyncio
@@ -72,6 +72,51 @@ class WithOptions:
 _Started: TypeAlias = "list[tuple[Called, int, asyncio.Future[Any]]]"
 
 
+async def call_user(
+    scheduler: Scheduler,
+    callees: Sequence[Called],
+    cid: ClientId,
+    name: MessageType,
+    payload: Any,
+    mode: Mode,
+    timeout: float | None,
+    default: float,
+) -> Any:
+    """Call a procedure on a user's devices; see `WseServer.call`.
+
+    Args:
+        scheduler: Time and futures.
+        callees: The devices, the oldest first.
+        cid: The user.
+        name: The procedure.
+        payload: Its argument.
+        mode: The answers that are returned.
+        timeout: Seconds; `None` for the default.
+        default: The same; 0 for ever.
+
+    Raises:
+        WseError: `CONNECTION_MISSING`; that of a device.
+    """
+    try:
+        if mode == "all":
+            return await call_all(callees, name, payload, timeout)
+        if mode == "first":
+            return await call_first(scheduler, callees, name, payload, timeout)
+        return await call_any(scheduler, callees, name, payload, default if timeout is None else timeout)
+    except NotAskedError:
+        raise WseError(ErrorCode.CONNECTION_MISSING, {"cid": cid, "rp": name}) from None
+
+
+def check_mode(mode: str) -> None:
+    """Reject a mode that there is not.
+
+    Raises:
+        ValueError: The same.
+    """
+    if mode not in ("first", "all", "any"):
+        raise ValueError(f'mode must be "first", "all" or "any", not {mode!r}')
+
+
 async def call_all(callees: Sequence[Called], name: MessageType, payload: Any, timeout: float | None) -> list[Any]:
     """Call a procedure on several devices at once; errors stand in the list where results would.
 
@@ -115,7 +160,7 @@ async def call_first(
     last: BaseException = _nobody(name)
 
     def settled(future: asyncio.Future[Any]) -> None:
-        if not first.done():
+        if not first.done() and not future.cancelled():
             error = future.exception()
             if error is None:
                 first.set_result(future.result())
@@ -178,5 +223,5 @@ def _nobody(name: MessageType) -> NotAskedError:
 def _forget(started: _Started) -> None:
     for callee, stamp, future in started:
         callee.forget_call(stamp)
-        if future.done() and not future.cancelled():
+        if not future.cancel() and not future.cancelled():
             future.exception()  # retrieved, so that asyncio does not log it

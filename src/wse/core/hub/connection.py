@@ -207,7 +207,7 @@ class WseConnection:
     def data(self) -> dict[str, Any]:
         """A dict of the application's own, for what it has to know about the connection. In a cluster, it goes with a
         session that moves to another node, so it must then consist of plain values: strings, numbers, `bytes`, lists,
-        and dicts with strings as keys. Otherwise the session cannot move.
+        and dicts with strings as keys, of at most 64 KiB together. Otherwise the session cannot move.
         """
         if self._data is None:
             self._data = {}

@@ -13,11 +13,13 @@ from wse.core.closing import check_close
 from wse.core.heartbeat import Heartbeat
 from wse.core.hub.arrivals import Arrivals
 from wse.core.hub.auth import AuthExtension
-from wse.core.hub.calls import WithOptions, call_all, call_any, call_first
+from wse.core.hub.calls import WithOptions, call_user, check_mode
 from wse.core.hub.connection import MeteredSession, ServerSession, WseConnection, WseIdentity
 from wse.core.hub.extensions import LimitsExtension
 from wse.core.hub.fanout import excluded, without
 from wse.core.hub.handshake import Returning, ServerOpening
+from wse.core.hub.kept.histories import Histories
+from wse.core.hub.kept.inboxes import Inboxes
 from wse.core.hub.network import EVERYONE, USER, Network
 from wse.core.hub.resumption import Resumption
 from wse.core.hub.rooms import Rooms
@@ -25,7 +27,6 @@ from wse.core.hub.sockets import Sockets
 from wse.core.packed import Packed, encode
 from wse.core.session.calling import CallsExtension
 from wse.core.session.extensions import NOTHING
-from wse.core.session.rpc import NotAskedError
 from wse.core.session.signals import Signal
 from wse.errors import CloseReason, ErrorCode, WseError
 from wse.types import ClientId, MessageKey, MessageType, ReadyState
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
     from wse.core.hub.calls import Called, Callee, Mode
     from wse.core.hub.connection import Exclude
     from wse.core.hub.handshake import AuthHandler, Handshake
-    from wse.core.hub.kept.inboxes import Inboxes
+    from wse.core.hub.kept.keeper import Keeper
     from wse.core.ports.protocol import Protocol
     from wse.core.ports.transport import Link, Request
     from wse.core.resume import Resume
@@ -70,6 +71,7 @@ class Hub:
 
     Attributes:
         kept: Messages that are kept in a store; `None` for none.
+        inboxes: Devices of users that get them.
     """
 
     def __init__(
@@ -113,7 +115,8 @@ class Hub:
         self.resumption = None if resume is None else Resumption(self, resume)
         if self.resumption is not None:
             endpoint.extensions.add(self.resumption)
-        self.kept: Inboxes | None = None
+        self.kept: Keeper | None = None
+        self.inboxes: Inboxes | None = None
         self._arrivals = Arrivals(endpoint.scheduler)
         self.rooms = Rooms(self)
         self.network: Network
@@ -124,6 +127,13 @@ class Hub:
         self.detached: Signal[WseConnection, int, str] = self.signal("detached", "conn", "code", "reason")
         self.resumed: Signal[WseConnection] = self.signal("resumed", "conn")
         self.ignored: Signal[WseConnection, Any, Any] = self.signal("ignored", "conn", "type", "payload")
+
+    def keep_in(self, keeper: Keeper) -> None:
+        """Keep messages for users and rooms."""
+        self.kept = keeper
+        self.inboxes = Inboxes(keeper)
+        self.endpoint.extensions.add(self.inboxes)
+        self.rooms.histories = Histories(keeper, self.rooms)
 
     def signal(self, name: str, *takes: str) -> Signal[*tuple[Any, ...]]:
         """A signal whose listeners' failures are reported."""
@@ -186,8 +196,8 @@ class Hub:
         conn.state = auth.state
         if expires is not None:
             self.auth.expire(session, expires)
-        if session.inbox is not None and self.kept is not None:
-            self.kept.find(session, cid, partial(self.network.admit, session, cid, welcome))
+        if session.inbox is not None and self.inboxes is not None:
+            self.inboxes.find(session, cid, partial(self.network.admit, session, cid, welcome))
         else:
             self.network.admit(session, cid, welcome)
 
@@ -231,8 +241,8 @@ class Hub:
         session.link.write_shared(welcome)
         if session.ticket is not None and self.resumption is not None:
             self.resumption.begin(session)
-        if session.inbox is not None and self.kept is not None:
-            self.kept.begin(session)
+        if session.inbox is not None and self.inboxes is not None:
+            self.inboxes.begin(session)
         if self._arrivals:
             self._arrivals.note(identity.cid)
         if is_first:
@@ -270,8 +280,8 @@ class Hub:
                 self.endpoint.log.event(f"refused: {reason}", text, conn.remote_addr, reason, conn_id=conn.conn_id)
         if identity is None:
             return
-        if session.inbox is not None and self.kept is not None:
-            self.kept.end(session)
+        if session.inbox is not None and self.inboxes is not None:
+            self.inboxes.end(session)
         to = "" if session.ticket is None else session.ticket.to
         self.rooms.forget(conn, silent=bool(to))
         identity._devices = tuple(device for device in identity._devices if device is not conn)
@@ -438,21 +448,12 @@ class Hub:
         on_progress: Callable[[Any], Any] | None,
         upload: Items | None,
     ) -> Any:
-        if mode not in ("first", "all", "any"):
-            raise ValueError(f'mode must be "first", "all" or "any", not {mode!r}')
+        check_mode(mode)
         if not self.started:
             raise WseError(ErrorCode.NOT_STARTED)
         callees: Sequence[Called] = await self._callees(cid, on_progress, upload)
-        scheduler = self.endpoint.scheduler
-        try:
-            if mode == "all":
-                return await call_all(callees, name, payload, timeout)
-            if mode == "first":
-                return await call_first(scheduler, callees, name, payload, timeout)
-            seconds = self.endpoint.timeout if timeout is None else timeout
-            return await call_any(scheduler, callees, name, payload, seconds)
-        except NotAskedError:
-            raise WseError(ErrorCode.CONNECTION_MISSING, {"cid": cid, "rp": name}) from None
+        endpoint = self.endpoint
+        return await call_user(endpoint.scheduler, callees, cid, name, payload, mode, timeout, endpoint.timeout)
 
     async def _callees(
         self, cid: ClientId, on_progress: Callable[[Any], Any] | None, upload: Items | None

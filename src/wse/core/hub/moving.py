@@ -114,8 +114,8 @@ class Moving:
         if luggage.inbox is not None:
             session.inbox = Device(session.conn, *luggage.inbox)
         fetched.settle(session.conn)
-        if session.inbox is not None and hub.kept is not None:
-            hub.kept.begin(session)
+        if session.inbox is not None and hub.inboxes is not None:
+            hub.inboxes.begin(session)
         hub.connected._emit_on(session, session.conn)
         fetched.catch_up(session.conn)
         if not session.ended and not arrival.session.ended:

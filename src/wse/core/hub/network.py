@@ -166,6 +166,13 @@ class Network(typing.Protocol):
 
     # Rooms.
 
+    async def subscribed(self) -> None:
+        """Return when this node gets all messages that it has asked for.
+
+        Raises:
+            WseError: `BROKER_UNAVAILABLE`.
+        """
+
     def want_room(self, name: RoomName) -> None:
         """Note that the first connection of this node has entered the room."""
 

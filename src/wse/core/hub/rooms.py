@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import typing
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, overload
 
 from wse.core.hub.connection import WseConnection, WseIdentity
 from wse.core.hub.network import ROOM
+from wse.errors import ErrorCode, WseError
 from wse.types import ClientId, MessageKey, MessageType, RoomName
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Hashable
+    from collections.abc import Collection, Coroutine, Hashable
 
     from wse.core.hub.connection import Exclude
+    from wse.core.hub.kept.histories import Histories, KeptMessage
     from wse.core.hub.network import Network
     from wse.core.session.endpoint import Endpoint
     from wse.core.session.signals import Signal
@@ -71,19 +73,42 @@ class Room:
         self._rooms = rooms
         self.name = name
 
-    def add(self, member: WseConnection | WseIdentity) -> None:
+    @overload
+    def add(self, member: WseConnection | WseIdentity) -> None: ...
+    @overload
+    def add(self, member: WseConnection, *, last: int) -> Coroutine[Any, Any, None]: ...
+    @overload
+    def add(self, member: WseConnection, *, after: int) -> Coroutine[Any, Any, None]: ...
+    def add(
+        self, member: WseConnection | WseIdentity, *, after: int | None = None, last: int | None = None
+    ) -> Coroutine[Any, Any, None] | None:
         """Add a connection, or all connections that a user has now, including those on other nodes of the cluster.
 
         Nothing happens for a connection that is in the room, is not yet accepted, or has ended.
 
+        With `after` or `last`, `await room.add(conn, last=50)` adds a connection and sends it what is kept for the room
+        (`keep`), and then what comes, with nothing missing or twice in between. It returns when the connection has what
+        had been kept until then.
+
+        Args:
+            member: The connection or the user.
+            after: The number of a kept message: the connection gets those that follow it.
+            last: How many kept messages the connection gets at most.
+
         Raises:
-            TypeError: It is neither a connection nor an identity.
+            TypeError: It is neither a connection nor an identity; a user with `after` or `last`; both of these.
+            WseError: With `after` or `last`: `BROKER_UNAVAILABLE`; `UNSUPPORTED`, if the server keeps nothing.
         """
+        if after is not None or last is not None:
+            if not isinstance(member, WseConnection):
+                raise TypeError("what is kept can be sent to one connection at a time, not to a user")
+            return self._rooms.kept.enter(self.name, member, after, last)
         self._rooms.check_thread()
         for conn in _connections(member):
             self._rooms.add(self.name, conn)
         if isinstance(member, WseIdentity):
             self._rooms.enter_elsewhere(self.name, member.cid, enter=True)
+        return None
 
     def discard(self, member: WseConnection | WseIdentity) -> None:
         """Remove a connection, or all connections of a user. Connections that are not in the room are ignored.
@@ -113,6 +138,40 @@ class Room:
         """
         self._rooms.send(self.name, type, payload, exclude, key)
 
+    async def keep(
+        self, type: MessageType, payload: Any = None, *, key: str | None = None, ttl: float | None = None
+    ) -> int:
+        """Keep a message for the room, and send it to every connection in the room.
+
+        Connections that enter later may get it: see `add` and `history`. When this returns, the message is stored.
+
+        Args:
+            type: The message's type.
+            payload: The message's content.
+            key: A repeat with the same key within 5 minutes is the same message.
+            ttl: Seconds for which it is kept, if that is less than `Inbox.ttl`.
+
+        Returns:
+            Its number among the messages that have been kept for the room, which count from 1.
+
+        Raises:
+            WseError, TypeError, ValueError: As `WseServer.keep`.
+        """
+        return await self._rooms.kept.keep(self.name, type, payload, key, ttl)
+
+    async def history(self, *, after: int | None = None, last: int | None = None) -> list[KeptMessage]:
+        """Return what is kept for the room, the oldest first. Who may read it is the application's decision.
+
+        Args:
+            after: The number of a message: those that follow it.
+            last: The newest ones, at most so many.
+
+        Raises:
+            WseError: `BROKER_UNAVAILABLE`; `UNSUPPORTED`: the server keeps nothing.
+            TypeError: Neither or both are given.
+        """
+        return await self._rooms.kept.read(self.name, after, last)
+
     async def members(self) -> frozenset[Any]:
         """Return the `cid`s of the users with a connection in the room.
 
@@ -141,6 +200,22 @@ class Rooms:
         self._members: dict[RoomName, dict[str, WseConnection]] = {}
         self._rooms_of: dict[str, set[RoomName]] = {}  # by conn_id, only for connections in a room
         self._signals: dict[RoomName, RoomSignals] = {}
+        self.histories: Histories | None = None
+
+    @property
+    def kept(self) -> Histories:
+        """What is kept for the rooms.
+
+        Raises:
+            WseError: `UNSUPPORTED`.
+        """
+        if self.histories is None:
+            raise keeps_nothing()
+        return self.histories
+
+    async def subscribed(self) -> None:
+        """Return when all messages to the rooms come here."""
+        await self._hub.network.subscribed()
 
     def check_thread(self) -> None:
         """Reject a call from another thread; see `Endpoint.check_thread`."""
@@ -207,11 +282,20 @@ class Rooms:
     def _take_out(self, name: RoomName, conn: WseConnection, *, silent: bool = False) -> None:
         members = self._members[name]
         del members[conn.conn_id]
+        if self.histories is not None:
+            self.histories.leave(name, conn)
         if not members:
             del self._members[name]
             self._hub.network.unwant_room(name)
         if name in self._signals and not silent:
             self._signals[name].left._emit(conn)
+
+
+def keeps_nothing() -> WseError:
+    """The error of a server that keeps no messages."""
+    return WseError(
+        ErrorCode.UNSUPPORTED, {"extension": "inbox"}, "the server keeps no messages: set WseServer(inbox=True)"
+    )
 
 
 def _connections(member: WseConnection | WseIdentity) -> tuple[WseConnection, ...]:

@@ -61,7 +61,7 @@ class CallsExtension(Extension):
         timeout, window = params.get("timeout", 0), params.get("window", DEFAULT_WINDOW)
         if not is_duration(timeout) or not is_credit(window):
             return False
-        terms = Terms(timeout, window)
+        terms = Terms(float(timeout), window)
         if len(self._known) < _MOST:
             terms = self._known.setdefault(terms, terms)
         session.terms = terms

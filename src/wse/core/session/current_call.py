@@ -11,17 +11,22 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, Final
 
+import msgspec
+
 from wse.errors import ErrorCode, WseError
 
 if TYPE_CHECKING:
+    import asyncio
+
     from wse.core.session.serving import Serving
     from wse.types import MessageType
+
 
 SHORTEST: Final = 0.001
 """Seconds: the precision of inherited timeouts. 0 would be for ever."""
 
 
-class CurrentCall:
+class CurrentCall(msgspec.Struct, eq=False):
     """The call that an async procedure is answering; see `current_call`.
 
     Attributes:
@@ -29,17 +34,13 @@ class CurrentCall:
             does not tell.
     """
 
-    __slots__ = ("_is_cancelled", "_serving", "_stamp", "deadline")
-
+    _serving: Serving | None  # until the call is over
+    _stamp: Any
+    deadline: float | None
+    _task: asyncio.Task[Any] | None = None  # that answers it, after the first step
+    _is_cancelled: bool = False
     _inherited: float | None = None  # the deadline for calls that the procedure makes
-    _lost: WseError | None = None  # the error with which it ends, although the caller waits
-    _takes_progress = False
-
-    def __init__(self, serving: Serving | None, stamp: Any, deadline: float | None) -> None:
-        self._serving = serving  # until the call is over
-        self._stamp = stamp
-        self._is_cancelled = False
-        self.deadline = deadline
+    _takes_progress: bool = False
 
     @property
     def cancelled(self) -> bool:

@@ -16,6 +16,7 @@ from wse.core.session.log import Log, facts, is_answer
 from wse.core.session.ordered import Order
 from wse.core.session.rpc import ExposeErrors, Procedures
 from wse.core.session.signals import Channel, Signal
+from wse.core.session.tracing import TraceExtension
 from wse.core.stats import Counters
 from wse.errors import ErrorCode, WseError
 from wse.types import MessageType
@@ -23,6 +24,7 @@ from wse.types import MessageType
 if TYPE_CHECKING:
     from wse.core.limits import Limits
     from wse.core.ports.scheduling import Scheduler
+    from wse.core.ports.tracing import Tracer
     from wse.core.session.signals import CheckType
     from wse.core.session.timing import Instruments
 
@@ -53,6 +55,7 @@ class Endpoint:
     Attributes:
         counters: What has happened.
         instruments: Measure times, if metrics are on.
+        tracer: Traces calls, if somebody wants that; see `trace_with`.
         log: Writes what no listener of `error` takes.
     """
 
@@ -78,6 +81,7 @@ class Endpoint:
         "reserved",
         "scheduler",
         "timeout",
+        "tracer",
     )
 
     def __init__(
@@ -110,6 +114,7 @@ class Endpoint:
         self.max_outgoing_calls = _bound(limits.outgoing_calls)
         self.counters = Counters()
         self.instruments: Instruments | None = None
+        self.tracer: Tracer | None = None
         self.extensions = Extensions()
         self.expose = ExposeErrors(expose)
         self.debug = debug
@@ -172,6 +177,12 @@ class Endpoint:
             f"{type!r} is one of WSE's own message types" if type in self.reserved or type else "a message needs a type"
         )
         raise WseError(ErrorCode.PROTOCOL_VIOLATION, {"type": type}, problem)
+
+    def trace_with(self, tracer: Tracer) -> None:
+        """Trace all calls from now on; connections that open from now on carry the context of the traces."""
+        self.tracer = tracer
+        self.extensions.add(TraceExtension())
+        self.procedures.trace_with(tracer)
 
     def report(self, error: WseError, session: object = None, cause: BaseException | None = None) -> None:
         """Report a failure to the application. What a procedure answers on purpose does not count as an error."""

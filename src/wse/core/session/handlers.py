@@ -57,6 +57,7 @@ class Handlers:
         """Give these tasks some time to end, because their connection has ended."""
         for task in tasks:
             self._scheduler.adopt(task)
+            task.add_done_callback(self.tasks.discard)  # one that is cancelled before its first step discards nothing
         if self._linger is None:
             return
         timer = self._scheduler.call_later(self._linger, self._cancel)

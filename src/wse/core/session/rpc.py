@@ -6,8 +6,9 @@ import traceback
 from collections import Counter
 from collections.abc import Callable
 from enum import StrEnum
-from typing import TYPE_CHECKING, Any, NamedTuple, overload
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, overload
 
+from wse.core.session.ordered import Ordered
 from wse.core.session.signals import check_handler, check_name, is_generator
 from wse.errors import ErrorCode, WseError
 from wse.types import F, MessageType
@@ -16,8 +17,16 @@ if TYPE_CHECKING:
     import asyncio
 
     from wse.core.ports.scheduling import Scheduler, Timer
+    from wse.core.ports.tracing import Tracer
     from wse.core.session.ordered import Order
     from wse.core.session.signals import CheckType
+
+
+class StandIns(Protocol):
+    """Functions that stand in the places of procedures for a while."""
+
+    def disarm(self) -> None:
+        """Give the procedures their places back."""
 
 
 class NotAskedError(WseError):
@@ -45,14 +54,17 @@ class Procedures:
         by_name: Those that can be called plainly.
         cancellable: Those that are cancelled when their result is no longer wanted.
         streams: Those that yield items or take an upload.
+        stand_ins: What stands in the places of procedures at the moment, to measure them.
     """
 
-    __slots__ = ("_check_type", "_order", "_takes", "by_name", "cancellable", "streams")
+    __slots__ = ("_check_type", "_order", "_takes", "_tracer", "by_name", "cancellable", "stand_ins", "streams")
 
     def __init__(self, takes: tuple[str, ...], check_type: CheckType, order: Order) -> None:
         self._takes = takes
         self._check_type = check_type
         self._order = order
+        self._tracer: Tracer | None = None
+        self.stand_ins: StandIns | None = None
         self.by_name: dict[MessageType, Callable[..., Any]] = {}
         self.cancellable: set[MessageType] = set()
         self.streams: dict[MessageType, Procedure] = {}
@@ -97,6 +109,29 @@ class Procedures:
 
         return add if fn is None else add(fn)
 
+    def clear(self) -> None:
+        """Have stand-ins give the procedures their places back, because these are about to change."""
+        if self.stand_ins is not None:
+            self.stand_ins.disarm()
+
+    def trace_with(self, tracer: Tracer) -> None:
+        """Trace the calls of all procedures, those included that will be registered."""
+        self._tracer = tracer
+        self.clear()
+        for name in (*self.by_name, *self.streams):
+            self._trace(tracer, name)
+
+    def _trace(self, tracer: Tracer, name: MessageType) -> None:
+        stream = self.streams.get(name)
+        if stream is None:
+            fn = self.by_name[name]
+            if isinstance(fn, Ordered):
+                fn.fn = tracer.serve(name, fn.fn, yields=False)
+            else:
+                self.by_name[name] = tracer.serve(name, fn, yields=False)
+        else:
+            self.streams[name] = stream._replace(fn=tracer.serve(name, stream.fn, yields=stream.yields))
+
     def _put(
         self, name: MessageType, fn: Callable[..., Any], *, yields: bool, cancel: bool, upload: bool, ordered: bool
     ) -> None:
@@ -108,6 +143,8 @@ class Procedures:
             self.streams[name] = Procedure(fn, yields, upload)
         else:
             self.by_name[name] = self._order.ordered(fn) if ordered else fn
+        if self._tracer is not None:
+            self._trace(self._tracer, name)
         if cancel:
             self.cancellable.add(name)
 

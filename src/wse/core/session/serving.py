@@ -9,6 +9,7 @@ from inspect import isawaitable
 from typing import TYPE_CHECKING, Any, Final
 
 from wse.core.packed import unencodable
+from wse.core.ports.tracing import PARENT, TRACE
 from wse.core.session.current_call import CurrentCall, bounded, current
 from wse.core.session.flow import Inflow, Outflow, SessionOutflow, is_credit, iterator_of
 from wse.core.session.handlers import discard
@@ -20,6 +21,7 @@ from wse.tasks import current_task, is_cancelled
 if TYPE_CHECKING:
     import asyncio
 
+    from wse.core.ports.protocol import ExtensionTypes
     from wse.core.ports.scheduling import Timer
     from wse.core.session.rpc import Procedure
     from wse.core.session.session import Session
@@ -35,27 +37,19 @@ class ServedCall(CurrentCall):
     Attributes:
         name: The procedure.
         can_cancel: Whether its task is cancelled when the result is no longer wanted.
-        task: Runs the procedure.
+        task: Runs the procedure, from its first step on.
         timer: Runs at the deadline.
         outflow: The items that the procedure yields.
         inflow: The items that the caller sends.
     """
 
-    __slots__ = ("_inherited", "_lost", "_takes_progress", "can_cancel", "inflow", "name", "outflow", "task", "timer")
-
-    def __init__(
-        self, serving: Serving, name: MessageType, stamp: Any, deadline: float | None, *, can_cancel: bool
-    ) -> None:
-        super().__init__(serving, stamp, deadline)
-        self._inherited = None
-        self._lost = None
-        self._takes_progress = False
-        self.name = name
-        self.can_cancel = can_cancel
-        self.task: asyncio.Task[Any] | None = None
-        self.timer: Timer | None = None
-        self.outflow: Outflow | None = None
-        self.inflow: Inflow | None = None
+    name: MessageType = ""
+    can_cancel: bool = False
+    task: asyncio.Task[Any] | None = None
+    timer: Timer | None = None
+    outflow: Outflow | None = None
+    inflow: Inflow | None = None
+    _lost: WseError | None = None  # the error with which it ends, although the caller waits
 
     @property
     def is_stream(self) -> bool:
@@ -96,6 +90,11 @@ def is_duration(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= sys.float_info.max
 
 
+def is_end(exc: BaseException) -> bool:
+    """Whether an exception ends the task in which it is raised, instead of failing what the task does."""
+    return not isinstance(exc, HANDLER_ERRORS) or is_cancelled(exc)
+
+
 class Serving:
     """The calls of one peer that this side is answering.
 
@@ -108,21 +107,25 @@ class Serving:
         time: The clock.
     """
 
-    __slots__ = ("_scheduler", "_session", "_types", "calls", "streams", "time")
+    __slots__ = ("_cancellable", "_scheduler", "_session", "_timeout", "calls", "streams", "time")
 
     def __init__(self, session: Session) -> None:
-        types = session.protocol.extensions
-        assert types is not None  # else nothing could be negotiated
         self._session = session
         self._scheduler = session.endpoint.scheduler
-        self._types = types
+        self._cancellable = session.endpoint.procedures.cancellable
         self.time = self._scheduler.time
         self.streams = 0
         self.calls: dict[Any, CurrentCall] = {}
+        self.agree()
+
+    def agree(self) -> None:
+        """The peer has announced how long its calls wait, or has not."""
+        terms = self._session.terms
+        self._timeout = 0.0 if terms is None else terms.timeout
 
     # Calls begin.
 
-    def run(self, awaitable: Any, name: MessageType, payload: Any, stamp: Any, timeout: float) -> None:
+    def run(self, awaitable: Any, name: MessageType, payload: Any, stamp: Any) -> None:
         """Answer a plain call of an async procedure, for which there is room.
 
         Args:
@@ -130,15 +133,29 @@ class Serving:
             name: The procedure.
             payload: The argument.
             stamp: The stamp.
-            timeout: Seconds that the caller waits; 0 for ever.
         """
+        timeout = self._timeout
         deadline = self.time() + timeout if timeout else None
-        call: CurrentCall
-        if name in self._session.endpoint.procedures.cancellable:
-            call = ServedCall(self, name, stamp, deadline, can_cancel=True)
-        else:
-            call = CurrentCall(self, stamp, deadline)
-        self._start(call, awaitable, name, payload, stamp)
+        if name in self._cancellable:
+            self._start(ServedCall(self, stamp, deadline, name=name, can_cancel=True), awaitable, name, payload, stamp)
+            return
+        call = CurrentCall(self, stamp, deadline)
+        task = self._scheduler.start(self._answer(call, awaitable, name, payload, stamp))
+        if not task.done():
+            call._task = task
+            self._session.call_began(task)
+            if self._session.ended:  # in its first step
+                call._is_cancelled = True
+            else:
+                self._add(call, stamp)
+
+    def _add(self, call: CurrentCall, stamp: Any) -> None:
+        try:
+            if self.calls.setdefault(stamp, call) is call:
+                return
+        except TypeError:
+            pass
+        self.calls[call] = call  # its stamp is none, or another call's: nobody asks for it, but the connection ends it
 
     def called(self, payload: Any, stamp: Any) -> None:
         """A call with options has come (`~wse:call`)."""
@@ -157,6 +174,18 @@ class Serving:
             session.violation("a call has options that make no sense, or no stamp of its own")
             return
         session._counters.calls_in += 1
+        tracer = session.endpoint.tracer
+        if tracer is not None and PARENT in given and TRACE in session.agreement.names:
+            with tracer.continuing(given):
+                self._begin(fn, procedure, name, argument, stamp, options)
+        else:
+            self._begin(fn, procedure, name, argument, stamp, options)
+
+    def _begin(
+        self, fn: Any, procedure: Procedure | None, name: MessageType, argument: Any, stamp: Any, options: Options
+    ) -> None:
+        """Begin to answer a call that is in order."""
+        session = self._session
         if procedure is not None:
             if procedure.yields == (options.credit is not None) and procedure.uploads == options.uploads:
                 self._stream(procedure, name, argument, stamp, options)
@@ -187,10 +216,9 @@ class Serving:
             discard(result)
             session._answer_error(session.exceeded(limit), name, payload, stamp)
             return
-        timeout = self._default_timeout if options.timeout is None else options.timeout
+        timeout = self._timeout if options.timeout is None else options.timeout
         deadline = self.time() + timeout if timeout else None
-        can_cancel = name in session.endpoint.procedures.cancellable
-        call = ServedCall(self, name, stamp, deadline, can_cancel=can_cancel)
+        call = ServedCall(self, stamp, deadline, name=name, can_cancel=name in self._cancellable)
         call._takes_progress = options.progress
         if options.timeout:
             call._inherited = deadline
@@ -209,14 +237,15 @@ class Serving:
             session._answer_error(session.exceeded(limit), name, payload, stamp)
             return
         deadline = self.time() + options.timeout if options.timeout else None
-        can_cancel = procedure.yields or name in session.endpoint.procedures.cancellable
-        call = ServedCall(self, name, stamp, deadline, can_cancel=can_cancel)
+        can_cancel = procedure.yields or name in self._cancellable
+        call = ServedCall(self, stamp, deadline, name=name, can_cancel=can_cancel)
         call._takes_progress = options.progress
         call._inherited = deadline
         args: tuple[Any, ...] = ()
+        types = self._types
         if procedure.uploads:
             call.inflow = Inflow(self._scheduler, session.window(WINDOW))
-            call.inflow.grant = lambda count: session.write_stamped(self._types.want, count, stamp)
+            call.inflow.grant = lambda count: session.write_stamped(types.want, count, stamp)
             args = (call.inflow,)
         try:
             result = session.invoke(procedure.fn, payload, *args)
@@ -224,7 +253,7 @@ class Serving:
             session._procedure_failed(exc, name, payload, stamp)
             return
         if options.credit is not None:
-            call.outflow = SessionOutflow(session, self._types.item, stamp, name, options.credit)
+            call.outflow = SessionOutflow(session, types.item, stamp, name, options.credit)
             result = call.outflow.send_all(iterator_of(result))
         elif not isawaitable(result):
             session._answer(result, name, payload, stamp)
@@ -236,77 +265,99 @@ class Serving:
             call.inflow.grant(call.inflow.window)
         self._start(call, result, name, payload, stamp)
 
-    def _start(self, call: CurrentCall, awaitable: Any, name: MessageType, payload: Any, stamp: Any) -> None:
-        try:
-            has_stamp = self.calls.setdefault(stamp, call) is call
-        except TypeError:
-            has_stamp = False
-        if not has_stamp:  # it is unhashable, or another call's: nobody can ask for it, but it ends with the connection
-            self.calls[call] = call
-        if isinstance(call, ServedCall) and call.can_cancel and call.deadline is not None:
+    def _start(self, call: ServedCall, awaitable: Any, name: MessageType, payload: Any, stamp: Any) -> None:
+        self._add(call, stamp)
+        if call.can_cancel and call.deadline is not None:
             call.timer = self._scheduler.call_later(call.deadline - self.time(), self._cancel, call)
-        self._session.spawn(self._answer(call, awaitable, name, payload, stamp))
+        task = self._scheduler.start(self._answer_served(call, awaitable, name, payload, stamp))
+        if not task.done():
+            call._task = task
+            self._session.call_began(task)
 
     @property
-    def _default_timeout(self) -> float:
-        terms = self._session.terms
-        return 0 if terms is None else terms.timeout
+    def _types(self) -> ExtensionTypes:
+        types = self._session.protocol.extensions
+        assert types is not None  # else no call could have options
+        return types
 
     async def _answer(self, call: CurrentCall, awaitable: Any, name: MessageType, payload: Any, stamp: Any) -> None:
+        """Answer a call that has no options, and is not cancelled: the path of most calls."""
         session = self._session
         current.set(call)
         try:
-            if isinstance(call, ServedCall):
-                call.task = current_task()
-                if call._inherited is not None:
-                    bounded.add(call)
-                # Before its first step. One that cannot be cancelled runs, as it would a moment later.
-                if (call._is_cancelled and call.can_cancel) or call._lost is not None:
-                    discard(awaitable)
-                    self._tell_loss(call, name, payload, stamp)
-                    return
             result = await awaitable
         except BaseException as exc:
-            if not isinstance(exc, HANDLER_ERRORS) or is_cancelled(exc):
-                if call._lost is not None:
-                    self._tell_loss(call, name, payload, stamp)
-                elif not call._is_cancelled:  # with the server, for example: the caller must not wait for its timeout
-                    session._answer_error(exc, name, payload, stamp)
+            if self._failed(exc, call, name, payload, stamp):
                 raise
-            if call._is_cancelled:
-                if not (isinstance(call, ServedCall) and call.is_told_by(exc)):
-                    session._report_failure(exc, name, payload, stamp)
-            else:
-                session._procedure_failed(exc, name, payload, stamp)
+        else:
+            if not call._is_cancelled:
+                session._answer(result, name, payload, stamp)
+        finally:
+            call._serving = None
+            if self.calls:
+                self._forget(call)
+            session.call_ended(call._task)
+
+    async def _answer_served(
+        self, call: ServedCall, awaitable: Any, name: MessageType, payload: Any, stamp: Any
+    ) -> None:
+        session = self._session
+        current.set(call)
+        try:
+            call.task = current_task()  # before that, it cannot be cancelled: it would not get here
+            if call._inherited is not None:
+                bounded.add(call)
+            # Before its first step. One that cannot be cancelled runs, as it would a moment later.
+            if (call._is_cancelled and call.can_cancel) or call._lost is not None:
+                discard(awaitable)
+                self._tell_loss(call, name, payload, stamp)
+                return
+            result = await awaitable
+        except BaseException as exc:
+            if call._lost is not None and is_end(exc):
+                self._tell_loss(call, name, payload, stamp)
+                raise
+            if self._failed(exc, call, name, payload, stamp):
+                raise
         else:
             if call._lost is not None:
                 self._tell_loss(call, name, payload, stamp)
             elif not call._is_cancelled:
                 session._answer(result, name, payload, stamp)
         finally:
-            session._running_calls -= 1
-            session._counters.calls_running -= 1
             self._ended(call)
+            session.call_ended(call._task)
+
+    def _failed(self, exc: BaseException, call: CurrentCall, name: MessageType, payload: Any, stamp: Any) -> bool:
+        """Answer a call that has failed; returns whether its task ends with the exception."""
+        session = self._session
+        if is_end(exc):
+            if not call._is_cancelled:  # with the server, for example: the caller must not wait for its timeout
+                session._answer_error(exc, name, payload, stamp)
+            return True
+        if not call._is_cancelled:
+            session._procedure_failed(exc, name, payload, stamp)
+        elif not (isinstance(call, ServedCall) and call.is_told_by(exc)):
+            session._report_failure(exc, name, payload, stamp)
+        return False
 
     # Calls end.
 
-    def _tell_loss(self, call: CurrentCall, name: MessageType, payload: Any, stamp: Any) -> None:
+    def _tell_loss(self, call: ServedCall, name: MessageType, payload: Any, stamp: Any) -> None:
         if call._lost is not None and not call._is_cancelled:
             self._session._answer_error(call._lost, name, payload, stamp)
 
-    def _ended(self, call: CurrentCall) -> None:
+    def _ended(self, call: ServedCall) -> None:
         call._serving = None
         self._forget(call)
-        if isinstance(call, ServedCall):
-            bounded.discard(call)
-            call.task = None
-            if call.timer is not None:
-                call.timer.cancel()
-                call.timer = None
-            if call.inflow is not None:
-                call.inflow.drop()
-            if call.is_stream:
-                self.streams -= 1
+        bounded.discard(call)
+        if call.timer is not None:
+            call.timer.cancel()
+            call.timer = None
+        if call.inflow is not None:
+            call.inflow.drop()
+        if call.is_stream:
+            self.streams -= 1
 
     def _forget(self, call: CurrentCall) -> None:
         try:

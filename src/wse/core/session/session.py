@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from wse.core.limits import nests_deeper
 from wse.core.packed import Packed, check_key, unencodable
 from wse.core.ports.protocol import RESERVED_PREFIX
+from wse.core.ports.tracing import TRACE
 from wse.core.session.answering import Answering
 from wse.core.session.asking import SessionAsking
 from wse.core.session.current_call import bounded, inherited
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     from wse.core.ports.protocol import Protocol
+    from wse.core.ports.tracing import Tracer
     from wse.core.ports.transport import Link, Pinger, PingingLink
     from wse.core.session.asking import Asked, Items
     from wse.core.session.endpoint import Endpoint
@@ -271,7 +273,13 @@ class Session(Answering):
             raise
 
     def start_call(
-        self, name: MessageType, payload: Any, timeout: float | None, options: dict[str, Any] | None = None
+        self,
+        name: MessageType,
+        payload: Any,
+        timeout: float | None,
+        options: dict[str, Any] | None = None,
+        *,
+        traced: bool = False,
     ) -> tuple[int, asyncio.Future[Any]]:
         """Send a call. The code that awaits the future must call `forget_call` in the end.
 
@@ -282,6 +290,8 @@ class Session(Answering):
                 `UNSUPPORTED`, when the peer does not know the options; `RP_TIMEOUT`, when the deadline of the
                 procedure that calls has passed.
         """
+        if self.endpoint.tracer is not None and not traced:
+            return self._start_traced(self.endpoint.tracer, name, payload, timeout, options)
         self.endpoint.check_sent(name)
         if self._phase is not None:
             raise NotAskedError(ErrorCode.CLIENT_NOT_READY, {"rp": name}, "the connection is not open")
@@ -322,6 +332,20 @@ class Session(Answering):
                 raise
             raise WseError(ErrorCode.RP_SEND_FAILED, {"rp": name}, f"{problem}: {exc}") from exc
         self._counters.calls_out += 1
+        return stamp, future
+
+    def _start_traced(
+        self, tracer: Tracer, name: MessageType, payload: Any, timeout: float | None, options: dict[str, Any] | None
+    ) -> tuple[int, asyncio.Future[Any]]:
+        span = tracer.begin(name)
+        if span.headers and self.terms is not None and TRACE in self.agreement.names:
+            options = {**(options or {}), **span.headers}
+        try:
+            stamp, future = self.start_call(name, payload, timeout, options, traced=True)
+        except BaseException as exc:
+            span.fail(exc)
+            raise
+        span.watch(future)
         return stamp, future
 
     def forget_call(self, stamp: int) -> None:
@@ -385,6 +409,8 @@ class Session(Answering):
         """The peer is that of another session: it knows the same extensions."""
         self.agreement = other.agreement
         self.terms = other.terms
+        if self._serving is not None:
+            self._serving.agree()
 
     def invoke(self, fn: Callable[..., Any], *args: Any) -> Any:
         """Call a handler."""

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from inspect import isawaitable
 from typing import TYPE_CHECKING, Any, Final
 
+from wse.core.session.ordered import Ordered
 from wse.core.stats import Histogram
 
 if TYPE_CHECKING:
@@ -36,6 +37,7 @@ class Instruments:
 
     def __init__(self, procedures: Procedures, clock: Callable[[], float]) -> None:
         self._procedures = procedures
+        procedures.stand_ins = self
         self._timed: dict[MessageType, _Timed] = {}
         self.clock = clock
         self.calls: dict[MessageType, Histogram] = {}
@@ -85,6 +87,10 @@ class _Timed:
         self._histogram = histogram
         self.fn = fn
         self.left = TIMED
+
+    def __getattr__(self, name: str) -> Any:
+        """What is known of the procedure, such as the class that it takes."""
+        return getattr(self.fn.fn if isinstance(self.fn, Ordered) else self.fn, name)
 
     def __call__(self, *args: Any) -> Any:
         self.left -= 1

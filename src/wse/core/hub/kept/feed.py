@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING
 
 from wse.core.hub.fanout import deliver
 from wse.core.hub.kept.form import Kept
-from wse.errors import ErrorCode, WseError
+from wse.errors import WseError
 from wse.tasks import wake
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable
 
     from wse.core.hub.connection import WseConnection
     from wse.core.packed import Packed
@@ -49,6 +49,12 @@ class Reader:
         self.position = position
         self.is_waiting = False  # until it takes more
 
+    def came(self) -> None:
+        """A page of messages has come."""
+
+    def gone(self) -> None:
+        """It reads the box no more."""
+
     def lost(self) -> None:
         """The box was lost, and numbers its messages anew."""
         self.position = 0
@@ -60,9 +66,8 @@ class Desk(typing.Protocol):
     endpoint: Endpoint
     store: Store
 
-    @property
-    def readers(self) -> Mapping[str, Protocol]:
-        """Message protocols by name."""
+    def decode(self, box: str, record: Record) -> Kept | None:
+        """The message; `None` if it cannot be decoded, which is reported."""
         ...
 
 
@@ -166,11 +171,13 @@ class Feed:
         # Readers may have come, gone and got hints meanwhile: none of them gets anything twice, or out of order.
         ready = [reader for reader in ready if reader.conn.conn_id in self.readers]
         self.last = max(self.last, page.span.last)
-        self._hand_out([(record.number, self.decode(record)) for record in page.records], ready)
+        self._hand_out([(record.number, self._desk.decode(self._box, record)) for record in page.records], ready)
         if len(page.records) < PAGE:  # what is missing up to here is no longer there
             for reader in ready:
                 if not page.records or reader.position >= page.records[-1].number:
                     reader.position = max(reader.position, page.span.last)
+        for reader in ready:
+            reader.came()
 
     def _hand_out(self, messages: list[tuple[int, Kept | None]], readers: list[Reader]) -> None:
         """Write messages in order to those that take them; the others are left behind."""
@@ -192,16 +199,6 @@ class Feed:
             endpoint.report(exc)
         else:
             deliver(endpoint, conns, message.type, forms)
-
-    def decode(self, record: Record) -> Kept | None:
-        """The message; `None` if it cannot be decoded, which is reported."""
-        try:
-            return Kept(record, self._desk.readers)
-        except Exception as exc:  # another version, or another program, may have written it
-            details = {"box": self._box, "number": record.number}
-            error = WseError(ErrorCode.MSG_PROCESSING_ERROR, details, "a kept message cannot be decoded")
-            self._desk.endpoint.report(error, None, exc)
-            return None
 
     def _start_anew(self, last: int) -> None:
         """The engine has lost the box."""

@@ -10,12 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from wse.core.names import encode_name
 from wse.core.packed import encode
-from wse.errors import WseError
+from wse.errors import ErrorCode, WseError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Hashable, Iterable, Mapping
 
+    from wse.core.inbox import Inbox
     from wse.core.packed import Packed
     from wse.core.ports.protocol import Protocol
     from wse.core.ports.store import Record
@@ -41,6 +43,33 @@ def pack(protocols: Iterable[Protocol], type: MessageType, payload: Any) -> byte
             return _encode((protocol.name, isinstance(data, str), data.encode() if isinstance(data, str) else data))
     assert failure is not None  # there is at least one protocol
     raise failure
+
+
+def box_of(kind: str, name: Hashable) -> str:
+    """The name of the box of a user or a room.
+
+    Raises:
+        TypeError, ValueError: As `encode_name`.
+    """
+    return kind + encode_name(name)
+
+
+def packed_for_store(
+    settings: Inbox, protocols: Iterable[Protocol], type: MessageType, payload: Any, ttl: float | None
+) -> bytes:
+    """Encode a message for the store.
+
+    Raises:
+        WseError: `MSG_PROCESSING_ERROR`; `LIMIT_EXCEEDED`, if it is larger than the settings allow.
+        ValueError: The `ttl` is not more than 0.
+    """
+    if ttl is not None and not ttl > 0:
+        raise ValueError(f"ttl is in seconds, more than 0, not {ttl!r}")
+    data = pack(protocols, type, payload)
+    if len(data) > settings.message:
+        details = {"limit": "message", "allowed": settings.message, "size": len(data), "type": type}
+        raise WseError(ErrorCode.LIMIT_EXCEEDED, details)
+    return data
 
 
 class Kept:

@@ -1,4 +1,4 @@
-"""Inboxes at a server: the extension `inbox` (WIRE.md section 7), and what `WseServer.keep` does.
+"""Inboxes at a server: the extension `inbox` (WIRE.md section 7).
 
 A device that offers the extension says its name, and perhaps the number of the last message that it has. Its cursor is
 read from the store before it is welcomed, and the answer tells what comes. After the welcome it is a reader of its
@@ -9,11 +9,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
-from wse.core.hub.kept.feed import Feed, Reader
-from wse.core.hub.kept.form import Kept, pack
+from wse.core.hub.kept.feed import Reader
+from wse.core.hub.kept.form import Kept, box_of
 from wse.core.hub.network import USER
-from wse.core.names import encode_name
-from wse.core.ports.store import Record
 from wse.core.session.extensions import Extension
 from wse.core.session.phase import Ignoring
 from wse.errors import CloseReason, ErrorCode, WseError
@@ -21,22 +19,14 @@ from wse.tasks import wake
 
 if TYPE_CHECKING:
     import asyncio
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable, Mapping
 
     from wse.core.hub.connection import ServerSession, WseConnection
-    from wse.core.hub.hub import Hub
-    from wse.core.inbox import Inbox
-    from wse.core.ports.protocol import ExtensionTypes, Protocol
-    from wse.core.ports.scheduling import Timer
-    from wse.core.ports.store import Span, Store
+    from wse.core.hub.kept.keeper import Keeper
+    from wse.core.ports.protocol import ExtensionTypes
+    from wse.core.ports.store import Span
     from wse.core.session.extensions import Control
     from wse.types import ClientId, MessageType
-
-CHECK_EVERY: Final = 30.0
-"""Seconds between two looks for messages whose hints have been lost."""
-
-CHECKED_AT_A_TIME: Final = 500
-"""Boxes whose newest numbers are asked for in one step."""
 
 MOST_OF_A_NAME: Final = 200
 """Characters of the name of a device."""
@@ -90,38 +80,17 @@ class Inboxes(Extension):
     """The inboxes of a server.
 
     Args:
-        hub: The connections.
-        settings: The limits.
-        store: Where messages are kept.
-        readers: Message protocols to read what nodes of other protocols have packed.
+        keeper: The boxes.
     """
 
     name = "inbox"
 
-    def __init__(self, hub: Hub, settings: Inbox, store: Store, readers: Iterable[Protocol]) -> None:
-        self._hub = hub
-        self._settings = settings
-        self._bounds = settings.bounds
-        self._feeds: dict[str, Feed] = {}
+    def __init__(self, keeper: Keeper) -> None:
+        self._keeper = keeper
+        self._store = keeper.store
+        self._settings = keeper.settings
+        self._endpoint = keeper.endpoint
         self._writes: dict[tuple[str, str], Write] = {}
-        self._timer: Timer | None = None
-        self.endpoint = hub.endpoint
-        self.store = store
-        self.readers = {protocol.name: protocol for protocol in (*readers, *hub.endpoint.protocols)}
-
-    async def open(self) -> None:
-        """Open the store, if it is not open."""
-        if self._timer is not None:
-            return
-        await self.store.open()
-        self._timer = self.endpoint.scheduler.call_later(CHECK_EVERY, self._check_later)
-
-    async def close(self) -> None:
-        """Close the store."""
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-        await self.store.close()
 
     # Extension.
 
@@ -157,7 +126,7 @@ class Inboxes(Extension):
         """
         box = _box(cid)
         session.enter(READING)
-        self.endpoint.scheduler.spawn(self._find(session, box, welcome))
+        self._endpoint.scheduler.spawn(self._find(session, box, welcome))
 
     async def _find(self, session: ServerSession, box: str, welcome: Callable[[], None]) -> None:
         device = session.inbox
@@ -167,9 +136,9 @@ class Inboxes(Extension):
             while (write := self._writes.get((box, device.name))) is not None:
                 await write.done
             from_now = self._settings.new_device == "none"
-            cursor = await self.store.cursor(box, device.name, self._bounds, from_now=from_now)
+            cursor = await self._store.cursor(box, device.name, self._settings.bounds, from_now=from_now)
         except WseError as exc:  # it gets its messages when the store is back
-            self.endpoint.report(WseError(exc.code, session.context(), "an inbox cannot be read"), session, exc)
+            self._endpoint.report(WseError(exc.code, session.context(), "an inbox cannot be read"), session, exc)
             device.position = device.after or 0
         else:
             device.span = cursor.span
@@ -181,25 +150,18 @@ class Inboxes(Extension):
                 welcome()
             except (TypeError, ValueError) as exc:
                 error = WseError(ErrorCode.MSG_PROCESSING_ERROR, session.context())
-                self.endpoint.report(error, session, exc)
+                self._endpoint.report(error, session, exc)
                 session.close(1000, CloseReason.NOT_AUTHORIZED)
 
     def begin(self, session: ServerSession) -> None:
         """A device has been welcomed, or has come from another node."""
         device = session.inbox
         if device is not None:
-            box = _box(session.conn.cid)
-            feed = self._feeds.get(box)
-            if feed is None:
-                feed = self._feeds[box] = Feed(self, box, Kept.numbered)
-            feed.add(device)
+            self._keeper.add(_box(session.conn.cid), device, Kept.numbered)
 
     def end(self, session: ServerSession) -> None:
         """A device has gone."""
-        box = _box(session.conn.cid)
-        feed = self._feeds.get(box)
-        if feed is not None and feed.readers.pop(session.conn.conn_id, None) is not None and not feed.readers:
-            del self._feeds[box]
+        self._keeper.remove(_box(session.conn.cid), session.conn)
 
     # What it has seen.
 
@@ -213,8 +175,8 @@ class Inboxes(Extension):
             cursor = _box(session.conn.cid), device.name
             write = self._writes.get(cursor)
             if write is None:
-                write = self._writes[cursor] = Write(number, self.endpoint.scheduler.create_future())
-                self.endpoint.scheduler.spawn(self._write(*cursor, write))
+                write = self._writes[cursor] = Write(number, self._endpoint.scheduler.create_future())
+                self._endpoint.scheduler.spawn(self._write(*cursor, write))
             write.number = max(write.number, number)
 
     async def _write(self, box: str, device: str, write: Write) -> None:
@@ -223,86 +185,16 @@ class Inboxes(Extension):
         try:
             while written < write.number:
                 written = write.number
-                await self.store.seen(box, device, written)
+                await self._store.seen(box, device, written)
         except WseError as exc:  # the device gets these messages again when it connects anew
-            self.endpoint.report(WseError(exc.code, {"box": box}, "a cursor cannot be moved"), None, exc)
+            self._endpoint.report(WseError(exc.code, {"box": box}, "a cursor cannot be moved"), None, exc)
         finally:
             del self._writes[box, device]
             wake(write.done)
 
-    # Messages.
-
-    async def keep(self, cid: ClientId, type: MessageType, payload: Any, key: str | None, ttl: float | None) -> int:
-        """Keep a message for a user; see `WseServer.keep`."""
-        return await self._keep(_box(cid), USER, cid, type, payload, key, ttl)
-
-    async def _keep(
-        self, box: str, kind: str, name: Any, type: MessageType, payload: Any, key: str | None, ttl: float | None
-    ) -> int:
-        if not self._hub.started:
-            raise WseError(ErrorCode.NOT_STARTED)
-        self.endpoint.check_sent(type)
-        if ttl is not None and not ttl > 0:
-            raise ValueError(f"ttl is in seconds, more than 0, not {ttl!r}")
-        data = pack(self.endpoint.protocols, type, payload)
-        if len(data) > self._settings.message:
-            details = {"limit": "message", "allowed": self._settings.message, "size": len(data), "type": type}
-            raise WseError(ErrorCode.LIMIT_EXCEEDED, details)
-        record, is_new = await self.store.keep(box, data, self._bounds, key=key, ttl=ttl)
-        if not is_new:  # the first time may have gone wrong after the store had it
-            record = Record(record.number, record.at, b"")
-        self._hub.network.kept(kind, name, record)
-        self.heard(box, name, record)
-        return record.number
-
-    def heard(self, box: str, name: Any, record: Record) -> None:
-        """A node has kept a message, this one or another.
-
-        Args:
-            box: The box.
-            name: The user.
-            record: The message, without data if it must be read.
-        """
-        feed = self._feeds.get(box)
-        others = [conn for conn in self._hub.conns_of(name) if conn._session.inbox is None]
-        if feed is None and not others:
-            return
-        message = None
-        if record.data:
-            message = (feed or Feed(self, box, Kept.plain)).decode(record)
-        if feed is not None:
-            feed.heard(record.number, message)
-        if message is not None:
-            for conn in others:  # without an inbox, it is a message like any other
-                conn.send(message.type, message.payload)
-
-    # Hints that were lost.
-
-    def look(self) -> None:
-        """Look for messages in all boxes: hints may have been lost."""
-        if self._feeds:
-            self.endpoint.scheduler.spawn(self._check())
-
-    def _check_later(self) -> None:
-        self._timer = self.endpoint.scheduler.call_later(CHECK_EVERY, self._check_later)
-        self.look()
-
-    async def _check(self) -> None:
-        known = list(self._feeds)
-        for start in range(0, len(known), CHECKED_AT_A_TIME):
-            boxes = known[start : start + CHECKED_AT_A_TIME]
-            try:
-                numbers = await self.store.last(boxes)
-            except WseError:  # the readers that need it report it
-                return
-            for box, number in zip(boxes, numbers, strict=True):
-                feed = self._feeds.get(box)
-                if feed is not None and number != feed.last:
-                    feed.look()
-
 
 def _box(cid: ClientId) -> str:
-    return USER + encode_name(cid)
+    return box_of(USER, cid)
 
 
 def _is_number(value: Any) -> bool:

@@ -1,0 +1,125 @@
+"""What is kept for rooms: what members get that enter late."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from wse.core.hub.kept.feed import PAGE, Reader
+from wse.core.hub.kept.form import Kept, box_of
+from wse.core.hub.network import ROOM
+from wse.tasks import wake
+
+if TYPE_CHECKING:
+    import asyncio
+
+    from wse.core.hub.connection import WseConnection
+    from wse.core.hub.kept.keeper import Keeper
+    from wse.core.hub.rooms import Rooms
+    from wse.types import MessageType, RoomName
+
+
+class KeptMessage(NamedTuple):
+    """A message that is kept for a room: see `Room.history`.
+
+    Attributes:
+        n: Its number among the messages that have been kept for the room, which count from 1.
+        at: When it was kept, in Unix seconds.
+        type: Its type.
+        payload: Its payload.
+    """
+
+    n: int
+    at: float
+    type: MessageType
+    payload: Any
+
+
+class Member(Reader):
+    """A member of a room that gets what has been kept.
+
+    Args:
+        conn: The connection.
+        position: The number of the last message that it does not get.
+        target: The number of the newest message when it entered.
+        there: Done when it has got that one.
+    """
+
+    __slots__ = ("_target", "_there")
+
+    def __init__(self, conn: WseConnection, position: int, target: int, there: asyncio.Future[None]) -> None:
+        super().__init__(conn, position)
+        self._target = target
+        self._there = there
+        self.came()
+
+    def came(self) -> None:
+        if self.position >= self._target:
+            wake(self._there)
+
+    def gone(self) -> None:
+        wake(self._there)
+
+    def lost(self) -> None:
+        super().lost()
+        wake(self._there)
+
+
+class Histories:
+    """What is kept for the rooms of a server.
+
+    Args:
+        keeper: The boxes.
+        rooms: The rooms.
+    """
+
+    def __init__(self, keeper: Keeper, rooms: Rooms) -> None:
+        self._keeper = keeper
+        self._rooms = rooms
+
+    async def keep(self, name: RoomName, type: MessageType, payload: Any, key: str | None, ttl: float | None) -> int:
+        """See `Room.keep`."""
+        return await self._keeper.keep(ROOM, name, type, payload, key, ttl)
+
+    async def read(self, name: RoomName, after: int | None, last: int | None) -> list[KeptMessage]:
+        """See `Room.history`."""
+        box, store = box_of(ROOM, name), self._keeper.store
+        position = await self._position(box, after, last)
+        found: list[KeptMessage] = []
+        while True:
+            page = await store.read(box, position, PAGE)
+            for record in page.records:
+                message = self._keeper.decode(box, record)
+                if message is not None:
+                    found.append(KeptMessage(message.number, message.at, message.type, message.payload))
+            if len(page.records) < PAGE:
+                return found
+            position = page.records[-1].number
+
+    async def enter(self, name: RoomName, conn: WseConnection, after: int | None, last: int | None) -> None:
+        """Add a connection to the room, and return when it has got what was kept; see `Room.add`."""
+        box, keeper = box_of(ROOM, name), self._keeper
+        position = await self._position(box, after, last)
+        (newest,) = await keeper.store.last([box])
+        there = keeper.endpoint.scheduler.create_future()
+        member = Member(conn, position, newest, there)
+        self._rooms.add(name, conn)
+        if not conn._session.valid:
+            return
+        keeper.add(box, member, Kept.plain)
+        await self._rooms.subscribed()
+        keeper.look_at(box)  # for what came before this node was told of it
+        await there
+
+    def leave(self, name: RoomName, conn: WseConnection) -> None:
+        """A connection has left a room."""
+        self._keeper.remove(box_of(ROOM, name), conn)
+
+    async def _position(self, box: str, after: int | None, last: int | None) -> int:
+        """The number after which a reader begins."""
+        if (after is None) == (last is None):
+            raise TypeError("give either after, the number of a message, or last, how many messages")
+        if after is not None:
+            return max(0, after)
+        assert last is not None
+        (newest,) = await self._keeper.store.last([box])
+        return max(0, newest - max(0, last))

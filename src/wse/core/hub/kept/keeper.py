@@ -1,0 +1,169 @@
+"""What a server keeps: it puts messages into boxes of the store, and hands them to the readers that are here.
+
+`Inboxes` adds the devices of users, and `Histories` the members of rooms.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final
+
+from wse.core.hub.kept.feed import Feed
+from wse.core.hub.kept.form import Kept, box_of, packed_for_store
+from wse.core.hub.network import USER
+from wse.core.ports.store import Record
+from wse.errors import ErrorCode, WseError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Hashable, Iterable
+
+    from wse.core.hub.connection import WseConnection
+    from wse.core.hub.hub import Hub
+    from wse.core.hub.kept.feed import Reader
+    from wse.core.inbox import Inbox
+    from wse.core.packed import Packed
+    from wse.core.ports.protocol import Protocol
+    from wse.core.ports.scheduling import Timer
+    from wse.core.ports.store import Store
+    from wse.types import MessageType
+
+CHECK_EVERY: Final = 30.0
+"""Seconds between two looks for messages whose hints have been lost."""
+
+CHECKED_AT_A_TIME: Final = 500
+"""Boxes whose newest numbers are asked for in one step."""
+
+
+class Keeper:
+    """The boxes of users and rooms, as one server sees them.
+
+    Args:
+        hub: The connections.
+        settings: The limits.
+        store: Where messages are kept.
+        readers: Message protocols to read what nodes of other protocols have packed.
+
+    Attributes:
+        settings: The limits.
+        store: Where messages are kept.
+        readers: Message protocols by name.
+    """
+
+    def __init__(self, hub: Hub, settings: Inbox, store: Store, readers: Iterable[Protocol]) -> None:
+        self._hub = hub
+        self._feeds: dict[str, Feed] = {}
+        self._timer: Timer | None = None
+        self.endpoint = hub.endpoint
+        self.settings = settings
+        self.store = store
+        self.readers = {protocol.name: protocol for protocol in (*readers, *hub.endpoint.protocols)}
+
+    async def open(self) -> None:
+        """Open the store, if it is not open."""
+        if self._timer is not None:
+            return
+        await self.store.open()
+        self._timer = self.endpoint.scheduler.call_later(CHECK_EVERY, self._check_later)
+
+    async def close(self) -> None:
+        """Close the store."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        await self.store.close()
+
+    # Readers.
+
+    def add(self, box: str, reader: Reader, form: Callable[[Kept, Protocol], Packed]) -> None:
+        """Let a connection read a box, in this form; all readers of one box have the same."""
+        feed = self._feeds.get(box)
+        if feed is None:
+            feed = self._feeds[box] = Feed(self, box, form)
+        feed.add(reader)
+
+    def remove(self, box: str, conn: WseConnection) -> None:
+        """Let a connection no longer read a box; harmless if it does not."""
+        feed = self._feeds.get(box)
+        reader = None if feed is None else feed.readers.pop(conn.conn_id, None)
+        if feed is None or reader is None:
+            return
+        if not feed.readers:
+            del self._feeds[box]
+        reader.gone()
+
+    def look_at(self, box: str) -> None:
+        """Look for messages in a box that is read here."""
+        feed = self._feeds.get(box)
+        if feed is not None:
+            feed.look()
+
+    # Messages.
+
+    async def keep(
+        self, kind: str, name: Hashable, type: MessageType, payload: Any, key: str | None, ttl: float | None
+    ) -> int:
+        """Keep a message for a user or a room; see `WseServer.keep`."""
+        if not self._hub.started:
+            raise WseError(ErrorCode.NOT_STARTED)
+        self.endpoint.check_sent(type)
+        box = box_of(kind, name)
+        data = packed_for_store(self.settings, self.endpoint.protocols, type, payload, ttl)
+        record, is_new = await self.store.keep(box, data, self.settings.bounds, key=key, ttl=ttl)
+        if not is_new:  # the first time may have gone wrong after the store had it
+            record = Record(record.number, record.at, b"")
+        self._hub.network.kept(kind, name, record)
+        self.heard(kind, name, record)
+        return record.number
+
+    def heard(self, kind: str, name: Any, record: Record) -> None:
+        """A message has been kept, by this node or another.
+
+        Args:
+            kind: Whether it is for a user or a room.
+            name: The user or the room.
+            record: The message, without data if it must be read.
+        """
+        box = box_of(kind, name)
+        feed = self._feeds.get(box)
+        receivers: Collection[WseConnection] = self._hub.conns_of(name) if kind == USER else self._hub.rooms.local(name)
+        # For those that are no readers, it is a message like any other.
+        others = [conn for conn in receivers if feed is None or conn.conn_id not in feed.readers]
+        message = self.decode(box, record) if record.data and (feed is not None or others) else None
+        if feed is not None:
+            feed.heard(record.number, message)
+        if message is not None:
+            for conn in others:
+                conn.send(message.type, message.payload)
+
+    def decode(self, box: str, record: Record) -> Kept | None:
+        """The message; `None` if it cannot be decoded, which is reported."""
+        try:
+            return Kept(record, self.readers)
+        except Exception as exc:  # another version, or another program, may have written it
+            details = {"box": box, "number": record.number}
+            error = WseError(ErrorCode.MSG_PROCESSING_ERROR, details, "a kept message cannot be decoded")
+            self.endpoint.report(error, None, exc)
+            return None
+
+    # Hints that were lost.
+
+    def look(self) -> None:
+        """Look for messages in all boxes: hints may have been lost."""
+        if self._feeds:
+            self.endpoint.scheduler.spawn(self._check())
+
+    def _check_later(self) -> None:
+        self._timer = self.endpoint.scheduler.call_later(CHECK_EVERY, self._check_later)
+        self.look()
+
+    async def _check(self) -> None:
+        known = list(self._feeds)
+        for start in range(0, len(known), CHECKED_AT_A_TIME):
+            boxes = known[start : start + CHECKED_AT_A_TIME]
+            try:
+                numbers = await self.store.last(boxes)
+            except WseError:  # the readers that need it report it
+                return
+            for box, number in zip(boxes, numbers, strict=True):
+                feed = self._feeds.get(box)
+                if feed is not None and number != feed.last:
+                    feed.look()

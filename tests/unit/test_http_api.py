@@ -1,0 +1,341 @@
+"""The HTTP API for publishing: what requests do, and which are refused."""
+
+import asyncio
+import json
+import logging
+from http import HTTPStatus
+from importlib import resources
+
+import httpx
+import pytest
+
+from support.net import TIMEOUT, soon
+from wse import Limits, Publisher, WseError, WseServer
+from wse.brokers.memory import MemoryBroker, MemoryCluster
+from wse.core.admission import Admission
+from wse.core.ports.http import HttpCall
+from wse.errors import ErrorCode
+from wse.http_api import HttpApi, replays
+from wse.http_api.replays import Replays
+from wse.testing import connect
+from wse.transports.request import CompactHeaders
+
+KEY = "the-key-of-a-test"
+
+
+class Target:
+    """Records what is published."""
+
+    def __init__(self, error=None):
+        self.done = []
+        self.error = error
+
+    def _do(self, *what):
+        if self.error is not None:
+            raise self.error
+        self.done.append(what)
+
+    def send(self, cid, type, payload=None, *, key=None):
+        self._do("send", cid, type, payload, key)
+
+    def broadcast(self, type, payload=None, *, exclude=None, key=None):
+        self._do("broadcast", type, payload, exclude, key)
+
+    def room(self, name):
+        target = self
+
+        class Room:
+            def send(self, type, payload=None, *, exclude=None, key=None):
+                target._do("room", name, type, payload, exclude, key)
+
+        return Room()
+
+    def drop_client(self, cid, reason, code):
+        self._do("drop", cid, reason, code)
+
+
+def call(body, method="POST", **headers):
+    given = {"Authorization": f"Bearer {KEY}", "Content-Type": "application/json"}
+    given |= {name.replace("_", "-"): value for name, value in headers.items()}
+    raw = body if isinstance(body, bytes) else json.dumps(body).encode()
+    return HttpCall(method, "/api/x", CompactHeaders([item for item in given.items() if item[1] is not None]), raw)
+
+
+def post(api, action, body, **headers):
+    reply = api.answer(action, call(body, **headers))
+    return reply.status, json.loads(reply.body)
+
+
+@pytest.fixture
+def target():
+    return Target()
+
+
+@pytest.fixture
+def api(target):
+    return HttpApi(target, KEY)
+
+
+@pytest.mark.parametrize(
+    ("action", "body", "done"),
+    [
+        ("send", {"cid": "ann", "type": "news", "payload": [1]}, ("send", "ann", "news", [1], None)),
+        ("send", {"cid": 7, "type": "news", "key": "k"}, ("send", 7, "news", None, "k")),
+        ("broadcast", {"type": "news", "payload": "x"}, ("broadcast", "news", "x", None, None)),
+        ("broadcast", {"type": "news", "exclude": "ann", "key": 1}, ("broadcast", "news", None, "ann", 1)),
+        ("room", {"room": "lobby", "type": "n", "exclude": 3}, ("room", "lobby", "n", None, 3, None)),
+        ("drop", {"cid": "ann"}, ("drop", "ann", "wse.by-server", 1000)),
+        ("drop", {"cid": "ann", "reason": "bye", "code": 4001}, ("drop", "ann", "bye", 4001)),
+    ],
+)
+def test_a_request_does_what_it_says(api, target, action, body, done):
+    assert post(api, action, body) == (200, {"ok": True})
+    assert target.done == [done]
+
+
+@pytest.mark.parametrize(
+    ("action", "body"),
+    [
+        ("send", b""),
+        ("send", b"{"),
+        ("send", b"\xff"),
+        ("send", b"[" * 100_000),
+        ("send", b'{"cid": "ann", "type": "x", "payload": NaN}'),
+        ("send", []),
+        ("send", {"type": "x"}),
+        ("send", {"cid": None, "type": "x"}),
+        ("send", {"cid": True, "type": "x"}),
+        ("send", {"cid": ["ann"], "type": "x"}),
+        ("send", {"cid": "ann"}),
+        ("send", {"cid": "ann", "type": 1}),
+        ("send", {"cid": "ann", "type": "x", "key": 1.5}),
+        ("send", {"cid": "ann", "type": "x", "paylaod": 1}),
+        ("send", {"cid": "ann", "type": "x", "exclude": "ann"}),
+        ("broadcast", {"type": "x", "exclude": {}}),
+        ("room", {"type": "x"}),
+        ("drop", {"cid": "ann", "code": 99}),
+        ("drop", {"cid": "ann", "code": "1000"}),
+        ("drop", {"cid": "ann", "reason": "x" * 124}),
+    ],
+)
+def test_a_malformed_request_does_nothing_and_says_what_is_wrong(api, target, action, body):
+    status, answer = post(api, action, body)
+    assert status == 400
+    assert answer["error"]["message"]
+    assert target.done == []
+
+
+@pytest.mark.parametrize(
+    "given", [None, "", "Bearer", "Bearer ", f"Bearer {KEY}x", f"Bearer {KEY[:-1]}", f"Basic {KEY}", KEY, "Bearer é"]
+)
+def test_without_the_key_nothing_is_done(api, target, given):
+    reply = api.answer("send", call({"cid": "ann", "type": "x"}, Authorization=given))
+    assert (reply.status, reply.headers["WWW-Authenticate"]) == (401, "Bearer")
+    assert target.done == []
+
+
+def test_each_of_several_keys_is_taken(target):
+    api = HttpApi(target, {"cron": "one", "php": "two"})
+    for key, status in (("one", 200), ("two", 200), ("three", 401)):
+        assert post(api, "broadcast", {"type": "x"}, Authorization=f"Bearer {key}")[0] == status
+
+
+@pytest.mark.parametrize("keys", [[], "", ["fine", ""], {"a": "é"}, {}])
+def test_keys_that_are_none_are_refused(target, keys):
+    with pytest.raises(ValueError, match="keys"):
+        HttpApi(target, keys)
+
+
+def test_web_pages_of_other_origins_are_refused_even_with_the_key(api, target):
+    assert post(api, "broadcast", {"type": "x"}, Origin="https://evil.example")[0] == 403
+    assert target.done == []
+    admitting = HttpApi(target, KEY, admission=Admission("https://app.example"))
+    assert post(admitting, "broadcast", {"type": "x"}, Origin="https://app.example", Host="x")[0] == 200
+    assert post(admitting, "broadcast", {"type": "x"}, Origin="https://evil.example", Host="x")[0] == 403
+
+
+@pytest.mark.parametrize(
+    "media_type", [None, "", "text/plain", "application/x-www-form-urlencoded", "multipart/form-data"]
+)
+def test_a_form_of_a_web_page_is_no_request(api, target, media_type):
+    assert post(api, "broadcast", {"type": "x"}, Content_Type=media_type)[0] == 415
+    assert post(api, "broadcast", {"type": "x"}, Content_Type="Application/JSON; charset=utf-8")[0] == 200
+    assert len(target.done) == 1
+
+
+def test_other_actions_and_methods_are_told_which_there_are(api):
+    assert post(api, "delete-everything", {})[0] == 404
+    reply = api.answer("send", call({}, method="GET"))
+    assert (reply.status, reply.headers["Allow"]) == (405, "POST")
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [
+        (WseError(ErrorCode.NOT_STARTED), 503),
+        (WseError(ErrorCode.BROKER_UNAVAILABLE), 503),
+        (WseError(ErrorCode.LIMIT_EXCEEDED), 413),
+        (WseError(ErrorCode.PROTOCOL_VIOLATION), 400),
+        (ValueError("too long"), 400),
+    ],
+)
+def test_an_error_of_the_server_is_the_answer(error, status):
+    api = HttpApi(Target(error), KEY)
+    found, answer = post(api, "broadcast", {"type": "~wse:x"}, Idempotency_Key="again")
+    assert found == status
+    assert answer["error"]["message"]
+    if isinstance(error, WseError):
+        assert answer["error"]["code"] == error.code
+
+
+def test_markup_in_an_id_stays_text(api):
+    markup = "<script>alert(1)</script>"
+    reply = api.answer("send", call({"cid": [markup], "type": "x", markup: 1}))
+    assert reply.headers["Content-Type"] == "application/json"
+    assert reply.headers["X-Content-Type-Options"] == "nosniff"
+
+
+def test_bodies_payloads_and_rates_have_limits(target):
+    api = HttpApi(target, {"cron": KEY, "php": "other"}, limits=Limits(message_size=100, nesting=3, message_rate=1))
+    assert post(api, "broadcast", {"type": "x", "payload": "y" * 5000})[0] == 413
+    assert post(api, "broadcast", {"type": "x", "payload": [[[[]]]]})[1]["error"]["code"] == "wse.limit.nesting"
+    assert post(api, "broadcast", {"type": "x"})[0] == 200
+    reply = api.answer("broadcast", call({"type": "x"}))
+    assert (reply.status, reply.headers["Retry-After"]) == (429, "1")
+    assert post(api, "broadcast", {"type": "x"}, Authorization="Bearer other")[0] == 200  # each key has its own
+    assert len(target.done) == 2
+
+
+def test_a_request_that_is_sent_again_with_its_key_is_done_once(api, target):
+    first = api.answer("broadcast", call({"type": "x"}, Idempotency_Key="1"))
+    again = api.answer("broadcast", call({"type": "x"}, Idempotency_Key="1"))
+    assert (first.body, "Idempotent-Replayed" in first.headers) == (again.body, False)
+    assert again.headers["Idempotent-Replayed"] == "true"
+    assert len(target.done) == 1
+    assert post(api, "broadcast", {"type": "y"}, Idempotency_Key="1")[0] == 422
+    assert post(api, "room", {"type": "x"}, Idempotency_Key="1")[0] == 422
+    assert post(api, "broadcast", {"type": "x"}, Idempotency_Key="2")[0] == 200
+    assert len(target.done) == 2
+    assert post(api, "broadcast", {"type": "x"}, Idempotency_Key="")[0] == 400
+    assert post(api, "broadcast", {"type": "x"}, Idempotency_Key="x" * 256)[0] == 400
+
+
+def test_idempotency_keys_of_different_programs_are_different(target):
+    api = HttpApi(target, {"cron": KEY, "php": "other"})
+    post(api, "broadcast", {"type": "x"}, Idempotency_Key="1")
+    post(api, "broadcast", {"type": "x"}, Idempotency_Key="1", Authorization="Bearer other")
+    assert len(target.done) == 2
+
+
+def test_a_request_that_failed_may_be_sent_again(target):
+    api = HttpApi(target, KEY)
+    target.error = WseError(ErrorCode.NOT_STARTED)
+    assert post(api, "broadcast", {"type": "x"}, Idempotency_Key="1")[0] == 503
+    target.error = None
+    assert post(api, "broadcast", {"type": "x"}, Idempotency_Key="1")[0] == 200
+    assert len(target.done) == 1
+
+
+def test_answers_are_kept_for_some_time_and_in_some_number(monkeypatch):
+    monkeypatch.setattr(replays, "MOST", 3)
+    now = [0.0]
+    kept = Replays(lambda: now[0])
+    for n in range(10):
+        assert kept.find(("key", str(n))) is None
+        kept.keep(("key", str(n)), b"", n)
+    assert [n for n in range(10) if kept.find(("key", str(n)))] == [8, 9]
+    now[0] = replays.KEPT
+    assert kept.find(("key", "9")) is None
+    assert not kept._kept
+
+
+def test_wrong_keys_are_logged_and_not_without_end(api, caplog):
+    caplog.set_level(logging.INFO, "wse")
+    for _ in range(100):
+        post(api, "broadcast", {"type": "x"}, Authorization="Bearer guess")
+    assert [record.kind for record in caplog.records] == ["api-refused"] * 10
+    assert "guess" not in caplog.text
+
+
+def test_the_description_names_what_there_is(api):
+    reply = api.answer("openapi.json", call(b"", method="GET", Authorization=None))
+    assert reply.status is HTTPStatus.OK
+    described = json.loads(reply.body)
+    assert described == json.loads(resources.files("wse.http_api").joinpath("openapi.json").read_text())
+    paths = {path.removeprefix("/api/") for path in described["paths"]}
+    assert paths | {"openapi.json"} == set(api.routes)
+    for path, item in described["paths"].items():
+        content = item["post"]["requestBody"]["content"]["application/json"]
+        example = content["example"]
+        assert post(api, path.removeprefix("/api/"), example)[0] == 200
+        for field in content["schema"]["required"]:
+            less = {name: value for name, value in example.items() if name != field}
+            assert post(api, path.removeprefix("/api/"), less)[0] == 400
+
+
+async def test_a_server_s_users_get_the_messages():
+    server = WseServer(lambda auth: auth.accept("ann"), api_keys=[KEY])
+    assert post(server.http_api, "broadcast", {"type": "news"})[0] == 503
+    async with connect(server) as client:
+        heard = asyncio.ensure_future(client.when.ignored.wait())
+        assert post(server.http_api, "send", {"cid": "ann", "type": "news", "payload": 1})[0] == 200
+        assert (await soon(heard))[:2] == ("news", 1)
+        assert post(server.http_api, "send", {"cid": "absent", "type": "news"})[0] == 200
+        assert post(server.http_api, "send", {"cid": "ann", "type": "~wse:welcome"})[0] == 400
+        closed = asyncio.ensure_future(client.when.closed.wait())
+        assert post(server.http_api, "drop", {"cid": "ann", "reason": "bye"})[0] == 200
+        assert await soon(closed) == (1000, "bye")
+    await server.close()
+
+
+def test_it_is_off_by_default():
+    with pytest.raises(ValueError, match="api_keys"):
+        _ = WseServer(lambda auth: None).http_api
+
+
+async def test_as_an_asgi_application_it_publishes_for_a_cluster():
+    cluster = MemoryCluster()
+    server = WseServer(lambda auth: auth.accept("ann"), broker=MemoryBroker(cluster))
+    async with connect(server) as client, Publisher(MemoryBroker(cluster)) as publisher:
+        api = HttpApi(publisher, KEY)
+        transport = httpx.ASGITransport(app=api)
+        headers = {"Authorization": f"Bearer {KEY}", "Idempotency-Key": "1"}
+        async with httpx.AsyncClient(transport=transport, base_url="http://x/anywhere", headers=headers) as web:
+            heard = asyncio.ensure_future(client.when.ignored.wait())
+            answer = await web.post("/api/send", json={"cid": "ann", "type": "news", "payload": 1})
+            assert (answer.status_code, answer.json()) == (200, {"ok": True})
+            assert (await soon(heard))[:2] == ("news", 1)
+            assert (await web.post("/api/none", json={})).status_code == 404
+            assert (await web.get("/api/openapi.json")).json()["openapi"]
+            large = await web.post(
+                "/api/send", content=b"x" * (api.max_body + 1), headers={"Content-Type": "application/json"}
+            )
+            assert large.status_code == 413
+
+            async def fails():
+                raise WseError(ErrorCode.BROKER_UNAVAILABLE)
+
+            publisher.flush, flush = fails, publisher.flush
+            request = {"headers": {"Idempotency-Key": "2"}, "json": {"cid": "ann", "type": "news"}}
+            assert (await web.post("/api/send", **request)).status_code == 503
+            publisher.flush = flush
+            answer = await web.post("/api/send", **request)  # it is done again
+            assert (answer.status_code, "idempotent-replayed" in answer.headers) == (200, False)
+    await server.close()
+
+
+async def test_the_application_has_a_lifespan_and_takes_no_websockets(api):
+    sent = []
+
+    async def send(message):
+        sent.append(message["type"])
+
+    events = iter([{"type": "lifespan.startup"}, {"type": "lifespan.shutdown"}])
+
+    async def receive():
+        return next(events)
+
+    async with asyncio.timeout(TIMEOUT):
+        await api({"type": "lifespan"}, receive, send)
+        await api({"type": "websocket"}, receive, send)
+    assert sent == ["lifespan.startup.complete", "lifespan.shutdown.complete", "websocket.close"]
