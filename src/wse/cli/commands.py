@@ -15,6 +15,7 @@ import click
 from wse.brokers.memory import MemoryBroker
 from wse.cli.bench import bench_command
 from wse.cli.client import call_command, listen_command, publish_command, send_command
+from wse.cli.contract import contract_command, generate_command
 from wse.cli.metrics import parse_address
 from wse.cli.reload import check_watchfiles, run_reloading
 from wse.cli.shell import shell_command
@@ -38,7 +39,17 @@ def wse() -> None:
     """WebSocket Everywhere: serve applications written with the wse package, and talk to them."""
 
 
-for command in (call_command, send_command, listen_command, shell_command, publish_command, bench_command, top_command):
+for command in (
+    call_command,
+    send_command,
+    listen_command,
+    shell_command,
+    publish_command,
+    bench_command,
+    top_command,
+    contract_command,
+    generate_command,
+):
     wse.add_command(command)
 
 
