@@ -91,6 +91,7 @@ ALLOWED = {
     "cli/": GROUND
     | {"brokers.memory", "cli", "client", "core.hub", "metrics", "prometheus", "protocols", "publisher", "server"}
     | {"transports.picows.http"},
+    "cli/top.py": GROUND | {"brokers", "core.cluster.envelope"},
     "cli/connection.py": GROUND | {"auth", "client", "protocols"},
     "uvicorn.py": {"transports.asgi"},
     "__main__.py": {"cli"},
