@@ -320,12 +320,53 @@ export interface ProcedureOptions extends HandlerOptions {
   upload?: boolean
 }
 
+/**
+ * What a client and its server say to each other, by name; `wse generate typescript` writes it from the server's contract. A
+ * client without a contract knows no names, and takes all of them.
+ */
+export interface WseContract {
+  /** Messages of the client, with the types of their payloads: `{ chat: string }`. */
+  send?: object
+  /** Procedures of the server: `{ add: { payload: [number, number]; result: number } }`; with `upload`, the type of its items. */
+  call?: object
+  /** Procedures of the server that yield: `{ tail: { payload: null; item: string } }`; with `upload` as well. */
+  stream?: object
+  /** Messages of the server, with the types of their payloads. */
+  on?: object
+  /** Procedures of the client, as `call`, or as `stream` for those that yield. */
+  register?: object
+}
+
+type IsAny<T> = 0 extends 1 & T ? true : false
+type Part<C, K extends keyof WseContract> = C extends { [P in K]: infer Found } ? Found : {}
+/** The names in a part of a contract. */
+export type WseName<C, K extends keyof WseContract> = IsAny<C> extends true ? MessageType : Extract<keyof Part<C, K>, MessageType>
+type Said<C, K extends keyof WseContract, N> = N extends keyof Part<C, K> ? Part<C, K>[N] : never
+type Facet<E, F extends string> = E extends { [P in F]: infer Found } ? Found : never
+/** The payload of a message. */
+export type WseMessage<C, K extends 'send' | 'on', N, Untyped = any> = IsAny<C> extends true ? Untyped : Said<C, K, N>
+/** The payload, result, item or upload of a procedure. */
+export type WseFacet<C, K extends 'call' | 'stream' | 'register', N, F extends string, Untyped = any> = IsAny<C> extends true ? Untyped : Facet<Said<C, K, N>, F>
+type Optional<P, Options> = null extends P ? [payload?: P, options?: Options] : [payload: P, options?: Options]
+/** The arguments of a call after the name. A procedure that takes an upload must get one. */
+export type WseArguments<C, K extends 'call' | 'stream', N, Options> = IsAny<C> extends true
+  ? [payload?: unknown, options?: Options]
+  : Said<C, K, N> extends { upload: infer U }
+    ? [payload: WseFacet<C, K, N, 'payload'>, options: Omit<Options, 'upload'> & { upload: Iterable<U> | AsyncIterable<U> }]
+    : Optional<WseFacet<C, K, N, 'payload'>, Omit<Options, 'upload'>>
+/** What a procedure of the client returns. */
+export type WseAnswer<C, N> = IsAny<C> extends true
+  ? unknown
+  : Said<C, 'register', N> extends { item: infer I }
+    ? Iterable<I> | AsyncIterable<I>
+    : Facet<Said<C, 'register', N>, 'result'> | Promise<Facet<Said<C, 'register', N>, 'result'>>
+
 /** The listeners of plain messages, by type. */
-export interface WseChannel {
+export interface WseChannel<C = any> {
   /** Call `fn` for every message of that type. */
-  on<T = any>(type: MessageType, fn: (payload: T) => unknown, options?: HandlerOptions): this
+  on<T = any, N extends WseName<C, 'on'> = WseName<C, 'on'>>(type: N, fn: (payload: WseMessage<C, 'on', N, T>) => unknown, options?: HandlerOptions): this
   /** Call `fn` for the next message of that type only. */
-  once<T = any>(type: MessageType, fn: (payload: T) => unknown): this
+  once<T = any, N extends WseName<C, 'on'> = WseName<C, 'on'>>(type: N, fn: (payload: WseMessage<C, 'on', N, T>) => unknown): this
   /** Remove the last registration of `fn` for that type; without `fn`, all listeners of the type. */
   off(type: MessageType, fn?: (payload: any) => unknown): this
   /** Remove all listeners of that type; without a type, all listeners. */
@@ -411,8 +452,8 @@ export interface ServedCall {
   readonly items?: AsyncIterableIterator<any>
 }
 
-/** A WSE client. */
-export class WseClient {
+/** A WSE client. With a contract, `WseClient<Contract>`, it knows names and types. */
+export class WseClient<C extends WseContract = any> {
   constructor(options: WseClientOptions)
 
   readonly url: string
@@ -427,7 +468,7 @@ export class WseClient {
    */
   readonly kept: Kept | null
   readonly protocol: Protocol
-  readonly channel: WseChannel
+  readonly channel: WseChannel<C>
   readonly when: WseSignals
 
   /**
@@ -465,7 +506,7 @@ export class WseClient {
   flush(timeout?: number): Promise<void>
 
   /** Send a message; throws `CLIENT_NOT_READY`, `PROTOCOL_VIOLATION` (a reserved type) or `MSG_PROCESSING_ERROR` (not encodable). */
-  send(type: MessageType, payload?: unknown): void
+  send<N extends WseName<C, 'send'>>(type: N, ...payload: null extends WseMessage<C, 'send', N> ? [payload?: WseMessage<C, 'send', N, unknown>] : [payload: WseMessage<C, 'send', N>]): void
 
   /**
    * Call a procedure of the server.
@@ -477,7 +518,7 @@ export class WseClient {
    * Rejects with the reason of `options.signal` when that aborts; the server is told then, as after a timeout. A server that
    * does not know the extension `calls` is not told, and `onProgress` and `upload` fail with `UNSUPPORTED`.
    */
-  call<T = any>(name: MessageType, payload?: unknown, options?: CallOptions): Promise<T>
+  call<T = any, N extends WseName<C, 'call'> = WseName<C, 'call'>>(name: N, ...args: WseArguments<C, 'call', N, CallOptions>): Promise<WseFacet<C, 'call', N, 'result', T>>
 
   /**
    * Call a procedure of the server that yields: `for await (const item of client.stream('tail', { file }))`.
@@ -485,7 +526,7 @@ export class WseClient {
    * The call is made when the first item is asked for. Leaving the loop ends the procedure. After the items that have come, the
    * iterator throws what `call` would; also `RP_NOT_A_STREAM`, or `UNSUPPORTED` if the server does not know the extension `calls`.
    */
-  stream<T = any>(name: MessageType, payload?: unknown, options?: StreamOptions): AsyncIterableIterator<T>
+  stream<T = any, N extends WseName<C, 'stream'> = WseName<C, 'stream'>>(name: N, ...args: WseArguments<C, 'stream', N, StreamOptions>): AsyncIterableIterator<WseFacet<C, 'stream', N, 'item', T>>
 
   /**
    * Let the server call `fn` under that name. Whatever it throws, or its promise rejects with, is sent back as an error. What a
@@ -494,7 +535,7 @@ export class WseClient {
    * Nothing in JavaScript stops a function from outside: `call.signal` tells it that its result is no longer wanted. Throws
    * `RP_ALREADY_REGISTERED`, `PROTOCOL_VIOLATION` (a reserved name), or a TypeError for a generator with `ordered`.
    */
-  register(name: MessageType, fn: (payload: any, call: ServedCall) => unknown, options?: ProcedureOptions): void
+  register<N extends WseName<C, 'register'>>(name: N, fn: (payload: WseFacet<C, 'register', N, 'payload'>, call: ServedCall) => WseAnswer<C, N>, options?: ProcedureOptions): void
   /** Take a procedure away. */
   unregister(name: MessageType): void
 

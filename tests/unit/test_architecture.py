@@ -52,6 +52,8 @@ ALLOWED = {
     "core/cluster/": GROUND | {"core.session", "core.hub", "core.cluster"},
     # What handlers say of themselves, in front of a session.
     "typed/": GROUND | {"core.session", "threads", "typed"},
+    # What is made of what they say.
+    "contract/": GROUND | {"contract", "typed.operations"},
     # Adapters: each knows ports, values, and its own parts.
     "protocols/": GROUND | {"protocols"},
     "transports/": GROUND | {f"transports.{name}" for name in ("awaited", "certificate", "request", "tcp")},
@@ -72,6 +74,7 @@ ALLOWED = {
     | {
         "core",
         "brokers",
+        "contract",
         "http_api",
         "metrics",
         "prometheus",
@@ -89,8 +92,20 @@ ALLOWED = {
     # What stands on the server.
     "auth/": GROUND | {"core.hub", "auth", "server.server"},
     "cli/": GROUND
-    | {"brokers.memory", "cli", "client", "core.hub", "metrics", "prometheus", "protocols", "publisher", "server"}
+    | {
+        "brokers.memory",
+        "cli",
+        "client",
+        "contract",
+        "core.hub",
+        "metrics",
+        "prometheus",
+        "protocols",
+        "publisher",
+        "server",
+    }
     | {"transports.picows.http"},
+    "cli/top.py": GROUND | {"brokers", "core.cluster.envelope"},
     "cli/connection.py": GROUND | {"auth", "client", "protocols"},
     "uvicorn.py": {"transports.asgi"},
     "__main__.py": {"cli"},
@@ -102,6 +117,8 @@ ALLOWED = {
 LIBRARIES = {
     "core/": {"msgspec"},
     "core/hub/handshake.py": {"typing_extensions"},  # for type checkers
+    "contract/": {"msgspec"},
+    "contract/with_pydantic.py": {"pydantic"},
     "protocols/": {"msgspec"},
     "typed/decoding.py": {"msgspec"},
     "validation/": {"msgspec"},

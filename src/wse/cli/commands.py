@@ -15,11 +15,13 @@ import click
 from wse.brokers.memory import MemoryBroker
 from wse.cli.bench import bench_command
 from wse.cli.client import call_command, listen_command, publish_command, send_command
+from wse.cli.contract import contract_command, generate_command
 from wse.cli.metrics import parse_address
 from wse.cli.reload import check_watchfiles, run_reloading
 from wse.cli.shell import shell_command
 from wse.cli.supervisor import PortError, Supervisor, check_port
 from wse.cli.target import TargetError, load
+from wse.cli.top import top_command
 from wse.cli.worker import StartError, WorkerSlot, serve
 from wse.server.process import HANGUP, SHARES_PORTS
 
@@ -37,7 +39,17 @@ def wse() -> None:
     """WebSocket Everywhere: serve applications written with the wse package, and talk to them."""
 
 
-for command in (call_command, send_command, listen_command, shell_command, publish_command, bench_command):
+for command in (
+    call_command,
+    send_command,
+    listen_command,
+    shell_command,
+    publish_command,
+    bench_command,
+    top_command,
+    contract_command,
+    generate_command,
+):
     wse.add_command(command)
 
 

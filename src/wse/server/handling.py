@@ -175,6 +175,25 @@ class Handling:
         """The procedures and messages of both sides, as handlers, events and client procedures declare them."""
         return self._handlers.operations()
 
+    def asyncapi(
+        self, *, title: str = "WSE application", version: str = "1.0.0", description: str = ""
+    ) -> dict[str, Any]:
+        """The contract of the application, an AsyncAPI 3 document: its procedures and messages in both directions, with
+        the types, errors, examples and docstrings that they declare. `wse contract` prints it.
+
+        Args:
+            title: The name of the application.
+            version: The version of the contract.
+            description: What the application is.
+
+        Raises:
+            TypeError: There is no JSON schema for a type, or an example cannot be encoded.
+        """
+        from wse.contract.document import document_of
+
+        url = self._lifecycle.options.url(self._lifecycle.port) if self._lifecycle.port else None
+        return document_of(self.operations, title=title, version=version, description=description, url=url)
+
     @overload
     def register(self, name: F, /) -> F: ...
     @overload

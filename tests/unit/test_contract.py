@@ -1,0 +1,282 @@
+"""The contract of a server: the AsyncAPI document, what the commands print, and the clients that they write."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Annotated, Any, NamedTuple
+
+import msgspec
+import pytest
+from click.testing import CliRunner
+from pydantic import BaseModel
+
+from support import shop
+from support.programs import ROOT, unmeasured
+from wse import ClientProcedure, Event, WseServer
+from wse.cli.commands import wse as command
+from wse.contract.document import document_of
+from wse.contract.python import python_of
+from wse.contract.reading import ContractError, read
+from wse.contract.typescript import typescript_of
+
+SUPPORT = str(ROOT / "tests" / "support")
+
+
+def make_server() -> WseServer:
+    return WseServer(lambda auth: auth.accept("ada"), port=4200)
+
+
+def contract_of(server):
+    own = [each for each in server.operations if each.receiver == "server"]  # others' events are in this process, too
+    return document_of(own, title="app", version="1")
+
+
+def message(document, channel, role):
+    return document["channels"][channel]["messages"][role]["payload"]
+
+
+def run(*args: str, input: str | None = None, code: int = 0) -> Any:
+    result = CliRunner().invoke(command, args, input=input)
+    assert result.exit_code == code, result.output
+    return result
+
+
+class Wide(BaseModel):
+    when: tuple[int, str]
+
+
+class Holder(msgspec.Struct):
+    wide: Wide
+    many: list[Wide] = []
+
+
+class Pair(NamedTuple):
+    left: int
+    right: str
+
+
+class A(msgspec.Struct, tag=True):
+    x: int
+
+
+class B(msgspec.Struct, tag=True):
+    y: A | None = None
+    z: Annotated[int, msgspec.Meta(gt=0)] = 1
+
+
+class Answer(msgspec.Struct):
+    text: str = ""
+    maybe: int | msgspec.UnsetType = msgspec.UNSET
+
+
+class Sparse(msgspec.Struct, omit_defaults=True):
+    text: str = ""
+
+
+def test_types_of_msgspec_and_pydantic_inside_of_each_other_have_schemas_of_draft_7() -> None:
+    server = make_server()
+    server.register("hold", lambda conn, payload: payload)
+
+    @server.register
+    def put(conn: Any, payload: Holder) -> Pair: ...
+
+    @server.register
+    def either(conn: Any, payload: A | B) -> None: ...
+
+    document = contract_of(server)
+    schemas = document["components"]["schemas"]
+    assert message(document, "put", "call") == {"$ref": "#/components/schemas/Holder"}
+    assert schemas["Holder"]["properties"]["wide"] == {"$ref": "#/components/schemas/Wide"}
+    assert schemas["Wide"]["properties"]["when"]["items"] == [{"type": "integer"}, {"type": "string"}]
+    assert schemas["Pair"]["items"] == [{"type": "integer"}, {"type": "string"}]
+    assert message(document, "either", "result") == {"type": "null"}
+    assert message(document, "hold", "call") == {}
+    text = json.dumps(document)
+    assert "prefixItems" not in text
+    assert "discriminator" not in text
+
+
+def test_what_the_server_sends_has_all_fields_that_it_always_sends() -> None:
+    server = make_server()
+
+    @server.register
+    def ask(conn: Any, payload: A) -> Answer | None: ...
+
+    @server.register
+    def spare(conn: Any, payload: B) -> Sparse: ...
+
+    schemas = contract_of(server)["components"]["schemas"]
+    assert schemas["Answer"]["required"] == ["text"]
+    assert "required" not in schemas["Sparse"]
+    assert schemas["B"]["required"] == ["type"]
+
+
+def test_one_name_may_be_a_procedure_and_a_message_in_both_directions() -> None:
+    server = make_server()
+    said, asked = Event("chat", str), ClientProcedure("chat", int, str)
+    server.include(said)
+    server.include(asked)
+
+    @server.register("chat")
+    def call(conn: Any, payload: int) -> str: ...
+
+    @server.channel.on("chat")
+    def listen(conn: Any, payload: str) -> None: ...
+
+    operations = [each for each in server.operations if each.name == "chat"]
+    document = document_of(operations, title="app", version="1")
+    assert list(document["operations"]) == [
+        "receiveCall.chat",
+        "receiveMessage.chat",
+        "sendCall.chat",
+        "sendMessage.chat",
+    ]
+    assert [entry.section for entry in read(document).entries] == ["call", "send", "register", "on"]
+
+
+def test_names_that_references_cannot_have_are_kept() -> None:
+    server = make_server()
+    for name in ("a/b ~", "{x}", "notes:add", 5):
+        server.register(name, lambda conn, payload: 1)
+    document = contract_of(server)
+    assert [channel["address"] for channel in document["channels"].values()] == [None, "a/b ~", "notes:add", None]
+    assert sorted((str(entry.name), entry.section) for entry in read(document).entries) == [
+        ("5", "call"), ("a/b ~", "call"), ("notes:add", "call"), ("{x}", "call"),
+    ]  # fmt: skip
+
+
+def test_a_server_gives_its_contract_with_its_address() -> None:
+    document = make_server().asyncapi(title="Chat", version="2.1.0", description="Talk.")
+    assert document["info"] == {"title": "Chat", "version": "2.1.0", "description": "Talk."}
+    assert document["servers"]["default"] == {"host": "127.0.0.1:4200", "protocol": "ws"}
+
+
+def test_the_command_prints_the_contract_and_nothing_else_with_the_current_folder_on_the_path() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "wse", "contract", "shop:server"],
+        cwd=SUPPORT,
+        env=unmeasured() | {"PYTHONSAFEPATH": "1"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    document = json.loads(done.stdout)
+    assert document["asyncapi"] == "3.0.0"
+    assert document["operations"]["receiveCall.notes.missed"]["description"].endswith("The oldest first.")
+    assert done.stderr == "an application may print what it likes\n"
+
+
+def test_clients_of_the_file_are_those_of_the_server(tmp_path: Path) -> None:
+    file = str(tmp_path / "contract.json")
+    run("contract", "shop:server", "--app-dir", SUPPORT, "-o", file)
+    for language in ("typescript", "python"):
+        of_server = run("generate", language, "shop:server", "--app-dir", SUPPORT).stdout
+        assert run("generate", language, file).stdout == of_server
+        assert run("generate", language, "-", input=Path(file).read_text()).stdout == of_server
+        output = str(tmp_path / "src" / language)
+        run("generate", language, file, "-o", output)
+        assert Path(output).read_text() == of_server
+        run("generate", language, file, "-o", output, "--check")
+        Path(output).write_text("old")
+        assert "is not up to date" in run("generate", language, file, "-o", output, "--check", code=1).output
+
+
+@pytest.mark.parametrize(
+    ("source", "says"),
+    [
+        ("nowhere.json", "No such file"),
+        ("-", "this is no AsyncAPI 3 document"),
+        ("nowhere:server", "there is no module 'nowhere'"),
+        ("support.shop:shop", "has no shop"),
+    ],
+)
+def test_a_source_that_is_no_contract_is_said_to_be_none(source: str, says: str) -> None:
+    assert says in run("generate", "python", source, input='{"openapi": "3.1.0"}', code=2).output
+
+
+def test_a_document_that_lacks_something_is_refused() -> None:
+    with pytest.raises(ContractError, match="lacks something"):
+        read({"asyncapi": "3.0.0", "info": {}, "operations": {"x": {"action": "receive"}}})
+
+
+def test_names_and_texts_that_would_break_a_program_do_not() -> None:
+    Odd = msgspec.defstruct("class", [("from_", int), ("q", str)], rename={"from_": "a 'b'"})
+    Odd.__doc__ = 'It ends */ with """ and "'
+    Odd.__module__ = __name__
+    server = make_server()
+
+    def fn(conn, payload): ...
+
+    fn.__annotations__ = {"payload": Odd, "return": None}
+    fn.__doc__ = 'A "quoted" \\ text */'
+    server.register('it\'s "odd"\n', fn)
+    contract = read(contract_of(server))
+    typescript = typescript_of(contract)
+    assert "'it\\'s \"odd\"\\n': { payload: class_; result: null }" in typescript
+    assert typescript.count("*/") == typescript.count("/**")
+    compile(python_of(contract), "client.py", "exec")
+
+
+def test_an_empty_contract_makes_clients_that_know_no_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    contract = read(document_of([], title="app", version="1"))
+    assert "  send: {}\n" in typescript_of(contract)
+    compile(python_of(contract), "client.py", "exec")
+
+
+@pytest.fixture
+def client(tmp_path, monkeypatch):
+    """The folder of the generated client."""
+    run("generate", "python", "shop:server", "--app-dir", SUPPORT, "-o", str(tmp_path / "shop_client.py"))
+    for name in ("shop_usage.py", "shop_mistakes.py"):
+        (tmp_path / name).write_bytes(Path(SUPPORT, "clients", name).read_bytes())
+    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
+    yield tmp_path
+    for name in ("shop_client", "shop_usage"):
+        sys.modules.pop(name, None)
+
+
+async def test_the_generated_python_client_talks_to_a_real_server(client) -> None:
+    usage = importlib.import_module("shop_usage")
+    async with shop.server:
+        assert await usage.main(shop.server.url) == [
+            "Hello", [{"id": 42, "text": "Lunch?"}], "notes.closed", [1, 2], 4, "ok", "Ada", "Ada Lovelace", [0, 1, 2],
+        ]  # fmt: skip
+
+
+def test_the_generated_python_client_is_laid_out_as_by_a_formatter(client) -> None:
+    text = (client / "shop_client.py").read_text()
+    assert "# fmt: off\n" in text  # a formatter would break types that are longer than a line
+    (client / "shop_client.py").write_text(text.replace("# fmt: off\n", ""))
+    checked = [sys.executable, "-m", "ruff", "format", "--isolated", "--check", "shop_client.py"]
+    subprocess.run(checked, cwd=client, check=True, capture_output=True)
+
+
+def mypy(folder: Path, *args: str) -> list[str]:
+    (folder / "mypy.ini").write_text("[mypy]\n")
+    done = subprocess.run(
+        [sys.executable, "-m", "mypy", "--config-file", "mypy.ini", "--cache-dir", str(folder / "cache"), *args],
+        cwd=folder,
+        env=unmeasured(),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.stderr == ""
+    return [line for line in done.stdout.splitlines() if " error: " in line]
+
+
+def test_a_wrong_name_or_payload_is_an_error_of_mypy(client) -> None:
+    errors = mypy(client, "--follow-imports=skip", "shop_mistakes.py", "shop_client.py")
+    assert errors == Path(SUPPORT, "clients", "shop_mistakes.txt").read_text().splitlines()
+
+
+@pytest.mark.slow
+def test_the_generated_python_client_is_clean_for_type_checkers(client) -> None:
+    assert mypy(client, "--strict", "shop_client.py", "shop_usage.py") == []
+    checked = [sys.executable, "-m", "pyright", "--pythonpath", sys.executable, "shop_client.py", "shop_usage.py"]
+    done = subprocess.run(checked, cwd=client, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout
