@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 from wse.core.ports.http import HttpCall, HttpReply
@@ -54,10 +56,15 @@ class MetricsRoute:
 
     def __init__(self, read: Callable[[], Iterable[Family]]) -> None:
         self._read = read
+        # One thread of its own, so that a flood of requests takes none from the application.
+        self._writer = ThreadPoolExecutor(1, "wse-metrics")
 
-    def answer(self, call: HttpCall) -> HttpReply:
-        """The metrics, in the format that the request asks for."""
-        media_type, text = exposition(self._read, call.headers.get("Accept") or "")
+    async def answer(self, call: HttpCall) -> HttpReply:
+        """The metrics, in the format that the request asks for. They are read here, and written on another thread."""
+        families = list(self._read())
+        accept = call.headers.get("Accept") or ""
+        loop = asyncio.get_running_loop()
+        media_type, text = await loop.run_in_executor(self._writer, exposition, lambda: families, accept)
         return HttpReply(body=text, headers={"Content-Type": media_type, "Cache-Control": "no-store"})
 
 

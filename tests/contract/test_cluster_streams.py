@@ -314,6 +314,10 @@ async def test_progress_comes_from_all_devices_and_only_if_it_is_wanted(far):
     assert await inside(far.server.call("ann", "job", mode="all", on_progress=seen.append)) == ["done", "done"]
     assert sorted(seen) == [50, 50, 100, 100]
     assert await inside(far.server.call("ann", "job", mode="all")) == ["done", "done"]
+    seen.clear()
+    identity = far.server.clients["ann"]
+    assert await inside(identity.call("job", on_progress=seen.append)) == ["done", "done"]
+    assert sorted(seen) == [50, 50, 100, 100]
     await far.at_rest()
 
 

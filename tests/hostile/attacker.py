@@ -292,6 +292,41 @@ async def failing_handshakes(port, attacking):
             attacker.close()
 
 
+def post(size, body, **headers):
+    lines = [
+        "POST /api/broadcast HTTP/1.1",
+        "Host: localhost",
+        "Content-Type: application/json",
+        f"Content-Length: {size}",
+        *(f"{name.replace('_', '-')}: {value}" for name, value in headers.items()),
+    ]
+    return "\r\n".join([*lines, "", ""]).encode() + body
+
+
+async def api_and_metrics(port, attacking):
+    """The HTTP API with wrong keys, from web pages and with bodies that never come; metrics without end."""
+    body = json.dumps({"type": "<script>alert(1)</script>", "payload": "x" * 10_000}).encode()
+    asked = [
+        post(len(body), body, Authorization="Bearer guess"),
+        post(len(body), body, Origin="https://evil.example", Authorization="Bearer guess"),
+        post(10**12, b"", Authorization="Bearer guess"),
+        post(len(body), body.replace(b"application/json", b"text/plain")),
+        b"GET /metrics HTTP/1.1\r\nHost: localhost\r\n\r\n",
+    ]
+    unfinished = [Enemy(port) for _ in range(40)]
+    while True:
+        for attacker in unfinished:
+            if attacker.alive:
+                attacker.discard()
+            if not attacker.alive:
+                await attacker.open(post(len(body), body[:-1], Authorization="Bearer guess"))
+        attackers = [await Enemy(port).open(data) for data in asked]
+        attacking()
+        await asyncio.sleep(0.02)
+        for attacker in attackers:
+            attacker.close()
+
+
 async def never_acking(port, attacking):
     """Sessions that are to be kept, of clients that take everything and confirm nothing, or what was never sent."""
     calls = message("echo", "x" * 10_000, 1) * 4
@@ -397,6 +432,7 @@ ATTACKS = {
         forged_answers,
         reconnect_storm,
         failing_handshakes,
+        api_and_metrics,
         never_acking,
         ghosts,
         greedy_readers,

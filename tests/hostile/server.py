@@ -23,6 +23,8 @@ async def serve():
     server = WseServer(
         lambda auth: auth.accept(auth.identity),
         port=0,
+        api_keys="a-key-that-nobody-guesses",
+        metrics="/metrics",
         auth_timeout=AUTH_TIMEOUT,
         heartbeat=Heartbeat(interval=1, timeout=30),
         compression=Compression(),

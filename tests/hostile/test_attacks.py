@@ -157,6 +157,7 @@ ATTACKS = (
     "forged_answers",
     "reconnect_storm",
     "failing_handshakes",
+    "api_and_metrics",
     "never_acking",
     "ghosts",
     "greedy_readers",
@@ -166,6 +167,7 @@ ATTACKS = (
 
 
 EVIDENCE = {
+    "api_and_metrics": lambda before, during: during["files"] >= before["files"] + 30,
     "slowloris": lambda before, during: during["files"] >= before["files"] + 400,
     "never_reading": lambda before, during: grew("closes", "wse.slow-receiver", before, during),
     "one_byte_a_second": lambda before, during: during["connections"] >= before["connections"] + 150,

@@ -35,6 +35,24 @@ async def test_the_listener_serves_metrics_in_the_format_that_is_asked_for(liste
     assert (status, headers["allow"]) == (405, "GET")
 
 
+async def test_metrics_that_cannot_be_read_are_an_error_and_nothing_hangs(listen, monkeypatch, caplog):
+    server = make_server(metrics="/metrics")
+    place = await listen(server)
+    monkeypatch.setattr(server._lifecycle.options.routes["/metrics"], "_read", lambda: 1 / 0)
+    assert (await request(place, "/metrics"))[0] == 500
+    assert "ZeroDivisionError" in caplog.text
+
+
+async def test_a_scrape_that_is_given_up_leaves_nothing_behind(listen):
+    server = make_server(metrics="/metrics")
+    place = await listen(server)
+    for _ in range(5):
+        async with await RawSocket.open(place.url) as socket:
+            socket.writer.write(b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n")
+            socket.writer.transport.abort()
+    assert (await request(place, "/metrics"))[0] == 200
+
+
 async def test_without_metrics_there_is_no_such_path(listen):
     place = await listen(make_server(path="/ws"))
     assert (await request(place, "/metrics"))[0] == 404

@@ -6,6 +6,7 @@ import logging
 import sys
 from contextlib import asynccontextmanager
 
+import aiofastnet
 import pytest
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
@@ -293,7 +294,7 @@ async def test_after_its_own_time_limit_uvicorn_cancels_and_clients_are_closed_w
 
 
 async def exchange_over(scheme, server, client_options, **options):
-    """Serve, call with small and large messages, and hear a broadcast; returns the type of the link."""
+    """Serve, call with small and large messages, and hear a broadcast; returns the types of the links."""
     server.register("echo", lambda conn, payload: payload)
     async with uvicorn_asgi(server.asgi, OURS, **options) as port:
         heard = asyncio.Queue()
@@ -305,9 +306,9 @@ async def exchange_over(scheme, server, client_options, **options):
             assert await asyncio.gather(*(client.call("echo", n) for n in range(100))) == list(range(100))
             server.broadcast("news", "y" * 300_000)
             assert await soon(heard.get()) == "y" * 300_000
-            found = links(server)
+            found = [session.link for session in server._hub.sockets.open]
     await server.close()
-    return found
+    return [(type(link), isinstance(link._underlying, aiofastnet.Transport)) for link in found]
 
 
 def run_on(loop, scenario):
@@ -318,7 +319,8 @@ def run_on(loop, scenario):
 
 @pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
 def test_messages_travel_over_plain_sockets(loop):
-    assert run_on(loop, lambda: exchange_over("ws", make_server(port=None), {})) == [PicowsLink]
+    # The transport is the one of the built-in listener.
+    assert run_on(loop, lambda: exchange_over("ws", make_server(port=None), {})) == [(PicowsLink, True)]
 
 
 @pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
@@ -326,7 +328,15 @@ def test_messages_travel_over_tls(loop, certificates, client_ssl):
     _, certificate, key = certificates
     options = {"ssl_certfile": certificate, "ssl_keyfile": key}
     server = make_server(port=None)
-    assert run_on(loop, lambda: exchange_over("wss", server, {"ssl": client_ssl}, **options)) == [PicowsLink]
+    assert run_on(loop, lambda: exchange_over("wss", server, {"ssl": client_ssl}, **options)) == [(PicowsLink, False)]
+
+
+async def test_when_no_more_files_can_be_opened_the_transport_of_uvicorn_stays(monkeypatch):
+    def dup(self):
+        raise OSError("too many open files")
+
+    monkeypatch.setattr(asyncio.trsock.TransportSocket, "dup", dup)
+    assert await exchange_over("ws", make_server(port=None), {}) == [(PicowsLink, False)]
 
 
 # What has to be installed.

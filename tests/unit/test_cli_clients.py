@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import io
 import json
 import os
@@ -64,9 +63,9 @@ def place():
     def drop(conn, payload):
         conn.drop("bye", 4001)
 
-    @server.register("never")
-    async def never(conn, payload):
-        await asyncio.Event().wait()
+    @server.register("late")
+    def late(conn, payload):
+        raise WseError(ErrorCode.RP_TIMEOUT, {"timeout": 0.05})
 
     with hosted(server) as place:
         server.channel.on("say", lambda conn, payload: place.events.put(payload))
@@ -139,7 +138,7 @@ def test_scram_asks_for_the_password():
         (("refuse", '"late"'), 'app.no: refuse: not today {"why":"late"}'),
         (("fail",), "wse.server.rp.failed: fail: LookupError: lost"),
         (("count", "3"), "wse.rp.is-a-stream: count: the procedure is a stream, and was called like a plain one"),
-        (("never", "--timeout", "0.05"), 'wse.client.rp.timeout: never: no answer in time {"timeout":0.05'),
+        (("late",), 'wse.client.rp.timeout: late: no answer in time {"timeout":0.05'),
         (("who", "--identity", "stranger"), "wse.not-authorized: the server refused the identity"),
         (("drop",), "wse.client.rp.disconnect: drop: the connection ended before the answer came"),
     ],
@@ -245,7 +244,7 @@ def test_a_bench_counts_calls_and_tells_percentiles(place):
         (("--expect", "-1"), {"right": 0, "wrong": 20, "missing": 0}, {}),
         (("--payload", "1", "--expect", "1"), {"right": 20, "wrong": 0}, {}),
         (("--procedure", "nothing"), {"right": 0, "missing": 20}, {"wse.server.rp.not-registered": 20}),
-        (("--procedure", "never", "--timeout", "0.05"), {"right": 0, "missing": 20}, {"wse.client.rp.timeout": 20}),
+        (("--procedure", "late"), {"right": 0, "missing": 20}, {"wse.client.rp.timeout": 20}),
         (("--identity", "stranger"), {"connected": 0, "missing": 20}, {"wse.not-authorized": 2}),
         (("--procedure", "drop"), {"connections_lost": 2, "missing": 20}, {"wse.client.rp.disconnect": 2}),
     ],
@@ -291,7 +290,7 @@ def test_files_are_allowed_as_far_as_the_system_lets():
 
 
 def test_a_script_for_the_shell_is_done_line_by_line(place):
-    script = 'call who {"a": 1}\n\nstream count 2\nsend say 5\nstatus\nexit\ncall never\n'
+    script = 'call who {"a": 1}\n\nstream count 2\nsend say 5\nstatus\nexit\ncall nothing\n'
     done = run("shell", place.url, input=script)
     assert done.exit_code == 0, done.output
     assert done.stdout.splitlines() == ['["\\"\\"","wse-default-json",null,{"a":1}]', "0", "1", "READY"]
@@ -356,6 +355,11 @@ def test_at_a_terminal_the_shell_has_a_prompt_history_and_completion(shell, monk
 
 def connection(url):
     return Connection(url, "", {}, "json", TIMEOUT)
+
+
+def test_the_timeout_is_that_of_the_client():
+    for client in (connection("ws://x").client("ada"), connection("ws://x").blocking()._client):
+        assert client._endpoint.timeout == TIMEOUT
 
 
 def test_names_are_those_of_a_contract_if_the_server_has_one(place, tmp_path):

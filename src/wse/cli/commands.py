@@ -21,6 +21,7 @@ from wse.cli.reload import check_watchfiles, run_reloading
 from wse.cli.shell import shell_command
 from wse.cli.supervisor import PortError, Supervisor, check_port
 from wse.cli.target import TargetError, load
+from wse.cli.top import top_command
 from wse.cli.worker import StartError, WorkerSlot, serve
 from wse.server.process import HANGUP, SHARES_PORTS
 
@@ -45,6 +46,7 @@ for command in (
     shell_command,
     publish_command,
     bench_command,
+    top_command,
     contract_command,
     generate_command,
 ):

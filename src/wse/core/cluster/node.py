@@ -121,6 +121,8 @@ class ClusterNode:
             restore_within=settings.lease_ttl,
         )
         self.rpc.queries |= {"members": self._members_here, "here": self._here, "end": self._peer_ends}
+        self.rpc.queries["stats"] = self._stats
+        self._opened_at = 0.0
         self._ending: frozenset[str] = frozenset()  # nodes that close
         self._pausing: asyncio.Future[None] | None = None  # between two attempts to reach the broker at the start
         self._opening: list[asyncio.Future[None]] | None = None  # callers that wait for the one that opens it
@@ -199,6 +201,7 @@ class ClusterNode:
             raise
         bus.release()
         bus.is_open = True
+        self._opened_at = self._scheduler.time()
         self.liveness.start()
 
     async def close(self) -> None:
@@ -380,6 +383,22 @@ class ClusterNode:
 
     def _members_here(self, room: str) -> list[str]:
         return [encode_name(cid) for cid in self.hub.rooms.local_users(decode_name(room))]
+
+    def _stats(self, _: str) -> dict[str, float]:
+        """What `wse top` shows of this node."""
+        hub, counters = self.hub, self._endpoint.counters
+        return {
+            "uptime": self._scheduler.time() - self._opened_at,
+            "connections": len(hub.sockets.open),
+            "users": len(hub.identities),
+            "detached": 0 if hub.resumption is None else len(hub.resumption.detached),
+            "handlers": counters.calls_running,
+            "messages_in": counters.messages_in,
+            "messages_out": counters.messages_out,
+            "calls_in": counters.calls_in,
+            "calls_out": counters.calls_out,
+            "errors": counters.errors.total(),
+        }
 
     def _here(self, conn_ids: str) -> Any:
         """Answer whether this node is there, or where the devices of some connections are."""

@@ -63,7 +63,17 @@ class Users(typing.Protocol):
     def drop_client(self, cid: ClientId, reason: str, code: int) -> None:
         """Disconnect all devices of a user."""
 
-    async def call(self, cid: ClientId, name: MessageType, payload: Any, mode: Mode, timeout: float | None) -> Any:
+    async def call(
+        self,
+        cid: ClientId,
+        name: MessageType,
+        payload: Any,
+        mode: Mode,
+        timeout: float | None,
+        *,
+        on_progress: Callable[[Any], Any] | None = None,
+        upload: Items | None = None,
+    ) -> Any:
         """Call a procedure on a user's devices."""
 
 
@@ -533,6 +543,8 @@ class WseIdentity:
         mode: Literal["all"] = "all",
         result: type[R],
         timeout: float | None = None,
+        on_progress: Callable[[Any], Any] | None = None,
+        upload: Items | None = None,
     ) -> list[R | WseError]: ...
     @overload
     async def call(
@@ -543,6 +555,8 @@ class WseIdentity:
         mode: Literal["all"] = "all",
         result: Any = None,
         timeout: float | None = None,
+        on_progress: Callable[[Any], Any] | None = None,
+        upload: Items | None = None,
     ) -> list[Any]: ...
     @overload
     async def call(
@@ -553,6 +567,8 @@ class WseIdentity:
         mode: Literal["first", "any"],
         result: type[R],
         timeout: float | None = None,
+        on_progress: Callable[[Any], Any] | None = None,
+        upload: Items | None = None,
     ) -> R: ...
     @overload
     async def call(
@@ -563,6 +579,8 @@ class WseIdentity:
         mode: Mode,
         result: Any = None,
         timeout: float | None = None,
+        on_progress: Callable[[Any], Any] | None = None,
+        upload: Items | None = None,
     ) -> Any: ...
     async def call(
         self,
@@ -572,6 +590,8 @@ class WseIdentity:
         mode: Mode = "all",
         result: Any = None,
         timeout: float | None = None,
+        on_progress: Callable[[Any], Any] | None = None,
+        upload: Items | None = None,
     ) -> Any:
         """Call a procedure on the user's devices.
 
@@ -582,12 +602,14 @@ class WseIdentity:
                 `conns`, with a `WseError` where a device's call failed.
             result: As for `WseConnection.call`, for the result of each device.
             timeout: Seconds to wait for an answer: `None` for the server's `timeout`, 0 for ever.
+            on_progress: As for `WseServer.call`, like `upload`.
+            upload: Items to send to the procedure; only with `"any"`.
 
         Raises:
             WseError: As `WseServer.call`.
-            ValueError: An unknown mode.
+            ValueError: An unknown mode, or one that does not go with an upload.
         """
-        answer = await self._users.call(self.cid, name, payload, mode, timeout)
+        answer = await self._users.call(self.cid, name, payload, mode, timeout, on_progress=on_progress, upload=upload)
         return (all_received if mode == "all" else received)(result, answer, rp=name)
 
     def __repr__(self) -> str:

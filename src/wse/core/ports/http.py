@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import typing
-from collections.abc import Mapping
+from collections.abc import Awaitable, Mapping
 from dataclasses import dataclass, field
 from http import HTTPStatus
 
@@ -57,6 +57,6 @@ class Route(typing.Protocol):
     @property
     def max_body(self) -> int: ...
 
-    def answer(self, call: HttpCall) -> HttpReply:
-        """Answer a request, at once."""
+    def answer(self, call: HttpCall) -> HttpReply | Awaitable[HttpReply]:
+        """Answer a request, at once or later."""
         ...

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Awaitable, Mapping
 from functools import partial
 from http import HTTPStatus
 from typing import TYPE_CHECKING, cast
 
 import aiofastnet
 
-from wse.core.ports.http import HttpCall
+from wse.core.ports.http import HttpCall, HttpReply
 from wse.transports.certificate import transport_certificate
 from wse.transports.picows.http import HttpError, HttpHead, answer, is_hopeless
 from wse.transports.picows.link import CLOSE_TIMEOUT
@@ -244,13 +244,14 @@ class HttpConnection(asyncio.Protocol):
         answered: Whether the request has been answered.
     """
 
-    __slots__ = ("_begun", "_listener", "_received", "_timer", "_transport", "_waiting", "answered")
+    __slots__ = ("_answering", "_begun", "_listener", "_received", "_timer", "_transport", "_waiting", "answered")
 
     def __init__(self, listener: Listener) -> None:
         self._listener = listener
         self._received = bytearray()
         self._begun = False
         self._waiting: tuple[HttpHead, Route] | None = None  # for the rest of the body
+        self._answering: asyncio.Future[None] | None = None
         self.answered = False
         self._transport: asyncio.Transport
         self._timer: asyncio.TimerHandle | None = None
@@ -264,11 +265,13 @@ class HttpConnection(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._end()
+        if self._answering is not None:
+            self._answering.cancel()
         if not self.answered:
             logger.debug("a connection ended without a request: %r", exc, extra={"kind": "no-request"})
 
     def data_received(self, data: bytes) -> None:
-        if self.answered:
+        if self.answered or self._answering is not None:
             return
         received = self._received
         received += data
@@ -317,6 +320,20 @@ class HttpConnection(asyncio.Protocol):
         head_only = head.method == "HEAD"
         body = bytes(self._received[: head.body_size])
         reply = route.answer(HttpCall("GET" if head_only else head.method, head.path, head.headers, body))
+        if isinstance(reply, HttpReply):
+            self._reply(reply, head_only=head_only)
+        else:
+            self._waiting = None
+            self._answering = asyncio.ensure_future(self._reply_later(reply, head_only=head_only))
+
+    async def _reply_later(self, reply: Awaitable[HttpReply], *, head_only: bool) -> None:
+        try:
+            self._reply(await reply, head_only=head_only)
+        except Exception as exc:
+            logger.warning("a request could not be answered", exc_info=exc, extra={"kind": "http-failed"})
+            self._reply(HttpReply(HTTPStatus.INTERNAL_SERVER_ERROR), head_only=head_only)
+
+    def _reply(self, reply: HttpReply, *, head_only: bool) -> None:
         self._answer(answer(reply.status, reply.headers, reply.body, head_only=head_only))
 
     def _answer(self, data: bytes) -> None:

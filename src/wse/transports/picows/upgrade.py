@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import socket
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
+import aiofastnet
 import picows
 from multidict import CIMultiDict
 
@@ -26,6 +27,9 @@ if TYPE_CHECKING:
 RECEIVE_BUFFER = 64 * 1024
 """Bytes that the kernel buffers for one connection. All of them are read at once and handled in one turn of the event
 loop: with the kernel's default of many MiB, a client that sends without end would delay all others for seconds."""
+
+_MOVABLE = ("asyncio.selector_events", "uvloop.loop")
+"""The modules of transports that leave a connection open when they close their descriptor of it."""
 
 _NO_HEADERS: CIMultiDict[str] = CIMultiDict()
 
@@ -120,13 +124,50 @@ class Upgrader:
             sessions.append(session)
             return session
 
-        websocket = self.upgrade(transport, received, key, extensions, protocol, open_session, headers)
+        def upgrade(transport: asyncio.Transport) -> WSProtocol:
+            return self.upgrade(transport, received, key, extensions, protocol, open_session, headers)
+
+        websocket = await _on_own_transport(transport, upgrade) or upgrade(transport)
         try:
             await websocket.transport.wait_disconnected()
         except asyncio.CancelledError:
             for session in sessions:
                 session.close(SERVICE_RESTART, CloseReason.BY_SERVER)
             raise
+
+
+class _Upgrading(asyncio.Protocol):
+    """The protocol of a new transport until it has made that of the WebSocket."""
+
+    websocket: WSProtocol
+
+    def __init__(self, upgrade: Callable[[asyncio.Transport], WSProtocol]) -> None:
+        self._upgrade = upgrade
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.websocket = self._upgrade(cast("asyncio.Transport", transport))  # aiofastnet's does not derive from it
+
+
+async def _on_own_transport(
+    transport: asyncio.Transport, upgrade: Callable[[asyncio.Transport], WSProtocol]
+) -> WSProtocol | None:
+    """Move a connection to a transport of aiofastnet, which costs less for each message, and upgrade it there.
+
+    `None` if it cannot be moved, and stays as it is: TLS has its state in the web server's transport, and that of
+    Windows would end the connection.
+    """
+    if type(transport).__module__ not in _MOVABLE or transport.get_extra_info("sslcontext") is not None:
+        return None
+    try:
+        sock = transport.get_extra_info("socket").dup()
+    except OSError:  # too many open files, for example
+        return None
+    transport.set_protocol(asyncio.Protocol())
+    transport.abort()  # closes its own descriptor, and the connection goes on with ours
+    _, upgrading = await aiofastnet.connect_accepted_socket(
+        asyncio.get_running_loop(), lambda: _Upgrading(upgrade), sock
+    )
+    return upgrading.websocket
 
 
 def bound_receive_buffer(sock: socket.socket) -> None:
