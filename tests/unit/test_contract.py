@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import base64
+import enum
 import hashlib
 import importlib
 import json
 import subprocess
 import sys
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any, Generic, NamedTuple, TypeVar
 
 import httpx
 import msgspec
@@ -26,6 +27,8 @@ from wse.contract.page import page_of
 from wse.contract.python import python_of
 from wse.contract.reading import ContractError, read
 from wse.contract.typescript import typescript_of
+
+T = TypeVar("T")
 
 SUPPORT = str(ROOT / "tests" / "support")
 
@@ -157,6 +160,35 @@ def test_a_server_gives_its_contract_with_its_address() -> None:
     document = make_server().asyncapi(title="Chat", version="2.1.0", description="Talk.")
     assert document["info"] == {"title": "Chat", "version": "2.1.0", "description": "Talk."}
     assert document["servers"]["default"] == {"host": "127.0.0.1:4200", "protocol": "ws"}
+
+
+class Box(msgspec.Struct, Generic[T]):
+    value: T
+
+
+class Tree(msgspec.Struct, rename="camel"):
+    left_side: Tree | None = None
+
+
+class Color(enum.Enum):
+    RED = "red"
+
+
+def test_generic_and_recursive_types_and_enums_have_names_that_programs_can_use() -> None:
+    server = make_server()
+
+    @server.register
+    def grow(conn: Any, payload: Tree) -> Box[int]: ...
+
+    @server.register
+    def paint(conn: Any, payload: dict[str, Color]) -> Box[Tree] | None: ...
+
+    typescript = typescript_of(read(contract_of(server)))
+    assert "grow: { payload: Tree; result: Box_int }" in typescript
+    assert "paint: { payload: Record<string, Color>; result: Box_Tree | null }" in typescript
+    assert "export interface Tree {\n  leftSide?: Tree | null\n}" in typescript
+    assert "export type Color = 'red'" in typescript
+    compile(python_of(read(contract_of(server))), "client.py", "exec")
 
 
 async def test_a_server_shows_its_contract_to_people_when_asked() -> None:
