@@ -59,7 +59,7 @@ def page_of(document: dict[str, Any], source: str) -> str:
     """
     contract = read(document)
     title = escape(contract.title)
-    known = {section: contract.section(section) for section in _SECTIONS}
+    known: dict[Section, list[Entry]] = {section: contract.section(section) for section in _SECTIONS}
     links = [f'<a href="#{name}">{_SECTIONS[name]}</a>' for name, entries in known.items() if entries]
     links += ['<a href="#types">Types</a>'] if contract.schemas else []
     body = [
