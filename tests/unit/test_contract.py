@@ -210,7 +210,15 @@ async def test_a_server_shows_its_contract_to_people_when_asked() -> None:
 
 def test_the_page_shows_everything_that_a_contract_has() -> None:
     page = page_of(document_of(shop.server.operations, title="shop", version="1"), "/contract.json")
-    for text in ("notes.missed", "The oldest first.", "type-Note", "full-name", "note-added", "How many."):
+    for text in (
+        "notes.missed",
+        "The oldest first.",
+        "type-Note",
+        "full-name",
+        "note-added",
+        "How many.",
+        "client.busy",
+    ):
         assert text in page
 
 

@@ -87,6 +87,8 @@ def _entry(entry: Entry) -> str:
         rows.append(("Upload", _type(entry.upload)))
     if entry.section in ("call", "stream", "register"):
         rows.append(("Items" if entry.yields else "Result", _type(entry.answer)))
+    if entry.errors:
+        rows.append(("Errors", " ".join(f"<code>{escape(code)}</code>" for code in entry.errors)))
     name = escape(str(entry.name))
     doc = f"<p>{escape(entry.doc)}</p>" if entry.doc else ""
     return f'<article id="{entry.section}-{name}"><h3>{name}</h3>{doc}{_rows(rows)}</article>'
