@@ -127,6 +127,10 @@ export interface ExtensionTypes {
   readonly ask?: MessageType
   /** Messages that must not be delivered any more. */
   readonly gap?: MessageType
+  /** A message that the server has kept; without this name and the next one, there are no inboxes. */
+  readonly kept?: MessageType
+  /** Kept messages whose listeners have returned. */
+  readonly seen?: MessageType
   /** The end of a call whose caller no longer waits; without this name and the following six, calls are plain ones. */
   readonly cancel?: MessageType
   /** An item of a stream. */
@@ -246,6 +250,21 @@ export interface WseClientOptions {
    * client is back in time. False by default. Needs `wse-resume.js` beside `wse.js`; not with `share`.
    */
   resume?: boolean | Resume
+  /**
+   * The name of this device, of your own choice: the client gets the messages that the server keeps for its user, each once for
+   * as long as the page lives. Needs `wse-inbox.js` beside `wse.js`; not with `share`.
+   */
+  inbox?: string
+  /** The number of the last kept message that the application has, if it knows better than the server; see `kept`. */
+  after?: number
+}
+
+/** Where a message stands in the inbox. */
+export interface Kept {
+  /** Its number among the messages that have been kept for the user, which count from 1. */
+  readonly n: number
+  /** When it was kept, in Unix seconds by the server's clock. */
+  readonly at: number
 }
 
 /** How long a session is kept without a connection, and how much of it. The server has its own settings, and may keep less. */
@@ -381,6 +400,8 @@ export interface WseSignals {
   readonly resumed: WseSignal<[welcome: any]>
   /** A session could not go on. If another one begins, `ready` follows. */
   readonly lost: WseSignal<[loss: Loss]>
+  /** So many messages that were kept for this user are gone: newer ones took their place, or they expired. */
+  readonly inboxLost: WseSignal<[count: number]>
   /** The connection has ended. */
   readonly closed: WseSignal<[code: number, reason: string]>
   /** Something has failed where nobody awaits it. Errors without a listener go to `console.error`. */
@@ -441,6 +462,11 @@ export class WseClient<C extends WseContract = any> {
   readonly gaveUp: WseError | null
   /** Whether the last welcome was a return to the session from before. */
   readonly recovered: boolean
+  /**
+   * Where the message stands in the inbox, inside a listener of a kept message; otherwise null. An async listener reads it before
+   * its first `await`.
+   */
+  readonly kept: Kept | null
   readonly protocol: Protocol
   readonly channel: WseChannel<C>
   readonly when: WseSignals

@@ -1,6 +1,6 @@
-// MIT licence. See wse.d.ts and README.md.
+// MIT licence.
 
-// 'wse.limit.nesting' is LIMIT_NESTING.
+// 'limit.nesting' is LIMIT_NESTING.
 const named = (prefix, words) => /** @type {any} */ (Object.fromEntries(words.split(' ').map((word) => [word.toUpperCase().replace(/\W/g, '_'), prefix + word])))
 
 export const WSE_ERROR = Object.freeze({
@@ -38,10 +38,9 @@ const internal_types = {
   response: '~wse:response',
   response_error: '~wse:response-err',
 }
-// Of calls.
 const frames = 'item progress want more put end cancel'.split(' ')
 /** @type {any} */
-const extensions = Object.fromEntries(['ext', 'auth', 'refused', 'ask', 'ack', 'gap', ...frames].map((kind) => [kind, '~wse:' + kind]))
+const extensions = Object.fromEntries(['ext', 'auth', 'refused', 'ask', 'ack', 'gap', 'kept', 'seen', ...frames].map((kind) => [kind, '~wse:' + kind]))
 
 const none = /** @type {any} */ (null)
 const isFunction = (value) => typeof value === 'function'
@@ -78,7 +77,7 @@ const soon = (fn) => {
   port2.postMessage(0)
 }
 
-// With a time limit; `start` returns what undoes it.
+// `start` returns what undoes it.
 const expiring = (timeout, start, expired = () => /** @type {any} */ (new DOMException('timeout', 'TimeoutError'))) =>
   new Promise((resolve, reject) => {
     const settled = (settle) => (value) => {
@@ -115,14 +114,13 @@ export class WseError extends Error {
   }
 }
 
-// Read by name or as a list.
 const toMessage = (message) => {
   if (!Array.isArray(message) || !message.length) throw new TypeError('not a message')
   const [type, payload, stamp] = message
   return Object.assign(message, { type, payload, stamp })
 }
 
-// JSON.stringify would write {} or null for these.
+// JSON would lose these.
 const isLost = (value) => (typeof value === 'number' ? !isFinite(value) : !value?.toJSON && !/t (Object|Array|String|Boolean|BigInt|Null|Undefined)]/.test({}.toString.call(value)))
 
 export class WseJSON {
@@ -188,11 +186,11 @@ class Emitter {
     for (const listener of this.of(name)) listener.old = true
   }
 
-  emit(name, args, failed, isForNew = false) {
+  emit(name, args, failed, isForNew = false, call = run) {
     for (const listener of this.of(name)) {
       if (!this.of(name).includes(listener) || (isForNew && listener.old)) continue
       if (listener.once) this.#remove(name, listener)
-      run(listener.called, args, failed)
+      call(listener.called, args, failed)
     }
   }
 }
@@ -202,6 +200,7 @@ let isWarned = false
 export class WseClient {
   gaveUp = none
   recovered = false
+  kept = none
   #options
   #identity = /** @type {any} */ ('')
   #meta = {}
@@ -213,10 +212,10 @@ export class WseClient {
   #session
   #Ledger
   #ledger = none
+  #inbox = none
   #before
   #calls = new Map()
   #stamp = 0
-  // The server's calls.
   #served = new Map()
   #peer = none
   #turn = Promise.resolve()
@@ -272,7 +271,7 @@ export class WseClient {
       })
     }
     const when = (this.when = /** @type {any} */ ({}))
-    for (const name of 'connected resumed lost closed error ignored'.split(' ')) when[name] = signal(name)
+    for (const name of 'connected resumed lost inboxLost closed error ignored'.split(' ')) when[name] = signal(name)
     when.ready = signal('ready', () => this.#welcome)
     when.updated = signal('updated', () => this.#status !== WSE_STATUS.IDLE && [this.#status])
     when.gaveUp = when.gave_up = signal('gaveUp', () => this.gaveUp && [this.gaveUp])
@@ -359,9 +358,8 @@ export class WseClient {
     this.#procedures.set(rp, { fn: ordered ? this.#inTurn(fn) : fn, upload })
   }
 
-  // One by one.
   #inTurn = (fn) => (...args) => {
-    const begin = () => fn(...args)
+    const begin = this.#inbox?.bind(fn, args) ?? (() => fn(...args))
     return (this.#turn = this.#turn.then(begin, begin))
   }
 
@@ -382,7 +380,7 @@ export class WseClient {
   async jump(url, identity, meta) {
     if (this.#waiter) throw new WseError(WSE_ERROR.CLIENT_ALREADY_CONNECTED)
     this.#options.url = url
-    // The meta of one identity is not that of the next.
+    // Meta is of one identity.
     if (identity !== undefined || meta !== undefined) this.#meta = meta || {}
     if (identity !== undefined) {
       this.#identity = identity
@@ -451,7 +449,7 @@ export class WseClient {
     this.#emit('ended', error)
   }
 
-  // `before` holds what the next connection will bring.
+  // `before` holds what comes.
   #disconnect(code, reason, before, got) {
     this.#before = before
     for (const [stamp, { rp, sent, reject }] of this.#calls) {
@@ -464,7 +462,6 @@ export class WseClient {
     if (!this.#calls.size) this.#stamp = 0
   }
 
-  // The session is over.
   #lose(lost = { why: 'ended' }) {
     const ledger = this.#ledger
     if (!ledger) return
@@ -482,8 +479,9 @@ export class WseClient {
   }
 
   #wake = ({ type, persisted }) => {
-    // A page that ends does not come back for its session.
+    // It does not come back.
     if (type === 'pagehide') {
+      this.#inbox?.report()
       if (!persisted && this.#ledger) this.#session?.ws?.close(1000, WSE_REASON.BY_CLIENT)
       return
     }
@@ -500,7 +498,7 @@ export class WseClient {
   }
 
   #attempt = () => {
-    const { url, timeout, share, resume } = this.#options
+    const { url, timeout, share, resume, inbox } = this.#options
     /** @type {any} */
     const session = (this.#session = {})
     if (timeout) session.timer = later(() => this.#leave(session, 1006, ''), timeout)
@@ -509,10 +507,12 @@ export class WseClient {
     let identity = this.#identity
     try {
       if (isFunction(identity)) identity = identity()
-      const module = share ? import('./wse-share.js') : resume && this.protocol.extensions?.ack && import('./wse-resume.js')
-      if (module) identity = Promise.all([identity, module]).then(([value, { SharedSocket, Ledger }]) => {
+      const modules = [share ? import('./wse-share.js') : resume && this.protocol.extensions?.ack && import('./wse-resume.js'), inbox && !share && import('./wse-inbox.js')]
+      if (share || resume || inbox) identity = Promise.all([identity, ...modules]).then(([value, ...modules]) => {
+        const { SharedSocket, Ledger, Inbox } = Object.assign({}, ...modules)
         this.#options.WebSocket = SharedSocket ?? this.#options.WebSocket
         this.#Ledger = Ledger
+        this.#inbox ??= Inbox && new Inbox(this, this.#options, this.#messages, this.#emit, this.#failed, this.#report, WseError)
         return value
       })
     } catch (cause) {
@@ -526,7 +526,7 @@ export class WseClient {
     const { url, share, resume, timeout, messageSize, WebSocket = globalThis.WebSocket } = this.#options
     const { hi, challenge, welcome } = this.protocol.internal_types
     const { refused, ext, cancel } = this.protocol.extensions ?? {}
-    const offers = { auth: {}, ...(cancel && { calls: { timeout: finite(timeout) } }), ...(messageSize && { limits: { message_size: messageSize } }), ...(this.#Ledger && { resume: { ...(resume.window && { window: resume.window }), ...this.#ledger?.claim() } }) }
+    const offers = { auth: {}, ...(cancel && { calls: { timeout: finite(timeout) } }), ...(messageSize && { limits: { message_size: messageSize } }), ...(this.#Ledger && { resume: { ...(resume.window && { window: resume.window }), ...this.#ledger?.claim() } }), ...(this.#inbox && { inbox: this.#inbox.offer(this.#identity) }) }
     const scram = identity?.respond && identity
     const fail = (code, cause, reason) => {
       this.#leave(session, 1000, reason ?? WSE_REASON.BY_CLIENT, cause instanceof WseError ? cause : new WseError(code, { url }, '', cause), 'final')
@@ -610,7 +610,7 @@ export class WseClient {
     session.valid = true
     session.timer = quietly(this.#forgive, 10)
     this.#watch(session)
-    this.#hold(session, new Promise(soon))
+    this.#hold(session, new Promise(soon), () => this.#inbox?.welcomed(session))
     this.recovered = isResumed
     this.#settle(null, welcome)
     this.#update(WSE_STATUS.READY)
@@ -621,7 +621,7 @@ export class WseClient {
     if (!session.ended) this.#signals.emit('ready', [welcome], this.#failed('ready'), isResumed)
   }
 
-  // What comes meanwhile waits.
+  // What comes waits.
   #hold(session, until, then) {
     const result = until.then(then)
     const backlog = (session.backlog = [])
@@ -633,10 +633,11 @@ export class WseClient {
     return result
   }
 
-  // `how`: 'own' (close), 'final' (not tried again) or ''.
+  // `how`: 'own', 'final' or ''.
   #leave(session, code, reason, error, how = '') {
     const { ws, opened, valid, timer, pulse, refusal, ended } = session
     if (ended) return
+    this.#inbox?.report()
     session.ended = true // Node 22 tells an error in close()
     try {
       // A session outlives a close without a code.
@@ -729,7 +730,7 @@ export class WseClient {
     const { extensions = {} } = this.protocol
     const kind = Object.keys(extensions).find((kind) => extensions[kind] === type) ?? ''
     try {
-      if (session.ledger?.receive(type, payload)) return
+      if (session.ledger?.receive(type, payload) || this.#inbox?.receive(type, payload)) return
     } catch (cause) {
       return this.#violation(session, cause)
     }
@@ -800,7 +801,6 @@ export class WseClient {
     }
     const call = {
       failed,
-      // Nobody waits for the answer.
       cancel: () => {
         end()
         controller.abort()
@@ -860,7 +860,7 @@ export class WseClient {
 
   #failed = (type) => (cause) => this.#report(new WseError(WSE_ERROR.MSG_PROCESSING_ERROR, { type }, '', cause))
 
-  #report(error) {
+  #report = (error) => {
     if (this.#signals.of('error').length) this.#signals.emit('error', [error], console.error)
     else console.error(error)
   }

@@ -10,7 +10,7 @@ import sys
 import time
 from typing import Any
 
-from wse import Handshake, WseError, WseJSON, WseMsgpack, WseServer, current_call
+from wse import Handshake, Inbox, WseError, WseJSON, WseMsgpack, WseServer, current_call
 from wse.auth import ScramKeys, ScramServer
 
 PASSWORDS = {"ada": "lovelace", "a=b,c": "p=q,r", "grüße": "naïve\u00a0ⅸ", "ru": "שלום"}
@@ -140,6 +140,20 @@ def streams() -> WseServer:
     return server
 
 
+def inbox() -> WseServer:
+    server = WseServer(port=0, inbox=Inbox(messages=100), conns_per_user=4, protocol=[WseJSON(), WseMsgpack()])
+
+    @server.identify
+    def identify(auth: Handshake) -> None:
+        auth.accept(str(auth.identity))
+
+    @server.register("keep")
+    async def keep(conn: Any, payload: Any) -> int:
+        return await server.keep(conn.cid, "note", payload)
+
+    return server
+
+
 def scram() -> WseServer:
     server = WseServer(port=0)
     keys = {name: ScramKeys.from_password(password, iterations=4096) for name, password in PASSWORDS.items()}
@@ -194,6 +208,7 @@ async def main() -> None:
         "challenged": challenged(),
         "scram": scram(),
         "streams": streams(),
+        "inbox": inbox(),
         "impostor": impostor(),
         "tokens": tokens(),
     }
