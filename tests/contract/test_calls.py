@@ -5,7 +5,7 @@ import asyncio
 import pytest
 
 from support.net import ServerLog, Unpackable, make_server, soon
-from wse import ErrorCode, WseError
+from wse import ErrorCode, WseError, current_call
 
 
 @pytest.fixture(params=["client calls", "server calls"])
@@ -480,3 +480,26 @@ async def test_pipelined_calls_are_answered_in_order(run):
     for n in range(1, 301):
         await peer.say("echo", n, n)
     assert [await peer.hear() for _ in range(300)] == [["~wse:response", n, n] for n in range(1, 301)]
+
+
+async def test_the_deadline_of_a_call_is_told_to_the_procedure_and_is_its_timeout(run):
+    server = make_server()
+    remaining = []
+
+    @server.register("slow")
+    async def slow(conn, payload):
+        remaining.append(current_call().remaining)
+        if payload:
+            await asyncio.Event().wait()
+
+    place = await run(server)
+    client = place.client()
+    await soon(client.connect())
+    await soon(client.call("slow", deadline=40))
+    await soon(client.call("slow", timeout=50, deadline=0))
+    await soon(client.call("slow", timeout=30, deadline=40))
+    for seconds, limit in zip(remaining, (40, 50, 30), strict=True):
+        assert limit - 10 < seconds <= limit
+    with pytest.raises(WseError) as caught:
+        await soon(client.call("slow", True, deadline=0.05))
+    assert caught.value.code == ErrorCode.RP_TIMEOUT

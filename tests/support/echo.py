@@ -57,10 +57,14 @@ class EchoServer:
             host="127.0.0.1",
             port=port,
             reuse_port=False,
+            unix=None,
+            unix_mode=None,
+            sock=None,
             path=None,
             ssl=None,
             handshake_timeout=5.0,
             files={},
+            routes={},
             compression=self._compression,
         )
 

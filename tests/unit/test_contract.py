@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import base64
+import enum
+import hashlib
 import importlib
 import json
 import subprocess
 import sys
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any, Generic, NamedTuple, TypeVar
 
+import httpx
 import msgspec
 import pytest
 from click.testing import CliRunner
@@ -19,9 +23,12 @@ from support.programs import ROOT, unmeasured
 from wse import ClientProcedure, Event, WseServer
 from wse.cli.commands import wse as command
 from wse.contract.document import document_of
+from wse.contract.page import page_of
 from wse.contract.python import python_of
 from wse.contract.reading import ContractError, read
 from wse.contract.typescript import typescript_of
+
+T = TypeVar("T")
 
 SUPPORT = str(ROOT / "tests" / "support")
 
@@ -153,6 +160,72 @@ def test_a_server_gives_its_contract_with_its_address() -> None:
     document = make_server().asyncapi(title="Chat", version="2.1.0", description="Talk.")
     assert document["info"] == {"title": "Chat", "version": "2.1.0", "description": "Talk."}
     assert document["servers"]["default"] == {"host": "127.0.0.1:4200", "protocol": "ws"}
+
+
+class Box(msgspec.Struct, Generic[T]):
+    value: T
+
+
+class Tree(msgspec.Struct, rename="camel"):
+    left_side: Tree | None = None
+
+
+class Color(enum.Enum):
+    RED = "red"
+
+
+def test_generic_and_recursive_types_and_enums_have_names_that_programs_can_use() -> None:
+    server = make_server()
+
+    @server.register
+    def grow(conn: Any, payload: Tree) -> Box[int]: ...
+
+    @server.register
+    def paint(conn: Any, payload: dict[str, Color]) -> Box[Tree] | None: ...
+
+    typescript = typescript_of(read(contract_of(server)))
+    assert "grow: { payload: Tree; result: Box_int }" in typescript
+    assert "paint: { payload: Record<string, Color>; result: Box_Tree | null }" in typescript
+    assert "export interface Tree {\n  leftSide?: Tree | null\n}" in typescript
+    assert "export type Color = 'red'" in typescript
+    compile(python_of(read(contract_of(server))), "client.py", "exec")
+
+
+async def test_a_server_shows_its_contract_to_people_when_asked() -> None:
+    server = WseServer(lambda auth: auth.accept("ada"), port=0, contract=True)
+    server.register("<script>", lambda conn, payload: 1)
+    async with server, httpx.AsyncClient(base_url=server.url.replace("ws:", "http:")) as web:
+        page = await web.get("/contract")
+        assert page.headers["content-type"] == "text/html; charset=utf-8"
+        policy = page.headers["content-security-policy"]
+        assert policy.startswith("default-src 'none'; style-src 'sha256-")
+        assert "unsafe" not in policy
+        assert "&lt;script&gt;" in page.text
+        assert "<script" not in page.text
+        style = page.text.partition("<style>")[2].partition("</style>")[0]
+        assert base64.b64encode(hashlib.sha256(style.encode()).digest()).decode() in policy
+        assert (await web.get("/contract.json")).json() == server.asyncapi()
+        assert '<a href="/contract.json">' in page.text
+
+
+def test_the_page_shows_everything_that_a_contract_has() -> None:
+    page = page_of(document_of(shop.server.operations, title="shop", version="1"), "/contract.json")
+    for text in (
+        "notes.missed",
+        "The oldest first.",
+        "type-Note",
+        "full-name",
+        "note-added",
+        "How many.",
+        "client.busy",
+    ):
+        assert text in page
+
+
+async def test_the_contract_is_not_shown_to_people_unless_asked() -> None:
+    server = WseServer(lambda auth: auth.accept("ada"), port=0, path="/ws")
+    async with server, httpx.AsyncClient(base_url=server.url.replace("ws:", "http:").removesuffix("/ws")) as web:
+        assert (await web.get("/contract")).status_code == 404
 
 
 def test_the_command_prints_the_contract_and_nothing_else_with_the_current_folder_on_the_path() -> None:

@@ -130,3 +130,36 @@ export class Dated extends WseJSON {
     return { type, payload, stamp }
   }
 }
+
+// With a contract, names and types are known; what it does not have cannot be said.
+interface Talk {
+  send: { chat: string }
+  call: { add: { payload: [number, number]; result: number }; now: { payload: null; result: string }; load: { payload: null; result: number; upload: Uint8Array } }
+  stream: { tail: { payload: { file: string }; item: string } }
+  register: { battery: { payload: null; result: number }; lines: { payload: string; item: string } }
+}
+const talk = new WseClient<Talk>({ url: '' })
+const plain: WseClient = talk
+plain.send('anything', 1)
+talk.send('chat', 'hello')
+// @ts-expect-error there is no such message
+talk.send('chatt', 'hello')
+// @ts-expect-error the payload is text
+talk.send('chat', 5)
+is<Equal<Awaited<typeof added>, number>>()
+const added = talk.call('add', [1, 2], { timeout: 5 })
+void talk.call('now')
+void talk.call('load', null, { upload: [new Uint8Array()] })
+// @ts-expect-error it takes an upload
+void talk.call('load', null)
+// @ts-expect-error a stream is no plain procedure
+void talk.call('tail', { file: '' })
+for await (const line of talk.stream('tail', { file: 'x' }, { window: 2 })) is<Equal<typeof line, string>>()
+talk.register('battery', async () => 5)
+talk.register('lines', function* (text) {
+  yield* text.split('\n')
+})
+// @ts-expect-error the result is a number
+talk.register('battery', () => 'full')
+// @ts-expect-error the contract has no messages of the server
+talk.channel.on('chat', () => {})

@@ -181,6 +181,7 @@ class BlockingClient:
         timeout: float | None = None,
         on_progress: Callable[[Any], Any] | None = None,
         upload: Items | None = None,
+        deadline: float | None = None,
     ) -> T: ...
     @overload
     def call(
@@ -192,6 +193,7 @@ class BlockingClient:
         timeout: float | None = None,
         on_progress: Callable[[Any], Any] | None = None,
         upload: Items | None = None,
+        deadline: float | None = None,
     ) -> Any: ...
     def call(
         self,
@@ -202,6 +204,7 @@ class BlockingClient:
         timeout: float | None = None,
         on_progress: Callable[[Any], Any] | None = None,
         upload: Items | None = None,
+        deadline: float | None = None,
     ) -> Any:
         """Call a procedure of the server and return its result; as `WseClient.call`.
 
@@ -213,7 +216,13 @@ class BlockingClient:
             on_progress, workers = self._handlers.one_by_one(on_progress)
         try:
             call = self._client.call(
-                name, payload, result=result, timeout=timeout, on_progress=on_progress, upload=uploaded(upload)
+                name,
+                payload,
+                result=result,
+                timeout=timeout,
+                on_progress=on_progress,
+                upload=uploaded(upload),
+                deadline=deadline,
             )
             return self._wait(call)
         finally:

@@ -17,6 +17,7 @@ from wse.core.limits import Limits, Overflow
 from wse.core.ports.protocol import Protocol
 from wse.core.resume import Resume
 from wse.core.session.asking import Stream
+from wse.core.session.current_call import shorter
 from wse.core.session.endpoint import Endpoint, emit_error
 from wse.core.session.rpc import ExposeErrors
 from wse.core.session.signals import check_handler
@@ -226,6 +227,7 @@ class WseClient:
         timeout: float | None = None,
         on_progress: Callable[[Any], Any] | None = None,
         upload: Items | None = None,
+        deadline: float | None = None,
     ) -> R: ...
     @overload
     async def call(
@@ -237,6 +239,7 @@ class WseClient:
         timeout: float | None = None,
         on_progress: Callable[[Any], Any] | None = None,
         upload: Items | None = None,
+        deadline: float | None = None,
     ) -> Any: ...
     async def call(
         self,
@@ -247,6 +250,7 @@ class WseClient:
         timeout: float | None = None,
         on_progress: Callable[[Any], Any] | None = None,
         upload: Items | None = None,
+        deadline: float | None = None,
     ) -> Any:
         """Call a procedure of the server and return its result.
 
@@ -257,6 +261,8 @@ class WseClient:
             timeout: Seconds to wait for the answer: `None` for the client's `timeout`, 0 for ever.
             on_progress: Called with each value that the procedure tells as its progress, plain or async.
             upload: Items to send to the procedure, an iterable or async iterable.
+            deadline: Seconds for the call and those that the procedure makes for it. Of `timeout` and this, the shorter
+                one counts.
 
         If the task that awaits this is cancelled, or the timeout passes, the procedure is told.
 
@@ -266,7 +272,9 @@ class WseClient:
                 extension `calls`, which progress and uploads need;
                 `INVALID_PAYLOAD`, if the result is not of the type.
         """
-        answer = await self._connections.ready_session().call(name, payload, timeout, on_progress, upload)
+        answer = await self._connections.ready_session().call(
+            name, payload, shorter(timeout, deadline), on_progress, upload
+        )
         return answer if result is None else received(result, answer, rp=name)
 
     @overload

@@ -30,6 +30,7 @@ class Entry:
         answer: The schema of the result, or of the items.
         upload: The schema of the items that an upload sends; `None` if there is none.
         yields: Whether it is a stream.
+        errors: The codes of the errors that it declares.
     """
 
     section: Section
@@ -39,6 +40,7 @@ class Entry:
     answer: Schema = field(default_factory=dict)
     upload: Schema | None = None
     yields: bool = False
+    errors: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,20 +72,16 @@ def read(document: Any) -> Contract:
     """
     if not isinstance(document, dict) or not str(document.get("asyncapi", "")).startswith("3."):
         raise ContractError("this is no AsyncAPI 3 document")
-    entries: list[Entry] = []
-    errors: set[str] = set()
     try:
-        for operation in document.get("operations", {}).values():
-            entry, codes = _entry(document, operation)
-            entries.append(entry)
-            errors.update(codes)
+        entries = [_entry(document, operation) for operation in document.get("operations", {}).values()]
+        errors = {code for entry in entries for code in entry.errors}
         schemas = document.get("components", {}).get("schemas", {})
         return Contract(document["info"]["title"], tuple(entries), schemas, tuple(sorted(errors)))
     except (KeyError, TypeError, AttributeError, IndexError) as exc:
         raise ContractError(f"this AsyncAPI document lacks something, or has it elsewhere: {exc!r}") from exc
 
 
-def _entry(document: Any, operation: Any) -> tuple[Entry, Iterable[str]]:
+def _entry(document: Any, operation: Any) -> Entry:
     channel = _at(document, operation["channel"])
     name = channel[NAME] if NAME in channel else channel["address"]
     doc = operation.get("description") or operation.get("summary") or ""
@@ -93,7 +91,7 @@ def _entry(document: Any, operation: Any) -> tuple[Entry, Iterable[str]]:
     ]
     payload = _payload(document, messages[0])
     if "reply" not in operation:
-        return Entry("send" if to_server else "on", name, doc, payload), ()
+        return Entry("send" if to_server else "on", name, doc, payload)
     answers = {_role(each): each for each in operation["reply"]["messages"]}
     failure = answers.pop("error", None)
     codes = _payload(document, failure)["properties"]["code"]["enum"] if failure else ()
@@ -101,7 +99,7 @@ def _entry(document: Any, operation: Any) -> tuple[Entry, Iterable[str]]:
     answer = _payload(document, next(iter(answers.values())))
     upload = _payload(document, messages[1]) if operation.get(UPLOAD) else None
     section: Section = "register" if not to_server else "stream" if yields else "call"
-    return Entry(section, name, doc, payload, answer, upload, yields), codes
+    return Entry(section, name, doc, payload, answer, upload, yields, tuple(codes))
 
 
 def _payload(document: Any, ref: Any) -> Schema:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from typing import Any, Final, Literal, NamedTuple
+from typing import Any, Final, Literal, NamedTuple, get_origin
 
 import msgspec
 from msgspec import inspect
@@ -102,7 +102,7 @@ def _classes(hints: Iterable[Any]) -> dict[Any, set[str]]:
 
 def _always_sent(node: Any) -> set[str]:
     if isinstance(node, inspect.TypedDictType) or (
-        isinstance(node, inspect.StructType) and node.cls.__struct_config__.omit_defaults
+        isinstance(node, inspect.StructType) and (get_origin(node.cls) or node.cls).__struct_config__.omit_defaults
     ):
         return set()
     none = msgspec.NODEFAULT  # also of a field that is UNSET by default, and then not sent

@@ -10,6 +10,7 @@ from wse.core.cluster.node import ClusterNode
 from wse.core.hub.network import USER, DeviceInfo
 from wse.core.hub.rooms import Room, keeps_nothing
 from wse.core.session.asking import Stream
+from wse.core.session.current_call import shorter
 from wse.errors import CloseReason, WseError
 from wse.types import ClientId, MessageKey, MessageType, RoomName
 from wse.validation.checks import all_received, received
@@ -130,6 +131,7 @@ class Messaging:
         wait: float = 0.0,
         on_progress: Callable[[Any], Any] | None = None,
         upload: Items | None = None,
+        deadline: float | None = None,
     ) -> list[R | WseError]: ...
     @overload
     async def call(
@@ -144,6 +146,7 @@ class Messaging:
         wait: float = 0.0,
         on_progress: Callable[[Any], Any] | None = None,
         upload: Items | None = None,
+        deadline: float | None = None,
     ) -> list[Any]: ...
     @overload
     async def call(
@@ -158,6 +161,7 @@ class Messaging:
         wait: float = 0.0,
         on_progress: Callable[[Any], Any] | None = None,
         upload: Items | None = None,
+        deadline: float | None = None,
     ) -> R: ...
     @overload
     async def call(
@@ -172,6 +176,7 @@ class Messaging:
         wait: float = 0.0,
         on_progress: Callable[[Any], Any] | None = None,
         upload: Items | None = None,
+        deadline: float | None = None,
     ) -> Any: ...
     async def call(
         self,
@@ -185,6 +190,7 @@ class Messaging:
         wait: float = 0.0,
         on_progress: Callable[[Any], Any] | None = None,
         upload: Items | None = None,
+        deadline: float | None = None,
     ) -> Any:
         """Call a procedure on a user's devices.
 
@@ -202,6 +208,8 @@ class Messaging:
                 timeout begins after that.
             on_progress: Called with each value that a procedure tells as its progress, plain or async.
             upload: Items to send to the procedure, an iterable or async iterable; only with `"any"`.
+            deadline: Seconds for the call and those that the procedure makes for it. Of `timeout` and this, the shorter
+                one counts.
 
         If the task that awaits this is cancelled, or the timeout passes, the procedures are told. With `"first"`, so
         are those of the other devices when the first has succeeded.
@@ -211,7 +219,7 @@ class Messaging:
                 the last device if all have failed; with `"any"`, as `WseConnection.call`.
             ValueError: The mode is not one of these, or does not go with an upload, or `wait` is negative.
         """
-        answer = await self._hub.call(cid, name, payload, mode, timeout, wait, on_progress, upload)
+        answer = await self._hub.call(cid, name, payload, mode, shorter(timeout, deadline), wait, on_progress, upload)
         return (all_received if mode == "all" else received)(result, answer, rp=name)
 
     @overload

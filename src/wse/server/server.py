@@ -105,6 +105,8 @@ class WseServer(Handling, Messaging):
             which also says what the keys are. It is off by default.
         metrics: The path at which the built-in listener serves metrics for Prometheus, such as `"/metrics"`; off by
             default. It needs `pip install "wse[prometheus]"`. Inside a web framework, use `wse.prometheus.Collector`.
+        contract: Show the contract (`asyncapi`) to people: a page at `/contract`, or at the path that is given, and the
+            document beside it at `/contract.json`. Whoever reaches the port can read it; off by default.
         overflow: The policy, by message type, for messages to a device that reads too slowly; see `Overflow`. Messages
             of other types close its connection when `limits.send_buffer` is reached.
         heartbeat: The times after which silent devices are pinged and disconnected, on the built-in listener, in
@@ -150,6 +152,7 @@ class WseServer(Handling, Messaging):
         files: Mapping[str, str | Path] | None = None,
         api_keys: str | Iterable[str] | Mapping[str, str] | None = None,
         metrics: str | None = None,
+        contract: bool | str = False,
         overflow: Mapping[MessageType, Overflow | str] | None = None,
         heartbeat: Heartbeat | None = None,
         watchdog: float | None = 1.0,
@@ -227,6 +230,13 @@ class WseServer(Handling, Messaging):
             from wse.prometheus import MetricsRoute
 
             self._lifecycle.options.routes[checked_path(metrics)] = MetricsRoute(self._metrics.read)
+        if contract:
+            from wse.contract.page import ContractRoute
+
+            page = "/contract" if contract is True else checked_path(contract)
+            document = f"{page.rstrip('/')}.json"
+            self._lifecycle.options.routes[page] = ContractRoute(self.asyncapi, document)
+            self._lifecycle.options.routes[document] = ContractRoute(self.asyncapi, None)
         if identify is not None:
             self.identify(identify)
 

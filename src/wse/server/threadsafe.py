@@ -78,6 +78,7 @@ class Threadsafe:
         wait: float = 0.0,
         on_progress: Callable[[Any], Any] | None = None,
         upload: Items | None = None,
+        deadline: float | None = None,
     ) -> Any:
         """As `WseServer.call`. `on_progress` is called, and a plain `upload` read, in the event loop."""
         return self.run(
@@ -90,6 +91,7 @@ class Threadsafe:
             timeout=timeout,
             wait=wait,
             on_progress=on_progress,
+            deadline=deadline,
             upload=upload,
         )
 

@@ -12,6 +12,7 @@ from wse.core.closing import OUTLIVED, RETURNS, check_close
 from wse.core.hub.auth import unix_time
 from wse.core.limits import TokenBucket
 from wse.core.session.asking import Stream
+from wse.core.session.current_call import shorter
 from wse.core.session.session import Session
 from wse.errors import CloseReason
 from wse.types import ClientId, MessageKey, MessageType, ReadyState
@@ -303,6 +304,7 @@ class WseConnection:
         timeout: float | None = None,
         on_progress: Callable[[Any], Any] | None = None,
         upload: Items | None = None,
+        deadline: float | None = None,
     ) -> R: ...
     @overload
     async def call(
@@ -314,6 +316,7 @@ class WseConnection:
         timeout: float | None = None,
         on_progress: Callable[[Any], Any] | None = None,
         upload: Items | None = None,
+        deadline: float | None = None,
     ) -> Any: ...
     async def call(
         self,
@@ -324,6 +327,7 @@ class WseConnection:
         timeout: float | None = None,
         on_progress: Callable[[Any], Any] | None = None,
         upload: Items | None = None,
+        deadline: float | None = None,
     ) -> Any:
         """Call a procedure of this device and return its result.
 
@@ -334,6 +338,8 @@ class WseConnection:
             timeout: Seconds to wait for the answer: `None` for the server's `timeout`, 0 for ever.
             on_progress: Called with each value that the procedure tells as its progress, plain or async.
             upload: Items to send to the procedure, an iterable or async iterable.
+            deadline: Seconds for the call and those that the procedure makes for it. Of `timeout` and this, the shorter
+                one counts.
 
         If the task that awaits this is cancelled, or the timeout passes, the procedure is told.
 
@@ -344,7 +350,7 @@ class WseConnection:
                 `calls`, which progress and uploads need;
                 `INVALID_PAYLOAD`, if the result is not of the type.
         """
-        answer = await self._session.call(name, payload, timeout, on_progress, upload)
+        answer = await self._session.call(name, payload, shorter(timeout, deadline), on_progress, upload)
         return answer if result is None else received(result, answer, rp=name)
 
     @overload
@@ -545,6 +551,7 @@ class WseIdentity:
         timeout: float | None = None,
         on_progress: Callable[[Any], Any] | None = None,
         upload: Items | None = None,
+        deadline: float | None = None,
     ) -> list[R | WseError]: ...
     @overload
     async def call(
@@ -557,6 +564,7 @@ class WseIdentity:
         timeout: float | None = None,
         on_progress: Callable[[Any], Any] | None = None,
         upload: Items | None = None,
+        deadline: float | None = None,
     ) -> list[Any]: ...
     @overload
     async def call(
@@ -569,6 +577,7 @@ class WseIdentity:
         timeout: float | None = None,
         on_progress: Callable[[Any], Any] | None = None,
         upload: Items | None = None,
+        deadline: float | None = None,
     ) -> R: ...
     @overload
     async def call(
@@ -581,6 +590,7 @@ class WseIdentity:
         timeout: float | None = None,
         on_progress: Callable[[Any], Any] | None = None,
         upload: Items | None = None,
+        deadline: float | None = None,
     ) -> Any: ...
     async def call(
         self,
@@ -592,6 +602,7 @@ class WseIdentity:
         timeout: float | None = None,
         on_progress: Callable[[Any], Any] | None = None,
         upload: Items | None = None,
+        deadline: float | None = None,
     ) -> Any:
         """Call a procedure on the user's devices.
 
@@ -604,12 +615,16 @@ class WseIdentity:
             timeout: Seconds to wait for an answer: `None` for the server's `timeout`, 0 for ever.
             on_progress: As for `WseServer.call`, like `upload`.
             upload: Items to send to the procedure; only with `"any"`.
+            deadline: Seconds for the call and those that the procedure makes for it. Of `timeout` and this, the shorter
+                one counts.
 
         Raises:
             WseError: As `WseServer.call`.
             ValueError: An unknown mode, or one that does not go with an upload.
         """
-        answer = await self._users.call(self.cid, name, payload, mode, timeout, on_progress=on_progress, upload=upload)
+        answer = await self._users.call(
+            self.cid, name, payload, mode, shorter(timeout, deadline), on_progress=on_progress, upload=upload
+        )
         return (all_received if mode == "all" else received)(result, answer, rp=name)
 
     def __repr__(self) -> str:

@@ -124,3 +124,12 @@ def inherited(timeout: float | None, default: float, name: MessageType) -> float
         details = {"rp": name, "timeout": 0, "at": "caller"}
         raise WseError(ErrorCode.RP_TIMEOUT, details, "the deadline of the procedure that calls has passed")
     return round(left, 3)
+
+
+def shorter(timeout: float | None, deadline: float | None) -> float | None:
+    """The seconds that a call may take, of its timeout and its deadline; 0 and `None` as for a timeout."""
+    if deadline is None:
+        return timeout
+    if not timeout or not deadline:
+        return timeout or deadline
+    return min(timeout, deadline)
