@@ -4,6 +4,7 @@ import { readFileSync, readdirSync } from 'node:fs'
 import { describe, mock, test } from 'node:test'
 import * as msgpack from '@msgpack/msgpack'
 import { WSE_ERROR, WSE_REASON, WSE_STATUS, WseError, WseJSON, WseMsgpack } from '../wse.js'
+import '../wse-inbox.js'
 import '../wse-streams.js' // so that the client need not wait for it
 import { fakeClient, readyClient, settled } from './support/fake.js'
 
@@ -110,6 +111,7 @@ const runners = {
   'messages-client.json': (vector) => converse(vector),
   'calls-client.json': (vector) => converse(vector),
   'resume-client.json': (vector) => converse(vector),
+  'inbox-client.json': (vector) => converse(vector),
 }
 
 const APPLICATION = {
@@ -154,10 +156,15 @@ const turns = async () => {
 async function converse({ setup, steps }) {
   mock.timers.enable({ apis: ['setTimeout'] })
   try {
-    const all = fakeClient({ tO: 10, heartbeat: { interval: 0 }, ...(setup.resume && { re: true, resume: true, backoff: { base: 0 } }) })
+    const all = fakeClient({ tO: 10, heartbeat: { interval: 0 }, inbox: setup.inbox?.device, after: setup.inbox?.after, ...(setup.resume && { re: true, resume: true, backoff: { base: 0 } }) })
     const { client, errors, Socket, take } = all
     const chat = []
     client.channel.on('chat', (payload) => all.events.push(['chat', payload]))
+    if (setup.inbox) {
+      client.when.inboxLost((count) => all.events.push(['inbox_lost', count]))
+      client.channel.on('note', (payload) => all.events.push(['note', client.kept.n, client.kept.at, payload]))
+      client.channel.on('bad', APPLICATION.fail)
+    }
     for (const [name, fn] of Object.entries(APPLICATION)) client.register(name, fn)
     for (const [name, fn] of Object.entries(UPLOADS)) client.register(name, fn, { upload: true })
     if (setup.challenge) {

@@ -48,7 +48,7 @@ def cases(name):
 def test_every_vector_file_is_run_and_names_its_cases_once():
     run = {"names.json", "json-decode.json", "json-encode.json", "msgpack.json", "errors.json", "close.json"}
     abouts = ("handshake", "messages", "calls", "resume")
-    run |= {f"{about}-{side}.json" for about in abouts for side in ("server", "client")}
+    run |= {f"{about}-{side}.json" for about in abouts for side in ("server", "client")} | {"inbox-client.json"}
     assert {path.name for path in VECTORS.glob("*.json")} == run
     for name in run - {"names.json"}:
         names = [case["name"] for case in read(name)["cases"]]
@@ -517,6 +517,7 @@ class ClientConversation(Conversation):
         self.setup = setup
         self.sockets = Sockets()
         resume = setup.get("resume", False)
+        inbox = setup.get("inbox", {})
         self.client = client = WseClient(
             "ws://test",
             identity=setup.get("identity", ""),
@@ -527,6 +528,8 @@ class ClientConversation(Conversation):
             reconnect=resume,
             backoff=Backoff(base=1e-9, cap=1e-9),
             resume=resume,
+            inbox=inbox.get("device"),
+            after=inbox.get("after"),
         )
         self.clock = Clock()
         if not resume:
@@ -539,6 +542,10 @@ class ClientConversation(Conversation):
         client.when.closed(lambda code, reason: note(["closed", code, str(reason)]))
         client.when.resumed(lambda welcome: note(["resumed", welcome]))
         client.when.lost(lambda loss: note(["lost", loss.why, *as_lists(loss.uncertain, loss.unsent)]))
+        client.when.inbox_lost(lambda count: note(["inbox_lost", count]))
+        if inbox:
+            client.channel.on("note", lambda payload: note(["note", *client.kept, payload]))
+            client.channel.on("bad", lambda payload: 1 / 0)
         client.when.ignored(lambda *args: note(["ignored", *args]))
         client.when.error(lambda error: self.codes.append(str(error.code)))
         add_application(client._endpoint, note)
@@ -681,6 +688,11 @@ async def test_calls_with_options_at_a_client(case):
 
 @cases("resume-client.json")
 async def test_a_clients_session_outlives_its_connection(case):
+    await ClientConversation(case["setup"]).run(case["steps"])
+
+
+@cases("inbox-client.json")
+async def test_a_clients_inbox(case):
     await ClientConversation(case["setup"]).run(case["steps"])
 
 
