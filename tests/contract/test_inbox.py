@@ -428,6 +428,52 @@ async def test_an_engine_that_has_lost_the_inbox_begins_anew():
             assert phone[-1] == (1, "new")
 
 
+async def test_a_listener_of_the_inbox_before_does_not_hold_up_the_new_one():
+    store = MemoryStore()
+    async with WseServer(accept_all, inbox=Inbox(store=store)) as server:
+        async with connect(server, "ann", inbox="phone", reconnect=True) as client:
+            phone = Kept(client)
+            begun, go_on, ended = asyncio.Event(), asyncio.Event(), asyncio.Event()
+
+            @client.channel.on("slow")
+            async def slow(payload):
+                begun.set()
+                await go_on.wait()
+                ended.set()
+
+            await server.keep("ann", "slow")
+            await begun.wait()
+            await server.keep("ann", "note", "old")
+            await phone.until(1)
+            store._boxes.clear()
+            await server.keep("ann", "note", "new")
+            await phone.until(2)
+            assert phone == [(2, "old"), (1, "new")]
+            go_on.set()
+            await ended.wait()
+        async with connect(server, "ann", inbox="phone") as client:
+            again = Kept(client)
+            await server.keep("ann", "note", "newer")
+            await again.until(1)
+            assert again == [(2, "newer")]
+
+
+async def test_another_user_of_the_same_client_begins_at_its_own_cursor(server):
+    for n in range(1, 4):
+        await server.keep("ann", "note", n)
+    await server.keep("ben", "note", "for ben")
+    async with connect(server, "ann", inbox="phone") as client:
+        phone = Kept(client)
+        await phone.until(3)
+        await client.jump(client.url, "ben")
+        await phone.until(4)
+        assert (phone[-1], phone.lost) == ((1, "for ben"), [])
+        await client.jump(client.url, "ann")
+        await server.keep("ann", "note", 4)
+        await phone.until(5)
+        assert phone == [(1, 1), (2, 2), (3, 3), (1, "for ben"), (4, 4)]
+
+
 # Peers that do what they must not.
 
 

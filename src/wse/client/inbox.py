@@ -49,6 +49,16 @@ class Kept(NamedTuple):
     at: float
 
 
+class Unseen:
+    """A message whose listeners have not all returned, and how many have not."""
+
+    __slots__ = ("left", "number")
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+        self.left = 1
+
+
 current: ContextVar[Kept | None] = ContextVar("wse_kept", default=None)
 
 
@@ -73,8 +83,9 @@ class InboxExtension(Extension):
         self._forgotten = 0  # messages that are gone, of which the application has not been told
         self._waiting: deque[tuple[ClientSession, list[Any]]] = deque()
         self._running = 0  # async listeners
-        self._open: dict[int, int] = {}  # messages whose listeners have not all returned: how many have not
+        self._open: dict[int, Unseen] = {}
         self._reported = 0
+        self._begun = False
         self._session: ClientSession | None = None
         self._timer: Timer | None = None
 
@@ -91,15 +102,26 @@ class InboxExtension(Extension):
         elif first > self._offered:
             self._after = max(first - 1, self._after)  # messages that waited may have been handled meanwhile
         else:  # the server has lost the inbox, and counts anew
-            self._after = first - 1
-            self._reported = 0
-            self._open.clear()
-            self._waiting.clear()
+            self._restart(first - 1)
         lost = params.get("lost")
         self._forgotten = lost if _is_number(lost) else 0
 
+    def _restart(self, after: int | None) -> None:
+        self._after = after
+        self._reported = 0
+        self._open.clear()
+        self._waiting.clear()
+
+    def introduced(self) -> None:
+        """The client is another user from now on. The numbers of one user mean nothing to the next one."""
+        self.report()
+        if self._begun:
+            self._begun = False
+            self._restart(None)
+
     def welcomed(self, session: ClientSession) -> None:
         """The client is ready. The application is told what is gone when it has had time to listen."""
+        self._begun = True
         if self.name not in session.agreement.names:
             error = WseError(ErrorCode.UNSUPPORTED, {"extension": self.name}, "the server has no inboxes")
             self._endpoint.report(error, session)
@@ -150,19 +172,19 @@ class InboxExtension(Extension):
         if listeners is None:
             session._ignored(type_, payload, None)
         else:
-            self._open[number] = 1
+            unseen = self._open[number] = Unseen(number)
             token = current.set(Kept(number, at if isinstance(at, int | float) else 0.0))
             try:
                 for fn in listeners.fns:
-                    self._open[number] += 1
-                    self._call(session, fn, number, type_, payload)
+                    unseen.left += 1
+                    self._call(session, fn, unseen, type_, payload)
             finally:
                 current.reset(token)
-            self._returned(number)
+            self._returned(unseen)
         self._note(session)
 
     def _call(
-        self, session: ClientSession, fn: Callable[[Any], Any], number: int, type_: MessageType, payload: Any
+        self, session: ClientSession, fn: Callable[[Any], Any], message: Unseen, type_: MessageType, payload: Any
     ) -> None:
         try:
             result = fn(payload)
@@ -171,11 +193,11 @@ class InboxExtension(Extension):
             return
         if result is not None and isawaitable(result):
             self._running += 1
-            self._endpoint.scheduler.spawn(self._settle(session, result, number, type_))
+            self._endpoint.scheduler.spawn(self._settle(session, result, message, type_))
         else:
-            self._returned(number)
+            self._returned(message)
 
-    async def _settle(self, session: ClientSession, awaitable: Any, number: int, type_: MessageType) -> None:
+    async def _settle(self, session: ClientSession, awaitable: Any, message: Unseen, type_: MessageType) -> None:
         failed: list[BaseException] = []
         try:
             await settle(awaitable, failed.append)
@@ -184,18 +206,16 @@ class InboxExtension(Extension):
         if failed:
             session._listener_failed(failed[0], type_)
         else:
-            self._returned(number)
+            self._returned(message)
             self._note(session)
         while self._waiting and self._running < MOST_AT_A_TIME:
             self._handle(*self._waiting.popleft())
 
-    def _returned(self, number: int) -> None:
+    def _returned(self, message: Unseen) -> None:
         """A listener has returned without an exception."""
-        left = self._open.get(number, 0) - 1
-        if left:
-            self._open[number] = left
-        else:
-            self._open.pop(number, None)
+        message.left -= 1
+        if not message.left and self._open.get(message.number) is message:  # else it was of the inbox before
+            del self._open[message.number]
 
     # How far the listeners have come.
 

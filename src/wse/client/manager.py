@@ -231,6 +231,8 @@ class ConnectionManager:
 
     def _introduce(self, identity: Any, meta: Any) -> None:
         if identity is not UNSET:
+            if self._inbox is not None and identity is not self._identity and identity != self._identity:
+                self._inbox.introduced()
             self._resumption.drop(1000, CloseReason.BY_CLIENT)
             self._identity = identity
             self._meta = None  # it was that of another identity
