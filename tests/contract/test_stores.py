@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 
 from support.brokers import ENGINES, be_patient, run_cluster, unavailable, until
+from wse import WseError
 from wse.brokers.memory_store import MemoryStore
 from wse.brokers.sqlite_store import SqliteStore
 from wse.core.ports.store import Bounds, Cursor, Page, Span
@@ -134,6 +135,18 @@ async def test_messages_expire_and_numbers_go_on(store):
     assert await keep(store, b"d", bounds=brief) == [4]
 
 
+async def test_numbers_go_on_when_all_messages_have_expired(store):
+    for _ in range(3):
+        await store.keep("u.ada", b"a", BOUNDS, ttl=0.5)
+
+    async def is_gone():
+        return not (await store.read("u.ada", 0, 9)).records
+
+    await until(is_gone)
+    assert (await store.read("u.ada", 0, 9)).span == Span(4, 3)
+    assert await keep(store, b"b") == [4]
+
+
 async def test_a_new_device_begins_before_the_oldest_message_or_after_the_newest(store):
     await keep(store, b"a", b"b", b"c")
     assert await store.cursor("u.ada", "phone", BOUNDS) == Cursor(0, Span(1, 3))
@@ -195,6 +208,17 @@ async def test_a_store_whose_engine_is_away_says_so(kind, request):
         await unavailable(node.broker.store.keep("u.ada", b"b", BOUNDS))
         await unavailable(node.broker.store.read("u.ada", 0, 9))
         cluster.start()
+
+
+async def test_a_step_that_cannot_be_made_harms_no_other(tmp_path):
+    store = SqliteStore(str(tmp_path / "inbox.db"))
+    await store.open()
+    wrong, right = await asyncio.gather(
+        store.read("u.ada", 2**70, 5), store.keep("u.ada", b"a", BOUNDS), return_exceptions=True
+    )
+    assert isinstance(wrong, WseError)
+    assert right[0].number == 1
+    await store.close()
 
 
 async def test_a_file_keeps_messages_over_a_restart(tmp_path):

@@ -35,7 +35,7 @@ def built(tmp_path_factory):
 
 
 def build(target, source, folder):
-    command = [sys.executable, "-m", "hatchling", "build", "-t", target, "-d", str(folder)]
+    command = [sys.executable, "-B", "-m", "hatchling", "build", "-t", target, "-d", str(folder)]
     subprocess.run(command, cwd=source, check=True, capture_output=True)
 
 

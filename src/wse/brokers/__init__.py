@@ -67,6 +67,8 @@ def store_of(store: str | Store | None, broker: Broker | None) -> Store:
         ValueError: There is no store for the URL, or the broker has none.
     """
     if isinstance(store, str):
+        if broker is not None:
+            raise ValueError("a file keeps the messages of a server on its own; in a cluster, the broker keeps them")
         from wse.brokers.sqlite_store import SqliteStore
 
         scheme, _, path = store.partition(":")

@@ -110,6 +110,7 @@ class MemoryStore:
         now = self._clock()
         content = self._boxes.setdefault(box, Box())
         content.until = max(content.until, now + 2 * bounds.ttl)
+        self._boxes.move_to_end(box)
         span = content.span(now)
         after = content.cursors.get(device)
         if after is None or after > content.last:

@@ -15,6 +15,7 @@ import asyncio
 import sqlite3
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from typing import TYPE_CHECKING, TypeVar
 
 from wse.core.ports.store import REPEAT_WITHIN, Cursor, Page, Record, Span
@@ -114,7 +115,7 @@ class SqliteStore:
             loop.call_soon(self._start, thread, loop)
         try:
             return await result
-        except sqlite3.Error as exc:
+        except Exception as exc:
             raise WseError(ErrorCode.BROKER_UNAVAILABLE, {"path": self._path}) from exc
 
     def _start(self, thread: ThreadPoolExecutor, loop: asyncio.AbstractEventLoop) -> None:
@@ -133,14 +134,26 @@ class SqliteStore:
         try:
             self._database.execute("begin immediate")
             for step, _ in steps:
-                outcomes.append((step(), None))
+                outcomes.append(self._try(step))
             self._database.execute("commit")
         except Exception as exc:  # the disk is full, or another program has the file
-            if self._database.in_transaction:
+            with suppress(sqlite3.Error):
                 self._database.execute("rollback")
             outcomes = [(None, exc)] * len(steps)
         for (_, result), (value, failure) in zip(steps, outcomes, strict=True):
             loop.call_soon_threadsafe(_settle, result, value, failure)
+
+    def _try(self, step: Callable[[], object]) -> tuple[object, Exception | None]:
+        """Make a step; if it fails, nothing of it is left."""
+        self._database.execute("savepoint step")
+        outcome: tuple[object, Exception | None]
+        try:
+            outcome = step(), None
+        except Exception as exc:
+            self._database.execute("rollback to step")
+            outcome = None, exc
+        self._database.execute("release step")
+        return outcome
 
     # In the thread.
 

@@ -122,6 +122,10 @@ class InboxExtension(Extension):
     def welcomed(self, session: ClientSession) -> None:
         """The client is ready. The application is told what is gone when it has had time to listen."""
         self._begun = True
+        if session is not self._session:  # what was reported may have been lost with the old one
+            self._session = session
+            self._reported = 0
+        self._note(session)
         if self.name not in session.agreement.names:
             error = WseError(ErrorCode.UNSUPPORTED, {"extension": self.name}, "the server has no inboxes")
             self._endpoint.report(error, session)
@@ -222,7 +226,7 @@ class InboxExtension(Extension):
     @property
     def seen(self) -> int:
         """The end of the unbroken row of messages whose listeners have returned."""
-        return min(self._open) - 1 if self._open else self._after or 0
+        return next(iter(self._open)) - 1 if self._open else self._after or 0
 
     def _note(self, session: ClientSession) -> None:
         ahead = self.seen - self._reported

@@ -430,6 +430,8 @@ class Lifecycle:
                 session.link.abort()
             session.closed(1006, "")
         self._hub.sockets.stop_keepalive()
+        if self._hub.kept is not None:
+            self._hub.kept.forget_loop()
         if self._hub.resumption is not None:
             self._hub.resumption.forget_loop()
             self._hub.resumption.end_all()

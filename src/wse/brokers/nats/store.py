@@ -1,12 +1,12 @@
 """The store on NATS, in two streams on disk:
 
     <prefix>-inbox-v1          subject `<prefix>-inbox.<box>`: the messages, the number and the time before the data
-    <prefix>-inbox-v1-cursors  subject `<prefix>-cursor.<box>.<device>`: the number that the device has seen
+    <prefix>-inbox-v1-cursors  subject `<prefix>-cursor.<box>.<device>`: the number that the device has seen; and
+                               `<prefix>-cursor.<box>.n`: the newest number, for when all messages have expired
 
 JetStream bounds messages by their number for each subject, and by their age. It does not bound the bytes of a subject,
 so a box has at most `Bounds.messages` times the largest message. A number is taken by compare-and-set: a message is
-refused if its box has got another one since its number was chosen. When all messages of a box have expired, numbers go
-on after the highest cursor.
+refused if its box has got another one since its number was chosen.
 
 The streams are made with the first message, with as many replicas as the register has. They get the bounds of the first
 message, and those of another node whose bounds differ.
@@ -28,7 +28,7 @@ from nats.js import api
 from nats.js.errors import APIError, NotFoundError
 
 from wse.brokers.nats.bucket import WRONG_REVISION, OutdatedError, is_end
-from wse.brokers.nats.requests import read
+from wse.brokers.nats.requests import pack, read
 from wse.core.ports.store import REPEAT_WITHIN, Cursor, Page, Record, Span
 
 if TYPE_CHECKING:
@@ -40,6 +40,9 @@ if TYPE_CHECKING:
     from wse.core.ports.store import Bounds
 
 T = TypeVar("T")
+
+NUMBER = "n"
+"""The part of a subject behind which the newest number stands; devices have others."""
 
 MOST_PLACES = 10_000
 """Boxes of which the place of the newest message is remembered."""
@@ -113,8 +116,11 @@ class NatsStore:
                     continue
                 if answer.get("duplicate"):
                     (first,) = await _get(connection, self._messages, {"seq": answer["seq"]})
-                    return first.record if first.place else record, False
+                    # A message that is no longer kept has an unknown number, which is not higher than the newest.
+                    return first.record if first.place else Record(number, record.at, data), False
                 self._newest[box] = answer["seq"], record.number
+                number_of = f"{self._cursor_subject}{box}.{NUMBER}"
+                connection.requests.write(pack(number_of, b"%d" % record.number, header=_expires(bounds)))
                 if len(self._newest) > MOST_PLACES:
                     self._newest.popitem(last=False)
                 return record, True
@@ -126,6 +132,8 @@ class NatsStore:
 
         async def read(connection: NatsConnection) -> Page:
             first, newest = await self._ends(connection, box)
+            if first.place and newest.number <= after:
+                return Page((), Span(first.number, newest.number))
             if not first.place:
                 last = await self._last_seen(connection, box)
                 return Page((), Span(last + 1, last))
@@ -164,15 +172,17 @@ class NatsStore:
         subject = f"{self._cursor_subject}{box}.{_token(device)}"
 
         async def seen(connection: NatsConnection) -> None:
+            (newest,) = await _get(connection, self._messages, {"last_by_subj": self._subject + box})
+            target = min(number, newest.number) if newest.place else number
             while True:
                 (found,) = await _get(connection, self._cursors, {"last_by_subj": subject})
-                if not found.place or int(found.data) >= number:
+                if not found.place or int(found.data) >= target:
                     return
                 head = f"Nats-Expected-Last-Subject-Sequence: {found.place}"
                 if self._prepared is not None:
                     head += f"\r\n{_expires(self._prepared)}"
                 try:
-                    await _put(connection, subject, b"%d" % number, head)
+                    await _put(connection, subject, b"%d" % target, head)
                 except OutdatedError:
                     continue
                 return
@@ -251,21 +261,23 @@ class NatsStore:
         places = [answer.field(b"Nats-Sequence") for answer in answers]
         return [Stored(int(place), answer.data) for place, answer in zip(places, answers, strict=True) if place]
 
-    async def _devices(self, connection: NatsConnection, box: str) -> list[Stored]:
-        """The cursors of a box."""
+    async def _numbers(self, connection: NatsConnection, box: str) -> list[tuple[str, Stored]]:
+        """The cursors of a box, and its newest number, with their subjects."""
         question = json.dumps({"subjects_filter": f"{self._cursor_subject}{box}.*"}).encode()
         subjects: list[str] = []
         with suppress(NotFoundError):  # the stream is not there
             info = await connection.requests.one(f"$JS.API.STREAM.INFO.{self._cursors}", question)
             subjects += info["state"].get("subjects") or ()
-        return await _get(connection, self._cursors, *({"last_by_subj": subject} for subject in subjects))
+        found = await _get(connection, self._cursors, *({"last_by_subj": subject} for subject in subjects))
+        return list(zip(subjects, found, strict=True))
 
     async def _last_seen(self, connection: NatsConnection, box: str) -> int:
-        return max((int(found.data or 0) for found in await self._devices(connection, box)), default=0)
+        return max((int(found.data or 0) for _, found in await self._numbers(connection, box)), default=0)
 
     async def _forget_devices(self, connection: NatsConnection, box: str, most: int) -> None:
         """Delete the cursors that were used least recently."""
-        places = sorted(found.place for found in await self._devices(connection, box) if found.place)
+        numbers = await self._numbers(connection, box)
+        places = sorted(found.place for subject, found in numbers if found.place and not subject.endswith(f".{NUMBER}"))
         subject = f"$JS.API.STREAM.MSG.DELETE.{self._cursors}"
         await connection.requests.many([(subject, b'{"seq":%d}' % place, "") for place in places[:-most]])
 

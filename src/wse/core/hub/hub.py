@@ -408,6 +408,8 @@ class Hub:
         if identity is not None:
             for conn in identity._devices:
                 conn.drop(reason, code)
+        if self.inboxes is not None:
+            self.inboxes.drop(cid, reason, code)
         self.network.drop_joining(cid, reason, code)
 
     async def call(

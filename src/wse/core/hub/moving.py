@@ -112,7 +112,8 @@ class Moving:
         session.enter(None)
         hub.bring_in(session.conn, arrival.cid)
         if luggage.inbox is not None:
-            session.inbox = Device(session.conn, *luggage.inbox)
+            session.inbox = Device(session.conn, luggage.inbox[0], luggage.inbox[1])
+            session.inbox.position, session.inbox.is_placed = luggage.inbox[1], True
         fetched.settle(session.conn)
         if session.inbox is not None and hub.inboxes is not None:
             hub.inboxes.begin(session)
@@ -154,7 +155,9 @@ class Moving:
         ledger.confirm(got)
         ledger.is_certain = True
         session.fail_calls(JUMP, CloseReason.MOVED)  # those that have not arrived are taken back
-        inbox = None if session.inbox is None else (session.inbox.name, session.inbox.position)
+        inbox = None
+        if session.inbox is not None and session.inbox.is_placed:
+            inbox = session.inbox.name, session.inbox.position
         luggage = Luggage(take(session), ticket.window, session.conn._data, inbox)
         ledger.forget_ring()
         session.clear_outbox()

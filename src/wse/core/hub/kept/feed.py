@@ -81,10 +81,10 @@ class Feed:
 
     Attributes:
         readers: The readers, by the ids of their connections.
-        last: The highest number that is known.
+        last: The number of the newest message, as far as is known.
     """
 
-    __slots__ = ("_box", "_desk", "_form", "_is_reading", "_must_look", "last", "readers")
+    __slots__ = ("_box", "_desk", "_form", "_is_reading", "_must_look", "_will_retry", "last", "readers")
 
     def __init__(self, desk: Desk, box: str, form: Callable[[Kept, Protocol], Packed]) -> None:
         self._desk = desk
@@ -94,11 +94,14 @@ class Feed:
         self.last = 0
         self._is_reading = False
         self._must_look = False
+        self._will_retry = False
 
     def add(self, reader: Reader) -> None:
         """Add a reader, which gets at once what it has not got."""
+        replaced = self.readers.get(reader.conn.conn_id)
         self.readers[reader.conn.conn_id] = reader
-        self.last = max(self.last, reader.position)
+        if replaced is not None:
+            replaced.gone()
         self.look()
 
     def heard(self, number: int, message: Kept | None) -> None:
@@ -109,7 +112,6 @@ class Feed:
             message: The message; `None` if it must be read.
         """
         if message is None or self._is_reading or number != self.last + 1:
-            self.last = max(self.last, number)
             self.look()
             return
         self.last = number
@@ -137,9 +139,15 @@ class Feed:
         except WseError as exc:
             problem = f"kept messages cannot be read: {exc}"
             self._desk.endpoint.report(WseError(exc.code, {"box": self._box}, problem), None, exc)
-            scheduler.call_later(RETRY_AFTER, self.look)
+            if not self._will_retry:
+                self._will_retry = True
+                scheduler.call_later(RETRY_AFTER, self._retry)
         finally:
             self._is_reading = False
+
+    def _retry(self) -> None:
+        self._will_retry = False
+        self.look()
 
     def _find_ready(self) -> list[Reader] | None:
         """The readers that are behind and take more; `None` if there is nothing to read."""
@@ -165,12 +173,14 @@ class Feed:
         self._must_look = False
         after = min(reader.position for reader in ready)
         page = await self._desk.store.read(self._box, after, PAGE)
-        if page.span.last < after:
-            self._start_anew(page.span.last)
-            return
-        # Readers may have come, gone and got hints meanwhile: none of them gets anything twice, or out of order.
-        ready = [reader for reader in ready if reader.conn.conn_id in self.readers]
-        self.last = max(self.last, page.span.last)
+        # Readers may have come, gone and got hints meanwhile: none of them gets anything twice, or out of order. A hint
+        # that came meanwhile has set `_must_look`.
+        self.last = page.span.last
+        beyond = [reader for reader in ready if reader.position > self.last]
+        for reader in beyond:  # the engine has lost the box
+            reader.lost()
+        ready = [reader for reader in ready if self.readers.get(reader.conn.conn_id) is reader and reader not in beyond]
+        self._must_look = self._must_look or bool(beyond)
         self._hand_out([(record.number, self._desk.decode(self._box, record)) for record in page.records], ready)
         if len(page.records) < PAGE:  # what is missing up to here is no longer there
             for reader in ready:
@@ -199,10 +209,3 @@ class Feed:
             endpoint.report(exc)
         else:
             deliver(endpoint, conns, message.type, forms)
-
-    def _start_anew(self, last: int) -> None:
-        """The engine has lost the box."""
-        self.last = last
-        for reader in tuple(self.readers.values()):
-            reader.lost()
-        self._must_look = True

@@ -18,6 +18,10 @@ if TYPE_CHECKING:
     from wse.types import MessageType, RoomName
 
 
+MOST = 2**63 - 1
+"""The highest number that a store can be asked for."""
+
+
 class KeptMessage(NamedTuple):
     """A message that is kept for a room: see `Room.history`.
 
@@ -75,6 +79,7 @@ class Histories:
     def __init__(self, keeper: Keeper, rooms: Rooms) -> None:
         self._keeper = keeper
         self._rooms = rooms
+        self._boxes: dict[tuple[RoomName, str], str] = {}  # of members that read one
 
     async def keep(self, name: RoomName, type: MessageType, payload: Any, key: str | None, ttl: float | None) -> int:
         """See `Room.keep`."""
@@ -100,11 +105,14 @@ class Histories:
         box, keeper = box_of(ROOM, name), self._keeper
         position = await self._position(box, after, last)
         (newest,) = await keeper.store.last([box])
+        if position > newest:  # the engine has lost the box, and counts anew
+            position = 0
         there = keeper.endpoint.scheduler.create_future()
         member = Member(conn, position, newest, there)
         self._rooms.add(name, conn)
         if not conn._session.valid:
             return
+        self._boxes[name, conn.conn_id] = box
         keeper.add(box, member, Kept.plain)
         await self._rooms.subscribed()
         keeper.look_at(box)  # for what came before this node was told of it
@@ -112,14 +120,16 @@ class Histories:
 
     def leave(self, name: RoomName, conn: WseConnection) -> None:
         """A connection has left a room."""
-        self._keeper.remove(box_of(ROOM, name), conn)
+        box = self._boxes.pop((name, conn.conn_id), None)
+        if box is not None:
+            self._keeper.remove(box, conn)
 
     async def _position(self, box: str, after: int | None, last: int | None) -> int:
         """The number after which a reader begins."""
         if (after is None) == (last is None):
             raise TypeError("give either after, the number of a message, or last, how many messages")
         if after is not None:
-            return max(0, after)
+            return min(max(0, after), MOST)
         assert last is not None
         (newest,) = await self._keeper.store.last([box])
         return max(0, newest - max(0, last))

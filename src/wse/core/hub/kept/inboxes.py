@@ -7,11 +7,13 @@ user's box. What it reports as seen moves its cursor.
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
 
-from wse.core.hub.kept.feed import Reader
+from wse.core.hub.kept.feed import RETRY_AFTER, Reader
 from wse.core.hub.kept.form import Kept, box_of
 from wse.core.hub.network import USER
+from wse.core.ports.scheduling import sleep
 from wse.core.session.extensions import Extension
 from wse.core.session.phase import Ignoring
 from wse.errors import CloseReason, ErrorCode, WseError
@@ -46,9 +48,10 @@ class Device(Reader):
     Attributes:
         span: What the inbox held when the device connected; `None` if that is not known.
         seen: What it has reported as seen.
+        is_placed: Whether its position is known, so that it may read.
     """
 
-    __slots__ = ("after", "name", "seen", "span")
+    __slots__ = ("after", "is_placed", "name", "seen", "span")
 
     def __init__(self, conn: WseConnection, name: str, after: int | None) -> None:
         super().__init__(conn)
@@ -56,9 +59,10 @@ class Device(Reader):
         self.after = after
         self.span: Span | None = None
         self.seen = 0
+        self.is_placed = False
 
     def lost(self) -> None:
-        self.conn._session.cut(1012, CloseReason.BY_SERVER)  # it connects again, and begins anew
+        self.conn._session.close(1012, CloseReason.BY_SERVER)  # it connects again, and begins anew
 
 
 class Write:
@@ -91,6 +95,7 @@ class Inboxes(Extension):
         self._settings = keeper.settings
         self._endpoint = keeper.endpoint
         self._writes: dict[tuple[str, str], Write] = {}
+        self._finding: dict[ServerSession, ClientId] = {}  # devices without a welcome
 
     # Extension.
 
@@ -126,25 +131,18 @@ class Inboxes(Extension):
         """
         box = _box(cid)
         session.enter(READING)
+        self._finding[session] = cid
         self._endpoint.scheduler.spawn(self._find(session, box, welcome))
 
     async def _find(self, session: ServerSession, box: str, welcome: Callable[[], None]) -> None:
         device = session.inbox
         assert device is not None  # it was made when the extension was offered
         try:
-            # What the device has reported over its last connection counts.
-            while (write := self._writes.get((box, device.name))) is not None:
-                await write.done
-            from_now = self._settings.new_device == "none"
-            cursor = await self._store.cursor(box, device.name, self._settings.bounds, from_now=from_now)
+            await self._place(box, device)
         except WseError as exc:  # it gets its messages when the store is back
             self._endpoint.report(WseError(exc.code, session.context(), "an inbox cannot be read"), session, exc)
-            device.position = device.after or 0
-        else:
-            device.span = cursor.span
-            after = device.after
-            device.position = cursor.after if after is None or after > cursor.span.last else after
-            device.seen = cursor.after
+        finally:
+            del self._finding[session]
         if not session.ended:
             try:
                 welcome()
@@ -153,11 +151,47 @@ class Inboxes(Extension):
                 self._endpoint.report(error, session, exc)
                 session.close(1000, CloseReason.NOT_AUTHORIZED)
 
+    async def _place(self, box: str, device: Device) -> None:
+        """Find out where a device begins.
+
+        Raises:
+            WseError: `BROKER_UNAVAILABLE`.
+        """
+        # What the device has reported over its last connection counts.
+        while (write := self._writes.get((box, device.name))) is not None:
+            await write.done
+        from_now = self._settings.new_device == "none"
+        cursor = await self._store.cursor(box, device.name, self._settings.bounds, from_now=from_now)
+        device.span = cursor.span
+        after = device.after
+        device.position = cursor.after if after is None or after > cursor.span.last else after
+        device.seen = cursor.after
+        device.is_placed = True
+
+    def drop(self, cid: ClientId, reason: str, code: int) -> None:
+        """Close a user's devices that have no welcome yet."""
+        for session in [session for session, user in self._finding.items() if user == cid]:
+            session.close(code, reason)
+
     def begin(self, session: ServerSession) -> None:
         """A device has been welcomed, or has come from another node."""
         device = session.inbox
-        if device is not None:
-            self._keeper.add(_box(session.conn.cid), device, Kept.numbered)
+        if device is None:
+            return
+        box = _box(session.conn.cid)
+        if device.is_placed:
+            self._keeper.add(box, device, Kept.numbered)
+        else:
+            self._endpoint.scheduler.spawn(self._begin_later(session, box, device))
+
+    async def _begin_later(self, session: ServerSession, box: str, device: Device) -> None:
+        """Begin when the store can be read again."""
+        while not device.is_placed and not session.ended:
+            await sleep(self._endpoint.scheduler, RETRY_AFTER)
+            with suppress(WseError):
+                await self._place(box, device)
+        if not session.ended:
+            self._keeper.add(box, device, Kept.numbered)
 
     def end(self, session: ServerSession) -> None:
         """A device has gone."""
@@ -167,9 +201,11 @@ class Inboxes(Extension):
 
     def _seen(self, session: ServerSession, number: Any, stamp: Any) -> None:
         device = session.inbox
-        if device is None or not _is_number(number) or number > device.position:
-            session.violation("what a device has seen is the number of a message that it has got")
+        if device is None or not _is_number(number):
+            session.violation("what a device has seen is the number of a message")
             return
+        # It may have had messages over an earlier connection that are still to come over this one.
+        number = min(number, device.position)
         if number > device.seen:
             device.seen = number
             cursor = _box(session.conn.cid), device.name

@@ -12,8 +12,10 @@ from wse.core.hub.kept.form import Kept, box_of, packed_for_store
 from wse.core.hub.network import USER
 from wse.core.ports.store import Record
 from wse.errors import ErrorCode, WseError
+from wse.tasks import wake
 
 if TYPE_CHECKING:
+    import asyncio
     from collections.abc import Callable, Collection, Hashable, Iterable
 
     from wse.core.hub.connection import WseConnection
@@ -52,6 +54,8 @@ class Keeper:
         self._hub = hub
         self._feeds: dict[str, Feed] = {}
         self._timer: Timer | None = None
+        self._is_open = False
+        self._opening: asyncio.Future[None] | None = None
         self.endpoint = hub.endpoint
         self.settings = settings
         self.store = store
@@ -59,16 +63,30 @@ class Keeper:
 
     async def open(self) -> None:
         """Open the store, if it is not open."""
-        if self._timer is not None:
-            return
-        await self.store.open()
-        self._timer = self.endpoint.scheduler.call_later(CHECK_EVERY, self._check_later)
+        while not self._is_open:
+            if self._opening is not None:  # another connection of a web application has begun with it
+                await self._opening
+                continue
+            opening = self._opening = self.endpoint.scheduler.create_future()
+            try:
+                await self.store.open()
+                self._is_open = True
+                self._timer = self.endpoint.scheduler.call_later(CHECK_EVERY, self._check_later)
+            finally:
+                self._opening = None
+                wake(opening)
+
+    def forget_loop(self) -> None:
+        """The event loop has ended: nothing of it runs again."""
+        self._is_open = False
+        self._opening = self._timer = None
 
     async def close(self) -> None:
         """Close the store."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+        self._is_open = False
         await self.store.close()
 
     # Readers.
@@ -132,7 +150,10 @@ class Keeper:
             feed.heard(record.number, message)
         if message is not None:
             for conn in others:
-                conn.send(message.type, message.payload)
+                try:
+                    conn.send(message.type, message.payload)
+                except WseError as exc:  # its protocol cannot carry it
+                    self.endpoint.report(exc, conn._session)
 
     def decode(self, box: str, record: Record) -> Kept | None:
         """The message; `None` if it cannot be decoded, which is reported."""
