@@ -146,8 +146,10 @@ class WseError(Exception):
     details: dict[str, Any]
 
     def __init__(
-        self, code: ErrorCode | str, details: dict[str, Any] | None = None, message: str | None = None
+        self, code: ErrorCode | str, details: dict[str, Any] | str | None = None, message: str | None = None
     ) -> None:
+        if isinstance(details, str):  # a text for people, where the details belong
+            details, message = None, message or details
         super().__init__(code, details, message)
         try:
             self.code = ErrorCode(code)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import typing
 from collections.abc import Callable, Coroutine, Iterable
+from contextlib import suppress
 from threading import get_ident
 from time import monotonic
 from typing import Any
@@ -74,6 +75,11 @@ class AsyncioScheduler:
 
     def call_soon(self, callback: Callable[..., object], *args: Any) -> Timer:
         return (self._loop or self.bind()).call_soon(callback, *args)
+
+    def post(self, callback: Callable[..., object], *args: Any) -> None:
+        if self._loop is not None:
+            with suppress(RuntimeError):  # the loop has been closed
+                self._loop.call_soon_threadsafe(callback, *args)
 
     def call_later(self, delay: float, callback: Callable[..., object], *args: Any) -> Timer:
         if self._clock is not None:

@@ -56,6 +56,9 @@ class FakeScheduler:
         self._soon.append(timer)
         return timer
 
+    def post(self, callback, *args):
+        self.call_soon(callback, *args)
+
     def call_later(self, delay, callback, *args):
         timer = FakeTimer(callback, args, self.now + delay)
         heapq.heappush(self._timers, (timer.due, next(self._order), timer))

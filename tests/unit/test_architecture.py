@@ -32,6 +32,7 @@ GROUND = {
             "ports",
             "resume",
             "stats",
+            "urls",
         )
     ),
 }

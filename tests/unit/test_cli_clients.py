@@ -369,9 +369,13 @@ def test_names_are_those_of_a_contract_if_the_server_has_one(place, tmp_path):
     contract.write_text(json.dumps({"asyncapi": "3.0.0", "channels": {"add": {}, "x": {"address": "notes.missed"}}}))
     broken = tmp_path / "broken"
     broken.write_text('{"channels": [1]}')
-    with hosted(make_server(files={"/contract": contract})) as other:
+    with hosted(make_server(files={"/contract.json": contract})) as other:
         assert names_of(connection(other.url)) == {"add", "notes.missed"}
-    with hosted(make_server(files={"/contract": broken})) as other:
+    real = make_server(contract=True)
+    real.register("add", lambda conn, payload: payload)
+    with hosted(real) as other:
+        assert names_of(connection(other.url)) == {"add"}
+    with hosted(make_server(files={"/contract.json": broken})) as other:
         assert names_of(connection(other.url)) == frozenset()
 
 

@@ -13,10 +13,10 @@ import wse
 from support.core import ServerSide
 from support.net import TIMEOUT, make_server, soon
 from wse import Backoff, ErrorCode, Limits, WseClient, WseError, WseServer
-from wse.brokers import without_secrets
 from wse.brokers.memory import MemoryBroker
 from wse.core.folding import INTERVAL, MOST, Folding
 from wse.core.session.log import Log
+from wse.core.urls import without_secrets
 from wse.testing import connect
 
 SOURCE = Path(wse.__file__).parent

@@ -271,19 +271,22 @@ async def test_a_handshake_is_decided_in_the_loop(method):
     assert (seen, caught.value.details["reason"]) == ([ErrorCode.WRONG_THREAD], "decided")
 
 
-async def test_progress_is_told_in_the_loop():
-    server = make_server()
-    seen = []
+async def test_progress_may_be_told_in_any_thread():
+    async with make_server() as server:
 
-    @server.register("job")
-    async def job(conn, payload):
-        with pytest.raises(WseError) as caught:
-            await asyncio.to_thread(current_call().progress, 1)
-        seen.append(caught.value.code)
+        @server.register("job", thread=True)
+        def job(conn, payload):
+            for percent in (50, 100):
+                current_call().progress(percent)
+            current_call().progress(object())
+            return "done"
 
-    async with connect(server) as client:
-        await client.call("job", on_progress=print)
-    assert seen == [ErrorCode.WRONG_THREAD]
+        heard, errors = [], []
+        server.when.error(lambda error, conn: errors.append(error.code))
+        async with connect(server) as client:
+            assert await client.call("job", on_progress=heard.append) == "done"
+    assert heard == [50, 100]
+    assert errors == [ErrorCode.MSG_PROCESSING_ERROR]
 
 
 async def test_the_clients_methods_refuse_other_threads(listen):

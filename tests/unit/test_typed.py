@@ -698,3 +698,16 @@ def test_errors_are_declared_by_their_codes(server):
         server.register("x", lambda conn, payload: 1, errors="too-old")
     with pytest.raises(TypeError, match="by its code"):
         server.register("x", lambda conn, payload: 1, errors=[5])
+
+
+def test_a_function_in_place_of_a_name_is_an_error_of_a_declaration():
+    with pytest.raises(TypeError, match="Event needs a name"):
+        Event(print, int)
+    with pytest.raises(TypeError, match="ClientProcedure needs a name"):
+        ClientProcedure(print, None, str)
+
+
+def test_an_error_may_be_raised_with_a_text():
+    error = WseError("app.no", "not you")
+    assert (error.code, error.details, error.message) == ("app.no", {}, "not you")
+    assert "not you" in str(error)

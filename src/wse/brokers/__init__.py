@@ -6,7 +6,7 @@ Stores keep messages, by the port `wse.core.ports.store.Store`. Each of these br
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import urlsplit
 
 if TYPE_CHECKING:
     from wse.core.ports.broker import Broker
@@ -42,13 +42,6 @@ def from_url(url: str) -> Broker:
             return RedisBroker(url)
         case scheme:
             raise ValueError(f"no broker has URLs that start with {scheme!r}; known are {', '.join(SCHEMES)}")
-
-
-def without_secrets(url: str) -> str:
-    """A broker's URL for a log: scheme, hosts and path, without the user, the password and the parameters."""
-    parts = urlsplit(url)
-    hosts = ",".join(host.rpartition("@")[2] for host in parts.netloc.split(","))
-    return urlunsplit((parts.scheme, hosts, parts.path, "", ""))
 
 
 def as_broker(broker: str | Broker) -> Broker:

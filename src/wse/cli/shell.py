@@ -54,16 +54,24 @@ def shell_command(connection: Connection, reconnect: bool) -> None:
 
 
 def names_of(connection: Connection) -> frozenset[str]:
-    """The names of procedures and messages, from the contract (AsyncAPI 3) of a server that has it at `/contract`."""
+    """The names of procedures and messages, from the contract of a server that has it at `/contract.json`."""
     parts = urlsplit(connection.url)
     make = http.client.HTTPSConnection if parts.scheme == "wss" else http.client.HTTPConnection
     http_connection = make(parts.netloc, timeout=2)
     try:
-        http_connection.request("GET", "/contract", headers={"Accept": "application/json", **connection.headers})
+        http_connection.request("GET", "/contract.json", headers=connection.headers)
         response = http_connection.getresponse()
         channels = msgspec.json.decode(response.read(1 << 20))["channels"] if response.status == 200 else {}
         return frozenset(str(channel.get("address") or name) for name, channel in channels.items())
-    except (OSError, http.client.HTTPException, msgspec.DecodeError, LookupError, TypeError, AttributeError):
+    except (
+        OSError,
+        http.client.HTTPException,
+        msgspec.DecodeError,
+        LookupError,
+        TypeError,
+        ValueError,
+        AttributeError,
+    ):
         return frozenset()  # it has none, or another one
     finally:
         http_connection.close()

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from wse.brokers import as_broker, without_secrets
+from wse.brokers import as_broker
 from wse.core.cluster.envelope import NODE, Answer, Query, decode, encode
+from wse.core.urls import without_secrets
 from wse.errors import WseError
 
 if TYPE_CHECKING:

@@ -21,6 +21,7 @@ from wse.core.session.current_call import shorter
 from wse.core.session.endpoint import Endpoint, emit_error
 from wse.core.session.rpc import ExposeErrors
 from wse.core.session.signals import check_handler
+from wse.core.urls import without_secrets
 from wse.errors import CloseReason, ErrorCode, WseError
 from wse.protocols.json import WseJSON
 from wse.scheduler import AsyncioScheduler
@@ -545,4 +546,4 @@ class WseClient:
         return f"<WseClient {self.status}>"
 
     def _report(self, error: WseError, session: object) -> None:
-        emit_error(self.when.error, error, log=self._endpoint.log, context={"url": self.url})
+        emit_error(self.when.error, error, log=self._endpoint.log, context={"url": without_secrets(self.url)})

@@ -14,6 +14,7 @@ from wse.client.session import ClientOpening, ClientSession
 from wse.core.packed import encode
 from wse.core.ports.credentials import Credentials
 from wse.core.session.signals import HANDLER_ERRORS
+from wse.core.urls import without_secrets
 from wse.errors import CloseReason, ErrorCode, WseError
 from wse.tasks import is_cancelled
 
@@ -142,7 +143,9 @@ class Connection:
             if not deadline.expired():
                 raise
             if self.session is None:
-                raise WseError(ErrorCode.WS_CLIENT_ERROR, {"url": self._url}, "no answer in time") from exc
+                raise WseError(
+                    ErrorCode.WS_CLIENT_ERROR, {"url": without_secrets(self._url)}, "no answer in time"
+                ) from exc
             self.session.give_up()  # fires `closed`
             raise self._error(1006, "") from exc
         finally:
@@ -203,7 +206,7 @@ class Connection:
             if is_cancelled(exc):
                 raise
             problem = f"the identity function failed: {exc!r}"
-            raise WseError(ErrorCode.WS_CLIENT_ERROR, {"url": self._url}, problem) from exc
+            raise WseError(ErrorCode.WS_CLIENT_ERROR, {"url": without_secrets(self._url)}, problem) from exc
 
     def _say_hi(self, link: Link, hi: Packed, credentials: Credentials | None) -> ClientSession:
         (protocol,) = self._endpoint.protocols

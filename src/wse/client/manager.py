@@ -18,6 +18,7 @@ from wse.client.status import BUSY, TRANSITIONS, Event
 from wse.core.closing import JUMP, check_close
 from wse.core.ports.scheduling import sleep
 from wse.core.session.keepalive import Keepalive
+from wse.core.urls import without_secrets
 from wse.errors import CloseReason, ErrorCode, WseError
 from wse.types import ClientStatus, MessageKey, MessageType, ReadyState
 
@@ -341,7 +342,7 @@ class ConnectionManager:
         if isinstance(exc, WseError):
             error, close = exc, (1006, "") if exc.code == ErrorCode.WS_CLIENT_ERROR else None
         else:  # the connector's or the credentials' own
-            error, close = WseError(ErrorCode.WS_CLIENT_ERROR, {"url": self.url}), None
+            error, close = WseError(ErrorCode.WS_CLIENT_ERROR, {"url": without_secrets(self.url)}), None
             error.__cause__ = exc
         course = self._course
         wait = self._retry.wait_after(error, close, renewable=is_asked_for(self._identity))

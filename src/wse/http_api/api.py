@@ -6,6 +6,7 @@ import hashlib
 import hmac
 import json
 import logging
+import re
 import typing
 from collections.abc import Awaitable, Callable, Iterable, Mapping, MutableMapping
 from http import HTTPStatus
@@ -109,8 +110,8 @@ class HttpApi:
         self._limits = limits or Limits()
         self._admission = admission
         named = keys if isinstance(keys, Mapping) else {f"key {n}": key for n, key in enumerate(_listed(keys), 1)}
-        if not named or not all(key and key.isascii() for key in named.values()):
-            raise ValueError("the HTTP API needs keys, which are not empty and consist of ASCII characters")
+        if not named or not all(isinstance(key, str) and _KEY(key) for key in named.values()):
+            raise ValueError("the HTTP API needs keys, which are not empty and consist of visible ASCII characters")
         # Digests are of one length, so that comparing them tells nothing about a key.
         self._keys = {name: _digest(key) for name, key in named.items()}
         scheduler = AsyncioScheduler()
@@ -350,6 +351,9 @@ def _end(request: dict[str, Any]) -> None:
     """See that nothing is left, as a misspelt field would do nothing."""
     if request:
         raise ValueError(f"unknown fields: {', '.join(sorted(request))[:200]}")
+
+
+_KEY = re.compile(r"[!-~]+").fullmatch
 
 
 def _listed(keys: str | Iterable[str]) -> Iterable[str]:

@@ -10,7 +10,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Self
 
-from wse.brokers import as_broker, store_of, without_secrets
+from wse.brokers import as_broker, store_of
 from wse.core.admission import Admission
 from wse.core.cluster.node import ClusterNode
 from wse.core.cluster.settings import ClusterSettings
@@ -27,6 +27,7 @@ from wse.core.ports.protocol import Protocol
 from wse.core.resume import Resume
 from wse.core.session.endpoint import Endpoint, emit_error
 from wse.core.session.rpc import ExposeErrors
+from wse.core.urls import without_secrets
 from wse.errors import ErrorCode, WseError
 from wse.http_api.api import HttpApi
 from wse.metrics.source import Metrics

@@ -7,6 +7,7 @@ import itertools
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar, overload
 
+from wse.core.session.signals import check_name
 from wse.typed.operations import Operation, codes, declared
 from wse.validation.checks import check_for
 
@@ -101,6 +102,7 @@ class Event(Generic[P]):
         doc: str = "",
         examples: Iterable[Any] = (),
     ) -> None:
+        check_name(name, "Event")
         self.name: Any = name
         self._check = check_for(type(None) if payload is None else payload)
         self._number = next(_numbers)
@@ -239,6 +241,7 @@ class ClientProcedure(Generic[P, R]):
         doc: str = "",
         examples: Iterable[Any] = (),
     ) -> None:
+        check_name(name, "ClientProcedure")
         self.name: Any = name
         self._check = check_for(type(None) if payload is None else payload)
         self._result = type(None) if result is None else result

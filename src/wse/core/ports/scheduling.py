@@ -36,6 +36,9 @@ class Scheduler(typing.Protocol):
         """Run the callback in the next turn of the loop."""
         ...
 
+    def post(self, callback: Callable[..., object], *args: Any) -> None:
+        """Run the callback in a later turn of the loop; may be called in any thread."""
+
     def call_later(self, delay: float, callback: Callable[..., object], *args: Any) -> Timer:
         """Run the callback after `delay` seconds."""
         ...

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import sys
 from inspect import isawaitable
+from threading import get_ident
 from typing import TYPE_CHECKING, Any, Final
 
 from wse.core.packed import unencodable
@@ -449,10 +450,19 @@ class Serving:
             return None
         return call if isinstance(call, ServedCall) else None
 
+    def _send_posted(self, stamp: Any, value: Any) -> None:
+        try:
+            self.send_progress(stamp, value)
+        except WseError as exc:
+            self._session.endpoint.report(exc, self._session)
+
     def send_progress(self, stamp: Any, value: Any) -> None:
         """See `CurrentCall.progress`."""
         session = self._session
-        session.endpoint.check_thread()
+        scheduler = session.endpoint.scheduler
+        if scheduler.thread is not None and scheduler.thread != get_ident():  # of a procedure that runs in a thread
+            scheduler.post(self._send_posted, stamp, value)
+            return
         if session.ended:
             return
         kind = self._types.progress
