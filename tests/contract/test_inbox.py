@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from support.brokers import CLUSTERS, be_patient, run_cluster
+from support.brokers import ENGINES, be_patient, run_cluster
 from support.cluster import cluster_of, until
 from support.net import accept_all, make_server
 from support.resume import cut
@@ -17,7 +17,7 @@ from wse.brokers.memory_store import MemoryStore
 from wse.testing import MemoryConnector, connect
 
 
-@pytest.fixture(params=["alone", *CLUSTERS])
+@pytest.fixture(params=["alone", "memory", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ENGINES)])
 async def nodes(request, monkeypatch):
     """Servers with the same users: one or two."""
     be_patient(monkeypatch)

@@ -418,9 +418,9 @@ TRANSPORTS = {
 }
 """The transports of a server: context managers that run it somewhere and yield its `Place`."""
 
-REPEATING = {"uvicorn-wsproto", "uvicorn-legacy", "aiohttp"}
-"""Those that repeat what another one shows: the same server with another library that parses frames, or our own link on
-another server's socket."""
+REPEATING = {"uvicorn-wsproto", "uvicorn-legacy", "aiohttp", "hypercorn"}
+"""Those that repeat what another one shows: the same server with another library that parses frames, our own link on
+another server's socket, or one more ASGI server."""
 
 
 def transports(names=tuple(TRANSPORTS)):
