@@ -22,7 +22,7 @@ from wse.errors import WseError
 APP = """
 from wse import WseError, WseServer
 
-server = WseServer(lambda auth: auth.accept(auth.identity or "nobody"), conns_per_user=1000)
+server = WseServer(lambda auth: auth.accept(auth.identity or "nobody"), conns_per_user=5000)
 server.when.connected(lambda conn: print("connected", conn.cid, flush=True))
 
 @server.register("add")
