@@ -9,6 +9,7 @@ import signal
 import sys
 from queue import SimpleQueue
 
+import click
 import pytest
 from click.testing import CliRunner
 
@@ -19,7 +20,7 @@ from wse.auth import ScramKeys, ScramServer
 from wse.cli import shell as shell_module
 from wse.cli.bench import Bench, allow_files, numbered
 from wse.cli.commands import wse as command
-from wse.cli.connection import Connection
+from wse.cli.connection import Connection, identity_of
 from wse.cli.output import describe, to_json
 from wse.cli.shell import Shell, names_of
 
@@ -391,3 +392,11 @@ def test_an_error_is_described_in_one_line():
 
 def test_what_json_cannot_say_becomes_a_string():
     assert to_json({"at": 1j}) == '{"at":"1j"}'
+
+
+def test_what_the_command_line_says_counts_more_than_a_token_in_the_environment(monkeypatch):
+    monkeypatch.setenv("WSE_TOKEN", "abc")
+    assert identity_of("abc", None, None) == {"token": "abc"}
+    assert identity_of("abc", "ada", None) == "ada"
+    with pytest.raises(click.UsageError):
+        identity_of("other", "ada", None)

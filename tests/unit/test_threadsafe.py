@@ -225,6 +225,7 @@ def test_the_servers_methods_refuse_other_threads_and_name_the_remedy(place, ann
         "stream": lambda: elsewhere(anext(server.stream("ann", "name"))),
         "close": lambda: elsewhere(server.close()),
         "start": lambda: elsewhere(server.start()),
+        "stats": server.stats,
         "room.send": lambda: room.send("news", 1),
         "room.add": lambda: room.add(conn),
         "room.discard": lambda: room.discard(conn),

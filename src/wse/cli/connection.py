@@ -116,6 +116,8 @@ def identity_of(token: str | None, identity: str | None, scram: str | None) -> A
     Raises:
         click.UsageError: There is more than one, or SCRAM is not installed.
     """
+    if (identity is not None or scram is not None) and token == os.environ.get("WSE_TOKEN"):
+        token = None  # what is said on the command line counts
     if sum(option is not None for option in (token, identity, scram)) > 1:
         raise click.UsageError("--token, --identity and --scram exclude each other")
     if token is not None:

@@ -278,7 +278,11 @@ class WseServer(Handling, Messaging):
         """Return the server's present state, and its counters since it was created.
 
         Counting costs next to nothing. This method looks at each connection once.
+
+        Raises:
+            WseError: `WRONG_THREAD`: use `server.threadsafe.stats()` in other threads than that of the event loop.
         """
+        self._endpoint.check_thread()
         return take_stats(
             self._hub,
             uptime=self._lifecycle.uptime,

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from wse.core.hub.calls import Mode
     from wse.core.hub.connection import Exclude, WseConnection, WseIdentity
     from wse.core.session.asking import Items
+    from wse.core.stats import Stats
     from wse.scheduler import AsyncioScheduler
     from wse.server.server import WseServer
 
@@ -99,6 +100,11 @@ class Threadsafe:
         """As `WseServer.devices`."""
         devices: list[DeviceInfo] = self.run(self._server.devices, cid)
         return devices
+
+    def stats(self) -> Stats:
+        """As `WseServer.stats`."""
+        stats: Stats = self.run(self._server.stats)
+        return stats
 
     def online(self) -> int:
         """As `WseServer.online`."""
