@@ -190,27 +190,33 @@ def version_at(url):
 
 def until_version(url, version):
     end = time.monotonic() + PATIENCE
-    while version_at(url) != version:
-        assert time.monotonic() < end
+    while (served := version_at(url)) != version:
+        assert time.monotonic() < end, f"version {served} is served"
+
+
+def save(app, text):
+    """Save as if within one second, where bytecode of the same size looks current."""
+    app.write_text(text)
+    os.utime(app, (1_700_000_000, 1_700_000_000))
 
 
 def test_a_changed_file_is_served_and_a_broken_one_is_not(tmp_path):
     port = free_port()
     url = f"ws://127.0.0.1:{port}"
     app = tmp_path / "app.py"
-    app.write_text(RELOADED.format(version=1))
+    save(app, RELOADED.format(version=1))
     arguments = ["-m", "wse", "serve", "app:server", "--reload", "--port", str(port), "--grace", "0"]
     with program(*arguments, cwd=tmp_path, measured=True) as server:
         server.read_until("1 workers are ready")
         assert version_at(url) == 1
-        app.write_text(RELOADED.format(version=2))
+        save(app, RELOADED.format(version=2))
         until_version(url, 2)
         server.read_until("changed: app.py")
         server.read_until("all workers have been replaced")
-        app.write_text("this is not Python")
+        save(app, "this is not Python")
         server.read_until("the old workers go on")
-        assert version_at(url) == 2
-        app.write_text(RELOADED.format(version=3))
+        until_version(url, 2)
+        save(app, RELOADED.format(version=3))
         until_version(url, 3)
         assert server.stop(signal.SIGINT) == 0
 

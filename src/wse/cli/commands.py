@@ -116,6 +116,8 @@ def serve_command(
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     if reload:
         check_watchfiles()
+        # Python tells bytecode by size and whole seconds: of two saves within one, it would run the first.
+        sys.dont_write_bytecode = True
     if (workers > 1 or reload) and not SHARES_PORTS:
         which = "--reload" if workers == 1 else "--workers"
         raise click.UsageError(f"{which} needs processes that share a port, which this system does not have")
@@ -154,7 +156,8 @@ def serve_command(
             check_port(*address)
     except PortError as exc:
         raise click.ClickException(str(exc)) from exc
-    command = [sys.executable, "-m", "wse", "serve", target, "--app-dir", app_dir, "--log-level", log_level]
+    command = [sys.executable, *["-B"] * reload, "-m", "wse", "serve", target]
+    command += ["--app-dir", app_dir, "--log-level", log_level]
     command += ["--port", str(server.port), "--grace", str(grace), "--notice", str(notice)]
     command += ["--factory"] * factory + ["--uvloop"] * uvloop
     if host is not None:
