@@ -200,7 +200,8 @@ def save(app, text):
     os.utime(app, (1_700_000_000, 1_700_000_000))
 
 
-def test_a_changed_file_is_served_and_a_broken_one_is_not(tmp_path):
+def test_a_changed_file_is_served_and_a_broken_one_is_not(tmp_path, monkeypatch):
+    monkeypatch.delenv("PYTHONDONTWRITEBYTECODE", raising=False)
     port = free_port()
     url = f"ws://127.0.0.1:{port}"
     app = tmp_path / "app.py"
