@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 import time
+from contextlib import AsyncExitStack
 
 import pytest
 
@@ -14,6 +15,7 @@ from support.net import accept_all, make_server
 from support.resume import cut
 from wse import ErrorCode, Inbox, Publisher, WseClient, WseError, WseJSON, WseMsgpack, WseServer
 from wse.brokers.memory_store import MemoryStore
+from wse.core.hub.kept import form
 from wse.testing import MemoryConnector, connect
 
 
@@ -314,6 +316,52 @@ async def test_a_connection_that_leaves_while_it_enters_gets_nothing_more(server
         assert await room.keep("say", "more") == 101
 
 
+async def test_what_is_kept_is_encoded_once_for_all_members_and_read_once_by_each(server, monkeypatch):
+    encoded = []
+    encode = form.encode
+    monkeypatch.setattr(form, "encode", lambda *args: encoded.append(args[1]) or encode(*args))
+    room = server.room("lobby")
+    await room.keep("say", "old")
+    reads = count_reads(server._hub.kept.store)
+    async with AsyncExitStack() as stack:
+        for name in ("ann", "bob", "cyd", "dan"):
+            await stack.enter_async_context(connect(server, name))
+            (conn,) = server.clients[name].conns.values()
+            if name in ("ann", "bob"):
+                await room.add(conn, last=5)
+            else:
+                room.add(conn)
+        assert len(reads) == 2
+        encoded.clear()
+        await room.keep("say", "new")
+        assert encoded == ["say", "say"]  # for the store, and for everybody
+
+
+async def test_a_protocol_that_cannot_carry_a_message_harms_no_other(server_of_two):
+    errors = []
+    server_of_two.when.error(lambda error, conn: errors.append(error.code))
+    room = server_of_two.room("lobby")
+    async with connect(server_of_two, "ann") as one, connect(server_of_two, "bob", protocol=WseMsgpack()):
+        heard = []
+        one.channel.on("say", heard.append)
+        for name in ("ann", "bob"):
+            room.add(*server_of_two.clients[name].conns.values())
+        assert await room.keep("say", 2**70) == 1
+        await until(lambda: heard)
+    assert errors == [ErrorCode.MSG_PROCESSING_ERROR]
+
+
+async def test_a_hint_that_is_lost_is_made_good_by_a_look(nodes):
+    if len(nodes) == 1:
+        pytest.skip("a server alone gets no hints")
+    phone = await device(nodes, 1)
+    nodes[0]._hub.network.kept = lambda kind, name, record: None
+    await nodes[0].keep("ann", "note", "lost on its way")
+    nodes[1]._hub.kept.look()
+    await phone.until(1)
+    assert phone == [(1, "lost on its way")]
+
+
 async def test_a_user_cannot_enter_with_a_history(server):
     async with connect(server, "ann"):
         with pytest.raises(TypeError, match="one connection"):
@@ -333,6 +381,13 @@ async def test_a_room_of_a_server_without_inboxes_keeps_nothing():
 @pytest.fixture
 async def server():
     async with WseServer(accept_all, inbox=True, conns_per_user=5) as server:
+        yield server
+
+
+@pytest.fixture
+async def server_of_two():
+    """A server of two message protocols."""
+    async with WseServer(accept_all, inbox=True, protocol=[WseJSON(), WseMsgpack()]) as server:
         yield server
 
 

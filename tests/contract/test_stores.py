@@ -167,6 +167,13 @@ async def test_a_cursor_moves_forward_and_never_back(stores):
     assert (await one.cursor("u.ada", "pad", BOUNDS)).after == 0
 
 
+async def test_a_cursor_never_goes_beyond_the_newest_message(store):
+    await keep(store, b"a", b"b")
+    await store.cursor("u.ada", "phone", BOUNDS)
+    await store.seen("u.ada", "phone", 2**50)
+    assert (await store.cursor("u.ada", "phone", BOUNDS)).after == 2
+
+
 async def test_an_unknown_device_has_no_cursor_to_move(store):
     await keep(store, b"a")
     await store.seen("u.ada", "phone", 1)
@@ -208,6 +215,16 @@ async def test_a_store_whose_engine_is_away_says_so(kind, request):
         await unavailable(node.broker.store.keep("u.ada", b"b", BOUNDS))
         await unavailable(node.broker.store.read("u.ada", 0, 9))
         cluster.start()
+
+
+async def test_nats_keeps_messages_in_files_on_as_many_servers_as_the_register(request):
+    async for cluster in run_cluster("nats", request):
+        node = await cluster.node()
+        await keep(node.broker.store, b"a")
+        streams = node.broker.connection.requests.stream
+        for name in (node.broker.store._messages, node.broker.store._cursors):
+            config = (await streams.stream_info(name)).config
+            assert (config.storage, config.num_replicas) == ("file", node.broker._replicas)
 
 
 async def test_a_step_that_cannot_be_made_harms_no_other(tmp_path):

@@ -91,7 +91,7 @@ class MemoryStore:
         if key is not None and key in content.keys:
             return content.keys[key][0], False
         record = Record(content.last + 1, now, data)
-        content.add(record, now + min(bounds.ttl, bounds.ttl if ttl is None else ttl))
+        content.add(record, now + bounds.lifetime(ttl))
         content.trim(bounds)
         content.until = now + 2 * bounds.ttl
         self._boxes.move_to_end(box)

@@ -165,7 +165,7 @@ class SqliteStore:
             if found is not None:
                 return Record(found[0], found[1], data), False
         number = self._last(box) + 1
-        expires = now + (bounds.ttl if ttl is None else min(ttl, bounds.ttl))
+        expires = now + bounds.lifetime(ttl)
         execute("insert into messages values (?, ?, ?, ?, ?)", (box, number, now, expires, data))
         until = now + 2 * bounds.ttl
         execute("insert into boxes values (?, ?, ?) on conflict do update set last = excluded.last, "

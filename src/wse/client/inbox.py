@@ -11,9 +11,10 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from contextvars import ContextVar
 from inspect import isawaitable
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeGuard
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from wse.core.session.extensions import Control, Extension
+from wse.core.session.ledger import is_count
 from wse.core.session.signals import HANDLER_ERRORS, settle
 from wse.errors import ErrorCode, WseError
 
@@ -95,7 +96,7 @@ class InboxExtension(Extension):
 
     def answered(self, session: ClientSession, params: Any) -> None:
         first = params.get("from") if isinstance(params, dict) else None
-        if not _is_number(first):
+        if not is_count(first):
             return  # a session that goes on, or a server that does not know now
         if self._after is None or self._offered is None:
             self._after = max(first - 1, self._after or 0)
@@ -104,7 +105,7 @@ class InboxExtension(Extension):
         else:  # the server has lost the inbox, and counts anew
             self._restart(first - 1)
         lost = params.get("lost")
-        self._forgotten = lost if _is_number(lost) else 0
+        self._forgotten = lost if is_count(lost) else 0
 
     def _restart(self, after: int | None) -> None:
         self._after = after
@@ -125,7 +126,7 @@ class InboxExtension(Extension):
         if session is not self._session:  # what was reported may have been lost with the old one
             self._session = session
             self._reported = 0
-        self._note(session)
+        self._note()
         if self.name not in session.agreement.names:
             error = WseError(ErrorCode.UNSUPPORTED, {"extension": self.name}, "the server has no inboxes")
             self._endpoint.report(error, session)
@@ -149,10 +150,9 @@ class InboxExtension(Extension):
     # Messages.
 
     def _came(self, session: ClientSession, message: Any, stamp: Any) -> None:
-        if not isinstance(message, list) or len(message) != 4 or not _is_number(message[0]):
+        if not isinstance(message, list) or len(message) != 4 or not is_count(message[0]):
             session.violation("a kept message is an array of its number, type, payload and time")
             return
-        self._session = session
         if self._running < MOST_AT_A_TIME and not self._waiting:
             self._handle(session, message)
         else:
@@ -185,7 +185,7 @@ class InboxExtension(Extension):
             finally:
                 current.reset(token)
             self._returned(unseen)
-        self._note(session)
+        self._note()
 
     def _call(
         self, session: ClientSession, fn: Callable[[Any], Any], message: Unseen, type_: MessageType, payload: Any
@@ -211,7 +211,7 @@ class InboxExtension(Extension):
             session._listener_failed(failed[0], type_)
         else:
             self._returned(message)
-            self._note(session)
+            self._note()
         while self._waiting and self._running < MOST_AT_A_TIME:
             self._handle(*self._waiting.popleft())
 
@@ -228,7 +228,7 @@ class InboxExtension(Extension):
         """The end of the unbroken row of messages whose listeners have returned."""
         return next(iter(self._open)) - 1 if self._open else self._after or 0
 
-    def _note(self, session: ClientSession) -> None:
+    def _note(self) -> None:
         ahead = self.seen - self._reported
         if ahead >= REPORT_EVERY:
             self.report()
@@ -247,7 +247,3 @@ class InboxExtension(Extension):
         if types is not None and self.name in session.agreement.names:
             self._reported = seen
             session.write(types.seen, seen)
-
-
-def _is_number(value: Any) -> TypeGuard[int]:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 0

@@ -15,6 +15,11 @@ MAX_NAME_LENGTH = 1000
 _SAFE = re.compile(r"[A-Za-z0-9_-]+").fullmatch
 
 
+def encode_text(text: str) -> str:
+    """Encode any text in the same characters; two texts never have the same code."""
+    return base64.urlsafe_b64encode(text.encode("utf-8", "surrogatepass")).decode()
+
+
 def encode_name(name: Hashable) -> str:
     """Encode a `cid` or the name of a room in the characters that brokers take.
 
@@ -29,7 +34,7 @@ def encode_name(name: Hashable) -> str:
         if _SAFE(name):
             encoded = f"s{name}"
         else:
-            encoded = "b" + base64.urlsafe_b64encode(name.encode("utf-8", "surrogatepass")).decode()
+            encoded = "b" + encode_text(name)
     else:
         raise TypeError(f"in a cluster, users and rooms are named by strings or integers, not {name!r}")
     if len(encoded) > MAX_NAME_LENGTH:

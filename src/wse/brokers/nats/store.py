@@ -17,7 +17,7 @@ from __future__ import annotations
 import json
 import struct
 import time
-from base64 import b64decode, urlsafe_b64encode
+from base64 import b64decode
 from collections import OrderedDict
 from contextlib import suppress
 from math import ceil
@@ -29,6 +29,7 @@ from nats.js.errors import APIError, NotFoundError
 
 from wse.brokers.nats.bucket import WRONG_REVISION, OutdatedError, is_end
 from wse.brokers.nats.requests import pack, read
+from wse.core.names import encode_text
 from wse.core.ports.store import REPEAT_WITHIN, Cursor, Page, Record, Span
 
 if TYPE_CHECKING:
@@ -42,7 +43,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 NUMBER = "n"
-"""The part of a subject behind which the newest number stands; devices have others."""
+"""The part of a subject behind which the newest number stands. Those of devices begin with `k`."""
 
 MOST_PLACES = 10_000
 """Boxes of which the place of the newest message is remembered."""
@@ -99,9 +100,10 @@ class NatsStore:
     ) -> tuple[Record, bool]:
         head = "Nats-Expected-Last-Subject-Sequence: {}"
         if key is not None:
-            head += f"\r\nNats-Msg-Id: {box}/{_token(key)}"
-        if ttl is not None and ttl < bounds.ttl:
-            head += f"\r\nNats-TTL: {ceil(ttl)}s"
+            head += f"\r\nNats-Msg-Id: {box}/{encode_text(key)}"
+        lifetime = bounds.lifetime(ttl)
+        if lifetime < bounds.ttl:
+            head += f"\r\nNats-TTL: {ceil(lifetime)}s"
 
         async def keep(connection: NatsConnection) -> tuple[Record, bool]:
             newest = self._newest.pop(box) if box in self._newest else await self._find_newest(connection, box)
@@ -156,7 +158,7 @@ class NatsStore:
         async def cursor(connection: NatsConnection) -> Cursor:
             first, newest = await self._ends(connection, box)
             last = newest.number if newest.place else await self._last_seen(connection, box)
-            subject = f"{self._cursor_subject}{box}.{_token(device)}"
+            subject = f"{self._cursor_subject}{box}.k{encode_text(device)}"
             (found,) = await _get(connection, self._cursors, {"last_by_subj": subject})
             after = int(found.data or last + 1)
             if after > last:
@@ -169,7 +171,7 @@ class NatsStore:
         return await self._prepared_for(bounds, cursor)
 
     async def seen(self, box: str, device: str, number: int) -> None:
-        subject = f"{self._cursor_subject}{box}.{_token(device)}"
+        subject = f"{self._cursor_subject}{box}.k{encode_text(device)}"
 
         async def seen(connection: NatsConnection) -> None:
             (newest,) = await _get(connection, self._messages, {"last_by_subj": self._subject + box})
@@ -313,8 +315,3 @@ def _stored(answer: Message) -> Stored:
 
 def _expires(bounds: Bounds) -> str:
     return f"Nats-TTL: {ceil(2 * bounds.ttl)}s"
-
-
-def _token(name: str) -> str:
-    """A key or the name of a device, of which any characters may be made, as a part of a subject."""
-    return "k" + urlsafe_b64encode(name.encode("utf-8", "surrogatepass")).decode()

@@ -10,10 +10,10 @@ What is kept survives a restart of the engine only if the engine writes it to a 
 
 from __future__ import annotations
 
-from base64 import urlsafe_b64encode
 from typing import TYPE_CHECKING, Any
 
 from wse.brokers.redis.store_scripts import CURSOR, KEEP, READ, SEEN
+from wse.core.names import encode_text
 from wse.core.ports.store import Cursor, Page, Record, Span
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ class RedisStore:
     async def keep(
         self, box: str, data: bytes, bounds: Bounds, *, key: str | None = None, ttl: float | None = None
     ) -> tuple[Record, bool]:
-        own = bounds.ttl if ttl is None else min(ttl, bounds.ttl)
+        own = bounds.lifetime(ttl)
         number, at, is_new = await self._run(
             KEEP, box, data, bounds.messages, bounds.bytes, _milliseconds(bounds.ttl), _milliseconds(own), _name(key)
         )
@@ -80,4 +80,4 @@ def _milliseconds(seconds: float) -> int:
 
 def _name(name: str | None) -> str:
     """A key or the name of a device, of which any characters may be made."""
-    return "" if name is None else "k" + urlsafe_b64encode(name.encode("utf-8", "surrogatepass")).decode()
+    return "" if name is None else "k" + encode_text(name)

@@ -60,6 +60,13 @@ class Scheduler(typing.Protocol):
         """Start a coroutine and adopt its task."""
 
 
+async def next_turn(scheduler: Scheduler) -> None:
+    """Return in the next turn of the loop."""
+    woken = scheduler.create_future()
+    scheduler.call_soon(wake, woken)
+    await woken
+
+
 async def sleep(scheduler: Scheduler, seconds: float) -> None:
     """Return after that time."""
     woken = scheduler.create_future()

@@ -33,6 +33,10 @@ class Bounds:
     ttl: float
     devices: int
 
+    def lifetime(self, ttl: float | None) -> float:
+        """Seconds for which a message is kept that asks for `ttl`."""
+        return self.ttl if ttl is None else min(ttl, self.ttl)
+
 
 @dataclass(frozen=True, slots=True)
 class Record:

@@ -11,14 +11,14 @@ import typing
 from typing import TYPE_CHECKING
 
 from wse.core.hub.fanout import deliver
-from wse.core.hub.kept.form import Kept
+from wse.core.ports.scheduling import next_turn
 from wse.errors import WseError
-from wse.tasks import wake
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Collection
 
     from wse.core.hub.connection import WseConnection
+    from wse.core.hub.kept.form import Kept
     from wse.core.packed import Packed
     from wse.core.ports.protocol import Protocol
     from wse.core.ports.store import Record, Store
@@ -97,12 +97,11 @@ class Feed:
         self._will_retry = False
 
     def add(self, reader: Reader) -> None:
-        """Add a reader, which gets at once what it has not got."""
+        """Add a reader. `look` gives it what it has not got."""
         replaced = self.readers.get(reader.conn.conn_id)
         self.readers[reader.conn.conn_id] = reader
         if replaced is not None:
             replaced.gone()
-        self.look()
 
     def heard(self, number: int, message: Kept | None) -> None:
         """A message has been kept.
@@ -115,9 +114,8 @@ class Feed:
             self.look()
             return
         self.last = number
-        self._hand_out(
-            [(number, message)], [reader for reader in self.readers.values() if reader.position == number - 1]
-        )
+        waiting = [reader for reader in self.readers.values() if reader.position == number - 1]
+        self._hand_out([(number, message)], waiting)
         if any(reader.position < number and not reader.is_waiting for reader in self.readers.values()):
             self.look()
 
@@ -133,9 +131,7 @@ class Feed:
         try:
             while self.readers and (ready := self._find_ready()) is not None:
                 await self._read_page(ready)
-                turn = scheduler.create_future()  # what was written leaves, and shows which readers are slow
-                scheduler.call_soon(wake, turn)
-                await turn
+                await next_turn(scheduler)  # what was written leaves, and shows which readers are slow
         except WseError as exc:
             problem = f"kept messages cannot be read: {exc}"
             self._desk.endpoint.report(WseError(exc.code, {"box": self._box}, problem), None, exc)
@@ -199,13 +195,21 @@ class Feed:
                     reader.position = number
                     conns.append(reader.conn)
             if message is not None and conns:
-                self._deliver(message, conns)
+                deliver_kept(self._desk.endpoint, message, self._form, conns)
 
-    def _deliver(self, message: Kept, conns: list[WseConnection]) -> None:
-        endpoint = self._desk.endpoint
+
+def deliver_kept(
+    endpoint: Endpoint,
+    message: Kept,
+    form: Callable[[Kept, Protocol], Packed],
+    conns: Collection[WseConnection],
+) -> None:
+    """Send a kept message to valid connections, encoded once for each message protocol that they speak."""
+    forms: dict[Protocol, Packed] = {}
+    for protocol in {conn._session.protocol for conn in conns}:
         try:
-            forms = {protocol: self._form(message, protocol) for protocol in {c._session.protocol for c in conns}}
-        except WseError as exc:  # one of their protocols cannot carry it
+            forms[protocol] = form(message, protocol)
+        except WseError as exc:  # it cannot carry the message; others can
             endpoint.report(exc)
-        else:
-            deliver(endpoint, conns, message.type, forms)
+    if forms:
+        deliver(endpoint, [conn for conn in conns if conn._session.protocol in forms], message.type, forms)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from wse.core.hub.kept.feed import PAGE, Reader
 from wse.core.hub.kept.form import Kept, box_of
 from wse.core.hub.network import ROOM
+from wse.core.session.ledger import MAX_NUMBER
 from wse.tasks import wake
 
 if TYPE_CHECKING:
@@ -16,10 +17,6 @@ if TYPE_CHECKING:
     from wse.core.hub.kept.keeper import Keeper
     from wse.core.hub.rooms import Rooms
     from wse.types import MessageType, RoomName
-
-
-MOST = 2**63 - 1
-"""The highest number that a store can be asked for."""
 
 
 class KeptMessage(NamedTuple):
@@ -88,7 +85,7 @@ class Histories:
     async def read(self, name: RoomName, after: int | None, last: int | None) -> list[KeptMessage]:
         """See `Room.history`."""
         box, store = box_of(ROOM, name), self._keeper.store
-        position = await self._position(box, after, last)
+        position = _position(after, last, 0 if last is None else await self._newest(box))
         found: list[KeptMessage] = []
         while True:
             page = await store.read(box, position, PAGE)
@@ -103,8 +100,8 @@ class Histories:
     async def enter(self, name: RoomName, conn: WseConnection, after: int | None, last: int | None) -> None:
         """Add a connection to the room, and return when it has got what was kept; see `Room.add`."""
         box, keeper = box_of(ROOM, name), self._keeper
-        position = await self._position(box, after, last)
-        (newest,) = await keeper.store.last([box])
+        newest = await self._newest(box)
+        position = _position(after, last, newest)
         if position > newest:  # the engine has lost the box, and counts anew
             position = 0
         there = keeper.endpoint.scheduler.create_future()
@@ -115,7 +112,7 @@ class Histories:
         self._boxes[name, conn.conn_id] = box
         keeper.add(box, member, Kept.plain)
         await self._rooms.subscribed()
-        keeper.look_at(box)  # for what came before this node was told of it
+        keeper.look_at(box)
         await there
 
     def leave(self, name: RoomName, conn: WseConnection) -> None:
@@ -124,12 +121,19 @@ class Histories:
         if box is not None:
             self._keeper.remove(box, conn)
 
-    async def _position(self, box: str, after: int | None, last: int | None) -> int:
-        """The number after which a reader begins."""
-        if (after is None) == (last is None):
-            raise TypeError("give either after, the number of a message, or last, how many messages")
-        if after is not None:
-            return min(max(0, after), MOST)
-        assert last is not None
+    async def _newest(self, box: str) -> int:
         (newest,) = await self._keeper.store.last([box])
+        return newest
+
+
+def _position(after: int | None, last: int | None, newest: int) -> int:
+    """The number after which a reader begins.
+
+    Raises:
+        TypeError: Neither or both are given.
+    """
+    if after is not None and last is None:
+        return min(max(0, after), MAX_NUMBER)
+    if last is not None and after is None:
         return max(0, newest - max(0, last))
+    raise TypeError("give either after, the number of a message, or last, how many messages")

@@ -15,6 +15,7 @@ from wse.core.hub.kept.form import Kept, box_of
 from wse.core.hub.network import USER
 from wse.core.ports.scheduling import sleep
 from wse.core.session.extensions import Extension
+from wse.core.session.ledger import is_count
 from wse.core.session.phase import Ignoring
 from wse.errors import CloseReason, ErrorCode, WseError
 from wse.tasks import wake
@@ -105,7 +106,7 @@ class Inboxes(Extension):
         name, after = params.get("device"), params.get("after")
         if not isinstance(name, str) or not 0 < len(name) <= MOST_OF_A_NAME:
             return False
-        if after is not None and not _is_number(after):
+        if after is not None and not is_count(after):
             return False
         session.inbox = Device(session.conn, name, after)
         return True
@@ -180,7 +181,7 @@ class Inboxes(Extension):
             return
         box = _box(session.conn.cid)
         if device.is_placed:
-            self._keeper.add(box, device, Kept.numbered)
+            self._read(box, device)
         else:
             self._endpoint.scheduler.spawn(self._begin_later(session, box, device))
 
@@ -191,7 +192,11 @@ class Inboxes(Extension):
             with suppress(WseError):
                 await self._place(box, device)
         if not session.ended:
-            self._keeper.add(box, device, Kept.numbered)
+            self._read(box, device)
+
+    def _read(self, box: str, device: Device) -> None:
+        self._keeper.add(box, device, Kept.numbered)
+        self._keeper.look_at(box)
 
     def end(self, session: ServerSession) -> None:
         """A device has gone."""
@@ -201,7 +206,7 @@ class Inboxes(Extension):
 
     def _seen(self, session: ServerSession, number: Any, stamp: Any) -> None:
         device = session.inbox
-        if device is None or not _is_number(number):
+        if device is None or not is_count(number):
             session.violation("what a device has seen is the number of a message")
             return
         # It may have had messages over an earlier connection that are still to come over this one.
@@ -231,7 +236,3 @@ class Inboxes(Extension):
 
 def _box(cid: ClientId) -> str:
     return box_of(USER, cid)
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**63

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
-from wse.core.hub.kept.feed import Feed
+from wse.core.hub.kept.feed import Feed, deliver_kept
 from wse.core.hub.kept.form import Kept, box_of, packed_for_store
 from wse.core.hub.network import USER
 from wse.core.ports.store import Record
@@ -92,7 +92,7 @@ class Keeper:
     # Readers.
 
     def add(self, box: str, reader: Reader, form: Callable[[Kept, Protocol], Packed]) -> None:
-        """Let a connection read a box, in this form; all readers of one box have the same."""
+        """Let a connection read a box, in this form; all readers of one box have the same. Then `look_at` the box."""
         feed = self._feeds.get(box)
         if feed is None:
             feed = self._feeds[box] = Feed(self, box, form)
@@ -148,12 +148,8 @@ class Keeper:
         message = self.decode(box, record) if record.data and (feed is not None or others) else None
         if feed is not None:
             feed.heard(record.number, message)
-        if message is not None:
-            for conn in others:
-                try:
-                    conn.send(message.type, message.payload)
-                except WseError as exc:  # its protocol cannot carry it
-                    self.endpoint.report(exc, conn._session)
+        if message is not None and others:
+            deliver_kept(self.endpoint, message, Kept.plain, others)
 
     def decode(self, box: str, record: Record) -> Kept | None:
         """The message; `None` if it cannot be decoded, which is reported."""
