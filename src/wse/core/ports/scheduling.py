@@ -60,6 +60,13 @@ class Scheduler(typing.Protocol):
         """Start a coroutine and adopt its task."""
 
 
+def next_turn(scheduler: Scheduler) -> asyncio.Future[None]:
+    """Done in the next turn of the loop, when what was written in this one has left."""
+    turn = scheduler.create_future()
+    scheduler.call_soon(wake, turn)
+    return turn
+
+
 async def sleep(scheduler: Scheduler, seconds: float) -> None:
     """Return after that time."""
     woken = scheduler.create_future()
