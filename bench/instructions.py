@@ -77,12 +77,12 @@ class CountingLink:
     abort = close
 
 
-def new_server() -> Any:
+def new_server(echo: Callable[..., Any] = lambda conn, payload: payload) -> Any:
     from wse import WseServer
 
     server = WseServer(lambda auth: auth.accept(auth.conn_id), port=0, auth_timeout=0)
     server._hub.started = True  # some of its connections come without a listener
-    server.register("echo", lambda conn, payload: payload)
+    server.register("echo", echo)
     server.channel.on("chat", lambda conn, payload: None)
     return server
 
@@ -141,7 +141,7 @@ def typed_call() -> Callable[[int], None]:
     def echo(conn: Any, payload: payload_type) -> Any:
         return payload
 
-    return hinted_call(echo)
+    return sync_call(partial(new_server, echo))
 
 
 def pydantic_call() -> Callable[[int], None]:
@@ -153,34 +153,16 @@ def pydantic_call() -> Callable[[int], None]:
     def echo(conn: Any, payload: payload_type) -> Any:
         return None
 
-    return hinted_call(echo)
-
-
-def hinted_call(echo: Callable[..., Any]) -> Callable[[int], None]:
-    server = new_server()
-    server.unregister("echo")
-    server.register("echo", echo)
-    session, link = new_session(server)
-
-    def run(times: int) -> None:
-        before = link.writes
-        for _ in range(times):
-            session.receive(CALL)
-        assert link.writes == before + times
-
-    return run
+    return sync_call(partial(new_server, echo))
 
 
 def async_call(hello: str = HELLO) -> Callable[[int], Any]:
     """A call of a coroutine function that does not wait, 32 in each turn of the loop."""
-    server = new_server()
 
     async def echo(conn: Any, payload: Any) -> Any:
         return payload
 
-    server.unregister("echo")
-    server.register("echo", echo)
-    session, link = new_session(server, hello)
+    session, link = new_session(new_server(echo), hello)
 
     async def run(times: int) -> None:
         before = link.writes

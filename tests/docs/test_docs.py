@@ -379,6 +379,14 @@ def test_page_of_codes_is_complete(enum: type[ErrorCode]) -> None:
     assert rows == {member.name: str(member.value) or '""' for member in enum}
 
 
+def test_page_of_logs_names_every_kind() -> None:
+    kind_in_code = re.compile(r'(?:"kind": |\blog\.event\()f?"([\w-]+)')
+    kinds = {kind for path in (ROOT / "src").rglob("*.py") for kind in kind_in_code.findall(path.read_text())}
+    page = (ROOT / "docs/how-to/logs.md").read_text()
+    row = next(line for line in page.splitlines() if line.startswith("| `kind` |"))
+    assert set(re.findall(r"`([\w-]+)[:`]", row)) - {"kind"} == kinds
+
+
 def section(text: str, heading: str) -> str:
     return re.split(r"^## ", text.split(f"## {heading}\n", 1)[1], maxsplit=1, flags=re.MULTILINE)[0]
 

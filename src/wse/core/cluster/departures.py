@@ -18,8 +18,8 @@ from wse.core.cluster.transfer import (
 from wse.core.hub.tickets import Refusal, Why
 from wse.core.names import decode_name, encode_name
 from wse.core.ports.broker import Device
+from wse.core.ports.scheduling import next_turn
 from wse.errors import CloseReason, WseError
-from wse.tasks import wake
 
 if TYPE_CHECKING:
     from wse.core.cluster.bus import Bus
@@ -187,6 +187,4 @@ class Departures:
         for task in tasks:
             task.cancel()
         for _ in range(2 if tasks else 0):  # until their answers have been sent
-            turn = self._scheduler.create_future()
-            self._scheduler.call_soon(wake, turn)
-            await turn
+            await next_turn(self._scheduler)

@@ -9,9 +9,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from wse.core.cluster.envelope import Flow
+from wse.core.ports.scheduling import next_turn
 from wse.core.session.flow import Inflow, Outflow
 from wse.errors import ErrorCode, WseError
-from wse.tasks import wake
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -83,9 +83,7 @@ class NodeOutflow(Outflow):
         return True
 
     async def drain(self) -> None:
-        turn = self._scheduler.create_future()
-        self._scheduler.call_soon(wake, turn)
-        await turn
+        await next_turn(self._scheduler)
 
     def put(self, item: Any) -> None:
         self._send(self.sent + 1, item)

@@ -133,7 +133,9 @@ class Handshake(Generic[IdentityT, MetaT]):
     @property
     def sent(self) -> tuple[Any, dict[str, Any]]:
         """The identity and the meta as the client has sent them."""
-        return (self.identity, self.meta) if self._sent is None else self._sent  # type: ignore[return-value]
+        if self._sent is not None:
+            return self._sent
+        return self.identity, self.meta  # type: ignore[return-value]  # not checked, so they are what was sent
 
     def become(self, identity: Any, meta: Any) -> None:
         """Have an identity and a meta that have been checked; the connection will have those that were sent."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import typing
+from abc import ABC, abstractmethod
 from collections.abc import AsyncIterable, Awaitable, Callable, Iterable
 from contextlib import suppress
 from functools import partial
@@ -108,7 +109,7 @@ class Askable(typing.Protocol):
         ...
 
 
-class Asking:
+class Asking(ABC):
     """The calls that are answered with more than a result, of one kind of callee.
 
     Args:
@@ -186,21 +187,21 @@ class Asking:
 
     # The way to the callee, which each kind has.
 
+    @abstractmethod
     def forget(self, stamp: int) -> None:
         """See `Session.forget_call`."""
-        raise NotImplementedError  # pragma: no cover - each kind has it
 
+    @abstractmethod
     def grant(self, stamp: int, count: int) -> None:
         """Take more items of a stream."""
-        raise NotImplementedError  # pragma: no cover - each kind has it
 
+    @abstractmethod
     def outflow(self, stamp: int, name: MessageType) -> Outflow:
         """The way for the items of an upload."""
-        raise NotImplementedError  # pragma: no cover - each kind has it
 
+    @abstractmethod
     def complete(self, asked: Asked) -> None:
         """All items of the upload have been sent."""
-        raise NotImplementedError  # pragma: no cover - each kind has it
 
 
 class SessionAsking(Asking):

@@ -75,6 +75,9 @@ WITHOUT: Final = CurrentCall(None, None, None)
 """Stands for each call of a peer that neither cancels calls nor sets deadlines."""
 
 current: Final[ContextVar[CurrentCall]] = ContextVar("wse.current_call")
+set_current: Final = current.set
+"""The method, bound once: from 3.12 on, Python binds a method of an imported name anew in each call."""
+
 bounded: Final[set[CurrentCall]] = set()
 """The calls that are being answered and whose deadline is inherited. Mostly there are none, and a look into the context
 costs more than all else that a call does for its extension."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator
 from typing import TYPE_CHECKING, Any, Final
@@ -32,7 +33,7 @@ def is_credit(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value > 0
 
 
-class Sink:
+class Sink(ABC):
     """Where the items of a stream go.
 
     Args:
@@ -51,13 +52,13 @@ class Sink:
         self.is_over = False
         self.window = window
 
+    @abstractmethod
     def put(self, item: Any, size: int) -> bool:
         """An item of that many bytes has come; returns whether the sender had credit for it."""
-        raise NotImplementedError  # pragma: no cover - each kind has it
 
+    @abstractmethod
     def end(self, error: BaseException | None = None) -> None:
         """No more items come."""
-        raise NotImplementedError  # pragma: no cover - each kind has it
 
 
 def _grant_nothing(count: int) -> None: ...
@@ -187,7 +188,7 @@ def iterator_of(items: AsyncIterable[Any] | Iterable[Any]) -> AsyncIterator[Any]
     return aiter(items) if isinstance(items, AsyncIterable) else Plain(iter(items))
 
 
-class Outflow:
+class Outflow(ABC):
     """The sending end.
 
     Args:
@@ -257,21 +258,21 @@ class Outflow:
     # The way to the receiver, which each kind has.
 
     @property
+    @abstractmethod
     def is_writable(self) -> bool:
         """Whether an item may be written now."""
-        raise NotImplementedError  # pragma: no cover - each kind has it
 
+    @abstractmethod
     async def drain(self) -> None:
         """Return when an item may be written, in another turn of the loop."""
-        raise NotImplementedError  # pragma: no cover - each kind has it
 
+    @abstractmethod
     def put(self, item: Any) -> None:
         """Write an item.
 
         Raises:
             Exception: It cannot be encoded; a `WseError` with `LIMIT_EXCEEDED` if it is larger than the peer takes.
         """
-        raise NotImplementedError  # pragma: no cover - each kind has it
 
 
 class SessionOutflow(Outflow):

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from math import inf
 from typing import TYPE_CHECKING, Any, Final
 
 from wse.core.limits import Overflow
 from wse.core.packed import Packed, encode, trimmed
+from wse.core.ports.scheduling import next_turn
 from wse.core.session.outbox import Outbox
 from wse.errors import CloseReason, ErrorCode, WseError
 from wse.tasks import wake
@@ -30,7 +32,7 @@ EVERYTHING: Final = 1 << 62
 """Room for whatever waits."""
 
 
-class Output:
+class Output(ABC):
     """The way out of a connection.
 
     Attributes:
@@ -78,22 +80,22 @@ class Output:
 
     # Defined by each side.
 
+    @abstractmethod
     def describe(self) -> str:
         """The name of the peer in reports (WIRE.md section 4)."""
-        raise NotImplementedError  # pragma: no cover - both sides have their own
 
     def context(self) -> dict[str, Any]:
         """The details that identify the connection in an error."""
         return {}
 
+    @abstractmethod
     def close(self, code: int, reason: str) -> None:
         """End the connection; nothing happens if it has ended."""
-        raise NotImplementedError  # pragma: no cover - sessions have it
 
     @property
+    @abstractmethod
     def ended(self) -> bool:
         """Whether either side has closed the connection."""
-        raise NotImplementedError  # pragma: no cover - sessions have it
 
     # Writing.
 
@@ -118,9 +120,7 @@ class Output:
         messages sends at the peer's pace.
         """
         scheduler = self.endpoint.scheduler
-        turn = scheduler.create_future()
-        scheduler.call_soon(wake, turn)
-        await turn
+        await next_turn(scheduler)
         while not self._writable and not self.ended:
             future = scheduler.create_future()
             drainers = self._drainers

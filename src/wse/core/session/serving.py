@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from wse.core.packed import unencodable
 from wse.core.ports.tracing import PARENT, TRACE
-from wse.core.session.current_call import CurrentCall, bounded, current
+from wse.core.session.current_call import CurrentCall, bounded, set_current
 from wse.core.session.flow import Inflow, Outflow, SessionOutflow, is_credit, iterator_of
 from wse.core.session.handlers import discard
 from wse.core.session.output import EASY_SIZE
@@ -284,7 +284,7 @@ class Serving:
     async def _answer(self, call: CurrentCall, awaitable: Any, name: MessageType, payload: Any, stamp: Any) -> None:
         """Answer a call that has no options, and is not cancelled: the path of most calls."""
         session = self._session
-        current.set(call)
+        set_current(call)
         try:
             result = await awaitable
         except BaseException as exc:
@@ -303,7 +303,7 @@ class Serving:
         self, call: ServedCall, awaitable: Any, name: MessageType, payload: Any, stamp: Any
     ) -> None:
         session = self._session
-        current.set(call)
+        set_current(call)
         try:
             call.task = current_task()  # before that, it cannot be cancelled: it would not get here
             if call._inherited is not None:
