@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any, cast, overload
+from typing import TYPE_CHECKING, Any, overload
 
 from wse.core.session import rpc, signals
 from wse.core.session.signals import ONE_AROUND, STANDS_FOR, check_name, original
@@ -146,42 +146,10 @@ class Procedures(rpc.Procedures):
         self._side = side
         self._operations: dict[MessageType, Operation] = {}
 
-    @overload  # type: ignore[override]  # functions are hashable, but no names
-    def register(self, name: F, /) -> F: ...
-    @overload
     def register(
-        self,
-        name: MessageType,
-        fn: F,
-        *,
-        cancel: bool = False,
-        upload: bool = False,
-        ordered: bool = False,
-        thread: bool = False,
-        dependencies: Iterable[Any] = (),
-        errors: Iterable[Any] = (),
-        tags: Iterable[str] = (),
-        examples: Iterable[Any] = (),
-    ) -> F: ...
-    @overload
-    def register(
-        self,
-        name: MessageType | None = None,
-        fn: None = None,
-        *,
-        cancel: bool = False,
-        upload: bool = False,
-        ordered: bool = False,
-        thread: bool = False,
-        dependencies: Iterable[Any] = (),
-        errors: Iterable[Any] = (),
-        tags: Iterable[str] = (),
-        examples: Iterable[Any] = (),
-    ) -> Callable[[F], F]: ...
-    def register(  # pyright: ignore[reportIncompatibleMethodOverride]  # as mypy above
         self,
         name: Any = None,
-        fn: F | None = None,
+        fn: Any = None,
         *,
         cancel: bool = False,
         upload: bool = False,
@@ -191,20 +159,12 @@ class Procedures(rpc.Procedures):
         errors: Iterable[Any] = (),
         tags: Iterable[str] = (),
         examples: Iterable[Any] = (),
-    ) -> F | Callable[[F], F]:
-        """See `WseServer.register`."""
+    ) -> Any:
+        """See `WseServer.register`, which has the types of the results."""
         declared_codes, tags, examples = codes(errors), tuple(tags), tuple(examples)
         guards = as_guards(dependencies)
-        if fn is None and callable(name):  # a decorator without parentheses
-            bare: Any = name
-            return cast("F", self.register(name_of(bare, "register"), bare))
-        if name is not None:
-            check_name(name, "register")
-            self._check_type(name)
 
-        def add(fn: F) -> F:
-            called = name_of(fn, "register") if name is None else name
-            self._check_type(called)
+        def put(called: MessageType, fn: Any) -> None:
             compiled = self._side.compile(fn, uploads=upload, answers=True, guards=guards, thread=thread)
             kind: Kind = "stream" if compiled.yields else "call"
             handler = self._side.wrapped(kind, called, compiled.fn)
@@ -226,9 +186,8 @@ class Procedures(rpc.Procedures):
                 examples=examples,
                 source=fn,
             )
-            return fn
 
-        return add if fn is None else add(fn)
+        return put_by_name("register", name, fn, put, self._check_type)
 
     def unregister(self, name: MessageType) -> None:
         super().unregister(name)
@@ -287,13 +246,13 @@ class Channel(signals.Channel):
     def on(  # pyright: ignore[reportIncompatibleMethodOverride]  # as mypy above
         self,
         type: Any = None,
-        fn: F | None = None,
+        fn: Any = None,
         *,
         ordered: bool = False,
         dependencies: Iterable[Any] = (),
         tags: Iterable[str] = (),
         examples: Iterable[Any] = (),
-    ) -> F | Callable[[F], F]:
+    ) -> Any:
         """Call `fn` for every message of that type; without `fn`, a decorator. A bare decorator takes the name of the
         function as the type.
 
@@ -319,32 +278,22 @@ class Channel(signals.Channel):
     @overload
     def once(self, type: MessageType) -> Callable[[F], F]: ...
     def once(  # pyright: ignore[reportIncompatibleMethodOverride]  # as mypy above
-        self, type: Any, fn: F | None = None
-    ) -> F | Callable[[F], F]:
+        self, type: Any, fn: Any = None
+    ) -> Any:
         """Like `on`, for the next message of that type only."""
         return self._listen(type, fn, True, False, (), (), ())
 
     def _listen(
         self,
         kind: Any,
-        fn: F | None,
+        fn: Any,
         once: bool,
         ordered: bool,
         guards: tuple[Any, ...],
         tags: tuple[str, ...],
         examples: tuple[Any, ...],
-    ) -> F | Callable[[F], F]:
-        decorator = "channel.once" if once else "channel.on"
-        if fn is None and callable(kind):  # a decorator without parentheses
-            bare: Any = kind
-            return self._listen(name_of(bare, decorator), bare, once, ordered, guards, tags, examples)
-        if kind is not None:
-            check_name(kind, decorator)
-            self._check_type(kind)
-
-        def add(fn: F) -> F:
-            called = name_of(fn, decorator) if kind is None else kind
-            self._check_type(called)
+    ) -> Any:
+        def put(called: MessageType, fn: Any) -> None:
             compiled = self._side.compile(fn, uploads=False, answers=False, guards=guards, thread=False)
             self._put(called, self._standing(called, compiled.fn, fn), once=once, ordered=ordered)
             self._side.changed(called, lasts=not once)
@@ -360,9 +309,8 @@ class Channel(signals.Channel):
                     source=fn,
                 )
                 self._operations.setdefault(called, []).append(operation)
-            return fn
 
-        return add if fn is None else add(fn)
+        return put_by_name("channel.once" if once else "channel.on", kind, fn, put, self._check_type)
 
     def _standing(self, kind: MessageType, handler: Callable[..., Any], fn: Any) -> Callable[..., Any]:
         listener = self._side.wrapped("message", kind, handler)
@@ -404,6 +352,41 @@ class Channel(signals.Channel):
                 _replace(fn, lambda fn, kind=kind: self._standing(kind, fn, original(fn)))  # type: ignore[misc]
                 for fn in listeners.fns
             )
+
+
+def put_by_name(
+    decorator: str, name: Any, fn: Any, put: Callable[[MessageType, Any], None], check: CheckType | None = None
+) -> Any:
+    """Put a function under a name and return it, or return the decorator that does so.
+
+    Args:
+        decorator: The method that the application has called, for errors.
+        name: The name; `None` for that of the function; the function itself, for a decorator without parentheses.
+        fn: The function; `None` for a decorator.
+        put: Called with the name and the function.
+        check: Called with the name, before that.
+
+    Raises:
+        TypeError: The name is none, or there is none.
+        Exception: Those of `put` and `check`.
+    """
+    if fn is None and callable(name):
+        name, fn = name_of(name, decorator), name
+    if name is not None:
+        check_name(name, decorator)
+        if check is not None:
+            check(name)
+
+    def add(fn: F) -> F:
+        called = name
+        if called is None:
+            called = name_of(fn, decorator)
+            if check is not None:
+                check(called)
+        put(called, fn)
+        return fn
+
+    return add if fn is None else add(fn)
 
 
 def name_of(fn: Any, decorator: str) -> str:
