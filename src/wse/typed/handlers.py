@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from wse.core.session.ordered import Order
     from wse.core.session.signals import CheckType
     from wse.typed.compiler import Compiled
+    from wse.typed.dependencies import Dependency
     from wse.typed.middleware import Kind, Middleware
     from wse.typed.operations import Receiver
 
@@ -119,14 +120,16 @@ class Handlers:
         unique = {(each.kind, each.receiver, each.name): each for each in found}
         return list(unique.values())
 
-    def compile(self, fn: Callable[..., Any], *, uploads: bool, answers: bool, guards: Any, thread: bool) -> Compiled:
+    def compile(
+        self, fn: Callable[..., Any], *, uploads: bool, answers: bool, guards: tuple[Dependency, ...], thread: bool
+    ) -> Compiled:
         """Compile a handler.
 
         Raises:
             TypeError, ImportError: As `compile_handler`.
         """
         names = names_of_callers(fn)
-        source = Source(fn=fn, guards=as_guards(guards), thread=thread, answers=answers, names=names)
+        source = Source(fn=fn, guards=guards, thread=thread, answers=answers, names=names)
         compiled = compile_handler(source, of_handlers(self._before, self._made, uploads=uploads))
         self._takes_objects = self._takes_objects or hasattr(compiled.fn, TAKES)
         return compiled
@@ -289,7 +292,7 @@ class Channel(signals.Channel):
         fn: Any,
         once: bool,
         ordered: bool,
-        guards: tuple[Any, ...],
+        guards: tuple[Dependency, ...],
         tags: tuple[str, ...],
         examples: tuple[Any, ...],
     ) -> Any:

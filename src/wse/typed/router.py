@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import Any, Literal, overload
 
-from wse.typed.dependencies import as_guards
+from wse.typed.dependencies import Dependency, as_guards
 from wse.typed.handlers import put_by_name
 from wse.typed.hints import label, remember_names
 from wse.types import F, MessageType
@@ -36,7 +36,7 @@ class Entry:
         """Whether its name is the application's."""
         return self.kind in ("register", "on", "once")
 
-    def below(self, prefix: str, tags: tuple[str, ...], guards: tuple[Any, ...]) -> Entry:
+    def below(self, prefix: str, tags: tuple[str, ...], guards: tuple[Dependency, ...]) -> Entry:
         """The entry as one of an outer router."""
         if not self.is_named:
             return self
