@@ -206,7 +206,7 @@ class Procedures(rpc.Procedures):
         wrapped = self._side.wrapped
         self.clear()
         for name, fn in self.by_name.items():
-            self.by_name[name] = _replace(fn, lambda fn, name=name: wrapped("call", name, fn))  # type: ignore[misc]
+            self.by_name[name] = _replace(fn, lambda fn, name=name: wrapped("call", name, fn))  # type: ignore[misc]  # mypy infers no lambda with a default
         for name, (fn, yields, uploads) in self.streams.items():
             kind: Kind = "stream" if yields else "call"
             self.streams[name] = rpc.Procedure(wrapped(kind, name, fn), yields, uploads)
@@ -352,7 +352,7 @@ class Channel(signals.Channel):
         """Have all listeners go through the middleware, which is new."""
         for kind, listeners in self._by_type.items():
             listeners.fns = tuple(
-                _replace(fn, lambda fn, kind=kind: self._standing(kind, fn, original(fn)))  # type: ignore[misc]
+                _replace(fn, lambda fn, kind=kind: self._standing(kind, fn, original(fn)))  # type: ignore[misc]  # mypy infers no lambda with a default
                 for fn in listeners.fns
             )
 

@@ -142,7 +142,7 @@ def _called(fn: Any) -> Any:
     """What runs when it is called."""
     while isinstance(fn, partial):
         fn = fn.func
-    return fn if inspect.isroutine(fn) or isinstance(fn, type) else getattr(type(fn), "__call__", fn)  # noqa: B004
+    return fn if inspect.isroutine(fn) or isinstance(fn, type) else getattr(type(fn), "__call__", fn)  # noqa: B004 - looked at
 
 
 def _function_of(fn: Any) -> Any:
