@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any, overload
 
 from wse.core.session import rpc, signals
@@ -206,7 +207,7 @@ class Procedures(rpc.Procedures):
         wrapped = self._side.wrapped
         self.clear()
         for name, fn in self.by_name.items():
-            self.by_name[name] = _replace(fn, lambda fn, name=name: wrapped("call", name, fn))  # type: ignore[misc]  # mypy infers no lambda with a default
+            self.by_name[name] = _replace(fn, partial(wrapped, "call", name))
         for name, (fn, yields, uploads) in self.streams.items():
             kind: Kind = "stream" if yields else "call"
             self.streams[name] = rpc.Procedure(wrapped(kind, name, fn), yields, uploads)
@@ -315,7 +316,15 @@ class Channel(signals.Channel):
 
         return put_by_name("channel.once" if once else "channel.on", kind, fn, put, self._check_type)
 
-    def _standing(self, kind: MessageType, handler: Callable[..., Any], fn: Any) -> Callable[..., Any]:
+    def _standing(self, kind: MessageType, handler: Callable[..., Any], fn: Any = None) -> Callable[..., Any]:
+        """A listener with the middleware around it, if there is any.
+
+        Args:
+            kind: The type.
+            handler: The listener.
+            fn: The function for which it stands; by default that for which `handler` stands.
+        """
+        fn = original(handler) if fn is None else fn
         listener = self._side.wrapped("message", kind, handler)
         if listener is not fn:
             setattr(listener, STANDS_FOR, fn)
@@ -351,10 +360,7 @@ class Channel(signals.Channel):
     def go_through(self) -> None:
         """Have all listeners go through the middleware, which is new."""
         for kind, listeners in self._by_type.items():
-            listeners.fns = tuple(
-                _replace(fn, lambda fn, kind=kind: self._standing(kind, fn, original(fn)))  # type: ignore[misc]  # mypy infers no lambda with a default
-                for fn in listeners.fns
-            )
+            listeners.fns = tuple(_replace(fn, partial(self._standing, kind)) for fn in listeners.fns)
 
 
 def put_by_name(
