@@ -10,6 +10,7 @@ from typing import Annotated
 import msgspec
 import pydantic
 import pytest
+from pydantic.alias_generators import to_camel
 
 from support.net import ServerLog, make_server, soon
 from support.resume import RETURNING, cut, until
@@ -22,6 +23,15 @@ class Page(msgspec.Struct):
 
 class Note(pydantic.BaseModel):
     text: str
+
+
+class Author(pydantic.BaseModel):
+    model_config = pydantic.ConfigDict(alias_generator=to_camel, populate_by_name=True)
+    full_name: str
+
+
+class Book(msgspec.Struct):
+    author: Author
 
 
 @dataclass
@@ -96,6 +106,34 @@ async def test_values_arrive_as_their_types(place):
     client.send("notes.point", Point(5))
     await soon(client.call("notes.page", Page()))
     assert place.ran == [Page(4), "begin", Note(text="a"), "end", Point(5), Page()]
+
+
+async def test_aliases_of_pydantic_are_the_names_in_messages_in_both_directions(run):
+    server = make_server()
+    got = []
+
+    @server.register
+    async def sign(conn, author: Author) -> Author:
+        got.append(author)
+        return author
+
+    @server.register
+    async def publish(conn, author: Author) -> Book:
+        got.append(author)
+        return Book(author)
+
+    server.register("plain", lambda conn, payload: {"payload": payload, "author": Author(full_name="ada")})
+    place = await run(server)
+    client = await place.connect()
+    ada, sent = Author(full_name="ada"), {"fullName": "ada"}
+    assert await soon(client.call("sign", sent)) == sent
+    assert await soon(client.call("sign", ada, result=Author)) == ada
+    assert await soon(client.call("publish", sent)) == {"author": sent}
+    assert await soon(client.call("publish", ada, result=Book)) == Book(ada)
+    assert await soon(client.call("plain", ada)) == {"payload": sent, "author": sent}
+    assert got == [ada] * 4
+    schemas = server.asyncapi()["components"]["schemas"]
+    assert list(schemas["Author"]["properties"]) == ["fullName"]
 
 
 async def test_garbage_is_answered_and_runs_nothing(place):

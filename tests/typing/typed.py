@@ -127,14 +127,14 @@ async def declared(conn: WseConnection) -> None:
     note_added.send(conn, Note(""))
     note_added.send(server, Note(""))
     note_added.send(server.room("all"), Note(""), key="a")
-    note_added.send(conn.client, {"text": ""})  # type: ignore[arg-type]
-    note_added.send(conn)  # type: ignore[call-arg]
+    note_added.send(conn.client, {"text": ""})  # type: ignore[arg-type]  # must be refused
+    note_added.send(conn)  # type: ignore[call-arg]  # must be refused
     emptied.send(conn)
     assert_type(await full_name(conn), str)
     assert_type(await double(conn, 1, timeout=5), int)
     assert_type(await ring(conn), None)
-    await double(conn, "1")  # type: ignore[arg-type]
-    await double(conn)  # type: ignore[call-arg]
+    await double(conn, "1")  # type: ignore[arg-type]  # must be refused
+    await double(conn)  # type: ignore[call-arg]  # must be refused
     assert_type(count.stream(conn, 3), Stream[int])
 
 

@@ -107,6 +107,21 @@ def test_types_of_msgspec_and_pydantic_inside_of_each_other_have_schemas_of_draf
     assert "discriminator" not in text
 
 
+def test_types_of_one_name_keep_schemas_of_their_own() -> None:
+    server = make_server()
+    inner = [type(name, (BaseModel,), {"__annotations__": {name.lower(): int}}) for name in ("A", "A2")]
+
+    @server.register
+    def both(conn: Any, payload: A) -> tuple[inner[0], inner[1]]: ...
+
+    document = contract_of(server)
+    schemas = document["components"]["schemas"]
+    found = [schemas[each["$ref"].rpartition("/")[2]] for each in message(document, "both", "result")["items"]]
+    assert [list(each["properties"]) for each in found] == [["a"], ["a2"]]
+    assert message(document, "both", "call") == {"$ref": "#/components/schemas/A"}
+    assert list(schemas["A"]["properties"]) == ["type", "x"]
+
+
 def test_what_the_server_sends_has_all_fields_that_it_always_sends() -> None:
     server = make_server()
 

@@ -404,7 +404,7 @@ async def test_a_wrong_result_rolls_back(server, log):
 
     @server.register
     def handler(conn, payload, it: Annotated[None, Depends(session)]) -> int:
-        return "x"  # type: ignore[return-value]
+        return "x"  # type: ignore[return-value]  # wrong on purpose
 
     async with connect(server) as client:
         await refused(client.call("handler"))
@@ -570,7 +570,7 @@ def test_what_cannot_be_a_dependency_is_an_error_at_registration(server):
         with pytest.raises(TypeError, match=problem):
             server.channel.on("x", fn)
     with pytest.raises(TypeError, match="takes a function"):
-        Depends("db")  # type: ignore[arg-type]
+        Depends("db")  # type: ignore[arg-type]  # wrong on purpose
     for wrong in (print, Depends()):
         with pytest.raises(TypeError, match=r"takes Depends\(function\)"):
             server.register("x", print, dependencies=[wrong])

@@ -244,13 +244,13 @@ def test_mistakes_are_errors_at_once(server):
     with pytest.raises(TypeError, match="strings as names"):
         router.register(5, print)
     with pytest.raises(TypeError, match="prefix is a string"):
-        Router(5)  # type: ignore[arg-type]
+        Router(5)  # type: ignore[arg-type]  # wrong on purpose
     with pytest.raises(TypeError, match=r"Depends\(function\)"):
         Router(dependencies=[print])
     with pytest.raises(TypeError, match="called once cannot have guards"):
         Router(dependencies=[Depends(print)]).channel.once("x", print)
     with pytest.raises(AttributeError):
-        router.when.nothing  # noqa: B018
+        router.when.nothing  # noqa: B018 - raises
 
 
 def test_routers_nested_in_a_ring_are_an_error():

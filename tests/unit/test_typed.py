@@ -193,7 +193,7 @@ async def test_types_may_be_local_and_hints_text(server):
 def test_a_hint_without_a_value_is_an_error_that_says_what_to_do(server):
     def unknown(conn, room: Room): ...
 
-    def result(conn, payload) -> Missing: ...  # noqa: F821
+    def result(conn, payload) -> Missing: ...  # noqa: F821 - unknown on purpose
 
     def broken(conn, payload): ...
 
@@ -271,15 +271,15 @@ async def test_ordered_handlers_may_have_hints(server):
 async def test_a_wrong_result_is_the_servers_fault(server, errors):
     @server.register("plain")
     def plain(conn, payload) -> int:
-        return "x"  # type: ignore[return-value]
+        return "x"  # type: ignore[return-value]  # wrong on purpose
 
     @server.register("async")
     async def later(conn, payload) -> Page:
-        return {"after": "x"}  # type: ignore[return-value]
+        return {"after": "x"}  # type: ignore[return-value]  # wrong on purpose
 
     @server.register("nothing")
     async def nothing(conn, payload) -> None:
-        return 5  # type: ignore[return-value]
+        return 5  # type: ignore[return-value]  # wrong on purpose
 
     async with connect(server) as client:
         for name in ("plain", "async", "nothing"):
@@ -347,7 +347,7 @@ async def test_payloads_and_items_of_streams_are_checked(server, errors):
         try:
             for n in range(to):
                 yield n
-            yield "x"  # type: ignore[misc]
+            yield "x"  # type: ignore[misc]  # wrong on purpose
         finally:
             closed.append("count")
 
@@ -611,14 +611,14 @@ async def test_an_event_is_sent_to_connections_users_rooms_and_everybody(server)
         server.room("all").add(conn)
         for to in (conn, conn.client, server.room("all"), server):
             note_added.send(to, Note(text="a"))
-        note_added.send(conn, {"text": "a"})  # type: ignore[arg-type]
+        note_added.send(conn, {"text": "a"})  # type: ignore[arg-type]  # wrong on purpose
         await until(lambda: heard == [{"text": "a"}] * 5)
         with pytest.raises(TypeError, match=r"\$.text"):
-            note_added.send(conn, {"text": 5})  # type: ignore[arg-type]
+            note_added.send(conn, {"text": 5})  # type: ignore[arg-type]  # wrong on purpose
         nothing = Event("nothing")
         nothing.send(conn)
         with pytest.raises(TypeError, match="null"):
-            nothing.send(conn, 5)  # type: ignore[arg-type]
+            nothing.send(conn, 5)  # type: ignore[arg-type]  # wrong on purpose
 
 
 async def test_a_client_procedure_is_called_with_its_types(server):
@@ -641,7 +641,7 @@ async def test_a_client_procedure_is_called_with_its_types(server):
         assert await double(conn, 4, timeout=5) == 8
         assert (await refused(double(conn, 0))).code is ErrorCode.INVALID_PAYLOAD
         with pytest.raises(TypeError):
-            await double(conn, "x")  # type: ignore[arg-type]
+            await double(conn, "x")  # type: ignore[arg-type]  # wrong on purpose
         stream = count.stream(conn, 1)
         assert await anext(stream) == 0
         with pytest.raises(WseError):

@@ -267,7 +267,7 @@ class Dog(msgspec.Struct):
         (Session, "Session is a class that no JSON makes"),
         (list[Session], "Session is a class"),
         (Cat | Dog, "multiple Struct types"),
-        (list["Missing"], "Missing"),  # noqa: F821
+        (list["Missing"], "Missing"),  # noqa: F821 - unknown on purpose
         (Annotated[list[Note], Meta(max_length=1)], "use pydantic.Field"),
         (list[Note | Session], "pydantic cannot check"),
     ],

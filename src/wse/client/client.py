@@ -400,7 +400,7 @@ class WseClient:
     def register(
         self,
         name: Any = None,
-        fn: F | None = None,
+        fn: Any = None,
         *,
         cancel: bool = False,
         upload: bool = False,
@@ -410,7 +410,7 @@ class WseClient:
         errors: Iterable[Any] = (),
         tags: Iterable[str] = (),
         examples: Iterable[Any] = (),
-    ) -> F | Callable[[F], F]:
+    ) -> Any:
         """Register `fn(payload)` as a procedure that the server can call; without `fn`, a decorator. A bare decorator
         takes the name of the function.
 
@@ -444,17 +444,18 @@ class WseClient:
                 cannot use.
             ImportError: A hint needs pydantic, which is not installed.
         """
-        options: dict[str, Any] = {
-            "cancel": cancel,
-            "upload": upload,
-            "ordered": ordered,
-            "thread": thread,
-            "dependencies": dependencies,
-            "errors": errors,
-            "tags": tags,
-            "examples": examples,
-        }
-        return self._handlers.procedures.register(name, fn, **options)
+        return self._handlers.procedures.register(
+            name,
+            fn,
+            cancel=cancel,
+            upload=upload,
+            ordered=ordered,
+            thread=thread,
+            dependencies=dependencies,
+            errors=errors,
+            tags=tags,
+            examples=examples,
+        )
 
     def unregister(self, name: MessageType) -> None:
         """Remove a procedure.

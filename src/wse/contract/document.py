@@ -12,7 +12,7 @@ from typing import Any, Final
 
 import msgspec
 
-from wse.contract.schemas import Mode, Schema, Use, schemas_of
+from wse.contract.schemas import Mode, Schema, Use, free_name, schemas_of
 from wse.typed.operations import Operation
 from wse.validation.foreign import encode_foreign
 
@@ -172,11 +172,7 @@ def _channel(name: Any) -> dict[str, Any]:
 
 def _key(name: Any, taken: dict[str, Any]) -> str:
     """A name as references may have it."""
-    key = wanted = re.sub(r"[^A-Za-z0-9_.:\-]", "_", str(name)) or "_"
-    number = 2
-    while key in taken:
-        key, number = f"{wanted}_{number}", number + 1
-    return key
+    return free_name(re.sub(r"[^A-Za-z0-9_.:\-]", "_", str(name)) or "_", taken, "_")
 
 
 def _server(url: str) -> dict[str, str]:

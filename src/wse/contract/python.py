@@ -25,6 +25,9 @@ _HEADER: Final = """\
 from __future__ import annotations
 """
 
+_NARROWER: Final = "# type: ignore[assignment]  # only names of the contract"
+"""Stands behind what takes less than the method of `WseClient` that it replaces."""
+
 
 def python_of(contract: Contract) -> str:
     """The module, as text."""
@@ -48,11 +51,9 @@ class _Writer:
         for section in methods:
             name = f"_{section.capitalize()}"
             protocols.append(_protocol(name, self._methods(section)))
-            client.append(f"        {section}: {name}  # type: ignore[assignment]\n")
+            client.append(f"        {section}: {name}  {_NARROWER}\n")
         protocols.append(_protocol("_On", self._methods("on")))
-        protocols.append(
-            "class _Channel(Channel):\n    if TYPE_CHECKING:\n        on: _On  # type: ignore[assignment]\n"
-        )
+        protocols.append(f"class _Channel(Channel):\n    if TYPE_CHECKING:\n        on: _On  {_NARROWER}\n")
         client.append("\n        @property\n        def channel(self) -> _Channel: ...\n")
         helpers = '_H = TypeVar("_H")\n_Decorator: TypeAlias = Callable[[_H], _H]\n'
         body = "\n\n".join([*types, f"{errors}\n\n{helpers}", *protocols, "".join(client)])

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from wse.contract.document import NAME, STREAM, UPLOAD
-from wse.contract.schemas import REF, Schema
+from wse.contract.schemas import REF, Schema, free_name
 
 Section = Literal["send", "call", "stream", "on", "register"]
 
@@ -130,11 +130,8 @@ def identifiers(contract: Contract, taken: Iterable[str]) -> dict[str, str]:
         wanted = re.sub(r"\W+", "_", name, flags=re.ASCII).strip("_") or "Type"
         if wanted[0].isdigit() or keyword.iskeyword(wanted):
             wanted = f"Type{wanted}" if wanted[0].isdigit() else f"{wanted}_"
-        free, number = wanted, 2
-        while free in used:
-            free, number = f"{wanted}{number}", number + 1
-        used.add(free)
-        names[name] = free
+        names[name] = free_name(wanted, used)
+        used.add(names[name])
     return names
 
 

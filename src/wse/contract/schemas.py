@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 from typing import Any, Final, Literal, NamedTuple, get_origin
 
 import msgspec
@@ -37,13 +37,16 @@ def schemas_of(uses: Sequence[Use]) -> tuple[list[Schema], dict[str, Schema]]:
         TypeError: There is no schema for a type.
     """
     schemas: list[Schema] = [{} for _ in uses]
-    own = [(i, use) for i, use in enumerate(uses) if not is_anything(use.hint) and not mentions_pydantic(use.hint)]
-    foreign = [(i, use) for i, use in enumerate(uses) if not is_anything(use.hint) and mentions_pydantic(use.hint)]
+    own: list[tuple[int, Use]] = []
+    foreign: list[tuple[int, Use]] = []
+    for index, use in enumerate(uses):
+        if not is_anything(use.hint):
+            (foreign if mentions_pydantic(use.hint) else own).append((index, use))
     inside: list[Any] = []  # classes of pydantic's in types of msgspec's
 
     def hook(cls: Any) -> Schema:
         if not is_pydantics(cls):
-            raise NotImplementedError
+            raise NotImplementedError  # with which a hook of msgspec's says that it does not know a type
         if cls not in inside:
             inside.append(cls)
         return {_FOREIGN: inside.index(cls)}
@@ -60,7 +63,9 @@ def schemas_of(uses: Sequence[Use]) -> tuple[list[Schema], dict[str, Schema]]:
 
         wanted = [*(use for _, use in foreign), *(Use(cls, "validation") for cls in inside)]
         others, definitions = with_pydantic.schemas_of(wanted, REF)
-        renamed = {name: _free(name, components) for name in definitions}
+        renamed: dict[str, str] = {}
+        for name in definitions:
+            renamed[name] = free_name(name, {*components, *renamed.values()})
         others = [_renamed(each, renamed) for each in others]
         components |= {renamed[name]: _renamed(each, renamed) for name, each in definitions.items()}
         for (index, _), schema in zip(foreign, others, strict=False):
@@ -113,11 +118,11 @@ def _always_sent(node: Any) -> set[str]:
     }
 
 
-def _free(name: str, taken: dict[str, Schema]) -> str:
-    number = 2
-    free = name
+def free_name(wanted: str, taken: Container[str], before_number: str = "") -> str:
+    """A name, with a number behind it if it is taken."""
+    free, number = wanted, 2
     while free in taken:
-        free, number = f"{name}{number}", number + 1
+        free, number = f"{wanted}{before_number}{number}", number + 1
     return free
 
 

@@ -229,7 +229,7 @@ class Handling:
     def register(
         self,
         name: Any = None,
-        fn: F | None = None,
+        fn: Any = None,
         *,
         cancel: bool = False,
         upload: bool = False,
@@ -239,7 +239,7 @@ class Handling:
         errors: Iterable[Any] = (),
         tags: Iterable[str] = (),
         examples: Iterable[Any] = (),
-    ) -> F | Callable[[F], F]:
+    ) -> Any:
         """Register `fn(conn, payload)` as a procedure that clients can call; without `fn`, a decorator. A bare
         decorator takes the name of the function.
 
@@ -273,17 +273,18 @@ class Handling:
                 that WSE cannot use.
             ImportError: A hint needs pydantic, which is not installed.
         """
-        options: dict[str, Any] = {
-            "cancel": cancel,
-            "upload": upload,
-            "ordered": ordered,
-            "thread": thread,
-            "dependencies": dependencies,
-            "errors": errors,
-            "tags": tags,
-            "examples": examples,
-        }
-        return self._handlers.procedures.register(name, fn, **options)
+        return self._handlers.procedures.register(
+            name,
+            fn,
+            cancel=cancel,
+            upload=upload,
+            ordered=ordered,
+            thread=thread,
+            dependencies=dependencies,
+            errors=errors,
+            tags=tags,
+            examples=examples,
+        )
 
     def unregister(self, name: MessageType) -> None:
         """Remove a procedure.

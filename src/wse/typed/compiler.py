@@ -23,7 +23,7 @@ from wse.validation.checks import check_for
 
 if TYPE_CHECKING:
     from wse.errors import ErrorCode
-    from wse.typed.dependencies import Sources
+    from wse.typed.dependencies import Dependency, Sources
     from wse.validation.checks import Check
 
 
@@ -60,7 +60,7 @@ class Source:
     """
 
     fn: Callable[..., Any]
-    guards: tuple[Any, ...] = ()
+    guards: tuple[Dependency, ...] = ()
     thread: bool = False
     answers: bool = True
     code: ErrorCode | None = None
@@ -268,8 +268,8 @@ def _planned(
 ) -> Callable[..., Any]:
     fn = source.fn
     plan = Plan(sources, said, source.names)
-    for mark in source.guards:
-        plan.guard(mark)
+    for dependency in source.guards:
+        plan.guard(dependency)
     slots: dict[str, int] = {}
     taken = {parameter.name: name for name, parameter in given.items()}
     variadic: list[int] = []

@@ -119,15 +119,12 @@ class Plan:
         """Whether a step is."""
         return any(step.is_async for step in self.steps)
 
-    def guard(self, mark: Any) -> None:
+    def guard(self, dependency: Dependency) -> None:
         """Add a dependency whose value is not used.
 
         Raises:
             TypeError: It cannot be one.
         """
-        dependency = as_dependency(mark)
-        if dependency is None or dependency.fn is None:
-            raise TypeError(f"dependencies=[...] takes Depends(function), not {mark!r}")
         self._add(dependency, None)
 
     def has(self, name: str) -> bool:
@@ -301,15 +298,16 @@ def _bare(annotation: Any) -> Any:
 def _nothing() -> None: ...
 
 
-def as_guards(dependencies: Iterable[Any]) -> tuple[Any, ...]:
-    """The guards as given.
+def as_guards(dependencies: Iterable[Any]) -> tuple[Dependency, ...]:
+    """Guards, as dependencies.
 
     Raises:
         TypeError: One is not marked with `Depends`.
     """
-    guards = tuple(dependencies)
-    for mark in guards:
+    guards = []
+    for mark in dependencies:
         dependency = as_dependency(mark)
         if dependency is None or dependency.fn is None:
             raise TypeError(f"dependencies=[...] takes Depends(function), not {mark!r}")
-    return guards
+        guards.append(dependency)
+    return tuple(guards)

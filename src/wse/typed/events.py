@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import itertools
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar, overload
 
@@ -18,8 +17,6 @@ if TYPE_CHECKING:
 P = TypeVar("P")
 Q = TypeVar("Q")
 R = TypeVar("R")
-
-_numbers = itertools.count()
 
 
 class Sends(Protocol):
@@ -43,7 +40,30 @@ class Calls(Protocol):
         """Call a procedure."""
 
 
-class Event(Generic[P]):
+class _Declaration:
+    """What a server's application says of its clients.
+
+    Args:
+        operation: What it says.
+
+    Attributes:
+        name: The type of the message, or the name of the procedure.
+        operation: What it says.
+    """
+
+    def __init__(self, operation: Operation) -> None:
+        check_name(operation.name, type(self).__name__)
+        payload = operation.payload
+        self._check = check_for(type(None) if payload is None else payload)
+        self.name: Any = operation.name
+        self.operation = operation
+        declared.add(self)
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.name!r}>"
+
+
+class Event(_Declaration, Generic[P]):
     """A message that the server sends, with the type of its payload.
 
         note_added = Event("note-added", Note)
@@ -102,20 +122,17 @@ class Event(Generic[P]):
         doc: str = "",
         examples: Iterable[Any] = (),
     ) -> None:
-        check_name(name, "Event")
-        self.name: Any = name
-        self._check = check_for(type(None) if payload is None else payload)
-        self._number = next(_numbers)
-        self.operation = Operation(
-            kind="message",
-            receiver="client",
-            name=name,
-            payload=payload,
-            tags=tuple(tags),
-            doc=inspect.cleandoc(doc),
-            examples=tuple(examples),
+        super().__init__(
+            Operation(
+                kind="message",
+                receiver="client",
+                name=name,
+                payload=payload,
+                tags=tuple(tags),
+                doc=inspect.cleandoc(doc),
+                examples=tuple(examples),
+            )
         )
-        declared.add(self)
 
     @overload
     def send(self: Event[None], to: Sends | Broadcasts, payload: None = None, **options: Any) -> None: ...
@@ -138,11 +155,8 @@ class Event(Generic[P]):
         send = getattr(to, "broadcast", None) or to.send
         send(self.name, payload, **options)
 
-    def __repr__(self) -> str:
-        return f"<Event {self.name!r}>"
 
-
-class ClientProcedure(Generic[P, R]):
+class ClientProcedure(_Declaration, Generic[P, R]):
     """A procedure of the clients, with the types of its payload and its result.
 
         full_name = ClientProcedure("full-name", None, str)
@@ -241,26 +255,23 @@ class ClientProcedure(Generic[P, R]):
         doc: str = "",
         examples: Iterable[Any] = (),
     ) -> None:
-        check_name(name, "ClientProcedure")
-        self.name: Any = name
-        self._check = check_for(type(None) if payload is None else payload)
         self._result = type(None) if result is None else result
         check_for(self._result)
-        self._number = next(_numbers)
-        self.operation = Operation(
-            kind="procedure",
-            receiver="client",
-            name=name,
-            payload=payload,
-            result=Any if stream else result,
-            item=result if stream else Any,
-            yields=stream,
-            errors=codes(errors),
-            tags=tuple(tags),
-            doc=inspect.cleandoc(doc),
-            examples=tuple(examples),
+        super().__init__(
+            Operation(
+                kind="procedure",
+                receiver="client",
+                name=name,
+                payload=payload,
+                result=Any if stream else result,
+                item=result if stream else Any,
+                yields=stream,
+                errors=codes(errors),
+                tags=tuple(tags),
+                doc=inspect.cleandoc(doc),
+                examples=tuple(examples),
+            )
         )
-        declared.add(self)
 
     @overload
     async def __call__(
@@ -298,6 +309,3 @@ class ClientProcedure(Generic[P, R]):
 
     def _own(self, payload: Any) -> Any:
         return payload if self._check is None else self._check.own(payload)
-
-    def __repr__(self) -> str:
-        return f"<ClientProcedure {self.name!r}>"

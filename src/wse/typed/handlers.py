@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any, cast, overload
+from functools import partial
+from typing import TYPE_CHECKING, Any, overload
 
 from wse.core.session import rpc, signals
 from wse.core.session.signals import ONE_AROUND, STANDS_FOR, check_name, original
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from wse.core.session.ordered import Order
     from wse.core.session.signals import CheckType
     from wse.typed.compiler import Compiled
+    from wse.typed.dependencies import Dependency
     from wse.typed.middleware import Kind, Middleware
     from wse.typed.operations import Receiver
 
@@ -119,14 +121,16 @@ class Handlers:
         unique = {(each.kind, each.receiver, each.name): each for each in found}
         return list(unique.values())
 
-    def compile(self, fn: Callable[..., Any], *, uploads: bool, answers: bool, guards: Any, thread: bool) -> Compiled:
+    def compile(
+        self, fn: Callable[..., Any], *, uploads: bool, answers: bool, guards: tuple[Dependency, ...], thread: bool
+    ) -> Compiled:
         """Compile a handler.
 
         Raises:
             TypeError, ImportError: As `compile_handler`.
         """
         names = names_of_callers(fn)
-        source = Source(fn=fn, guards=as_guards(guards), thread=thread, answers=answers, names=names)
+        source = Source(fn=fn, guards=guards, thread=thread, answers=answers, names=names)
         compiled = compile_handler(source, of_handlers(self._before, self._made, uploads=uploads))
         self._takes_objects = self._takes_objects or hasattr(compiled.fn, TAKES)
         return compiled
@@ -146,42 +150,10 @@ class Procedures(rpc.Procedures):
         self._side = side
         self._operations: dict[MessageType, Operation] = {}
 
-    @overload  # type: ignore[override]  # functions are hashable, but no names
-    def register(self, name: F, /) -> F: ...
-    @overload
     def register(
-        self,
-        name: MessageType,
-        fn: F,
-        *,
-        cancel: bool = False,
-        upload: bool = False,
-        ordered: bool = False,
-        thread: bool = False,
-        dependencies: Iterable[Any] = (),
-        errors: Iterable[Any] = (),
-        tags: Iterable[str] = (),
-        examples: Iterable[Any] = (),
-    ) -> F: ...
-    @overload
-    def register(
-        self,
-        name: MessageType | None = None,
-        fn: None = None,
-        *,
-        cancel: bool = False,
-        upload: bool = False,
-        ordered: bool = False,
-        thread: bool = False,
-        dependencies: Iterable[Any] = (),
-        errors: Iterable[Any] = (),
-        tags: Iterable[str] = (),
-        examples: Iterable[Any] = (),
-    ) -> Callable[[F], F]: ...
-    def register(  # pyright: ignore[reportIncompatibleMethodOverride]  # as mypy above
         self,
         name: Any = None,
-        fn: F | None = None,
+        fn: Any = None,
         *,
         cancel: bool = False,
         upload: bool = False,
@@ -191,20 +163,12 @@ class Procedures(rpc.Procedures):
         errors: Iterable[Any] = (),
         tags: Iterable[str] = (),
         examples: Iterable[Any] = (),
-    ) -> F | Callable[[F], F]:
-        """See `WseServer.register`."""
+    ) -> Any:
+        """See `WseServer.register`, which has the types of the results."""
         declared_codes, tags, examples = codes(errors), tuple(tags), tuple(examples)
         guards = as_guards(dependencies)
-        if fn is None and callable(name):  # a decorator without parentheses
-            bare: Any = name
-            return cast("F", self.register(name_of(bare, "register"), bare))
-        if name is not None:
-            check_name(name, "register")
-            self._check_type(name)
 
-        def add(fn: F) -> F:
-            called = name_of(fn, "register") if name is None else name
-            self._check_type(called)
+        def put(called: MessageType, fn: Any) -> None:
             compiled = self._side.compile(fn, uploads=upload, answers=True, guards=guards, thread=thread)
             kind: Kind = "stream" if compiled.yields else "call"
             handler = self._side.wrapped(kind, called, compiled.fn)
@@ -226,9 +190,8 @@ class Procedures(rpc.Procedures):
                 examples=examples,
                 source=fn,
             )
-            return fn
 
-        return add if fn is None else add(fn)
+        return put_by_name("register", name, fn, put, self._check_type)
 
     def unregister(self, name: MessageType) -> None:
         super().unregister(name)
@@ -244,7 +207,7 @@ class Procedures(rpc.Procedures):
         wrapped = self._side.wrapped
         self.clear()
         for name, fn in self.by_name.items():
-            self.by_name[name] = _replace(fn, lambda fn, name=name: wrapped("call", name, fn))  # type: ignore[misc]
+            self.by_name[name] = _replace(fn, partial(wrapped, "call", name))
         for name, (fn, yields, uploads) in self.streams.items():
             kind: Kind = "stream" if yields else "call"
             self.streams[name] = rpc.Procedure(wrapped(kind, name, fn), yields, uploads)
@@ -287,13 +250,13 @@ class Channel(signals.Channel):
     def on(  # pyright: ignore[reportIncompatibleMethodOverride]  # as mypy above
         self,
         type: Any = None,
-        fn: F | None = None,
+        fn: Any = None,
         *,
         ordered: bool = False,
         dependencies: Iterable[Any] = (),
         tags: Iterable[str] = (),
         examples: Iterable[Any] = (),
-    ) -> F | Callable[[F], F]:
+    ) -> Any:
         """Call `fn` for every message of that type; without `fn`, a decorator. A bare decorator takes the name of the
         function as the type.
 
@@ -319,32 +282,22 @@ class Channel(signals.Channel):
     @overload
     def once(self, type: MessageType) -> Callable[[F], F]: ...
     def once(  # pyright: ignore[reportIncompatibleMethodOverride]  # as mypy above
-        self, type: Any, fn: F | None = None
-    ) -> F | Callable[[F], F]:
+        self, type: Any, fn: Any = None
+    ) -> Any:
         """Like `on`, for the next message of that type only."""
         return self._listen(type, fn, True, False, (), (), ())
 
     def _listen(
         self,
         kind: Any,
-        fn: F | None,
+        fn: Any,
         once: bool,
         ordered: bool,
-        guards: tuple[Any, ...],
+        guards: tuple[Dependency, ...],
         tags: tuple[str, ...],
         examples: tuple[Any, ...],
-    ) -> F | Callable[[F], F]:
-        decorator = "channel.once" if once else "channel.on"
-        if fn is None and callable(kind):  # a decorator without parentheses
-            bare: Any = kind
-            return self._listen(name_of(bare, decorator), bare, once, ordered, guards, tags, examples)
-        if kind is not None:
-            check_name(kind, decorator)
-            self._check_type(kind)
-
-        def add(fn: F) -> F:
-            called = name_of(fn, decorator) if kind is None else kind
-            self._check_type(called)
+    ) -> Any:
+        def put(called: MessageType, fn: Any) -> None:
             compiled = self._side.compile(fn, uploads=False, answers=False, guards=guards, thread=False)
             self._put(called, self._standing(called, compiled.fn, fn), once=once, ordered=ordered)
             self._side.changed(called, lasts=not once)
@@ -360,11 +313,18 @@ class Channel(signals.Channel):
                     source=fn,
                 )
                 self._operations.setdefault(called, []).append(operation)
-            return fn
 
-        return add if fn is None else add(fn)
+        return put_by_name("channel.once" if once else "channel.on", kind, fn, put, self._check_type)
 
-    def _standing(self, kind: MessageType, handler: Callable[..., Any], fn: Any) -> Callable[..., Any]:
+    def _standing(self, kind: MessageType, handler: Callable[..., Any], fn: Any = None) -> Callable[..., Any]:
+        """A listener with the middleware around it, if there is any.
+
+        Args:
+            kind: The type.
+            handler: The listener.
+            fn: The function for which it stands; by default that for which `handler` stands.
+        """
+        fn = original(handler) if fn is None else fn
         listener = self._side.wrapped("message", kind, handler)
         if listener is not fn:
             setattr(listener, STANDS_FOR, fn)
@@ -400,10 +360,42 @@ class Channel(signals.Channel):
     def go_through(self) -> None:
         """Have all listeners go through the middleware, which is new."""
         for kind, listeners in self._by_type.items():
-            listeners.fns = tuple(
-                _replace(fn, lambda fn, kind=kind: self._standing(kind, fn, original(fn)))  # type: ignore[misc]
-                for fn in listeners.fns
-            )
+            listeners.fns = tuple(_replace(fn, partial(self._standing, kind)) for fn in listeners.fns)
+
+
+def put_by_name(
+    decorator: str, name: Any, fn: Any, put: Callable[[MessageType, Any], None], check: CheckType | None = None
+) -> Any:
+    """Put a function under a name and return it, or return the decorator that does so.
+
+    Args:
+        decorator: The method that the application has called, for errors.
+        name: The name; `None` for that of the function; the function itself, for a decorator without parentheses.
+        fn: The function; `None` for a decorator.
+        put: Called with the name and the function.
+        check: Called with the name, before that.
+
+    Raises:
+        TypeError: The name is none, or there is none.
+        Exception: Those of `put` and `check`.
+    """
+    if fn is None and callable(name):
+        name, fn = name_of(name, decorator), name
+    if name is not None:
+        check_name(name, decorator)
+        if check is not None:
+            check(name)
+
+    def add(fn: F) -> F:
+        called = name
+        if called is None:
+            called = name_of(fn, decorator)
+            if check is not None:
+                check(called)
+        put(called, fn)
+        return fn
+
+    return add if fn is None else add(fn)
 
 
 def name_of(fn: Any, decorator: str) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import inspect
 import sys
 import typing
-from collections import ChainMap
 from collections.abc import Mapping
 from functools import partial
 from types import FunctionType
@@ -50,11 +49,11 @@ class Hints:
         function = _function_of(fn)
         module = sys.modules.get(getattr(fn, "__module__", None) or "", typing)
         self._globals = getattr(function, "__globals__", None) or vars(module)
-        self._names: Mapping[str, Any] = names
+        self._names = dict(names)
         closure = getattr(function, "__closure__", None)
         if closure:
             cells = zip(function.__code__.co_freevars, closure, strict=True)
-            self._names = ChainMap({name: cell.cell_contents for name, cell in cells if _is_filled(cell)}, dict(names))
+            self._names |= {name: cell.cell_contents for name, cell in cells if _is_filled(cell)}
         signature = _signature(fn)
         self.parameters = tuple(
             parameter.replace(annotation=self._value(parameter.annotation))
@@ -67,8 +66,7 @@ class Hints:
             return Any
         try:
             _holder.__annotations__ = {"it": annotation}
-            # A dict, as the evaluation looks into it more than once.
-            return typing.get_type_hints(_holder, self._globals, dict(self._names), include_extras=True)["it"]
+            return typing.get_type_hints(_holder, self._globals, self._names, include_extras=True)["it"]
         except Exception as exc:  # any exception: the text may be anything
             return Unknown(annotation if isinstance(annotation, str) else repr(annotation), exc)
 
@@ -104,13 +102,13 @@ def names_of_callers(fn: Callable[..., Any]) -> Mapping[str, Any]:
     function = _function_of(fn)
     if "<locals>" not in getattr(function, "__qualname__", ""):
         return {}
-    found: list[Mapping[str, Any]] = [_remembered.get(function, {})]
+    found = dict(_remembered.get(function, {}))
     frame: FrameType | None = sys._getframe(1)
     while frame is not None:
         if frame.f_globals is function.__globals__ and frame.f_code.co_flags & inspect.CO_NEWLOCALS:
-            found.append(dict(frame.f_locals))
+            found = {**frame.f_locals, **found}  # the names of inner functions hide those of outer ones
         frame = frame.f_back
-    return ChainMap(*(dict(names) for names in found))
+    return found
 
 
 _remembered: WeakKeyDictionary[Callable[..., Any], Mapping[str, Any]] = WeakKeyDictionary()
@@ -144,7 +142,7 @@ def _called(fn: Any) -> Any:
     """What runs when it is called."""
     while isinstance(fn, partial):
         fn = fn.func
-    return fn if inspect.isroutine(fn) or isinstance(fn, type) else getattr(type(fn), "__call__", fn)  # noqa: B004
+    return fn if inspect.isroutine(fn) or isinstance(fn, type) else getattr(type(fn), "__call__", fn)  # noqa: B004 - looked at
 
 
 def _function_of(fn: Any) -> Any:

@@ -100,7 +100,7 @@ class Declared:
 
     def loose(self) -> list[Any]:
         """Those that nothing includes, in the order in which they were made."""
-        return sorted((each for each, included in self._all.items() if not included), key=lambda each: each._number)
+        return [each for each, included in self._all.items() if not included]
 
 
 declared: Final = Declared()

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
-from typing import Any, Literal, Protocol, overload
+from typing import Any, Literal, overload
 
-from wse.core.session.signals import check_name
-from wse.typed.dependencies import as_guards
-from wse.typed.handlers import name_of
+from wse.typed.dependencies import Dependency, as_guards
+from wse.typed.handlers import put_by_name
 from wse.typed.hints import label, remember_names
 from wse.types import F, MessageType
 
@@ -37,7 +36,7 @@ class Entry:
         """Whether its name is the application's."""
         return self.kind in ("register", "on", "once")
 
-    def below(self, prefix: str, tags: tuple[str, ...], guards: tuple[Any, ...]) -> Entry:
+    def below(self, prefix: str, tags: tuple[str, ...], guards: tuple[Dependency, ...]) -> Entry:
         """The entry as one of an outer router."""
         if not self.is_named:
             return self
@@ -56,13 +55,6 @@ class Entry:
         elif guards:
             raise TypeError(f"a listener that is called once cannot have guards: {label(self.fn)}")
         return replace(self, name=name, options=options)
-
-
-class Host(Protocol):
-    """A server, as its routers see it."""
-
-    def take(self, entry: Entry) -> None:
-        """Do what an entry says."""
 
 
 class Router:
@@ -172,18 +164,12 @@ class Router:
 
     def _decorate(self, kind: Any, name: Any, fn: Any, options: dict[str, Any]) -> Any:
         decorator = "register" if kind == "register" else f"channel.{kind}"
-        if fn is None and callable(name):  # a decorator without parentheses
-            name, fn = name_of(name, decorator), name
-        if name is not None:
-            check_name(name, decorator)
 
-        def add(fn: Any) -> Any:
-            called = name_of(fn, decorator) if name is None else name
+        def put(called: MessageType, fn: Any) -> None:
             remember_names(fn)
             self._put(Entry(kind, called, fn, options))
-            return fn
 
-        return add if fn is None else add(fn)
+        return put_by_name(decorator, name, fn, put)
 
     def _put(self, entry: Entry) -> None:
         """Take a new entry: at once, or, if it is a method of a class, for objects of that."""

@@ -27,7 +27,7 @@ def make_check(hint: Any) -> Check:
         raise TypeError(f"pydantic cannot check {hint!r}: {exc}") from exc
 
     def own(value: Any) -> Any:
-        return dump(validate(value), mode="json", warnings="error")
+        return dump(validate(value), mode="json", warnings="error", by_alias=True)
 
     return Check(
         hint, convert=validate, own=own, errors=(ValidationError, PydanticSerializationError), describe=_describe
