@@ -202,7 +202,7 @@ class Shell:
                 print(text, file=to or sys.stdout, flush=True)
                 return
             typed = "" if readline is None else readline.get_line_buffer()
-            print(f"\r\x1b[K{text}\n{PROMPT}{typed}", end="", flush=True)  # noqa: T201
+            print(f"\r\x1b[K{text}\n{PROMPT}{typed}", end="", flush=True)  # noqa: T201 - the prompt
 
     def _prepare(self) -> None:
         readline.set_completer_delims(" ")
