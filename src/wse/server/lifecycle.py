@@ -9,7 +9,6 @@ import typing
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
@@ -18,6 +17,7 @@ from wse.errors import CloseReason, ErrorCode, WseError
 from wse.server.lifespan import Lifespans
 from wse.server.process import END_SIGNALS, heard
 from wse.transports import picows
+from wse.version import installed_version
 
 if TYPE_CHECKING:
     import signal
@@ -82,13 +82,6 @@ def check_port(server: WseServer) -> None:
     """
     if not server._lifecycle.options.listens:
         raise ValueError("a server that listens needs a port: WseServer(port=4200), or port=0 for a free one")
-
-
-def _version() -> str:
-    try:
-        return version("wse")
-    except PackageNotFoundError:  # pragma: no cover - a copy of the source
-        return "of unknown version"
 
 
 def checked_path(path: str) -> str:
@@ -326,8 +319,9 @@ class Lifecycle:
         """Log where the server can be reached, and how."""
         self._told_ready = True
         protocols = [protocol.name for protocol in self._hub.endpoint.protocols]
-        extra = {"protocols": protocols, "broker": self.broker, "version": _version(), "node": self._hub.network.name}
-        facts = f"protocols: {', '.join(protocols)}; broker: {self.broker or 'none'}; wse {extra['version']}"
+        version = installed_version()
+        extra = {"protocols": protocols, "broker": self.broker, "version": version, "node": self._hub.network.name}
+        facts = f"protocols: {', '.join(protocols)}; broker: {self.broker or 'none'}; wse {version}"
         if self._listener is not None:
             url = self.options.url(self.port)
             logger.info("listening on %s (%s)", url, facts, extra={"kind": "listening", "url": url, **extra})
