@@ -41,7 +41,7 @@ settings.configure(  # a project has its settings module instead
 django.setup()
 
 from django.contrib.auth import aget_user, login, update_session_auth_hash  # noqa: E402 - Django is set up by now
-from django.contrib.auth.models import User  # noqa: E402
+from django.contrib.auth.models import User  # noqa: E402 - as above
 
 SessionStore = import_module(settings.SESSION_ENGINE).SessionStore
 

@@ -28,7 +28,7 @@ try:
     from opentelemetry import context, metrics, trace
     from opentelemetry.trace import SpanKind, Status, StatusCode
     from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
-except ImportError as exc:  # pragma: no cover - tests have it
+except ImportError as exc:  # pragma: no cover - the environment of the tests has OpenTelemetry
     raise ImportError('traces need OpenTelemetry: pip install "wse[otel]"') from exc
 
 if TYPE_CHECKING:

@@ -15,7 +15,7 @@ try:
     from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
     from prometheus_client.exposition import choose_encoder
     from prometheus_client.registry import Collector as _Collector
-except ImportError as exc:  # pragma: no cover - tests have it
+except ImportError as exc:  # pragma: no cover - the environment of the tests has prometheus-client
     raise ImportError('metrics need the library prometheus-client: pip install "wse[prometheus]"') from exc
 
 if TYPE_CHECKING:
@@ -54,40 +54,39 @@ class MetricsRoute:
     methods = ("GET",)
     max_body = 0
 
-    def __init__(self, read: Callable[[], Iterable[Family]]) -> None:
+    def __init__(self, read: Callable[[], list[Family]]) -> None:
         self._read = read
         # One thread of its own, so that a flood of requests takes none from the application.
         self._writer = ThreadPoolExecutor(1, "wse-metrics")
 
     async def answer(self, call: HttpCall) -> HttpReply:
         """The metrics, in the format that the request asks for. They are read here, and written on another thread."""
-        families = list(self._read())
         accept = call.headers.get("Accept") or ""
         loop = asyncio.get_running_loop()
-        media_type, text = await loop.run_in_executor(self._writer, exposition, lambda: families, accept)
+        media_type, text = await loop.run_in_executor(self._writer, exposition, self._read(), accept)
         return HttpReply(body=text, headers={"Content-Type": media_type, "Cache-Control": "no-store"})
 
 
 class _Families(_Collector):
-    def __init__(self, read: Callable[[], Iterable[Family]]) -> None:
-        self._read = read
+    def __init__(self, families: Iterable[Family]) -> None:
+        self._families = families
 
     def collect(self) -> Iterator[Metric]:
-        return map(to_metric, self._read())
+        return map(to_metric, self._families)
 
 
-def exposition(read: Callable[[], Iterable[Family]], accept: str) -> tuple[str, bytes]:
+def exposition(families: Iterable[Family], accept: str) -> tuple[str, bytes]:
     """The text that Prometheus reads.
 
     Args:
-        read: Reads the metrics.
+        families: The metrics.
         accept: The `Accept` header of the request, which decides the format.
 
     Returns:
         The media type, and the text.
     """
     registry = CollectorRegistry(auto_describe=False)
-    registry.register(_Families(read))
+    registry.register(_Families(families))
     encode, media_type = choose_encoder(accept)
     return media_type, encode(registry)
 

@@ -34,7 +34,7 @@ def names_in(text):
 def known():
     """The names of all samples of a node of a cluster."""
     server = make_server(broker=MemoryBroker(), metrics="/metrics")
-    _, text = exposition(server._metrics.read, "")
+    _, text = exposition(server._metrics.read(), "")
     names = {line.split("{")[0].split(" ")[0] for line in text.decode().splitlines() if not line.startswith("#")}
     families = re.findall(r"# TYPE (\w+) (\w+)", text.decode())
     names |= {f"{name}_bucket" for name, kind in families if kind == "histogram"}
@@ -70,7 +70,7 @@ def test_promtool_finds_no_fault_in_configuration_and_rules():
 @needs_prometheus
 def test_promtool_finds_no_fault_in_what_a_server_serves():
     server = make_server(broker=MemoryBroker(), metrics="/metrics")
-    _, text = exposition(server._metrics.read, "")
+    _, text = exposition(server._metrics.read(), "")
     done = subprocess.run(["promtool", "check", "metrics"], input=text, capture_output=True, timeout=PATIENCE)
     assert (done.returncode, done.stdout + done.stderr) == (0, b"")
 

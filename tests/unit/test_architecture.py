@@ -18,6 +18,7 @@ GROUND = {
     "tasks",
     "types",
     "validation",
+    "version",
     *(
         f"core.{name}"
         for name in (
@@ -46,6 +47,7 @@ ALLOWED = {
     "scheduler.py": GROUND,
     "validation/": GROUND,
     "threads.py": set(),
+    "version.py": set(),
     # The storeys of the core.
     "core/": GROUND,
     "core/session/": GROUND | {"core.session"},
@@ -89,7 +91,8 @@ ALLOWED = {
     "server/acceptor.py": GROUND | {"core.hub"},
     "server/files.py": set(),
     "server/watchdog.py": set(),
-    "publisher.py": GROUND | {"brokers", "core.cluster", "core.hub", "core.session", "protocols", "scheduler"},
+    "publisher/": GROUND
+    | {"brokers", "core.cluster", "core.hub", "core.session", "protocols", "publisher", "scheduler"},
     # What stands on the server.
     "auth/": GROUND | {"core.hub", "auth", "server.server"},
     "cli/": GROUND
@@ -135,7 +138,7 @@ LIBRARIES = {
     "brokers/nats/store.py": {"nats"},
     "brokers/nats/wire.py": {"nats"},
     "brokers/redis/": {"hiredis", "redis"},
-    "publisher.py": {"msgspec"},
+    "publisher/publisher.py": {"msgspec"},
     "cli/": {"click", "msgspec"},
     "cli/commands.py": {"click", "uvloop"},
     "cli/reload.py": {"click", "watchfiles"},

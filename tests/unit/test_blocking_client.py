@@ -132,6 +132,21 @@ def test_messages_reach_listeners_in_order(client):
     assert [heard.get(timeout=TIMEOUT) for _ in range(100)] == list(range(100))
 
 
+def test_a_class_runs_in_a_thread_even_if_its_objects_are_async_functions(client):
+    heard = SimpleQueue()
+
+    class Heard:
+        def __init__(self, payload):
+            heard.put((payload, threading.current_thread().name))
+
+        async def __call__(self, payload):
+            raise NotImplementedError
+
+    client.on("echo", Heard)
+    client.send("echo", 1)
+    assert heard.get(timeout=TIMEOUT) == (1, "wse-client-events")
+
+
 def test_listeners_are_added_and_removed_as_functions_and_decorators(client):
     heard = SimpleQueue()
 

@@ -7,13 +7,13 @@ import signal
 import socket
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
 from click import UsageError
 from click.testing import CliRunner
 
-import wse.cli
 from support.net import make_server
 from support.programs import free_port
 from wse.cli.commands import name_of, problem_of_workers, use_broker
@@ -279,7 +279,7 @@ async def test_two_servers_that_reuse_a_port_share_it():
 
 def test_version_is_that_of_the_package():
     result = run("version")
-    assert result.output == f"{wse.cli.commands.version_of('wse')}\n"
+    assert result.output == f"{version('wse')}\n"
 
 
 def without(library, *args):

@@ -380,6 +380,25 @@ def test_names_are_those_of_a_contract_if_the_server_has_one(place, tmp_path):
         assert names_of(connection(other.url)) == frozenset()
 
 
+def test_names_are_asked_of_the_server_alone_and_without_the_user_of_the_url(monkeypatch):
+    asked = []
+
+    class Nowhere:
+        def __init__(self, host, port, timeout):
+            asked.append((host, port))
+
+        def request(self, *args, **kwargs):
+            raise OSError
+
+        def close(self):
+            pass
+
+    monkeypatch.setattr("http.client.HTTPConnection", Nowhere)
+    for url in ("ws+unix:///run/chat.sock:/ws", "ws://ann:secret@chat.example.com/ws", "ws://[::1]:4200"):
+        assert names_of(connection(url)) == frozenset()
+    assert asked == [("chat.example.com", None), ("::1", 4200)]
+
+
 # What they print.
 
 

@@ -99,6 +99,7 @@ def test_presence_and_the_end_of_a_user(place, ann):
     assert (threadsafe.online(), threadsafe.users()) == (1, ["ann"])
     (device,) = threadsafe.devices("ann")
     assert device.cid == "ann"
+    assert (threadsafe.stats().connections, threadsafe.stats().identities) == (1, 1)
     threadsafe.drop_client("ann", "bye")
     assert ann.wait_closed().details["reason"] == "bye"
 

@@ -6,7 +6,6 @@ import asyncio
 import logging
 import signal
 import sys
-from importlib.metadata import version as version_of
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,6 +23,7 @@ from wse.cli.target import TargetError, load
 from wse.cli.top import top_command
 from wse.cli.worker import StartError, WorkerSlot, serve
 from wse.server.process import HANGUP, SHARES_PORTS
+from wse.version import installed_version
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -56,7 +56,7 @@ for command in (
 @wse.command()
 def version() -> None:
     """Print the version of wse."""
-    click.echo(version_of("wse"))
+    click.echo(installed_version())
 
 
 @wse.command("serve")

@@ -144,8 +144,7 @@ async def serve_metrics(address: Address, read: Callable[[], Awaitable[Iterable[
             raise HttpError(HTTPStatus.METHOD_NOT_ALLOWED, {"Allow": "GET, HEAD"})
         if head.path != "/metrics":
             raise HttpError(HTTPStatus.NOT_FOUND)
-        families = list(await read())
-        media_type, text = exposition(lambda: families, head.headers.get("Accept", ""))
+        media_type, text = exposition(await read(), head.headers.get("Accept", ""))
         return answer(HTTPStatus.OK, {"Content-Type": media_type}, text, head_only=head.method == "HEAD")
 
     async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

@@ -28,7 +28,7 @@ def to_json(value: Any) -> str:
 
 def print_json(value: Any) -> None:
     """Print a value on standard output, where a program may read it line by line."""
-    print(to_json(value), flush=True)  # noqa: T201
+    print(to_json(value), flush=True)  # noqa: T201 - the result of the command
 
 
 def describe(error: WseError) -> str:

@@ -22,7 +22,7 @@ def check_watchfiles() -> None:
         click.UsageError: It is not.
     """
     try:
-        import watchfiles  # noqa: F401
+        import watchfiles  # noqa: F401 - only to see whether it can be imported
     except ImportError as exc:
         raise click.UsageError('--reload needs the watchfiles library: pip install "wse[reload]"') from exc
 

@@ -49,15 +49,18 @@ def shell_command(connection: Connection, reconnect: bool) -> None:
     """Type calls and messages at a prompt, with history and completion; `help` lists the commands."""
     client = connection.blocking(reconnect=reconnect)
     with client:
-        is_well = Shell(client, names_of(connection)).run()
+        names = names_of(connection) if sys.stdin.isatty() else ()  # a script completes nothing
+        is_well = Shell(client, names).run()
     sys.exit(0 if is_well else 1)
 
 
 def names_of(connection: Connection) -> frozenset[str]:
     """The names of procedures and messages, from the contract of a server that has it at `/contract.json`."""
     parts = urlsplit(connection.url)
+    if parts.hostname is None:  # a Unix socket
+        return frozenset()
     make = http.client.HTTPSConnection if parts.scheme == "wss" else http.client.HTTPConnection
-    http_connection = make(parts.netloc, timeout=2)
+    http_connection = make(parts.hostname, parts.port, timeout=2)
     try:
         http_connection.request("GET", "/contract.json", headers=connection.headers)
         response = http_connection.getresponse()
@@ -202,7 +205,7 @@ class Shell:
                 print(text, file=to or sys.stdout, flush=True)
                 return
             typed = "" if readline is None else readline.get_line_buffer()
-            print(f"\r\x1b[K{text}\n{PROMPT}{typed}", end="", flush=True)  # noqa: T201
+            print(f"\r\x1b[K{text}\n{PROMPT}{typed}", end="", flush=True)  # noqa: T201 - the prompt
 
     def _prepare(self) -> None:
         readline.set_completer_delims(" ")

@@ -519,10 +519,10 @@ class BlockingStream(Generic[T]):
         return self
 
     def __next__(self) -> T:
-        item = self._client._wait(_next(self._stream))
+        item: T = self._client._wait(_next(self._stream))
         if item is END:
             raise StopIteration
-        return item  # type: ignore[no-any-return]
+        return item
 
     def close(self) -> None:
         """Take no more items, and let the generator at the server be closed."""

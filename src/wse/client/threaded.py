@@ -7,11 +7,12 @@ from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callab
 from contextlib import aclosing
 from contextvars import copy_context
 from functools import partial, update_wrapper, wraps
-from inspect import isasyncgenfunction, isawaitable, iscoroutinefunction
+from inspect import isawaitable
 from typing import Any, Final
 
 from wse.core.session.signals import is_generator
 from wse.threads import Workers
+from wse.typed.hints import is_async, is_async_generator
 
 MAX_CALLS: Final = 32
 """Procedures that run at the same time; further calls of the server wait."""
@@ -128,7 +129,7 @@ def _called(fn: Callable[..., Any], *args: Any) -> Any:
 
 def _is_async(fn: Any) -> bool:
     """Whether a call of the function gives a coroutine, or an async generator."""
-    return any(iscoroutinefunction(it) or isasyncgenfunction(it) for it in (fn, getattr(fn, "__call__", None)))  # noqa: B004
+    return is_async(fn) or is_async_generator(fn)
 
 
 async def in_thread(items: Iterator[Any]) -> AsyncGenerator[Any, None]:

@@ -6,9 +6,11 @@ import hashlib
 import hmac
 import json
 import logging
+import math
 import re
 import typing
 from collections.abc import Awaitable, Callable, Iterable, Mapping, MutableMapping
+from functools import cache
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any, Final
@@ -120,7 +122,7 @@ class HttpApi:
         if rate is not None:
             burst = self._limits.message_burst or max(1, 2 * rate)
             self._buckets = {name: TokenBucket(scheduler, rate, burst) for name in self._keys}
-        self._replays = Replays(scheduler.time)
+        self._replays = {name: Replays(scheduler.time) for name in self._keys}  # one cannot crowd out another's
         self._folding = Folding(scheduler.time)
         self._actions: Mapping[str, Callable[[dict[str, Any]], None]] = {
             "send": self._send,
@@ -154,7 +156,7 @@ class HttpApi:
 
     def _answer(self, action: str, call: HttpCall) -> HttpReply:
         if action == _DESCRIPTION and call.method == "GET":
-            return HttpReply(HTTPStatus.OK, (Path(__file__).parent / _DESCRIPTION).read_bytes(), _HEADERS)
+            return HttpReply(HTTPStatus.OK, _description(), _HEADERS)
         do = self._actions.get(action)
         if do is None:
             raise _RefusedError(HTTPStatus.NOT_FOUND, f"the actions are {', '.join(self._actions)}")
@@ -177,15 +179,21 @@ class HttpApi:
             return self._do(do, request)
         if not 0 < len(token) <= 255:
             raise _RefusedError(HTTPStatus.BAD_REQUEST, "an idempotency key has 1 to 255 characters")
-        return self._do_once((key, token), hashlib.sha256(action.encode() + b" " + call.body).digest(), do, request)
+        digest = hashlib.sha256(action.encode() + b" " + call.body).digest()
+        return self._do_once(self._replays[key], token, digest, do, request)
 
     def _do_once(
-        self, token: tuple[str, str], digest: bytes, do: Callable[[dict[str, Any]], None], request: dict[str, Any]
+        self,
+        replays: Replays,
+        token: str,
+        digest: bytes,
+        do: Callable[[dict[str, Any]], None],
+        request: dict[str, Any],
     ) -> HttpReply:
-        before = self._replays.find(token)
+        before = replays.find(token)
         if before is None:
             reply = self._do(do, request)
-            self._replays.keep(token, digest, reply)  # one that failed has raised, and may be tried again
+            replays.keep(token, digest, reply)  # one that failed has raised, and may be tried again
             return reply
         if not hmac.compare_digest(before.digest, digest):
             problem = "the idempotency key belongs to another request"
@@ -220,7 +228,7 @@ class HttpApi:
         if media_type != "application/json":
             raise _RefusedError(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "the Content-Type must be application/json")
         try:
-            request = json.loads(call.body, parse_constant=_no_number)
+            request = json.loads(call.body, parse_constant=_no_number, parse_float=_number)
         except (ValueError, RecursionError) as exc:
             raise _RefusedError(HTTPStatus.BAD_REQUEST, "the body is not JSON") from exc
         if not isinstance(request, dict):
@@ -287,7 +295,8 @@ class HttpApi:
             try:
                 await flush()
             except WseError as exc:
-                self._replays.forget(reply)  # so that the request can be sent again
+                for replays in self._replays.values():
+                    replays.forget(reply)  # so that the request can be sent again
                 reply = _RefusedError(HTTPStatus.SERVICE_UNAVAILABLE, exc.message, str(exc.code)).reply
         content = reply.body or b""
         answered = [(name.lower().encode(), value.encode()) for name, value in reply.headers.items()]
@@ -353,6 +362,11 @@ def _end(request: dict[str, Any]) -> None:
         raise ValueError(f"unknown fields: {', '.join(sorted(request))[:200]}")
 
 
+@cache
+def _description() -> bytes:
+    return (Path(__file__).parent / _DESCRIPTION).read_bytes()
+
+
 _KEY = re.compile(r"[!-~]+").fullmatch
 
 
@@ -366,6 +380,13 @@ def _digest(key: str) -> bytes:
 
 def _no_number(constant: str) -> Any:
     raise ValueError(f"{constant} is not JSON")
+
+
+def _number(text: str) -> float:
+    number = float(text)
+    if math.isinf(number):  # it would arrive as null
+        raise _RefusedError(HTTPStatus.BAD_REQUEST, "a number is too large")
+    return number
 
 
 def _reply(status: HTTPStatus, content: Any, headers: Mapping[str, str]) -> HttpReply:

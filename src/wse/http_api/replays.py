@@ -29,7 +29,7 @@ class Replay(NamedTuple):
 
 
 class Replays:
-    """The answers, by key.
+    """The answers to one program's requests, by idempotency key.
 
     Args:
         clock: Returns a time in seconds.
@@ -37,9 +37,9 @@ class Replays:
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
-        self._kept: dict[tuple[str, str], Replay] = {}  # the oldest first
+        self._kept: dict[str, Replay] = {}  # the oldest first
 
-    def find(self, token: tuple[str, str]) -> Replay | None:
+    def find(self, token: str) -> Replay | None:
         """The answer that was given to a request with that key."""
         now = self._clock()
         while self._kept:
@@ -49,7 +49,7 @@ class Replays:
             del self._kept[oldest]
         return self._kept.get(token)
 
-    def keep(self, token: tuple[str, str], digest: bytes, reply: HttpReply) -> None:
+    def keep(self, token: str, digest: bytes, reply: HttpReply) -> None:
         """Keep the answer to a request."""
         self._kept[token] = Replay(digest, reply, self._clock() + KEPT)
 

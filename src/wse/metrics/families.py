@@ -9,6 +9,7 @@ from typing import Any, Literal
 from wse.core.stats import Histogram
 
 Kind = Literal["counter", "gauge", "histogram"]
+Merge = Literal["sum", "min", "max"]
 Labels = tuple[str, ...]
 
 
@@ -56,7 +57,7 @@ class Family:
     help: str
     kind: Kind
     labels: Labels = ()
-    merge: Literal["sum", "min", "max"] = "sum"
+    merge: Merge = "sum"
     values: dict[Labels, float] = field(default_factory=dict)
     histograms: dict[Labels, Buckets] = field(default_factory=dict)
 

@@ -10,14 +10,14 @@ The labels come from this side only: codes and reasons of WSE, limits, policies,
 from __future__ import annotations
 
 import asyncio
-from importlib.metadata import PackageNotFoundError, version
 from time import perf_counter
 from typing import TYPE_CHECKING, Final
 
 from wse.core.cluster.node import ClusterNode
 from wse.core.session.timing import Instruments
-from wse.metrics.families import Buckets, Family, Kind
+from wse.metrics.families import Buckets, Family, Merge
 from wse.metrics.survey import Survey
+from wse.version import installed_version
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -55,10 +55,6 @@ class Metrics:
         self._due = 0.0
         self._ticks = 0
         self._successful = 0.0
-        try:
-            self._version = version("wse")
-        except PackageNotFoundError:  # pragma: no cover - a copy of the source
-            self._version = ""
 
     # In the background.
 
@@ -107,7 +103,7 @@ class Metrics:
         hub, survey = self._hub, self._survey
         resumption = hub.resumption
         return [
-            Family("wse_info", "The version of wse.", "gauge", ("version",), "max").set(1, self._version),
+            Family("wse_info", "The version of wse.", "gauge", ("version",), "max").set(1, installed_version()),
             gauge("wse_uptime_seconds", "Time since the start.", self._uptime(), "min"),
             gauge("wse_connections", "Open connections.", len(hub.sockets.open)),
             gauge(
@@ -191,10 +187,9 @@ class Metrics:
         ]
 
 
-def gauge(name: str, text: str, value: float, merge: str = "sum") -> Family:
+def gauge(name: str, text: str, value: float, merge: Merge = "sum") -> Family:
     """A gauge without labels."""
-    kind: Kind = "gauge"
-    return Family(name, text, kind, (), merge).set(value)  # type: ignore[arg-type]
+    return Family(name, text, "gauge", (), merge).set(value)
 
 
 def counted(name: str, text: str, label: str, counts: Mapping[str, int]) -> Family:

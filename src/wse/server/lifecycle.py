@@ -4,34 +4,28 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import socket
 import typing
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
-from dataclasses import dataclass, field
-from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
+from functools import partial
 from typing import TYPE_CHECKING, Any
-from urllib.parse import quote
 
 from wse.errors import CloseReason, ErrorCode, WseError
 from wse.server.lifespan import Lifespans
 from wse.server.process import END_SIGNALS, heard
 from wse.transports import picows
+from wse.version import installed_version
 
 if TYPE_CHECKING:
     import signal
-    import ssl
-    from collections.abc import Callable, Iterable, Iterator, Mapping
+    from collections.abc import Callable, Iterable, Iterator
 
     from wse.core.hub.hub import Hub
-    from wse.core.ports.http import Route
     from wse.scheduler import AsyncioScheduler
     from wse.server.acceptor import ServerAcceptor
-    from wse.server.files import StaticFile
+    from wse.server.listening import ListenerOptions
     from wse.server.server import WseServer
     from wse.server.watchdog import Watchdog
-    from wse.transports.deflate import Compression
 
 logger = logging.getLogger("wse")
 
@@ -82,64 +76,6 @@ def check_port(server: WseServer) -> None:
     """
     if not server._lifecycle.options.listens:
         raise ValueError("a server that listens needs a port: WseServer(port=4200), or port=0 for a free one")
-
-
-def _version() -> str:
-    try:
-        return version("wse")
-    except PackageNotFoundError:  # pragma: no cover - a copy of the source
-        return "of unknown version"
-
-
-def checked_path(path: str) -> str:
-    """The path of something that the built-in listener serves.
-
-    Raises:
-        ValueError: It does not begin with a slash.
-    """
-    if not path.startswith("/"):
-        raise ValueError(f"a path begins with a slash, not {path!r}")
-    return path
-
-
-@dataclass(slots=True)
-class ListenerOptions:
-    """Where and how a server listens; see the arguments of `WseServer`."""
-
-    host: str | None
-    port: int | None
-    path: str | None
-    ssl: ssl.SSLContext | None
-    compression: Compression | None
-    files: Mapping[str, StaticFile] = field(default_factory=dict)
-    routes: dict[str, Route] = field(default_factory=dict)
-    reuse_port: bool = False
-    unix: str | None = None
-    unix_mode: int | None = None
-    sock: socket.socket | None = None
-
-    def __post_init__(self) -> None:
-        if sum(place is not None for place in (self.port, self.unix, self.sock)) > 1:
-            raise ValueError("a server listens at one place: give port, unix or sock")
-
-    @property
-    def listens(self) -> bool:
-        """Whether it listens; otherwise it runs inside a web application."""
-        return self.port is not None or self.unix is not None or self.sock is not None
-
-    def url(self, port: int | None) -> str:
-        """The URL for clients on this machine."""
-        unix = self.unix
-        if self.sock is not None and self.sock.family == getattr(socket, "AF_UNIX", None):
-            unix = self.sock.getsockname()
-        if unix is not None:
-            place = quote(str(Path(unix).absolute()))
-            return f"{'ws' if self.ssl is None else 'wss'}+unix://{place}:{self.path or '/'}"
-        everywhere = {None: "127.0.0.1", "": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - not bound here
-        host = everywhere.get(self.host, self.host)
-        scheme = "ws" if self.ssl is None else "wss"
-        address = f"[{host}]" if host and ":" in host else host
-        return f"{scheme}://{address}:{port}{self.path or ''}"
 
 
 class Companion(typing.Protocol):
@@ -240,20 +176,8 @@ class Lifecycle:
         try:
             await self.attach()
             self._begun = True
-            port = self.options.port
-            if port is None:
-                if self.options.listens:
-                    self._listener = await self._listen(self.options, None)
-            else:
-                try:
-                    # Once it has taken a free port, clients know it by that one.
-                    self._listener = await self._listen(self.options, port or self._last_port)
-                except OSError:
-                    if port or not self._last_port:
-                        raise
-                    self._listener = await self._listen(self.options, 0)
-                if not port:
-                    self._last_port = self._listener.port or 0
+            if self.options.listens:
+                self._listener = await self._listen()
             if self._closing is None:
                 raise RuntimeError("the server was closed while it started")
             self._tell_ready()
@@ -263,22 +187,19 @@ class Lifecycle:
         finally:
             self._starting = False
 
-    async def _listen(self, options: ListenerOptions, port: int | None) -> picows.Listener:
-        return await picows.listen(
-            self._acceptor,
-            host=options.host,
-            port=port,
-            reuse_port=options.reuse_port,
-            unix=options.unix,
-            unix_mode=options.unix_mode,
-            sock=options.sock,
-            path=options.path,
-            ssl=options.ssl,
-            handshake_timeout=self._hub.auth_timeout or None,
-            files=options.files,
-            routes=options.routes,
-            compression=options.compression,
-        )
+    async def _listen(self) -> picows.Listener:
+        listen = partial(self.options.listen, self._acceptor, self._hub.auth_timeout or None)
+        if self.options.port != 0:
+            return await listen(self.options.port)
+        try:
+            # Once it has taken a free port, clients know it by that one.
+            listener = await listen(self._last_port)
+        except OSError:
+            if not self._last_port:
+                raise
+            listener = await listen(0)
+        self._last_port = listener.port or 0
+        return listener
 
     @property
     def _is_here(self) -> bool:
@@ -326,8 +247,9 @@ class Lifecycle:
         """Log where the server can be reached, and how."""
         self._told_ready = True
         protocols = [protocol.name for protocol in self._hub.endpoint.protocols]
-        extra = {"protocols": protocols, "broker": self.broker, "version": _version(), "node": self._hub.network.name}
-        facts = f"protocols: {', '.join(protocols)}; broker: {self.broker or 'none'}; wse {extra['version']}"
+        version = installed_version()
+        extra = {"protocols": protocols, "broker": self.broker, "version": version, "node": self._hub.network.name}
+        facts = f"protocols: {', '.join(protocols)}; broker: {self.broker or 'none'}; wse {version}"
         if self._listener is not None:
             url = self.options.url(self.port)
             logger.info("listening on %s (%s)", url, facts, extra={"kind": "listening", "url": url, **extra})

@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from wse.core.hub.connection import Exclude
     from wse.core.hub.hub import Hub
     from wse.core.session.asking import Items
-    from wse.errors import WseError
 
 R = TypeVar("R")
 

@@ -38,14 +38,8 @@ from wse.scheduler import AsyncioScheduler
 from wse.server.acceptor import ServerAcceptor
 from wse.server.files import JS_MODULES, StaticFile, js_client_path
 from wse.server.handling import Handling
-from wse.server.lifecycle import (
-    LIFESPAN_GRACE,
-    Lifecycle,
-    ListenerOptions,
-    checked_path,
-    commanded,
-    serve_until_signal,
-)
+from wse.server.lifecycle import LIFESPAN_GRACE, Lifecycle, commanded, serve_until_signal
+from wse.server.listening import ListenerOptions, checked_path
 from wse.server.messaging import Messaging
 from wse.server.signals import ServerSignals
 from wse.server.threadsafe import Threadsafe
