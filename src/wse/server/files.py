@@ -11,7 +11,7 @@ from pathlib import Path
 
 _PACKAGE = Path(__file__).parent.parent
 
-JS_MODULES = ("wse.js", "wse-share.js", "wse-hub.js", "wse-resume.js", "wse-streams.js", "wse-inbox.js")
+JS_MODULES = ("wse.js", "wse-share.js", "wse-hub.js", "wse-resume.js", "wse-streams.js", "wse-inbox.js", "wse-rooms.js")
 """The JavaScript client, and the modules that it loads from beside it when an option asks for them."""
 
 
