@@ -237,6 +237,31 @@ def test_the_page_shows_everything_that_a_contract_has() -> None:
         assert text in page
 
 
+async def test_the_page_is_built_once_until_something_is_registered(monkeypatch: pytest.MonkeyPatch) -> None:
+    server = WseServer(lambda auth: auth.accept("ada"), port=0, contract=True)
+    built: list[int] = []
+    asyncapi = server.asyncapi
+    for path, route in server._lifecycle.options.routes.items():
+        if path.startswith("/contract"):
+            monkeypatch.setattr(route, "_make", lambda: built.append(1) or asyncapi())
+    server.channel.on("talk", lambda conn, payload: None)
+    changes = [
+        lambda: server.register("one", lambda conn, payload: 1),
+        lambda: server.channel.on("two", lambda conn, payload: 1),
+        lambda: server.channel.on("two", lambda conn, payload: 1, tags=["again"]),
+        lambda: server.unregister("one"),
+        lambda: server.include(Event("three", int)),
+    ]
+    async with server, httpx.AsyncClient(base_url=server.url.replace("ws:", "http:")) as web:
+        for change in changes:
+            change()
+            built.clear()
+            for path in ("/contract", "/contract.json") * 2:
+                await web.get(path)
+            assert len(built) == 2
+            assert (await web.get("/contract.json")).json() == asyncapi()
+
+
 async def test_the_contract_is_not_shown_to_people_unless_asked() -> None:
     server = WseServer(lambda auth: auth.accept("ada"), port=0, path="/ws")
     async with server, httpx.AsyncClient(base_url=server.url.replace("ws:", "http:").removesuffix("/ws")) as web:
