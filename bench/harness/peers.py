@@ -17,8 +17,9 @@ class Peer:
         command: The program in servers/ and its further arguments.
         needs: The Python modules or Node packages that it requires.
         note: A remark for the comparison.
-        only: The workloads that it is measured with; empty for all but `never`.
+        only: The workloads that it is measured with; empty for all but `never` and those of `TYPED`.
         never: Those that it cannot do.
+        also: Those of `TYPED` that it is measured with.
     """
 
     name: str
@@ -30,19 +31,27 @@ class Peer:
     note: str = ""
     only: tuple[str, ...] = ()
     never: tuple[str, ...] = ()
+    also: tuple[str, ...] = ()
 
     def does(self, work: Workload) -> bool:
         """Whether it is measured with that workload."""
         if work.kind and self.kind != work.kind:
             return False
-        return work.name in self.only if self.only else work.name not in self.never
+        if self.only:
+            return work.name in self.only
+        return work.name in self.also or work.name not in (*self.never, *TYPED)
 
 
 FLOOR = "floor"
 
+TYPED = ("typed-1", "typed-32")
+"""Workloads that compare servers which check what a handler takes and returns."""
+
+UVICORN = ("uvicorn", "websockets", "httptools", "uvloop")
+
 PEERS = (
     Peer(FLOOR, "C floor", "floor", "wse", (), note="moves bytes, parses no JSON", never=("items-32",)),
-    Peer("wse", "wse", "ours", "wse", ("wse_server.py",), ("msgspec", "picows")),
+    Peer("wse", "wse", "ours", "wse", ("wse_server.py",), ("msgspec", "picows"), also=TYPED),
     Peer("wse-uvloop", "wse, uvloop", "ours", "wse", ("wse_server.py", "uvloop"), ("msgspec", "picows", "uvloop")),
     Peer(
         "wse-stream",
@@ -62,6 +71,26 @@ PEERS = (
         ("wse_server.py",),
         ("msgspec", "picows"),
         "each side counts messages, keeps them until they are confirmed, and confirms what it gets",
+    ),
+    Peer(
+        "wse-msgspec",
+        "wse, a typed handler",
+        "ours",
+        "wse",
+        ("wse_typed_server.py", "msgspec"),
+        ("msgspec", "picows", "pydantic"),
+        "payload and result are Structs of msgspec",
+        only=TYPED,
+    ),
+    Peer(
+        "wse-pydantic",
+        "wse, a typed handler, pydantic",
+        "ours",
+        "wse",
+        ("wse_typed_server.py", "pydantic"),
+        ("msgspec", "picows", "pydantic"),
+        "payload and result are models of pydantic",
+        only=TYPED,
     ),
     Peer(
         "picows",
@@ -87,7 +116,28 @@ PEERS = (
         "python",
         "socketio",
         ("python_socketio_server.py",),
-        ("socketio", "uvicorn", "websockets", "httptools", "uvloop"),
+        ("socketio", *UVICORN),
+        also=TYPED,
+    ),
+    Peer(
+        "pydantic-socketio",
+        "pydantic-socketio, uvicorn",
+        "python",
+        "socketio",
+        ("pydantic_socketio_server.py",),
+        ("pydantic_socketio", *UVICORN),
+        "payload and result are models of pydantic",
+        only=TYPED,
+    ),
+    Peer(
+        "chanx",
+        "chanx, uvicorn",
+        "python",
+        "chanx",
+        ("chanx_server.py",),
+        ("chanx", "fast_channels", "starlette", *UVICORN),
+        "messages are models of pydantic; no authentication",
+        only=TYPED,
     ),
     Peer(
         "fastapi-rpc",
@@ -95,7 +145,7 @@ PEERS = (
         "python",
         "fastapi-rpc",
         ("fastapi_rpc_server.py",),
-        ("fastapi_websocket_rpc", "uvicorn", "websockets", "httptools", "uvloop"),
+        ("fastapi_websocket_rpc", *UVICORN),
         "no authentication; its fan-out is a loop in the application",
         never=("items-32",),
     ),
@@ -144,6 +194,8 @@ class Workload:
 WORKLOADS = (
     Workload("call-1", "Call, 1 in flight on each of 50 connections", "call", 50, 1),
     Workload("call-32", "Call, 32 in flight on each of 50 connections", "call", 50, 32),
+    Workload("typed-1", "Typed call, 1 in flight on each of 50 connections", "call", 50, 1),
+    Workload("typed-32", "Typed call, 32 in flight on each of 50 connections", "call", 50, 32),
     Workload("fanout-1", "Fan-out to 1,000 connections, 1 broadcast in flight, per delivery", "fanout", 1000, 1),
     Workload("fanout-4", "Fan-out to 1,000 connections, 4 broadcasts in flight, per delivery", "fanout", 1000, 4),
     Workload("items-32", "Items, up to 32 on their way to each of 50 connections", "items", 50, 32),

@@ -299,6 +299,10 @@ static const Dialect dialects[] = {
      .result = "{\"request\":null,\"response\":{\"result\":" PAYLOAD ",\"result_type\":\"dict\",\"call_id\":\"%ld\"}}",
      .publish = "{\"request\":{\"method\":\"fan\",\"arguments\":{\"p\":" PAYLOAD "}}}",
      .broadcast = "{\"request\":{\"method\":\"fan\",\"arguments\":{\"p\":" PAYLOAD "},\"call_id\":null},\"response\":null}"},
+    /* Its messages have no calls, but a reply to one with a "ref" has that, too. */
+    {.name = "chanx", .path = "/ws",
+     .call = "{\"action\":\"echo\",\"payload\":" PAYLOAD ",\"ref\":\"%ld\"}",
+     .result = "{\"action\":\"echoed\",\"payload\":" PAYLOAD ",\"version\":1,\"ref\":\"%ld\"}"},
 };
 
 static const Dialect *dialect;
