@@ -209,6 +209,7 @@ class Kept(ClusterMessage, tag=30):
     at: float
     data: bytes
     """The message as the store has it; empty if it must be read from there."""
+    epoch: str = ""
 
 
 class Watched(ClusterMessage, tag=31):

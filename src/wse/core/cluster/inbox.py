@@ -125,7 +125,7 @@ class Inbox:
                 self._delivery.received(topic, message)
             case envelope.Kept():
                 if self._hub.kept is not None:
-                    record = Record(message.number, message.at, message.data)
+                    record = Record(message.number, message.at, message.data, message.epoch)
                     self._hub.kept.heard(topic[:2], decode_name(topic[2:]), record)
             case envelope.Watched():
                 self._watching.asked(topic, message)

@@ -316,7 +316,9 @@ class ClusterNode:
         self.delivery.send(topic(kind, name), conns, type, payload, not_conn, not_user, key)
 
     def kept(self, kind: str, name: Hashable, record: Record) -> None:
-        self.bus.publish(topic(kind, name), envelope.Kept(self.node, record.number, record.at, record.data))
+        self.bus.publish(
+            topic(kind, name), envelope.Kept(self.node, record.number, record.at, record.data, record.epoch)
+        )
 
     def watch(self, watch: Watch) -> None:
         self.watching.watch(watch)

@@ -127,7 +127,7 @@ class Keeper:
         data = packed_for_store(self.settings, self.endpoint.protocols, type, payload, ttl)
         record, is_new = await self.store.keep(box, data, self.settings.bounds, key=key, ttl=ttl)
         if not is_new:  # the first time may have gone wrong after the store had it
-            record = Record(record.number, record.at, b"")
+            record = Record(record.number, record.at, b"", record.epoch)
         self._hub.network.kept(kind, name, record)
         self.heard(kind, name, record)
         return record.number
@@ -147,7 +147,7 @@ class Keeper:
         others = [conn for conn in receivers if feed is None or conn.conn_id not in feed.readers]
         message = self.decode(box, record) if record.data and (feed is not None or others) else None
         if feed is not None:
-            feed.heard(record.number, message)
+            feed.heard(record.number, record.epoch, message)
         if message is not None and others:
             deliver_kept(self.endpoint, message, Kept.plain, others)
 
