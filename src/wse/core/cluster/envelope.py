@@ -5,8 +5,9 @@
     u.<user>    nodes that hold a device of the user     Message, Kept, Watched, Drop, Enter, Displaced, Check
     r.<room>    nodes that hold a member of the room     Message, Kept
     n.<node>    that node                                Canary, Call, Cancel, Query, Answer, ToDevice, Arrived,
-                                                         Reached; about a `CallWith`: More, Put, End, Waiting to the
-                                                         node of the device, Item, Want, Progress, Running from there
+                                                         Reached, Unread; about a `CallWith`: More, Put, End, Waiting
+                                                         to the node of the device, Item, Want, Progress, Running from
+                                                         there
 
 A message crosses as its sender has packed it, once for each message protocol of the sender. The rest are plain values
 in MessagePack. Brokers take messages up to some size, so a list of names crosses in parts: several
@@ -212,6 +213,14 @@ class Kept(ClusterMessage, tag=30):
     epoch: str = ""
 
 
+class Unread(ClusterMessage, tag=33):
+    """A publisher has kept a message for the user. The receiver looks whether anybody reads it."""
+
+    user: str
+    number: int
+    epoch: str
+
+
 class Watched(ClusterMessage, tag=31):
     """The origin wants to know whether a device of the receiver gets all that it has sent to the user until now."""
 
@@ -281,6 +290,7 @@ decode = msgspec.msgpack.Decoder(
     | Kept
     | Watched
     | Reached
+    | Unread
 ).decode
 """Decodes a message; raises a `msgspec.MsgspecError` for bytes that are not one."""
 

@@ -127,6 +127,9 @@ class Inbox:
                 if self._hub.kept is not None:
                     record = Record(message.number, message.at, message.data, message.epoch)
                     self._hub.kept.heard(topic[:2], decode_name(topic[2:]), record)
+            case envelope.Unread():
+                if self._hub.kept is not None and self._hub.kept.unread is not None:
+                    self._hub.kept.unread.watch(decode_name(message.user), message.number, message.epoch)
             case envelope.Watched():
                 self._watching.asked(topic, message)
             case envelope.Reached():
