@@ -9,6 +9,7 @@ when they come back. It subscribes to the users and rooms that it holds, and to 
     Claims     sessions that come from other nodes; Departures, those that go there
     Presence   users come and go; with Registrations, Steps, Firing and Reconciler
     Liveness   the lease, and the canary
+    Watching   finds out whether a message is got on other nodes
     Inbox      hands what the broker delivers to the part that handles it
 
 `ClusterNode` makes the parts, opens and closes them. None of them knows it.
@@ -37,6 +38,7 @@ from wse.core.cluster.reconciler import Reconciler
 from wse.core.cluster.registration import Registrations
 from wse.core.cluster.remote_asking import RemoteDevice
 from wse.core.cluster.steps import Steps
+from wse.core.cluster.watching import Watching
 from wse.core.hub.network import DeviceInfo
 from wse.core.names import decode_name, encode_name
 from wse.core.ports.broker import Away
@@ -51,6 +53,7 @@ if TYPE_CHECKING:
     from wse.core.cluster.settings import ClusterSettings
     from wse.core.hub.calls import Callee
     from wse.core.hub.connection import ServerSession, WseConnection, WseIdentity
+    from wse.core.hub.fallback import Watch
     from wse.core.hub.handshake import Returning
     from wse.core.hub.hub import Hub
     from wse.core.hub.tickets import Claim, Refusal
@@ -108,6 +111,7 @@ class ClusterNode:
         self.claims = Claims(self.bus, hub, self.delivery, self.rpc, self.presence)
         self.departures = Departures(self.bus, hub, self.delivery, self.rpc, self.presence)
         self.liveness = Liveness(self.bus, hub.endpoint, settings, self.reconciler, self.rpc)
+        self.watching = Watching(self.bus, hub)
         self.inbox = Inbox(
             self.bus,
             hub,
@@ -118,6 +122,7 @@ class ClusterNode:
             self.steps,
             self.reconciler,
             self.liveness,
+            self.watching,
             restore_within=settings.lease_ttl,
         )
         self.rpc.queries |= {"members": self._members_here, "here": self._here, "end": self._peer_ends}
@@ -311,7 +316,12 @@ class ClusterNode:
         self.delivery.send(topic(kind, name), conns, type, payload, not_conn, not_user, key)
 
     def kept(self, kind: str, name: Hashable, record: Record) -> None:
-        self.bus.publish(topic(kind, name), envelope.Kept(self.node, record.number, record.at, record.data))
+        self.bus.publish(
+            topic(kind, name), envelope.Kept(self.node, record.number, record.at, record.data, record.epoch)
+        )
+
+    def watch(self, watch: Watch) -> None:
+        self.watching.watch(watch)
 
     def drop(self, cid: ClientId, reason: str, code: int) -> None:
         self.bus.publish(topic(USER, cid), envelope.Drop(self.node, str(reason), code))

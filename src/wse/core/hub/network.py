@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
     from wse.core.hub.calls import Callee
     from wse.core.hub.connection import ServerSession, WseConnection, WseIdentity
+    from wse.core.hub.fallback import Watch
     from wse.core.hub.handshake import Returning
     from wse.core.hub.moving import Luggage
     from wse.core.hub.tickets import Claim, Refusal
@@ -159,6 +160,11 @@ class Network(typing.Protocol):
             kind: As for `send`.
             name: The user or the room.
             record: The message.
+        """
+
+    def watch(self, watch: Watch) -> None:
+        """Find out whether anybody on another node gets all that the user has been sent until now, and call
+        `Fallbacks.settle`.
         """
 
     def drop(self, cid: ClientId, reason: str, code: int) -> None:

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
     from wse.core.hub.calls import Callee
     from wse.core.hub.connection import ServerSession, WseConnection, WseIdentity
+    from wse.core.hub.fallback import Watch
     from wse.core.hub.hub import Hub
     from wse.core.hub.tickets import Claim
     from wse.core.packed import Packed
@@ -93,6 +94,9 @@ class SingleNode:
         send_to_all(self._endpoint, conns, type, payload, key)
 
     def kept(self, kind: str, name: Hashable, record: Record) -> None: ...
+
+    def watch(self, watch: Watch) -> None:
+        self._hub.fallbacks.settle(watch, False)
 
     def drop(self, cid: ClientId, reason: str, code: int) -> None: ...
 
