@@ -11,7 +11,7 @@ from wse.errors import ErrorCode, WseError
 from wse.types import ClientId, MessageKey, MessageType, RoomName
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Coroutine, Hashable
+    from collections.abc import Collection, Coroutine, Hashable, Mapping
 
     from wse.core.hub.connection import Exclude
     from wse.core.hub.kept.histories import Histories, KeptMessage
@@ -231,6 +231,11 @@ class Rooms:
         """The connections of this node that are in the room."""
         members = self._members.get(name)
         return () if members is None else members.values()
+
+    @property
+    def by_name(self) -> Mapping[RoomName, Mapping[str, WseConnection]]:
+        """The rooms with members on this node, and these by their `conn_id`."""
+        return self._members
 
     def local_users(self, name: RoomName) -> frozenset[ClientId]:
         """The users with a connection of this node in the room."""
