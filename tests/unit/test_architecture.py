@@ -111,7 +111,7 @@ ALLOWED = {
         "server",
     }
     | {"transports.picows.http"},
-    "cli/top.py": GROUND | {"brokers", "core.cluster.envelope"},
+    "cli/top.py": GROUND | {"brokers", "cli.output", "core.cluster.envelope"},
     "cli/connection.py": GROUND | {"auth", "client", "protocols"},
     "uvicorn.py": {"transports.asgi"},
     "__main__.py": {"cli"},

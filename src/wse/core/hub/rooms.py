@@ -308,4 +308,6 @@ def _connections(member: WseConnection | WseIdentity) -> tuple[WseConnection, ..
         return tuple(member.conns.values())
     if isinstance(member, WseConnection):
         return (member,)
-    raise TypeError(f"a member of a room is a WseConnection or a WseIdentity, not {member!r}")
+    raise TypeError(
+        f"a member of a room is a WseConnection or a WseIdentity, such as conn or conn.client, not {member!r:.100}"
+    )
