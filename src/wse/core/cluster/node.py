@@ -39,6 +39,7 @@ from wse.core.cluster.registration import Registrations
 from wse.core.cluster.remote_asking import RemoteDevice
 from wse.core.cluster.steps import Steps
 from wse.core.cluster.watching import Watching
+from wse.core.hub.census import take_brief
 from wse.core.hub.network import DeviceInfo
 from wse.core.names import decode_name, encode_name
 from wse.core.ports.broker import Away
@@ -396,19 +397,7 @@ class ClusterNode:
 
     def _stats(self, _: str) -> dict[str, float]:
         """What `wse top` shows of this node."""
-        hub, counters = self.hub, self._endpoint.counters
-        return {
-            "uptime": self._scheduler.time() - self._opened_at,
-            "connections": len(hub.sockets.open),
-            "users": len(hub.identities),
-            "detached": 0 if hub.resumption is None else len(hub.resumption.detached),
-            "handlers": counters.calls_running,
-            "messages_in": counters.messages_in,
-            "messages_out": counters.messages_out,
-            "calls_in": counters.calls_in,
-            "calls_out": counters.calls_out,
-            "errors": counters.errors.total(),
-        }
+        return take_brief(self.hub, uptime=self._scheduler.time() - self._opened_at)
 
     def _here(self, conn_ids: str) -> Any:
         """Answer whether this node is there, or where the devices of some connections are."""
