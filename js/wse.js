@@ -119,7 +119,6 @@ const toMessage = (message) => {
   return Object.assign(message, { type, payload, stamp })
 }
 
-// JSON would lose these.
 const isLost = (value) => (typeof value === 'number' ? !isFinite(value) : !value?.toJSON && !/t (Object|Array|String|Boolean|BigInt|Null|Undefined)]/.test({}.toString.call(value)))
 
 export class WseJSON {
@@ -508,7 +507,7 @@ export class WseClient {
       const modules = share ? [import('./wse-share.js')] : [resume && this.protocol.extensions?.ack && import('./wse-resume.js'), inbox && import('./wse-inbox.js'), rooms && import('./wse-rooms.js')]
       if (modules.some(Boolean)) identity = Promise.all([identity, ...modules]).then(([value, ...modules]) => {
         const { SharedSocket, Ledger, Inbox, Rooms } = Object.assign({}, ...modules)
-        this.#options.WebSocket = SharedSocket ?? this.#options.WebSocket
+        if (SharedSocket) this.#options.WebSocket = SharedSocket
         this.#Ledger = Ledger
         if (!this.#more) for (const More of [Inbox, Rooms]) if (More) this.#more = new More(this, this.#options, this.#messages, this.#emit, this.#failed, this.#report, WseError, this.#more)
         return value
@@ -716,8 +715,6 @@ export class WseClient {
     session.pulse = quietly(() => soon(() => (session.heard ? this.#watch(session) : this.#leave(session, 1006, ''))), seconds)
   }
 
-  // Messages and calls.
-
   #receive(session, type, payload, stamp, data) {
     if (session.ended) return
     if (session.backlog) return session.backlog.push(() => this.#receive(session, type, payload, stamp, data))
@@ -780,7 +777,7 @@ export class WseClient {
     }
     const end = () => {
       clearTimeout(timer)
-      this.#served.delete(stamp)
+      this.#served.delete(key)
     }
     const failed = (cause) => {
       const { code, message, details } = toAnswer(cause, this.#options.debug)
@@ -811,7 +808,8 @@ export class WseClient {
       return isFunction(result?.then) ? result.then(respond) : respond(result)
     }
     const timer = finite(t) && quietly(call.cancel, t)
-    this.#served.set(stamp, call)
+    const key = this.#served.has(stamp) ? {} : stamp
+    this.#served.set(key, call)
     run(answer, [], failed)
   }
 

@@ -19,6 +19,7 @@ from wse import (
     ExtensionTypes,
     Heartbeat,
     InternalTypes,
+    Kept,
     ReadyState,
     WseClient,
     WseError,
@@ -519,6 +520,7 @@ class ClientConversation(Conversation):
         self.sockets = Sockets()
         resume = setup.get("resume", False)
         inbox = setup.get("inbox", {})
+        after = inbox.get("after")
         self.client = client = WseClient(
             "ws://test",
             identity=setup.get("identity", ""),
@@ -530,7 +532,7 @@ class ClientConversation(Conversation):
             backoff=Backoff(base=1e-9, cap=1e-9),
             resume=resume,
             inbox=inbox.get("device"),
-            after=inbox.get("after"),
+            after=Kept(after["n"], 0.0, after["epoch"]) if isinstance(after, dict) else after,
         )
         self.clock = Clock()
         if not resume and not setup.get("reconnect"):
@@ -547,7 +549,7 @@ class ClientConversation(Conversation):
         if setup.get("rooms"):
             client.room("doc").presence.when.changed(lambda changes: note(["changed", changes]))
         if inbox:
-            client.channel.on("note", lambda payload: note(["note", *client.kept, payload]))
+            client.channel.on("note", lambda payload: note(["note", client.kept.n, client.kept.at, payload]))
             client.channel.on("bad", lambda payload: 1 / 0)
         client.when.ignored(lambda *args: note(["ignored", *args]))
         client.when.error(lambda error: self.codes.append(str(error.code)))

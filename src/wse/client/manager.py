@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 from wse.client.connection import Connection, is_asked_for
 from wse.client.course import Course
 from wse.client.extensions import add_client_extensions
-from wse.client.inbox import InboxExtension
+from wse.client.inbox import InboxExtension, Kept
 from wse.client.request import checked_url
 from wse.client.resumption import Resumption
 from wse.client.rooms import ClientRooms
@@ -90,7 +90,7 @@ class ConnectionManager:
         heartbeat: Heartbeat,
         scheduler: AsyncioScheduler,
         resume: Resume | bool,
-        inbox: tuple[str, int | None] | None = None,
+        inbox: tuple[str, int | Kept | None] | None = None,
     ) -> None:
         self._endpoint = endpoint
         add_client_extensions(endpoint)

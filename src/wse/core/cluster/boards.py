@@ -92,7 +92,7 @@ class Boards:
 
     # The hub.
 
-    def watch(self, board: Board) -> None:
+    def open(self, board: Board) -> None:
         """Take part in a room."""
         watched = self._watched[board.name] = Watched(board, self._last)
         self._publish(watched, [], is_whole=True)
@@ -100,7 +100,7 @@ class Boards:
         if self._timer is None:
             self._timer = self._scheduler.call_later(self._settings.lease_ttl, self._beat)
 
-    def unwatch(self, board: Board) -> None:
+    def close(self, board: Board) -> None:
         """Take part no longer."""
         watched = self._watched.pop(board.name)
         self._last = max(self._last, watched.number)

@@ -16,6 +16,7 @@ from wse.core.hub.auth import AuthExtension
 from wse.core.hub.calls import WithOptions, call_user, check_mode
 from wse.core.hub.connection import MeteredSession, ServerSession, WseConnection, WseIdentity
 from wse.core.hub.extensions import LimitsExtension
+from wse.core.hub.fallback import Fallbacks
 from wse.core.hub.fanout import excluded, without
 from wse.core.hub.handshake import Returning, ServerOpening
 from wse.core.hub.kept.histories import Histories
@@ -121,6 +122,7 @@ class Hub:
         self.inboxes: Inboxes | None = None
         self._arrivals = Arrivals(endpoint.scheduler)
         self.rooms = Rooms(self)
+        self.fallbacks = Fallbacks(self)
         self.entrance = RoomsExtension(self)
         endpoint.extensions.add(self.entrance)
         self.network: Network

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
     from wse.core.hub.calls import Callee
     from wse.core.hub.connection import ServerSession, WseConnection, WseIdentity
+    from wse.core.hub.fallback import Watch
     from wse.core.hub.handshake import Returning
     from wse.core.hub.moving import Luggage
     from wse.core.hub.presence.board import Board, Entry
@@ -162,6 +163,11 @@ class Network(typing.Protocol):
             record: The message.
         """
 
+    def watch(self, watch: Watch) -> None:
+        """Find out whether anybody on another node gets all that the user has been sent until now, and call
+        `Fallbacks.settle`.
+        """
+
     def drop(self, cid: ClientId, reason: str, code: int) -> None:
         """Disconnect the user's devices of other nodes."""
 
@@ -189,10 +195,10 @@ class Network(typing.Protocol):
 
     # Presence in rooms.
 
-    def watch(self, board: Board) -> None:
+    def open_board(self, board: Board) -> None:
         """The first connection of this node has entered a room with presence: get the states of the other nodes."""
 
-    def unwatch(self, board: Board) -> None:
+    def close_board(self, board: Board) -> None:
         """The last connection of this node has left the room."""
 
     def post(self, board: Board, entries: list[Entry]) -> None:

@@ -14,7 +14,7 @@ from wse.errors import ErrorCode, WseError
 from wse.types import ClientId, MessageKey, MessageType, RoomName
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Coroutine, Hashable
+    from collections.abc import Collection, Coroutine, Hashable, Mapping
 
     from wse.core.hub.connection import Exclude
     from wse.core.hub.kept.histories import Histories, KeptMessage
@@ -304,6 +304,11 @@ class Rooms:
         members = self._members.get(name)
         return () if members is None else members.values()
 
+    @property
+    def by_name(self) -> Mapping[RoomName, Mapping[str, WseConnection]]:
+        """The rooms with members on this node, and these by their `conn_id`."""
+        return self._members
+
     def local_users(self, name: RoomName) -> frozenset[ClientId]:
         """The users with a connection of this node in the room."""
         return frozenset(conn.cid for conn in self.local(name))
@@ -377,4 +382,6 @@ def _connections(member: WseConnection | WseIdentity) -> tuple[WseConnection, ..
         return tuple(member.conns.values())
     if isinstance(member, WseConnection):
         return (member,)
-    raise TypeError(f"a member of a room is a WseConnection or a WseIdentity, not {member!r}")
+    raise TypeError(
+        f"a member of a room is a WseConnection or a WseIdentity, such as conn or conn.client, not {member!r:.100}"
+    )

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
     from wse.core.hub.calls import Callee
     from wse.core.hub.connection import ServerSession, WseConnection, WseIdentity
+    from wse.core.hub.fallback import Watch
     from wse.core.hub.hub import Hub
     from wse.core.hub.presence.board import Board, Entry
     from wse.core.hub.tickets import Claim
@@ -95,6 +96,9 @@ class SingleNode:
 
     def kept(self, kind: str, name: Hashable, record: Record) -> None: ...
 
+    def watch(self, watch: Watch) -> None:
+        self._hub.fallbacks.settle(watch, False)
+
     def drop(self, cid: ClientId, reason: str, code: int) -> None: ...
 
     async def subscribed(self) -> None: ...
@@ -108,9 +112,9 @@ class SingleNode:
     async def members(self, name: RoomName) -> frozenset[ClientId]:
         return frozenset()
 
-    def watch(self, board: Board) -> None: ...
+    def open_board(self, board: Board) -> None: ...
 
-    def unwatch(self, board: Board) -> None: ...
+    def close_board(self, board: Board) -> None: ...
 
     def post(self, board: Board, entries: list[Entry]) -> None: ...
 

@@ -113,7 +113,7 @@ class Board:
         """A connection of this node has entered the room."""
         self.members[conn.conn_id] = conn
         if len(self.members) == 1:
-            self._host.network.watch(self)
+            self._host.network.open_board(self)
         self.watchers.add(conn)
 
     def leave(self, conn: WseConnection) -> None:
@@ -123,7 +123,7 @@ class Board:
         self.clear(conn)
         if not self.members:
             self.report()
-            self._host.network.unwatch(self)
+            self._host.network.close_board(self)
             for origin in [origin for origin in self._parts if origin != OWN]:
                 self.forget(origin)
 
