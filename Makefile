@@ -77,6 +77,10 @@ test-long: $(STAMP)  ## models, stories and soaks of many minutes each, of which
 autobahn: $(STAMP)  ## RFC 6455 and 7692 by the Autobahn TestSuite; ARGS=--full adds the longest cases
 	$(BIN)/python tests/autobahn/run.py $(ARGS)
 
+.PHONY: pictures
+pictures: $(STAMP)  ## the pictures of the documentation that tests take
+	WSE_ARTIFACTS=docs/screenshots $(BIN)/python -m pytest -m slow -k picture tests/browser/test_operations.py
+
 soak: $(STAMP)  ## ten minutes of 2,000 clients that connect, send messages, call and leave
 	$(BIN)/python tests/soak/soak.py $(ARGS)
 

@@ -33,11 +33,13 @@ class Peer:
     never: tuple[str, ...] = ()
     also: tuple[str, ...] = ()
 
-    def does(self, workload: str) -> bool:
+    def does(self, work: Workload) -> bool:
         """Whether it is measured with that workload."""
+        if work.kind and self.kind != work.kind:
+            return False
         if self.only:
-            return workload in self.only
-        return workload in self.also or workload not in (*self.never, *TYPED)
+            return work.name in self.only
+        return work.name in self.also or work.name not in (*self.never, *TYPED)
 
 
 FLOOR = "floor"
@@ -175,9 +177,10 @@ class Workload:
     """One kind of work.
 
     Attributes:
-        mode: `call`, `fanout`, `items` and `idle` load a server, `client` runs a client.
+        mode: `call`, `fanout`, `items`, `idle` and `return` load a server, `client` runs a client.
         connections: The number of connections.
-        window: Calls, broadcasts or items in flight; for `idle`, how many of the connections are timed.
+        window: Calls, broadcasts or items in flight; for `idle` and `return`, how many of the connections are timed.
+        kind: The kind of the peers that are measured; empty for all.
     """
 
     name: str
@@ -185,6 +188,7 @@ class Workload:
     mode: str
     connections: int
     window: int
+    kind: str = ""
 
 
 WORKLOADS = (
@@ -196,6 +200,7 @@ WORKLOADS = (
     Workload("fanout-4", "Fan-out to 1,000 connections, 4 broadcasts in flight, per delivery", "fanout", 1000, 4),
     Workload("items-32", "Items, up to 32 on their way to each of 50 connections", "items", 50, 32),
     Workload("connect", "Connect and authenticate 5,000, then hold 10,000 idle", "idle", 10000, 5000),
+    Workload("return", "All of 10,000 come back at once, after they were cut", "return", 10000, 10000, "ours"),
     Workload("client-1", "Client, 1 call in flight, against the C floor", "client", 1, 1),
     Workload("client-32", "Client, 32 calls in flight, against the C floor", "client", 1, 32),
 )

@@ -327,6 +327,34 @@ async def api_and_metrics(port, attacking):
             attacker.close()
 
 
+async def operations_page(port, attacking):
+    """The operations page with wrong keys and from web pages, with markup for a name; strangers who stay; the page
+    itself without end."""
+    key = masked_frame(json.dumps(["~wse:hi", {"identity": {"name": "<script>", "key": "guess"}}]).encode(), TEXT)
+    call = message("drop-user", {"user": "shonest0"}, 1)
+    opening = request().replace(b"GET / ", b"GET /admin ")
+    evil = request(Origin="https://evil.example").replace(b"GET / ", b"GET /admin/ ")
+    asked = [
+        opening + key + call,
+        opening + call,
+        evil + key + call,
+        b"GET /admin/console.js HTTP/1.1\r\nHost: localhost\r\n\r\n",
+        b"POST /admin HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9\r\n\r\nname=eve&",
+    ]
+    silent = [Enemy(port) for _ in range(30)]  # more than one address may have
+    while True:
+        for attacker in silent:
+            if attacker.alive:
+                attacker.discard()
+            if not attacker.alive:
+                await attacker.open(opening)
+        attackers = [await Enemy(port).open(data) for data in asked]
+        attacking()
+        await asyncio.sleep(0.02)
+        for attacker in attackers:
+            attacker.close()
+
+
 async def never_acking(port, attacking):
     """Sessions that are to be kept, of clients that take everything and confirm nothing, or what was never sent."""
     calls = message("echo", "x" * 10_000, 1) * 4
@@ -433,6 +461,7 @@ ATTACKS = {
         reconnect_storm,
         failing_handshakes,
         api_and_metrics,
+        operations_page,
         never_acking,
         ghosts,
         greedy_readers,

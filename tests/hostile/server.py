@@ -25,6 +25,9 @@ async def serve():
         port=0,
         api_keys="a-key-that-nobody-guesses",
         metrics="/metrics",
+        admin=lambda auth: (
+            auth.accept("grace") if auth.identity["key"] == "a-key-that-nobody-guesses" else auth.refuse()
+        ),
         auth_timeout=AUTH_TIMEOUT,
         heartbeat=Heartbeat(interval=1, timeout=30),
         compression=Compression(),

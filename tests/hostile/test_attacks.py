@@ -158,6 +158,7 @@ ATTACKS = (
     "reconnect_storm",
     "failing_handshakes",
     "api_and_metrics",
+    "operations_page",
     "never_acking",
     "ghosts",
     "greedy_readers",
@@ -167,6 +168,7 @@ ATTACKS = (
 
 
 EVIDENCE = {
+    "operations_page": lambda before, during: during["files"] >= before["files"] + 15,
     "api_and_metrics": lambda before, during: during["files"] >= before["files"] + 30,
     "slowloris": lambda before, during: during["files"] >= before["files"] + 400,
     "never_reading": lambda before, during: grew("closes", "wse.slow-receiver", before, during),

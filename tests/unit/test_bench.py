@@ -153,8 +153,10 @@ def test_counts_are_lowered_where_files_are_few_and_that_is_said():
     notes = []
     works = {work.name: work for work in run.works(run.arguments([]), 3000, notes)}
     assert (works["connect"].connections, works["connect"].window) == (3000, 1500)
+    assert (works["return"].connections, works["return"].window) == (3000, 3000)
+    assert (works["client-32"].connections, works["client-32"].window) == (1, 32)
     assert works["fanout-1"].connections == 1000
-    assert notes == ["`ulimit -Hn` allows 3,000 connections for connect, not 10,000"]
+    assert notes == [f"`ulimit -Hn` allows 3,000 connections for {name}, not 10,000" for name in ("connect", "return")]
     assert {work.connections for work in run.works(run.arguments(["--quick"]), 20000, [])} <= {1, 50, 200}
 
 

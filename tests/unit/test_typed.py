@@ -664,6 +664,21 @@ async def test_a_client_procedure_is_called_with_its_types(server):
             await anext(stream)
 
 
+async def test_an_identity_that_is_no_user_is_named_for_what_it_is(server):
+    added, whole, count = Event("added", int), ClientProcedure("whole", None, str), ClientProcedure("n", None, int)
+    async with connect(server, "ann"):
+        (conn,) = server.clients["ann"].conns.values()
+        added.send(conn.client, 1)
+        for identity in (conn.identity, {"name": "ann"}, None):
+            for use in (lambda: added.send(identity, 1), lambda: count.stream(identity)):  # noqa: B023 - at once
+                with pytest.raises(TypeError, match=r"conn\.client"):
+                    use()
+            with pytest.raises(TypeError, match=r"conn\.client"):
+                await whole(identity)
+        with pytest.raises(TypeError, match=r"conn\.client"):
+            server.room("lobby").add(conn.identity)
+
+
 def test_operations_tell_what_handlers_say(server):
     added = Event("added", Note, tags=["notes"], doc="A note has been added.", examples=[{"text": "a"}])
     battery = ClientProcedure("battery", None, int, errors=["no-battery"])

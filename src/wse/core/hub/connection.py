@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     from wse.core.hub.auth import AuthExtension, Expiry
     from wse.core.hub.calls import Mode
+    from wse.core.hub.fallback import Fallbacks
     from wse.core.hub.handshake import Challenge
     from wse.core.hub.kept.inboxes import Device
     from wse.core.hub.resumption import Resumption
@@ -55,6 +56,8 @@ class SessionOwner(typing.Protocol):
 
 class Users(typing.Protocol):
     """A server, as its users see it."""
+
+    fallbacks: Fallbacks
 
     def send(
         self, cid: ClientId, type: MessageType, payload: Any, exclude: Exclude = None, key: MessageKey | None = None
@@ -274,7 +277,12 @@ class WseConnection:
 
     @property
     def queued(self) -> int:
-        """The number of bytes that wait for the device."""
+        """The number of bytes that wait for the device.
+
+        Raises:
+            WseError: `WRONG_THREAD`.
+        """
+        self._session.endpoint.check_thread()
         return self._session.queued
 
     def send(self, type: MessageType, payload: Any = None, *, key: MessageKey | None = None) -> None:
@@ -485,7 +493,11 @@ class WseConnection:
 
         A listener of `disconnected` may store them, or send them by other means. The device may have handled some of
         them. The list is empty if the client has not asked for a session that outlives its connection.
+
+        Raises:
+            WseError: `WRONG_THREAD`.
         """
+        self._session.endpoint.check_thread()
         return self._session.undelivered()
 
     async def drain(self) -> None:
@@ -519,14 +531,30 @@ class WseIdentity:
         return MappingProxyType({conn.conn_id: conn for conn in self._devices})
 
     def send(
-        self, type: MessageType, payload: Any = None, *, exclude: Exclude = None, key: MessageKey | None = None
+        self,
+        type: MessageType,
+        payload: Any = None,
+        *,
+        exclude: Exclude = None,
+        key: MessageKey | None = None,
+        fallback: bool = False,
     ) -> None:
         """Send a message to all devices of the user, except an excluded connection.
+
+        Args:
+            type: The message's type.
+            payload: The message's content.
+            exclude: A connection that does not receive the message.
+            key: As for `WseConnection.send`.
+            fallback: As for `WseServer.send`.
 
         Raises:
             WseError: As `WseConnection.send`.
         """
-        self._users.send(self.cid, type, payload, exclude, key)
+        if fallback:
+            self._users.fallbacks.send(self.cid, type, payload, exclude, key)
+        else:
+            self._users.send(self.cid, type, payload, exclude, key)
 
     def drop(self, reason: str = CloseReason.BY_SERVER, code: int = 1000) -> None:
         """Disconnect all devices of the user; `left` fires once.
