@@ -109,7 +109,7 @@ class Handling:
         Raises:
             TypeError: `fn` cannot take `(conn, name)`; as `register`.
         """
-        self._hub.entrance.guard = _compiled(fn, OF_ROOM_GUARDS)
+        self._hub.entrance.guard = _compiled(fn, OF_ROOM_GUARDS).fn
         return fn
 
     # Messages and calls.
