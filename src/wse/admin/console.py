@@ -21,7 +21,8 @@ from wse.admin.journal import Journal, shown
 from wse.core.cluster.node import ClusterNode
 from wse.core.hub.census import take_brief
 from wse.core.limits import Limits
-from wse.errors import CloseReason, ErrorCode, WseError
+from wse.core.session.log import is_answer
+from wse.errors import CloseReason, WseError
 from wse.metrics.survey import Survey
 from wse.version import installed_version
 
@@ -37,9 +38,9 @@ LIMITS: Final = Limits(
     message_size=64 * 1024,
     handshake_size=8 * 1024,
     nesting=32,
-    connections=200,
+    connections=1000,
     connections_per_address=20,
-    unauthenticated=50,
+    unauthenticated=500,
     incoming_calls=20,
     outgoing_calls=10,
     handlers=20,
@@ -52,6 +53,9 @@ LIMITS: Final = Limits(
 
 PAGE: Final = 50
 """Rows of one page of users or rooms."""
+
+SHOWN: Final = 20
+"""Failures, and blocked handlers, of one node that are shown."""
 
 TURNS: Final = 50
 """Pieces of `SLICE` names that one page may look at; if there are more, the next page goes on there."""
@@ -171,8 +175,9 @@ class Console:
             await self.backstage.close()
 
     def note(self, error: WseError, context: Mapping[str, Any]) -> None:
-        """Remember a failure of the server."""
-        self._journal.note(error, context)
+        """Remember a failure of the server; what a procedure answers on purpose is none."""
+        if not is_answer(error):
+            self._journal.note(error, context)
 
     # One node answers for itself.
 
@@ -205,7 +210,7 @@ class Console:
                 "lost": node.bus.lost,
                 "lease_age": node.liveness.lease_age,
             }
-        entries = self._journal.entries()
+        blocked, failures = self._journal.entries()
         return {
             **take_brief(self._hub, uptime=self._uptime()),
             "version": installed_version(),
@@ -214,8 +219,8 @@ class Console:
             "queued": survey.queued,
             "cluster": cluster,
             "slow": [self._slow(queued, conn_id) for queued, conn_id in survey.slowest],
-            "failures": [entry for entry in entries if entry["code"] != ErrorCode.HANDLER_BLOCKED],
-            "blocked": [entry for entry in entries if entry["code"] == ErrorCode.HANDLER_BLOCKED],
+            "failures": failures[:SHOWN],
+            "blocked": blocked[:SHOWN],
         }
 
     def _slow(self, queued: int, conn_id: str) -> dict[str, Any]:
