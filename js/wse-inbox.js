@@ -11,6 +11,9 @@ const REPORT_AFTER = 2000
 // Async listeners of kept messages that run at a time. More messages wait for them.
 const MOST_AT_A_TIME = 100
 
+// Messages that wait, after which the server is asked for no more until half of them have been handled.
+const ENOUGH = 256
+
 const isNumber = (value) => Number.isSafeInteger(value) && value >= 0
 const isObject = (value) => typeof value === 'object' && value !== null
 
@@ -23,12 +26,15 @@ export class Inbox {
   #unsupported
   // The last message that has come, or that the server shall not send; null if only the server knows.
   #after
+  // The name of its row of numbers: a store that has lost the inbox begins another one.
+  #epoch
   #offered
   #identity
   // Messages with listeners that have not returned, in order.
   #open = /** @type {Set<{ n: number, left: number }>} */ (new Set())
   #waiting = /** @type {any[]} */ ([])
   #running = 0
+  #hasEnough = false
   #reported = 0
   // Where to report; null until the server has answered.
   #session = /** @type {any} */ (null)
@@ -37,7 +43,7 @@ export class Inbox {
 
   /**
    * @param {any} client its `kept` is set while listeners are called
-   * @param {any} options `inbox`, the name of the device, and `after`, the number of the last message that the application has
+   * @param {any} options `inbox`, the name of the device, and `after`, the last message that the application has, or its number
    * @param {any} messages the listeners
    * @param {any} emit tells the application something
    * @param {any} failed makes what takes the error of a listener
@@ -47,7 +53,8 @@ export class Inbox {
   constructor(client, { inbox, after = null }, messages, emit, failed, report, WseError) {
     this.#client = client
     this.#device = inbox
-    this.#after = after
+    this.#after = isObject(after) ? after.n : after
+    this.#epoch = after?.epoch
     this.#messages = messages
     this.#emit = emit
     this.#failed = failed
@@ -58,11 +65,14 @@ export class Inbox {
 
   /** What the client says. The numbers of one user mean nothing to the next one. */
   offer(identity) {
-    if (this.#identity && identity !== this.#identity[0]) this.#restart(null)
+    if (this.#identity && identity !== this.#identity[0]) {
+      this.#restart(null)
+      this.#epoch = undefined
+    }
     this.#identity = [identity]
     this.#session = null
     this.#offered = this.#after
-    return { device: this.#device, ...(this.#after !== null && { after: this.#after }) }
+    return { device: this.#device, ...(this.#after !== null && { after: this.#after, ...(this.#epoch && { epoch: this.#epoch }) }) }
   }
 
   /** The client is ready, and the application has had time to listen. */
@@ -72,12 +82,16 @@ export class Inbox {
     const { recovered, protocol } = this.#client
     this.#isKnown = recovered ? this.#isKnown : isObject(answer) && Boolean(protocol.extensions?.kept)
     if (!this.#isKnown) return this.#unsupported()
+    if (!recovered) this.#hasEnough = false
     this.#session = session
-    const { from, lost } = answer ?? {} // neither in a session that goes on, or from a server that does not know now
+    const { from, lost, epoch } = answer ?? {} // neither in a session that goes on, or from a server that does not know now
     if (isNumber(from)) {
       const before = from - 1
       // Messages that waited may have been handled meanwhile.
-      if (this.#offered === null || from > this.#offered) this.#after = Math.max(before, this.#after ?? 0)
+      const isAnother = this.#epoch && epoch !== this.#epoch
+      this.#epoch = epoch
+      if (isAnother) this.#restart(before)
+      else if (this.#offered === null || from > this.#offered) this.#after = Math.max(before, this.#after ?? 0)
       else this.#restart(before) // the server has lost the inbox, and counts anew
       if (isNumber(lost) && lost) this.#emit('inboxLost', lost)
     }
@@ -98,7 +112,11 @@ export class Inbox {
     if (!this.#session || type !== this.#client.protocol.extensions.kept) return false
     if (!Array.isArray(message) || message.length !== 4 || !isNumber(message[0]) || isObject(message[1])) throw new RangeError('a kept message')
     if (this.#running < MOST_AT_A_TIME && !this.#waiting.length) this.#handle(message)
-    else this.#waiting.push(message)
+    else {
+      this.#waiting.push(message)
+      // Another node that has taken the session over does not know that this was said.
+      if (this.#waiting.length >= ENOUGH && !(this.#hasEnough && this.#waiting.length % ENOUGH)) this.#want(false)
+    }
     return true
   }
 
@@ -126,7 +144,7 @@ export class Inbox {
       const message = { n, left: 1 }
       this.#open.add(message)
       const call = (fn, args, failed) => this.#call(message, fn, args, failed)
-      this.#within({ n, at }, () => this.#messages.emit(type, [payload], this.#failed(type), false, call))
+      this.#within({ n, at, ...(this.#epoch && { epoch: this.#epoch }) }, () => this.#messages.emit(type, [payload], this.#failed(type), false, call))
       this.#returned(message)
     } else this.#emit('ignored', type, payload, null)
     this.#note()
@@ -146,6 +164,7 @@ export class Inbox {
       this.#running--
       then(value)
       while (this.#waiting.length && this.#running < MOST_AT_A_TIME) this.#handle(this.#waiting.shift())
+      if (this.#hasEnough && this.#waiting.length <= ENOUGH / 2) this.#want(true)
     }
     const returned = () => {
       this.#returned(message)
@@ -179,13 +198,23 @@ export class Inbox {
   report() {
     clearTimeout(this.#timer)
     this.#timer = null
-    const { ended, ledger, ws } = this.#session ?? {}
     const seen = this.#seen
-    if (ended || seen <= this.#reported || !(ledger || ws?.readyState === 1)) return
-    this.#reported = seen
+    if (seen > this.#reported && this.#tell('seen', seen)) this.#reported = seen
+  }
+
+  /** Tell the server whether to send more; an older one has no epoch, and does not know of this. */
+  #want(wants) {
+    if (this.#epoch && this.#tell('kept', wants)) this.#hasEnough = !wants
+  }
+
+  /** Send a message of this extension; returns whether that is possible now. */
+  #tell(name, payload) {
+    const { ended, ledger, ws } = this.#session ?? {}
+    if (ended || !(ledger || ws?.readyState === 1)) return false
     const { protocol } = this.#client
-    const data = protocol.pack({ type: protocol.extensions.seen, payload: seen, stamp: null })
+    const data = protocol.pack({ type: protocol.extensions[name], payload, stamp: null })
     if (ledger) ledger.send(data)
     else ws.send(data)
+    return true
   }
 }

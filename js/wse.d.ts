@@ -255,8 +255,11 @@ export interface WseClientOptions {
    * as long as the page lives. Needs `wse-inbox.js` beside `wse.js`; not with `share`.
    */
   inbox?: string
-  /** The number of the last kept message that the application has, if it knows better than the server; see `kept`. */
-  after?: number
+  /**
+   * The last kept message that the application has, as it was in `kept`, if it knows better than the server. Its number alone
+   * does not tell when a store has lost the inbox.
+   */
+  after?: number | Pick<Kept, 'n' | 'epoch'>
 }
 
 /** Where a message stands in the inbox. */
@@ -265,6 +268,8 @@ export interface Kept {
   readonly n: number
   /** When it was kept, in Unix seconds by the server's clock. */
   readonly at: number
+  /** A name for this row of numbers: a store that has lost the inbox begins another one. */
+  readonly epoch?: string
 }
 
 /** How long a session is kept without a connection, and how much of it. The server has its own settings, and may keep less. */

@@ -784,7 +784,7 @@ export class WseClient {
     }
     const end = () => {
       clearTimeout(timer)
-      this.#served.delete(stamp)
+      this.#served.delete(key)
     }
     const failed = (cause) => {
       const { code, message, details } = toAnswer(cause, this.#options.debug)
@@ -815,7 +815,8 @@ export class WseClient {
       return isFunction(result?.then) ? result.then(respond) : respond(result)
     }
     const timer = finite(t) && quietly(call.cancel, t)
-    this.#served.set(stamp, call)
+    const key = this.#served.has(stamp) ? {} : stamp
+    this.#served.set(key, call)
     run(answer, [], failed)
   }
 

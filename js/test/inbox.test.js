@@ -142,6 +142,35 @@ describe('a kept message', () => {
   })
 })
 
+describe('a device whose listeners are slow', () => {
+  const wants = (value) => ['~wse:kept', value, null]
+
+  /** 100 listeners run, and this many messages wait. */
+  const flooded = async (t, waiting, answer) => {
+    const all = await withInbox(t, {}, answer)
+    const running = []
+    all.client.channel.on('slow', () => new Promise((resolve) => running.push(resolve)))
+    for (let n = 1; n <= 100 + waiting; n++) all.keep(n, 'slow')
+    return { ...all, running }
+  }
+
+  test('asks for no more until half of what waits has been handled', async (t) => {
+    const { Socket, running } = await flooded(t, 256, { inbox: { from: 1, to: 0, lost: 0, epoch: 'e' } })
+    assert.deepEqual(Socket.last.read(), [wants(false)])
+    for (const resolve of running.splice(0, 100)) resolve()
+    await settledAll()
+    assert.deepEqual(Socket.last.read().filter(([type]) => type === '~wse:kept'), [])
+    for (const resolve of running.splice(0, 28)) resolve()
+    await settledAll()
+    assert.deepEqual(Socket.last.read().filter(([type]) => type === '~wse:kept'), [wants(true)])
+  })
+
+  test('says nothing to a server that does not know of this', async (t) => {
+    const { Socket } = await flooded(t, 300)
+    assert.deepEqual(Socket.last.read(), [])
+  })
+})
+
 describe('what has been seen is reported', () => {
   test('after 64 messages, or two seconds', async (t) => {
     const { keep, Socket } = await withInbox(t)
@@ -212,6 +241,18 @@ describe('after a lost connection', () => {
     await back(t, all, { inbox: { from: 2, to: 1, lost: 0 } })
     await pass(t, 2)
     assert.deepEqual(all.Socket.last.read(), [seen(1)])
+  })
+
+  test('the device says the epoch, and a server that has lost the inbox answers with another one', async (t) => {
+    const all = await withInbox(t, {}, { inbox: { from: 1, to: 0, lost: 0, epoch: 'old' } })
+    all.keep(1)
+    assert.deepEqual(all.heard, [[{ n: 1, at: 0.5, epoch: 'old' }, 1]])
+    assert.deepEqual(await back(t, all, { inbox: { from: 3, to: 9, lost: 2, epoch: 'new' } }), { device: 'phone', after: 1, epoch: 'old' })
+    for (const n of [3, 4]) all.keep(n)
+    assert.deepEqual(numbers(all.heard), [1, 'lost 2', 3, 4])
+    assert.deepEqual(await back(t, all, { inbox: { from: 1, to: 9, lost: 0, epoch: 'newest' } }), { device: 'phone', after: 4, epoch: 'new' })
+    for (const n of [1, 2]) all.keep(n)
+    assert.deepEqual(numbers(all.heard), [1, 'lost 2', 3, 4, 1, 2])
   })
 
   test('a server that has lost the inbox counts anew', async (t) => {

@@ -599,6 +599,23 @@ describe('procedures of ours', () => {
     })
   }
 
+  test('a plain call with the stamp of a stream that goes on leaves it alone', async () => {
+    let signal
+    const { call, socket } = await served({
+      async *ticks(_, context) {
+        signal = context.signal
+        yield* [1, 2, 3]
+      },
+      plain: () => 'ok',
+    })
+    call('ticks', { n: 1 })
+    await written(socket)
+    call('plain')
+    assert.deepEqual(socket.read(), [['~wse:response', 'ok', 's']])
+    socket.receive(['~wse:cancel', null, 's'])
+    assert.ok(signal.aborted)
+  })
+
   test('an answer ends the call: nothing aborts afterwards', async (t) => {
     withTimers(t)
     const signals = []

@@ -3,6 +3,7 @@
 from wse.backoff import Backoff
 from wse.client.blocking import BlockingClient
 from wse.client.client import WseClient
+from wse.client.inbox import Kept
 from wse.client.resumption import Loss
 from wse.core.cluster.settings import ClusterSettings
 from wse.core.heartbeat import Heartbeat
@@ -60,6 +61,7 @@ __all__ = [
     "Heartbeat",
     "Inbox",
     "InternalTypes",
+    "Kept",
     "KeptMessage",
     "Limits",
     "Loss",

@@ -9,7 +9,7 @@ from contextlib import AsyncExitStack
 
 import pytest
 
-from support.brokers import ENGINES, be_patient, run_cluster
+from support.brokers import ENGINES, be_patient, forget_boxes, run_cluster
 from support.cluster import cluster_of, until
 from support.net import accept_all, make_server
 from support.resume import cut
@@ -53,12 +53,14 @@ class Kept(list):
     def __init__(self, client, kind="note"):
         super().__init__()
         self.lost = []
+        self.kept = None
         self.client = client
         client.channel.on(kind, self.came)
         client.when.inbox_lost(self.lost.append)
 
     def came(self, payload):
-        self.append((self.client.kept.n, payload))
+        self.kept = self.client.kept
+        self.append((self.kept.n, payload))
 
     async def until(self, count):
         await until(lambda: len(self) >= count)
@@ -455,6 +457,33 @@ async def test_a_slow_device_is_not_sent_more_than_it_takes(server):
         assert phone == [(n, n) for n in range(1, 201)]
 
 
+async def test_a_device_whose_listeners_are_slow_asks_for_no_more_until_they_have_caught_up(server, monkeypatch):
+    monkeypatch.setattr("wse.client.inbox.ENOUGH", 8)
+    monkeypatch.setattr("wse.client.inbox.MOST_AT_A_TIME", 2)
+    monkeypatch.setattr("wse.core.hub.kept.feed.PAGE", 4)
+    for n in range(1, 201):
+        await server.keep("ann", "note", n)
+    go_on, heard = asyncio.Event(), []
+    client = WseClient("ws://wse", identity="ann", inbox="phone", connector=MemoryConnector(server))
+
+    @client.channel.on("note")
+    async def note(payload):
+        await go_on.wait()
+        heard.append(payload)
+
+    async with client:
+        inbox = client._connections._inbox
+        device = next(iter(server.clients["ann"].conns.values()))._session.inbox
+        await until(lambda: not device.wants)
+        most = len(inbox._waiting)
+        await server.keep("ann", "note", 201)
+        assert most <= 24
+        go_on.set()
+        await until(lambda: len(heard) == 201)
+        assert heard == list(range(1, 202))
+        assert device.wants
+
+
 async def test_the_store_is_read_once_for_all_devices_of_a_user(server):
     reads = count_reads(server._hub.kept.store)
     for n in range(64):
@@ -485,6 +514,51 @@ async def test_an_engine_that_has_lost_the_inbox_begins_anew():
             assert await server.keep("ann", "note", "new") == 1
             await phone.until(4)
             assert phone[-1] == (1, "new")
+
+
+async def test_an_inbox_that_was_lost_and_has_grown_again_begins_anew(nodes):
+    """Its numbers have passed those of the device, which was away."""
+    phone = await device(nodes, reconnect=True)
+    for n in range(1, 4):
+        await nodes[0].keep("ann", "note", n)
+    await phone.until(3)
+    kept = phone.kept
+    await phone.client.close()
+    await lose(nodes)
+    for n in range(1, 6):
+        assert await nodes[0].keep("ann", "note", f"new {n}") == n
+    again = await device(nodes, -1, after=kept)
+    await again.until(5)
+    assert again == [(n, f"new {n}") for n in range(1, 6)]
+    assert again.kept.epoch not in ("", kept.epoch)
+    assert await nodes[0].keep("ann", "note", "more") == 6
+    await again.until(6)
+
+
+async def test_an_inbox_that_was_lost_and_has_grown_again_begins_anew_for_a_device_that_is_there(nodes):
+    phone = await device(nodes, reconnect=True, resume=True)
+    for n in range(1, 4):
+        await nodes[0].keep("ann", "note", n)
+    await phone.until(3)
+    await lose(nodes)
+    for node in nodes:
+        node._hub.network.kept = lambda kind, name, record: None
+    heard, nodes[0]._hub.kept.heard = nodes[0]._hub.kept.heard, lambda kind, name, record: None
+    for n in range(1, 5):
+        await nodes[0].keep("ann", "note", f"new {n}")
+    nodes[0]._hub.kept.heard = heard
+    nodes[0]._hub.kept.look()
+    await phone.until(7)
+    assert [payload for _, payload in phone[3:]] == [f"new {n}" for n in range(1, 5)]
+
+
+async def lose(nodes):
+    """Let the engine lose all inboxes."""
+    store = nodes[0]._hub.kept.store
+    if isinstance(store, MemoryStore):
+        store._boxes.clear()
+    else:
+        await forget_boxes(store)
 
 
 async def test_a_listener_of_the_inbox_before_does_not_hold_up_the_new_one():
@@ -676,7 +750,10 @@ async def test_an_offer_that_makes_no_sense_is_declined(run, params):
 @pytest.mark.parametrize("run", ["memory"], indirect=True)
 async def test_the_answer_and_the_messages_are_those_of_the_contract(run):
     server, peer = await welcomed(run, {"inbox": {"device": "phone"}})
-    assert await peer.hear() == ["~wse:ext", {"inbox": {"from": 1, "to": 0, "lost": 0}}, None]
+    kind, ext, _ = await peer.hear()
+    assert kind == "~wse:ext"
+    assert ext["inbox"].pop("epoch")
+    assert ext == {"inbox": {"from": 1, "to": 0, "lost": 0}}
     assert (await peer.hear())[0] == "~wse:welcome"
     await server.keep("ann", "note", {"a": 1})
     kind, (number, type_, payload, at), stamp = await peer.hear()

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from support.brokers import ENGINES, be_patient, run_cluster, unavailable, until
+from support.brokers import ENGINES, be_patient, forget_boxes, run_cluster, unavailable, until
 from wse import WseError
 from wse.brokers.memory_store import MemoryStore
 from wse.brokers.sqlite_store import SqliteStore
@@ -204,6 +204,73 @@ async def test_the_newest_numbers_of_many_boxes_come_together(store):
     await keep(store, b"a", b"b", box="u.one")
     await keep(store, b"a", box="u.two")
     assert await store.last(["u.one", "u.none", "u.two"]) == [2, 0, 1]
+
+
+async def test_it_is_known_how_far_the_devices_have_come_together(stores):
+    one, two = stores
+    await keep(one, *(b"%d" % n for n in range(9)))
+    assert await one.furthest("u.ada") == await one.furthest("u.bob") == 0
+    for device, number in (("phone", 5), ("pad", 2)):
+        await one.cursor("u.ada", device, BOUNDS)
+        await one.seen("u.ada", device, number)
+    assert await two.furthest("u.ada") == 5
+
+
+async def test_a_box_has_one_epoch_whoever_sees_it_and_no_other_box_has_that(stores):
+    one, two = stores
+    assert (await one.read("u.ada", 0, 9)).span.epoch == ""
+    keeping = [store.keep("u.ada", b"%d" % n, BOUNDS) for n in range(5) for store in stores]
+    placing = [store.cursor("u.ada", f"device {n}", BOUNDS) for n in range(2) for store in stores]
+    kept, placed = await asyncio.gather(asyncio.gather(*keeping), asyncio.gather(*placing))
+    (epoch,) = {record.epoch for record, _ in kept} | {cursor.span.epoch for cursor in placed}
+    assert epoch
+    assert (await two.read("u.ada", 3, 2)).span.epoch == epoch
+    assert (await one.keep("u.ada", b"a", BOUNDS, key="7"))[0].epoch == epoch
+    assert (await two.keep("u.ada", b"a", BOUNDS, key="7"))[0].epoch == epoch
+    other = await one.cursor("u.bob", "phone", BOUNDS)
+    assert other.span.epoch not in ("", epoch)
+    assert (await two.keep("u.bob", b"a", BOUNDS))[0].epoch == other.span.epoch
+
+
+@pytest.mark.parametrize("kind", ENGINES)
+async def test_a_box_that_the_engine_has_lost_begins_another_epoch(kind, request):
+    async for cluster in run_cluster(kind, request):
+        store = (await cluster.node()).broker.store
+        await keep(store, b"a", b"b")
+        epoch = (await store.cursor("u.ada", "phone", BOUNDS)).span.epoch
+        await forget_boxes(store)
+        assert await keep(store, b"a", b"b", b"c") == [1, 2, 3]
+        span = (await store.read("u.ada", 0, 9)).span
+        assert span == Span(1, 3)
+        assert span.epoch not in ("", epoch)
+
+
+def note_places(store):
+    """The places from which a store on NATS reads."""
+    places, batch = [], store._batch
+
+    async def noted(connection, subject, place, count):
+        places.append(place)
+        return await batch(connection, subject, place, count)
+
+    store._batch = noted
+    return places
+
+
+async def test_nats_looks_for_the_place_of_a_number_between_those_of_other_boxes(request):
+    bounds = replace(BOUNDS, messages=1000)
+    async for cluster in run_cluster("nats", request):
+        store = (await cluster.node()).broker.store
+        for n in range(300):
+            await keep(store, b"%d" % n, bounds=bounds)
+            if n % 3:
+                await keep(store, b"other", box=f"u.{n % 7}", bounds=bounds)
+        places = note_places(store)
+        for after in (0, 5, 295, 150, 299, 200, 216, 232, 1):
+            places.clear()
+            page = await store.read("u.ada", after, 16)
+            assert numbers(page) == list(range(after + 1, min(300, after + 16) + 1))
+            assert len(places) <= 2  # not from the beginning
 
 
 @pytest.mark.parametrize("kind", ENGINES)

@@ -261,6 +261,21 @@ ENGINES = {"nats": "nats", "redis": "valkey"}
 """The fixtures of the brokers that need an engine."""
 
 
+async def forget_boxes(store):
+    """Let the engine of a store lose all that it keeps for users and rooms."""
+    if type(store).__name__.startswith("Nats"):
+        for stream in (store._messages, store._cursors):
+            await store._broker.connection.requests.stream.delete_stream(stream)
+    else:
+
+        async def forget(connection):
+            for kind in ("ib", "ih", "ik"):
+                for key in await connection.command("KEYS", f"{store._keys}{kind}:*"):
+                    await connection.command("DEL", key)
+
+        await store._broker.ask(forget)
+
+
 async def run_cluster(kind, request):
     """A cluster on the engine of its fixture; at the end all nodes are closed, and the engine runs."""
     engines = [request.getfixturevalue(ENGINES[kind])] if kind in ENGINES else []

@@ -214,7 +214,7 @@ def test_everything_public_is_there() -> None:
         "Backoff", "BlockingClient", "BlockingPublisher", "Call", "Challenge", "Channel", "ClientProcedure",
         "ClientStatus", "CloseReason", "ClusterSettings", "Compression", "Credentials", "CurrentCall", "Depends",
         "DeviceInfo", "ErrorCode", "Event", "ExposeErrors", "ExtensionTypes", "Handshake", "Heartbeat", "Inbox",
-        "InternalTypes", "KeptMessage", "Limits", "Loss", "Operation", "Overflow", "Protocol", "Publisher",
+        "InternalTypes", "Kept", "KeptMessage", "Limits", "Loss", "Operation", "Overflow", "Protocol", "Publisher",
         "ReadyState", "Resume", "Room", "Router", "Signal", "Stats", "Stream", "WseClient", "WseConnection", "WseError",
         "WseIdentity",
         "WseJSON", "WseMsgpack", "WseServer", "current_call", "js_client_path", "shield_deadline",

@@ -137,6 +137,77 @@ def test_what_the_server_sends_has_all_fields_that_it_always_sends() -> None:
     assert schemas["B"]["required"] == ["type"]
 
 
+class Box(msgspec.Struct, Generic[T]):
+    value: T
+
+
+class Inner(msgspec.Struct):
+    text: str = ""
+
+
+class Outer(msgspec.Struct):
+    inner: Inner
+    boxes: list[Box[Inner]] = []
+
+
+class InnerInput(msgspec.Struct):
+    text: int
+
+
+class Person(BaseModel):
+    name: str
+    age: int = 0
+
+
+class Party(msgspec.Struct):
+    host: Person
+
+
+def test_types_of_both_directions_have_two_schemas_where_fields_have_defaults() -> None:
+    server = make_server()
+
+    @server.register
+    def outer(conn: Any, payload: Outer) -> Outer: ...
+
+    @server.register
+    def same(conn: Any, payload: Box[A]) -> Box[A]: ...
+
+    @server.register
+    def party(conn: Any, payload: Party) -> Party: ...
+
+    @server.register
+    def person(conn: Any, payload: Person) -> list[Person]: ...
+
+    server.include(Event("inner-input", InnerInput))
+    document = document_of(
+        [each for each in server.operations if each.name in ("outer", "same", "party", "person", "inner-input")],
+        title="app",
+        version="1",
+    )
+    schemas = document["components"]["schemas"]
+    required = {name: schema.get("required", []) for name, schema in schemas.items()}
+    assert required == {
+        "A": ["type", "x"],
+        "Box_A_": ["value"],
+        "Box_Inner_": ["value"],
+        "Box_Inner_Input": ["value"],
+        "Inner": ["text"],
+        "InnerInput": ["text"],
+        "InnerInput2": [],
+        "Outer": ["inner", "boxes"],
+        "OuterInput": ["inner"],
+        "Party": ["host"],
+        "PartyInput": ["host"],
+        "Person": ["name", "age"],
+        "PersonInput": ["name"],
+    }
+    assert message(document, "outer", "call") == {"$ref": "#/components/schemas/OuterInput"}
+    assert schemas["OuterInput"]["properties"]["inner"] == {"$ref": "#/components/schemas/InnerInput2"}
+    assert schemas["Party"]["properties"]["host"] == {"$ref": "#/components/schemas/Person"}
+    assert schemas["PartyInput"]["properties"]["host"] == {"$ref": "#/components/schemas/PersonInput"}
+    assert message(document, "person", "result")["items"] == {"$ref": "#/components/schemas/Person"}
+
+
 def test_one_name_may_be_a_procedure_and_a_message_in_both_directions() -> None:
     server = make_server()
     said, asked = Event("chat", str), ClientProcedure("chat", int, str)
@@ -177,10 +248,6 @@ def test_a_server_gives_its_contract_with_its_address() -> None:
     assert document["servers"]["default"] == {"host": "127.0.0.1:4200", "protocol": "ws"}
 
 
-class Box(msgspec.Struct, Generic[T]):
-    value: T
-
-
 class Tree(msgspec.Struct, rename="camel"):
     left_side: Tree | None = None
 
@@ -199,9 +266,10 @@ def test_generic_and_recursive_types_and_enums_have_names_that_programs_can_use(
     def paint(conn: Any, payload: dict[str, Color]) -> Box[Tree] | None: ...
 
     typescript = typescript_of(read(contract_of(server)))
-    assert "grow: { payload: Tree; result: Box_int }" in typescript
+    assert "grow: { payload: TreeInput; result: Box_int }" in typescript
     assert "paint: { payload: Record<string, Color>; result: Box_Tree | null }" in typescript
-    assert "export interface Tree {\n  leftSide?: Tree | null\n}" in typescript
+    assert "export interface Tree {\n  leftSide: Tree | null\n}" in typescript
+    assert "export interface TreeInput {\n  leftSide?: TreeInput | null\n}" in typescript
     assert "export type Color = 'red'" in typescript
     compile(python_of(read(contract_of(server))), "client.py", "exec")
 
@@ -235,6 +303,31 @@ def test_the_page_shows_everything_that_a_contract_has() -> None:
         "client.busy",
     ):
         assert text in page
+
+
+async def test_the_page_is_built_once_until_something_is_registered(monkeypatch: pytest.MonkeyPatch) -> None:
+    server = WseServer(lambda auth: auth.accept("ada"), port=0, contract=True)
+    built: list[int] = []
+    asyncapi = server.asyncapi
+    for path, route in server._lifecycle.options.routes.items():
+        if path.startswith("/contract"):
+            monkeypatch.setattr(route, "_make", lambda: built.append(1) or asyncapi())
+    server.channel.on("talk", lambda conn, payload: None)
+    changes = [
+        lambda: server.register("one", lambda conn, payload: 1),
+        lambda: server.channel.on("two", lambda conn, payload: 1),
+        lambda: server.channel.on("two", lambda conn, payload: 1, tags=["again"]),
+        lambda: server.unregister("one"),
+        lambda: server.include(Event("three", int)),
+    ]
+    async with server, httpx.AsyncClient(base_url=server.url.replace("ws:", "http:")) as web:
+        for change in changes:
+            change()
+            built.clear()
+            for path in ("/contract", "/contract.json") * 2:
+                await web.get(path)
+            assert len(built) == 2
+            assert (await web.get("/contract.json")).json() == asyncapi()
 
 
 async def test_the_contract_is_not_shown_to_people_unless_asked() -> None:

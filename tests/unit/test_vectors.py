@@ -19,6 +19,7 @@ from wse import (
     ExtensionTypes,
     Heartbeat,
     InternalTypes,
+    Kept,
     ReadyState,
     WseClient,
     WseError,
@@ -518,6 +519,7 @@ class ClientConversation(Conversation):
         self.sockets = Sockets()
         resume = setup.get("resume", False)
         inbox = setup.get("inbox", {})
+        after = inbox.get("after")
         self.client = client = WseClient(
             "ws://test",
             identity=setup.get("identity", ""),
@@ -529,7 +531,7 @@ class ClientConversation(Conversation):
             backoff=Backoff(base=1e-9, cap=1e-9),
             resume=resume,
             inbox=inbox.get("device"),
-            after=inbox.get("after"),
+            after=Kept(after["n"], 0.0, after["epoch"]) if isinstance(after, dict) else after,
         )
         self.clock = Clock()
         if not resume:
@@ -544,7 +546,7 @@ class ClientConversation(Conversation):
         client.when.lost(lambda loss: note(["lost", loss.why, *as_lists(loss.uncertain, loss.unsent)]))
         client.when.inbox_lost(lambda count: note(["inbox_lost", count]))
         if inbox:
-            client.channel.on("note", lambda payload: note(["note", *client.kept, payload]))
+            client.channel.on("note", lambda payload: note(["note", client.kept.n, client.kept.at, payload]))
             client.channel.on("bad", lambda payload: 1 / 0)
         client.when.ignored(lambda *args: note(["ignored", *args]))
         client.when.error(lambda error: self.codes.append(str(error.code)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 import time
 from collections import OrderedDict, deque
 from dataclasses import dataclass, field
@@ -26,6 +27,7 @@ class Box:
         keys: The keys of recent messages: the message, and until when its key counts.
         cursors: How far each device has come, the one that was used least recently first.
         until: When the box may be forgotten.
+        epoch: The name of this row of numbers.
     """
 
     last: int = 0
@@ -34,6 +36,7 @@ class Box:
     keys: dict[str, tuple[Record, float]] = field(default_factory=dict)
     cursors: OrderedDict[str, int] = field(default_factory=OrderedDict)
     until: float = 0.0
+    epoch: str = field(default_factory=lambda: secrets.token_hex(4))
 
     def add(self, record: Record, expires: float) -> None:
         self.records.append((record, expires))
@@ -63,7 +66,7 @@ class Box:
 
     def span(self, now: float) -> Span:
         first = next(self.live(now), None)
-        return Span(self.last + 1 if first is None else first.number, self.last)
+        return Span(self.last + 1 if first is None else first.number, self.last, self.epoch)
 
 
 class MemoryStore:
@@ -90,7 +93,7 @@ class MemoryStore:
         content.expire(now)
         if key is not None and key in content.keys:
             return content.keys[key][0], False
-        record = Record(content.last + 1, now, data)
+        record = Record(content.last + 1, now, data, content.epoch)
         content.add(record, now + bounds.lifetime(ttl))
         content.trim(bounds)
         content.until = now + 2 * bounds.ttl
@@ -127,6 +130,9 @@ class MemoryStore:
             content.cursors[device] = max(content.cursors[device], min(number, content.last))
             content.cursors.move_to_end(device)
 
+    async def furthest(self, box: str) -> int:
+        return max(self._boxes.get(box, _NO_BOX).cursors.values(), default=0)
+
     async def last(self, boxes: Sequence[str]) -> list[int]:
         return [self._boxes.get(box, _NO_BOX).last for box in boxes]
 
@@ -138,5 +144,5 @@ class MemoryStore:
             del self._boxes[box]
 
 
-_NO_BOX = Box()
+_NO_BOX = Box(epoch="")
 """Stands for any box that nothing was written to."""

@@ -1,7 +1,7 @@
 """A store in a file, for a server on its own that keeps messages over a restart: SQLite, of the standard library.
 
     messages   box, n, at, expires, data, size
-    boxes      box, last, until
+    boxes      box, last, until, epoch
     cursors    box, device, after, used
     keys       box, key, n, until
 
@@ -16,6 +16,7 @@ import sqlite3
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from secrets import token_hex
 from typing import TYPE_CHECKING, TypeVar
 
 from wse.core.ports.store import REPEAT_WITHIN, Cursor, Page, Record, Span
@@ -29,7 +30,8 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 _SCHEMA = """
-create table if not exists boxes (box text primary key, last integer not null, until real not null) without rowid;
+create table if not exists boxes (box text primary key, last integer not null, until real not null, epoch text not null)
+without rowid;
 create table if not exists messages (
     box text not null, n integer not null, at real not null, expires real not null, data blob not null,
     primary key (box, n)
@@ -100,6 +102,9 @@ class SqliteStore:
     async def seen(self, box: str, device: str, number: int) -> None:
         await self._step(lambda: self._seen(box, _name(device), number))
 
+    async def furthest(self, box: str) -> int:
+        return await self._step(lambda: self._furthest(box))
+
     async def last(self, boxes: Sequence[str]) -> list[int]:
         return await self._step(lambda: [self._last(box) for box in boxes])
 
@@ -163,17 +168,17 @@ class SqliteStore:
         if key:
             found = execute("select n, at from keys where box = ? and key = ?", (box, key)).fetchone()
             if found is not None:
-                return Record(found[0], found[1], data), False
+                return Record(found[0], found[1], data, self._epoch(box)), False
         number = self._last(box) + 1
         expires = now + bounds.lifetime(ttl)
         execute("insert into messages values (?, ?, ?, ?, ?)", (box, number, now, expires, data))
         until = now + 2 * bounds.ttl
-        execute("insert into boxes values (?, ?, ?) on conflict do update set last = excluded.last, "
-                "until = excluded.until", (box, number, until))  # fmt: skip
+        execute("insert into boxes values (?, ?, ?, ?) on conflict do update set last = excluded.last, "
+                "until = excluded.until", (box, number, until, token_hex(4)))  # fmt: skip
         if key:
             execute("insert into keys values (?, ?, ?, ?, ?)", (box, key, number, now, now + REPEAT_WITHIN))
         self._trim(box, number, bounds, now)
-        return Record(number, now, data), True
+        return Record(number, now, data, self._epoch(box)), True
 
     def _trim(self, box: str, last: int, bounds: Bounds, now: float) -> None:
         execute = self._database.execute
@@ -198,9 +203,9 @@ class SqliteStore:
 
     def _cursor(self, box: str, device: bytes, bounds: Bounds, from_now: bool) -> Cursor:
         execute, now = self._database.execute, self._clock()
+        execute("insert into boxes values (?, 0, ?, ?) on conflict do update set until = max(until, excluded.until)",
+                (box, now + 2 * bounds.ttl, token_hex(4)))  # fmt: skip
         span = self._span(box, now)
-        execute("insert into boxes values (?, 0, ?) on conflict do update set until = max(until, excluded.until)",
-                (box, now + 2 * bounds.ttl))  # fmt: skip
         found = execute("select after from cursors where box = ? and device = ?", (box, device)).fetchone()
         after: int = span.last + 1 if found is None else found[0]
         if after > span.last:
@@ -224,12 +229,20 @@ class SqliteStore:
         found = self._database.execute("select last from boxes where box = ?", (box,)).fetchone()
         return 0 if found is None else int(found[0])
 
+    def _epoch(self, box: str) -> str:
+        found = self._database.execute("select epoch from boxes where box = ?", (box,)).fetchone()
+        return "" if found is None else str(found[0])
+
+    def _furthest(self, box: str) -> int:
+        (after,) = self._database.execute("select max(after) from cursors where box = ?", (box,)).fetchone()
+        return after or 0
+
     def _span(self, box: str, now: float) -> Span:
         last = self._last(box)
         (first,) = self._database.execute(
             "select min(n) from messages where box = ? and expires > ?", (box, now)
         ).fetchone()
-        return Span(last + 1 if first is None else first, last)
+        return Span(last + 1 if first is None else first, last, self._epoch(box))
 
     def _forget(self, now: float) -> None:
         """Forget keys, and a few boxes that have not been used for long."""

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from wse.backoff import Backoff
+    from wse.client.inbox import Kept
     from wse.client.resumption import Loss
     from wse.client.retry import RetryRule
     from wse.core.heartbeat import Heartbeat
@@ -72,7 +73,7 @@ class BlockingClient:
         heartbeat: When a silent server is pinged, and given up.
         resume: Whether the session outlives a lost connection.
         inbox: The name of this device, for messages that the server keeps.
-        after: The number of the last kept message that the application has.
+        after: The last kept message that the application has, or its number.
         expose_errors: The part of an exception that the server receives.
         debug: Whether the server receives stack traces.
         connector: Opens WebSockets.
@@ -101,7 +102,7 @@ class BlockingClient:
         heartbeat: Heartbeat | None = None,
         resume: Resume | bool = False,
         inbox: str | None = None,
-        after: int | None = None,
+        after: int | Kept | None = None,
         expose_errors: ExposeErrors | str = ExposeErrors.MESSAGE,
         debug: bool = False,
         connector: Connector | None = None,

@@ -27,13 +27,14 @@ from wse.protocols.json import WseJSON
 from wse.scheduler import AsyncioScheduler
 from wse.transports import picows
 from wse.typed.handlers import Channel, Handlers
-from wse.types import ClientStatus, F, MessageKey, MessageType
+from wse.types import ClientStatus, F, MessageKey, MessageType, RoomName
 from wse.validation.checks import received
 
 if TYPE_CHECKING:
     import ssl
     from collections.abc import Callable
 
+    from wse.client.rooms import ClientRoom
     from wse.core.ports.transport import Connector
     from wse.core.session.asking import Items
     from wse.core.session.session import Session
@@ -82,8 +83,9 @@ class WseClient:
         inbox: The name of this device, of your own choice: the client gets the messages that the server keeps for its
             user (`WseServer.keep`), beginning after the last one that the device has handled. Their listeners are those
             of `channel`; inside of one, `kept` has the message's number.
-        after: The number of the last kept message that the application has. If it stores the number together with its
-            data, it gets every message exactly once, even if it crashes. By default, the server knows.
+        after: The last kept message that the application has: its number, or `kept` as it was inside the listener. If
+            the application stores it together with its data, it gets every message exactly once, even if it crashes.
+            A number alone does not tell when a store has lost the inbox. By default, the server knows.
         expose_errors: The part of an exception that the server receives when it calls a failing procedure; see
             `ExposeErrors`.
         debug: Also send stack traces of failing procedures to the server.
@@ -114,7 +116,7 @@ class WseClient:
         heartbeat: Heartbeat | None = None,
         resume: Resume | bool = False,
         inbox: str | None = None,
-        after: int | None = None,
+        after: int | Kept | None = None,
         expose_errors: ExposeErrors | str = ExposeErrors.MESSAGE,
         debug: bool = False,
         connector: Connector | None = None,
@@ -350,6 +352,14 @@ class WseClient:
 
     async def _find_session(self) -> Session:
         return self._connections.ready_session()
+
+    def room(self, name: RoomName) -> ClientRoom:
+        """Return the room of that name, which the client enters with `join`. The same name returns the same object.
+
+        Args:
+            name: The name of the room at the server, a string or an integer.
+        """
+        return self._connections.rooms.room(name)
 
     async def flush(self, timeout: float | None = None) -> None:
         """Wait until the server has handled everything that was sent before this call. Its async handlers need not have

@@ -37,6 +37,9 @@ TURNS: Final = 4
 MOST_AT_A_TIME: Final = 100
 """Async listeners of kept messages that run at a time. More messages wait for them."""
 
+ENOUGH: Final = 256
+"""Messages that wait, after which the server is asked for no more until half of them have been handled."""
+
 
 class Kept(NamedTuple):
     """Where a message stands in the inbox: `client.kept`, inside its listeners.
@@ -44,10 +47,12 @@ class Kept(NamedTuple):
     Attributes:
         n: Its number among the messages that have been kept for the user, which count from 1.
         at: When it was kept, in Unix seconds by the server's clock.
+        epoch: A name for this row of numbers: a store that has lost the inbox begins another one.
     """
 
     n: int
     at: float
+    epoch: str = ""
 
 
 class Unseen:
@@ -69,18 +74,20 @@ class InboxExtension(Extension):
     Args:
         endpoint: The client's listeners.
         device: The name of this device among those of its user.
-        after: The number of the last message that the application has, if it knows better than the server.
+        after: The last message that the application has, or its number, if it knows better than the server.
         lost: Called with the number of messages that are no longer kept.
     """
 
     name = "inbox"
 
-    def __init__(self, endpoint: Endpoint, device: str, after: int | None, lost: Callable[[int], None]) -> None:
+    def __init__(self, endpoint: Endpoint, device: str, after: int | Kept | None, lost: Callable[[int], None]) -> None:
         self._endpoint = endpoint
         self._device = device
         self._lost = lost
-        self._after = after
-        self._offered = after
+        number, self._epoch = (after.n, after.epoch) if isinstance(after, Kept) else (after, "")
+        self._after: int | None = number
+        self._offered: int | None = number
+        self._has_enough = False
         self._forgotten = 0  # messages that are gone, of which the application has not been told
         self._waiting: deque[tuple[ClientSession, list[Any]]] = deque()
         self._running = 0  # async listeners
@@ -92,13 +99,25 @@ class InboxExtension(Extension):
 
     def offer(self) -> Any:
         self._offered = self._after
-        return {"device": self._device} if self._after is None else {"device": self._device, "after": self._after}
+        offer: dict[str, Any] = {"device": self._device}
+        if self._after is not None:
+            offer["after"] = self._after
+            if self._epoch:
+                offer["epoch"] = self._epoch
+        return offer
 
     def answered(self, session: ClientSession, params: Any) -> None:
         first = params.get("from") if isinstance(params, dict) else None
         if not is_count(first):
             return  # a session that goes on, or a server that does not know now
-        if self._after is None or self._offered is None:
+        epoch = params.get("epoch")
+        if not isinstance(epoch, str):
+            epoch = ""
+        is_another = bool(self._epoch) and epoch != self._epoch
+        self._epoch = epoch
+        if is_another:
+            self._restart(first - 1)
+        elif self._after is None or self._offered is None:
             self._after = max(first - 1, self._after or 0)
         elif first > self._offered:
             self._after = max(first - 1, self._after)  # messages that waited may have been handled meanwhile
@@ -118,6 +137,7 @@ class InboxExtension(Extension):
         self.report()
         if self._begun:
             self._begun = False
+            self._epoch = ""
             self._restart(None)
 
     def welcomed(self, session: ClientSession) -> None:
@@ -126,6 +146,7 @@ class InboxExtension(Extension):
         if session is not self._session:  # what was reported may have been lost with the old one
             self._session = session
             self._reported = 0
+            self._has_enough = False
         self._note()
         if self.name not in session.agreement.names:
             error = WseError(ErrorCode.UNSUPPORTED, {"extension": self.name}, "the server has no inboxes")
@@ -157,6 +178,9 @@ class InboxExtension(Extension):
             self._handle(session, message)
         else:
             self._waiting.append((session, message))
+            # Another node that has taken the session over does not know that this was said.
+            if len(self._waiting) >= ENOUGH and (not self._has_enough or not len(self._waiting) % ENOUGH):
+                self._want(wants=False)
 
     def _handle(self, session: ClientSession, message: list[Any]) -> None:
         number, type_, payload, at = message
@@ -177,7 +201,7 @@ class InboxExtension(Extension):
             session._ignored(type_, payload, None)
         else:
             unseen = self._open[number] = Unseen(number)
-            token = current.set(Kept(number, at if isinstance(at, int | float) else 0.0))
+            token = current.set(Kept(number, at if isinstance(at, int | float) else 0.0, self._epoch))
             try:
                 for fn in listeners.fns:
                     unseen.left += 1
@@ -214,12 +238,24 @@ class InboxExtension(Extension):
             self._note()
         while self._waiting and self._running < MOST_AT_A_TIME:
             self._handle(*self._waiting.popleft())
+        if self._has_enough and len(self._waiting) <= ENOUGH // 2:
+            self._want(wants=True)
 
     def _returned(self, message: Unseen) -> None:
         """A listener has returned without an exception."""
         message.left -= 1
         if not message.left and self._open.get(message.number) is message:  # else it was of the inbox before
             del self._open[message.number]
+
+    def _want(self, *, wants: bool) -> None:
+        """Tell the server whether to send more."""
+        session = self._session
+        if session is None or not session.valid or not self._epoch:  # an older server sends none
+            return
+        types = session.protocol.extensions
+        assert types is not None  # or there would have been no answer
+        self._has_enough = not wants
+        session.write(types.kept, wants)
 
     # How far the listeners have come.
 

@@ -135,19 +135,29 @@ class ContractRoute:
 
     Args:
         make: Makes the document.
+        said: What the document is made of. It is made again when that has changed.
         source: The address of the document; `None` if it is what this route answers with.
     """
 
     methods = ("GET",)
     max_body = 0
 
-    def __init__(self, make: Callable[[], dict[str, Any]], source: str | None) -> None:
+    def __init__(self, make: Callable[[], dict[str, Any]], said: Callable[[], Any], source: str | None) -> None:
         self._make = make
+        self._said = said
         self._source = source
+        self._made: tuple[Any, HttpReply] | None = None
 
     def answer(self, call: HttpCall) -> HttpReply:
         """The page, or the document."""
+        said = self._said()
+        if self._made is None or self._made[0] != said:
+            self._made = (said, self._reply())
+        return self._made[1]
+
+    def _reply(self) -> HttpReply:
+        document = self._make()
         if self._source is not None:
-            return HttpReply(body=page_of(self._make(), self._source).encode(), headers=HEADERS)
+            return HttpReply(body=page_of(document, self._source).encode(), headers=HEADERS)
         headers = {"Content-Type": "application/json", "Cache-Control": "no-cache"}
-        return HttpReply(body=json.dumps(self._make(), indent=2, ensure_ascii=False).encode(), headers=headers)
+        return HttpReply(body=json.dumps(document, indent=2, ensure_ascii=False).encode(), headers=headers)

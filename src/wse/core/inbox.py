@@ -28,6 +28,9 @@ class Inbox:
             `"none"` after the newest.
         store: Where messages are kept: a store, or the URL of a file, `"sqlite:inbox.db"`, for a server on its own.
             By default they are kept by the cluster's broker, and without a broker in memory.
+        undelivered: Fire `when.undelivered(cid, type, payload)` for a message of `WseServer.keep` that no device with
+            an inbox has read after so many seconds, and that is still kept. It fires once, on the server that has kept
+            the message, if that still runs. `None`, the default, means never.
 
     Raises:
         ValueError: A limit is out of its range.
@@ -40,11 +43,14 @@ class Inbox:
     message: int = 64 * 1024
     new_device: Literal["all", "none"] = "all"
     store: str | Store | None = None
+    undelivered: float | None = None
 
     def __post_init__(self) -> None:
         for name in ("messages", "bytes", "ttl", "devices", "message"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name} must be more than 0, not {getattr(self, name)}")
+        if self.undelivered is not None and not self.undelivered > 0:
+            raise ValueError(f"undelivered is in seconds, more than 0, or None, not {self.undelivered}")
         if self.new_device not in ("all", "none"):
             raise ValueError(f'new_device must be "all" or "none", not {self.new_device!r}')
 

@@ -12,7 +12,7 @@ import msgspec
 from wse.brokers import as_broker, store_of
 from wse.core.closing import check_close
 from wse.core.cluster.bus import Bus
-from wse.core.cluster.envelope import ALL, NODE, OUTSIDE, ROOM, USER, Answer, Drop, Kept, topic
+from wse.core.cluster.envelope import ALL, NODE, OUTSIDE, ROOM, USER, Answer, Drop, Kept, Unread, topic
 from wse.core.cluster.envelope import decode as decode_message
 from wse.core.cluster.envelope import encode as encode_message
 from wse.core.cluster.envelope import message as pack_message
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from wse.core.hub.connection import WseConnection
     from wse.core.ports.broker import Broker
     from wse.core.ports.protocol import Protocol
+    from wse.core.ports.store import Record
 
 CALL_TIMEOUT: Final = 20.0
 """Seconds that a call waits for its answer, unless it says otherwise; as for servers."""
@@ -171,10 +172,20 @@ class Publisher:
         data = packed_for_store(self._inbox, self._endpoint.protocols, type, payload, ttl)
         store = store_of(self._inbox.store, self._broker)
         record, is_new = await store.keep(box_of(kind, name), data, self._inbox.bounds, key=key, ttl=ttl)
-        kept = Kept(self._origin, record.number, record.at, data if is_new else b"")
+        kept = Kept(self._origin, record.number, record.at, data if is_new else b"", record.epoch)
         if self._broker.connected:  # otherwise the servers find it in the store
             self._broker.publish(topic(kind, name), encode_message(kept))
+        if self._inbox.undelivered is not None and kind == USER:
+            await self._hand_over(encode_name(name), record)
         return record.number
+
+    async def _hand_over(self, user: str, record: Record) -> None:
+        """Let a server look whether a message is read."""
+        with suppress(WseError):  # the message is kept all the same
+            nodes = sorted(await self._broker.nodes())
+            if nodes and self._broker.connected:
+                message = Unread(self._origin, user, record.number, record.epoch)
+                self._broker.publish(NODE + secrets.choice(nodes), encode_message(message))
 
     def broadcast(
         self,

@@ -11,7 +11,7 @@ from wse.typed.compiler import Source, compile_handler
 from wse.typed.dependencies import as_guards
 from wse.typed.hints import is_async, names_of_callers
 from wse.typed.router import send
-from wse.typed.sources import OF_HANDSHAKES, OF_REAUTHENTICATION
+from wse.typed.sources import OF_HANDSHAKES, OF_REAUTHENTICATION, OF_ROOM_GUARDS
 from wse.types import F, MessageType
 
 if TYPE_CHECKING:
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 A = TypeVar("A", bound="Callable[..., Any]")
 R = TypeVar("R", bound="Callable[..., Any]")
 L = TypeVar("L", bound="Callable[..., Any]")
+G = TypeVar("G", bound="Callable[..., Any]")
 M = TypeVar("M", bound="Middleware")
 
 
@@ -85,6 +86,23 @@ class Handling:
             TypeError: `fn` cannot take `(conn, identity)`.
         """
         self._hub.auth.reauthenticate = _compiled(fn, OF_REAUTHENTICATION)
+        return fn
+
+    def room_guard(self, fn: G) -> G:
+        """Set the guard of rooms, `fn(conn, name)`, plain or async; usable as a decorator.
+
+            @server.room_guard
+            def guard(conn, name):
+                return conn.cid in members_of(name)
+
+        It decides whether a client may enter a room by itself (`client.room(name).join()`). If it returns `False`, the
+        client gets `NOT_AUTHORIZED`; if it raises a `WseError`, the client gets that. Otherwise the connection is added
+        to the room. Without a guard, no client may enter. It may take dependencies, which are marked with `Depends`.
+
+        Raises:
+            TypeError: `fn` cannot take `(conn, name)`; as `register`.
+        """
+        self._hub.entrance.guard = _compiled(fn, OF_ROOM_GUARDS)
         return fn
 
     # Messages and calls.

@@ -55,6 +55,7 @@ class Messaging:
         *,
         exclude: Exclude = None,
         key: MessageKey | None = None,
+        fallback: bool = False,
     ) -> None:
         """Send a message to all devices of a user; nothing happens if the user is not connected.
 
@@ -64,11 +65,18 @@ class Messaging:
             payload: The message's content.
             exclude: A connection that does not receive the message, such as the sender's.
             key: As for `WseConnection.send`.
+            fallback: Fire `when.undelivered` on this server if nobody gets the message: if the user has no device on
+                any node, or if the sessions of all devices that were sent it end before they have confirmed it. A
+                device without such a session (`resume`) counts as one that gets it. In a cluster, the register is
+                asked.
 
         Raises:
             WseError: `NOT_STARTED`: the server has not been started, or has been closed; as `WseConnection.send`.
         """
-        self._hub.send(cid, type, payload, exclude, key)
+        if fallback:
+            self._hub.fallbacks.send(cid, type, payload, exclude, key)
+        else:
+            self._hub.send(cid, type, payload, exclude, key)
 
     async def keep(
         self, cid: ClientId, type: MessageType, payload: Any = None, *, key: str | None = None, ttl: float | None = None
@@ -113,8 +121,17 @@ class Messaging:
         """
         self._hub.drop_client(cid, reason, code)
 
-    def room(self, name: RoomName) -> Room:
-        """Return the room of that name. You need not create it; a room exists while it has members."""
+    def room(self, name: RoomName, *, presence: bool = False) -> Room:
+        """Return the room of that name. You need not create it; a room exists while it has members.
+
+        Args:
+            name: The name.
+            presence: Let the members show each other states (`Room.presence`). The room has that from then on, also
+                when it is asked for without this argument. In a cluster, ask for it on every node.
+        """
+        if presence:
+            self._hub.endpoint.check_thread()
+            self._hub.rooms.make_board(name)
         return Room(self._hub.rooms, name)
 
     @overload

@@ -238,8 +238,12 @@ class WseServer(Handling, Messaging):
 
             page = "/contract" if contract is True else checked_path(contract)
             document = f"{page.rstrip('/')}.json"
-            self._lifecycle.options.routes[page] = ContractRoute(self.asyncapi, document)
-            self._lifecycle.options.routes[document] = ContractRoute(self.asyncapi, None)
+
+            def said() -> Any:
+                return self.operations, self._lifecycle.port
+
+            for path, source in ((page, document), (document, None)):
+                self._lifecycle.options.routes[path] = ContractRoute(self.asyncapi, said, source)
         self._console: Console | None = None
         self._admin: AdminApp | None = None
         if admin is not None:

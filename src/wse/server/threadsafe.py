@@ -49,9 +49,10 @@ class Threadsafe:
         *,
         exclude: Exclude = None,
         key: MessageKey | None = None,
+        fallback: bool = False,
     ) -> None:
         """As `WseServer.send`."""
-        self._tell(partial(self._server.send, cid, type, payload, exclude=exclude, key=key))
+        self._tell(partial(self._server.send, cid, type, payload, exclude=exclude, key=key, fallback=fallback))
 
     def broadcast(
         self, type: MessageType, payload: Any = None, *, exclude: Exclude = None, key: MessageKey | None = None

@@ -91,3 +91,6 @@ OF_HANDSHAKES = Sources(("auth",), NOTHING, {"auth": handshake_check})
 
 OF_REAUTHENTICATION = Sources(("conn", "identity"), NOTHING, {"identity": payload_check})
 """What a handler of fresh identities is given."""
+
+OF_ROOM_GUARDS = Sources(("conn", "name"), NOTHING, {})
+"""What a guard of rooms is given."""

@@ -2,7 +2,8 @@
 
     <prefix>-inbox-v1          subject `<prefix>-inbox.<box>`: the messages, the number and the time before the data
     <prefix>-inbox-v1-cursors  subject `<prefix>-cursor.<box>.<device>`: the number that the device has seen; and
-                               `<prefix>-cursor.<box>.n`: the newest number, for when all messages have expired
+                               `<prefix>-cursor.<box>.n`: the newest number, for when all messages have expired, and
+                               the epoch
 
 JetStream bounds messages by their number for each subject, and by their age. It does not bound the bytes of a subject,
 so a box has at most `Bounds.messages` times the largest message. A number is taken by compare-and-set: a message is
@@ -14,7 +15,9 @@ message, and those of another node whose bounds differ.
 
 from __future__ import annotations
 
+import asyncio
 import json
+import secrets
 import struct
 import time
 from base64 import b64decode
@@ -48,6 +51,9 @@ NUMBER = "n"
 MOST_PLACES = 10_000
 """Boxes of which the place of the newest message is remembered."""
 
+MOST_GUESSES = 12
+"""Questions after which a place is near enough."""
+
 _HEAD = struct.Struct("!Qd")
 
 
@@ -67,9 +73,31 @@ class Stored(NamedTuple):
         return int(_HEAD.unpack_from(self.data)[0]) if self.data else 0
 
     @property
-    def record(self) -> Record:
+    def parts(self) -> tuple[int, float, bytes]:
         number, at = _HEAD.unpack_from(self.data)
-        return Record(number, at, self.data[_HEAD.size :])
+        return number, at, self.data[_HEAD.size :]
+
+    @property
+    def record(self) -> Record:
+        return Record(*self.parts)
+
+
+class Newest(NamedTuple):
+    """The end of a box.
+
+    Attributes:
+        place: The place of the newest message; 0 if it is no longer there.
+        number: Its number.
+        epoch: The epoch of the box.
+    """
+
+    place: int
+    number: int
+    epoch: str
+
+    @property
+    def packed(self) -> bytes:
+        return f"{self.number} {self.epoch}".encode()
 
 
 class NatsStore:
@@ -89,7 +117,8 @@ class NatsStore:
         self._subject = f"{prefix}-inbox."
         self._cursor_subject = f"{prefix}-cursor."
         self._prepared: Bounds | None = None
-        self._newest: OrderedDict[str, tuple[int, int]] = OrderedDict()  # places and numbers; others may have added
+        self._newest: OrderedDict[str, Newest] = OrderedDict()  # others may have added more
+        self._read: OrderedDict[str, tuple[int, int]] = OrderedDict()  # numbers and places that pages have ended with
 
     async def open(self) -> None: ...
 
@@ -106,23 +135,24 @@ class NatsStore:
             head += f"\r\nNats-TTL: {ceil(lifetime)}s"
 
         async def keep(connection: NatsConnection) -> tuple[Record, bool]:
-            newest = self._newest.pop(box) if box in self._newest else await self._find_newest(connection, box)
-            place, number = newest
+            newest = self._newest.pop(box, None)
+            if newest is None:
+                newest = await self._find_newest(connection, box, await self._begun(connection, box, bounds))
             while True:
-                record = Record(number + 1, time.time(), data)
+                record = Record(newest.number + 1, time.time(), data, newest.epoch)
                 packed = _HEAD.pack(record.number, record.at) + data
                 try:
-                    answer = await _put(connection, self._subject + box, packed, head.format(place))
+                    answer = await _put(connection, self._subject + box, packed, head.format(newest.place))
                 except OutdatedError:
-                    place, number = await self._find_newest(connection, box)
+                    newest = await self._find_newest(connection, box, newest.epoch)
                     continue
                 if answer.get("duplicate"):
                     (first,) = await _get(connection, self._messages, {"seq": answer["seq"]})
                     # A message that is no longer kept has an unknown number, which is not higher than the newest.
-                    return first.record if first.place else Record(number, record.at, data), False
-                self._newest[box] = answer["seq"], record.number
-                number_of = f"{self._cursor_subject}{box}.{NUMBER}"
-                connection.requests.write(pack(number_of, b"%d" % record.number, header=_expires(bounds)))
+                    number, at = (newest.number, record.at) if not first.place else first.parts[:2]
+                    return Record(number, at, data, newest.epoch), False
+                self._newest[box] = newest = Newest(answer["seq"], record.number, newest.epoch)
+                connection.requests.write(pack(self._number_of(box), newest.packed, header=_expires(bounds)))
                 if len(self._newest) > MOST_PLACES:
                     self._newest.popitem(last=False)
                 return record, True
@@ -133,31 +163,36 @@ class NatsStore:
         subject = self._subject + box
 
         async def read(connection: NatsConnection) -> Page:
-            first, newest = await self._ends(connection, box)
-            if first.place and newest.number <= after:
-                return Page((), Span(first.number, newest.number))
-            if not first.place:
-                last = await self._last_seen(connection, box)
-                return Page((), Span(last + 1, last))
-            span = Span(first.number, newest.number)
-            records: list[Record] = []
-            place = first.place
-            while len(records) < count and place <= newest.place:
+            (first, newest, last), (_, epoch) = await asyncio.gather(
+                self._ends(connection, box), self._last_seen(connection, box)
+            )
+            span = Span(first.number if first.place else last + 1, last, epoch)
+            if last <= after or not first.place:
+                return Page((), span)
+            found: list[Stored] = []
+            place = await self._find(connection, box, after, count, first, newest)
+            while len(found) < count and place <= newest.place:
                 batch = await self._batch(connection, subject, place, count)
                 # A replica that is behind has less than the leader.
                 batch = batch or await _get(connection, self._messages, {"seq": place, "next_by_subj": subject})
                 if not batch[-1].place:
                     break
-                records += [one.record for one in batch if one.number > after]
+                found += [one for one in batch if one.number > after]
                 place = batch[-1].place + 1
-            return Page(tuple(records[:count]), span)
+            del found[count:]
+            if found:
+                self._read.pop(box, None)
+                self._read[box] = found[-1].number, found[-1].place
+                if len(self._read) > MOST_PLACES:
+                    self._read.popitem(last=False)
+            return Page(tuple(one.record for one in found), span)
 
         return await self._broker.ask(read)
 
     async def cursor(self, box: str, device: str, bounds: Bounds, *, from_now: bool = False) -> Cursor:
         async def cursor(connection: NatsConnection) -> Cursor:
-            first, newest = await self._ends(connection, box)
-            last = newest.number if newest.place else await self._last_seen(connection, box)
+            epoch = await self._begun(connection, box, bounds)
+            first, _, last = await self._ends(connection, box)
             subject = f"{self._cursor_subject}{box}.k{encode_text(device)}"
             (found,) = await _get(connection, self._cursors, {"last_by_subj": subject})
             after = int(found.data or last + 1)
@@ -166,7 +201,7 @@ class NatsStore:
             await _put(connection, subject, b"%d" % after, _expires(bounds))
             if not found.place:
                 await self._forget_devices(connection, box, bounds.devices)
-            return Cursor(after, Span(first.number if first.place else last + 1, last))
+            return Cursor(after, Span(first.number if first.place else last + 1, last, epoch))
 
         return await self._prepared_for(bounds, cursor)
 
@@ -190,6 +225,13 @@ class NatsStore:
                 return
 
         await self._broker.ask(seen)
+
+    async def furthest(self, box: str) -> int:
+        async def furthest(connection: NatsConnection) -> int:
+            numbers = await self._numbers(connection, box)
+            return max((int(found.data) for subject, found in numbers if _is_cursor(subject, found)), default=0)
+
+        return await self._broker.ask(furthest)
 
     async def last(self, boxes: Sequence[str]) -> list[int]:
         questions = [{"last_by_subj": self._subject + box} for box in boxes]
@@ -243,18 +285,70 @@ class NatsStore:
 
     # What the steps ask.
 
-    async def _ends(self, connection: NatsConnection, box: str) -> list[Stored]:
-        """The oldest message of a box, and the newest."""
+    async def _ends(self, connection: NatsConnection, box: str) -> tuple[Stored, Stored, int]:
+        """The oldest message of a box, the newest, and the newest number that there has been."""
         subject = self._subject + box
         oldest, newest = {"seq": 1, "next_by_subj": subject}, {"last_by_subj": subject}
-        return await _get(connection, self._messages, oldest, newest)
+        number = -1
+        while True:
+            first, last = await _get(connection, self._messages, oldest, newest)
+            if first.place and last.place:
+                return first, last, last.number
+            before, number = number, await self._highest(connection, box)
+            if not last.place and number == before:
+                return first, last, number
+            # Messages may have come in between, or there are none: what is read next shows it.
 
-    async def _find_newest(self, connection: NatsConnection, box: str) -> tuple[int, int]:
-        """The place and the number of the newest message."""
+    async def _find_newest(self, connection: NatsConnection, box: str, epoch: str) -> Newest:
         (newest,) = await _get(connection, self._messages, {"last_by_subj": self._subject + box})
-        if newest.place:
-            return newest.place, newest.number
-        return 0, await self._last_seen(connection, box)
+        number = newest.number if newest.place else await self._highest(connection, box)
+        return Newest(newest.place, number, epoch)
+
+    async def _begun(self, connection: NatsConnection, box: str, bounds: Bounds) -> str:
+        """The epoch of the box; it begins with this if there is none."""
+        while True:
+            _, epoch = await self._last_seen(connection, box)
+            if epoch:
+                return epoch
+            end = Newest(0, await self._highest(connection, box), secrets.token_hex(4))
+            head = f"Nats-Expected-Last-Subject-Sequence: 0\r\n{_expires(bounds)}"
+            with suppress(OutdatedError):  # another node has begun one
+                await _put(connection, self._number_of(box), end.packed, head)
+                return end.epoch
+
+    async def _highest(self, connection: NatsConnection, box: str) -> int:
+        """The highest number that is known of a box without messages: the newest one may have been lost."""
+        numbers = await self._numbers(connection, box)
+        return max((int(found.data.split()[0]) for _, found in numbers if found.place), default=0)
+
+    async def _find(
+        self, connection: NatsConnection, box: str, after: int, count: int, first: Stored, newest: Stored
+    ) -> int:
+        """A place at or before that of the first message after a number, and not many messages before it.
+
+        The stream has the messages of all boxes, so the place of a number is not known. It is looked for between two
+        that are.
+        """
+        low, high = (first.number, first.place), (newest.number, newest.place)
+        known = self._read.get(box, low)
+        if low[0] <= known[0] <= after and known[1] <= high[1]:
+            low = known
+        for _ in range(MOST_GUESSES):
+            if after - low[0] <= count or high[0] - low[0] <= 1:
+                break
+            share = (after - low[0]) / (high[0] - low[0])
+            guess = low[1] + max(1, int((high[1] - low[1]) * share))
+            question = {"seq": min(guess, high[1]), "next_by_subj": self._subject + box}
+            (found,) = await _get(connection, self._messages, question)
+            if not found.place:
+                break
+            if found.number <= after:
+                low = found.number, found.place
+            elif found.place < high[1]:
+                high = found.number, found.place
+            else:
+                break
+        return low[1]
 
     async def _batch(self, connection: NatsConnection, subject: str, place: int, count: int) -> list[Stored]:
         """Messages from that place on, of any replica, at most so many."""
@@ -273,13 +367,20 @@ class NatsStore:
         found = await _get(connection, self._cursors, *({"last_by_subj": subject} for subject in subjects))
         return list(zip(subjects, found, strict=True))
 
-    async def _last_seen(self, connection: NatsConnection, box: str) -> int:
-        return max((int(found.data or 0) for _, found in await self._numbers(connection, box)), default=0)
+    def _number_of(self, box: str) -> str:
+        """The subject of the newest number."""
+        return f"{self._cursor_subject}{box}.{NUMBER}"
+
+    async def _last_seen(self, connection: NatsConnection, box: str) -> tuple[int, str]:
+        """The newest number that is remembered, and the epoch of the box; empty if it has none."""
+        (found,) = await _get(connection, self._cursors, {"last_by_subj": self._number_of(box)})
+        number, _, epoch = found.data.decode().partition(" ")
+        return int(number or 0), epoch
 
     async def _forget_devices(self, connection: NatsConnection, box: str, most: int) -> None:
         """Delete the cursors that were used least recently."""
         numbers = await self._numbers(connection, box)
-        places = sorted(found.place for subject, found in numbers if found.place and not subject.endswith(f".{NUMBER}"))
+        places = sorted(found.place for subject, found in numbers if _is_cursor(subject, found))
         subject = f"$JS.API.STREAM.MSG.DELETE.{self._cursors}"
         await connection.requests.many([(subject, b'{"seq":%d}' % place, "") for place in places[:-most]])
 
@@ -311,6 +412,10 @@ def _stored(answer: Message) -> Stored:
     except NotFoundError:  # the message, or the whole stream
         return Stored()
     return Stored(found["seq"], b64decode(found.get("data", "")))
+
+
+def _is_cursor(subject: str, found: Stored) -> bool:
+    return bool(found.place) and not subject.endswith(f".{NUMBER}")
 
 
 def _expires(bounds: Bounds) -> str:

@@ -2,7 +2,7 @@
 
     ib:<box>        stream  the messages: the id `<number>-0`; fields a (time), x (end), d (data)
     ih:<box>        hash    "#n" the last number; "#b" bytes of all messages; "c:<device>" cursors, "number used";
-                            "#u" counts the uses
+                            "#u" counts the uses; "#e" the epoch
     ik:<box>:<key>  string  "number time" of the message with that key; for five minutes
 
 What is kept survives a restart of the engine only if the engine writes it to a disk (`appendonly yes`).
@@ -45,23 +45,32 @@ class RedisStore:
         self, box: str, data: bytes, bounds: Bounds, *, key: str | None = None, ttl: float | None = None
     ) -> tuple[Record, bool]:
         own = bounds.lifetime(ttl)
-        number, at, is_new = await self._run(
+        number, at, is_new, epoch = await self._run(
             KEEP, box, data, bounds.messages, bounds.bytes, _milliseconds(bounds.ttl), _milliseconds(own), _name(key)
         )
-        return Record(number, int(at) / 1000, data), bool(is_new)
+        return Record(number, int(at) / 1000, data, epoch.decode()), bool(is_new)
 
     async def read(self, box: str, after: int, count: int) -> Page:
-        first, last, records = await self._run(READ, box, after, count)
-        return Page(tuple(Record(number, int(at) / 1000, data) for number, at, data in records), Span(first, last))
+        first, last, epoch, records = await self._run(READ, box, after, count)
+        span = Span(first, last, epoch.decode())
+        return Page(tuple(Record(number, int(at) / 1000, data) for number, at, data in records), span)
 
     async def cursor(self, box: str, device: str, bounds: Bounds, *, from_now: bool = False) -> Cursor:
-        after, first, last = await self._run(
+        after, first, last, epoch = await self._run(
             CURSOR, box, _name(device), _milliseconds(bounds.ttl), bounds.devices, int(from_now)
         )
-        return Cursor(after, Span(first, last))
+        return Cursor(after, Span(first, last, epoch.decode()))
 
     async def seen(self, box: str, device: str, number: int) -> None:
         await self._run(SEEN, box, _name(device), number)
+
+    async def furthest(self, box: str) -> int:
+        async def ask(connection: RedisConnection) -> int:
+            fields: list[bytes] = await connection.command("HGETALL", f"{self._keys}ih:{box}")
+            cursors = [value for name, value in zip(fields[::2], fields[1::2], strict=True) if name.startswith(b"c:")]
+            return max((int(cursor.split()[0]) for cursor in cursors), default=0)
+
+        return await self._broker.ask(ask)
 
     async def last(self, boxes: Sequence[str]) -> list[int]:
         async def ask(connection: RedisConnection) -> list[int]:

@@ -22,6 +22,14 @@ end
 local function last_of()
   return tonumber(redis.call('HGET', hash, '#n') or 0)
 end
+local function epoch_of(begin)
+  local epoch = redis.call('HGET', hash, '#e')
+  if not epoch and begin then
+    epoch = whole(now) .. string.format('%06d', math.random(0, 999999))
+    redis.call('HSET', hash, '#e', epoch)
+  end
+  return epoch or ''
+end
 local function first_of(last)
   local from = '-'
   while true do
@@ -45,7 +53,7 @@ if key ~= '' then
   local found = redis.call('GET', known)
   if found then
     local n, at = string.match(found, '^(%d+) (%d+)$')
-    return {tonumber(n), at, 0}
+    return {tonumber(n), at, 0, epoch_of(true)}
   end
 end
 local n, size = last_of(), tonumber(redis.call('HGET', hash, '#b') or 0)
@@ -66,11 +74,11 @@ redis.call('HSET', hash, '#n', whole(n), '#b', whole(size))
 redis.call('PEXPIRE', stream, whole(ttl))
 redis.call('PEXPIRE', hash, whole(2 * ttl))
 if key ~= '' then redis.call('SET', known, whole(n) .. ' ' .. whole(now), 'PX', 300000) end
-return {n, whole(now), 1}
+return {n, whole(now), 1, epoch_of(true)}
 """
 )
-"""data, messages, bytes, milliseconds of the box and of this message, key; replies number, time and whether it is
-new."""
+"""data, messages, bytes, milliseconds of the box and of this message, key; replies number, time, whether it is new, and
+the epoch."""
 
 READ = Script(
     _HEAD
@@ -89,10 +97,10 @@ while #out < count do
   end
   from = '(' .. entries[#entries][1]
 end
-return {first_of(last), last, out}
+return {first_of(last), last, epoch_of(false), out}
 """
 )
-"""after, count; replies first, last, and number, time and data of each message."""
+"""after, count; replies first, last, the epoch, and number, time and data of each message."""
 
 CURSOR = Script(
     _HEAD
@@ -117,10 +125,10 @@ if not found then
   table.sort(cursors, function(one, other) return one[2] < other[2] end)
   for i = 1, #cursors - tonumber(devices) do redis.call('HDEL', hash, cursors[i][1]) end
 end
-return {after, first_of(last), last}
+return {after, first_of(last), last, epoch_of(true)}
 """
 )
-"""device, milliseconds of the box, devices, from_now (0 or 1); replies after, first and last."""
+"""device, milliseconds of the box, devices, from_now (0 or 1); replies after, first, last and the epoch."""
 
 SEEN = Script(
     _HEAD

@@ -2,11 +2,12 @@
 
     topic       subscribers                              messages
     all         every node                               Message, Hello
-    u.<user>    nodes that hold a device of the user     Message, Kept, Drop, Enter, Displaced, Check
-    r.<room>    nodes that hold a member of the room     Message, Kept
-    n.<node>    that node                                Canary, Call, Cancel, Query, Answer, ToDevice, Arrived;
-                                                         those about a `CallWith`: More, Put, End, Waiting to the node
-                                                         of the device, Item, Want, Progress, Running from there
+    u.<user>    nodes that hold a device of the user     Message, Kept, Watched, Drop, Enter, Displaced, Check
+    r.<room>    nodes that hold a member of the room     Message, Kept, Present
+    n.<node>    that node                                Canary, Call, Cancel, Query, Answer, ToDevice, Arrived,
+                                                         Reached, Unread; about a `CallWith`: More, Put, End, Waiting
+                                                         to the node of the device, Item, Want, Progress, Running from
+                                                         there
 
 A message crosses as its sender has packed it, once for each message protocol of the sender. The rest are plain values
 in MessagePack. Brokers take messages up to some size, so a list of names crosses in parts: several
@@ -209,6 +210,42 @@ class Kept(ClusterMessage, tag=30):
     at: float
     data: bytes
     """The message as the store has it; empty if it must be read from there."""
+    epoch: str = ""
+
+
+class Unread(ClusterMessage, tag=33):
+    """A publisher has kept a message for the user. The receiver looks whether anybody reads it."""
+
+    user: str
+    number: int
+    epoch: str
+
+
+class Watched(ClusterMessage, tag=31):
+    """The origin wants to know whether a device of the receiver gets all that it has sent to the user until now."""
+
+    number: int
+    """Of the question."""
+
+
+class Reached(ClusterMessage, tag=32):
+    """Whether one does."""
+
+    number: int
+    reached: bool
+
+
+class Present(ClusterMessage, tag=34):
+    """What members of the origin show each other in the room; see `wse.core.cluster.boards`."""
+
+    number: int
+    """The number of the change among those of the origin in the room; that of the last one, if there is no entry."""
+    entries: list[tuple[str, str, bytes | None]]
+    """A user, a device and its state in MessagePack, or nothing in its place."""
+    is_whole: bool = False
+    """Whether these are all states that the origin holds."""
+    is_last: bool = False
+    """Whether the origin takes part no longer."""
 
 
 class Cancel(ClusterMessage, tag=10):
@@ -264,8 +301,18 @@ decode = msgspec.msgpack.Decoder(
     | ToDevice
     | Arrived
     | Kept
+    | Watched
+    | Reached
+    | Unread
+    | Present
 ).decode
 """Decodes a message; raises a `msgspec.MsgspecError` for bytes that are not one."""
+
+encode_value = msgspec.msgpack.Encoder().encode
+"""Encodes a piece of an answer, of plain values."""
+
+decode_value = msgspec.msgpack.Decoder().decode
+"""Reverses `encode_value`."""
 
 plain = msgspec.msgpack.Encoder(enc_hook=encode_foreign).encode
 """Encodes a message; raises for values that MessagePack does not have: a call's payload must arrive unchanged."""

@@ -5,12 +5,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from wse.core.cluster import envelope
-from wse.core.cluster.envelope import USER
+from wse.core.cluster.envelope import ROOM, USER
 from wse.core.names import decode_name
 from wse.core.ports.store import Record
 from wse.errors import ErrorCode, WseError
 
 if TYPE_CHECKING:
+    from wse.core.cluster.boards import Boards
     from wse.core.cluster.bus import Bus
     from wse.core.cluster.claims import Claims
     from wse.core.cluster.delivery import Delivery
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from wse.core.cluster.node_rpc import NodeRpc
     from wse.core.cluster.reconciler import Reconciler
     from wse.core.cluster.steps import Steps
+    from wse.core.cluster.watching import Watching
     from wse.core.hub.hub import Hub
     from wse.types import RoomName
 
@@ -39,6 +41,8 @@ class Inbox:
         steps: Handles changes of devices.
         reconciler: Is told of disturbances.
         liveness: Handles canaries, and the loss and return of the broker.
+        watching: Finds out whether messages are got.
+        boards: Handles the presence of rooms.
         restore_within: Seconds to wait for the other nodes after the broker has returned. A node that is not back by
             then is dead.
     """
@@ -54,6 +58,8 @@ class Inbox:
         steps: Steps,
         reconciler: Reconciler,
         liveness: Liveness,
+        watching: Watching,
+        boards: Boards,
         *,
         restore_within: float,
     ) -> None:
@@ -68,6 +74,8 @@ class Inbox:
         self._steps = steps
         self._reconciler = reconciler
         self._liveness = liveness
+        self._watching = watching
+        self._boards = boards
         self._restore_within = restore_within
         self._restoring = False
         self._lost_at: float | None = None  # when the broker was lost
@@ -112,6 +120,7 @@ class Inbox:
             self._restoring = False
             self._bus.release()  # if the connection was lost again, its return holds the backlog anew
         self._bus.catch_up()
+        self._boards.refresh()
         if self._hub.kept is not None:
             self._hub.kept.look()
 
@@ -121,8 +130,17 @@ class Inbox:
                 self._delivery.received(topic, message)
             case envelope.Kept():
                 if self._hub.kept is not None:
-                    record = Record(message.number, message.at, message.data)
+                    record = Record(message.number, message.at, message.data, message.epoch)
                     self._hub.kept.heard(topic[:2], decode_name(topic[2:]), record)
+            case envelope.Unread():
+                if self._hub.kept is not None and self._hub.kept.unread is not None:
+                    self._hub.kept.unread.watch(decode_name(message.user), message.number, message.epoch)
+            case envelope.Watched():
+                self._watching.asked(topic, message)
+            case envelope.Reached():
+                self._watching.answered(message)
+            case envelope.Present():
+                self._boards.received(decode_name(topic.removeprefix(ROOM)), message)
             case envelope.Drop():
                 self._hub.drop_here(decode_name(topic.removeprefix(USER)), message.reason, message.code)
             case envelope.Enter():

@@ -8,7 +8,9 @@ when they come back. It subscribes to the users and rooms that it holds, and to 
     NodeRpc    queries to other nodes, and calls to their devices; with RemoteAsking and RemoteServing for streams
     Claims     sessions that come from other nodes; Departures, those that go there
     Presence   users come and go; with Registrations, Steps, Firing and Reconciler
+    Boards     the presence of rooms
     Liveness   the lease, and the canary
+    Watching   finds out whether a message is got on other nodes
     Inbox      hands what the broker delivers to the part that handles it
 
 `ClusterNode` makes the parts, opens and closes them. None of them knows it.
@@ -23,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 
 from wse.backoff import Backoff
 from wse.core.cluster import envelope
+from wse.core.cluster.boards import Boards
 from wse.core.cluster.bus import Bus
 from wse.core.cluster.claims import Claims
 from wse.core.cluster.delivery import Delivery
@@ -37,6 +40,7 @@ from wse.core.cluster.reconciler import Reconciler
 from wse.core.cluster.registration import Registrations
 from wse.core.cluster.remote_asking import RemoteDevice
 from wse.core.cluster.steps import Steps
+from wse.core.cluster.watching import Watching
 from wse.core.hub.census import take_brief
 from wse.core.hub.network import DeviceInfo
 from wse.core.names import decode_name, encode_name
@@ -52,8 +56,10 @@ if TYPE_CHECKING:
     from wse.core.cluster.settings import ClusterSettings
     from wse.core.hub.calls import Callee
     from wse.core.hub.connection import ServerSession, WseConnection, WseIdentity
+    from wse.core.hub.fallback import Watch
     from wse.core.hub.handshake import Returning
     from wse.core.hub.hub import Hub
+    from wse.core.hub.presence.board import Board, Entry
     from wse.core.hub.tickets import Claim, Refusal
     from wse.core.packed import Packed
     from wse.core.ports.broker import Broker
@@ -108,7 +114,9 @@ class ClusterNode:
         self.presence = Presence(self.bus, hub, registrations, self.steps, self.firing, self.reconciler)
         self.claims = Claims(self.bus, hub, self.delivery, self.rpc, self.presence)
         self.departures = Departures(self.bus, hub, self.delivery, self.rpc, self.presence)
-        self.liveness = Liveness(self.bus, hub.endpoint, settings, self.reconciler, self.rpc)
+        self.boards = Boards(self.bus, hub, self.rpc, settings)
+        self.liveness = Liveness(self.bus, hub.endpoint, settings, self.reconciler, self.rpc, self.boards)
+        self.watching = Watching(self.bus, hub)
         self.inbox = Inbox(
             self.bus,
             hub,
@@ -119,6 +127,8 @@ class ClusterNode:
             self.steps,
             self.reconciler,
             self.liveness,
+            self.watching,
+            self.boards,
             restore_within=settings.lease_ttl,
         )
         self.rpc.queries |= {"members": self._members_here, "here": self._here, "end": self._peer_ends}
@@ -312,7 +322,12 @@ class ClusterNode:
         self.delivery.send(topic(kind, name), conns, type, payload, not_conn, not_user, key)
 
     def kept(self, kind: str, name: Hashable, record: Record) -> None:
-        self.bus.publish(topic(kind, name), envelope.Kept(self.node, record.number, record.at, record.data))
+        self.bus.publish(
+            topic(kind, name), envelope.Kept(self.node, record.number, record.at, record.data, record.epoch)
+        )
+
+    def watch(self, watch: Watch) -> None:
+        self.watching.watch(watch)
 
     def drop(self, cid: ClientId, reason: str, code: int) -> None:
         self.bus.publish(topic(USER, cid), envelope.Drop(self.node, str(reason), code))
@@ -328,6 +343,18 @@ class ClusterNode:
 
     def enter(self, name: RoomName, cid: ClientId, *, enter: bool) -> None:
         self.bus.publish(topic(USER, cid), envelope.Enter(self.node, encode_name(name), enter))
+
+    def open_board(self, board: Board) -> None:
+        self.boards.open(board)
+
+    def close_board(self, board: Board) -> None:
+        self.boards.close(board)
+
+    def post(self, board: Board, entries: list[Entry]) -> None:
+        self.boards.post(board, entries)
+
+    async def gathered(self, board: Board) -> None:
+        await self.boards.gathered(board)
 
     async def devices(self, cid: ClientId) -> list[DeviceInfo]:
         devices = await self.broker.devices(encode_name(cid))

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     from wse.core.hub.auth import AuthExtension, Expiry
     from wse.core.hub.calls import Mode
+    from wse.core.hub.fallback import Fallbacks
     from wse.core.hub.handshake import Challenge
     from wse.core.hub.kept.inboxes import Device
     from wse.core.hub.resumption import Resumption
@@ -55,6 +56,8 @@ class SessionOwner(typing.Protocol):
 
 class Users(typing.Protocol):
     """A server, as its users see it."""
+
+    fallbacks: Fallbacks
 
     def send(
         self, cid: ClientId, type: MessageType, payload: Any, exclude: Exclude = None, key: MessageKey | None = None
@@ -528,14 +531,30 @@ class WseIdentity:
         return MappingProxyType({conn.conn_id: conn for conn in self._devices})
 
     def send(
-        self, type: MessageType, payload: Any = None, *, exclude: Exclude = None, key: MessageKey | None = None
+        self,
+        type: MessageType,
+        payload: Any = None,
+        *,
+        exclude: Exclude = None,
+        key: MessageKey | None = None,
+        fallback: bool = False,
     ) -> None:
         """Send a message to all devices of the user, except an excluded connection.
+
+        Args:
+            type: The message's type.
+            payload: The message's content.
+            exclude: A connection that does not receive the message.
+            key: As for `WseConnection.send`.
+            fallback: As for `WseServer.send`.
 
         Raises:
             WseError: As `WseConnection.send`.
         """
-        self._users.send(self.cid, type, payload, exclude, key)
+        if fallback:
+            self._users.fallbacks.send(self.cid, type, payload, exclude, key)
+        else:
+            self._users.send(self.cid, type, payload, exclude, key)
 
     def drop(self, reason: str = CloseReason.BY_SERVER, code: int = 1000) -> None:
         """Disconnect all devices of the user; `left` fires once.

@@ -41,6 +41,8 @@ class Luggage(msgspec.Struct, array_like=True):
     data: dict[str, Any] | None
     inbox: tuple[str, int] | None = None
     """The name of a device with an inbox, and the number of the last message that it was sent."""
+    epoch: str = ""
+    """The epoch of that number."""
 
 
 class Arrival(NamedTuple):
@@ -112,7 +114,7 @@ class Moving:
         session.enter(None)
         hub.bring_in(session.conn, arrival.cid)
         if luggage.inbox is not None:
-            session.inbox = Device(session.conn, luggage.inbox[0], luggage.inbox[1])
+            session.inbox = Device(session.conn, *luggage.inbox, luggage.epoch)
             session.inbox.position, session.inbox.is_placed = luggage.inbox[1], True
         fetched.settle(session.conn)
         if session.inbox is not None and hub.inboxes is not None:
@@ -155,10 +157,9 @@ class Moving:
         ledger.confirm(got)
         ledger.is_certain = True
         session.fail_calls(JUMP, CloseReason.MOVED)  # those that have not arrived are taken back
-        inbox = None
+        luggage = Luggage(take(session), ticket.window, session.conn._data)
         if session.inbox is not None and session.inbox.is_placed:
-            inbox = session.inbox.name, session.inbox.position
-        luggage = Luggage(take(session), ticket.window, session.conn._data, inbox)
+            luggage.inbox, luggage.epoch = (session.inbox.name, session.inbox.position), session.inbox.epoch
         ledger.forget_ring()
         session.clear_outbox()
         ticket.to = to

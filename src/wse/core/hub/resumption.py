@@ -362,6 +362,11 @@ class Resumption(Resuming):
         """Seconds for which a node that closes waits for its clients to take their sessions along."""
         return self._settings.drain
 
+    @property
+    def longest(self) -> float:
+        """Seconds for which a session waits for its client at most."""
+        return self._settings.window
+
     def end_all(self) -> None:
         """End all sessions without a socket, because the server ends."""
         for session in tuple(self.detached):

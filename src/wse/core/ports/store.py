@@ -1,14 +1,15 @@
 """The interface to stores: messages that are kept for users and rooms, with a cursor for each device.
 
 A *box* holds the messages of one user or one room. It numbers them from 1, without gaps, and keeps the newest ones: as
-many as its bounds allow. Its name consists of `A-Z a-z 0-9 _ - = .`, like a topic of a broker. Only `wse.core.hub.kept`
-and publishers call a store.
+many as its bounds allow. Its *epoch* is a name for this row of numbers: a box that was lost, or forgotten, begins
+another row with another name. The name of a box consists of `A-Z a-z 0-9 _ - = .`, like a topic of a broker. Only
+`wse.core.hub.kept` and publishers call a store.
 """
 
 from __future__ import annotations
 
 import typing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 if typing.TYPE_CHECKING:
     from collections.abc import Sequence
@@ -46,11 +47,13 @@ class Record:
         number: Its number.
         at: When it was kept, in Unix seconds, by the store's clock.
         data: The message.
+        epoch: The epoch of the box, where `keep` has returned it; else empty.
     """
 
     number: int
     at: float
     data: bytes
+    epoch: str = field(default="", compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,10 +63,12 @@ class Span:
     Attributes:
         first: The number of the oldest message that is still there; `last + 1` if none is.
         last: The number of the newest message that there has been; 0 if there has been none.
+        epoch: The epoch; empty if the box has none yet.
     """
 
     first: int
     last: int
+    epoch: str = field(default="", compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,12 +135,17 @@ class Store(typing.Protocol):
     async def cursor(self, box: str, device: str, bounds: Bounds, *, from_now: bool = False) -> Cursor:
         """Return a device's cursor. A new device begins before the oldest message, or after the newest (`from_now`).
 
-        If the cursor is beyond the newest message, the box was lost, and the device begins anew.
+        If the cursor is beyond the newest message, the box was lost, and the device begins anew. The box has an epoch
+        after this.
         """
         ...
 
     async def seen(self, box: str, device: str, number: int) -> None:
         """Move a device's cursor forward to that message; it never moves back. An unknown device is ignored."""
+
+    async def furthest(self, box: str) -> int:
+        """Return the number of the newest message that any device has seen; 0 if none has seen any."""
+        ...
 
     async def last(self, boxes: Sequence[str]) -> list[int]:
         """Return the number of the newest message of each box; 0 for a box without one."""

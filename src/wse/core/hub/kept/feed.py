@@ -37,17 +37,27 @@ class Reader:
     Args:
         conn: The device.
         position: The number of the last message that it has.
+        epoch: The epoch in which it has that number; empty if that is not known.
 
     Attributes:
         position: The number of the last message that was written to it.
+        epoch: The epoch of that number.
+        wants: Whether it wants more at the moment.
     """
 
-    __slots__ = ("conn", "is_waiting", "position")
+    __slots__ = ("conn", "epoch", "is_waiting", "position", "wants")
 
-    def __init__(self, conn: WseConnection, position: int = 0) -> None:
+    def __init__(self, conn: WseConnection, position: int = 0, epoch: str = "") -> None:
         self.conn = conn
         self.position = position
-        self.is_waiting = False  # until it takes more
+        self.epoch = epoch
+        self.wants = True
+        self.is_waiting = False  # until its socket takes more
+
+    @property
+    def takes(self) -> bool:
+        """Whether it takes a message now."""
+        return self.wants and self.conn._session._writable
 
     def came(self) -> None:
         """A page of messages has come."""
@@ -82,9 +92,10 @@ class Feed:
     Attributes:
         readers: The readers, by the ids of their connections.
         last: The number of the newest message, as far as is known.
+        epoch: The epoch of the box, as far as is known.
     """
 
-    __slots__ = ("_box", "_desk", "_form", "_is_reading", "_must_look", "_will_retry", "last", "readers")
+    __slots__ = ("_box", "_desk", "_form", "_is_reading", "_must_look", "_will_retry", "epoch", "last", "readers")
 
     def __init__(self, desk: Desk, box: str, form: Callable[[Kept, Protocol], Packed]) -> None:
         self._desk = desk
@@ -92,6 +103,7 @@ class Feed:
         self._form = form
         self.readers: dict[str, Reader] = {}
         self.last = 0
+        self.epoch = ""
         self._is_reading = False
         self._must_look = False
         self._will_retry = False
@@ -103,20 +115,21 @@ class Feed:
         if replaced is not None:
             replaced.gone()
 
-    def heard(self, number: int, message: Kept | None) -> None:
+    def heard(self, number: int, epoch: str, message: Kept | None) -> None:
         """A message has been kept.
 
         Args:
             number: Its number.
+            epoch: The epoch of the box.
             message: The message; `None` if it must be read.
         """
-        if message is None or self._is_reading or number != self.last + 1:
+        if message is None or self._is_reading or number != self.last + 1 or epoch != self.epoch:
             self.look()
             return
         self.last = number
         waiting = [reader for reader in self.readers.values() if reader.position == number - 1]
         self._hand_out([(number, message)], waiting)
-        if any(reader.position < number and not reader.is_waiting for reader in self.readers.values()):
+        if any(reader.position < number and reader.wants and not reader.is_waiting for reader in self.readers.values()):
             self.look()
 
     def look(self) -> None:
@@ -150,9 +163,9 @@ class Feed:
         ready: list[Reader] = []
         for reader in self.readers.values():
             if reader.position < self.last or self._must_look:
-                if reader.conn._session._writable:
+                if reader.takes:
                     ready.append(reader)
-                elif not reader.is_waiting:
+                elif reader.wants and not reader.is_waiting:
                     reader.is_waiting = True
                     self._desk.endpoint.scheduler.spawn(self._wait_for(reader))
         return ready or None
@@ -172,11 +185,16 @@ class Feed:
         # Readers may have come, gone and got hints meanwhile: none of them gets anything twice, or out of order. A hint
         # that came meanwhile has set `_must_look`.
         self.last = page.span.last
-        beyond = [reader for reader in ready if reader.position > self.last]
-        for reader in beyond:  # the engine has lost the box
+        self.epoch = epoch = page.span.epoch
+        # The engine has lost the box, which may have grown again.
+        beyond = [reader for reader in ready if reader.position > self.last or reader.epoch not in ("", epoch)]
+        for reader in beyond:
+            reader.epoch = epoch
             reader.lost()
         ready = [reader for reader in ready if self.readers.get(reader.conn.conn_id) is reader and reader not in beyond]
         self._must_look = self._must_look or bool(beyond)
+        for reader in ready:
+            reader.epoch = epoch
         self._hand_out([(record.number, self._desk.decode(self._box, record)) for record in page.records], ready)
         if len(page.records) < PAGE:  # what is missing up to here is no longer there
             for reader in ready:
@@ -188,7 +206,7 @@ class Feed:
     def _hand_out(self, messages: list[tuple[int, Kept | None]], readers: list[Reader]) -> None:
         """Write messages in order to those that take them; the others are left behind."""
         for number, message in messages:
-            readers = [reader for reader in readers if reader.conn._session._writable]
+            readers = [reader for reader in readers if reader.takes]
             conns: list[WseConnection] = []
             for reader in readers:
                 if reader.position < number:

@@ -45,6 +45,7 @@ class Device(Reader):
         conn: The connection.
         name: The name that the client has chosen.
         after: The number of the last message that it has, by its own account.
+        epoch: The epoch of that number; empty if the client does not know it.
 
     Attributes:
         span: What the inbox held when the device connected; `None` if that is not known.
@@ -54,8 +55,8 @@ class Device(Reader):
 
     __slots__ = ("after", "is_placed", "name", "seen", "span")
 
-    def __init__(self, conn: WseConnection, name: str, after: int | None) -> None:
-        super().__init__(conn)
+    def __init__(self, conn: WseConnection, name: str, after: int | None, epoch: str = "") -> None:
+        super().__init__(conn, epoch=epoch)
         self.name = name
         self.after = after
         self.span: Span | None = None
@@ -103,12 +104,14 @@ class Inboxes(Extension):
     def offered(self, session: ServerSession, params: Any) -> bool:
         if not isinstance(params, dict):
             return False
-        name, after = params.get("device"), params.get("after")
+        name, after, epoch = params.get("device"), params.get("after"), params.get("epoch", "")
         if not isinstance(name, str) or not 0 < len(name) <= MOST_OF_A_NAME:
             return False
         if after is not None and not is_count(after):
             return False
-        session.inbox = Device(session.conn, name, after)
+        if not isinstance(epoch, str) or len(epoch) > MOST_OF_A_NAME:
+            return False
+        session.inbox = Device(session.conn, name, after, epoch)
         return True
 
     def answer(self, session: ServerSession) -> Any:
@@ -117,10 +120,10 @@ class Inboxes(Extension):
             return {}  # a session that goes on, or a store that is away
         span = device.span
         begin = max(device.position + 1, span.first)
-        return {"from": begin, "to": span.last, "lost": begin - device.position - 1}
+        return {"from": begin, "to": span.last, "lost": begin - device.position - 1, "epoch": span.epoch}
 
     def controls(self, types: ExtensionTypes) -> Mapping[MessageType, Control]:
-        return {types.seen: self._seen}
+        return {types.seen: self._seen, types.kept: self._wants}
 
     # A device comes and goes.
 
@@ -164,8 +167,10 @@ class Inboxes(Extension):
         from_now = self._settings.new_device == "none"
         cursor = await self._store.cursor(box, device.name, self._settings.bounds, from_now=from_now)
         device.span = cursor.span
-        after = device.after
-        device.position = cursor.after if after is None or after > cursor.span.last else after
+        after, epoch = device.after, cursor.span.epoch
+        if after is None or after > cursor.span.last or device.epoch not in ("", epoch):
+            after = cursor.after  # the box was lost, if the device says something else
+        device.position, device.epoch = after, epoch
         device.seen = cursor.after
         device.is_placed = True
 
@@ -189,8 +194,11 @@ class Inboxes(Extension):
         """Begin when the store can be read again."""
         while not device.is_placed and not session.ended:
             await sleep(self._endpoint.scheduler, RETRY_AFTER)
+            epoch = device.epoch
             with suppress(WseError):
                 await self._place(box, device)
+                if not session.ended and epoch not in ("", device.epoch):
+                    device.lost()
         if not session.ended:
             self._read(box, device)
 
@@ -219,6 +227,16 @@ class Inboxes(Extension):
                 write = self._writes[cursor] = Write(number, self._endpoint.scheduler.create_future())
                 self._endpoint.scheduler.spawn(self._write(*cursor, write))
             write.number = max(write.number, number)
+
+    def _wants(self, session: ServerSession, wants: Any, stamp: Any) -> None:
+        """A device that has enough for the moment says so, and says when it takes more."""
+        device = session.inbox
+        if device is None or not isinstance(wants, bool):
+            session.violation("whether a device takes kept messages is true or false")
+            return
+        device.wants = wants
+        if wants:
+            self._keeper.look_at(_box(session.conn.cid))
 
     async def _write(self, box: str, device: str, write: Write) -> None:
         """Move a cursor, and once more if the device has seen more meanwhile."""

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from wse.core.hub.kept.feed import Feed, deliver_kept
 from wse.core.hub.kept.form import Kept, box_of, packed_for_store
+from wse.core.hub.kept.unread import Unread
 from wse.core.hub.network import USER
 from wse.core.ports.store import Record
 from wse.errors import ErrorCode, WseError
@@ -48,29 +49,34 @@ class Keeper:
         settings: The limits.
         store: Where messages are kept.
         readers: Message protocols by name.
+        is_open: Whether the store is open.
+        unread: Looks after messages until they have been read; `None` if that is not wanted.
     """
 
     def __init__(self, hub: Hub, settings: Inbox, store: Store, readers: Iterable[Protocol]) -> None:
         self._hub = hub
         self._feeds: dict[str, Feed] = {}
         self._timer: Timer | None = None
-        self._is_open = False
+        self.is_open = False
         self._opening: asyncio.Future[None] | None = None
         self.endpoint = hub.endpoint
         self.settings = settings
         self.store = store
+        self.unread: Unread | None = None
+        if settings.undelivered is not None:
+            self.unread = Unread(self, settings.undelivered, hub.fallbacks.signal)
         self.readers = {protocol.name: protocol for protocol in (*readers, *hub.endpoint.protocols)}
 
     async def open(self) -> None:
         """Open the store, if it is not open."""
-        while not self._is_open:
+        while not self.is_open:
             if self._opening is not None:  # another connection of a web application has begun with it
                 await self._opening
                 continue
             opening = self._opening = self.endpoint.scheduler.create_future()
             try:
                 await self.store.open()
-                self._is_open = True
+                self.is_open = True
                 self._timer = self.endpoint.scheduler.call_later(CHECK_EVERY, self._check_later)
             finally:
                 self._opening = None
@@ -78,15 +84,19 @@ class Keeper:
 
     def forget_loop(self) -> None:
         """The event loop has ended: nothing of it runs again."""
-        self._is_open = False
+        self.is_open = False
         self._opening = self._timer = None
+        if self.unread is not None:
+            self.unread.forget_loop()
 
     async def close(self) -> None:
         """Close the store."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        self._is_open = False
+        self.is_open = False
+        if self.unread is not None:
+            self.unread.stop()
         await self.store.close()
 
     # Readers.
@@ -126,8 +136,10 @@ class Keeper:
         box = box_of(kind, name)
         data = packed_for_store(self.settings, self.endpoint.protocols, type, payload, ttl)
         record, is_new = await self.store.keep(box, data, self.settings.bounds, key=key, ttl=ttl)
+        if self.unread is not None and kind == USER:
+            self.unread.watch(name, record.number, record.epoch)
         if not is_new:  # the first time may have gone wrong after the store had it
-            record = Record(record.number, record.at, b"")
+            record = Record(record.number, record.at, b"", record.epoch)
         self._hub.network.kept(kind, name, record)
         self.heard(kind, name, record)
         return record.number
@@ -147,7 +159,7 @@ class Keeper:
         others = [conn for conn in receivers if feed is None or conn.conn_id not in feed.readers]
         message = self.decode(box, record) if record.data and (feed is not None or others) else None
         if feed is not None:
-            feed.heard(record.number, message)
+            feed.heard(record.number, record.epoch, message)
         if message is not None and others:
             deliver_kept(self.endpoint, message, Kept.plain, others)
 
