@@ -180,6 +180,12 @@ async def test_one_whose_id_is_what_is_searched_comes_first_and_once():
         server._hub.identities.clear()
 
 
+async def test_the_id_of_a_device_finds_its_user():
+    async with make() as server, connect(server, "bob"), connect(server, "ann"), operate(server) as page:
+        (conn_id,) = server.clients["ann"].conns
+        assert [row["name"] for row in (await page.call("users", {"search": conn_id}))["rows"]] == ["ann"]
+
+
 @pytest.mark.parametrize("after", [["", 2**53], ["zzz", 0], ["", 10**6]])
 async def test_a_position_that_is_beyond_the_end_is_the_end(after):
     async with make() as server, connect(server, "ann"), operate(server) as page:
