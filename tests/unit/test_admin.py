@@ -98,14 +98,24 @@ def test_without_the_argument_nothing_of_it_is_loaded():
 
 async def test_the_log_tells_of_the_application_once_and_of_what_operators_do(caplog):
     caplog.set_level(logging.INFO, "wse")
-    async with make() as server, connect(server, "ann"), operate(server) as page:
-        await page.call("drop-user", {"user": "sann"})
-        await page.call("drop-device", {"conn_id": "x\nERROR forged"})
+    name = "ann\nERROR forged"
+    async with make() as server, connect(server, name) as client, operate(server) as page:
+        (conn_id,) = server.clients[name].conns
+        (row,) = (await page.call("users", {}))["rows"]
+        await page.call("send", {"type": "news", "user": row["ref"]})
+        await page.call("drop-device", {"conn_id": "unknown"})
+        await page.call("drop-device", {"conn_id": conn_id})
+        await soon(client.wait_closed())
+        with pytest.raises(WseError):
+            await page.call("send", {"type": "~wse:hi"})
     kinds = [record.kind for record in caplog.records]
     assert (kinds.count("ready"), kinds.count("closing"), kinds.count("closed")) == (1, 1, 1)
     operated = [record for record in caplog.records if record.kind == "operated"]
     assert [record.operator for record in operated] == ["grace", "grace"]
-    assert "\n" not in operated[1].getMessage()
+    assert [record.getMessage() for record in operated] == [
+        f"the operator 'grace' sent a message to the user {name!r}",
+        f"the operator 'grace' dropped the device {conn_id!r}",
+    ]
 
 
 async def test_it_is_there_again_after_a_restart():
@@ -421,6 +431,7 @@ async def test_a_node_without_a_page_shows_what_top_shows_and_one_that_is_silent
                 if "silent" not in seen:
                     break
         assert (seen["connections"], seen["users"], "version" in seen) == (1, 1, False)
+        assert one._console._answer_query('{"what": "of a newer version"}') is None
         two._hub.network.rpc.queries.clear()
         (seen,) = [node for node in (await page.call("overview"))["nodes"] if node["node"] == name]
         assert seen == {"node": name, "silent": True}

@@ -181,10 +181,10 @@ class Console:
 
     # One node answers for itself.
 
-    def _answer_query(self, asked: str) -> dict[str, Any]:
+    def _answer_query(self, asked: str) -> dict[str, Any] | None:
         return self._answer(json.loads(asked))
 
-    def _answer(self, asked: dict[str, Any]) -> dict[str, Any]:
+    def _answer(self, asked: dict[str, Any]) -> dict[str, Any] | None:
         what = asked["what"]
         if what == "overview":
             return self._look()
@@ -195,7 +195,7 @@ class Console:
             return {"rows": self._directory.devices(self._directory.user_of(asked["user"]))}
         if what == "drop":
             return {"found": self._directory.drop(asked["conn_id"])}
-        raise ValueError(f"unknown question {what!r}")
+        return None  # the other node runs a newer version
 
     def _look(self) -> dict[str, Any]:
         self._begin_survey()
@@ -325,27 +325,29 @@ class Console:
         return [{"node": node, **row} for node, answer in told.items() if answer for row in answer["rows"]]
 
     async def _drop_device(self, conn: WseConnection, payload: Device) -> bool:
-        _log(conn, "dropped the device %r", payload.conn_id)
         told = await self._ask_all(what="drop", conn_id=payload.conn_id)
-        return any(answer["found"] for answer in told.values() if answer)
+        found = any(answer["found"] for answer in told.values() if answer)
+        if found:
+            _log(conn, "dropped the device %r", payload.conn_id)
+        return found
 
     def _drop_user(self, conn: WseConnection, payload: User) -> None:
         cid = self._directory.user_of(payload.user)
-        _log(conn, "dropped the user %r", cid)
         self._hub.drop_client(cid, CloseReason.BY_SERVER, 1000)
+        _log(conn, "dropped the user %r", cid)
 
     def _send(self, conn: WseConnection, payload: Message) -> None:
         if payload.user is not None:
             user = self._directory.user_of(payload.user)
-            _log(conn, "sent a message to the user %r", user)
             self._hub.send(user, payload.type, payload.payload)
+            _log(conn, "sent a message to the user %r", user)
         elif payload.room is not None:
             room = named(payload.room)
-            _log(conn, "sent a message to the room %r", room)
             self._hub.rooms.send(room, payload.type, payload.payload, None)
+            _log(conn, "sent a message to the room %r", room)
         else:
-            _log(conn, "sent a message to %s", "everyone")
             self._hub.broadcast(payload.type, payload.payload)
+            _log(conn, "sent a message to %s", "everyone")
 
 
 def _log(conn: WseConnection, text: str, what: object) -> None:
