@@ -132,11 +132,12 @@ def test_numbers_have_three_digits_that_count(value, text):
 
 def test_typed_calls_compare_servers_that_check_and_two_that_do_not():
     peers = module("harness.peers")
-    for work in ("typed-1", "typed-32"):
+    works = {work.name: work for work in peers.WORKLOADS}
+    for work in (works["typed-1"], works["typed-32"]):
         assert [peer.name for peer in peers.PEERS if peer.does(work)] == [
             "wse", "wse-msgspec", "wse-pydantic", "python-socketio", "pydantic-socketio", "chanx",
         ]  # fmt: skip
-    assert "chanx" not in [peer.name for peer in peers.PEERS if peer.does("call-1")]
+    assert "chanx" not in [peer.name for peer in peers.PEERS if peer.does(works["call-1"])]
 
 
 def test_unknown_peers_and_workloads_are_refused(capsys):

@@ -98,7 +98,7 @@ class _Own:
     """
 
     def __init__(self, mode: Mode) -> None:
-        self._mode = mode
+        self._mode: Mode = mode
         self._hints: dict[int, Any] = {}
 
     def add(self, index: int, hint: Any) -> None:
