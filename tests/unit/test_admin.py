@@ -1,6 +1,7 @@
 """The operations page: what it shows and does, who may use it, and what it costs."""
 
 import asyncio
+import gc
 import logging
 import re
 import subprocess
@@ -441,6 +442,15 @@ async def test_a_node_without_a_page_shows_what_top_shows_and_one_that_is_silent
 # Many users.
 
 
+@pytest.fixture
+def no_collections():
+    """What the garbage of all tests takes is nobody's fault here."""
+    gc.disable()
+    yield
+    gc.enable()
+
+
+@pytest.mark.usefixtures("no_collections")
 async def test_fifty_thousand_users_do_not_block_the_event_loop(monkeypatch):
     async with make() as server, operate(server) as page:
         identities = server._hub.identities
