@@ -6,17 +6,19 @@ import asyncio
 import random
 import time
 from contextlib import AsyncExitStack
+from functools import partial
+from typing import ClassVar
 
 import pytest
 
 from support.brokers import ENGINES, be_patient, forget_boxes, run_cluster
 from support.cluster import cluster_of, until
 from support.net import accept_all, make_server
-from support.resume import cut
+from support.resume import RETURNING, cut
 from wse import ErrorCode, Inbox, Publisher, WseClient, WseError, WseJSON, WseMsgpack, WseServer
 from wse.brokers.memory_store import MemoryStore
 from wse.core.hub.kept import form
-from wse.testing import MemoryConnector, connect
+from wse.testing import URL, MemoryConnector, connect
 
 
 @pytest.fixture(params=["alone", "memory", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ENGINES)])
@@ -304,6 +306,64 @@ async def test_a_client_that_reconnects_without_its_session_gets_nothing_twice(n
         await nodes[-1].keep("ann", "note", n)
     await phone.until(100)
     assert phone == [(n, n) for n in range(1, 101)]
+
+
+class Balancer:
+    """A connector that opens every connection to the next node."""
+
+    def __init__(self, nodes):
+        self._connectors = [MemoryConnector(node) for node in nodes]
+        self.opened = 0
+
+    async def __call__(self, *args, **options):
+        self.opened += 1
+        return await self._connectors[self.opened % len(self._connectors)](*args, **options)
+
+
+@pytest.mark.parametrize("inbox", [None, "phone"])
+async def test_what_is_kept_arrives_once_while_the_session_moves_from_node_to_node(nodes, inbox):
+    """For devices with an inbox and without, and for members of rooms, readers or not."""
+    count, rooms = 150, ("plain", "read")
+    client = WseClient(URL, identity="ann", connector=Balancer(nodes), inbox=inbox, **RETURNING)
+    heard = {name: [] for name in ("note", *rooms)}
+    for name, payloads in heard.items():
+        client.channel.on(name, payloads.append)
+    moves, lost = [], []
+    for node in nodes:
+        node.when.resumed(lambda conn: moves.append(conn.moved))
+        node.register("nothing", lambda conn, payload: None)
+    client.when.lost(lost.append)
+
+    async def write(node, kind, keep):
+        for n in range(count):
+            await keep(kind, (node, n))
+            await asyncio.sleep(0.002)
+
+    async with client:
+        (conn,) = [conn for node in nodes for conn in node.clients.get("ann", NOBODY).conns.values()]
+        conn.server.room("plain").add(conn)
+        await conn.server.room("read").add(conn, last=5)
+        await conn.server._hub.network.subscribed()
+        writers = []
+        for number, node in enumerate(nodes):
+            writers.append(write(number, "note", partial(node.keep, "ann")))
+            writers += [write(number, name, node.room(name).keep) for name in rooms]
+        writing = asyncio.gather(*writers)
+        while not writing.done():
+            await asyncio.sleep(random.uniform(0.01, 0.05))
+            cut(client)
+        await writing
+        for name, payloads in heard.items():
+            await until(lambda payloads=payloads: len(payloads) >= count * len(nodes))
+            for number in range(len(nodes)):
+                assert [n for origin, n in payloads if origin == number] == list(range(count)), name
+        await client.call("nothing")  # a client that is away could not say goodbye
+    assert lost == []
+    assert any(moves) == (len(nodes) > 1)
+
+
+class NOBODY:
+    conns: ClassVar = {}
 
 
 # From outside.
