@@ -131,6 +131,14 @@ export interface ExtensionTypes {
   readonly kept?: MessageType
   /** Kept messages whose listeners have returned. */
   readonly seen?: MessageType
+  /** The call that enters a room; without this name and the following three, the client enters no rooms. */
+  readonly join?: MessageType
+  /** The call that leaves it. */
+  readonly leave?: MessageType
+  /** The state that this device shows in a room. */
+  readonly set?: MessageType
+  /** The states that members of a room show. */
+  readonly presence?: MessageType
   /** The end of a call whose caller no longer waits; without this name and the following six, calls are plain ones. */
   readonly cancel?: MessageType
   /** An item of a stream. */
@@ -260,6 +268,57 @@ export interface WseClientOptions {
    * does not tell when a store has lost the inbox.
    */
   after?: number | Pick<Kept, 'n' | 'epoch'>
+  /**
+   * Let the client enter rooms, and show states there; see `WseClient.room`. Needs `wse-rooms.js` beside `wse.js`; not with
+   * `share`.
+   */
+  rooms?: boolean
+}
+
+/** What members of a room show: by user, the states of the user's devices by their names. */
+export type States = Record<string, Record<string, any>>
+
+/** What the members of a room show each other. */
+export interface WsePresence {
+  /**
+   * Show a state to the members of the room, until it is cleared, `ttl` seconds are over, or the client leaves the room or ends.
+   * While the client reconnects, the newest state is kept. Throws a `WseError`: `wse.client.not-ready`, the client is not in the
+   * room; `wse.unsupported`, the room has no presence; `wse.limit-exceeded`, the state is too large. A state is not null.
+   */
+  set(state: {} | boolean | number | string, options?: { ttl?: number }): void
+  /** Take the state of this device away. */
+  clear(): void
+  /** The users with a state. While the client reconnects, it is what was known before. */
+  readonly members: States
+  /** The name of this device among those of its user; an empty string before the first connection. */
+  readonly device: string
+  readonly when: {
+    /** The states that have changed; null for those that are gone. `members` has all states already. */
+    readonly changed: WsePresenceSignal
+  }
+}
+
+/** A signal of the presence of a room. */
+export interface WsePresenceSignal {
+  /** Listen; returns the function that unsubscribes. */
+  (fn: (changes: States) => unknown): () => void
+  once(fn: (changes: States) => unknown): () => void
+  off(fn: (changes: States) => unknown): void
+  /** Resolves with the changes when it fires next. */
+  wait(): Promise<States>
+}
+
+/** A room, which the client can enter. */
+export interface WseRoom {
+  readonly name: string | number
+  /**
+   * Enter the room; the server's `room_guard` decides. When this resolves, `presence.members` has the states of the others. After a
+   * reconnect the client enters it again by itself; if the server then refuses that, the error goes to `when.error`.
+   */
+  join(): Promise<void>
+  /** Leave the room; nothing happens if the client is not in it. */
+  leave(): Promise<void>
+  readonly presence: WsePresence
 }
 
 /** Where a message stands in the inbox. */
@@ -484,6 +543,10 @@ export class WseClient<C extends WseContract = any> {
   readonly protocol: Protocol
   readonly channel: WseChannel<C>
   readonly when: WseSignals<C>
+  /**
+   * The room of that name; the same name returns the same object. Only with the option `rooms`, and from the first connection on.
+   */
+  readonly room: (name: string | number) => WseRoom
 
   /**
    * Connect; resolves with the welcome. An identity that is not given is as before, with its meta.

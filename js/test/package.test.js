@@ -21,14 +21,14 @@ test('the package holds the module, its types and its description, and nothing e
   const result = JSON.parse(output)
   const [packed] = Array.isArray(result) ? result : Object.values(result)
   assert.equal(`${packed.name}@${packed.version}`, 'wse-js@0.1.0')
-  assert.deepEqual(packed.files.map(({ path }) => path).sort(), ['LICENSE', 'README.md', 'package.json', 'wse-hub.js', 'wse-inbox.js', 'wse-resume.js', 'wse-share.js', 'wse-streams.js', 'wse-trace.cjs', 'wse-trace.d.cts', 'wse-trace.d.ts', 'wse-trace.js', 'wse.cjs', 'wse.d.cts', 'wse.d.ts', 'wse.js'])
+  assert.deepEqual(packed.files.map(({ path }) => path).sort(), ['LICENSE', 'README.md', 'package.json', 'wse-hub.js', 'wse-inbox.js', 'wse-resume.js', 'wse-rooms.js', 'wse-share.js', 'wse-streams.js', 'wse-trace.cjs', 'wse-trace.d.cts', 'wse-trace.d.ts', 'wse-trace.js', 'wse.cjs', 'wse.d.cts', 'wse.d.ts', 'wse.js'])
 })
 
 test('it depends on nothing, and every tool has one version', () => {
   assert.equal(manifest.dependencies, undefined)
   for (const version of Object.values(manifest.devDependencies)) assert.match(version, /^(npm:typescript@)?\d+\.\d+\.\d+$/)
-  const loads = /import\('\.\/wse-(share|resume|streams|inbox)\.js'\)/g
-  assert.equal(source.match(loads)?.length, 4)
+  const loads = /import\('\.\/wse-(share|resume|streams|inbox|rooms)\.js'\)/g
+  assert.equal(source.match(loads)?.length, 5)
   assert.doesNotMatch(source.replace(/\/\*\*.*?\*\//g, '').replace(loads, ''), /\bimport\s*[({*'"]|\brequire\s*\(|\bprocess\./)
 })
 

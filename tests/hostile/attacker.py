@@ -442,6 +442,27 @@ async def unwanted_items(port, attacking):
     await repeat(attackers, more, 0.02, attacking, offers=CALLS)
 
 
+async def restless_members(port, attacking):
+    """Members who show others all they can, in and out of every room, too much of it, and what is no state at all."""
+    turn = count(1)
+    offers = {"rooms": {}, "calls": {"timeout": 20}, "resume": {}}
+    attackers = [await Enemy(port, reads=number % 2 == 0).join(offers) for number in range(20)]
+    strange = [None, [], ["r0"], ["r0", 1, -1], [[], 1, None], {"r0": 1}, ["r0", 1, None, 2], ["r0", 1, "x"]]
+
+    def more():
+        stamp = next(turn)
+        if stamp % 50 == 0:
+            return message("~wse:set", strange[stamp // 50 % len(strange)])
+        room = f"r{stamp % 23}"
+        entered = message("~wse:join", room, stamp) + message("~wse:join", "x" * stamp, stamp)
+        shown = b"".join(message("~wse:set", [room, [stamp, n, "x" * 3000], 0.05]) for n in range(5))
+        large = message("~wse:set", [room, "x" * 5000, None])
+        left = message("~wse:leave", f"r{stamp % 7}", stamp) if stamp % 3 == 0 else b""
+        return entered + shown + large + left + message("~wse:presence", ["r0", [["ann", "a", 1]], True])
+
+    await repeat(attackers, more, 0.02, attacking, offers=offers)
+
+
 ATTACKS = {
     attack.__name__: attack
     for attack in (
@@ -467,6 +488,7 @@ ATTACKS = {
         greedy_readers,
         streams_left,
         unwanted_items,
+        restless_members,
     )
 }
 

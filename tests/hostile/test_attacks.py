@@ -164,6 +164,7 @@ ATTACKS = (
     "greedy_readers",
     "streams_left",
     "unwanted_items",
+    "restless_members",
 )
 
 
@@ -194,6 +195,11 @@ EVIDENCE = {
     "streams_left": lambda before, during: grew("errors", "wse.server.rp.failed", before, during),
     "unwanted_items": lambda before, during: (
         grew("limits", "stream_window", before, during) and grew("limits", "streams", before, during)
+    ),
+    "restless_members": lambda before, during: (
+        grew("limits", "state_size", before, during)
+        and grew("limits", "rooms", before, during)
+        and grew("closes", "wse.protocol-error", before, during)
     ),
     "half_open": lambda before, during: during["files"] > before["files"] + 3000,
 }

@@ -524,3 +524,11 @@ def test_servers_that_are_compared_use_public_names_only():
     for server in (BENCH / "servers").glob("*.py"):
         names = {node.attr for node in ast.walk(ast.parse(server.read_text())) if isinstance(node, ast.Attribute)}
         assert not {name for name in names if name.startswith("_")}, server.name
+
+
+@pytest.mark.slow
+def test_the_cost_of_presence_is_measured_and_within_its_bound():
+    command = [sys.executable, BENCH / "presence.py", "--members", "100", "--seconds", "1", "--rounds", "1"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "100 members in a room of two nodes" in done.stdout

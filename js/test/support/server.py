@@ -158,6 +158,36 @@ def inbox() -> WseServer:
     return server
 
 
+def rooms() -> WseServer:
+    server = WseServer(port=0, conns_per_user=4, protocol=[WseJSON(), WseMsgpack()])
+    server.room("doc", presence=True)
+
+    @server.identify
+    def identify(auth: Handshake) -> None:
+        auth.accept(str(auth.identity))
+
+    @server.room_guard
+    async def guard(conn: Any, name: Any) -> bool:
+        if name == "secret":
+            raise WseError("app.secret", {"room": name})
+        return bool(name != "closed")
+
+    @server.register("add")
+    def add(conn: Any, payload: Any) -> None:
+        server.room("doc").add(conn)
+
+    @server.register("remove")
+    def remove(conn: Any, payload: Any) -> None:
+        server.room("doc").discard(conn)
+
+    @server.register("say")
+    def say(conn: Any, payload: Any) -> None:
+        server.room("doc").send("said", payload)
+
+    server.when.error(lambda err, conn: None)
+    return server
+
+
 def scram() -> WseServer:
     server = WseServer(port=0)
     keys = {name: ScramKeys.from_password(password, iterations=4096) for name, password in PASSWORDS.items()}
@@ -235,6 +265,7 @@ async def main() -> None:
         "scram": scram(),
         "streams": streams(),
         "inbox": inbox(),
+        "rooms": rooms(),
         "impostor": impostor(),
         "tokens": tokens(),
         "traced": traced(),

@@ -185,3 +185,15 @@ is<Equal<Awaited<typeof anything>, any>>()
 const anything = talk.waitReady()
 const unguarded: WseClient = guarded
 void unguarded.connect(5)
+
+const room = new WseClient({ url: '', rooms: true }).room('doc:7')
+void room.join().then(() => room.leave())
+room.presence.set({ cursor: [3, 9] }, { ttl: 3 })
+room.presence.set(0)
+room.presence.clear()
+// @ts-expect-error a state is not null
+room.presence.set(null)
+is<Equal<typeof room.presence.members, Record<string, Record<string, any>>>>()
+const unsubscribe = room.presence.when.changed((changes) => changes['ann']?.[room.presence.device])
+unsubscribe()
+void room.presence.when.changed.wait().then((changes) => Object.keys(changes))

@@ -378,6 +378,7 @@ class ConnectionManager:
         if self._course is not course:
             return
         if wait is None:
+            self.rooms.closed()
             self._tell_loss(self._resumption.lose("ended"))
             if self._course is course:
                 self._when.gave_up._emit(error)

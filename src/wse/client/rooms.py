@@ -296,7 +296,7 @@ class ClientRooms(Extension):
             room._state = None
 
     def closed(self) -> None:
-        """The application has closed the client: it is in no room."""
+        """The client does not connect again by itself: it is in no room."""
         for room in list(self._rooms.values()):
             room._out()
 
