@@ -389,6 +389,10 @@ export interface ProcedureOptions extends HandlerOptions {
  * client without a contract knows no names, and takes all of them.
  */
 export interface WseContract {
+  /** The identity and the meta that the server takes, and the welcome that it gives. */
+  identity?: unknown
+  meta?: unknown
+  welcome?: unknown
   /** Messages of the client, with the types of their payloads: `{ chat: string }`. */
   send?: object
   /** Procedures of the server: `{ add: { payload: [number, number]; result: number } }`; with `upload`, the type of its items. */
@@ -405,6 +409,11 @@ type IsAny<T> = 0 extends 1 & T ? true : false
 type Part<C, K extends keyof WseContract> = C extends { [P in K]: infer Found } ? Found : {}
 /** The names in a part of a contract. */
 export type WseName<C, K extends keyof WseContract> = IsAny<C> extends true ? MessageType : Extract<keyof Part<C, K>, MessageType>
+type Opening<C, K extends keyof WseContract, Untyped> = IsAny<C> extends true ? Untyped : C extends { [P in K]: infer Found } ? Found : Untyped
+/** An identity, or a function that is asked for one at every attempt. */
+export type WseIdentity<C> = Opening<C, 'identity', any> | (() => Opening<C, 'identity', any> | Promise<Opening<C, 'identity', any>>) | Credentials
+export type WseMeta<C> = Opening<C, 'meta', Record<string, any>>
+export type WseWelcome<C> = Opening<C, 'welcome', any>
 type Said<C, K extends keyof WseContract, N> = N extends keyof Part<C, K> ? Part<C, K>[N] : never
 type Facet<E, F extends string> = E extends { [P in F]: infer Found } ? Found : never
 /** The payload of a message. */
@@ -455,13 +464,13 @@ export interface WseSignal<Args extends any[]> {
   wait(timeout?: number): Promise<Args>
 }
 
-export interface WseSignals {
+export interface WseSignals<C = any> {
   /** The socket is open; the welcome is still to come. */
   readonly connected: WseSignal<[]>
   /** The server has accepted us. A listener that is added while the client is READY is called at once, and `wait` resolves. */
-  readonly ready: WseSignal<[welcome: any]>
+  readonly ready: WseSignal<[welcome: WseWelcome<C>]>
   /** The client is back in its session. `ready` fires only for listeners that were added meanwhile. */
-  readonly resumed: WseSignal<[welcome: any]>
+  readonly resumed: WseSignal<[welcome: WseWelcome<C>]>
   /** A session could not go on. If another one begins, `ready` follows. */
   readonly lost: WseSignal<[loss: Loss]>
   /** So many messages that were kept for this user are gone: newer ones took their place, or they expired. */
@@ -533,7 +542,7 @@ export class WseClient<C extends WseContract = any> {
   readonly kept: Kept | null
   readonly protocol: Protocol
   readonly channel: WseChannel<C>
-  readonly when: WseSignals
+  readonly when: WseSignals<C>
   /**
    * The room of that name; the same name returns the same object. Only with the option `rooms`, and from the first connection on.
    */
@@ -550,10 +559,10 @@ export class WseClient<C extends WseContract = any> {
    * in the details. With `reconnect`, it fails only if the client will not try again. A server may add its own `reason` for a
    * refusal to the details, and `retry`, whether a later attempt may succeed.
    */
-  connect(identity?: any, meta?: Record<string, any>): Promise<any>
+  connect(identity?: WseIdentity<C>, meta?: WseMeta<C>): Promise<WseWelcome<C>>
 
   /** Move to another server; resolves with its welcome. Whatever is not given is as before. On an idle client it is `connect`. */
-  jump(url: string | URL, identity?: any, meta?: Record<string, any>): Promise<any>
+  jump(url: string | URL, identity?: WseIdentity<C>, meta?: WseMeta<C>): Promise<WseWelcome<C>>
 
   /** Disconnect with code 1000, and do not reconnect; resolves when the socket is closed, at the latest after 5 seconds. */
   close(reason?: string): Promise<void>
@@ -562,7 +571,7 @@ export class WseClient<C extends WseContract = any> {
    * Wait until the client is READY; resolves with the welcome. Rejects if the client gives up or is closed, or with a
    * `TimeoutError` after `timeout` seconds.
    */
-  waitReady(timeout?: number): Promise<any>
+  waitReady(timeout?: number): Promise<WseWelcome<C>>
   /** Wait until the client is offline and will not try again; resolves with `gaveUp`. */
   waitClosed(timeout?: number): Promise<WseError | null>
 

@@ -13,10 +13,12 @@ from typing import (
     TypeAlias,
     TypedDict,
     TypeVar,
+    Unpack,
     overload,
 )
 
 from wse import Channel, WseClient
+from wse.client.options import ClientOptions
 
 
 class Device(TypedDict):
@@ -24,6 +26,12 @@ class Device(TypedDict):
 
     kind: Literal["page", "terminal"]
     name: str
+
+
+class Login(TypedDict):
+    """The identity of a client."""
+
+    token: str
 
 
 class NewNote(TypedDict):
@@ -61,6 +69,12 @@ class Share(TypedDict):
     """A note, and the user who may read it."""
 
     note: int
+    user: str
+
+
+class Welcome(TypedDict):
+    """What a client gets when it is let in."""
+
     user: str
 
 
@@ -300,6 +314,33 @@ class Client(WseClient):
     """A client of notes_app.main."""
 
     if TYPE_CHECKING:
+
+        def __init__(
+            self,
+            url: str,
+            *,
+            identity: Login | Callable[[], Login | Awaitable[Login]] = ...,
+            meta: dict[str, Any] | None = ...,
+            **options: Unpack[ClientOptions],
+        ) -> None:
+            """A client brings the token of its login."""
+            ...
+
+        async def connect(
+            self,
+            identity: Login | Callable[[], Login | Awaitable[Login]] = ...,
+            meta: dict[str, Any] | None = ...,
+        ) -> Welcome: ...
+
+        async def jump(
+            self,
+            url: str,
+            identity: Login | Callable[[], Login | Awaitable[Login]] = ...,
+            meta: dict[str, Any] | None = ...,
+        ) -> Welcome: ...
+
+        async def wait_ready(self, timeout: float | None = None) -> Welcome: ...
+
         send: _Send  # type: ignore[assignment]  # only names of the contract
         call: _Call  # type: ignore[assignment]  # only names of the contract
         stream: _Stream  # type: ignore[assignment]  # only names of the contract

@@ -6,17 +6,19 @@ import asyncio
 import random
 import time
 from contextlib import AsyncExitStack
+from functools import partial
+from typing import ClassVar
 
 import pytest
 
 from support.brokers import ENGINES, be_patient, forget_boxes, run_cluster
 from support.cluster import cluster_of, until
 from support.net import accept_all, make_server
-from support.resume import cut
+from support.resume import RETURNING, cut
 from wse import ErrorCode, Inbox, Publisher, WseClient, WseError, WseJSON, WseMsgpack, WseServer
 from wse.brokers.memory_store import MemoryStore
 from wse.core.hub.kept import form
-from wse.testing import MemoryConnector, connect
+from wse.testing import URL, MemoryConnector, connect
 
 
 @pytest.fixture(params=["alone", "memory", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ENGINES)])
@@ -110,6 +112,85 @@ async def test_what_gave_way_to_newer_messages_is_counted_as_lost(nodes):
     await phone.until(1000)
     assert [n for n, _ in phone] == list(range(501, 1501))
     assert phone.lost == [500]
+
+
+async def test_a_user_with_two_devices_is_away_for_more_than_is_kept_and_one_program_crashes(nodes):
+    for start in range(0, 1500, 250):
+        await asyncio.gather(*(nodes[0].keep("ann", "note", n) for n in range(start, start + 250)))
+    for name in ("phone", "pad"):
+        one = await device(nodes, -1, inbox=name)
+        await one.until(1000)
+        assert [n for n, _ in one] == list(range(501, 1501))
+        assert one.lost == [500]
+        await one.client.close()
+    again = await device(nodes)
+    await nodes[0].keep("ann", "note", "last")
+    await again.until(1)
+    assert (again, again.lost) == ([(1501, "last")], [])
+    again.client._connections._inbox.report = lambda: None  # it crashes between the handler and its report
+    await again.client.close()
+    third = await device(nodes)
+    await third.until(1)
+    assert third == [(1501, "last")]
+    third.client._connections._inbox.report = lambda: None
+    await third.client.close()
+    knowing = await device(nodes, after=1501)
+    await nodes[0].keep("ann", "note", "more")
+    await knowing.until(1)
+    assert knowing == [(1502, "more")]
+
+
+@pytest.mark.slow
+async def test_nothing_is_missing_or_twice_in_any_of_100_runs_in_which_devices_come_while_messages_are_kept(nodes):
+    """500 messages a second, of which devices and members of a room that come get those before, and then the others."""
+    count = 30
+    at_once = [watch_reads(node._hub.kept.store) for node in nodes]
+
+    async def write(name):
+        room = nodes[0].room(name)
+        for n in range(1, count + 1):
+            kept = nodes[n % len(nodes)].keep(name, "note", n), room.keep("say", n)
+            assert [await one for one in kept] == [n, n]
+            await asyncio.sleep(1 / 500)
+
+    async def come(name, number):
+        await asyncio.sleep(random.uniform(0, count / 500))
+        one = await device(nodes, number % len(nodes), name, inbox=f"device {number}")
+        await one.until(count)
+        assert one == [(n, n) for n in range(1, count + 1)]
+        assert one.lost == []
+
+    async def enter(name):
+        one = await nodes.device(-1, f"{name} member")
+        (conn,) = nodes[-1].clients[f"{name} member"].conns.values()
+        await asyncio.sleep(random.uniform(0, count / 500))
+        await nodes[-1].room(name).add(conn, last=20)
+        await until(lambda: one.payloads("say")[-1:] == [count])
+        first = one.payloads("say")[0]
+        assert one.payloads("say") == list(range(first, count + 1))
+
+    for run in range(100):
+        name = f"user {run}"
+        await asyncio.gather(write(name), enter(name), *(come(name, number) for number in range(3)))
+        await asyncio.gather(*(one.client.close() for one in nodes.devices))
+        nodes.devices.clear()
+    assert all(set(most) == {1} for most in at_once)
+
+
+def watch_reads(store):
+    """How many reads of one box there have been at a time, through this store."""
+    reading, most, read = {}, [], store.read
+
+    async def watched(box, after, count):
+        reading[box] = reading.get(box, 0) + 1
+        most.append(reading[box])
+        try:
+            return await read(box, after, count)
+        finally:
+            reading[box] -= 1
+
+    store.read = watched
+    return most
 
 
 async def test_a_message_whose_listener_fails_comes_again_after_a_restart(nodes):
@@ -225,6 +306,64 @@ async def test_a_client_that_reconnects_without_its_session_gets_nothing_twice(n
         await nodes[-1].keep("ann", "note", n)
     await phone.until(100)
     assert phone == [(n, n) for n in range(1, 101)]
+
+
+class Balancer:
+    """A connector that opens every connection to the next node."""
+
+    def __init__(self, nodes):
+        self._connectors = [MemoryConnector(node) for node in nodes]
+        self.opened = 0
+
+    async def __call__(self, *args, **options):
+        self.opened += 1
+        return await self._connectors[self.opened % len(self._connectors)](*args, **options)
+
+
+@pytest.mark.parametrize("inbox", [None, "phone"])
+async def test_what_is_kept_arrives_once_while_the_session_moves_from_node_to_node(nodes, inbox):
+    """For devices with an inbox and without, and for members of rooms, readers or not."""
+    count, rooms = 150, ("plain", "read")
+    client = WseClient(URL, identity="ann", connector=Balancer(nodes), inbox=inbox, **RETURNING)
+    heard = {name: [] for name in ("note", *rooms)}
+    for name, payloads in heard.items():
+        client.channel.on(name, payloads.append)
+    moves, lost = [], []
+    for node in nodes:
+        node.when.resumed(lambda conn: moves.append(conn.moved))
+        node.register("nothing", lambda conn, payload: None)
+    client.when.lost(lost.append)
+
+    async def write(node, kind, keep):
+        for n in range(count):
+            await keep(kind, (node, n))
+            await asyncio.sleep(0.002)
+
+    async with client:
+        (conn,) = [conn for node in nodes for conn in node.clients.get("ann", NOBODY).conns.values()]
+        conn.server.room("plain").add(conn)
+        await conn.server.room("read").add(conn, last=5)
+        await conn.server._hub.network.subscribed()
+        writers = []
+        for number, node in enumerate(nodes):
+            writers.append(write(number, "note", partial(node.keep, "ann")))
+            writers += [write(number, name, node.room(name).keep) for name in rooms]
+        writing = asyncio.gather(*writers)
+        while not writing.done():
+            await asyncio.sleep(random.uniform(0.01, 0.05))
+            cut(client)
+        await writing
+        for name, payloads in heard.items():
+            await until(lambda payloads=payloads: len(payloads) >= count * len(nodes))
+            for number in range(len(nodes)):
+                assert [n for origin, n in payloads if origin == number] == list(range(count)), name
+        await client.call("nothing")  # a client that is away could not say goodbye
+    assert lost == []
+    assert any(moves) == (len(nodes) > 1)
+
+
+class NOBODY:
+    conns: ClassVar = {}
 
 
 # From outside.

@@ -3,6 +3,7 @@
     make soak                                   ten minutes
     .venv/bin/python tests/soak/soak.py 30      as many seconds as it is told
     make soak ARGS=--resume                     clients that keep their sessions over lost connections
+    make soak ARGS=--kept                       messages that are kept, while nodes and engines are killed: see kept.py
 
 A message is delivered, in its place and once, or the connection that it was sent on is lost. Each side counts what it
 sends and hears on each connection, and the books are compared: while connections end at random, each side must have
@@ -13,6 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import runpy
 import signal
 import sys
 from collections import Counter
@@ -357,6 +359,9 @@ async def soak(seconds, clients=CLIENTS, kind=Soak):
 
 def main():
     args = sys.argv[1:]
+    if "--kept" in args:
+        runpy.run_path(str(Path(__file__).with_name("kept.py")), run_name="__main__")
+        return
     kind = ResumingSoak if "--resume" in args else Soak
     numbers = [arg for arg in args if arg != "--resume"]
     run = asyncio.run(soak(float(numbers[0]) if numbers else 600.0, kind=kind))

@@ -2,6 +2,7 @@
 
 import pytest
 
+from soak.kept import soak_kept
 from soak.soak import CLIENTS, ResumingSoak, soak
 from support.counts import raise_file_limit
 
@@ -27,3 +28,14 @@ async def test_a_soak_of_clients_that_keep_their_sessions():
     assert run.problems == []
     assert run.counted["returns"] > 100
     assert run.after <= 1.10 * run.at_steady_state
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("engine", ["valkey", "nats"])
+async def test_what_is_kept_outlives_nodes_and_engines_that_are_killed(engine):
+    run = await soak_kept(engine, 10)
+    print(run.summary())  # shown on failure
+    assert run.problems == []
+    assert run.counted["kills of the engine"]
+    assert run.counted["kills of a node"]
+    assert run.counted["kept"] > 100

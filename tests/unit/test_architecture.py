@@ -140,6 +140,7 @@ LIBRARIES = {
     "brokers/nats/private.py": {"nats"},
     "brokers/nats/requests.py": {"nats"},
     "brokers/nats/store.py": {"nats"},
+    "brokers/nats/stored.py": {"nats"},
     "brokers/nats/wire.py": {"nats"},
     "brokers/redis/": {"hiredis", "redis"},
     "publisher/publisher.py": {"msgspec"},

@@ -6,6 +6,7 @@ import base64
 import enum
 import hashlib
 import importlib
+import inspect
 import json
 import subprocess
 import sys
@@ -20,8 +21,9 @@ from pydantic import BaseModel
 
 from support import shop
 from support.programs import ROOT, unmeasured
-from wse import ClientProcedure, Event, WseServer
+from wse import ClientProcedure, Event, Handshake, WseClient, WseServer
 from wse.cli.commands import wse as command
+from wse.client.options import ClientOptions
 from wse.contract.document import document_of
 from wse.contract.page import page_of
 from wse.contract.python import python_of
@@ -208,6 +210,63 @@ def test_types_of_both_directions_have_two_schemas_where_fields_have_defaults() 
     assert message(document, "person", "result")["items"] == {"$ref": "#/components/schemas/Person"}
 
 
+def test_identity_meta_and_welcome_are_the_first_message_of_a_client_and_its_answer() -> None:
+    document = shop.server.asyncapi()
+    channels = {name: document["channels"][name] for name in ("hi", "welcome")}
+    assert [channel["address"] for channel in channels.values()] == ["~wse:hi", "~wse:welcome"]
+    assert message(document, "hi", "hi") == {
+        "type": "object",
+        "properties": {
+            "identity": {"$ref": "#/components/schemas/Login"},
+            "meta": {"$ref": "#/components/schemas/Device"},
+        },
+        "required": ["identity", "meta"],
+    }
+    assert message(document, "welcome", "welcome") == {"$ref": "#/components/schemas/Welcome"}
+    assert document["components"]["schemas"]["Welcome"]["required"] == ["user", "unread"]
+    opening = read(document).opening
+    assert opening is not None
+    assert opening.doc == "Everybody has a name."
+
+
+@pytest.mark.parametrize(
+    ("hint", "typescript", "python"),
+    [
+        (
+            Handshake[str],
+            ["identity: string"],
+            ["identity: str | Callable", "meta: dict[str, Any] | None", "-> Any: ..."],
+        ),
+        (Handshake[Any, A], ["meta: A"], ["identity: Any", "meta: A | None", "-> Any: ..."]),
+        (Handshake[Any, dict[str, Any], A], ["welcome: A"], ["identity: Any", "-> A: ..."]),
+        (Handshake, [], []),
+    ],
+)
+def test_clients_know_what_is_declared_of_identity_meta_and_welcome(
+    hint: Any, typescript: list[str], python: list[str]
+) -> None:
+    server = WseServer(port=4200)
+
+    def identify(auth: Any) -> None: ...
+
+    identify.__annotations__["auth"] = hint
+    server.identify(identify)
+    server.channel.on("hi", lambda conn, payload: None)  # an application may have such a name
+    contract = read(server.asyncapi())
+    assert [entry.name for entry in contract.entries if entry.section == "send"] == ["hi"]
+    for made, expected in ((typescript_of(contract), typescript), (python_of(contract), python)):
+        assert [text for text in expected if text not in made] == []
+    for name in ("identity", "meta", "welcome"):
+        assert (f"  {name}: " in typescript_of(contract)) == (f"{name}: " in "".join(typescript))
+    assert ("ClientOptions" in python_of(contract)) == bool(python)
+    compile(python_of(contract), "client.py", "exec")
+
+
+def test_the_options_that_generated_clients_pass_on_are_those_of_the_client() -> None:
+    taken = set(inspect.signature(WseClient).parameters) - {"url", "identity", "meta"}
+    assert set(ClientOptions.__annotations__) == taken
+
+
 def test_one_name_may_be_a_procedure_and_a_message_in_both_directions() -> None:
     server = make_server()
     said, asked = Event("chat", str), ClientProcedure("chat", int, str)
@@ -292,8 +351,11 @@ async def test_a_server_shows_its_contract_to_people_when_asked() -> None:
 
 
 def test_the_page_shows_everything_that_a_contract_has() -> None:
-    page = page_of(document_of(shop.server.operations, title="shop", version="1"), "/contract.json")
+    page = page_of(shop.server.asyncapi(title="shop"), "/contract.json")
     for text in (
+        "Everybody has a name.",
+        "type-Login",
+        "type-Welcome",
         "notes.missed",
         "The oldest first.",
         "type-Note",
@@ -424,7 +486,8 @@ async def test_the_generated_python_client_talks_to_a_real_server(client) -> Non
     usage = importlib.import_module("shop_usage")
     async with shop.server:
         assert await usage.main(shop.server.url) == [
-            "Hello", [{"id": 42, "text": "Lunch?"}], "notes.closed", [1, 2], 4, "ok", "Ada", "Ada Lovelace", [0, 1, 2],
+            "ada on a terminal", "Hello",
+            [{"id": 42, "text": "Lunch?"}], "notes.closed", [1, 2], 4, "ok", "Ada", "Ada Lovelace", [0, 1, 2],
         ]  # fmt: skip
 
 
@@ -451,7 +514,7 @@ def mypy(folder: Path, *args: str) -> list[str]:
 
 
 def test_a_wrong_name_or_payload_is_an_error_of_mypy(client) -> None:
-    errors = mypy(client, "--follow-imports=skip", "shop_mistakes.py", "shop_client.py")
+    errors = mypy(client, "--follow-imports=silent", "shop_mistakes.py", "shop_client.py")
     assert errors == Path(SUPPORT, "clients", "shop_mistakes.txt").read_text().splitlines()
 
 

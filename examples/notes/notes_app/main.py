@@ -34,7 +34,8 @@ class Welcome(msgspec.Struct):
 
 
 @server.identify
-def identify(auth: Handshake[login.Login], db: Db) -> None:
+def identify(auth: Handshake[login.Login, dict[str, Any], Welcome], db: Db) -> None:
+    """A client brings the token of its login."""
     session = login.session_of(db, auth.identity.token)
     if session is None:
         auth.refuse("log in again")

@@ -21,7 +21,8 @@ from wse.admin.journal import Journal, shown
 from wse.core.cluster.node import ClusterNode
 from wse.core.hub.census import take_brief
 from wse.core.limits import Limits
-from wse.errors import CloseReason, ErrorCode, WseError
+from wse.core.session.log import is_answer
+from wse.errors import CloseReason, WseError
 from wse.metrics.survey import Survey
 from wse.version import installed_version
 
@@ -37,9 +38,9 @@ LIMITS: Final = Limits(
     message_size=64 * 1024,
     handshake_size=8 * 1024,
     nesting=32,
-    connections=200,
+    connections=1000,
     connections_per_address=20,
-    unauthenticated=50,
+    unauthenticated=500,
     incoming_calls=20,
     outgoing_calls=10,
     handlers=20,
@@ -52,6 +53,9 @@ LIMITS: Final = Limits(
 
 PAGE: Final = 50
 """Rows of one page of users or rooms."""
+
+SHOWN: Final = 20
+"""Failures, and blocked handlers, of one node that are shown."""
 
 TURNS: Final = 50
 """Pieces of `SLICE` names that one page may look at; if there are more, the next page goes on there."""
@@ -171,15 +175,16 @@ class Console:
             await self.backstage.close()
 
     def note(self, error: WseError, context: Mapping[str, Any]) -> None:
-        """Remember a failure of the server."""
-        self._journal.note(error, context)
+        """Remember a failure of the server; what a procedure answers on purpose is none."""
+        if not is_answer(error):
+            self._journal.note(error, context)
 
     # One node answers for itself.
 
-    def _answer_query(self, asked: str) -> dict[str, Any]:
+    def _answer_query(self, asked: str) -> dict[str, Any] | None:
         return self._answer(json.loads(asked))
 
-    def _answer(self, asked: dict[str, Any]) -> dict[str, Any]:
+    def _answer(self, asked: dict[str, Any]) -> dict[str, Any] | None:
         what = asked["what"]
         if what == "overview":
             return self._look()
@@ -190,7 +195,7 @@ class Console:
             return {"rows": self._directory.devices(self._directory.user_of(asked["user"]))}
         if what == "drop":
             return {"found": self._directory.drop(asked["conn_id"])}
-        raise ValueError(f"unknown question {what!r}")
+        return None  # the other node runs a newer version
 
     def _look(self) -> dict[str, Any]:
         self._begin_survey()
@@ -205,7 +210,7 @@ class Console:
                 "lost": node.bus.lost,
                 "lease_age": node.liveness.lease_age,
             }
-        entries = self._journal.entries()
+        blocked, failures = self._journal.entries()
         return {
             **take_brief(self._hub, uptime=self._uptime()),
             "version": installed_version(),
@@ -214,8 +219,8 @@ class Console:
             "queued": survey.queued,
             "cluster": cluster,
             "slow": [self._slow(queued, conn_id) for queued, conn_id in survey.slowest],
-            "failures": [entry for entry in entries if entry["code"] != ErrorCode.HANDLER_BLOCKED],
-            "blocked": [entry for entry in entries if entry["code"] == ErrorCode.HANDLER_BLOCKED],
+            "failures": failures[:SHOWN],
+            "blocked": blocked[:SHOWN],
         }
 
     def _slow(self, queued: int, conn_id: str) -> dict[str, Any]:
@@ -320,27 +325,29 @@ class Console:
         return [{"node": node, **row} for node, answer in told.items() if answer for row in answer["rows"]]
 
     async def _drop_device(self, conn: WseConnection, payload: Device) -> bool:
-        _log(conn, "dropped the device %r", payload.conn_id)
         told = await self._ask_all(what="drop", conn_id=payload.conn_id)
-        return any(answer["found"] for answer in told.values() if answer)
+        found = any(answer["found"] for answer in told.values() if answer)
+        if found:
+            _log(conn, "dropped the device %r", payload.conn_id)
+        return found
 
     def _drop_user(self, conn: WseConnection, payload: User) -> None:
         cid = self._directory.user_of(payload.user)
-        _log(conn, "dropped the user %r", cid)
         self._hub.drop_client(cid, CloseReason.BY_SERVER, 1000)
+        _log(conn, "dropped the user %r", cid)
 
     def _send(self, conn: WseConnection, payload: Message) -> None:
         if payload.user is not None:
             user = self._directory.user_of(payload.user)
-            _log(conn, "sent a message to the user %r", user)
             self._hub.send(user, payload.type, payload.payload)
+            _log(conn, "sent a message to the user %r", user)
         elif payload.room is not None:
             room = named(payload.room)
-            _log(conn, "sent a message to the room %r", room)
             self._hub.rooms.send(room, payload.type, payload.payload, None)
+            _log(conn, "sent a message to the room %r", room)
         else:
-            _log(conn, "sent a message to %s", "everyone")
             self._hub.broadcast(payload.type, payload.payload)
+            _log(conn, "sent a message to %s", "everyone")
 
 
 def _log(conn: WseConnection, text: str, what: object) -> None:

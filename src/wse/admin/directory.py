@@ -14,7 +14,7 @@ from wse.core.names import decode_name, encode_name
 from wse.errors import ErrorCode, WseError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Hashable, Mapping, Sized
+    from collections.abc import Callable, Hashable, Iterable, Mapping, Sized
 
     from wse.core.hub.connection import WseConnection, WseIdentity
     from wse.core.hub.hub import Hub
@@ -63,7 +63,8 @@ class Directory:
         self._hub = hub
 
     def users(self, search: str, start: int, most: int) -> dict[str, Any]:
-        """Users whose `cid` begins with a text, in the order of their arrival; one that equals it comes first.
+        """Users whose `cid` begins with a text, in the order of their arrival. The user whose `cid` it is comes first,
+        and so does the one whose device it is, by its `conn_id`.
 
         Args:
             search: The text; empty for all users.
@@ -78,7 +79,8 @@ class Directory:
             ref = reference(cid) or _BY_DEVICE + user._devices[0].conn_id
             return {"name": shown(cid), "ref": ref, "devices": len(user._devices)}
 
-        return _part(self._hub.identities, search, start, most, row)
+        conn = self._hub.connections.get(search)
+        return _part(self._hub.identities, search, start, most, row, [] if conn is None else [conn.cid])
 
     def user_of(self, ref: str) -> Hashable:
         """The `cid` of the user with this reference.
@@ -127,12 +129,17 @@ class Directory:
 
 
 def _part(
-    names: Mapping[Any, Any], search: str, start: int, most: int, row: Callable[[Any, Any], dict[str, Any]]
+    names: Mapping[Any, Any],
+    search: str,
+    start: int,
+    most: int,
+    row: Callable[[Any, Any], dict[str, Any]],
+    found: Iterable[Hashable] = (),
 ) -> dict[str, Any]:
-    exact: list[Hashable] = [search] if search else []
+    exact = [search, *found] if search else []
     with suppress(ValueError):
         exact.append(int(search))
-    rows = [row(name, names[name]) for name in exact if name in names] if start == 0 else []
+    rows = [row(name, names[name]) for name in dict.fromkeys(exact) if name in names] if start == 0 else []
     most += len(rows)
     position = min(start, len(names))
     end = position + SLICE

@@ -81,7 +81,14 @@ class Journal:
         if len(self._kept) > MOST:
             del self._kept[next(iter(self._kept))]
 
-    def entries(self) -> list[dict[str, Any]]:
-        """What is kept, the latest first, each with the seconds that have passed since."""
+    def entries(self) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+        """The handlers that have blocked the event loop, and all else that is kept; the latest first, each with the
+        seconds that have passed since.
+        """
         now = self._clock()
-        return [{**entry, "ago": max(0.0, now - at)} for at, entry in reversed(self._kept.values())]
+        blocked: list[dict[str, Any]] = []
+        others: list[dict[str, Any]] = []
+        for at, entry in reversed(self._kept.values()):
+            is_blocked = entry["code"] == ErrorCode.HANDLER_BLOCKED
+            (blocked if is_blocked else others).append({**entry, "ago": max(0.0, now - at)})
+        return blocked, others

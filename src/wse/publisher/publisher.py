@@ -172,8 +172,9 @@ class Publisher:
         data = packed_for_store(self._inbox, self._endpoint.protocols, type, payload, ttl)
         store = store_of(self._inbox.store, self._broker)
         record, is_new = await store.keep(box_of(kind, name), data, self._inbox.bounds, key=key, ttl=ttl)
-        kept = Kept(self._origin, record.number, record.at, data if is_new else b"", record.epoch)
         if self._broker.connected:  # otherwise the servers find it in the store
+            self._seq += 1
+            kept = Kept(self._origin, record.number, record.at, data if is_new else b"", record.epoch, self._seq)
             self._broker.publish(topic(kind, name), encode_message(kept))
         if self._inbox.undelivered is not None and kind == USER:
             await self._hand_over(encode_name(name), record)

@@ -240,7 +240,7 @@ class WseServer(Handling, Messaging):
             document = f"{page.rstrip('/')}.json"
 
             def said() -> Any:
-                return self.operations, self._lifecycle.port
+                return self.operations, self._handlers.opening, self._lifecycle.port
 
             for path, source in ((page, document), (document, None)):
                 self._lifecycle.options.routes[path] = ContractRoute(self.asyncapi, said, source)

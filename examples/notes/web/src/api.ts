@@ -7,6 +7,11 @@ export interface Device {
   name: string
 }
 
+/** The identity of a client. */
+export interface Login {
+  token: string
+}
+
 export interface NewNote {
   text: string
 }
@@ -41,11 +46,20 @@ export interface Share {
   user: string
 }
 
+/** What a client gets when it is let in. */
+export interface Welcome {
+  user: string
+}
+
 /** The codes of errors: those that procedures declare, and those of WSE. */
 export type ErrorCode = 'notes.not-yours' | 'sharing.no-such-user' | WseErrorCode
 
 /** What notes_app.main and its clients say to each other. */
 export interface Contract {
+  /** What the server asks of a client: `client.connect(identity)`. */
+  identity: Login
+  /** What it gets: `const welcome = await client.connect(identity)`. */
+  welcome: Welcome
   /** Messages that the client sends: `client.send(name, payload)`. */
   send: {}
   /** Procedures of the server: `await client.call(name, payload)`. */

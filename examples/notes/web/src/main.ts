@@ -33,7 +33,7 @@ client.register('confirm', (question) => confirm(question))
 client.register('device', () => ({ kind: 'page', name: navigator.userAgent }))
 
 // After every welcome that does not go on with the session from before, something may have been missed.
-client.when.ready(async (welcome: { user: string }) => {
+client.when.ready(async (welcome) => {
   if (client.recovered) return
   user = welcome.user
   const found = await client.call('notes.list', {})

@@ -14,6 +14,7 @@ let client = null
 let before = new Map() // the counters of each node at the last overview
 let beforeAt = 0
 let looks = 0
+let isLooking = false
 let shownUser = null // the row of the user whose devices are shown
 let target = null // of the message that is written
 
@@ -99,13 +100,15 @@ function say (text, id = 'say') {
   $(id).textContent = text
 }
 
+const trouble = error => `This has failed: ${error.message || error.code}`
+
 async function attempt (id, done, work) {
   try {
     await work()
     say(done, id)
     return true
   } catch (error) {
-    say(`This has failed: ${error.message || error.code}`, id)
+    say(trouble(error), id)
     return false
   }
 }
@@ -239,8 +242,13 @@ class List {
 
   async load (more = false) {
     const asked = ++this.asked
-    const page = await client.call(this.id, { search: $(`${this.id}-search`).value, after: more ? this.next : null })
-    if (asked !== this.asked) return // a later question has been asked
+    let page
+    try {
+      page = await client.call(this.id, { search: $(`${this.id}-search`).value, after: more ? this.next : null })
+    } catch (error) {
+      return say(trouble(error))
+    }
+    if (asked !== this.asked || !client) return // a later question has been asked
     const rows = page.rows.map(this.make)
     this.extended = more
     this.next = page.next
@@ -269,9 +277,13 @@ const rooms = new List('rooms', 'No such room', room => row(
 function dropDevice (connId, place) {
   return drop('Drop', `Drop the device ${connId}`, async () => {
     await attempt(place, `The device ${connId} has been dropped.`, () => client.call('drop-device', { conn_id: connId }))
-    if (shownUser) await showDevices()
-    await users.load()
+    await showAgain()
   })
+}
+
+async function showAgain () {
+  if (shownUser) await showDevices().catch(error => say(trouble(error), 'user-say'))
+  await users.load()
 }
 
 async function showDevices () {
@@ -297,8 +309,8 @@ $('user').addEventListener('close', () => { shownUser = null })
 $('user-send').addEventListener('click', () => write(`Message to ${shownUser.name}`, { user: shownUser.ref }))
 $('user-drop').replaceWith(drop('Drop the user', 'Drop the user', async () => {
   const user = shownUser
-  if (await attempt('user-say', `${user.name} has been dropped.`, () => client.call('drop-user', { user: user.ref }))) await showDevices()
-  await users.load()
+  await attempt('user-say', `${user.name} has been dropped.`, () => client.call('drop-user', { user: user.ref }))
+  await showAgain()
 }))
 
 // Test messages.
@@ -362,7 +374,7 @@ async function connect (identity, silent) {
   before.clear()
   beforeAt = looks = 0
   enter(true)
-  $('users-search').focus()
+  if (matchMedia('(pointer: fine)').matches) $('users-search').focus()
   await look()
 }
 
@@ -385,13 +397,17 @@ $('login').addEventListener('submit', event => {
 $('leave').addEventListener('click', () => signOut(''))
 
 async function look () {
-  if (document.hidden || client?.status !== 'READY') return
+  if (isLooking || document.hidden || client?.status !== 'READY') return
+  isLooking = true
+  const mine = client
   try {
-    show(await client.call('overview'))
+    const overview = await mine.call('overview')
+    if (mine === client) show(overview)
     if (looks++ % LISTS_EVERY === 0) await Promise.all([users.refresh(), rooms.refresh()])
   } catch (error) {
-    if (client?.status === 'READY') say(`The server does not answer: ${error.message || error.code}`)
+    if (mine === client && mine.status === 'READY') say(trouble(error))
   }
+  isLooking = false
 }
 
 setInterval(look, EVERY)

@@ -18,20 +18,19 @@ from __future__ import annotations
 import asyncio
 import json
 import secrets
-import struct
 import time
-from base64 import b64decode
 from collections import OrderedDict
 from contextlib import suppress
 from math import ceil
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from nats.errors import NoRespondersError
 from nats.js import api
-from nats.js.errors import APIError, NotFoundError
+from nats.js.errors import NotFoundError
 
-from wse.brokers.nats.bucket import WRONG_REVISION, OutdatedError, is_end
-from wse.brokers.nats.requests import pack, read
+from wse.brokers.nats.bucket import OutdatedError, is_end
+from wse.brokers.nats.requests import pack
+from wse.brokers.nats.stored import HEAD, Newest, Stored, get, put
 from wse.core.names import encode_text
 from wse.core.ports.store import REPEAT_WITHIN, Cursor, Page, Record, Span
 
@@ -39,7 +38,6 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
 
     from wse.brokers.nats.connection import NatsConnection
-    from wse.brokers.nats.wire import Message
     from wse.brokers.reconnecting import ReconnectingBroker
     from wse.core.ports.store import Bounds
 
@@ -54,50 +52,15 @@ MOST_PLACES = 10_000
 MOST_GUESSES = 12
 """Questions after which a place is near enough."""
 
-_HEAD = struct.Struct("!Qd")
 
-
-class Stored(NamedTuple):
-    """A message in a stream.
+class Turn(asyncio.Lock):
+    """Lets one message at a time be added to a box.
 
     Attributes:
-        place: Its place in the stream; 0 if there is none.
-        data: The number and the time, then the message.
+        users: How many are being added, or wait.
     """
 
-    place: int = 0
-    data: bytes = b""
-
-    @property
-    def number(self) -> int:
-        return int(_HEAD.unpack_from(self.data)[0]) if self.data else 0
-
-    @property
-    def parts(self) -> tuple[int, float, bytes]:
-        number, at = _HEAD.unpack_from(self.data)
-        return number, at, self.data[_HEAD.size :]
-
-    @property
-    def record(self) -> Record:
-        return Record(*self.parts)
-
-
-class Newest(NamedTuple):
-    """The end of a box.
-
-    Attributes:
-        place: The place of the newest message; 0 if it is no longer there.
-        number: Its number.
-        epoch: The epoch of the box.
-    """
-
-    place: int
-    number: int
-    epoch: str
-
-    @property
-    def packed(self) -> bytes:
-        return f"{self.number} {self.epoch}".encode()
+    users = 0
 
 
 class NatsStore:
@@ -118,6 +81,7 @@ class NatsStore:
         self._cursor_subject = f"{prefix}-cursor."
         self._prepared: Bounds | None = None
         self._newest: OrderedDict[str, Newest] = OrderedDict()  # others may have added more
+        self._turns: dict[str, Turn] = {}  # of boxes to which something is being added
         self._read: OrderedDict[str, tuple[int, int]] = OrderedDict()  # numbers and places that pages have ended with
 
     async def open(self) -> None: ...
@@ -140,14 +104,14 @@ class NatsStore:
                 newest = await self._find_newest(connection, box, await self._begun(connection, box, bounds))
             while True:
                 record = Record(newest.number + 1, time.time(), data, newest.epoch)
-                packed = _HEAD.pack(record.number, record.at) + data
+                packed = HEAD.pack(record.number, record.at) + data
                 try:
-                    answer = await _put(connection, self._subject + box, packed, head.format(newest.place))
+                    answer = await put(connection, self._subject + box, packed, head.format(newest.place))
                 except OutdatedError:
                     newest = await self._find_newest(connection, box, newest.epoch)
                     continue
                 if answer.get("duplicate"):
-                    (first,) = await _get(connection, self._messages, {"seq": answer["seq"]})
+                    (first,) = await get(connection, self._messages, {"seq": answer["seq"]})
                     # A message that is no longer kept has an unknown number, which is not higher than the newest.
                     number, at = (newest.number, record.at) if not first.place else first.parts[:2]
                     return Record(number, at, data, newest.epoch), False
@@ -157,7 +121,16 @@ class NatsStore:
                     self._newest.popitem(last=False)
                 return record, True
 
-        return await self._prepared_for(bounds, keep)
+        # Those of one box would only refuse each other.
+        turn = self._turns.setdefault(box, Turn())
+        turn.users += 1
+        try:
+            async with turn:
+                return await self._prepared_for(bounds, keep)
+        finally:
+            turn.users -= 1
+            if not turn.users:
+                del self._turns[box]
 
     async def read(self, box: str, after: int, count: int) -> Page:
         subject = self._subject + box
@@ -174,7 +147,7 @@ class NatsStore:
             while len(found) < count and place <= newest.place:
                 batch = await self._batch(connection, subject, place, count)
                 # A replica that is behind has less than the leader.
-                batch = batch or await _get(connection, self._messages, {"seq": place, "next_by_subj": subject})
+                batch = batch or await get(connection, self._messages, {"seq": place, "next_by_subj": subject})
                 if not batch[-1].place:
                     break
                 found += [one for one in batch if one.number > after]
@@ -194,11 +167,11 @@ class NatsStore:
             epoch = await self._begun(connection, box, bounds)
             first, _, last = await self._ends(connection, box)
             subject = f"{self._cursor_subject}{box}.k{encode_text(device)}"
-            (found,) = await _get(connection, self._cursors, {"last_by_subj": subject})
+            (found,) = await get(connection, self._cursors, {"last_by_subj": subject})
             after = int(found.data or last + 1)
             if after > last:
                 after = last if from_now else 0
-            await _put(connection, subject, b"%d" % after, _expires(bounds))
+            await put(connection, subject, b"%d" % after, _expires(bounds))
             if not found.place:
                 await self._forget_devices(connection, box, bounds.devices)
             return Cursor(after, Span(first.number if first.place else last + 1, last, epoch))
@@ -209,17 +182,17 @@ class NatsStore:
         subject = f"{self._cursor_subject}{box}.k{encode_text(device)}"
 
         async def seen(connection: NatsConnection) -> None:
-            (newest,) = await _get(connection, self._messages, {"last_by_subj": self._subject + box})
+            (newest,) = await get(connection, self._messages, {"last_by_subj": self._subject + box})
             target = min(number, newest.number) if newest.place else number
             while True:
-                (found,) = await _get(connection, self._cursors, {"last_by_subj": subject})
+                (found,) = await get(connection, self._cursors, {"last_by_subj": subject})
                 if not found.place or int(found.data) >= target:
                     return
                 head = f"Nats-Expected-Last-Subject-Sequence: {found.place}"
                 if self._prepared is not None:
                     head += f"\r\n{_expires(self._prepared)}"
                 try:
-                    await _put(connection, subject, b"%d" % target, head)
+                    await put(connection, subject, b"%d" % target, head)
                 except OutdatedError:
                     continue
                 return
@@ -237,7 +210,7 @@ class NatsStore:
         questions = [{"last_by_subj": self._subject + box} for box in boxes]
 
         async def last(connection: NatsConnection) -> list[int]:
-            return [found.number for found in await _get(connection, self._messages, *questions)]
+            return [found.number for found in await get(connection, self._messages, *questions)]
 
         return await self._broker.ask(last)
 
@@ -291,7 +264,7 @@ class NatsStore:
         oldest, newest = {"seq": 1, "next_by_subj": subject}, {"last_by_subj": subject}
         number = -1
         while True:
-            first, last = await _get(connection, self._messages, oldest, newest)
+            first, last = await get(connection, self._messages, oldest, newest)
             if first.place and last.place:
                 return first, last, last.number
             before, number = number, await self._highest(connection, box)
@@ -300,7 +273,7 @@ class NatsStore:
             # Messages may have come in between, or there are none: what is read next shows it.
 
     async def _find_newest(self, connection: NatsConnection, box: str, epoch: str) -> Newest:
-        (newest,) = await _get(connection, self._messages, {"last_by_subj": self._subject + box})
+        (newest,) = await get(connection, self._messages, {"last_by_subj": self._subject + box})
         number = newest.number if newest.place else await self._highest(connection, box)
         return Newest(newest.place, number, epoch)
 
@@ -313,7 +286,7 @@ class NatsStore:
             end = Newest(0, await self._highest(connection, box), secrets.token_hex(4))
             head = f"Nats-Expected-Last-Subject-Sequence: 0\r\n{_expires(bounds)}"
             with suppress(OutdatedError):  # another node has begun one
-                await _put(connection, self._number_of(box), end.packed, head)
+                await put(connection, self._number_of(box), end.packed, head)
                 return end.epoch
 
     async def _highest(self, connection: NatsConnection, box: str) -> int:
@@ -339,7 +312,7 @@ class NatsStore:
             share = (after - low[0]) / (high[0] - low[0])
             guess = low[1] + max(1, int((high[1] - low[1]) * share))
             question = {"seq": min(guess, high[1]), "next_by_subj": self._subject + box}
-            (found,) = await _get(connection, self._messages, question)
+            (found,) = await get(connection, self._messages, question)
             if not found.place:
                 break
             if found.number <= after:
@@ -364,7 +337,7 @@ class NatsStore:
         with suppress(NotFoundError):  # the stream is not there
             info = await connection.requests.one(f"$JS.API.STREAM.INFO.{self._cursors}", question)
             subjects += info["state"].get("subjects") or ()
-        found = await _get(connection, self._cursors, *({"last_by_subj": subject} for subject in subjects))
+        found = await get(connection, self._cursors, *({"last_by_subj": subject} for subject in subjects))
         return list(zip(subjects, found, strict=True))
 
     def _number_of(self, box: str) -> str:
@@ -373,7 +346,7 @@ class NatsStore:
 
     async def _last_seen(self, connection: NatsConnection, box: str) -> tuple[int, str]:
         """The newest number that is remembered, and the epoch of the box; empty if it has none."""
-        (found,) = await _get(connection, self._cursors, {"last_by_subj": self._number_of(box)})
+        (found,) = await get(connection, self._cursors, {"last_by_subj": self._number_of(box)})
         number, _, epoch = found.data.decode().partition(" ")
         return int(number or 0), epoch
 
@@ -383,35 +356,6 @@ class NatsStore:
         places = sorted(found.place for subject, found in numbers if _is_cursor(subject, found))
         subject = f"$JS.API.STREAM.MSG.DELETE.{self._cursors}"
         await connection.requests.many([(subject, b'{"seq":%d}' % place, "") for place in places[:-most]])
-
-
-async def _put(connection: NatsConnection, subject: str, data: bytes, head: str) -> dict[str, Any]:
-    """Store a message; the answer.
-
-    Raises:
-        OutdatedError: The subject has another message than the head expects.
-    """
-    try:
-        return await connection.requests.one(subject, data, head)
-    except APIError as exc:
-        if exc.err_code in WRONG_REVISION:
-            raise OutdatedError(str(exc)) from None
-        raise
-
-
-async def _get(connection: NatsConnection, stream: str, *questions: dict[str, Any]) -> list[Stored]:
-    """The message for each question; one without a place if there is none."""
-    subject = f"$JS.API.STREAM.MSG.GET.{stream}"
-    answers = await connection.requests.many([(subject, json.dumps(q).encode(), "") for q in questions])
-    return [_stored(answer) for answer in answers]
-
-
-def _stored(answer: Message) -> Stored:
-    try:
-        found = read(answer)["message"]
-    except NotFoundError:  # the message, or the whole stream
-        return Stored()
-    return Stored(found["seq"], b64decode(found.get("data", "")))
 
 
 def _is_cursor(subject: str, found: Stored) -> bool:

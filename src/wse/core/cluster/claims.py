@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from wse.core.cluster.envelope import CallWith, Query
+from wse.core.cluster.envelope import CallWith, Kept, Query
 from wse.core.cluster.placeholder import Placeholder
 from wse.core.cluster.transfer import SILENT, SPREAD_WITHIN, Question, decode_transfer, digest
 from wse.core.cluster.turns import Turns
@@ -287,8 +287,9 @@ class Fetched:
             self._hub.rooms.show(decode_name(room), conn, state)
         device = Device(placeholder.user, conn.conn_id, "", transfer.place)
         self._presence.adopt(conn, device, transfer.generation, self._origin)
-        for message in placeholder.unheard(transfer.heard, transfer.rooms):
-            self._delivery.queue(conn, message)
+        for topic, message in placeholder.unheard(transfer.heard, transfer.rooms):
+            if not (isinstance(message, Kept) and self.luggage.reads_itself(topic)):
+                self._delivery.queue(conn, topic, message)
         placeholder.close()
 
     def catch_up(self, conn: WseConnection) -> None:

@@ -10,6 +10,7 @@ from wse.core.cluster.placeholder import Heard
 from wse.core.hub.fanout import deliver, without
 from wse.core.names import decode_name, encode_name
 from wse.core.packed import Packed, encode
+from wse.core.ports.store import Record
 from wse.errors import ErrorCode, WseError
 
 if TYPE_CHECKING:
@@ -89,6 +90,21 @@ class Delivery:
         if self.placeholders:
             self._keep(topic, envelope.decode(data))
 
+    def kept(self, topic: str, record: Record) -> None:
+        """Tell the other nodes of a message that this one has put into the store."""
+        bus = self._bus
+        bus.seq = seq = bus.seq + 1
+        message = envelope.Kept(bus.node, record.number, record.at, record.data, record.epoch, seq)
+        bus.publish(topic, message)
+        self._keep(topic, message)
+
+    def received_kept(self, topic: str, message: envelope.Kept) -> None:
+        """Hand a message that another node has put into the store to its receivers here."""
+        self.heard.note(message.origin, message.seq)
+        self._keep(topic, message)
+        if self._hub.kept is not None:
+            self._hub.kept.heard(topic[:2], decode_name(topic[2:]), _record(message))
+
     def _keep(self, topic: str, message: Any) -> None:
         for placeholder in self.placeholders:
             placeholder.take(topic, message)
@@ -120,8 +136,12 @@ class Delivery:
             if forms:
                 deliver(self._endpoint, conns, message.kind, forms)
 
-    def queue(self, conn: WseConnection, message: envelope.Message) -> None:
+    def queue(self, conn: WseConnection, topic: str, message: envelope.Message | envelope.Kept) -> None:
         """Let a message wait for a connection that has come to this node after it."""
+        if isinstance(message, envelope.Kept):
+            if self._hub.kept is not None:
+                self._hub.kept.queue(conn, topic, _record(message))
+            return
         if not self._without_excluded((conn,), message):
             return
         session = conn._session
@@ -161,3 +181,7 @@ class Delivery:
                 type_, payload, _ = reader.unpack(data)
                 return encode(protocol, type_, payload, message.key)
         raise ValueError(f"it is packed in protocols that this node does not have: {', '.join(message.forms)}")
+
+
+def _record(message: envelope.Kept) -> Record:
+    return Record(message.number, message.at, message.data, message.epoch)

@@ -211,6 +211,8 @@ class Kept(ClusterMessage, tag=30):
     data: bytes
     """The message as the store has it; empty if it must be read from there."""
     epoch: str = ""
+    seq: int = 0
+    """As in a `Message`."""
 
 
 class Unread(ClusterMessage, tag=33):

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 from wse.core.cluster import envelope
 from wse.core.cluster.envelope import ROOM, USER
 from wse.core.names import decode_name
-from wse.core.ports.store import Record
 from wse.errors import ErrorCode, WseError
 
 if TYPE_CHECKING:
@@ -129,9 +128,7 @@ class Inbox:
             case envelope.Message():
                 self._delivery.received(topic, message)
             case envelope.Kept():
-                if self._hub.kept is not None:
-                    record = Record(message.number, message.at, message.data, message.epoch)
-                    self._hub.kept.heard(topic[:2], decode_name(topic[2:]), record)
+                self._delivery.received_kept(topic, message)
             case envelope.Unread():
                 if self._hub.kept is not None and self._hub.kept.unread is not None:
                     self._hub.kept.unread.watch(decode_name(message.user), message.number, message.epoch)

@@ -322,9 +322,7 @@ class ClusterNode:
         self.delivery.send(topic(kind, name), conns, type, payload, not_conn, not_user, key)
 
     def kept(self, kind: str, name: Hashable, record: Record) -> None:
-        self.bus.publish(
-            topic(kind, name), envelope.Kept(self.node, record.number, record.at, record.data, record.epoch)
-        )
+        self.delivery.kept(topic(kind, name), record)
 
     def watch(self, watch: Watch) -> None:
         self.watching.watch(watch)

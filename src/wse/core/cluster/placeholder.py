@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from wse.core.cluster.envelope import ALL, ROOM, USER, Message
+from wse.core.cluster.envelope import ALL, ROOM, USER, Kept, Message
 from wse.core.hub.tickets import Why
 
 if TYPE_CHECKING:
@@ -70,7 +70,7 @@ class Placeholder:
         self.problem: Why | None = None
         self.waiting: list[Callable[[WseConnection], None]] = []
         self._topics: dict[str, None] = {}
-        self._kept: list[tuple[str, Message]] = []
+        self._kept: list[tuple[str, Message | Kept]] = []
         self._bytes = 0
 
     def listen(self, rooms: Iterable[str]) -> None:
@@ -82,13 +82,16 @@ class Placeholder:
                     self._bus.want(topic)
         self._delivery.placeholders[self] = None
 
-    def take(self, topic: str, message: Message) -> None:
+    def take(self, topic: str, message: Message | Kept) -> None:
         """A message has come to this node."""
         if topic not in self._topics:
             return
         if not message.seq:
             self.problem = Why.UNREACHABLE  # nobody can say whether the other node has heard it
-        self._bytes += sum(len(data) for _, data in message.forms.values())
+        if isinstance(message, Kept):
+            self._bytes += len(message.data)
+        else:
+            self._bytes += sum(len(data) for _, data in message.forms.values())
         if len(self._kept) >= MAX_KEPT or self._bytes > MAX_BYTES:
             self.problem = Why.OVERFLOW
         if self.problem is None:
@@ -98,16 +101,19 @@ class Placeholder:
         """Do something for the session as soon as it is here."""
         self.waiting.append(do)
 
-    def unheard(self, heard: Mapping[str, int], rooms: Iterable[str]) -> list[Message]:
-        """The messages that the old node of the session has not heard, in order.
+    def unheard(self, heard: Mapping[str, int], rooms: Iterable[str]) -> list[tuple[str, Message | Kept]]:
+        """The messages that the old node of the session has not heard, in order, with their topics.
 
         Args:
             heard: By sender, the number of the last one that it has heard.
             rooms: The rooms that the session is in.
         """
         topics = {ALL, USER + self.user, *(ROOM + room for room in rooms)}
-        kept = [message for topic, message in self._kept if topic in topics]
-        return [message for message in kept if message.seq > heard.get(message.origin, 0)]
+        return [
+            (topic, message)
+            for topic, message in self._kept
+            if topic in topics and message.seq > heard.get(message.origin, 0)
+        ]
 
     def stop(self) -> None:
         """Keep nothing that comes from now on; the topics stay."""

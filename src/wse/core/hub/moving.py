@@ -13,6 +13,7 @@ import msgspec
 
 from wse.core.closing import JUMP
 from wse.core.hub.kept.inboxes import Device
+from wse.core.hub.network import ROOM, USER
 from wse.core.hub.tickets import Refusal, Ticket
 from wse.core.session.ledger import NO_LINK
 from wse.core.session.phase import Ignoring
@@ -43,6 +44,15 @@ class Luggage(msgspec.Struct, array_like=True):
     """The name of a device with an inbox, and the number of the last message that it was sent."""
     epoch: str = ""
     """The epoch of that number."""
+    reads: dict[str, tuple[int, str]] = {}
+    """By the encoded names of rooms whose kept messages it reads: the number of the last one that it was sent, and the
+    epoch."""
+
+    def reads_itself(self, topic: str) -> bool:
+        """Whether the session gets what is kept for a user or a room from the store."""
+        if topic.startswith(USER):
+            return self.inbox is not None
+        return topic.removeprefix(ROOM) in self.reads
 
 
 class Arrival(NamedTuple):
@@ -119,6 +129,8 @@ class Moving:
         fetched.settle(session.conn)
         if session.inbox is not None and hub.inboxes is not None:
             hub.inboxes.begin(session)
+        if luggage.reads and hub.rooms.histories is not None:
+            hub.rooms.histories.go_on(session.conn, luggage.reads)
         hub.connected._emit_on(session, session.conn)
         fetched.catch_up(session.conn)
         if not session.ended and not arrival.session.ended:
@@ -160,6 +172,8 @@ class Moving:
         luggage = Luggage(take(session), ticket.window, session.conn._data)
         if session.inbox is not None and session.inbox.is_placed:
             luggage.inbox, luggage.epoch = (session.inbox.name, session.inbox.position), session.inbox.epoch
+        if self._hub.rooms.histories is not None:
+            luggage.reads = self._hub.rooms.histories.places(session.conn)
         ledger.forget_ring()
         session.clear_outbox()
         ticket.to = to

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from wse.core.hub.kept.feed import PAGE, Reader
 from wse.core.hub.kept.form import Kept, box_of
 from wse.core.hub.network import ROOM
+from wse.core.names import decode_name, encode_name
 from wse.core.session.ledger import MAX_NUMBER
 from wse.tasks import wake
 
@@ -43,12 +44,15 @@ class Member(Reader):
         position: The number of the last message that it does not get.
         target: The number of the newest message when it entered.
         there: Done when it has got that one.
+        epoch: The epoch of the position; empty if that is not known.
     """
 
     __slots__ = ("_target", "_there")
 
-    def __init__(self, conn: WseConnection, position: int, target: int, there: asyncio.Future[None]) -> None:
-        super().__init__(conn, position)
+    def __init__(
+        self, conn: WseConnection, position: int, target: int, there: asyncio.Future[None], epoch: str = ""
+    ) -> None:
+        super().__init__(conn, position, epoch)
         self._target = target
         self._there = there
         self.came()
@@ -109,11 +113,33 @@ class Histories:
         self._rooms.add(name, conn)
         if not conn._session.valid:
             return
-        self._boxes[name, conn.conn_id] = box
-        keeper.add(box, member, Kept.plain)
+        self._read(name, member)
         await self._rooms.subscribed()
         keeper.look_at(box)
         await there
+
+    def places(self, conn: WseConnection) -> dict[str, tuple[int, str]]:
+        """How far a connection has read in its rooms, by their encoded names."""
+        places: dict[str, tuple[int, str]] = {}
+        for name in self._rooms.of(conn):
+            box = self._boxes.get((name, conn.conn_id))
+            reader = None if box is None else self._keeper.reader(box, conn)
+            if reader is not None:
+                places[encode_name(name)] = reader.position, reader.epoch
+        return places
+
+    def go_on(self, conn: WseConnection, places: dict[str, tuple[int, str]]) -> None:
+        """Let a connection that has come from another node read on in its rooms."""
+        there = self._keeper.endpoint.scheduler.create_future()
+        for encoded, (position, epoch) in places.items():
+            name = decode_name(encoded)
+            if name in self._rooms.of(conn):
+                self._read(name, Member(conn, position, 0, there, epoch))
+                self._keeper.look_at(box_of(ROOM, name))
+
+    def _read(self, name: RoomName, member: Member) -> None:
+        box = self._boxes[name, member.conn.conn_id] = box_of(ROOM, name)
+        self._keeper.add(box, member, Kept.plain)
 
     def leave(self, name: RoomName, conn: WseConnection) -> None:
         """A connection has left a room."""

@@ -118,6 +118,11 @@ class Keeper:
             del self._feeds[box]
         reader.gone()
 
+    def reader(self, box: str, conn: WseConnection) -> Reader | None:
+        """The connection as a reader of the box, if it is one."""
+        feed = self._feeds.get(box)
+        return None if feed is None else feed.readers.get(conn.conn_id)
+
     def look_at(self, box: str) -> None:
         """Look for messages in a box that is read here."""
         feed = self._feeds.get(box)
@@ -162,6 +167,15 @@ class Keeper:
             feed.heard(record.number, record.epoch, message)
         if message is not None and others:
             deliver_kept(self.endpoint, message, Kept.plain, others)
+
+    def queue(self, conn: WseConnection, box: str, record: Record) -> None:
+        """Let a message that has been kept wait for a connection that has come after it, and is no reader."""
+        message = self.decode(box, record) if record.data else None
+        if message is not None:
+            try:
+                conn._session.queue(message.type, message.plain(conn._session.protocol))
+            except WseError as exc:  # its protocol cannot carry the message
+                self.endpoint.report(exc)
 
     def decode(self, box: str, record: Record) -> Kept | None:
         """The message; `None` if it cannot be decoded, which is reported."""
