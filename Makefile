@@ -19,9 +19,14 @@ JS_READY := $(JS_STAMP)
 js = cd js && npm run --silent $(2)
 endif
 
+# So does the page of an example, whose packages only the tests of that example need.
+NOTES := examples/notes/web
+NOTES_STAMP := $(NOTES)/node_modules/.setup-stamp
+NOTES_READY := $(if $(NPM),$(NOTES_STAMP))
+
 .PHONY: setup demo dist test test-python coverage test-js test-slow test-long mutants autobahn soak chaos lint format docs instructions bench fuzz clean
 
-setup: $(STAMP) $(JS_READY)
+setup: $(STAMP) $(JS_READY) $(NOTES_READY)
 
 # The environment of the demo, which is that of users.
 $(RUN_STAMP): pyproject.toml
@@ -42,12 +47,16 @@ $(JS_STAMP): js/package-lock.json
 	cd js && npm ci --ignore-scripts --no-audit --no-fund --silent
 	@touch $(JS_STAMP)
 
+$(NOTES_STAMP): $(NOTES)/package-lock.json
+	@cd $(NOTES) && npm ci --ignore-scripts --no-audit --no-fund --silent || echo "The tests of examples/notes that need Vite will be skipped: npm cannot install it here."
+	@mkdir -p $(@D) && touch $@
+
 demo: $(RUN_STAMP)  ## a chat server on port 4200 with three devices, then yours
 	$(BIN)/python examples/chat/demo.py $(ARGS)
 
 test: test-python test-js  ## all tests except the slow ones
 
-test-python: $(STAMP)  ## on all cores
+test-python: $(STAMP) $(NOTES_READY)  ## on all cores
 	$(BIN)/python -m pytest -n auto --dist loadgroup $(ARGS)
 
 coverage: $(STAMP)  ## the same tests with branch coverage, which takes half as long again
@@ -68,13 +77,17 @@ test-long: $(STAMP)  ## models, stories and soaks of many minutes each, of which
 autobahn: $(STAMP)  ## RFC 6455 and 7692 by the Autobahn TestSuite; ARGS=--full adds the longest cases
 	$(BIN)/python tests/autobahn/run.py $(ARGS)
 
+.PHONY: pictures
+pictures: $(STAMP)  ## the pictures of the documentation that tests take
+	WSE_ARTIFACTS=docs/screenshots $(BIN)/python -m pytest -m slow -k picture tests/browser/test_operations.py
+
 soak: $(STAMP)  ## ten minutes of 2,000 clients that connect, send messages, call and leave
 	$(BIN)/python tests/soak/soak.py $(ARGS)
 
 chaos: $(STAMP)  ## clusters under faults, on both engines; ARGS="--engine nats --nemesis kill --seconds 30" for less
 	PYTHONPATH=tests $(BIN)/python -m chaos $(ARGS)
 
-lint: $(STAMP) $(JS_READY)  ## style, types, and the directions of imports
+lint: $(STAMP) $(JS_READY) $(NOTES_READY)  ## style, types, and the directions of imports
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
@@ -83,6 +96,7 @@ lint: $(STAMP) $(JS_READY)  ## style, types, and the directions of imports
 	$(call js,lint,lint)
 	$(call js,types,types)
 	$(call js,the package,package)
+	@if test -d $(NOTES)/node_modules/vite; then cd $(NOTES) && npm run --silent types; else echo "skipped: types of examples/notes: Vite is not installed"; fi
 
 format: $(STAMP)
 	$(BIN)/ruff check --fix .
@@ -133,4 +147,4 @@ dist: $(STAMP) $(JS_READY)  ## the packages of both languages, into dist/; TAG=v
 	cd js && npm pack --silent --pack-destination ../dist
 
 clean:
-	rm -rf $(VENV) js/node_modules site build dist .coverage* .artifacts .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) js/node_modules $(NOTES)/node_modules $(NOTES)/dist site build dist .coverage* .artifacts .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -53,7 +53,8 @@ def works(args: argparse.Namespace, possible: int, notes: list[str]) -> list[Wor
         if possible < work.connections and not args.quick:
             notes.append(f"`ulimit -Hn` allows {possible:,} connections for {work.name}, not {work.connections:,}")
         connections = min(work.connections, most)
-        window = min(work.window, max(1, connections // 2)) if work.mode == "idle" else work.window
+        timed = {"idle": max(1, connections // 2), "return": connections}
+        window = min(work.window, timed.get(work.mode, work.window))
         result.append(replace(work, connections=connections, window=window))
     return result
 

@@ -72,7 +72,7 @@ export class Inbox {
     this.#identity = [identity]
     this.#session = null
     this.#offered = this.#after
-    return { device: this.#device, ...(this.#after !== null && { after: this.#after, ...(this.#epoch && { epoch: this.#epoch }) }) }
+    return { inbox: { device: this.#device, ...(this.#after !== null && { after: this.#after, ...(this.#epoch && { epoch: this.#epoch }) }) } }
   }
 
   /** The client is ready, and the application has had time to listen. */

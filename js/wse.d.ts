@@ -131,6 +131,14 @@ export interface ExtensionTypes {
   readonly kept?: MessageType
   /** Kept messages whose listeners have returned. */
   readonly seen?: MessageType
+  /** The call that enters a room; without this name and the following three, the client enters no rooms. */
+  readonly join?: MessageType
+  /** The call that leaves it. */
+  readonly leave?: MessageType
+  /** The state that this device shows in a room. */
+  readonly set?: MessageType
+  /** The states that members of a room show. */
+  readonly presence?: MessageType
   /** The end of a call whose caller no longer waits; without this name and the following six, calls are plain ones. */
   readonly cancel?: MessageType
   /** An item of a stream. */
@@ -260,6 +268,57 @@ export interface WseClientOptions {
    * does not tell when a store has lost the inbox.
    */
   after?: number | Pick<Kept, 'n' | 'epoch'>
+  /**
+   * Let the client enter rooms, and show states there; see `WseClient.room`. Needs `wse-rooms.js` beside `wse.js`; not with
+   * `share`.
+   */
+  rooms?: boolean
+}
+
+/** What members of a room show: by user, the states of the user's devices by their names. */
+export type States = Record<string, Record<string, any>>
+
+/** What the members of a room show each other. */
+export interface WsePresence {
+  /**
+   * Show a state to the members of the room, until it is cleared, `ttl` seconds are over, or the client leaves the room or ends.
+   * While the client reconnects, the newest state is kept. Throws a `WseError`: `wse.client.not-ready`, the client is not in the
+   * room; `wse.unsupported`, the room has no presence; `wse.limit-exceeded`, the state is too large. A state is not null.
+   */
+  set(state: {} | boolean | number | string, options?: { ttl?: number }): void
+  /** Take the state of this device away. */
+  clear(): void
+  /** The users with a state. While the client reconnects, it is what was known before. */
+  readonly members: States
+  /** The name of this device among those of its user; an empty string before the first connection. */
+  readonly device: string
+  readonly when: {
+    /** The states that have changed; null for those that are gone. `members` has all states already. */
+    readonly changed: WsePresenceSignal
+  }
+}
+
+/** A signal of the presence of a room. */
+export interface WsePresenceSignal {
+  /** Listen; returns the function that unsubscribes. */
+  (fn: (changes: States) => unknown): () => void
+  once(fn: (changes: States) => unknown): () => void
+  off(fn: (changes: States) => unknown): void
+  /** Resolves with the changes when it fires next. */
+  wait(): Promise<States>
+}
+
+/** A room, which the client can enter. */
+export interface WseRoom {
+  readonly name: string | number
+  /**
+   * Enter the room; the server's `room_guard` decides. When this resolves, `presence.members` has the states of the others. After a
+   * reconnect the client enters it again by itself; if the server then refuses that, the error goes to `when.error`.
+   */
+  join(): Promise<void>
+  /** Leave the room; nothing happens if the client is not in it. */
+  leave(): Promise<void>
+  readonly presence: WsePresence
 }
 
 /** Where a message stands in the inbox. */
@@ -330,6 +389,10 @@ export interface ProcedureOptions extends HandlerOptions {
  * client without a contract knows no names, and takes all of them.
  */
 export interface WseContract {
+  /** The identity and the meta that the server takes, and the welcome that it gives. */
+  identity?: unknown
+  meta?: unknown
+  welcome?: unknown
   /** Messages of the client, with the types of their payloads: `{ chat: string }`. */
   send?: object
   /** Procedures of the server: `{ add: { payload: [number, number]; result: number } }`; with `upload`, the type of its items. */
@@ -346,6 +409,11 @@ type IsAny<T> = 0 extends 1 & T ? true : false
 type Part<C, K extends keyof WseContract> = C extends { [P in K]: infer Found } ? Found : {}
 /** The names in a part of a contract. */
 export type WseName<C, K extends keyof WseContract> = IsAny<C> extends true ? MessageType : Extract<keyof Part<C, K>, MessageType>
+type Opening<C, K extends keyof WseContract, Untyped> = IsAny<C> extends true ? Untyped : C extends { [P in K]: infer Found } ? Found : Untyped
+/** An identity, or a function that is asked for one at every attempt. */
+export type WseIdentity<C> = Opening<C, 'identity', any> | (() => Opening<C, 'identity', any> | Promise<Opening<C, 'identity', any>>) | Credentials
+export type WseMeta<C> = Opening<C, 'meta', Record<string, any>>
+export type WseWelcome<C> = Opening<C, 'welcome', any>
 type Said<C, K extends keyof WseContract, N> = N extends keyof Part<C, K> ? Part<C, K>[N] : never
 type Facet<E, F extends string> = E extends { [P in F]: infer Found } ? Found : never
 /** The payload of a message. */
@@ -396,13 +464,13 @@ export interface WseSignal<Args extends any[]> {
   wait(timeout?: number): Promise<Args>
 }
 
-export interface WseSignals {
+export interface WseSignals<C = any> {
   /** The socket is open; the welcome is still to come. */
   readonly connected: WseSignal<[]>
   /** The server has accepted us. A listener that is added while the client is READY is called at once, and `wait` resolves. */
-  readonly ready: WseSignal<[welcome: any]>
+  readonly ready: WseSignal<[welcome: WseWelcome<C>]>
   /** The client is back in its session. `ready` fires only for listeners that were added meanwhile. */
-  readonly resumed: WseSignal<[welcome: any]>
+  readonly resumed: WseSignal<[welcome: WseWelcome<C>]>
   /** A session could not go on. If another one begins, `ready` follows. */
   readonly lost: WseSignal<[loss: Loss]>
   /** So many messages that were kept for this user are gone: newer ones took their place, or they expired. */
@@ -474,7 +542,11 @@ export class WseClient<C extends WseContract = any> {
   readonly kept: Kept | null
   readonly protocol: Protocol
   readonly channel: WseChannel<C>
-  readonly when: WseSignals
+  readonly when: WseSignals<C>
+  /**
+   * The room of that name; the same name returns the same object. Only with the option `rooms`, and from the first connection on.
+   */
+  readonly room: (name: string | number) => WseRoom
 
   /**
    * Connect; resolves with the welcome. An identity that is not given is as before, with its meta.
@@ -487,10 +559,10 @@ export class WseClient<C extends WseContract = any> {
    * in the details. With `reconnect`, it fails only if the client will not try again. A server may add its own `reason` for a
    * refusal to the details, and `retry`, whether a later attempt may succeed.
    */
-  connect(identity?: any, meta?: Record<string, any>): Promise<any>
+  connect(identity?: WseIdentity<C>, meta?: WseMeta<C>): Promise<WseWelcome<C>>
 
   /** Move to another server; resolves with its welcome. Whatever is not given is as before. On an idle client it is `connect`. */
-  jump(url: string | URL, identity?: any, meta?: Record<string, any>): Promise<any>
+  jump(url: string | URL, identity?: WseIdentity<C>, meta?: WseMeta<C>): Promise<WseWelcome<C>>
 
   /** Disconnect with code 1000, and do not reconnect; resolves when the socket is closed, at the latest after 5 seconds. */
   close(reason?: string): Promise<void>
@@ -499,7 +571,7 @@ export class WseClient<C extends WseContract = any> {
    * Wait until the client is READY; resolves with the welcome. Rejects if the client gives up or is closed, or with a
    * `TimeoutError` after `timeout` seconds.
    */
-  waitReady(timeout?: number): Promise<any>
+  waitReady(timeout?: number): Promise<WseWelcome<C>>
   /** Wait until the client is offline and will not try again; resolves with `gaveUp`. */
   waitClosed(timeout?: number): Promise<WseError | null>
 

@@ -1,6 +1,5 @@
 // MIT licence.
 
-// 'limit.nesting' is LIMIT_NESTING.
 const named = (prefix, words) => /** @type {any} */ (Object.fromEntries(words.split(' ').map((word) => [word.toUpperCase().replace(/\W/g, '_'), prefix + word])))
 
 export const WSE_ERROR = Object.freeze({
@@ -40,7 +39,7 @@ const internal_types = {
 }
 const frames = 'item progress want more put end cancel'.split(' ')
 /** @type {any} */
-const extensions = Object.fromEntries(['ext', 'auth', 'refused', 'ask', 'ack', 'gap', 'kept', 'seen', ...frames].map((kind) => [kind, '~wse:' + kind]))
+const extensions = Object.fromEntries([...'ext auth refused ask ack gap kept seen join leave set presence'.split(' '), ...frames].map((kind) => [kind, '~wse:' + kind]))
 
 const none = /** @type {any} */ (null)
 const isFunction = (value) => typeof value === 'function'
@@ -120,7 +119,6 @@ const toMessage = (message) => {
   return Object.assign(message, { type, payload, stamp })
 }
 
-// JSON would lose these.
 const isLost = (value) => (typeof value === 'number' ? !isFinite(value) : !value?.toJSON && !/t (Object|Array|String|Boolean|BigInt|Null|Undefined)]/.test({}.toString.call(value)))
 
 export class WseJSON {
@@ -201,6 +199,7 @@ export class WseClient {
   gaveUp = none
   recovered = false
   kept = none
+  room = none
   #options
   #identity = /** @type {any} */ ('')
   #meta = {}
@@ -212,7 +211,7 @@ export class WseClient {
   #session
   #Ledger
   #ledger = none
-  #inbox = none
+  #more = none
   #before
   #calls = new Map()
   #stamp = 0
@@ -307,10 +306,10 @@ export class WseClient {
     }
   }
 
-  async #call(rp, payload, { tO = this.#options.timeout, timeout = tO, signal, extra, frames }) {
+  async #call(rp, payload, { tO = this.#options.timeout, timeout = tO, signal, extra, frames, own }) {
     signal?.throwIfAborted()
     const out = this.#ready()
-    this.#checkType(rp)
+    if (!own) this.#checkType(rp)
     const peer = this.#peer
     if (extra && !peer) throw new WseError(WSE_ERROR.UNSUPPORTED, { rp, extension: 'calls' })
     const more = extra?.(peer)
@@ -359,7 +358,7 @@ export class WseClient {
   }
 
   #inTurn = (fn) => (...args) => {
-    const begin = this.#inbox?.bind(fn, args) ?? (() => fn(...args))
+    const begin = this.#more?.bind(fn, args) ?? (() => fn(...args))
     return (this.#turn = this.#turn.then(begin, begin))
   }
 
@@ -434,8 +433,6 @@ export class WseClient {
     return this.gaveUp
   }
 
-  // Life.
-
   #forgive = () => {
     this.#failures = 0
     this.#isRefused = false
@@ -481,7 +478,7 @@ export class WseClient {
   #wake = ({ type, persisted }) => {
     // It does not come back.
     if (type === 'pagehide') {
-      this.#inbox?.report()
+      this.#more?.report()
       if (!persisted && this.#ledger) this.#session?.ws?.close(1000, WSE_REASON.BY_CLIENT)
       return
     }
@@ -498,7 +495,7 @@ export class WseClient {
   }
 
   #attempt = () => {
-    const { url, timeout, share, resume, inbox } = this.#options
+    const { url, timeout, share, resume, inbox, rooms } = this.#options
     /** @type {any} */
     const session = (this.#session = {})
     if (timeout) session.timer = later(() => this.#leave(session, 1006, ''), timeout)
@@ -507,12 +504,12 @@ export class WseClient {
     let identity = this.#identity
     try {
       if (isFunction(identity)) identity = identity()
-      const modules = [share ? import('./wse-share.js') : resume && this.protocol.extensions?.ack && import('./wse-resume.js'), inbox && !share && import('./wse-inbox.js')]
-      if (share || resume || inbox) identity = Promise.all([identity, ...modules]).then(([value, ...modules]) => {
-        const { SharedSocket, Ledger, Inbox } = Object.assign({}, ...modules)
-        this.#options.WebSocket = SharedSocket ?? this.#options.WebSocket
+      const modules = share ? [import('./wse-share.js')] : [resume && this.protocol.extensions?.ack && import('./wse-resume.js'), inbox && import('./wse-inbox.js'), rooms && import('./wse-rooms.js')]
+      if (modules.some(Boolean)) identity = Promise.all([identity, ...modules]).then(([value, ...modules]) => {
+        const { SharedSocket, Ledger, Inbox, Rooms } = Object.assign({}, ...modules)
+        if (SharedSocket) this.#options.WebSocket = SharedSocket
         this.#Ledger = Ledger
-        this.#inbox ??= Inbox && new Inbox(this, this.#options, this.#messages, this.#emit, this.#failed, this.#report, WseError)
+        if (!this.#more) for (const More of [Inbox, Rooms]) if (More) this.#more = new More(this, this.#options, this.#messages, this.#emit, this.#failed, this.#report, WseError, this.#more)
         return value
       })
     } catch (cause) {
@@ -526,7 +523,7 @@ export class WseClient {
     const { url, share, resume, timeout, messageSize, WebSocket = globalThis.WebSocket } = this.#options
     const { hi, challenge, welcome } = this.protocol.internal_types
     const { refused, ext, cancel } = this.protocol.extensions ?? {}
-    const offers = { auth: {}, ...(cancel && { calls: { timeout: finite(timeout) } }), ...(messageSize && { limits: { message_size: messageSize } }), ...(this.#Ledger && { resume: { ...(resume.window && { window: resume.window }), ...this.#ledger?.claim() } }), ...(this.#inbox && { inbox: this.#inbox.offer(this.#identity) }) }
+    const offers = { auth: {}, ...(cancel && { calls: { timeout: finite(timeout) } }), ...(messageSize && { limits: { message_size: messageSize } }), ...(this.#Ledger && { resume: { ...(resume.window && { window: resume.window }), ...this.#ledger?.claim() } }), ...this.#more?.offer(this.#identity) }
     const scram = identity?.respond && identity
     const fail = (code, cause, reason) => {
       this.#leave(session, 1000, reason ?? WSE_REASON.BY_CLIENT, cause instanceof WseError ? cause : new WseError(code, { url }, '', cause), 'final')
@@ -610,7 +607,7 @@ export class WseClient {
     session.valid = true
     session.timer = quietly(this.#forgive, 10)
     this.#watch(session)
-    this.#hold(session, new Promise(soon), () => this.#inbox?.welcomed(session))
+    this.#hold(session, new Promise(soon), () => this.#more?.welcomed(session))
     this.recovered = isResumed
     this.#settle(null, welcome)
     this.#update(WSE_STATUS.READY)
@@ -637,7 +634,7 @@ export class WseClient {
   #leave(session, code, reason, error, how = '') {
     const { ws, opened, valid, timer, pulse, refusal, ended } = session
     if (ended) return
-    this.#inbox?.report()
+    this.#more?.report()
     session.ended = true // Node 22 tells an error in close()
     try {
       // A session outlives a close without a code.
@@ -699,8 +696,6 @@ export class WseClient {
     return isRenewed && 'at once'
   }
 
-  // Silence.
-
   #watch(session) {
     const { interval, timeout } = this.#options.heartbeat
     session.heard = false
@@ -720,8 +715,6 @@ export class WseClient {
     session.pulse = quietly(() => soon(() => (session.heard ? this.#watch(session) : this.#leave(session, 1006, ''))), seconds)
   }
 
-  // Messages and calls.
-
   #receive(session, type, payload, stamp, data) {
     if (session.ended) return
     if (session.backlog) return session.backlog.push(() => this.#receive(session, type, payload, stamp, data))
@@ -730,7 +723,7 @@ export class WseClient {
     const { extensions = {} } = this.protocol
     const kind = Object.keys(extensions).find((kind) => extensions[kind] === type) ?? ''
     try {
-      if (session.ledger?.receive(type, payload) || this.#inbox?.receive(type, payload)) return
+      if (session.ledger?.receive(type, payload) || this.#more?.receive(type, payload)) return
     } catch (cause) {
       return this.#violation(session, cause)
     }
@@ -848,8 +841,6 @@ export class WseClient {
     this.#report(new WseError(code, { close: [1000, reason] }, '', cause))
     this.#leave(session, 1000, reason)
   }
-
-  // Reports.
 
   #update(status) {
     if (status === this.#status) return

@@ -168,7 +168,7 @@ class Run:
         if steady:
             self._steady(steady, peers)
         for work in works:
-            if work.mode == "idle":
+            if work.mode in ("idle", "return"):
                 self._idle(work, peers)
         calls = [work for work in works if work.mode == "client"]
         if calls:
@@ -194,7 +194,7 @@ class Run:
                 except BenchError as exc:
                     self._problem("start", peer.name, exc)
             for work in works:
-                able = [peer for peer in places if peer.does(work.name)]
+                able = [peer for peer in places if peer.does(work)]
                 for number in range(self.settings.rounds):
                     for peer in rotated(able, number):
                         seconds, warmup = self.settings.seconds, self.settings.warmup
@@ -204,7 +204,7 @@ class Run:
     def _idle(self, work: Workload, peers: list[Peer]) -> None:
         """Time and memory of connections: a new server for each measurement, warmed up by a few connections."""
         warm = Workload("", "", "idle", 100, 100)
-        able = [peer for peer in peers if peer.does(work.name)]
+        able = [peer for peer in peers if peer.does(work)]
         for number in range(self.settings.idle_rounds):
             for peer in rotated(able, number):
                 with self._noting(work, peer.name), serving(peer, self.env, self._measured_on) as place:

@@ -43,6 +43,7 @@ def summary(results: dict[str, Any]) -> str:
         ("fan-out, 4 in flight", "fanout-4", "cpu_us"),
         ("item", "items-32", "cpu_us"),
         ("connect", "connect", "cpu_us"),
+        ("come back", "return", "cpu_us"),
         ("idle connection", "connect", "rss_kib"),
     ]
     columns = [column for column in columns if medians.get(column[1])]

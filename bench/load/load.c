@@ -5,15 +5,19 @@
  *   load HOST PORTS DIALECT pass   CONNECTIONS WINDOW SECONDS WARMUP PIDS [ENGINE [RATE]]
  *   load HOST PORTS DIALECT items  CONNECTIONS WINDOW SECONDS WARMUP PIDS [ENGINE]
  *   load HOST PORTS DIALECT idle   CONNECTIONS MEASURED SETTLE 0 PIDS [ENGINE]
+ *   load HOST PORTS DIALECT return CONNECTIONS MEASURED SETTLE 0 PIDS [ENGINE]
  *   load HOST PORTS DIALECT hold   CONNECTIONS MEASURED SETTLE 0 PIDS [ENGINE [FIRST]]
  *
  * call: every connection keeps WINDOW calls of "echo" in flight. fanout: the first connection keeps WINDOW broadcasts in
  * flight; one is done when every connection has it. pass: connections are pairs, of which the first one keeps WINDOW
  * messages to the user of the second in flight; with a RATE, so many messages a second begin, whatever is in flight, and
  * their time runs from when they are due. items: the server sends numbered items to every connection, which has credit for
- * WINDOW at first, and grants half of it again whenever it has got as many; the time of an item runs from the grant. idle: the cost of the first MEASURED connections, then the resident memory of
- * the processes when all are open and SETTLE seconds have passed. hold: so, too, then it holds the connections until its
- * standard input ends, and lets servers hang up; users are numbered from FIRST, so that several programs can share them.
+ * WINDOW at first, and grants half of it again whenever it has got as many; the time of an item runs from the grant.
+ * idle: the cost of the first MEASURED connections, then the resident memory of the processes when all are open and SETTLE
+ * seconds have passed. return: all connections are cut at once; when the processes have been at rest for SETTLE seconds,
+ * the cost of MEASURED that come back, to their sessions where the dialect has any. hold: like idle, then it holds the
+ * connections until its standard input ends, and lets servers hang up; users are numbered from FIRST, so that several
+ * programs can share them.
  *
  * PORTS are those of one server, or of the nodes of a cluster, which get connections in turn, so that both of a pair are
  * on different nodes; and PIDS theirs: their CPU clocks and their resident memory are read, whatever their threads.
@@ -62,6 +66,7 @@ typedef struct {
     long got;         /* messages since the welcome */
     double since;
     double granted[4]; /* when the last grants were made */
+    char *id, *key;    /* of its session, with their quotes */
 } Conn;
 
 /* Processes that are measured together. */
@@ -248,6 +253,7 @@ typedef struct {
     const char *answer;  /* to that greeting, with the user; NULL for none */
     const char *welcome; /* how the message begins that makes the connection ready; NULL: an open socket is ready */
     const char *ping, *pong;
+    const char *back; /* sent instead of `first` to go on with a session: with the user, its id and its key */
     const char *acks, *ask, *ack; /* how messages begin that confirm others or ask for that, and how to confirm */
     const char *call, *result, *publish, *broadcast; /* with the number once or twice */
     const char *pass, *passed;                       /* with the number and the index of the connection that gets it */
@@ -271,6 +277,8 @@ static const Dialect dialects[] = {
     {.name = "wse-resume", .path = "/", .subprotocol = "wse-default-json",
      .first = "[\"~wse:hi\",{\"identity\":\"secret%s\",\"meta\":{},\"ext\":{\"resume\":{}}},null]",
      .greeted = "[\"~wse:ext\"", .welcome = "[\"~wse:welcome\"",
+     .back = "[\"~wse:hi\",{\"identity\":\"secret%s\",\"meta\":{},"
+             "\"ext\":{\"resume\":{\"id\":%s,\"key\":%s,\"got\":0,\"sent\":[1,0]}}},null]",
      .acks = "[\"~wse:ack\"", .ask = "[\"~wse:ask\"", .ack = "[\"~wse:ack\",%ld,null]",
      .call = "[\"echo\"," PAYLOAD ",\"%ld\"]", .result = "[\"~wse:response\"," PAYLOAD ",\"%ld\"]",
      .publish = "[\"fan\"," PAYLOAD ",null]", .broadcast = "[\"fan\"," PAYLOAD ",null]",
@@ -291,19 +299,25 @@ static const Dialect dialects[] = {
      .result = "{\"request\":null,\"response\":{\"result\":" PAYLOAD ",\"result_type\":\"dict\",\"call_id\":\"%ld\"}}",
      .publish = "{\"request\":{\"method\":\"fan\",\"arguments\":{\"p\":" PAYLOAD "}}}",
      .broadcast = "{\"request\":{\"method\":\"fan\",\"arguments\":{\"p\":" PAYLOAD "},\"call_id\":null},\"response\":null}"},
+    /* Its messages have no calls, but a reply to one with a "ref" has that, too. */
+    {.name = "chanx", .path = "/ws",
+     .call = "{\"action\":\"echo\",\"payload\":" PAYLOAD ",\"ref\":\"%ld\"}",
+     .result = "{\"action\":\"echoed\",\"payload\":" PAYLOAD ",\"version\":1,\"ref\":\"%ld\"}"},
 };
 
 static const Dialect *dialect;
-static const char *const modes[] = {"call", "fanout", "pass", "items", "idle", "hold"};
-static enum { CALL, FANOUT, PASS, ITEMS, IDLE, HOLD, MODES } mode;
+static const char *const modes[] = {"call", "fanout", "pass", "items", "idle", "return", "hold"};
+static enum { CALL, FANOUT, PASS, ITEMS, IDLE, RETURN, HOLD, MODES } mode;
 static int window, first_user, ports[NODES_MAX], port_count;
 static double rate;
 
 /* Users have names that others can know where messages are sent to them, or where more than one node has them. */
 static void put_hello(Conn *c, const char *format) {
     char text[TEXT_MAX], user[32] = "";
-    if (mode == PASS || port_count > 1) snprintf(user, sizeof user, ":u%d", first_user + (int)(c - conns));
-    snprintf(text, sizeof text, format, user);
+    if (mode == PASS || mode == RETURN || port_count > 1)
+        snprintf(user, sizeof user, ":u%d", first_user + (int)(c - conns));
+    if (c->id) snprintf(text, sizeof text, dialect->back, user, c->id, c->key);
+    else snprintf(text, sizeof text, format, user);
     put_text(c, text);
 }
 
@@ -317,6 +331,16 @@ static int is_due(const char *s, size_t n, const char *due) {
         if (*s == '"') quoted = !quoted;
     }
     return *due == 0;
+}
+
+/* A copy of the string that a member has, with its quotes. */
+static char *member(const char *s, size_t n, const char *name) {
+    const char *at = memmem(s, n, name, strlen(name)), *end;
+    if (!at) fail("an answer that lacks a member", s, n);
+    at = memchr(at + strlen(name), '"', s + n - at - strlen(name));
+    end = at ? memchr(at + 1, '"', s + n - at - 1) : NULL;
+    if (!end) fail("an answer that lacks a string", s, n);
+    return strndup(at, end + 1 - at);
 }
 
 static int starts_with(const char *s, size_t n, const char *prefix) {
@@ -416,6 +440,11 @@ static void on_message(Conn *c, const char *s, size_t n) {
         else on_answer(c, s, n);
     } else if (dialect->greeted && starts_with(s, n, dialect->greeted)) {
         if (dialect->answer) put_hello(c, dialect->answer);
+        if (c->id && memmem(s, n, "\"lost\"", 6)) fail("the session is lost", s, n);
+        if (dialect->back && !c->id) {
+            c->id = member(s, n, "\"id\":");
+            c->key = member(s, n, "\"key\":");
+        }
     } else if (starts_with(s, n, dialect->welcome)) {
         become_ready(c);
     } else {
@@ -537,7 +566,7 @@ static void turn(int ms) {
         if (c->fd >= 0) flush(c);
         if (mode == PASS && (c - conns) % 2 && c[-1].fd >= 0) flush(c - 1); /* which may send the next one now */
     }
-    if (conns[0].fd >= 0) flush(&conns[0]); /* any connection may have opened the way for the next broadcast */
+    if (conns[0].fd > 0) flush(&conns[0]); /* any connection may have opened the way for the next broadcast */
 }
 
 static void dial(Conn *c, int index, const char *host) {
@@ -565,8 +594,9 @@ static void dial(Conn *c, int index, const char *host) {
     flush(c);
 }
 
+static int opened;
+
 static void connect_all(int count, const char *host) {
-    static int opened;
     while (ready < count) {
         for (; opened < count && opened - ready < OPENING_AT_ONCE; opened++) dial(&conns[opened], opened, host);
         turn(STALLED_MS);
@@ -641,6 +671,35 @@ static void measure_idle(const char *host, double seconds) {
     printf(",\"rss_kib\":%.4f}\n", (rss_kib(&nodes) - memory) / conn_count);
 }
 
+/* Cut all connections at once, and wait until the processes have been at rest for so many seconds. */
+static void cut_all(double seconds) {
+    for (int i = 0; i < conn_count; i++) {
+        gone(&conns[i]);
+        conns[i].state = REQUESTED;
+        conns[i].in_len = conns[i].out_len = 0;
+        conns[i].wants_write = 0;
+    }
+    opened = ready = closed = 0;
+    for (double used = cpu_of(&nodes), rest = clock_now() + seconds; clock_now() < rest;) {
+        turn(100);
+        if (cpu_of(&nodes) - used > 0.005) rest = clock_now() + seconds;
+        used = cpu_of(&nodes);
+    }
+}
+
+static void measure_return(const char *host, double seconds) {
+    int measured = window < conn_count ? window : conn_count;
+    connect_all(conn_count, host);
+    cut_all(seconds);
+    look();
+    sampling = 1;
+    connect_all(measured, host);
+    Used used = look();
+    printf("{");
+    report(used, measured);
+    printf("}\n");
+}
+
 static void measure_steady(const char *host, double seconds, double warmup) {
     connect_all(conn_count, host);
     int senders = mode == FANOUT ? 1 : conn_count, step = mode == PASS ? 2 : 1;
@@ -702,6 +761,7 @@ int main(int argc, char **argv) {
     conns = calloc(conn_count, sizeof *conns);
     epoll_fd = epoll_create1(0);
     if (mode < IDLE) measure_steady(argv[1], atof(argv[7]), atof(argv[8]));
+    else if (mode == RETURN) measure_return(argv[1], atof(argv[7]));
     else measure_idle(argv[1], atof(argv[7]));
     if (mode == HOLD) hold();
     return 0;

@@ -45,7 +45,7 @@ test('the AsyncAPI parser takes the contract, with operations of both directions
   const operations = Object.fromEntries(document.operations().all().map((each) => [each.id(), each]))
   const messages = (id) => operations[id].reply()?.messages().all().map((each) => each.id())
   assert.deepEqual(Object.keys(operations), [
-    'receiveCall.count', 'receiveCall.introduce', 'receiveCall.notes.load', 'receiveCall.notes.missed', 'receiveCall.notes.tail',
+    'open', 'receiveCall.count', 'receiveCall.introduce', 'receiveCall.notes.load', 'receiveCall.notes.missed', 'receiveCall.notes.tail',
     'receiveCall.pay', 'receiveCall.same', 'receiveCall.whoami', 'receiveMessage.notes.write',
     'sendCall.full-name', 'sendCall.ticks', 'sendMessage.note-added',
   ])
@@ -70,6 +70,7 @@ test('the generated client talks to a real server', async () => {
     }
     const { main } = await import(new URL('shop_usage.js', folder))
     assert.deepEqual(await main(output.match(/ws:.*/)[0], WebSocket), [
+      'ada on a page',
       ['added', 'Hello'],
       [{ id: 42, text: 'Lunch?' }],
       'notes.closed',

@@ -21,21 +21,21 @@ test('the package holds the module, its types and its description, and nothing e
   const result = JSON.parse(output)
   const [packed] = Array.isArray(result) ? result : Object.values(result)
   assert.equal(`${packed.name}@${packed.version}`, 'wse-js@0.1.0')
-  assert.deepEqual(packed.files.map(({ path }) => path).sort(), ['LICENSE', 'README.md', 'package.json', 'wse-hub.js', 'wse-inbox.js', 'wse-resume.js', 'wse-share.js', 'wse-streams.js', 'wse.cjs', 'wse.d.cts', 'wse.d.ts', 'wse.js'])
+  assert.deepEqual(packed.files.map(({ path }) => path).sort(), ['LICENSE', 'README.md', 'package.json', 'wse-hub.js', 'wse-inbox.js', 'wse-resume.js', 'wse-rooms.js', 'wse-share.js', 'wse-streams.js', 'wse-trace.cjs', 'wse-trace.d.cts', 'wse-trace.d.ts', 'wse-trace.js', 'wse.cjs', 'wse.d.cts', 'wse.d.ts', 'wse.js'])
 })
 
 test('it depends on nothing, and every tool has one version', () => {
   assert.equal(manifest.dependencies, undefined)
   for (const version of Object.values(manifest.devDependencies)) assert.match(version, /^(npm:typescript@)?\d+\.\d+\.\d+$/)
-  const loads = /import\('\.\/wse-(share|resume|streams|inbox)\.js'\)/g
-  assert.equal(source.match(loads)?.length, 4)
+  const loads = /import\('\.\/wse-(share|resume|streams|inbox|rooms)\.js'\)/g
+  assert.equal(source.match(loads)?.length, 5)
   assert.doesNotMatch(source.replace(/\/\*\*.*?\*\//g, '').replace(loads, ''), /\bimport\s*[({*'"]|\brequire\s*\(|\bprocess\./)
 })
 
 test('the types need no TypeScript above 5.0', () => {
   const tsc = fileURLToPath(new URL('../node_modules/typescript-5.0/bin/tsc', import.meta.url))
   const options = ['--noEmit', '--strict', '--target', 'es2022', '--lib', 'es2022,dom', '--module', 'nodenext', '--typeRoots', 'test/none']
-  const { status, stdout } = spawnSync(process.execPath, [tsc, ...options, 'wse.d.ts'], { cwd: root, encoding: 'utf8' })
+  const { status, stdout } = spawnSync(process.execPath, [tsc, ...options, 'wse.d.ts', 'wse-trace.d.ts'], { cwd: root, encoding: 'utf8' })
   assert.equal(status, 0, stdout)
 })
 
@@ -73,7 +73,8 @@ test('CommonJS requires it, where Node can require a module, and has its types',
 
 test('CommonJS has the same types, which packing copies', () => {
   execFileSync('npm', ['run', '--silent', 'prepare'], { cwd: root })
-  assert.equal(readFileSync(new URL('../wse.d.cts', import.meta.url), 'utf8'), readFileSync(new URL('../wse.d.ts', import.meta.url), 'utf8'))
+  const types = (name) => readFileSync(new URL(`../${name}`, import.meta.url), 'utf8')
+  for (const name of ['wse', 'wse-trace']) assert.equal(types(`${name}.d.cts`), types(`${name}.d.ts`))
 })
 
 test('it runs where code from strings is forbidden, as a strict Content-Security-Policy has it', () => {

@@ -5,6 +5,7 @@ import { describe, mock, test } from 'node:test'
 import * as msgpack from '@msgpack/msgpack'
 import { WSE_ERROR, WSE_REASON, WSE_STATUS, WseError, WseJSON, WseMsgpack } from '../wse.js'
 import '../wse-inbox.js'
+import '../wse-rooms.js'
 import '../wse-streams.js' // so that the client need not wait for it
 import { fakeClient, readyClient, settled } from './support/fake.js'
 
@@ -112,6 +113,7 @@ const runners = {
   'calls-client.json': (vector) => converse(vector),
   'resume-client.json': (vector) => converse(vector),
   'inbox-client.json': (vector) => converse(vector),
+  'rooms-client.json': (vector) => converse(vector),
 }
 
 const APPLICATION = {
@@ -156,7 +158,7 @@ const turns = async () => {
 async function converse({ setup, steps }) {
   mock.timers.enable({ apis: ['setTimeout'] })
   try {
-    const all = fakeClient({ tO: 10, heartbeat: { interval: 0 }, inbox: setup.inbox?.device, after: setup.inbox?.after, ...(setup.resume && { re: true, resume: true, backoff: { base: 0 } }) })
+    const all = fakeClient({ tO: 10, heartbeat: { interval: 0 }, inbox: setup.inbox?.device, after: setup.inbox?.after, rooms: setup.rooms, ...((setup.resume || setup.reconnect) && { re: true, resume: setup.resume, backoff: { base: 0 } }) })
     const { client, errors, Socket, take } = all
     const chat = []
     client.channel.on('chat', (payload) => all.events.push(['chat', payload]))
@@ -193,6 +195,15 @@ async function converse({ setup, steps }) {
       return found
     }
     let socket = await socketOf('a')
+    if (setup.rooms) client.room('doc').presence.when.changed((changes) => all.events.push(['changed', changes]))
+    const waitFor = (promise) => {
+      const call = {}
+      outcome.calls.push(call)
+      promise.then(
+        (value) => (call.result = { value: value ?? null }),
+        (error) => (call.error = error),
+      )
+    }
     if (setup.joined) {
       if ('calls' in setup) socket.receive(['~wse:ext', { calls: setup.calls }, null])
       socket.receive(['~wse:welcome', null, null])
@@ -245,7 +256,7 @@ async function converse({ setup, steps }) {
       close: (value) => assert.deepEqual(socket.closed, value),
       gone: async ([code, reason]) => {
         socket.gone(code, reason)
-        if (setup.resume && client.status === WSE_STATUS.RE_CONNECTING) await socketOf('abc'[Socket.all.length])
+        if (client.status === WSE_STATUS.RE_CONNECTING) await socketOf('abc'[Socket.all.length])
       },
       pass: (value) => mock.timers.tick(value * 1000),
       events: (value) => assert.deepEqual(take(), value),
@@ -282,6 +293,18 @@ async function converse({ setup, steps }) {
       },
       leaves: () => stream.return(),
       send: ([type, payload]) => client.send(type, payload),
+      join: (name) => waitFor(client.room(name).join()),
+      leave: (name) => waitFor(client.room(name).leave()),
+      show: ([state, ttl]) => {
+        try {
+          client.room('doc').presence.set(state, { ttl })
+        } catch (error) {
+          waitFor(Promise.reject(error))
+        }
+      },
+      clear: () => client.room('doc').presence.clear(),
+      members: (value) => assert.deepEqual(client.room('doc').presence.members, value),
+      device: (value) => assert.equal(client.room('doc').presence.device, value),
       result: (value) => assert.deepEqual(nextCall().result, { value }),
       fails: (value) => matches(nextCall().error, value),
       connected: (value) => assert.deepEqual(outcome.connect, { welcome: value }),

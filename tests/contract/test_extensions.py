@@ -12,10 +12,15 @@ MIB = 1024 * 1024
 
 
 async def test_a_raw_client_that_offers_gets_one_answer_before_the_welcome(run):
-    place = await run(make_server())
+    server = make_server()
+    place = await run(server)
     peer = await place.peer()
     await peer.say("~wse:hi", {"identity": "ann", "ext": {**OFFERS, "unknown": {}}})
-    assert await peer.hear() == ["~wse:ext", {"auth": {}, "limits": {}, "calls": {"timeout": 20}}, None]
+    kind, answers, _ = await peer.hear()
+    (conn,) = server.clients["ann"].conns
+    rooms = {"device": conn, "state": 4096}
+    assert kind == "~wse:ext"
+    assert answers == {"auth": {}, "limits": {}, "calls": {"timeout": 20}, "rooms": rooms}
     assert (await peer.hear())[0] == "~wse:welcome"
 
 

@@ -327,6 +327,34 @@ async def api_and_metrics(port, attacking):
             attacker.close()
 
 
+async def operations_page(port, attacking):
+    """The operations page with wrong keys and from web pages, with markup for a name; strangers who stay; the page
+    itself without end."""
+    key = masked_frame(json.dumps(["~wse:hi", {"identity": {"name": "<script>", "key": "guess"}}]).encode(), TEXT)
+    call = message("drop-user", {"user": "shonest0"}, 1)
+    opening = request().replace(b"GET / ", b"GET /admin ")
+    evil = request(Origin="https://evil.example").replace(b"GET / ", b"GET /admin/ ")
+    asked = [
+        opening + key + call,
+        opening + call,
+        evil + key + call,
+        b"GET /admin/console.js HTTP/1.1\r\nHost: localhost\r\n\r\n",
+        b"POST /admin HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9\r\n\r\nname=eve&",
+    ]
+    silent = [Enemy(port) for _ in range(30)]  # more than one address may have
+    while True:
+        for attacker in silent:
+            if attacker.alive:
+                attacker.discard()
+            if not attacker.alive:
+                await attacker.open(opening)
+        attackers = [await Enemy(port).open(data) for data in asked]
+        attacking()
+        await asyncio.sleep(0.02)
+        for attacker in attackers:
+            attacker.close()
+
+
 async def never_acking(port, attacking):
     """Sessions that are to be kept, of clients that take everything and confirm nothing, or what was never sent."""
     calls = message("echo", "x" * 10_000, 1) * 4
@@ -414,6 +442,27 @@ async def unwanted_items(port, attacking):
     await repeat(attackers, more, 0.02, attacking, offers=CALLS)
 
 
+async def restless_members(port, attacking):
+    """Members who show others all they can, in and out of every room, too much of it, and what is no state at all."""
+    turn = count(1)
+    offers = {"rooms": {}, "calls": {"timeout": 20}, "resume": {}}
+    attackers = [await Enemy(port, reads=number % 2 == 0).join(offers) for number in range(20)]
+    strange = [None, [], ["r0"], ["r0", 1, -1], [[], 1, None], {"r0": 1}, ["r0", 1, None, 2], ["r0", 1, "x"]]
+
+    def more():
+        stamp = next(turn)
+        if stamp % 50 == 0:
+            return message("~wse:set", strange[stamp // 50 % len(strange)])
+        room = f"r{stamp % 23}"
+        entered = message("~wse:join", room, stamp) + message("~wse:join", "x" * stamp, stamp)
+        shown = b"".join(message("~wse:set", [room, [stamp, n, "x" * 3000], 0.05]) for n in range(5))
+        large = message("~wse:set", [room, "x" * 5000, None])
+        left = message("~wse:leave", f"r{stamp % 7}", stamp) if stamp % 3 == 0 else b""
+        return entered + shown + large + left + message("~wse:presence", ["r0", [["ann", "a", 1]], True])
+
+    await repeat(attackers, more, 0.02, attacking, offers=offers)
+
+
 ATTACKS = {
     attack.__name__: attack
     for attack in (
@@ -433,11 +482,13 @@ ATTACKS = {
         reconnect_storm,
         failing_handshakes,
         api_and_metrics,
+        operations_page,
         never_acking,
         ghosts,
         greedy_readers,
         streams_left,
         unwanted_items,
+        restless_members,
     )
 }
 

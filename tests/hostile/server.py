@@ -25,10 +25,13 @@ async def serve():
         port=0,
         api_keys="a-key-that-nobody-guesses",
         metrics="/metrics",
+        admin=lambda auth: (
+            auth.accept("grace") if auth.identity["key"] == "a-key-that-nobody-guesses" else auth.refuse()
+        ),
         auth_timeout=AUTH_TIMEOUT,
         heartbeat=Heartbeat(interval=1, timeout=30),
         compression=Compression(),
-        limits=Limits(handler_linger=1, streams=30),
+        limits=Limits(handler_linger=1, streams=30, rooms=10),
         resume=Resume(window=2, detached=300, retained=8 * 1024 * 1024),
     )
     server.register("echo", lambda conn, payload: payload)
@@ -63,6 +66,13 @@ async def serve():
     async def broken(conn, payload):
         yield payload
         yield object()
+
+    for number in range(20):
+        server.room(f"r{number}", presence=True)
+
+    @server.room_guard
+    async def guard(conn, name):
+        return name in {f"r{number}" for number in range(20)}
 
     @server.channel.on("say")
     def say(conn, message):

@@ -158,15 +158,18 @@ ATTACKS = (
     "reconnect_storm",
     "failing_handshakes",
     "api_and_metrics",
+    "operations_page",
     "never_acking",
     "ghosts",
     "greedy_readers",
     "streams_left",
     "unwanted_items",
+    "restless_members",
 )
 
 
 EVIDENCE = {
+    "operations_page": lambda before, during: during["files"] >= before["files"] + 15,
     "api_and_metrics": lambda before, during: during["files"] >= before["files"] + 30,
     "slowloris": lambda before, during: during["files"] >= before["files"] + 400,
     "never_reading": lambda before, during: grew("closes", "wse.slow-receiver", before, during),
@@ -192,6 +195,11 @@ EVIDENCE = {
     "streams_left": lambda before, during: grew("errors", "wse.server.rp.failed", before, during),
     "unwanted_items": lambda before, during: (
         grew("limits", "stream_window", before, during) and grew("limits", "streams", before, during)
+    ),
+    "restless_members": lambda before, during: (
+        grew("limits", "state_size", before, during)
+        and grew("limits", "rooms", before, during)
+        and grew("closes", "wse.protocol-error", before, during)
     ),
     "half_open": lambda before, during: during["files"] > before["files"] + 3000,
 }

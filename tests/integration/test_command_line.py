@@ -7,6 +7,7 @@ import json
 import os
 import pty
 import select
+import shlex
 import signal
 import subprocess
 import sys
@@ -94,6 +95,21 @@ def test_listening_ends_by_ctrl_c_and_when_its_reader_ends(url):
                 client.send("chat", 1)
                 time.sleep(0.05)
             assert (listener.returncode, listener.stderr.read()) == (1, b"")
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="there is no /dev/full here")  # noqa: PTH110 - a device
+@pytest.mark.parametrize("arguments", ["version", "--help", 'call {url} add {{"a":1,"b":2}}'])
+def test_an_output_that_is_full_or_closed_is_a_line_and_a_status(url, arguments):
+    command = [sys.executable, "-W", "error", "-m", "wse", *arguments.format(url=url).split()]
+    with open("/dev/full", "w") as full:  # noqa: PTH123 - a device
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, env=unmeasured(), text=True, check=False)
+    assert (done.returncode, done.stderr) == (1, "Error: the output cannot be written: No space left on device\n")
+
+
+def test_an_output_that_was_closed_before_is_a_line_and_a_status():
+    command = f"{shlex.quote(sys.executable)} -W error -m wse version >&-"
+    done = subprocess.run(command, shell=True, stderr=subprocess.PIPE, env=unmeasured(), text=True, check=False)
+    assert (done.returncode, done.stderr) == (1, "Error: the output cannot be written: Bad file descriptor\n")
 
 
 def test_a_bench_of_many_clients_loses_nothing(url):

@@ -75,7 +75,14 @@ def test_the_wheel_has_the_javascript_client_with_its_types(built):
     _, wheel = built
     with zipfile.ZipFile(wheel) as archive:
         found = {name.removeprefix("wse/js/") for name in archive.namelist() if name.startswith("wse/js/")}
-    assert found == {*JS_MODULES, "wse.d.ts"}
+    assert found == {*JS_MODULES, "wse.d.ts", "wse-trace.d.ts"}
+
+
+def test_the_wheel_has_the_operations_page(built):
+    _, wheel = built
+    with zipfile.ZipFile(wheel) as archive:
+        found = {name.rpartition("/")[2] for name in archive.namelist() if name.startswith("wse/admin/static/")}
+    assert found == {"index.html", "console.css", "console.js"}
 
 
 def test_the_page_on_pypi_has_no_relative_links(built):

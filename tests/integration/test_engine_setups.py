@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
+import re
 import secrets
 import shutil
 import time
@@ -24,8 +25,8 @@ from support.brokers import Node, unavailable
 from support.brokers import until as until_async
 from support.cluster import cluster_of, until
 from support.engines import Nats, Sentinel, Valkey, nats_cluster
-from support.programs import free_port
-from wse import ClusterSettings, ErrorCode
+from support.programs import ROOT, free_port
+from wse import ClusterSettings, ErrorCode, Inbox
 from wse.brokers import from_url
 from wse.brokers.nats.broker import NatsBroker
 from wse.brokers.redis.broker import RedisBroker
@@ -375,6 +376,32 @@ async def test_nats_knows_nodes_by_their_nkeys(tmp_path):
         await works(NatsBroker(engine.url(), nkeys_seed=str(tmp_path / "user.nk")))
         await refused(NatsBroker(engine.url(), nkeys_seed=str(tmp_path / "stranger.nk")), stranger.seed)
         await refused(NatsBroker(engine.url()))
+
+
+def rights():
+    """The rights that the documentation gives a user of NATS."""
+    text = (ROOT / "docs/reference/brokers.md").read_text()
+    return re.search(r"```text\n# nats-server\.conf: a user.*?\n(.*?)```", text, re.DOTALL)[1]
+
+
+async def test_a_nats_user_needs_only_the_subjects_of_its_prefix(tmp_path):
+    with Nats(tmp_path, config=rights()) as engine:
+        await works(from_url(engine.url("chat", login="wse:secret@")))
+        await refused(from_url(engine.url("other", login="wse:secret@")), "secret")
+        brokers = [from_url(engine.url("chat", login="wse:secret@")) for _ in range(2)]
+        async with cluster_of(brokers, inbox=Inbox()) as nodes:
+            await nodes.device(0, "ann")
+            bob = await nodes.device(1, "bob", inbox="phone")
+            for number in range(100):
+                await nodes[0].keep("bob", "kept", number)
+            await until(lambda: len(bob.payloads("kept")) == 100)
+            again = await nodes.device(1, "bob", inbox="tablet")  # reads what was kept before
+            await until(lambda: len(again.payloads("kept")) == 100)
+            await nodes[0].room("hall").keep("said", 1)
+            assert [message.payload for message in await nodes[1].room("hall").history(last=5)] == [1]
+            assert not nodes.codes()
+            await brokers[0].close()
+            await until(lambda: ("ann",) in [entry[:1] for entry in nodes.logs[1].all("left")])
 
 
 class Key:

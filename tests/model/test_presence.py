@@ -35,11 +35,12 @@ def check(**options):
     assert result.complete
 
 
-@pytest.mark.parametrize("limit", [1, 2])
+@pytest.mark.parametrize("limit", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_without_a_fault_every_order_of_two_users_on_three_nodes_is_right(limit):
     check(nodes=3, users=("ann", "ann", "bob"), limit=limit, faults=0)
 
 
+@pytest.mark.slow
 def test_any_one_fault_at_any_moment_of_a_device_s_life_is_repaired():
     check(nodes=2, users=ONE, faults=1)
 

@@ -30,6 +30,7 @@ def check(**options):
     return result
 
 
+@pytest.mark.slow
 def test_a_message_each_way_survives_a_loss_in_every_order():
     assert check(messages=1, links=2).states > 1000
 

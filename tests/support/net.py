@@ -30,7 +30,7 @@ from wse.transports.memory import MemoryLink
 from wse.transports.request import HttpRequest
 
 JSON = "wse-default-json"
-OFFERS = {"auth": {}, "limits": {"message_size": 1024 * 1024}, "calls": {"timeout": 20.0}}
+OFFERS = {"auth": {}, "limits": {"message_size": 1024 * 1024}, "calls": {"timeout": 20.0}, "rooms": {}}
 """The extensions that every client offers."""
 TIMEOUT = 30.0
 """Seconds until a test that waits for something gives up. Nothing waits that long, even on a machine that is busy."""

@@ -10,7 +10,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from itertools import count, islice
 from pathlib import Path
@@ -45,10 +45,18 @@ def unmeasured() -> dict[str, str]:
 class Program:
     """A Python program that keeps running; its output, errors included, is read as it comes.
 
-    Its coverage is `measured` where it runs code that the processes of the tests do not run.
+    Its coverage is `measured` where it runs code that the processes of the tests do not run. `env` is added to its
+    environment.
     """
 
-    def __init__(self, *args: str, cwd: Path = ROOT, measured: bool = False, own_group: bool = False) -> None:
+    def __init__(
+        self,
+        *args: str,
+        cwd: Path = ROOT,
+        measured: bool = False,
+        own_group: bool = False,
+        env: Mapping[str, str] | None = None,
+    ) -> None:
         # A shell that runs the tests in the background ignores Ctrl-C, and children inherit this.
         previous = signal.signal(signal.SIGINT, signal.default_int_handler)
         try:
@@ -58,7 +66,7 @@ class Program:
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
                 cwd=cwd,
-                env=None if measured else unmeasured(),
+                env={**(os.environ if measured else unmeasured()), **(env or {})},
                 process_group=0 if own_group else None,
             )
         finally:

@@ -172,6 +172,13 @@ class TcpProxy:
         for side in tuple(self.sides):
             side.reset()
 
+    def lose(self):
+        """Cut the connections of all clients; the server hears nothing of it."""
+        for front in list(self.fronts):
+            if front.other is not None:
+                front.other.other = None
+            front.transport.abort()
+
     def half_close(self, *, to_server):
         """End one direction of all connections: the server receives no more, or the client."""
         for front in self.fronts:

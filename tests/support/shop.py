@@ -12,7 +12,7 @@ import msgspec
 from msgspec import Meta
 from pydantic import BaseModel, Field
 
-from wse import ClientProcedure, Event, Router, WseError, WseServer
+from wse import ClientProcedure, Event, Handshake, Router, WseError, WseServer
 
 print("an application may print what it likes")
 
@@ -95,9 +95,31 @@ def write(conn: Any, draft: Draft) -> None:
     note_added.send(conn, Note(1, draft.text))
 
 
-server = WseServer(lambda auth: auth.accept("ada"), port=0)
+server = WseServer(port=0)
 for part in (notes, note_added, full_name, ticks):
     server.include(part)
+
+
+class Login(msgspec.Struct):
+    name: str
+    password: str = ""
+
+
+class Device(msgspec.Struct):
+    kind: Literal["page", "terminal"] = "page"
+
+
+class Welcome(msgspec.Struct):
+    """What a client gets when it is let in."""
+
+    user: str
+    unread: int = 0
+
+
+@server.identify
+def identify(auth: Handshake[Login, Device, Welcome]) -> None:
+    """Everybody has a name."""
+    auth.accept(auth.identity.name, Welcome(f"{auth.identity.name} on a {auth.meta.kind}"))
 
 
 @server.register

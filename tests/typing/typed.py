@@ -48,12 +48,18 @@ def identify_plainly(auth: Handshake[Login]) -> None:
     assert_type(auth.meta, dict[str, Any])
 
 
+def identify_with_welcome(auth: Handshake[Login, dict[str, Any], Note]) -> None:
+    auth.accept("ann", Note("hi"))
+    auth.accept("ann", "hi")  # type: ignore[arg-type]  # not the declared welcome
+
+
 def identify_anyhow(auth: Handshake) -> None:
     assert_type(auth.identity, Any)
 
 
 server.identify(identify_plainly)
 server.identify(identify_anyhow)
+server.identify(identify_with_welcome)
 
 
 def get_db(conn: WseConnection) -> str:

@@ -69,6 +69,7 @@ ALLOWED = {
     "http_api/": GROUND | {"http_api", "scheduler"},
     # Observation: reads the core.
     "metrics/": GROUND | {"core", "metrics"},
+    "admin/": GROUND | {"core", "metrics.survey", "admin"},
     "otel.py": GROUND | {"client.client", "server.server"},
     "prometheus.py": GROUND | {"metrics.families", "server.server"},
     # What puts core and adapters together.
@@ -76,6 +77,7 @@ ALLOWED = {
     "server/": GROUND
     | {
         "core",
+        "admin",
         "brokers",
         "contract",
         "http_api",
@@ -109,7 +111,7 @@ ALLOWED = {
         "server",
     }
     | {"transports.picows.http"},
-    "cli/top.py": GROUND | {"brokers", "core.cluster.envelope"},
+    "cli/top.py": GROUND | {"brokers", "cli.output", "core.cluster.envelope"},
     "cli/connection.py": GROUND | {"auth", "client", "protocols"},
     "uvicorn.py": {"transports.asgi"},
     "__main__.py": {"cli"},
@@ -121,6 +123,8 @@ ALLOWED = {
 LIBRARIES = {
     "core/": {"msgspec"},
     "core/hub/handshake.py": {"typing_extensions"},  # for type checkers
+    "admin/": {"msgspec"},
+    "admin/page.py": {"aiohttp"},
     "contract/": {"msgspec"},
     "contract/with_pydantic.py": {"pydantic"},
     "protocols/": {"msgspec"},

@@ -130,6 +130,16 @@ def test_numbers_have_three_digits_that_count(value, text):
 # What it runs.
 
 
+def test_typed_calls_compare_servers_that_check_and_two_that_do_not():
+    peers = module("harness.peers")
+    works = {work.name: work for work in peers.WORKLOADS}
+    for work in (works["typed-1"], works["typed-32"]):
+        assert [peer.name for peer in peers.PEERS if peer.does(work)] == [
+            "wse", "wse-msgspec", "wse-pydantic", "python-socketio", "pydantic-socketio", "chanx",
+        ]  # fmt: skip
+    assert "chanx" not in [peer.name for peer in peers.PEERS if peer.does(works["call-1"])]
+
+
 def test_unknown_peers_and_workloads_are_refused(capsys):
     run = module("run")
     assert run.arguments(["--peers", "wse,floor", "--workloads", "call-1"]).peers == ["wse", "floor"]
@@ -144,8 +154,10 @@ def test_counts_are_lowered_where_files_are_few_and_that_is_said():
     notes = []
     works = {work.name: work for work in run.works(run.arguments([]), 3000, notes)}
     assert (works["connect"].connections, works["connect"].window) == (3000, 1500)
+    assert (works["return"].connections, works["return"].window) == (3000, 3000)
+    assert (works["client-32"].connections, works["client-32"].window) == (1, 32)
     assert works["fanout-1"].connections == 1000
-    assert notes == ["`ulimit -Hn` allows 3,000 connections for connect, not 10,000"]
+    assert notes == [f"`ulimit -Hn` allows 3,000 connections for {name}, not 10,000" for name in ("connect", "return")]
     assert {work.connections for work in run.works(run.arguments(["--quick"]), 20000, [])} <= {1, 50, 200}
 
 
@@ -461,11 +473,14 @@ def test_only_a_rise_of_more_than_5_percent_fails(now, failed, says):
     assert lines[1].endswith("not recorded")
 
 
-@pytest.mark.parametrize(("count", "failed"), [(1150, False), (1151, True)])
-def test_a_typed_call_may_cost_only_so_much_more(count, failed):
-    lines, result = module("instructions").typed({"sync call": 1000, "sync call, payload typed": count})
+@pytest.mark.parametrize(("struct", "model", "failed"), [(1150, 1450, False), (1151, 1450, True), (1150, 1451, True)])
+def test_typed_calls_may_cost_only_so_much_more(struct, model, failed):
+    counts = {"sync call": 1000, "sync call, payload typed": struct, "sync call, payload of pydantic": model}
+    lines, result = module("instructions").typed({**counts, "sync call, no result": 900, "pydantic alone": 500})
     assert result is failed
     assert "1.15 times" in lines[0]
+    assert "1.10 times" in lines[1]
+    assert ("MORE" in "".join(lines)) is failed
 
 
 def test_records_are_kept_by_build():
@@ -509,3 +524,11 @@ def test_servers_that_are_compared_use_public_names_only():
     for server in (BENCH / "servers").glob("*.py"):
         names = {node.attr for node in ast.walk(ast.parse(server.read_text())) if isinstance(node, ast.Attribute)}
         assert not {name for name in names if name.startswith("_")}, server.name
+
+
+@pytest.mark.slow
+def test_the_cost_of_presence_is_measured_and_within_its_bound():
+    command = [sys.executable, BENCH / "presence.py", "--members", "100", "--seconds", "1", "--rounds", "1"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "100 members in a room of two nodes" in done.stdout

@@ -177,6 +177,50 @@ async def test_who_is_unsubscribed_by_a_message_of_the_same_turn_hears_no_more()
     assert two.entries == []
 
 
+class Broken:
+    """A connection that breaks as soon as it is looked at."""
+
+    def __init__(self):
+        self.broken = asyncio.get_running_loop().create_future()
+
+    async def flush(self):
+        asyncio.get_running_loop().call_soon(self.broken.set_result, ConnectionError("broken"))
+
+    async def close(self): ...
+
+    def take_unsent(self):
+        return []
+
+
+async def test_connections_that_break_at_once_are_not_made_again_at_once(monkeypatch):
+    attempts, lasts = [], iter([False, False, False, True, False, False])
+    done = asyncio.Event()
+
+    class Broker(reconnecting.ReconnectingBroker):
+        def __init__(self):
+            super().__init__()
+            self._backoff = self
+
+        def delay(self, attempt):
+            attempts.append(attempt)
+            return 0
+
+        async def _connect(self):
+            lasting = next(lasts, None)
+            if lasting is None:
+                done.set()
+                await asyncio.Event().wait()
+            monkeypatch.setattr(reconnecting, "BRIEF", 0 if lasting else TIMEOUT)
+            return Broken()
+
+    broker = Broker()
+    await broker.open("node", Node("node", broker))
+    async with asyncio.timeout(TIMEOUT):
+        await done.wait()
+    await broker.close()
+    assert attempts == [1, 2, 2, 0, 1, 2]
+
+
 class Swallowing:
     """A connection whose library swallows the first cancellation, as nats-py sometimes does."""
 

@@ -6,6 +6,7 @@ import base64
 import enum
 import hashlib
 import importlib
+import inspect
 import json
 import subprocess
 import sys
@@ -20,8 +21,9 @@ from pydantic import BaseModel
 
 from support import shop
 from support.programs import ROOT, unmeasured
-from wse import ClientProcedure, Event, WseServer
+from wse import ClientProcedure, Event, Handshake, WseClient, WseServer
 from wse.cli.commands import wse as command
+from wse.client.options import ClientOptions
 from wse.contract.document import document_of
 from wse.contract.page import page_of
 from wse.contract.python import python_of
@@ -137,6 +139,134 @@ def test_what_the_server_sends_has_all_fields_that_it_always_sends() -> None:
     assert schemas["B"]["required"] == ["type"]
 
 
+class Box(msgspec.Struct, Generic[T]):
+    value: T
+
+
+class Inner(msgspec.Struct):
+    text: str = ""
+
+
+class Outer(msgspec.Struct):
+    inner: Inner
+    boxes: list[Box[Inner]] = []
+
+
+class InnerInput(msgspec.Struct):
+    text: int
+
+
+class Person(BaseModel):
+    name: str
+    age: int = 0
+
+
+class Party(msgspec.Struct):
+    host: Person
+
+
+def test_types_of_both_directions_have_two_schemas_where_fields_have_defaults() -> None:
+    server = make_server()
+
+    @server.register
+    def outer(conn: Any, payload: Outer) -> Outer: ...
+
+    @server.register
+    def same(conn: Any, payload: Box[A]) -> Box[A]: ...
+
+    @server.register
+    def party(conn: Any, payload: Party) -> Party: ...
+
+    @server.register
+    def person(conn: Any, payload: Person) -> list[Person]: ...
+
+    server.include(Event("inner-input", InnerInput))
+    document = document_of(
+        [each for each in server.operations if each.name in ("outer", "same", "party", "person", "inner-input")],
+        title="app",
+        version="1",
+    )
+    schemas = document["components"]["schemas"]
+    required = {name: schema.get("required", []) for name, schema in schemas.items()}
+    assert required == {
+        "A": ["type", "x"],
+        "Box_A_": ["value"],
+        "Box_Inner_": ["value"],
+        "Box_Inner_Input": ["value"],
+        "Inner": ["text"],
+        "InnerInput": ["text"],
+        "InnerInput2": [],
+        "Outer": ["inner", "boxes"],
+        "OuterInput": ["inner"],
+        "Party": ["host"],
+        "PartyInput": ["host"],
+        "Person": ["name", "age"],
+        "PersonInput": ["name"],
+    }
+    assert message(document, "outer", "call") == {"$ref": "#/components/schemas/OuterInput"}
+    assert schemas["OuterInput"]["properties"]["inner"] == {"$ref": "#/components/schemas/InnerInput2"}
+    assert schemas["Party"]["properties"]["host"] == {"$ref": "#/components/schemas/Person"}
+    assert schemas["PartyInput"]["properties"]["host"] == {"$ref": "#/components/schemas/PersonInput"}
+    assert message(document, "person", "result")["items"] == {"$ref": "#/components/schemas/Person"}
+
+
+def test_identity_meta_and_welcome_are_the_first_message_of_a_client_and_its_answer() -> None:
+    document = shop.server.asyncapi()
+    channels = {name: document["channels"][name] for name in ("hi", "welcome")}
+    assert [channel["address"] for channel in channels.values()] == ["~wse:hi", "~wse:welcome"]
+    assert message(document, "hi", "hi") == {
+        "type": "object",
+        "properties": {
+            "identity": {"$ref": "#/components/schemas/Login"},
+            "meta": {"$ref": "#/components/schemas/Device"},
+        },
+        "required": ["identity", "meta"],
+    }
+    assert message(document, "welcome", "welcome") == {"$ref": "#/components/schemas/Welcome"}
+    assert document["components"]["schemas"]["Welcome"]["required"] == ["user", "unread"]
+    opening = read(document).opening
+    assert opening is not None
+    assert opening.doc == "Everybody has a name."
+
+
+@pytest.mark.parametrize(
+    ("hint", "typescript", "python"),
+    [
+        (
+            Handshake[str],
+            ["identity: string"],
+            ["identity: str | Callable", "meta: dict[str, Any] | None", "-> Any: ..."],
+        ),
+        (Handshake[Any, A], ["meta: A"], ["identity: Any", "meta: A | None", "-> Any: ..."]),
+        (Handshake[Any, dict[str, Any], A], ["welcome: A"], ["identity: Any", "-> A: ..."]),
+        (Handshake, [], []),
+    ],
+)
+def test_clients_know_what_is_declared_of_identity_meta_and_welcome(
+    hint: Any, typescript: list[str], python: list[str]
+) -> None:
+    server = WseServer(port=4200)
+
+    def identify(auth: Any) -> None: ...
+
+    identify.__annotations__["auth"] = hint
+    server.identify(identify)
+    server.channel.on("hi", lambda conn, payload: None)  # an application may have such a name
+    contract = read(server.asyncapi())
+    assert [entry.name for entry in contract.entries if entry.section == "send"] == ["hi"]
+    for made, expected in ((typescript_of(contract), typescript), (python_of(contract), python)):
+        assert [text for text in expected if text not in made] == []
+    for name in ("identity", "meta", "welcome"):
+        assert (f"  {name}: " in typescript_of(contract)) == (f"{name}: " in "".join(typescript))
+    assert ("ClientOptions" in python_of(contract)) == bool(python)
+    compile(python_of(contract), "client.py", "exec")
+
+
+def test_the_options_that_generated_clients_pass_on_are_those_of_the_client() -> None:
+    taken = set(inspect.signature(WseClient).parameters) - {"url", "identity", "meta"}
+    assert set(ClientOptions.__annotations__) == taken
+
+
 def test_one_name_may_be_a_procedure_and_a_message_in_both_directions() -> None:
     server = make_server()
     said, asked = Event("chat", str), ClientProcedure("chat", int, str)
@@ -177,10 +307,6 @@ def test_a_server_gives_its_contract_with_its_address() -> None:
     assert document["servers"]["default"] == {"host": "127.0.0.1:4200", "protocol": "ws"}
 
 
-class Box(msgspec.Struct, Generic[T]):
-    value: T
-
-
 class Tree(msgspec.Struct, rename="camel"):
     left_side: Tree | None = None
 
@@ -199,9 +325,10 @@ def test_generic_and_recursive_types_and_enums_have_names_that_programs_can_use(
     def paint(conn: Any, payload: dict[str, Color]) -> Box[Tree] | None: ...
 
     typescript = typescript_of(read(contract_of(server)))
-    assert "grow: { payload: Tree; result: Box_int }" in typescript
+    assert "grow: { payload: TreeInput; result: Box_int }" in typescript
     assert "paint: { payload: Record<string, Color>; result: Box_Tree | null }" in typescript
-    assert "export interface Tree {\n  leftSide?: Tree | null\n}" in typescript
+    assert "export interface Tree {\n  leftSide: Tree | null\n}" in typescript
+    assert "export interface TreeInput {\n  leftSide?: TreeInput | null\n}" in typescript
     assert "export type Color = 'red'" in typescript
     compile(python_of(read(contract_of(server))), "client.py", "exec")
 
@@ -224,8 +351,11 @@ async def test_a_server_shows_its_contract_to_people_when_asked() -> None:
 
 
 def test_the_page_shows_everything_that_a_contract_has() -> None:
-    page = page_of(document_of(shop.server.operations, title="shop", version="1"), "/contract.json")
+    page = page_of(shop.server.asyncapi(title="shop"), "/contract.json")
     for text in (
+        "Everybody has a name.",
+        "type-Login",
+        "type-Welcome",
         "notes.missed",
         "The oldest first.",
         "type-Note",
@@ -235,6 +365,31 @@ def test_the_page_shows_everything_that_a_contract_has() -> None:
         "client.busy",
     ):
         assert text in page
+
+
+async def test_the_page_is_built_once_until_something_is_registered(monkeypatch: pytest.MonkeyPatch) -> None:
+    server = WseServer(lambda auth: auth.accept("ada"), port=0, contract=True)
+    built: list[int] = []
+    asyncapi = server.asyncapi
+    for path, route in server._lifecycle.options.routes.items():
+        if path.startswith("/contract"):
+            monkeypatch.setattr(route, "_make", lambda: built.append(1) or asyncapi())
+    server.channel.on("talk", lambda conn, payload: None)
+    changes = [
+        lambda: server.register("one", lambda conn, payload: 1),
+        lambda: server.channel.on("two", lambda conn, payload: 1),
+        lambda: server.channel.on("two", lambda conn, payload: 1, tags=["again"]),
+        lambda: server.unregister("one"),
+        lambda: server.include(Event("three", int)),
+    ]
+    async with server, httpx.AsyncClient(base_url=server.url.replace("ws:", "http:")) as web:
+        for change in changes:
+            change()
+            built.clear()
+            for path in ("/contract", "/contract.json") * 2:
+                await web.get(path)
+            assert len(built) == 2
+            assert (await web.get("/contract.json")).json() == asyncapi()
 
 
 async def test_the_contract_is_not_shown_to_people_unless_asked() -> None:
@@ -331,7 +486,8 @@ async def test_the_generated_python_client_talks_to_a_real_server(client) -> Non
     usage = importlib.import_module("shop_usage")
     async with shop.server:
         assert await usage.main(shop.server.url) == [
-            "Hello", [{"id": 42, "text": "Lunch?"}], "notes.closed", [1, 2], 4, "ok", "Ada", "Ada Lovelace", [0, 1, 2],
+            "ada on a terminal", "Hello",
+            [{"id": 42, "text": "Lunch?"}], "notes.closed", [1, 2], 4, "ok", "Ada", "Ada Lovelace", [0, 1, 2],
         ]  # fmt: skip
 
 
@@ -358,7 +514,7 @@ def mypy(folder: Path, *args: str) -> list[str]:
 
 
 def test_a_wrong_name_or_payload_is_an_error_of_mypy(client) -> None:
-    errors = mypy(client, "--follow-imports=skip", "shop_mistakes.py", "shop_client.py")
+    errors = mypy(client, "--follow-imports=silent", "shop_mistakes.py", "shop_client.py")
     assert errors == Path(SUPPORT, "clients", "shop_mistakes.txt").read_text().splitlines()
 
 

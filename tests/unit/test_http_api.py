@@ -113,7 +113,11 @@ def test_a_request_does_what_it_says(api, target, action, body, done):
         ("send", {"cid": "ann", "type": "x", "key": 1.5}),
         ("send", {"cid": "ann", "type": "x", "paylaod": 1}),
         ("send", {"cid": "ann", "type": "x", "exclude": "ann"}),
+        ("send", {"cid": "", "type": "x"}),
+        ("drop", {"cid": 0}),
+        ("send", '{"cid": "ann", "type": "x"}'.encode("utf-16")),
         ("broadcast", {"type": "x", "exclude": {}}),
+        ("broadcast", {"type": "x", "exclude": ""}),
         ("room", {"type": "x"}),
         ("drop", {"cid": "ann", "code": 99}),
         ("drop", {"cid": "ann", "code": "1000"}),
@@ -125,6 +129,49 @@ def test_a_malformed_request_does_nothing_and_says_what_is_wrong(api, target, ac
     assert status == 400
     assert answer["error"]["message"]
     assert target.done == []
+
+
+@pytest.mark.parametrize(
+    ("action", "body"),
+    [
+        ("send", {"cid": "\ud800", "type": "x"}),
+        ("send", {"cid": "ann", "type": "x\udfff"}),
+        ("send", {"cid": "ann", "type": "x", "key": "\ud83d"}),
+        ("send", {"cid": "ann", "type": "x", "payload": {"a": ["\udc00"]}}),
+        ("send", {"cid": "ann", "type": "x", "payload": {"\udc00": 1}}),
+        ("broadcast", {"type": "x", "exclude": "\ud800"}),
+        ("room", {"room": "\ud800", "type": "x"}),
+        ("drop", {"cid": "\ud800"}),
+        ("drop", {"cid": "ann", "reason": "\ud800"}),
+    ],
+)
+def test_half_a_character_is_no_text(api, target, action, body):
+    status, answer = post(api, action, body)
+    assert (status, answer["error"]["code"], target.done) == (400, "invalid-text", [])
+    assert post(api, "send", {"cid": "\U0001f600", "type": "\u00e9"})[0] == 200  # two halves are a character
+
+
+@pytest.mark.parametrize("number", [2**53, -(2**53), 2**64, 10**30, 10**4000])
+@pytest.mark.parametrize(
+    ("action", "body"),
+    [
+        ("send", {"cid": "?", "type": "x"}),
+        ("send", {"cid": "ann", "type": "x", "key": "?"}),
+        ("broadcast", {"type": "x", "exclude": "?"}),
+        ("room", {"room": "?", "type": "x"}),
+        ("drop", {"cid": "?"}),
+        ("drop", {"cid": "ann", "code": "?"}),
+    ],
+)
+def test_an_integer_that_not_every_program_can_read_names_nothing(api, target, action, body, number):
+    status, answer = post(api, action, json.dumps(body).replace('"?"', str(number)).encode())
+    assert (status, answer["error"]["code"], target.done) == (400, "invalid-integer", [])
+
+
+@pytest.mark.parametrize("number", [2**53 - 1, 1 - 2**53])
+def test_any_other_integer_names_a_user(api, target, number):
+    assert post(api, "drop", {"cid": number})[0] == 200
+    assert target.done[0][1] == number
 
 
 @pytest.mark.parametrize(

@@ -238,6 +238,8 @@ def test_the_servers_methods_refuse_other_threads_and_name_the_remedy(place, ann
         "conn.drain": lambda: elsewhere(conn.drain()),
         "conn.flush": lambda: elsewhere(conn.flush()),
         "conn.extend": lambda: conn.extend(None),
+        "conn.queued": lambda: conn.queued,
+        "conn.undelivered": conn.undelivered,
         "identity.send": lambda: identity.send("news", 1),
         "identity.drop": identity.drop,
         "identity.call": lambda: elsewhere(identity.call("name")),

@@ -67,7 +67,10 @@ def test_rates_are_per_second_and_what_makes_no_sense_is_nothing():
 
 @pytest.mark.parametrize(
     ("url", "status", "said"),
-    [("gopher://x", 2, "no broker has URLs"), ("redis://127.0.0.1:1", 1, "the broker cannot be reached")],
+    [
+        ("gopher://x", 2, "no broker has URLs"),
+        ("redis://127.0.0.1:1", 1, "wse.server.broker-unavailable: the broker cannot be reached"),
+    ],
 )
 def test_a_broker_that_is_none_is_told(url, status, said):
     result = CliRunner().invoke(wse, ["top", url, "--once"])

@@ -477,6 +477,22 @@ async def test_a_wrong_identity_is_refused_with_a_reason(server, errors, identit
     assert errors[0].__cause__.details["errors"][0]["path"] == path
 
 
+async def test_a_welcome_may_be_typed_and_a_wrong_one_is_the_servers_fault(server, errors):
+    welcomes = [Device("phone"), Login("ann")]
+
+    @server.identify
+    def identify(auth: Handshake[Any, Any, Device]):
+        auth.accept("ann", welcomes.pop(0))
+
+    async with connect(server) as client:
+        assert await client.wait_ready() == {"kind": "phone"}
+    with pytest.raises(WseError) as caught:
+        async with connect(server):
+            pass
+    assert caught.value.code is ErrorCode.NOT_AUTHORIZED
+    assert "not of the declared type" in str(errors[0].__cause__)
+
+
 async def test_an_identify_handler_without_a_type_needs_no_value_for_its_hint(server):
     def identify(auth: Handshake):
         auth.accept("bob")
@@ -646,6 +662,21 @@ async def test_a_client_procedure_is_called_with_its_types(server):
         assert await anext(stream) == 0
         with pytest.raises(WseError):
             await anext(stream)
+
+
+async def test_an_identity_that_is_no_user_is_named_for_what_it_is(server):
+    added, whole, count = Event("added", int), ClientProcedure("whole", None, str), ClientProcedure("n", None, int)
+    async with connect(server, "ann"):
+        (conn,) = server.clients["ann"].conns.values()
+        added.send(conn.client, 1)
+        for identity in (conn.identity, {"name": "ann"}, None):
+            for use in (lambda: added.send(identity, 1), lambda: count.stream(identity)):  # noqa: B023 - at once
+                with pytest.raises(TypeError, match=r"conn\.client"):
+                    use()
+            with pytest.raises(TypeError, match=r"conn\.client"):
+                await whole(identity)
+        with pytest.raises(TypeError, match=r"conn\.client"):
+            server.room("lobby").add(conn.identity)
 
 
 def test_operations_tell_what_handlers_say(server):

@@ -49,7 +49,8 @@ def cases(name):
 def test_every_vector_file_is_run_and_names_its_cases_once():
     run = {"names.json", "json-decode.json", "json-encode.json", "msgpack.json", "errors.json", "close.json"}
     abouts = ("handshake", "messages", "calls", "resume")
-    run |= {f"{about}-{side}.json" for about in abouts for side in ("server", "client")} | {"inbox-client.json"}
+    run |= {f"{about}-{side}.json" for about in abouts for side in ("server", "client")}
+    run |= {"inbox-client.json", "rooms-client.json"}
     assert {path.name for path in VECTORS.glob("*.json")} == run
     for name in run - {"names.json"}:
         names = [case["name"] for case in read(name)["cases"]]
@@ -527,14 +528,14 @@ class ClientConversation(Conversation):
             timeout=10,
             heartbeat=Heartbeat(interval=0),
             connector=self.sockets,
-            reconnect=resume,
+            reconnect=resume or setup.get("reconnect", False),
             backoff=Backoff(base=1e-9, cap=1e-9),
             resume=resume,
             inbox=inbox.get("device"),
             after=Kept(after["n"], 0.0, after["epoch"]) if isinstance(after, dict) else after,
         )
         self.clock = Clock()
-        if not resume:
+        if not resume and not setup.get("reconnect"):
             client._scheduler.use(self.clock)
         self.stream = None
         self.next = None  # the item for which the application waits
@@ -545,6 +546,8 @@ class ClientConversation(Conversation):
         client.when.resumed(lambda welcome: note(["resumed", welcome]))
         client.when.lost(lambda loss: note(["lost", loss.why, *as_lists(loss.uncertain, loss.unsent)]))
         client.when.inbox_lost(lambda count: note(["inbox_lost", count]))
+        if setup.get("rooms"):
+            client.room("doc").presence.when.changed(lambda changes: note(["changed", changes]))
         if inbox:
             client.channel.on("note", lambda payload: note(["note", client.kept.n, client.kept.at, payload]))
             client.channel.on("bad", lambda payload: 1 / 0)
@@ -601,6 +604,15 @@ class ClientConversation(Conversation):
             self.outcomes.append(
                 asyncio.create_task(self.client.call(name, payload, on_progress=on_progress, **options))
             )
+
+    def show(self, state, ttl=None):
+        """Show a state in the room; one that is refused is a call that has failed."""
+        try:
+            self.client.room("doc").presence.set(state, ttl)
+        except WseError as error:
+            failure = asyncio.get_running_loop().create_future()
+            failure.set_exception(error)
+            self.outcomes.append(failure)
 
     async def item(self):
         """The next item of the stream in a list, which is empty at its end."""
@@ -661,6 +673,18 @@ class ClientConversation(Conversation):
                 self.check_errors(value)
             case "send":
                 self.client.send(*value)
+            case "join":
+                self.outcomes.append(asyncio.create_task(self.client.room(value).join()))
+            case "leave":
+                self.outcomes.append(asyncio.create_task(self.client.room(value).leave()))
+            case "show":
+                self.show(*value)
+            case "clear":
+                self.client.room("doc").presence.clear()
+            case "members":
+                assert same(self.client.room("doc").presence.members, value)
+            case "device":
+                assert self.client.room("doc").presence.device == value
             case "result":
                 assert same(self.outcomes.popleft().result(), value)
             case "fails":
@@ -695,6 +719,11 @@ async def test_a_clients_session_outlives_its_connection(case):
 
 @cases("inbox-client.json")
 async def test_a_clients_inbox(case):
+    await ClientConversation(case["setup"]).run(case["steps"])
+
+
+@cases("rooms-client.json")
+async def test_a_clients_rooms(case):
     await ClientConversation(case["setup"]).run(case["steps"])
 
 

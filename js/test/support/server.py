@@ -10,8 +10,12 @@ import sys
 import time
 from typing import Any
 
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.trace import format_trace_id, get_current_span
+
 from wse import Handshake, Inbox, WseError, WseJSON, WseMsgpack, WseServer, current_call
 from wse.auth import ScramKeys, ScramServer
+from wse.otel import instrument
 
 PASSWORDS = {"ada": "lovelace", "a=b,c": "p=q,r", "grüße": "naïve\u00a0ⅸ", "ru": "שלום"}
 
@@ -154,6 +158,36 @@ def inbox() -> WseServer:
     return server
 
 
+def rooms() -> WseServer:
+    server = WseServer(port=0, conns_per_user=4, protocol=[WseJSON(), WseMsgpack()])
+    server.room("doc", presence=True)
+
+    @server.identify
+    def identify(auth: Handshake) -> None:
+        auth.accept(str(auth.identity))
+
+    @server.room_guard
+    async def guard(conn: Any, name: Any) -> bool:
+        if name == "secret":
+            raise WseError("app.secret", {"room": name})
+        return bool(name != "closed")
+
+    @server.register("add")
+    def add(conn: Any, payload: Any) -> None:
+        server.room("doc").add(conn)
+
+    @server.register("remove")
+    def remove(conn: Any, payload: Any) -> None:
+        server.room("doc").discard(conn)
+
+    @server.register("say")
+    def say(conn: Any, payload: Any) -> None:
+        server.room("doc").send("said", payload)
+
+    server.when.error(lambda err, conn: None)
+    return server
+
+
 def scram() -> WseServer:
     server = WseServer(port=0)
     keys = {name: ScramKeys.from_password(password, iterations=4096) for name, password in PASSWORDS.items()}
@@ -200,6 +234,28 @@ def tokens() -> WseServer:
     return server
 
 
+def traced() -> WseServer:
+    server = WseServer(lambda auth: auth.accept(auth.identity), port=0, conns_per_user=5)
+    instrument(server, tracer_provider=TracerProvider())
+
+    def present() -> str:
+        return format_trace_id(get_current_span().get_span_context().trace_id)
+
+    @server.register("trace")
+    def trace(conn: Any, payload: Any) -> Any:
+        return present(), payload
+
+    @server.register("traces")
+    async def traces(conn: Any, payload: Any) -> Any:
+        yield present()
+
+    @server.register("call-back")
+    async def call_back(conn: Any, payload: Any) -> Any:
+        return await conn.call("double", payload)
+
+    return server
+
+
 async def main() -> None:
     port = int(sys.argv[1]) if len(sys.argv) > 1 else 0
     servers = {
@@ -209,8 +265,10 @@ async def main() -> None:
         "scram": scram(),
         "streams": streams(),
         "inbox": inbox(),
+        "rooms": rooms(),
         "impostor": impostor(),
         "tokens": tokens(),
+        "traced": traced(),
     }
     for server in servers.values():
         await server.start()

@@ -163,3 +163,37 @@ talk.register('lines', function* (text) {
 talk.register('battery', () => 'full')
 // @ts-expect-error the contract has no messages of the server
 talk.channel.on('chat', () => {})
+
+// So are identity, meta and welcome; without them in the contract, anything may be said.
+interface Guarded {
+  identity: { token: string }
+  meta: { kind: 'page' | 'phone' }
+  welcome: { user: string }
+}
+const guarded = new WseClient<Guarded>({ url: '' })
+is<Equal<Awaited<typeof welcomed>, { user: string }>>()
+const welcomed = guarded.connect({ token: 'x' }, { kind: 'page' })
+void guarded.connect(async () => ({ token: 'x' }))
+void guarded.jump('ws://other', { token: 'y' })
+guarded.when.ready((welcome) => is<Equal<typeof welcome, { user: string }>>())
+// @ts-expect-error the identity has a token
+void guarded.connect('ada')
+// @ts-expect-error there is no such kind
+void guarded.connect({ token: 'x' }, { kind: 'toaster' })
+void talk.connect('ada', { anything: 1 })
+is<Equal<Awaited<typeof anything>, any>>()
+const anything = talk.waitReady()
+const unguarded: WseClient = guarded
+void unguarded.connect(5)
+
+const room = new WseClient({ url: '', rooms: true }).room('doc:7')
+void room.join().then(() => room.leave())
+room.presence.set({ cursor: [3, 9] }, { ttl: 3 })
+room.presence.set(0)
+room.presence.clear()
+// @ts-expect-error a state is not null
+room.presence.set(null)
+is<Equal<typeof room.presence.members, Record<string, Record<string, any>>>>()
+const unsubscribe = room.presence.when.changed((changes) => changes['ann']?.[room.presence.device])
+unsubscribe()
+void room.presence.when.changed.wait().then((changes) => Object.keys(changes))

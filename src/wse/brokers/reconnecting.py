@@ -137,6 +137,14 @@ def cut(transport: asyncio.WriteTransport) -> None:
             transport.abort()
 
 
+BRIEF = 1.0
+"""Seconds within which the end of a connection is that of a failed attempt. A login that lacks a right, for example,
+gets a connection, and loses it with what it may not send."""
+
+BRIEF_ATTEMPTS = 2
+"""The most such attempts that lengthen the next wait: a network that breaks often must not cost the node its lease."""
+
+
 class ReconnectingBroker(ABC, Generic[C]):
     """The part of a `wse.core.ports.broker.Broker` that connects and carries messages.
 
@@ -267,12 +275,16 @@ class ReconnectingBroker(ABC, Generic[C]):
         await connection.close()
 
     async def _keep(self, connection: C) -> None:
+        clock = asyncio.get_running_loop().time
+        brief = 0  # connections in a row
         while True:
+            since = clock()
             cause = await self._watch(connection)
+            brief = min(brief + 1, BRIEF_ATTEMPTS) if clock() - since < BRIEF else 0
             self._fail(cause)
             self._listener.connection_lost(cause, connection.take_unsent())
             await self._drop(connection)
-            connection = await self._reconnect()
+            connection = await self._reconnect(brief)
             self._listener.connection_restored()
 
     async def _watch(self, connection: C) -> Exception:
@@ -286,8 +298,7 @@ class ReconnectingBroker(ABC, Generic[C]):
             except Exception as exc:
                 return exc
 
-    async def _reconnect(self) -> C:
-        attempt = 0
+    async def _reconnect(self, attempt: int) -> C:
         while True:
             await asyncio.sleep(self._backoff.delay(attempt))
             try:

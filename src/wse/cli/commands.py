@@ -16,6 +16,7 @@ from wse.cli.bench import bench_command
 from wse.cli.client import call_command, listen_command, publish_command, send_command
 from wse.cli.contract import contract_command, generate_command
 from wse.cli.metrics import parse_address
+from wse.cli.output import Commands
 from wse.cli.reload import check_watchfiles, run_reloading
 from wse.cli.shell import shell_command
 from wse.cli.supervisor import PortError, Supervisor, check_port
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
 LEVELS = ("debug", "info", "warning", "error", "critical")
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
 def wse() -> None:
     """WebSocket Everywhere: serve applications written with the wse package, and talk to them."""
 

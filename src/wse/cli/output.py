@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
+import io
 import os
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import wraps
 from typing import Any, ParamSpec, TypeVar
 
@@ -19,6 +21,9 @@ R = TypeVar("R")
 
 _KNOWN = ("rp", "rpc", "payload", "origin", "url")
 """The details that the line says already, or that the caller has given."""
+
+_UNWRITABLE = frozenset((errno.EBADF, errno.EFBIG, errno.EIO, errno.ENOSPC, errno.EPIPE))
+"""The errors of an output that takes nothing."""
 
 
 def to_json(value: Any) -> str:
@@ -45,18 +50,11 @@ def describe(error: WseError) -> str:
 
 @contextmanager
 def failures() -> Iterator[None]:
-    """Inside the block, a `WseError` becomes a line on standard error and status 1.
-
-    So does the end of the program that reads standard output, without the line.
-    """
+    """Inside the block, a `WseError` becomes a line on standard error and status 1."""
     try:
         yield
     except WseError as exc:
         click.echo(describe(exc), err=True)
-        sys.exit(1)
-    except BrokenPipeError:
-        # Python flushes standard output at its end, and would complain.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
 
 
@@ -69,6 +67,52 @@ def fails_plainly(command: Callable[P, R]) -> Callable[P, R]:
             return command(*args, **kwargs)
 
     return plain
+
+
+@contextmanager
+def _writing() -> Iterator[None]:
+    """Inside the block, an output that takes nothing becomes a line on standard error and status 1.
+
+    So does the end of the program that reads the output, without the line.
+    """
+    try:
+        yield
+    except OSError as exc:
+        if exc.errno not in _UNWRITABLE or exc.filename is not None:
+            raise
+        if exc.errno != errno.EPIPE:
+            click.echo(f"Error: the output cannot be written: {exc.strerror}", err=True)
+        with suppress(OSError, AttributeError):
+            # Python flushes standard output at its end, and would complain.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+
+
+class _Closed(io.TextIOBase):
+    """Standard output that was closed before the program began."""
+
+    def write(self, text: str) -> int:
+        raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+
+
+class Commands(click.Group):
+    """Commands whose output may be full, or closed."""
+
+    def main(self, *args: Any, **kwargs: Any) -> Any:
+        """Run a command."""
+        if sys.stdout is None:
+            sys.stdout = _Closed()
+        return super().main(*args, **kwargs)
+
+    def make_context(self, *args: Any, **kwargs: Any) -> click.Context:
+        """Read the arguments, and print help."""
+        with _writing():
+            return super().make_context(*args, **kwargs)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command."""
+        with _writing():
+            return super().invoke(ctx)
 
 
 class Json(click.ParamType[Any]):

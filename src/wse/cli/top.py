@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from wse.brokers import as_broker
+from wse.cli.output import fails_plainly
 from wse.core.cluster.envelope import NODE, Answer, Query, decode, encode
 from wse.core.urls import without_secrets
-from wse.errors import WseError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -189,6 +189,7 @@ async def run(url: str, interval: float, *, once: bool) -> None:
     help="The time between two looks.",
 )
 @click.option("--once", is_flag=True, help="Look once, after one interval, and end.")
+@fails_plainly
 def top_command(broker: str, interval: float, once: bool) -> None:
     """Show the nodes of a cluster: their connections, users and rates.
 
@@ -201,6 +202,3 @@ def top_command(broker: str, interval: float, once: bool) -> None:
         pass
     except (ValueError, ImportError) as exc:
         raise click.UsageError(str(exc)) from exc
-    except WseError as exc:
-        cause = f" ({exc.__cause__})" if exc.__cause__ else ""
-        raise click.ClickException(f"{exc.message}{cause}") from exc

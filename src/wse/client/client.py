@@ -27,13 +27,14 @@ from wse.protocols.json import WseJSON
 from wse.scheduler import AsyncioScheduler
 from wse.transports import picows
 from wse.typed.handlers import Channel, Handlers
-from wse.types import ClientStatus, F, MessageKey, MessageType
+from wse.types import ClientStatus, F, MessageKey, MessageType, RoomName
 from wse.validation.checks import received
 
 if TYPE_CHECKING:
     import ssl
     from collections.abc import Callable
 
+    from wse.client.rooms import ClientRoom
     from wse.core.ports.transport import Connector
     from wse.core.session.asking import Items
     from wse.core.session.session import Session
@@ -351,6 +352,14 @@ class WseClient:
 
     async def _find_session(self) -> Session:
         return self._connections.ready_session()
+
+    def room(self, name: RoomName) -> ClientRoom:
+        """Return the room of that name, which the client enters with `join`. The same name returns the same object.
+
+        Args:
+            name: The name of the room at the server, a string or an integer.
+        """
+        return self._connections.rooms.room(name)
 
     async def flush(self, timeout: float | None = None) -> None:
         """Wait until the server has handled everything that was sent before this call. Its async handlers need not have

@@ -13,6 +13,7 @@ from wse.client.extensions import add_client_extensions
 from wse.client.inbox import InboxExtension, Kept
 from wse.client.request import checked_url
 from wse.client.resumption import Resumption
+from wse.client.rooms import ClientRooms
 from wse.client.session import CLOSE_TIMEOUT
 from wse.client.status import BUSY, TRANSITIONS, Event
 from wse.core.closing import JUMP, check_close
@@ -69,6 +70,7 @@ class ConnectionManager:
 
     Attributes:
         respond: The application's challenge handler.
+        rooms: The rooms that the client enters.
         status: The state of the client.
         recovered: Whether the session has gone on over the present connection.
         gave_up: The reason why the client has no connection and does not try again.
@@ -95,6 +97,8 @@ class ConnectionManager:
         self._resumption = Resumption(endpoint, resume, self._send)
         if resume is not False:
             endpoint.extensions.add(self._resumption)
+        self.rooms = ClientRooms(endpoint, self.ready_session)
+        endpoint.extensions.add(self.rooms)
         self._inbox = None if inbox is None else InboxExtension(endpoint, *inbox, when.inbox_lost._emit)
         if self._inbox is not None:
             endpoint.extensions.add(self._inbox)
@@ -170,6 +174,7 @@ class ConnectionManager:
         self.enter()
         ended = self._course
         course = self._new_course(awaited=False)
+        self.rooms.closed()
         if ended.is_awaited:
             ended.fail(WseError(ErrorCode.CONNECTION_CLOSED, {"code": 1000, "reason": reason}))
         self._leave(1000, reason)
@@ -232,8 +237,10 @@ class ConnectionManager:
 
     def _introduce(self, identity: Any, meta: Any) -> None:
         if identity is not UNSET:
-            if self._inbox is not None and identity is not self._identity and identity != self._identity:
-                self._inbox.introduced()
+            if identity is not self._identity and identity != self._identity:
+                self.rooms.introduced()
+                if self._inbox is not None:
+                    self._inbox.introduced()
             self._resumption.drop(1000, CloseReason.BY_CLIENT)
             self._identity = identity
             self._meta = None  # it was that of another identity
@@ -371,6 +378,7 @@ class ConnectionManager:
         if self._course is not course:
             return
         if wait is None:
+            self.rooms.closed()
             self._tell_loss(self._resumption.lose("ended"))
             if self._course is course:
                 self._when.gave_up._emit(error)
@@ -413,6 +421,7 @@ class ConnectionManager:
             self._sockets.add(going_on)
             session = connection.session = going_on
         self.recovered = going_on is not None
+        self.rooms.welcomed(session, is_resumed=self.recovered)
         if self._lost_at is not None:
             self._tell_return(self._scheduler.time() - self._lost_at)
         course = self._course

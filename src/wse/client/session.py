@@ -13,7 +13,7 @@ from wse.core.session.session import Session
 from wse.core.session.signals import run_handler
 from wse.errors import CloseReason, ErrorCode, WseError
 from wse.tasks import wake
-from wse.types import ReadyState
+from wse.types import MessageKey, MessageType, ReadyState
 
 if TYPE_CHECKING:
     import asyncio
@@ -99,19 +99,41 @@ class ClientSession(Session):
 
     def probe(self, answered: Callable[[asyncio.Future[Any]], None]) -> bool:
         """Call a procedure that the server does not have; whether the protocol can encode that."""
-        if self._calls is None:
-            self._calls = PendingCalls(
-                self.endpoint.scheduler, self.endpoint.timeout, unanswered=self._counters.unanswered
-            )
-        stamp, answer = self._calls.add(PROBE, 0)
         try:
-            data = self._encode((PROBE, None, stamp))
+            _, answer = self.request(PROBE, None, 0)
         except Exception:
-            self._calls.discard(stamp)
             return False
         answer.add_done_callback(answered)
-        self._write(data)
         return True
+
+    def request(self, type: MessageType, payload: Any, timeout: float | None) -> tuple[int, asyncio.Future[Any]]:
+        """Call something of WSE's own. The code that awaits the future must call `forget_call` in the end.
+
+        Raises:
+            Exception: The payload cannot be encoded.
+        """
+        calls = self._calls
+        if calls is None:
+            calls = self._calls = PendingCalls(
+                self.endpoint.scheduler, self.endpoint.timeout, unanswered=self._counters.unanswered
+            )
+        stamp, answer = calls.add(type, timeout)
+        try:
+            data = self._encode((type, payload, stamp))
+        except Exception:
+            calls.discard(stamp)
+            raise
+        self._write(data)
+        return stamp, answer
+
+    def tell(self, type: MessageType, payload: Any, key: MessageKey) -> None:
+        """Send a message of an extension, of which only the newest with that key counts."""
+        data = self._encode((type, payload, None))
+        if self.takes(data):
+            self._counters.messages_out += 1
+            self._write(data, type, key)
+        else:
+            self.skip(data, {"type": type})
 
     @property
     def pinger(self) -> Pinger | None:

@@ -13,7 +13,7 @@ from typing import Any, Final
 import msgspec
 
 from wse.contract.schemas import Mode, Schema, Use, free_name, schemas_of
-from wse.typed.operations import Operation
+from wse.typed.operations import Opening, Operation
 from wse.validation.foreign import encode_foreign
 
 VERSION: Final = "3.0.0"
@@ -27,6 +27,12 @@ UPLOAD: Final = "x-wse-upload"
 NAME: Final = "x-wse-name"
 """The name of a channel, if it is no string."""
 
+HI: Final = "~wse:hi"
+"""The name of the channel for a client's first message, which has the identity and the meta."""
+
+WELCOME: Final = "~wse:welcome"
+"""That for its answer."""
+
 _DESCRIPTION: Final = (
     "Messages and calls of one WebSocket, over the protocol of WSE. A channel is the type of a message, or the name of "
     "a procedure; its payload stands in a frame `[type, payload, stamp]`."
@@ -34,12 +40,19 @@ _DESCRIPTION: Final = (
 
 
 def document_of(
-    operations: Iterable[Operation], *, title: str, version: str, description: str = "", url: str | None = None
+    operations: Iterable[Operation],
+    *,
+    opening: Opening = Opening(),  # noqa: B008 - it does not change
+    title: str,
+    version: str,
+    description: str = "",
+    url: str | None = None,
 ) -> dict[str, Any]:
     """The document of a server.
 
     Args:
         operations: The procedures and messages of both sides.
+        opening: How its clients come in.
         title: The name of the application.
         version: The version of its contract.
         description: What it is.
@@ -49,12 +62,18 @@ def document_of(
         TypeError: There is no schema for a type, or an example cannot be encoded.
     """
     known = sorted(operations, key=lambda each: (str(each.name), each.kind == "message", each.receiver == "client"))
-    uses: list[Use] = []
+    uses = [
+        Use(opening.identity, "validation"),
+        Use(opening.meta, "validation"),
+        Use(opening.welcome, "serialization"),
+    ]
     parts = [_Parts(operation, uses) for operation in known]
     schemas, components = schemas_of(uses)
     channels: dict[str, Any] = {}
     sent: dict[str, Any] = {}
     keys: dict[Any, str] = {}
+    if opening:
+        _open(channels, sent, opening.doc, *schemas[:3])
     for part in parts:
         name = part.operation.name
         # 1 and True are equal
@@ -74,6 +93,30 @@ def document_of(
     if components:
         document["components"] = {"schemas": components}
     return document
+
+
+def _open(
+    channels: dict[str, Any], operations: dict[str, Any], doc: str, identity: Schema, meta: Schema, welcome: Schema
+) -> None:
+    """Add the first message of a client, and its answer."""
+    said = {name: schema for name, schema in (("identity", identity), ("meta", meta)) if schema}
+    hi = {"type": "object", "properties": said, "required": list(said)} if said else {"type": "object"}
+    for key, name, payload in (("hi", HI, hi), ("welcome", WELCOME, welcome)):
+        channels[key] = {"address": name, "messages": {key: {"name": name, "payload": payload}}}
+    operations["open"] = {
+        "action": "receive",
+        "channel": {"$ref": "#/channels/hi"},
+        **_texts(doc),
+        "messages": [{"$ref": "#/channels/hi/messages/hi"}],
+        "reply": {
+            "channel": {"$ref": "#/channels/welcome"},
+            "messages": [{"$ref": "#/channels/welcome/messages/welcome"}],
+        },
+    }
+
+
+def _texts(doc: str) -> dict[str, str]:
+    return {"summary": doc.split("\n\n")[0].replace("\n", " "), "description": doc} if doc else {}
 
 
 class _Parts:
@@ -140,10 +183,8 @@ class _Parts:
         result: dict[str, Any] = {
             "action": "receive" if operation.receiver == "server" else "send",
             "channel": {"$ref": f"#/channels/{key}"},
+            **_texts(operation.doc),
         }
-        if operation.doc:
-            result["summary"] = operation.doc.split("\n\n")[0].replace("\n", " ")
-            result["description"] = operation.doc
         if operation.tags:
             result["tags"] = [{"name": tag} for tag in operation.tags]
 

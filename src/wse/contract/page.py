@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from html import escape
 from typing import TYPE_CHECKING, Any, Final
 
-from wse.contract.reading import Contract, Entry, Section, name_of_ref, read
+from wse.contract.reading import Contract, Entry, Opening, Section, name_of_ref, read
 from wse.core.ports.http import HttpReply
 
 if TYPE_CHECKING:
@@ -60,13 +60,16 @@ def page_of(document: dict[str, Any], source: str) -> str:
     contract = read(document)
     title = escape(contract.title)
     known: dict[Section, list[Entry]] = {section: contract.section(section) for section in _SECTIONS}
-    links = [f'<a href="#{name}">{_SECTIONS[name]}</a>' for name, entries in known.items() if entries]
+    links = ['<a href="#open">Connecting</a>'] if contract.opening else []
+    links += [f'<a href="#{name}">{_SECTIONS[name]}</a>' for name, entries in known.items() if entries]
     links += ['<a href="#types">Types</a>'] if contract.schemas else []
     body = [
         f"<h1>{title}</h1>",
         f"<p>{escape(document['info'].get('description', ''))}</p>",
         f'<nav>{"".join(links)}<a href="{escape(source)}">AsyncAPI</a></nav>',
     ]
+    if contract.opening:
+        body += ['<h2 id="open">Connecting</h2>', _opening(contract.opening)]
     for section, entries in known.items():
         if entries:
             body.append(f'<h2 id="{section}">{_SECTIONS[section]}</h2>')
@@ -79,6 +82,12 @@ def page_of(document: dict[str, Any], source: str) -> str:
         f"<style>{_STYLE}</style>"
     )
     return f'<!doctype html><html lang="en"><head>{head}</head><body>{"".join(body)}</body></html>\n'
+
+
+def _opening(opening: Opening) -> str:
+    rows = [("Identity", opening.identity), ("Meta", opening.meta), ("Welcome", opening.welcome)]
+    doc = f"<p>{escape(opening.doc)}</p>" if opening.doc else ""
+    return f"<article>{doc}{_rows([(name, _type(schema)) for name, schema in rows])}</article>"
 
 
 def _entry(entry: Entry) -> str:
@@ -135,19 +144,29 @@ class ContractRoute:
 
     Args:
         make: Makes the document.
+        said: What the document is made of. It is made again when that has changed.
         source: The address of the document; `None` if it is what this route answers with.
     """
 
     methods = ("GET",)
     max_body = 0
 
-    def __init__(self, make: Callable[[], dict[str, Any]], source: str | None) -> None:
+    def __init__(self, make: Callable[[], dict[str, Any]], said: Callable[[], Any], source: str | None) -> None:
         self._make = make
+        self._said = said
         self._source = source
+        self._made: tuple[Any, HttpReply] | None = None
 
     def answer(self, call: HttpCall) -> HttpReply:
         """The page, or the document."""
+        said = self._said()
+        if self._made is None or self._made[0] != said:
+            self._made = (said, self._reply())
+        return self._made[1]
+
+    def _reply(self) -> HttpReply:
+        document = self._make()
         if self._source is not None:
-            return HttpReply(body=page_of(self._make(), self._source).encode(), headers=HEADERS)
+            return HttpReply(body=page_of(document, self._source).encode(), headers=HEADERS)
         headers = {"Content-Type": "application/json", "Cache-Control": "no-cache"}
-        return HttpReply(body=json.dumps(self._make(), indent=2, ensure_ascii=False).encode(), headers=headers)
+        return HttpReply(body=json.dumps(document, indent=2, ensure_ascii=False).encode(), headers=headers)

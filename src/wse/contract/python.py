@@ -12,6 +12,7 @@ from wse.contract.schemas import Schema
 _TAKEN: Final = (
     "Any", "AsyncIterable", "AsyncIterator", "Awaitable", "Callable", "Channel", "Client", "ErrorCode", "Iterable",
     "Iterator", "Literal", "Never", "Sequence", "TypeAlias", "TypeVar",
+    "ClientOptions", "Unpack",
     "NotRequired", "Protocol", "Stream", "TYPE_CHECKING", "TypedDict", "WseClient", "dict",
     "list", "str", "int", "float", "bool", "tuple", "overload", "cast",
 )  # fmt: skip
@@ -27,6 +28,9 @@ from __future__ import annotations
 
 _NARROWER: Final = "# type: ignore[assignment]  # only names of the contract"
 """Stands behind what takes less than the method of `WseClient` that it replaces."""
+
+_OVERRIDES: Final = "# type: ignore[override]  # only types of the contract"
+"""The same for a method that is written out."""
 
 
 def python_of(contract: Contract) -> str:
@@ -52,12 +56,35 @@ class _Writer:
             name = f"_{section.capitalize()}"
             protocols.append(_protocol(name, self._methods(section)))
             client.append(f"        {section}: {name}  {_NARROWER}\n")
+        client[1:1] = self._opening()
         protocols.append(_protocol("_On", self._methods("on")))
         protocols.append(f"class _Channel(Channel):\n    if TYPE_CHECKING:\n        on: _On  {_NARROWER}\n")
         client.append("\n        @property\n        def channel(self) -> _Channel: ...\n")
         helpers = '_H = TypeVar("_H")\n_Decorator: TypeAlias = Callable[[_H], _H]\n'
         body = "\n\n".join([*types, f"{errors}\n\n{helpers}", *protocols, "".join(client)])
         return _HEADER + "\n" + _imports(body) + "\n\n\n" + body
+
+    def _opening(self) -> list[str]:
+        """The methods that take an identity, or have the welcome."""
+        opening = self._contract.opening
+        if opening is None:
+            return []
+        identity = self._top(opening.identity)
+        if identity != "Any":
+            identity = f"{identity} | Callable[[], {identity} | Awaitable[{identity}]]"
+        meta = f"{self._type(opening.meta) if opening.meta else 'dict[str, Any]'} | None"
+        given = [f"identity: {identity} = ...", f"meta: {meta} = ..."]
+        welcome = self._top(opening.welcome)
+        options = "**options: Unpack[ClientOptions]"
+        wait = ["self", "timeout: float | None = None"]
+        note = _OVERRIDES if opening.meta else ""  # a narrower type in the place of Any is none
+        methods = [
+            _def("__init__", ["self", "url: str", "*", *given, options], "None", opening.doc, indent="        "),
+            _def("connect", ["self", *given], welcome, "", is_async=True, note=note, indent="        "),
+            _def("jump", ["self", "url: str", *given], welcome, "", is_async=True, note=note, indent="        "),
+            _def("wait_ready", wait, welcome, "", is_async=True, indent="        "),
+        ]
+        return ["\n", *(f"{method}\n" for method in methods)]
 
     # Types.
 
@@ -171,12 +198,32 @@ def _protocol(name: str, methods: list[str]) -> str:
     return f"class {name}(Protocol):\n" + "\n".join(methods)
 
 
-def _def(name: str, parameters: list[str], result: str, doc: str, *, is_async: bool = False) -> str:
-    """A method without a body, as formatters lay it out."""
-    start = f"    {'async ' if is_async else ''}def {name}"
+def _def(
+    name: str,
+    parameters: list[str],
+    result: str,
+    doc: str,
+    *,
+    is_async: bool = False,
+    note: str = "",
+    indent: str = "    ",
+) -> str:
+    """A method without a body, as formatters lay it out.
+
+    Args:
+        name: Its name.
+        parameters: Its parameters.
+        result: The type of its result.
+        doc: Its docstring.
+        is_async: Whether it is async.
+        note: A comment on its first line.
+        indent: What stands before its lines.
+    """
+    start = f"{indent}{'async ' if is_async else ''}def {name}"
     end = f" -> {result}:" + ("" if doc else " ...")
-    head = _call(start, parameters, "(", ")", "", end)
-    return head + "\n" + (_doc(doc, "        ") + "        ...\n" if doc else "")
+    first, line, rest = _call(start, parameters, "(", ")", "", end).partition("\n")
+    head = first + (f"  {note}" if note else "") + line + rest
+    return head + "\n" + (_doc(doc, f"{indent}    ") + f"{indent}    ...\n" if doc else "")
 
 
 def _call(start: str, parts: list[str], opens: str, closes: str, before: str, end: str = "") -> str:
@@ -212,9 +259,10 @@ _MODULES: Final = {
     ),
     "typing": (
         "TYPE_CHECKING", "Any", "Literal", "Never", "NotRequired", "Protocol", "TypeAlias", "TypedDict", "TypeVar",
-        "overload",
+        "Unpack", "overload",
     ),
     "wse": ("Channel", "Stream", "WseClient"),
+    "wse.client.options": ("ClientOptions",),
 }  # fmt: skip
 
 

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from wse.contract.document import NAME, STREAM, UPLOAD
+from wse.contract.document import HI, NAME, STREAM, UPLOAD
 from wse.contract.schemas import REF, Schema, free_name
 
 Section = Literal["send", "call", "stream", "on", "register"]
@@ -44,6 +44,23 @@ class Entry:
 
 
 @dataclass(frozen=True, slots=True)
+class Opening:
+    """How a client comes in.
+
+    Attributes:
+        identity: The schema of the identity, empty if it may be anything.
+        meta: That of the meta.
+        welcome: That of the welcome.
+        doc: What the server says of it.
+    """
+
+    identity: Schema
+    meta: Schema
+    welcome: Schema
+    doc: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Contract:
     """A contract.
 
@@ -52,12 +69,14 @@ class Contract:
         entries: The messages and procedures.
         schemas: The named schemas.
         errors: The codes of the errors that procedures declare.
+        opening: How clients come in; `None` if nothing is said of that.
     """
 
     title: str
     entries: tuple[Entry, ...]
     schemas: Mapping[str, Schema]
     errors: tuple[str, ...]
+    opening: Opening | None = None
 
     def section(self, section: Section) -> list[Entry]:
         """The entries of one section."""
@@ -73,12 +92,24 @@ def read(document: Any) -> Contract:
     if not isinstance(document, dict) or not str(document.get("asyncapi", "")).startswith("3."):
         raise ContractError("this is no AsyncAPI 3 document")
     try:
-        entries = [_entry(document, operation) for operation in document.get("operations", {}).values()]
+        entries: list[Entry] = []
+        opening = None
+        for operation in document.get("operations", {}).values():
+            if _at(document, operation["channel"]).get("address") == HI:
+                opening = _opening(document, operation)
+            else:
+                entries.append(_entry(document, operation))
         errors = {code for entry in entries for code in entry.errors}
         schemas = document.get("components", {}).get("schemas", {})
-        return Contract(document["info"]["title"], tuple(entries), schemas, tuple(sorted(errors)))
+        return Contract(document["info"]["title"], tuple(entries), schemas, tuple(sorted(errors)), opening)
     except (KeyError, TypeError, AttributeError, IndexError) as exc:
         raise ContractError(f"this AsyncAPI document lacks something, or has it elsewhere: {exc!r}") from exc
+
+
+def _opening(document: Any, operation: Any) -> Opening:
+    said = _payload(document, operation["messages"][0]).get("properties", {})
+    welcome = _payload(document, operation["reply"]["messages"][0])
+    return Opening(said.get("identity", {}), said.get("meta", {}), welcome, operation.get("description", ""))
 
 
 def _entry(document: Any, operation: Any) -> Entry:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Container, Iterable, Sequence
 from typing import Any, Final, Literal, NamedTuple, get_origin
 
@@ -33,59 +32,119 @@ class Use(NamedTuple):
 def schemas_of(uses: Sequence[Use]) -> tuple[list[Schema], dict[str, Schema]]:
     """The schemas of types, and by name those to which they refer.
 
+    What the server sends has all of its fields, those with defaults as well. A type that differs in both directions for
+    that reason has two schemas: `Note`, and `NoteInput` for what the server receives.
+
     Raises:
         TypeError: There is no schema for a type.
     """
     schemas: list[Schema] = [{} for _ in uses]
-    own: list[tuple[int, Use]] = []
-    foreign: list[tuple[int, Use]] = []
+    foreign: list[tuple[int, Use]] = []  # what pydantic knows
+    received, sent = _Own("validation"), _Own("serialization")
     for index, use in enumerate(uses):
-        if not is_anything(use.hint):
-            (foreign if mentions_pydantic(use.hint) else own).append((index, use))
-    inside: list[Any] = []  # classes of pydantic's in types of msgspec's
-
-    def hook(cls: Any) -> Schema:
-        if not is_pydantics(cls):
-            raise NotImplementedError  # with which a hook of msgspec's says that it does not know a type
-        if cls not in inside:
-            inside.append(cls)
-        return {_FOREIGN: inside.index(cls)}
-
-    made, found = msgspec.json.schema_components(
-        [use.hint for _, use in own], schema_hook=hook, ref_template=REF + "{name}"
-    )
-    components: dict[str, Schema] = dict(found)
-    _require_what_is_sent([use for _, use in own], components)
-    for (index, _), schema in zip(own, made, strict=True):
-        schemas[index] = schema
+        if mentions_pydantic(use.hint):
+            foreign.append((index, use))
+        elif not is_anything(use.hint):
+            (received if use.mode == "validation" else sent).add(index, use.hint)
+    inside: list[Use] = []
+    (taken_in, known_in), (given_out, known_out) = received.schemas(inside), sent.schemas(inside)
+    definitions: dict[str, Schema] = {}
     if foreign or inside:
-        from wse.contract import with_pydantic
-
-        wanted = [*(use for _, use in foreign), *(Use(cls, "validation") for cls in inside)]
-        others, definitions = with_pydantic.schemas_of(wanted, REF)
-        renamed: dict[str, str] = {}
-        for name in definitions:
-            renamed[name] = free_name(name, {*components, *renamed.values()})
-        others = [_renamed(each, renamed) for each in others]
-        components |= {renamed[name]: _renamed(each, renamed) for name, each in definitions.items()}
-        for (index, _), schema in zip(foreign, others, strict=False):
+        made, definitions = _of_pydantic([*(use for _, use in foreign), *inside], {*known_in, *known_out})
+        for (index, _), schema in zip(foreign, made, strict=False):
             schemas[index] = schema
-        held = others[len(foreign) :]
-        schemas = [_filled(each, held) for each in schemas]
-        components = {name: _filled(each, held) for name, each in components.items()}
+        held = made[len(foreign) :]
+        taken_in, known_in, given_out, known_out = (
+            _filled(each, held) for each in (taken_in, known_in, given_out, known_out)
+        )
+    inputs = {
+        name: free_name(f"{name}Input", {*known_in, *known_out, *definitions}) for name in _apart(known_in, known_out)
+    }
+    for index, schema in (taken_in | given_out).items():
+        schemas[index] = _renamed(schema, inputs) if index in taken_in else schema
+    components = {inputs.get(name, name): _renamed(schema, inputs) for name, schema in known_in.items()}
+    components |= known_out | definitions
     return [_draft7(each) for each in schemas], {name: _draft7(components[name]) for name in sorted(components)}
 
 
-def _require_what_is_sent(uses: list[Use], components: dict[str, Schema]) -> None:
-    """Say of objects that only the server makes that all of their fields are there, those with defaults as well."""
-    received = set(_classes(use.hint for use in uses if use.mode == "validation"))
-    sent = _classes(use.hint for use in uses if use.mode == "serialization")
-    names = Counter(cls.__name__ for cls in {*received, *sent})
-    for cls, fields in sent.items():
-        if cls not in received and names[cls.__name__] == 1 and cls.__name__ in components:
-            schema = components[cls.__name__]
-            always = set(schema.get("required", ())) | fields
-            schema["required"] = [name for name in schema.get("properties", ()) if name in always]
+def _of_pydantic(uses: Sequence[Use], taken: set[str]) -> tuple[list[Schema], dict[str, Schema]]:
+    """The schemas of types that pydantic knows, and by name those to which they refer, beside names that are taken."""
+    from wse.contract import with_pydantic
+
+    made, definitions = with_pydantic.schemas_of(uses, REF)
+    taken = taken | {f"{name}Input" for name in taken}
+    names: dict[str, str] = {}
+    for name in definitions:  # pydantic itself tells both directions apart by "-Input" and "-Output"
+        names[name] = free_name(name.removesuffix("-Output").replace("-Input", "Input"), {*taken, *names.values()})
+    return [_renamed(each, names) for each in made], {
+        names[name]: _renamed(each, names) for name, each in definitions.items()
+    }
+
+
+def _apart(received: dict[str, Schema], sent: dict[str, Schema]) -> list[str]:
+    """The names of schemas that differ in both directions, themselves or in what they refer to."""
+    both = [name for name in received if name in sent]
+    apart = {name for name in both if received[name] != sent[name]}
+    while more := {name for name in both if name not in apart and apart & _refs(received[name])}:
+        apart |= more
+    return [name for name in both if name in apart]
+
+
+class _Own:
+    """The types that msgspec knows, of one direction.
+
+    Args:
+        mode: The direction.
+    """
+
+    def __init__(self, mode: Mode) -> None:
+        self._mode: Mode = mode
+        self._hints: dict[int, Any] = {}
+
+    def add(self, index: int, hint: Any) -> None:
+        """Add a type, and where it stands in the list of all."""
+        self._hints[index] = hint
+
+    def schemas(self, inside: list[Use]) -> tuple[dict[int, Schema], dict[str, Schema]]:
+        """The schemas, and by name those to which they refer.
+
+        Args:
+            inside: Takes the classes of pydantic's in them, for which a mark with their index stands.
+        """
+
+        def hook(cls: Any) -> Schema:
+            if not is_pydantics(cls):
+                raise NotImplementedError  # with which a hook of msgspec's says that it does not know a type
+            use = Use(cls, self._mode)
+            if use not in inside:
+                inside.append(use)
+            return {_FOREIGN: inside.index(use)}
+
+        hints = list(self._hints.values())
+        made, components = msgspec.json.schema_components(hints, schema_hook=hook, ref_template=REF + "{name}")
+        if self._mode == "serialization":
+            for cls, fields in _classes(hints).items():
+                schema = components.get(_name_of(cls, hook), {})
+                always = set(schema.get("required", ())) | fields
+                if always:
+                    schema["required"] = [name for name in schema.get("properties", ()) if name in always]
+        return dict(zip(self._hints, made, strict=True)), dict(components)
+
+
+def _name_of(cls: Any, hook: Any) -> str:
+    """The name of a class among those to which schemas refer."""
+    (schema,), _ = msgspec.json.schema_components([cls], schema_hook=hook, ref_template="{name}")
+    return str(schema.get("$ref"))
+
+
+def _refs(schema: Any) -> set[str]:
+    """The names to which a schema refers."""
+    if isinstance(schema, list):
+        return set().union(*map(_refs, schema))
+    if not isinstance(schema, dict):
+        return set()
+    own = {schema["$ref"].removeprefix(REF)} if isinstance(schema.get("$ref"), str) else set()
+    return own.union(*map(_refs, schema.values()))
 
 
 def _classes(hints: Iterable[Any]) -> dict[Any, set[str]]:
@@ -132,7 +191,7 @@ def _renamed(schema: Any, names: dict[str, str]) -> Any:
     if not isinstance(schema, dict):
         return schema
     return {
-        key: REF + names[value.removeprefix(REF)]
+        key: REF + names.get(name := value.removeprefix(REF), name)
         if key == "$ref" and isinstance(value, str)
         else _renamed(value, names)
         for key, value in schema.items()

@@ -20,6 +20,12 @@ _SECTIONS: Final[Mapping[Section, str]] = {
     "register": "Procedures of the client: `client.register(name, (payload) => ...)`.",
 }
 
+_OPENING: Final = {
+    "identity": "What the server asks of a client: `client.connect(identity)`.",
+    "meta": "What a client says besides: `client.connect(identity, meta)`.",
+    "welcome": "What it gets: `const welcome = await client.connect(identity)`.",
+}
+
 _INLINE: Final = 100
 """Characters up to which an object stands on one line."""
 
@@ -52,6 +58,7 @@ class _Writer:
         lines += ["/** The codes of errors: those that procedures declare, and those of WSE. */"]
         lines += [f"export type ErrorCode = {' | '.join(codes)}", ""]
         lines += [*_doc(f"What {contract.title} and its clients say to each other.", ""), "export interface Contract {"]
+        lines += self._opening()
         for section, doc in _SECTIONS.items():
             entries = [entry for entry in contract.section(section) if isinstance(entry.name, str | int | float)]
             entries = [entry for entry in entries if not isinstance(entry.name, bool)]
@@ -62,6 +69,16 @@ class _Writer:
         lines += ["}", "", *_doc(f"A client of {contract.title}.", "")]
         lines += ["export class Client extends WseClient<Contract> {}"]
         return "\n".join(lines) + "\n"
+
+    def _opening(self) -> list[str]:
+        opening = self._contract.opening
+        if opening is None:
+            return []
+        lines: list[str] = []
+        for name, schema in (("identity", opening.identity), ("meta", opening.meta), ("welcome", opening.welcome)):
+            if schema:
+                lines += [f"  /** {_OPENING[name]} */", f"  {name}: {self._type(schema, '  ')}"]
+        return lines
 
     def _entry(self, entry: Entry) -> str:
         payload = self._top(entry.payload)

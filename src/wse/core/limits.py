@@ -67,6 +67,10 @@ class Limits:
         streams: Streams and uploads of one peer that run at the same time; they also count as calls and as handlers.
             The default of 100 is far more than a page shows. Further ones are answered with `wse.limit-exceeded`.
         stream_window: Items of one stream that may be on their way to the peer, however many it asks for.
+        rooms: Rooms that a client may be in when it enters one by itself (`room_guard`). The default of 100 is far more
+            than a page shows. Further ones are answered with `wse.limit-exceeded`.
+        state_size: Bytes of a state that a client shows in a room (`room.presence`), in MessagePack. The default of 4
+            KiB has room for a cursor, a selection and a name. A larger state is dropped.
         message_rate: Messages per second from one connection, including calls and answers. There is no default limit: a
             chat needs 10, a game 100, a bulk producer 100,000. Closes with 1008.
         message_burst: Messages that may arrive at once after a pause; `None` means the messages of two seconds.
@@ -94,6 +98,8 @@ class Limits:
     handler_linger: float | None = 10.0
     streams: int | None = 100
     stream_window: int = 256
+    rooms: int | None = 100
+    state_size: int = 4096
     message_rate: float | None = None
     message_burst: float | None = None
     byte_rate: float | None = None
@@ -118,7 +124,7 @@ class Limits:
         return self.message_size if self.frame_size is None else min(self.frame_size, self.message_size)
 
 
-_ALWAYS = frozenset(("message_size", "handshake_size", "nesting", "send_buffer", "stream_window"))
+_ALWAYS = frozenset(("message_size", "handshake_size", "nesting", "send_buffer", "state_size", "stream_window"))
 """Without these a single peer could exhaust the process."""
 
 

@@ -228,13 +228,16 @@ class HttpApi:
         if media_type != "application/json":
             raise _RefusedError(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "the Content-Type must be application/json")
         try:
-            request = json.loads(call.body, parse_constant=_no_number, parse_float=_number)
+            text = call.body.decode()
+            request = json.loads(text, parse_constant=_no_number, parse_float=_number)
         except (ValueError, RecursionError) as exc:
             raise _RefusedError(HTTPStatus.BAD_REQUEST, "the body is not JSON") from exc
         if not isinstance(request, dict):
             raise _RefusedError(HTTPStatus.BAD_REQUEST, "the body must be an object")
         if nests_deeper(request.get("payload"), self._limits.nesting):
             raise _RefusedError(HTTPStatus.BAD_REQUEST, "the payload is nested too deep", "wse.limit.nesting")
+        if "\\u" in text and not _is_text(json.dumps(request.get("payload"), ensure_ascii=False)):
+            raise _RefusedError(HTTPStatus.BAD_REQUEST, "a text of the payload has half a character", _INVALID_TEXT)
         return request
 
     def _log(self, alike: str, what: str) -> None:
@@ -245,23 +248,23 @@ class HttpApi:
     # Actions take their fields out of the request, check all of them, and only then do something.
 
     def _send(self, request: dict[str, Any]) -> None:
-        cid, message = _take(request, "cid", str, int), _message(request)
+        cid, message = _cid(request, "cid"), _message(request)
         _end(request)
         self._target.send(cid, *message[:2], key=message[2])
 
     def _broadcast(self, request: dict[str, Any]) -> None:
-        exclude, message = _take(request, "exclude", str, int, default=None), _message(request)
+        exclude, message = _cid(request, "exclude", default=None), _message(request)
         _end(request)
         self._target.broadcast(*message[:2], exclude=exclude, key=message[2])
 
     def _room(self, request: dict[str, Any]) -> None:
         name, message = _take(request, "room", str, int), _message(request)
-        exclude = _take(request, "exclude", str, int, default=None)
+        exclude = _cid(request, "exclude", default=None)
         _end(request)
         self._target.room(name).send(*message[:2], exclude=exclude, key=message[2])
 
     def _drop(self, request: dict[str, Any]) -> None:
-        cid = _take(request, "cid", str, int)
+        cid = _cid(request, "cid")
         reason = _take(request, "reason", str, default=str(CloseReason.BY_SERVER))
         code = _take(request, "code", int, default=1000)
         _end(request)
@@ -335,6 +338,8 @@ class _AsgiHeaders:
 
 _MISSING: Any = object()
 
+_INVALID_TEXT = "invalid-text"
+
 
 def _take(request: dict[str, Any], name: str, *types: type, default: Any = _MISSING) -> Any:
     """Take a field out of a request."""
@@ -344,7 +349,29 @@ def _take(request: dict[str, Any], name: str, *types: type, default: Any = _MISS
     if value is _MISSING or isinstance(value, bool) or not isinstance(value, types):
         words = " or ".join({str: "a string", int: "an integer"}[kind] for kind in types)
         raise ValueError(f"{name} must be {words}")
+    if isinstance(value, str) and not _is_text(value):
+        raise _RefusedError(HTTPStatus.BAD_REQUEST, f"{name} has half a character", _INVALID_TEXT)
+    if isinstance(value, int) and abs(value) >= 2**53:
+        problem = f"{name} is an integer that not every program can read: it must be below 2^53"
+        raise _RefusedError(HTTPStatus.BAD_REQUEST, problem, "invalid-integer")
     return value
+
+
+def _cid(request: dict[str, Any], name: str, *, default: Any = _MISSING) -> Any:
+    """Take a user out of a request."""
+    cid = _take(request, name, str, int, default=default)
+    if not cid and cid is not None:  # nobody is accepted with it
+        raise ValueError(f"{name} must not be empty, or 0")
+    return cid
+
+
+def _is_text(text: str) -> bool:
+    """Whether a text can be sent: JSON can say a half of a surrogate pair, which no encoding can."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _message(request: dict[str, Any]) -> tuple[str, Any, Any]:

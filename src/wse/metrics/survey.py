@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from heapq import heappush, heappushpop
 from itertools import islice
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     from wse.core.hub.connection import ServerSession
@@ -12,6 +13,9 @@ if TYPE_CHECKING:
 
 SLICE = 2000
 """Sessions that are looked at in one turn: about two milliseconds."""
+
+SLOWEST: Final = 10
+"""Receivers that are named."""
 
 
 class Survey:
@@ -25,14 +29,17 @@ class Survey:
         largest: Bytes that wait for one receiver, at most.
         pending_calls: Calls that wait for the answer of a client.
         handlers: `async` handlers that run.
+        slowest: The bytes and the `conn_id`s of those for whom most waits, the slowest first.
     """
 
-    __slots__ = ("_found", "_hub", "_left", "handlers", "largest", "pending_calls", "queued")
+    __slots__ = ("_found", "_hub", "_left", "_slow", "handlers", "largest", "pending_calls", "queued", "slowest")
 
     def __init__(self, hub: Hub) -> None:
         self._hub = hub
         self._left: Iterator[ServerSession] | None = None  # of a walk that has begun
         self._found = [0, 0, 0, 0]
+        self._slow: list[tuple[int, str]] = []  # a heap, the fastest first
+        self.slowest: list[tuple[int, str]] = []
         self.queued = self.largest = self.pending_calls = self.handlers = 0
 
     def refresh(self) -> None:
@@ -44,7 +51,7 @@ class Survey:
         """Go on with the walk, or begin one; returns whether it is done."""
         if self._left is None:
             self._left = iter(tuple(self._hub.sessions))
-            self._found = [0, 0, 0, 0]
+            self._found, self._slow = [0, 0, 0, 0], []
         seen = 0
         queued, largest, calls, handlers = self._found
         for session in islice(self._left, SLICE):
@@ -52,6 +59,9 @@ class Survey:
             waits = session.queued
             queued += waits
             largest = max(largest, waits)
+            if waits:
+                item = waits, session.conn.conn_id
+                (heappush if len(self._slow) < SLOWEST else heappushpop)(self._slow, item)
             calls += session.pending_calls
             handlers += session.running_handlers
         self._found = [queued, largest, calls, handlers]
@@ -59,4 +69,5 @@ class Survey:
             return False
         self._left = None
         self.queued, self.largest, self.pending_calls, self.handlers = self._found
+        self.slowest = sorted(self._slow, reverse=True)
         return True

@@ -11,8 +11,18 @@ from pathlib import Path
 
 _PACKAGE = Path(__file__).parent.parent
 
-JS_MODULES = ("wse.js", "wse-share.js", "wse-hub.js", "wse-resume.js", "wse-streams.js", "wse-inbox.js")
-"""The JavaScript client, and the modules that it loads from beside it when an option asks for them."""
+JS_MODULES = (
+    "wse.js",
+    "wse-share.js",
+    "wse-hub.js",
+    "wse-resume.js",
+    "wse-streams.js",
+    "wse-inbox.js",
+    "wse-rooms.js",
+    "wse-trace.js",
+)
+"""The JavaScript client, the modules that it loads from beside it when an option asks for them, and those that
+applications import."""
 
 
 def js_client_path() -> Path:

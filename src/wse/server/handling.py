@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, TypeVar, overload
+from typing import TYPE_CHECKING, Any, TypeVar, get_args, overload
 
 from wse.core.session.signals import check_handler
 from wse.errors import ErrorCode
@@ -10,8 +10,9 @@ from wse.server.lifespan import as_manager
 from wse.typed.compiler import Source, compile_handler
 from wse.typed.dependencies import as_guards
 from wse.typed.hints import is_async, names_of_callers
+from wse.typed.operations import Opening, doc_of
 from wse.typed.router import send
-from wse.typed.sources import OF_HANDSHAKES, OF_REAUTHENTICATION
+from wse.typed.sources import OF_HANDSHAKES, OF_REAUTHENTICATION, OF_ROOM_GUARDS
 from wse.types import F, MessageType
 
 if TYPE_CHECKING:
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from wse.core.hub.hub import Hub
     from wse.server.lifecycle import Lifecycle
     from wse.server.signals import ServerSignals
+    from wse.typed.compiler import Compiled
     from wse.typed.dependencies import Sources
     from wse.typed.handlers import Channel, Handlers
     from wse.typed.middleware import Middleware
@@ -29,12 +31,13 @@ if TYPE_CHECKING:
 A = TypeVar("A", bound="Callable[..., Any]")
 R = TypeVar("R", bound="Callable[..., Any]")
 L = TypeVar("L", bound="Callable[..., Any]")
+G = TypeVar("G", bound="Callable[..., Any]")
 M = TypeVar("M", bound="Middleware")
 
 
-def _compiled(fn: Any, sources: Sources, code: ErrorCode | None = None) -> Any:
+def _compiled(fn: Any, sources: Sources, code: ErrorCode | None = None) -> Compiled:
     source = Source(fn=fn, answers=False, code=code, names=names_of_callers(fn))
-    return compile_handler(source, sources).fn
+    return compile_handler(source, sources)
 
 
 class Handling:
@@ -50,13 +53,18 @@ class Handling:
     def identify(self, fn: A) -> A:
         """Set the identify handler, `fn(auth)`; usable as a decorator.
 
-        With `auth: Handshake[Login]`, the identity is a `Login`; see `Handshake`. It may take dependencies, which are
-        marked with `Depends` and may take `auth`.
+        With `auth: Handshake[Login]`, the identity is a `Login`; see `Handshake`. The contract has such types. The
+        handler may take dependencies, which are marked with `Depends` and may take `auth`.
 
         Raises:
             TypeError: `fn` cannot take `(auth)`; as `register`.
         """
-        self._hub.identify = _compiled(fn, OF_HANDSHAKES)
+        compiled = _compiled(fn, OF_HANDSHAKES)
+        self._hub.identify = compiled.fn
+        identity, meta, welcome = (*get_args(compiled.hints.get("auth")), Any, Any, Any)[:3]
+        if meta in (dict, dict[str, Any]):
+            meta = Any  # which every meta is
+        self._handlers.opening = Opening(identity, meta, welcome, doc_of(fn))
         return fn
 
     def use_challenge(self, fn: A) -> A:
@@ -68,7 +76,7 @@ class Handling:
         Raises:
             WseError: `INVALID_CRA_GENERATOR`, which is also a `TypeError`: `fn` cannot take `(auth)`.
         """
-        self._hub.generator = _compiled(fn, OF_HANDSHAKES, ErrorCode.INVALID_CRA_GENERATOR)
+        self._hub.generator = _compiled(fn, OF_HANDSHAKES, ErrorCode.INVALID_CRA_GENERATOR).fn
         return fn
 
     def reauthenticate(self, fn: R) -> R:
@@ -84,7 +92,24 @@ class Handling:
         Raises:
             TypeError: `fn` cannot take `(conn, identity)`.
         """
-        self._hub.auth.reauthenticate = _compiled(fn, OF_REAUTHENTICATION)
+        self._hub.auth.reauthenticate = _compiled(fn, OF_REAUTHENTICATION).fn
+        return fn
+
+    def room_guard(self, fn: G) -> G:
+        """Set the guard of rooms, `fn(conn, name)`, plain or async; usable as a decorator.
+
+            @server.room_guard
+            def guard(conn, name):
+                return conn.cid in members_of(name)
+
+        It decides whether a client may enter a room by itself (`client.room(name).join()`). If it returns `False`, the
+        client gets `NOT_AUTHORIZED`; if it raises a `WseError`, the client gets that. Otherwise the connection is added
+        to the room. Without a guard, no client may enter. It may take dependencies, which are marked with `Depends`.
+
+        Raises:
+            TypeError: `fn` cannot take `(conn, name)`; as `register`.
+        """
+        self._hub.entrance.guard = _compiled(fn, OF_ROOM_GUARDS).fn
         return fn
 
     # Messages and calls.
@@ -192,7 +217,10 @@ class Handling:
         from wse.contract.document import document_of
 
         url = self._lifecycle.options.url(self._lifecycle.port) if self._lifecycle.port else None
-        return document_of(self.operations, title=title, version=version, description=description, url=url)
+        opening = self._handlers.opening
+        return document_of(
+            self.operations, opening=opening, title=title, version=version, description=description, url=url
+        )
 
     @overload
     def register(self, name: F, /) -> F: ...

@@ -100,6 +100,7 @@ class Lifecycle:
 
     Attributes:
         lifespans: What the application has as long as the server serves.
+        is_silent: Whether the log says nothing of the start and the end: the server is a part of another one.
     """
 
     def __init__(
@@ -124,6 +125,7 @@ class Lifecycle:
         self._begun = False  # by `start`, which may come once
         self._told_ready = False
         self.broker = ""  # its name in the log
+        self.is_silent = False
         self.lifespans = Lifespans(hub.endpoint.report)
         hub.started = False
         if options.listens:
@@ -245,6 +247,8 @@ class Lifecycle:
 
     def _tell_ready(self) -> None:
         """Log where the server can be reached, and how."""
+        if self.is_silent:
+            return
         self._told_ready = True
         protocols = [protocol.name for protocol in self._hub.endpoint.protocols]
         version = installed_version()

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from wse.core.ports.http import Route
+    from wse.core.ports.transport import Acceptor
     from wse.server.acceptor import ServerAcceptor
     from wse.server.files import StaticFile
     from wse.transports.deflate import Compression
@@ -42,6 +43,7 @@ class ListenerOptions:
     compression: Compression | None
     files: Mapping[str, StaticFile] = field(default_factory=dict)
     routes: dict[str, Route] = field(default_factory=dict)
+    acceptors: dict[str, Acceptor] = field(default_factory=dict)
     reuse_port: bool = False
     unix: str | None = None
     unix_mode: int | None = None
@@ -82,6 +84,7 @@ class ListenerOptions:
             handshake_timeout=handshake_timeout,
             files=self.files,
             routes=self.routes,
+            acceptors=self.acceptors,
             compression=self.compression,
         )
 

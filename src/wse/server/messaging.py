@@ -121,8 +121,17 @@ class Messaging:
         """
         self._hub.drop_client(cid, reason, code)
 
-    def room(self, name: RoomName) -> Room:
-        """Return the room of that name. You need not create it; a room exists while it has members."""
+    def room(self, name: RoomName, *, presence: bool = False) -> Room:
+        """Return the room of that name. You need not create it; a room exists while it has members.
+
+        Args:
+            name: The name.
+            presence: Let the members show each other states (`Room.presence`). The room has that from then on, also
+                when it is asked for without this argument. In a cluster, ask for it on every node.
+        """
+        if presence:
+            self._hub.endpoint.check_thread()
+            self._hub.rooms.make_board(name)
         return Room(self._hub.rooms, name)
 
     @overload

@@ -54,6 +54,8 @@ if TYPE_CHECKING:
     import ssl
     from collections.abc import Awaitable, Callable
 
+    from wse.admin.console import Console
+    from wse.admin.page import AdminApp
     from wse.core.hub.handshake import AuthHandler
     from wse.core.ports.broker import Broker
     from wse.core.stats import Stats
@@ -102,6 +104,10 @@ class WseServer(Handling, Messaging):
             default. It needs `pip install "wse[prometheus]"`. Inside a web framework, use `wse.prometheus.Collector`.
         contract: Show the contract (`asyncapi`) to people: a page at `/contract`, or at the path that is given, and the
             document beside it at `/contract.json`. Whoever reaches the port can read it; off by default.
+        admin: The identify handler of the operations page, which turns the page on. It takes `auth`, as `identify`
+            does, and accepts operators only. The built-in listener serves the page; inside a web framework, mount
+            `server.admin`. Operators are no users of the application, and do not count as its connections.
+        admin_path: The path of that page on the built-in listener.
         overflow: The policy, by message type, for messages to a device that reads too slowly; see `Overflow`. Messages
             of other types close its connection when `limits.send_buffer` is reached.
         heartbeat: The times after which silent devices are pinged and disconnected, on the built-in listener, in
@@ -148,6 +154,8 @@ class WseServer(Handling, Messaging):
         api_keys: str | Iterable[str] | Mapping[str, str] | None = None,
         metrics: str | None = None,
         contract: bool | str = False,
+        admin: AuthHandler | None = None,
+        admin_path: str = "/admin",
         overflow: Mapping[MessageType, Overflow | str] | None = None,
         heartbeat: Heartbeat | None = None,
         watchdog: float | None = 1.0,
@@ -230,10 +238,41 @@ class WseServer(Handling, Messaging):
 
             page = "/contract" if contract is True else checked_path(contract)
             document = f"{page.rstrip('/')}.json"
-            self._lifecycle.options.routes[page] = ContractRoute(self.asyncapi, document)
-            self._lifecycle.options.routes[document] = ContractRoute(self.asyncapi, None)
+
+            def said() -> Any:
+                return self.operations, self._handlers.opening, self._lifecycle.port
+
+            for path, source in ((page, document), (document, None)):
+                self._lifecycle.options.routes[path] = ContractRoute(self.asyncapi, said, source)
+        self._console: Console | None = None
+        self._admin: AdminApp | None = None
+        if admin is not None:
+            self._add_admin(admin, checked_path(admin_path).rstrip("/"), trusted_proxies)
         if identify is not None:
             self.identify(identify)
+
+    def _add_admin(self, identify: AuthHandler, path: str, trusted_proxies: str | Iterable[str] | None) -> None:
+        """Have an operations page, with a server of its own; only pages from the same host may use that."""
+        from wse.admin.console import LIMITS, Console
+        from wse.admin.page import AdminApp, Page
+
+        backstage = WseServer(
+            identify,
+            conns_per_user=LIMITS.connections or 1,
+            auth_timeout=10.0,
+            limits=LIMITS,
+            trusted_proxies=trusted_proxies,
+            watchdog=None,
+            resume=False,
+        )
+        backstage._lifecycle.is_silent = True
+        self._console = Console(self._hub, lambda: self._lifecycle.uptime, backstage)
+        self._lifecycle.lifespans.add(self._console.serving)
+        page = Page(js_client_path())
+        self._admin = AdminApp(page, backstage.asgi, lambda: backstage.aiohttp)
+        options = self._lifecycle.options
+        options.routes |= dict.fromkeys(page.paths(path), page)
+        options.acceptors |= dict.fromkeys((path or "/", f"{path}/"), backstage._acceptor)
 
     # State.
 
@@ -456,6 +495,18 @@ class WseServer(Handling, Messaging):
             raise ValueError("the HTTP API is off: WseServer(api_keys=...) turns it on")
         return self._http_api
 
+    @property
+    def admin(self) -> AdminApp:
+        """The operations page as an ASGI application, for servers without a listener of their own; `admin.aiohttp` is
+        a handler for aiohttp.
+
+        Raises:
+            ValueError: The server has no `admin`.
+        """
+        if self._admin is None:
+            raise ValueError("the operations page is off: WseServer(admin=...) turns it on")
+        return self._admin
+
     @cached_property
     def aiohttp(self) -> Callable[[Any], Awaitable[Any]]:
         """The server as a handler for an aiohttp application: `app.router.add_get("/ws", server.aiohttp)`.
@@ -475,4 +526,6 @@ class WseServer(Handling, Messaging):
 
     def _report(self, error: WseError, session: object) -> None:
         conn, context = (session.conn, session.context()) if isinstance(session, ServerSession) else (None, {})
+        if self._console is not None:
+            self._console.note(error, context)
         emit_error(self.when.error, error, conn, log=self._endpoint.log, context=context)

@@ -147,12 +147,14 @@ class Event(_Declaration, Generic[P]):
             options: Those of `to.send` or `to.broadcast`, such as `key`.
 
         Raises:
-            TypeError: The payload is not of the declared type.
+            TypeError: The payload is not of the declared type; `to` is none of these.
             WseError: As `to.send`.
         """
         if self._check is not None:
             payload = self._check.own(payload)
-        send = getattr(to, "broadcast", None) or to.send
+        send = getattr(to, "broadcast", None) or getattr(to, "send", None)
+        if send is None:
+            raise _no_receiver(to, "a connection, a user, a room or a server")
         send(self.name, payload, **options)
 
 
@@ -288,9 +290,11 @@ class ClientProcedure(_Declaration, Generic[P, R]):
             options: Those of `to.call`, such as `timeout`.
 
         Raises:
-            TypeError: The payload is not of the declared type.
+            TypeError: The payload is not of the declared type; `to` is none of these.
             WseError: As `to.call`; `INVALID_PAYLOAD`: the result is not of the declared type.
         """
+        if not hasattr(to, "call"):
+            raise _no_receiver(to, "a connection or a user")
         return await to.call(self.name, self._own(payload), result=self._result, **options)
 
     @overload
@@ -301,11 +305,19 @@ class ClientProcedure(_Declaration, Generic[P, R]):
         """Iterate over its items; see `WseConnection.stream`.
 
         Raises:
-            TypeError: The payload is not of the declared type.
+            TypeError: The payload is not of the declared type; `to` is no connection.
             WseError: As `WseConnection.stream`; for an item, `INVALID_PAYLOAD`: it is not of the declared type.
         """
+        if not hasattr(to, "stream"):
+            raise _no_receiver(to, "a connection")
         stream: Stream[Any] = to.stream(self.name, self._own(payload), item=self._result, **options)
         return stream
 
     def _own(self, payload: Any) -> Any:
         return payload if self._check is None else self._check.own(payload)
+
+
+def _no_receiver(to: Any, what: str) -> TypeError:
+    return TypeError(
+        f"the receiver is {what}, not {to!r:.100}; conn.identity is what the client has sent, and conn.client its user"
+    )

@@ -13,7 +13,7 @@ from wse.typed.decoding import TAKES, Decoding, taken_by
 from wse.typed.dependencies import as_guards
 from wse.typed.hints import names_of_callers
 from wse.typed.middleware import around
-from wse.typed.operations import Operation, codes, declared, doc_of, hint_of
+from wse.typed.operations import Opening, Operation, codes, declared, doc_of, hint_of
 from wse.typed.sources import NOTHING, of_handlers
 from wse.types import F, MessageType
 
@@ -38,6 +38,7 @@ class Handlers:
     Attributes:
         receiver: The side.
         middleware: The middleware, the first one first.
+        opening: What is known of how clients come in.
         channel: The listeners of messages, once an endpoint has them.
         procedures: The procedures, the same.
     """
@@ -50,6 +51,7 @@ class Handlers:
     ) -> None:
         self.receiver: Receiver = receiver
         self.middleware: list[Middleware] = []
+        self.opening = Opening()
         self._decodings: dict[str, Decoding] = {}
         self._takes_objects = False
         self._before = before

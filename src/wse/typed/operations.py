@@ -52,6 +52,27 @@ class Operation:
     source: Any = None
 
 
+@dataclass(frozen=True, slots=True)
+class Opening:
+    """How a client comes in.
+
+    Attributes:
+        identity: The type of the identity; `Any` if none is declared.
+        meta: The type of the meta, the same.
+        welcome: The type of the welcome, the same.
+        doc: The docstring of the handler.
+    """
+
+    identity: Any = Any
+    meta: Any = Any
+    welcome: Any = Any
+    doc: str = ""
+
+    def __bool__(self) -> bool:
+        """Whether something is declared."""
+        return (self.identity, self.meta, self.welcome) != (Any, Any, Any)
+
+
 def hint_of(hint: Any) -> Any:
     """A hint as an operation has it."""
     return None if hint is type(None) else hint

@@ -265,6 +265,7 @@ class RouterSignals:
     detached: RouterSignal
     resumed: RouterSignal
     ignored: RouterSignal
+    undelivered: RouterSignal
     error: RouterSignal
 
     def __init__(self, router: Router) -> None:

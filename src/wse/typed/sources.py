@@ -43,18 +43,19 @@ def items_check(hint: Any) -> Callable[[Any], Any] | None:
 
 @lru_cache(maxsize=256)
 def handshake_check(hint: Any) -> Callable[[Any], Any] | None:
-    """The check of the identity and the meta of a handshake, hinted as `Handshake[Login]` or `Handshake[Login, Meta]`.
+    """The check of a handshake, whose hint has one to three types: `Handshake[Login, Meta, Welcome]`.
 
-    A client whose values are not of these types is refused with the reason `wse.invalid-payload`.
+    A client whose identity or meta is not of its type is refused with the reason `wse.invalid-payload`. A welcome that
+    is not of its type is an exception in `accept`.
     """
-    parts = get_args(hint)
-    checks = [check_for(part) for part in parts[:2]]
+    checks = [check_for(part) for part in get_args(hint)]
     if not any(checks):
         return None
+    own = checks[2].own if len(checks) > 2 and checks[2] is not None else None
 
     def checked(auth: Any) -> Any:
         values = [auth.identity, auth.meta]
-        for index, check in enumerate(checks):
+        for index, check in enumerate(checks[:2]):
             if check is not None:
                 try:
                     values[index] = check.received(values[index])
@@ -64,7 +65,7 @@ def handshake_check(hint: Any) -> Callable[[Any], Any] | None:
                         failure["path"] = f"$.{name}{failure['path'][1:]}"
                     auth.refuse(str(ErrorCode.INVALID_PAYLOAD))
                     raise
-        auth.become(*values)
+        auth.become(*values, own)
         return auth
 
     return checked
@@ -91,3 +92,6 @@ OF_HANDSHAKES = Sources(("auth",), NOTHING, {"auth": handshake_check})
 
 OF_REAUTHENTICATION = Sources(("conn", "identity"), NOTHING, {"identity": payload_check})
 """What a handler of fresh identities is given."""
+
+OF_ROOM_GUARDS = Sources(("conn", "name"), NOTHING, {})
+"""What a guard of rooms is given."""

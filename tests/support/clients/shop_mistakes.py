@@ -17,3 +17,6 @@ async def main(client: Client) -> None:
     text: str = await client.call("count", 1)
     client.stream("notes.missed", {})
     print(text)
+    await client.connect({"nam": "ada"})
+    Client("ws://localhost", identity={"name": "ada"}, reconect=True)
+    print((await client.connect({"name": "ada"}))["name"])

@@ -3,13 +3,13 @@
 import asyncio
 from collections.abc import Iterator
 
-from shop_client import Client, ErrorCode, Note, User
+from shop_client import Client, ErrorCode, Note, User, Welcome
 
 from wse import WseError
 
 
 async def main(url: str) -> list[object]:
-    client = Client(url, identity="ada")
+    client = Client(url, identity={"name": "ada"}, meta={"kind": "terminal"}, timeout=20)
     added: asyncio.Queue[Note] = asyncio.Queue()
     client.channel.on("note-added", added.put_nowait)
 
@@ -22,8 +22,9 @@ async def main(url: str) -> list[object]:
 
     client.register("ticks", ticks)
     async with client:
+        welcome: Welcome = await client.wait_ready()
         client.send("notes.write", {"text": "Hello"})
-        heard: list[object] = [(await added.get())["text"]]
+        heard: list[object] = [welcome["user"], (await added.get())["text"]]
         notes: list[Note] = await client.call("notes.missed", {"after": 41})
         heard.append(notes)
         closed: ErrorCode = "notes.closed"

@@ -283,6 +283,8 @@ class Fetched:
         placeholder.stop()  # now the connection hears by itself
         for room in transfer.rooms:
             self._hub.rooms.add(decode_name(room), conn, silent=True)
+        for room, state in transfer.states.items():
+            self._hub.rooms.show(decode_name(room), conn, state)
         device = Device(placeholder.user, conn.conn_id, "", transfer.place)
         self._presence.adopt(conn, device, transfer.generation, self._origin)
         for topic, message in placeholder.unheard(transfer.heard, transfer.rooms):

@@ -109,11 +109,12 @@ class Departures:
             raise ValueError(f"conn.data takes more than {MAX_DATA} bytes")
         heard = self._delivery.heard.last | {self._bus.node: self._bus.seq}
         place, generation = registration.device.place, registration.generation
+        states = {encode_name(room): state for room, state in self._hub.rooms.states_of(conn).items()}
         luggage = resumption.moving.hand_over(verdict, question.got, question.node)
         self._leave(verdict)
         verdict.link = MovedLink(self._bus, question.node, conn.conn_id)
         verdict.writable(True)  # for the answers of handlers that still run here
-        data = encode_transfer(Transfer(luggage, rooms, place, generation, heard))
+        data = encode_transfer(Transfer(luggage, rooms, place, generation, heard, states))
         parts = [data[start : start + PART] for start in range(0, len(data), PART)]
         self._sent[conn.conn_id] = Sent(question, parts, registration.device)
         self._scheduler.call_later(MOVED_WITHIN, self._take_out, conn.conn_id)

@@ -3,7 +3,7 @@
     topic       subscribers                              messages
     all         every node                               Message, Hello
     u.<user>    nodes that hold a device of the user     Message, Kept, Watched, Drop, Enter, Displaced, Check
-    r.<room>    nodes that hold a member of the room     Message, Kept
+    r.<room>    nodes that hold a member of the room     Message, Kept, Present
     n.<node>    that node                                Canary, Call, Cancel, Query, Answer, ToDevice, Arrived,
                                                          Reached, Unread; about a `CallWith`: More, Put, End, Waiting
                                                          to the node of the device, Item, Want, Progress, Running from
@@ -237,6 +237,19 @@ class Reached(ClusterMessage, tag=32):
     reached: bool
 
 
+class Present(ClusterMessage, tag=34):
+    """What members of the origin show each other in the room; see `wse.core.cluster.boards`."""
+
+    number: int
+    """The number of the change among those of the origin in the room; that of the last one, if there is no entry."""
+    entries: list[tuple[str, str, bytes | None]]
+    """A user, a device and its state in MessagePack, or nothing in its place."""
+    is_whole: bool = False
+    """Whether these are all states that the origin holds."""
+    is_last: bool = False
+    """Whether the origin takes part no longer."""
+
+
 class Cancel(ClusterMessage, tag=10):
     """The origin no longer waits for the answer to its call with this stamp."""
 
@@ -293,8 +306,15 @@ decode = msgspec.msgpack.Decoder(
     | Watched
     | Reached
     | Unread
+    | Present
 ).decode
 """Decodes a message; raises a `msgspec.MsgspecError` for bytes that are not one."""
+
+encode_value = msgspec.msgpack.Encoder().encode
+"""Encodes a piece of an answer, of plain values."""
+
+decode_value = msgspec.msgpack.Decoder().decode
+"""Reverses `encode_value`."""
 
 plain = msgspec.msgpack.Encoder(enc_hook=encode_foreign).encode
 """Encodes a message; raises for values that MessagePack does not have: a call's payload must arrive unchanged."""

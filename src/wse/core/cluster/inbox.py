@@ -5,11 +5,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from wse.core.cluster import envelope
-from wse.core.cluster.envelope import USER
+from wse.core.cluster.envelope import ROOM, USER
 from wse.core.names import decode_name
 from wse.errors import ErrorCode, WseError
 
 if TYPE_CHECKING:
+    from wse.core.cluster.boards import Boards
     from wse.core.cluster.bus import Bus
     from wse.core.cluster.claims import Claims
     from wse.core.cluster.delivery import Delivery
@@ -40,6 +41,7 @@ class Inbox:
         reconciler: Is told of disturbances.
         liveness: Handles canaries, and the loss and return of the broker.
         watching: Finds out whether messages are got.
+        boards: Handles the presence of rooms.
         restore_within: Seconds to wait for the other nodes after the broker has returned. A node that is not back by
             then is dead.
     """
@@ -56,6 +58,7 @@ class Inbox:
         reconciler: Reconciler,
         liveness: Liveness,
         watching: Watching,
+        boards: Boards,
         *,
         restore_within: float,
     ) -> None:
@@ -71,6 +74,7 @@ class Inbox:
         self._reconciler = reconciler
         self._liveness = liveness
         self._watching = watching
+        self._boards = boards
         self._restore_within = restore_within
         self._restoring = False
         self._lost_at: float | None = None  # when the broker was lost
@@ -115,6 +119,7 @@ class Inbox:
             self._restoring = False
             self._bus.release()  # if the connection was lost again, its return holds the backlog anew
         self._bus.catch_up()
+        self._boards.refresh()
         if self._hub.kept is not None:
             self._hub.kept.look()
 
@@ -131,6 +136,8 @@ class Inbox:
                 self._watching.asked(topic, message)
             case envelope.Reached():
                 self._watching.answered(message)
+            case envelope.Present():
+                self._boards.received(decode_name(topic.removeprefix(ROOM)), message)
             case envelope.Drop():
                 self._hub.drop_here(decode_name(topic.removeprefix(USER)), message.reason, message.code)
             case envelope.Enter():

@@ -10,6 +10,7 @@ from wse.errors import ErrorCode, WseError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from wse.core.cluster.boards import Boards
     from wse.core.cluster.bus import Bus
     from wse.core.cluster.node_rpc import NodeRpc
     from wse.core.cluster.reconciler import Reconciler
@@ -30,7 +31,13 @@ class Liveness:
     """Renews the node's lease, looks for dead nodes, and sends the node a canary through the broker."""
 
     def __init__(
-        self, bus: Bus, endpoint: Endpoint, settings: ClusterSettings, reconciler: Reconciler, rpc: NodeRpc
+        self,
+        bus: Bus,
+        endpoint: Endpoint,
+        settings: ClusterSettings,
+        reconciler: Reconciler,
+        rpc: NodeRpc,
+        boards: Boards,
     ) -> None:
         self._bus = bus
         self._endpoint = endpoint
@@ -38,6 +45,7 @@ class Liveness:
         self._settings = settings
         self._reconciler = reconciler
         self._rpc = rpc
+        self._boards = boards
         self._timers: dict[str, Timer] = {}
         self._misses = 0  # canaries that have not come back; their age would say nothing about a node that slept
         self._deaf = False
@@ -142,6 +150,7 @@ class Liveness:
                 nodes = await broker.nodes()
                 self._bus.peers = nodes - {self._bus.node}
                 self._rpc.alive(nodes)
+                self._boards.alive(nodes)
                 await reconciler.reap()
         except WseError:
             return  # the next renewal tries again

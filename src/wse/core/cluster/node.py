@@ -8,6 +8,7 @@ when they come back. It subscribes to the users and rooms that it holds, and to 
     NodeRpc    queries to other nodes, and calls to their devices; with RemoteAsking and RemoteServing for streams
     Claims     sessions that come from other nodes; Departures, those that go there
     Presence   users come and go; with Registrations, Steps, Firing and Reconciler
+    Boards     the presence of rooms
     Liveness   the lease, and the canary
     Watching   finds out whether a message is got on other nodes
     Inbox      hands what the broker delivers to the part that handles it
@@ -24,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 
 from wse.backoff import Backoff
 from wse.core.cluster import envelope
+from wse.core.cluster.boards import Boards
 from wse.core.cluster.bus import Bus
 from wse.core.cluster.claims import Claims
 from wse.core.cluster.delivery import Delivery
@@ -39,6 +41,7 @@ from wse.core.cluster.registration import Registrations
 from wse.core.cluster.remote_asking import RemoteDevice
 from wse.core.cluster.steps import Steps
 from wse.core.cluster.watching import Watching
+from wse.core.hub.census import take_brief
 from wse.core.hub.network import DeviceInfo
 from wse.core.names import decode_name, encode_name
 from wse.core.ports.broker import Away
@@ -56,6 +59,7 @@ if TYPE_CHECKING:
     from wse.core.hub.fallback import Watch
     from wse.core.hub.handshake import Returning
     from wse.core.hub.hub import Hub
+    from wse.core.hub.presence.board import Board, Entry
     from wse.core.hub.tickets import Claim, Refusal
     from wse.core.packed import Packed
     from wse.core.ports.broker import Broker
@@ -110,7 +114,8 @@ class ClusterNode:
         self.presence = Presence(self.bus, hub, registrations, self.steps, self.firing, self.reconciler)
         self.claims = Claims(self.bus, hub, self.delivery, self.rpc, self.presence)
         self.departures = Departures(self.bus, hub, self.delivery, self.rpc, self.presence)
-        self.liveness = Liveness(self.bus, hub.endpoint, settings, self.reconciler, self.rpc)
+        self.boards = Boards(self.bus, hub, self.rpc, settings)
+        self.liveness = Liveness(self.bus, hub.endpoint, settings, self.reconciler, self.rpc, self.boards)
         self.watching = Watching(self.bus, hub)
         self.inbox = Inbox(
             self.bus,
@@ -123,6 +128,7 @@ class ClusterNode:
             self.reconciler,
             self.liveness,
             self.watching,
+            self.boards,
             restore_within=settings.lease_ttl,
         )
         self.rpc.queries |= {"members": self._members_here, "here": self._here, "end": self._peer_ends}
@@ -336,6 +342,18 @@ class ClusterNode:
     def enter(self, name: RoomName, cid: ClientId, *, enter: bool) -> None:
         self.bus.publish(topic(USER, cid), envelope.Enter(self.node, encode_name(name), enter))
 
+    def open_board(self, board: Board) -> None:
+        self.boards.open(board)
+
+    def close_board(self, board: Board) -> None:
+        self.boards.close(board)
+
+    def post(self, board: Board, entries: list[Entry]) -> None:
+        self.boards.post(board, entries)
+
+    async def gathered(self, board: Board) -> None:
+        await self.boards.gathered(board)
+
     async def devices(self, cid: ClientId) -> list[DeviceInfo]:
         devices = await self.broker.devices(encode_name(cid))
         return [
@@ -394,19 +412,7 @@ class ClusterNode:
 
     def _stats(self, _: str) -> dict[str, float]:
         """What `wse top` shows of this node."""
-        hub, counters = self.hub, self._endpoint.counters
-        return {
-            "uptime": self._scheduler.time() - self._opened_at,
-            "connections": len(hub.sockets.open),
-            "users": len(hub.identities),
-            "detached": 0 if hub.resumption is None else len(hub.resumption.detached),
-            "handlers": counters.calls_running,
-            "messages_in": counters.messages_in,
-            "messages_out": counters.messages_out,
-            "calls_in": counters.calls_in,
-            "calls_out": counters.calls_out,
-            "errors": counters.errors.total(),
-        }
+        return take_brief(self.hub, uptime=self._scheduler.time() - self._opened_at)
 
     def _here(self, conn_ids: str) -> Any:
         """Answer whether this node is there, or where the devices of some connections are."""

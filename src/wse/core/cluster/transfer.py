@@ -76,6 +76,8 @@ class Transfer(msgspec.Struct, array_like=True):
     generation: int
     heard: dict[str, int]
     """By sender, the number of the last message that its old node has heard."""
+    states: dict[str, tuple[bytes | None, float | None]] = {}
+    """By rooms with presence: what it shows there, if anything, and the seconds for which it does."""
 
 
 encode_transfer = msgspec.msgpack.Encoder().encode

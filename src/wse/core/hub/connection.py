@@ -277,7 +277,12 @@ class WseConnection:
 
     @property
     def queued(self) -> int:
-        """The number of bytes that wait for the device."""
+        """The number of bytes that wait for the device.
+
+        Raises:
+            WseError: `WRONG_THREAD`.
+        """
+        self._session.endpoint.check_thread()
         return self._session.queued
 
     def send(self, type: MessageType, payload: Any = None, *, key: MessageKey | None = None) -> None:
@@ -488,7 +493,11 @@ class WseConnection:
 
         A listener of `disconnected` may store them, or send them by other means. The device may have handled some of
         them. The list is empty if the client has not asked for a session that outlives its connection.
+
+        Raises:
+            WseError: `WRONG_THREAD`.
         """
+        self._session.endpoint.check_thread()
         return self._session.undelivered()
 
     async def drain(self) -> None:

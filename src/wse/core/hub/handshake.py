@@ -66,8 +66,9 @@ if TYPE_CHECKING:  # Python has defaults of type variables from 3.13 on
 
     IdentityT = TypeVarWithDefault("IdentityT", default=Any)
     MetaT = TypeVarWithDefault("MetaT", default=dict[str, Any])
+    WelcomeT = TypeVarWithDefault("WelcomeT", default=Any)
 else:
-    IdentityT, MetaT = TypeVar("IdentityT"), TypeVar("MetaT")
+    IdentityT, MetaT, WelcomeT = TypeVar("IdentityT"), TypeVar("MetaT"), TypeVar("WelcomeT")
 
 
 class Challenge:
@@ -100,11 +101,12 @@ class Returning(NamedTuple):
     meta: dict[str, Any]
 
 
-class Handshake(Generic[IdentityT, MetaT]):
+class Handshake(Generic[IdentityT, MetaT, WelcomeT]):
     """The authentication of one client: the argument `auth` of the identify handler and the challenge generator.
 
     With `auth: Handshake[Login]` or `Handshake[Login, Meta]`, the identity and the meta are values of these types. A
-    client that sends others is refused with the reason `wse.invalid-payload`, before the handler runs.
+    client that sends others is refused with the reason `wse.invalid-payload`, before the handler runs. The third type,
+    as in `Handshake[Login, Meta, Welcome]`, is that of the welcome which `accept` takes.
 
     Attributes:
         identity: The identity that the client sent; anything, including `None`.
@@ -115,11 +117,23 @@ class Handshake(Generic[IdentityT, MetaT]):
         state: What `accept` was given.
     """
 
-    __slots__ = ("__weakref__", "_opening", "_sent", "challenge", "conn_id", "identity", "meta", "request", "state")
+    __slots__ = (
+        "__weakref__",
+        "_opening",
+        "_own",
+        "_sent",
+        "challenge",
+        "conn_id",
+        "identity",
+        "meta",
+        "request",
+        "state",
+    )
 
     def __init__(self, opening: ServerOpening[Any] | None, conn_id: str, request: Request) -> None:
         self._opening = opening  # until it is decided
         self._sent: tuple[Any, dict[str, Any]] | None = None
+        self._own: Callable[[Any], Any] | None = None  # the check of the welcome
         self.conn_id = conn_id
         self.request = request
         self.identity: IdentityT = None  # type: ignore[assignment]  # until the client has sent it
@@ -128,7 +142,7 @@ class Handshake(Generic[IdentityT, MetaT]):
         self.state: Any = None
 
     if not TYPE_CHECKING:
-        __class_getitem__ = classmethod(GenericAlias)  # with one argument or two
+        __class_getitem__ = classmethod(GenericAlias)  # with one argument, two or three
 
     @property
     def sent(self) -> tuple[Any, dict[str, Any]]:
@@ -137,13 +151,24 @@ class Handshake(Generic[IdentityT, MetaT]):
             return self._sent
         return self.identity, self.meta  # type: ignore[return-value]  # not checked, so they are what was sent
 
-    def become(self, identity: Any, meta: Any) -> None:
-        """Have an identity and a meta that have been checked; the connection will have those that were sent."""
+    def become(self, identity: Any, meta: Any, own: Callable[[Any], Any] | None = None) -> None:
+        """Have an identity and a meta that have been checked; the connection will have those that were sent.
+
+        Args:
+            identity: The identity.
+            meta: The meta.
+            own: Checks the welcome; `None` for any.
+        """
         self._sent = self.sent
-        self.identity, self.meta = identity, meta
+        self.identity, self.meta, self._own = identity, meta, own
 
     def accept(
-        self, cid: ClientId, welcome: Any = None, *, state: Any = None, expires: datetime | float | None = None
+        self,
+        cid: ClientId,
+        welcome: WelcomeT = None,  # type: ignore[assignment]  # unless its type says that there is one
+        *,
+        state: Any = None,
+        expires: datetime | float | None = None,
     ) -> None:
         """Accept the client.
 
@@ -160,13 +185,15 @@ class Handshake(Generic[IdentityT, MetaT]):
         A second decision does nothing, nor does one after the client has gone.
 
         Raises:
-            TypeError: `cid` is not hashable; `expires` is not a time.
+            TypeError: `cid` is not hashable; `expires` is not a time; the welcome is not of its type.
             ValueError: `expires` has no time zone, or is not in seconds.
             WseError: `MSG_PROCESSING_ERROR`, when the welcome cannot be encoded; `LIMIT_EXCEEDED`, when it is larger
                 than the client takes.
         """
         if self._opening is not None:
             self._opening.check_thread()
+            if self._own is not None:
+                welcome = self._own(welcome)
             self.state = state
             self._opening.accept(cid, welcome, None if expires is None else unix_time(expires))
 
@@ -216,7 +243,7 @@ def handshake_of(conn: WseConnection) -> Handshake:
     return auth
 
 
-AuthHandler = Callable[[Handshake[Any, Any]], Any]
+AuthHandler = Callable[[Handshake[Any, Any, Any]], Any]
 
 S = TypeVar("S", bound=Session)
 S_contra = TypeVar("S_contra", bound=Session, contravariant=True)

@@ -22,6 +22,7 @@ from wse.core.hub.handshake import Returning, ServerOpening
 from wse.core.hub.kept.histories import Histories
 from wse.core.hub.kept.inboxes import Inboxes
 from wse.core.hub.network import EVERYONE, USER, Network
+from wse.core.hub.presence.joining import RoomsExtension
 from wse.core.hub.resumption import Resumption
 from wse.core.hub.rooms import Rooms
 from wse.core.hub.sockets import Sockets
@@ -73,6 +74,7 @@ class Hub:
     Attributes:
         kept: Messages that are kept in a store; `None` for none.
         inboxes: Devices of users that get them.
+        entrance: Where clients enter rooms by themselves.
     """
 
     def __init__(
@@ -121,6 +123,8 @@ class Hub:
         self._arrivals = Arrivals(endpoint.scheduler)
         self.rooms = Rooms(self)
         self.fallbacks = Fallbacks(self)
+        self.entrance = RoomsExtension(self)
+        endpoint.extensions.add(self.entrance)
         self.network: Network
         self.joined: Signal[WseIdentity, dict[str, Any]] = self.signal("joined", "identity", "meta")
         self.left: Signal[WseIdentity, int, str] = self.signal("left", "identity", "code", "reason")

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from wse.core.hub.fallback import Watch
     from wse.core.hub.handshake import Returning
     from wse.core.hub.moving import Luggage
+    from wse.core.hub.presence.board import Board, Entry
     from wse.core.hub.tickets import Claim, Refusal
     from wse.core.packed import Packed
     from wse.core.ports.store import Record
@@ -191,6 +192,20 @@ class Network(typing.Protocol):
     async def members(self, name: RoomName) -> frozenset[ClientId]:
         """The users in the room on other nodes, as far as those answer in time."""
         ...
+
+    # Presence in rooms.
+
+    def open_board(self, board: Board) -> None:
+        """The first connection of this node has entered a room with presence: get the states of the other nodes."""
+
+    def close_board(self, board: Board) -> None:
+        """The last connection of this node has left the room."""
+
+    def post(self, board: Board, entries: list[Entry]) -> None:
+        """Tell the other nodes of changes in this node's part."""
+
+    async def gathered(self, board: Board) -> None:
+        """Return when the states of the other nodes have come, as far as those answer in time."""
 
     # Presence.
 

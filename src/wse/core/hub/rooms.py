@@ -7,11 +7,14 @@ from typing import TYPE_CHECKING, Any, overload
 
 from wse.core.hub.connection import WseConnection, WseIdentity
 from wse.core.hub.network import ROOM
+from wse.core.hub.presence.board import Board
+from wse.core.hub.presence.presence import Presence
+from wse.core.session.states import decode_state
 from wse.errors import ErrorCode, WseError
 from wse.types import ClientId, MessageKey, MessageType, RoomName
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Coroutine, Hashable
+    from collections.abc import Collection, Coroutine, Hashable, Mapping
 
     from wse.core.hub.connection import Exclude
     from wse.core.hub.kept.histories import Histories, KeptMessage
@@ -184,12 +187,48 @@ class Room:
         return await self._rooms.members(self.name)
 
     @property
+    def presence(self) -> Presence:
+        """What the members of the room show each other.
+
+        Raises:
+            WseError: `UNSUPPORTED`: the room has no presence; `server.room(name, presence=True)` gives it one.
+        """
+        return self._rooms.presence(self.name)
+
+    @property
     def when(self) -> RoomSignals:
         """The room's signals. Once used, the server keeps them as long as it lives, even while the room is empty."""
         return self._rooms.signals(self.name)
 
     def __repr__(self) -> str:
         return f"<Room {self.name}>"
+
+
+class Hooks:
+    """What is to be told when members come and go, of a room for which anything is.
+
+    Attributes:
+        signals: The application's.
+        board: What the members show each other.
+    """
+
+    __slots__ = ("board", "signals")
+
+    def __init__(self) -> None:
+        self.signals: RoomSignals | None = None
+        self.board: Board | None = None
+
+    def joined(self, conn: WseConnection, silent: bool) -> None:
+        if self.board is not None:
+            self.board.enter(conn)
+        if self.signals is not None and not silent:
+            self.signals.joined._emit(conn)
+
+    def left(self, conn: WseConnection, silent: bool) -> None:
+        if self.board is not None:
+            self.board.leave(conn)
+        if self.signals is not None and not silent:
+            self.signals.left._emit(conn)
 
 
 class Rooms:
@@ -199,7 +238,7 @@ class Rooms:
         self._hub = hub
         self._members: dict[RoomName, dict[str, WseConnection]] = {}
         self._rooms_of: dict[str, set[RoomName]] = {}  # by conn_id, only for connections in a room
-        self._signals: dict[RoomName, RoomSignals] = {}
+        self._hooks: dict[RoomName, Hooks] = {}
         self.histories: Histories | None = None
 
     @property
@@ -222,15 +261,53 @@ class Rooms:
         self._hub.endpoint.check_thread()
 
     def signals(self, name: RoomName) -> RoomSignals:
-        signals = self._signals.get(name)
-        if signals is None:
-            signals = self._signals[name] = RoomSignals(self._hub)
-        return signals
+        hooks = self._hooks.get(name) or self._hooks.setdefault(name, Hooks())
+        if hooks.signals is None:
+            hooks.signals = RoomSignals(self._hub)
+        return hooks.signals
+
+    def board(self, name: RoomName) -> Board | None:
+        """What the members of a room show each other, if it has presence."""
+        hooks = self._hooks.get(name)
+        return None if hooks is None else hooks.board
+
+    def make_board(self, name: RoomName) -> Board:
+        """Give a room presence, unless it has it already."""
+        hooks = self._hooks.get(name) or self._hooks.setdefault(name, Hooks())
+        if hooks.board is None:
+            hooks.board = Board(self._hub, name)
+            for conn in self.local(name):
+                hooks.board.enter(conn)
+        return hooks.board
+
+    def states_of(self, conn: WseConnection) -> dict[RoomName, tuple[bytes | None, float | None]]:
+        """What a connection shows in its rooms with presence, and for how many seconds."""
+        boards = {name: board for name in self.of(conn) if (board := self.board(name)) is not None}
+        return {name: board.state_of(conn) for name, board in boards.items()}
+
+    def show(self, name: RoomName, conn: WseConnection, state: tuple[bytes | None, float | None]) -> None:
+        """Show again what a connection has shown on another node."""
+        board = self.make_board(name)
+        data, ttl = state
+        if data is not None and (ttl is None or ttl > 0) and conn.conn_id in board.members:
+            board.set(conn, decode_state(data), data, ttl)
+
+    def presence(self, name: RoomName) -> Presence:
+        board = self.board(name)
+        if board is None:
+            problem = f"room {name!r} has no presence: server.room(name, presence=True) gives it one"
+            raise WseError(ErrorCode.UNSUPPORTED, {"extension": "rooms"}, problem)
+        return Presence(self._hub.endpoint, board)
 
     def local(self, name: RoomName) -> Collection[WseConnection]:
         """The connections of this node that are in the room."""
         members = self._members.get(name)
         return () if members is None else members.values()
+
+    @property
+    def by_name(self) -> Mapping[RoomName, Mapping[str, WseConnection]]:
+        """The rooms with members on this node, and these by their `conn_id`."""
+        return self._members
 
     def local_users(self, name: RoomName) -> frozenset[ClientId]:
         """The users with a connection of this node in the room."""
@@ -254,8 +331,9 @@ class Rooms:
         if conn.conn_id not in members:
             members[conn.conn_id] = conn
             self._rooms_of.setdefault(conn.conn_id, set()).add(name)
-            if name in self._signals and not silent:
-                self._signals[name].joined._emit(conn)
+            hooks = self._hooks.get(name)
+            if hooks is not None:
+                hooks.joined(conn, silent)
 
     def discard(self, name: RoomName, conn: WseConnection) -> None:
         rooms = self._rooms_of.get(conn.conn_id)
@@ -287,8 +365,9 @@ class Rooms:
         if not members:
             del self._members[name]
             self._hub.network.unwant_room(name)
-        if name in self._signals and not silent:
-            self._signals[name].left._emit(conn)
+        hooks = self._hooks.get(name)
+        if hooks is not None:
+            hooks.left(conn, silent)
 
 
 def keeps_nothing() -> WseError:
@@ -303,4 +382,6 @@ def _connections(member: WseConnection | WseIdentity) -> tuple[WseConnection, ..
         return tuple(member.conns.values())
     if isinstance(member, WseConnection):
         return (member,)
-    raise TypeError(f"a member of a room is a WseConnection or a WseIdentity, not {member!r}")
+    raise TypeError(
+        f"a member of a room is a WseConnection or a WseIdentity, such as conn or conn.client, not {member!r:.100}"
+    )

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from wse.core.hub.connection import ServerSession, WseConnection, WseIdentity
     from wse.core.hub.fallback import Watch
     from wse.core.hub.hub import Hub
+    from wse.core.hub.presence.board import Board, Entry
     from wse.core.hub.tickets import Claim
     from wse.core.packed import Packed
     from wse.core.ports.scheduling import Timer
@@ -110,6 +111,14 @@ class SingleNode:
 
     async def members(self, name: RoomName) -> frozenset[ClientId]:
         return frozenset()
+
+    def open_board(self, board: Board) -> None: ...
+
+    def close_board(self, board: Board) -> None: ...
+
+    def post(self, board: Board, entries: list[Entry]) -> None: ...
+
+    async def gathered(self, board: Board) -> None: ...
 
     async def callees(self, cid: ClientId) -> list[Callee]:
         return [*self._hub.sessions_of(cid)]

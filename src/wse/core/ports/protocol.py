@@ -57,6 +57,10 @@ class ExtensionTypes:
     end: MessageType = "~wse:end"
     kept: MessageType = "~wse:kept"
     seen: MessageType = "~wse:seen"
+    join: MessageType = "~wse:join"
+    leave: MessageType = "~wse:leave"
+    set: MessageType = "~wse:set"
+    presence: MessageType = "~wse:presence"
 
     def names(self) -> frozenset[MessageType]:
         """All of them, which an application may not use."""

@@ -117,7 +117,6 @@ class Ledger:
         "_late_ack",
         "_look_at",
         "_owes_ack",
-        "_receive",
         "_resend",
         "_retention",
         "_returns",
@@ -151,7 +150,6 @@ class Ledger:
         self._bounds = bounds
         self._acks = acks
         self._retention = retention
-        self._receive = session.receive
         self._acked = 0  # how much of `got` the peer has been told
         self._ack_scheduled = False
         self._late_ack = False  # an ack is due when the socket takes more
@@ -244,7 +242,7 @@ class Ledger:
         self.got = got = self.got + 1
         if got >= self.ack_at:
             self._ack_due()
-        self._receive(data)
+        self.session.receive(data)
 
     def closed(self, code: int, reason: str) -> None:
         session = self.session

@@ -51,6 +51,7 @@ async def listen(
     handshake_timeout: float | None,
     files: Mapping[str, StaticResource],
     routes: Mapping[str, Route],
+    acceptors: Mapping[str, Acceptor],
     compression: Compression | None,
 ) -> Listener:
     """Accept WebSockets on a port or another socket; answer plain GETs with files, and at `/healthz` and `/readyz`.
@@ -68,12 +69,13 @@ async def listen(
         handshake_timeout: Seconds that a client has for its HTTP request.
         files: Files for plain GETs, by path.
         routes: What answers other plain requests, by path.
+        acceptors: Further servers, each for the WebSockets of one path.
         compression: Agreed on with clients that support it; `None` for no compression.
 
     Raises:
         OSError: The port or the path is not available.
     """
-    listener = Listener(acceptor, path, handshake_timeout, files, routes, compression)
+    listener = Listener(acceptor, path, handshake_timeout, files, routes, acceptors, compression)
     loop = asyncio.get_running_loop()
     if ssl is not None:
         loop = tls_loop(loop)
@@ -123,6 +125,7 @@ class Listener:
         handshake_timeout: float | None,
         files: Mapping[str, StaticResource],
         routes: Mapping[str, Route],
+        acceptors: Mapping[str, Acceptor],
         compression: Compression | None,
     ) -> None:
         self.acceptor = acceptor
@@ -134,6 +137,7 @@ class Listener:
         self._path = path
         self._files = files
         self._routes = routes
+        self._others = {at: (other, Upgrader(other.limits, None)) for at, other in acceptors.items()}
 
     @property
     def port(self) -> int | None:
@@ -216,24 +220,30 @@ class Listener:
         Raises:
             HttpError: The WebSocket is refused.
         """
-        if self._path is not None and head.path != self._path:
+        other = self._others.get(head.path)
+        if other is None and self._path is not None and head.path != self._path:
             raise HttpError(HTTPStatus.NOT_FOUND)
-        refusal = self.acceptor.admission.refusal(head.headers)
+        acceptor = self.acceptor if other is None else other[0]
+        refusal = acceptor.admission.refusal(head.headers)
         if refusal is not None:
             raise HttpError(refusal.status, refusal.headers)
         return head.websocket_key()
 
     def upgrade(self, transport: asyncio.Transport, head: HttpHead, key: str, received: bytes) -> None:
         """Open a WebSocket."""
-        protocol = self.acceptor.select(tokens(head.headers.getall("Sec-WebSocket-Protocol", [])))
+        acceptor, upgrader = self._others.get(head.path) or (self.acceptor, self._upgrader)
+        protocol = acceptor.select(tokens(head.headers.getall("Sec-WebSocket-Protocol", [])))
         extensions = head.headers.getall("Sec-WebSocket-Extensions", [])
-        open_session = partial(self._open, head, transport_certificate(transport), protocol)
-        self._upgrader.upgrade(transport, received, key, extensions, protocol, open_session)
+        open_session = partial(_open, acceptor, head, transport_certificate(transport), protocol)
+        upgrader.upgrade(transport, received, key, extensions, protocol, open_session)
 
-    def _open(self, head: HttpHead, cert: Certificate | None, protocol: Protocol | None, link: Link) -> Receiver:
-        remote_addr = self.acceptor.admission.address(link.remote_addr, head.headers)
-        request = HttpRequest(head.target, head.kept_headers(), remote_addr, certificate=cert)
-        return self.acceptor.open(link, request, protocol)
+
+def _open(
+    acceptor: Acceptor, head: HttpHead, cert: Certificate | None, protocol: Protocol | None, link: Link
+) -> Receiver:
+    remote_addr = acceptor.admission.address(link.remote_addr, head.headers)
+    request = HttpRequest(head.target, head.kept_headers(), remote_addr, certificate=cert)
+    return acceptor.open(link, request, protocol)
 
 
 class HttpConnection(asyncio.Protocol):

@@ -1,0 +1,1 @@
+"""Notes that several people share: a FastAPI application with a typed WebSocket server."""

@@ -1,0 +1,1 @@
+"""Presence in rooms: what the members of a room show each other, such as cursors, or that they are typing."""
