@@ -111,6 +111,10 @@ instructions: $(STAMP)  ## instruction counts of the core, compared with those r
 bench: $(STAMP)  ## WSE and other servers, side by side
 	$(BIN)/python bench/run.py $(ARGS)
 
+.PHONY: bench-inbox
+bench-inbox: $(STAMP)  ## what is kept for users who are away, beside Socket.IO's streams adapter
+	$(BIN)/python bench/inbox.py $(ARGS)
+
 .PHONY: bench-cluster
 bench-cluster: $(STAMP)  ## a cluster, compared with a single node and with other libraries
 	$(BIN)/python bench/cluster.py $(ARGS)

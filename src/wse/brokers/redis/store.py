@@ -10,6 +10,7 @@ What is kept survives a restart of the engine only if the engine writes it to a 
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING, Any
 
 from wse.brokers.redis.store_scripts import CURSOR, KEEP, READ, SEEN
@@ -74,8 +75,8 @@ class RedisStore:
 
     async def last(self, boxes: Sequence[str]) -> list[int]:
         async def ask(connection: RedisConnection) -> list[int]:
-            answers = [connection.command("HGET", f"{self._keys}ih:{box}", "#n") for box in boxes]
-            return [int(await answer or 0) for answer in answers]
+            asked = (connection.command("HGET", f"{self._keys}ih:{box}", "#n") for box in boxes)
+            return [int(answer or 0) for answer in await asyncio.gather(*asked)]
 
         return await self._broker.ask(ask)
 
