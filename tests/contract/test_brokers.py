@@ -481,6 +481,21 @@ async def test_a_device_is_taken_over_by_another_node_and_nobody_is_told(cluster
     assert [device.conn_id async for page in two.broker.mine() for device in page] == ["c1"]
 
 
+async def test_a_node_that_was_not_told_that_its_device_was_displaced_can_find_out(cluster):
+    one, two = await cluster.nodes(2)
+    devices = [(await one.broker.join(one.device(user, f"c-{user}"), 1)).device for user in ("ann", "bob")]
+    assert [device.conn_id for device in (await two.broker.join(two.device("ann", "c2"), 1)).displaced] == ["c-ann"]
+
+    async def listed():
+        listed = [device async for page in one.broker.mine() for device in page]
+        return sorted((device.conn_id, device.away) for device in listed if device.away is not Away.GONE)
+
+    assert await listed() == [("c-bob", Away.HERE)]
+    await one.broker.leave(devices[0])
+    assert [device.conn_id async for page in one.broker.mine() for device in page] == ["c-bob"]
+    assert [device.conn_id for device in await one.broker.devices("ann")] == ["c2"]
+
+
 async def test_a_device_that_the_other_node_does_not_have_is_not_taken_over(cluster):
     one, two, three = await cluster.nodes(3)
     device = (await one.broker.join(one.device("ann", "c1"), 10)).device

@@ -6,9 +6,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from support.presence import Rooms, is_present, shown
+from support.core import ServerSide
+from support.presence import Member, Rooms, come, is_present, shown
+from wse import ErrorCode, WseError, WseJSON, WseMsgpack
 from wse.core.cluster import envelope
 from wse.core.cluster.boards import SILENT_BEATS
+from wse.core.hub.rooms import Room
 
 profile = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
 
@@ -123,3 +126,41 @@ def test_all_members_agree_after_any_losses_and_deaths(story):
 @given(st.lists(st.tuples(st.sampled_from(STEPS), st.integers(0, 1 << 16)), min_size=50, max_size=200))
 def test_all_members_agree_after_any_losses_and_deaths_in_a_long_story(story):
     tell(story)
+
+
+values = st.recursive(
+    st.sampled_from([None, True, False, 0, 1, -1, 1.5, 10**30, "", "doc", "x" * 300, "\x00", "plain"]),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.sampled_from(["a", "doc"]), inner, max_size=2),
+    max_leaves=6,
+)
+messages = st.tuples(
+    st.sampled_from(["~wse:join", "~wse:leave", "~wse:set", "~wse:presence"]),
+    values | st.tuples(st.sampled_from(["doc", "plain", "x"]), values, values).map(list),
+    st.sampled_from([None, 0, 1, "s", [1], True]),
+)
+
+
+@settings(profile, max_examples=50, derandomize=True)
+@given(st.lists(messages, max_size=12), st.sampled_from([WseJSON(), WseMsgpack()]))
+def test_whatever_a_client_says_of_rooms_harms_nobody_but_itself(said, protocol):
+    side = ServerSide(protocols=(WseJSON(), WseMsgpack()), conns_per_user=100)
+    side.hub.entrance.guard = lambda conn, name: name != "x"
+    room = Room(side.hub.rooms, "doc")
+    side.hub.rooms.make_board("doc")
+    bystander = Member(come(side, "bystander"))
+    room.add(bystander.conn)
+    peer = come(side, "ann", protocol=protocol)
+    for type_, payload, stamp in said:
+        if peer.session.ended:
+            peer = come(side, "ann", protocol=protocol)
+        try:
+            data = protocol.pack(type_, payload, stamp)
+        except OverflowError:  # MessagePack has no such integers
+            continue
+        peer.receiver.receive(data)
+        side.scheduler.advance(0.1)
+    refused = {ErrorCode.PROTOCOL_VIOLATION, ErrorCode.LIMIT_EXCEEDED, ErrorCode.RP_EXECUTION_FAILED}
+    assert {error.code for error, _ in side.errors} <= refused
+    assert all(error.__cause__ is None or isinstance(error.__cause__, WseError) for error, _ in side.errors)
+    assert bystander.read() == shown(room)
+    assert not bystander.conn._session.ended

@@ -10,7 +10,7 @@ from wse import ErrorCode, WseError
 from wse.core.cluster.firing import FIRED_TTL
 from wse.core.cluster.reconciler import EARLIER, FORGOTTEN, WIDTH, Reconciler, each
 from wse.core.cluster.registration import Registration, Registrations, State
-from wse.core.ports.broker import Device, Lease, Step, Transition
+from wse.core.ports.broker import Away, Device, Lease, Step, Transition
 
 
 class Parts:
@@ -289,6 +289,13 @@ def test_a_device_that_has_changed_while_the_register_was_read_is_left_alone(nod
     node.mine = later
     assert node.reconcile() == []
     assert one.state is State.DISPLACED
+
+
+def test_a_device_that_others_have_taken_out_is_registered_again_and_a_ghost_of_that_kind_is_taken_out(node):
+    node.add("c1")
+    node.pages = [[Device("sann", "c1", "node", away=Away.GONE), Device("sann", "ghost", "node", away=Away.GONE)]]
+    assert node.reconcile() == [("leave", "ghost", 0), ("fire", ("sann", 2)), ("settle", "c1")]
+    assert node.registrations["c1"].state is State.OUTSIDE
 
 
 def test_ghosts_are_taken_out_and_what_that_causes_is_fired(node):

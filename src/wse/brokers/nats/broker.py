@@ -34,13 +34,14 @@ manages streams; messages and the steps of the register pass it by (`wse.brokers
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import unquote, urlsplit
 
 from wse.brokers.nats.changes import Changes
 from wse.brokers.nats.connection import NatsConnection
 from wse.brokers.nats.leases import OwnLease, nodes
-from wse.brokers.nats.outbox import OUTBOX, Outbox
+from wse.brokers.nats.outbox import Outbox
 from wse.brokers.nats.reaping import Reaping
 from wse.brokers.nats.records import new_generation, read_record
 from wse.brokers.nats.store import NatsStore
@@ -53,6 +54,9 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Collection, Iterable
 
     from wse.core.ports.broker import BrokerListener
+
+PAGE = 500
+"""Users whose records are compared with hints at a time."""
 
 SCAN = 60.0
 """Seconds that reading all hints of a node may take."""
@@ -207,8 +211,11 @@ class NatsBroker(ReconnectingBroker[NatsConnection]):
 
     async def mine(self) -> AsyncIterator[list[Device]]:
         self._lease.check(self._connection)
-        for user, _, conn_ids in await self.hints(self._node):
-            yield [Device(user, conn_id, self._node) for conn_id in conn_ids if conn_id != OUTBOX]
+        hinted = {user: conn_ids for user, _, conn_ids in await self.hints(self._node)}
+        users = [*hinted]
+        for start in range(0, len(users), PAGE):
+            page = {user: hinted[user] for user in users[start : start + PAGE]}
+            yield await self.ask(partial(self._outbox.listed, page))
 
     async def devices(self, user: str) -> list[Device]:
         _, value = await self.ask(lambda connection: connection.bucket.get(f"user.{user}"))

@@ -9,13 +9,15 @@ from typing import TYPE_CHECKING
 
 from wse.brokers.nats.records import read_record
 from wse.brokers.placement import UserRecord
+from wse.core.ports.broker import Away, Device
 from wse.errors import WseError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Collection, Iterable, Mapping
 
     from wse.brokers.nats.broker import NatsBroker
     from wse.brokers.nats.changes import Changes
+    from wse.brokers.nats.connection import NatsConnection
     from wse.core.ports.broker import Transition
 
 MAX_CONCURRENT_CHANGES = 100
@@ -82,6 +84,29 @@ class Outbox:
         connection = self._broker.connection
         if self._users.pop(user, False) and user not in self.held and connection is not None:
             connection.hints.put(self._node, user, ())
+
+    async def listed(self, hinted: Mapping[str, Collection[str]], connection: NatsConnection) -> list[Device]:
+        """The devices of this node of which hints speak, by user; gone if the record does not have them.
+
+        A hint lags behind when another node has displaced a device, and stays if this node was never told.
+        """
+        keys = {user: f"user.{user}" for user in hinted}
+        seen = await connection.bucket.glance([*keys.values()])
+        held = {user: self._held_in(user, seen[key][1]) for user, key in keys.items() if key in seen}
+        # What was seen may be out of date.
+        doubtful = [user for user, conn_ids in hinted.items() if not held.get(user, set()).issuperset(conn_ids)]
+        found = await connection.bucket.get_many([keys[user] for user in doubtful])
+        held |= {user: self._held_in(user, value) for user, (_, value) in zip(doubtful, found, strict=True)}
+        return [
+            Device(user, conn_id, self._node, away=Away.HERE if conn_id in held[user] else Away.GONE)
+            for user, conn_ids in hinted.items()
+            for conn_id in conn_ids
+            if conn_id != OUTBOX
+        ]
+
+    def _held_in(self, user: str, value: bytes) -> set[str]:
+        devices = read_record(user, value).devices.values()
+        return {OUTBOX} | {device.conn_id for device in devices if device.node == self._node}
 
     async def pending(self) -> list[Transition]:
         """See `wse.core.ports.broker.Broker.pending`."""

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from wse.core.cluster.firing import FIRED_TTL
 from wse.core.cluster.registration import State
+from wse.core.ports.broker import Away
 from wse.errors import WseError
 
 if TYPE_CHECKING:
@@ -131,7 +132,7 @@ class Reconciler:
                     registration = self._registrations.get(device.conn_id)
                     if registration is None:
                         ghosts.append(device)
-                    else:
+                    elif device.away is not Away.GONE:
                         missing.pop(registration, None)
             for registration in missing:
                 if registration.state is State.INSIDE:

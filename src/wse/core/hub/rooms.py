@@ -331,9 +331,8 @@ class Rooms:
         if conn.conn_id not in members:
             members[conn.conn_id] = conn
             self._rooms_of.setdefault(conn.conn_id, set()).add(name)
-            hooks = self._hooks.get(name)
-            if hooks is not None:
-                hooks.joined(conn, silent)
+            if name in self._hooks:
+                self._hooks[name].joined(conn, silent)
 
     def discard(self, name: RoomName, conn: WseConnection) -> None:
         rooms = self._rooms_of.get(conn.conn_id)
@@ -365,9 +364,8 @@ class Rooms:
         if not members:
             del self._members[name]
             self._hub.network.unwant_room(name)
-        hooks = self._hooks.get(name)
-        if hooks is not None:
-            hooks.left(conn, silent)
+        if name in self._hooks:
+            self._hooks[name].left(conn, silent)
 
 
 def keeps_nothing() -> WseError:

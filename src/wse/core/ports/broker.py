@@ -296,7 +296,8 @@ class Broker(typing.Protocol):
     def mine(self) -> AsyncIterator[list[Device]]:
         """Iterate over all devices of this node in the register, in pages and in no particular order.
 
-        Devices that join or leave during the iteration may be included or not.
+        Devices that join or leave during the iteration may be included or not. One that others have taken out may be
+        included as `Away.GONE`, so that the node can `leave`.
         """
         ...
 
