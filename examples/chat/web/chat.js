@@ -104,8 +104,11 @@ const signUp = async (name, password) => {
 
 /** Log in with a password, `scram`, or come back with the session; `device` is the name of this device. */
 const logIn = async (scram, device) => {
+  // In the inbox of its user, each tab is a device of its own.
+  const inbox = session?.inbox ?? `${Date.now()}-${Math.random()}`
   const candidate = new WseClient({
     url,
+    inbox,
     WebSocket: CuttableSocket,
     reconnect: true,
     resume: true,
@@ -124,7 +127,7 @@ const logIn = async (scram, device) => {
   candidate.when.ready((welcome) => {
     client = candidate
     me = welcome
-    keepSession({ key: welcome.session, device })
+    keepSession({ key: welcome.session, device, inbox })
     enter()
   })
   candidate.when.closed((code, reason) => {
@@ -136,7 +139,7 @@ const logIn = async (scram, device) => {
   candidate.register('client-info', clientInfo)
   candidate.channel
     .on('message', showNews)
-    .on('direct', showNews)
+    .on('direct', showDirect)
     .on('sent', showMessage)
     .on('note', ({ from, text }) => showEvent(`${from}, to this device: ${text}`))
     .on('news', ({ text }) => showEvent(text))
@@ -156,7 +159,7 @@ const enter = async () => {
   $('entry').hidden = true
   if (first) {
     $('text').focus()
-    document.title = `${me.user} · WSE chat`
+    showTitle()
   }
   $('composer-error').textContent = ''
   try {
@@ -188,7 +191,8 @@ const leave = (reason) => {
   keepSession(null)
   pending.clear()
   showStatus(WSE_STATUS.OFFLINE)
-  document.title = 'WSE chat'
+  unread = 0
+  showTitle()
   for (const id of ['session', 'chat']) $(id).hidden = true
   for (const id of ['messages', 'people', 'devices', 'report']) $(id).replaceChildren()
   for (const id of ['composer', 'sign-in']) $(id).reset()
@@ -302,6 +306,26 @@ const makeItem = ({ at, from, to, text }) => {
   time.textContent = clock.format(date)
   time.title = dateAndTime.format(date)
   return item
+}
+
+let unread = 0 // messages to this user that came while this device was away, and that nobody has looked at
+
+const showTitle = () => (document.title = me ? `${unread ? `(${unread}) ` : ''}${me.user} · WSE chat` : 'WSE chat')
+
+const showDirect = (message) => {
+  if (client.kept?.at < me.now) {
+    unread++
+    showTitle()
+  }
+  showNews(message)
+}
+
+/** Whoever does something on the page has seen what is on it. */
+for (const type of ['keydown', 'pointerdown']) {
+  addEventListener(type, () => {
+    unread = 0
+    showTitle()
+  })
 }
 
 const showNews = (message) => {
