@@ -18,6 +18,7 @@ What a client may do:
     call "log-out"                         ends the session of this device
     call "history"                         the last messages
     call "report"                          a long call: sends "progress" {"done", "of"} to the caller while it lasts
+    enter the room "chat"                  to show there that one is typing, and see who else is
 The welcome has a session key: a device comes back with the identity {"session": key} instead of a password. It also
 has the server's time "now": messages that were kept earlier came while the device was away.
 The server calls "client-info" of each device. It sends "news" {"text"} when other users come and go, "online" (as
@@ -139,6 +140,12 @@ def make_server(port: int, store: Store, *, host: str = "127.0.0.1", log: Callab
         server.broadcast("online", online())
         assert conn.cid is not None  # it is authenticated
         server.send(conn.cid, "devices")
+
+    server.room("chat", presence=True)
+
+    @server.room_guard
+    def guard(conn: WseConnection, name: Any) -> bool:
+        return bool(name == "chat")
 
     @server.when.joined
     def joined(user: WseIdentity, meta: dict[str, Any]) -> None:

@@ -121,6 +121,27 @@ async def test_a_tab_counts_what_came_for_its_user_while_it_was_away(two_and_two
     await expect(second.page).to_have_title(f"{ann.user} · WSE chat")
 
 
+async def test_others_see_who_is_typing_to_everybody(two_and_two_tabs):
+    ann, second, bob = two_and_two_tabs
+    typing = bob.page.locator("#typing")
+    text = ann.page.get_by_label("Message", exact=True)
+    await text.press_sequentially("Hel")
+    await expect(typing).to_have_text(f"{ann.user} is typing…")
+    await expect(second.page.locator("#typing")).to_be_empty()
+    await text.press_sequentially("lo")
+    await text.press("Enter")
+    await expect(typing).to_be_empty()
+    await text.press_sequentially("Wait")
+    await expect(typing).to_have_text(f"{ann.user} is typing…")
+    await expect(typing).to_be_empty()  # for a while nothing is typed
+    await ann.page.locator("#to").select_option(bob.user)
+    await text.press_sequentially(" a secret")
+    await bob.page.get_by_label("Message", exact=True).press_sequentially("Hi")  # arrives after it
+    await expect(second.page.locator("#typing")).to_have_text(f"{bob.user} is typing…")
+    await expect(typing).to_be_empty()
+    await text.fill("")
+
+
 async def test_a_message_to_somebody_who_has_left_is_answered_in_a_sentence(two_and_two_tabs):
     ann, _, bob = two_and_two_tabs
     await ann.page.get_by_role("button", name=f"Write to {bob.user} only").click()

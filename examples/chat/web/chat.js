@@ -109,6 +109,7 @@ const logIn = async (scram, device) => {
   const candidate = new WseClient({
     url,
     inbox,
+    rooms: true,
     WebSocket: CuttableSocket,
     reconnect: true,
     resume: true,
@@ -160,6 +161,9 @@ const enter = async () => {
   if (first) {
     $('text').focus()
     showTitle()
+    const room = client.room('chat')
+    room.presence.when.changed(() => showTypists(room.presence.members))
+    room.join().catch((error) => showEvent(sentence(error)))
   }
   $('composer-error').textContent = ''
   try {
@@ -194,7 +198,7 @@ const leave = (reason) => {
   unread = 0
   showTitle()
   for (const id of ['session', 'chat']) $(id).hidden = true
-  for (const id of ['messages', 'people', 'devices', 'report']) $(id).replaceChildren()
+  for (const id of ['messages', 'people', 'devices', 'report', 'typing']) $(id).replaceChildren()
   for (const id of ['composer', 'sign-in']) $(id).reset()
   shown.clear()
   showMode()
@@ -450,6 +454,7 @@ const send = () => {
   if (!text) return
   $('composer-error').textContent = ''
   $('text').value = ''
+  showTyping()
   const at = new Date().toISOString()
   const ref = btoa(String.fromCharCode(...crypto.getRandomValues(new Uint8Array(18))))
   const item = makeItem({ at, from: `${me.user}/${session.device}`, to, text })
@@ -460,6 +465,23 @@ const send = () => {
   pending.set(ref, message)
   deliver(message)
   $('text').focus()
+}
+
+// Who is typing. What is for one user only is nobody else's affair.
+
+const TYPING = 3 // seconds after the last key
+
+const showTyping = () => {
+  const { presence } = client.room('chat')
+  if ($('text').value && !$('to').value) presence.set({ typing: true }, { ttl: TYPING })
+  else presence.clear()
+}
+$('text').addEventListener('input', showTyping)
+
+const showTypists = (members) => {
+  const names = Object.keys(members).filter((name) => name !== me?.user)
+  const last = names.pop()
+  $('typing').textContent = !last ? '' : names.length ? `${names.join(', ')} and ${last} are typing…` : `${last} is typing…`
 }
 
 // Lists that are drawn anew when something changes.
