@@ -576,6 +576,15 @@ def test_garbage_breaks_the_protocol_and_is_no_traceback(type_, payload, stamp):
     assert side.shown == {}
 
 
+def test_a_ttl_beyond_all_floats_breaks_the_protocol_and_is_no_traceback():
+    side = Side()
+    ann = side.member("ann")
+    ann.peer.receiver.receive(f'["~wse:set",["doc",1,1{"0" * 400}],null]')
+    assert ann.peer.closed_with == (1000, "wse.protocol-error")
+    assert side.error.code == ErrorCode.PROTOCOL_VIOLATION
+    assert side.shown == {}
+
+
 def test_a_state_from_a_client_that_is_too_large_is_dropped_and_reported_once():
     side = Side(limits=Limits(state_size=50))
     ann = side.member("ann")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from math import inf
+import sys
 from typing import Any
 
 import msgspec
@@ -37,7 +37,7 @@ def check_ttl(ttl: Any) -> None:
     """Reject what is not a time.
 
     Raises:
-        ValueError: It is neither `None` nor a finite number of seconds above 0.
+        ValueError: It is neither `None` nor a number of seconds above 0 that a float can hold: JSON has larger integers.
     """
-    if ttl is not None and not (isinstance(ttl, int | float) and not isinstance(ttl, bool) and 0 < ttl < inf):
+    if ttl is not None and not (isinstance(ttl, int | float) and not isinstance(ttl, bool) and 0 < ttl <= sys.float_info.max):
         raise ValueError(f"ttl is in seconds, more than 0, not {ttl!r}")
