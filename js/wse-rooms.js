@@ -25,6 +25,8 @@ class Room {
   #failed
   #states = new Map()
   #isIn = false
+  // The server has been asked, and may let the client in later.
+  #mayBeIn = false
   // To be entered again after a reconnect.
   #isWanted = false
   #joining = 0
@@ -81,7 +83,13 @@ class Room {
     this.#joining++
     try {
       await this.#inTurn(async () => {
-        this.#hasPresence = (await this.#rooms.call('join', this.#name)) !== false
+        this.#mayBeIn = true
+        try {
+          this.#hasPresence = (await this.#rooms.call('join', this.#name)) !== false
+        } catch (error) {
+          this.#mayBeIn = this.#isIn || error.code === 'wse.client.rp.timeout'
+          throw error
+        }
         this.#isWanted = this.#isIn = true
       })
     } finally {
@@ -91,8 +99,8 @@ class Room {
   }
 
   async #leave() {
-    const wasIn = this.#isIn
-    this.#isIn = this.#isWanted = false
+    const wasIn = this.#isIn || this.#mayBeIn
+    this.#isIn = this.#mayBeIn = this.#isWanted = false
     this.#shown = null
     try {
       if (wasIn) await this.#rooms.call('leave', this.#name)
@@ -133,7 +141,7 @@ class Room {
   welcomed(isResumed) {
     if (isResumed) return this.#isIn && this.#show()
     if (this.#shown) this.#shown.isTold = false
-    this.#isIn = false
+    this.#isIn = this.#mayBeIn = false
     if (!this.#isWanted) return this.out()
     this.join().catch((error) => {
       if (isAway(error)) return
@@ -149,7 +157,7 @@ class Room {
 
   /** The client is not in the room, and does not enter it again by itself. */
   out() {
-    this.#isIn = this.#isWanted = false
+    this.#isIn = this.#mayBeIn = this.#isWanted = false
     this.#shown = null
     this.#take([], true)
   }

@@ -144,6 +144,14 @@ test('a client that leaves while it enters is out in the end', async (t) => {
   assert.throws(() => room.presence.set('x'), { code: WSE_ERROR.CLIENT_NOT_READY })
 })
 
+test('a client that no longer waits for the answer can leave', async (t) => {
+  const { client } = await connect(t, 'ann', { timeout: 1 })
+  const room = client.room('slow')
+  await assert.rejects(room.join(), { code: WSE_ERROR.RP_TIMEOUT })
+  await room.leave()
+  assert.equal(await client.call('decide'), 0)
+})
+
 test('a server that knows no rooms', async (t) => {
   const { client } = await connect(t, 'ann', { protocol: { ...new WseMsgpack(msgpack), extensions: undefined } })
   await assert.rejects(client.room('doc').join(), { code: WSE_ERROR.UNSUPPORTED })

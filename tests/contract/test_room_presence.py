@@ -331,6 +331,28 @@ async def test_a_client_that_leaves_while_it_enters_is_out_in_the_end():
     await server.close()
 
 
+async def test_a_client_that_no_longer_waits_for_the_answer_can_leave():
+    server = make_rooms()
+    verdict, has_decided = asyncio.Event(), asyncio.Event()
+
+    @server.room_guard
+    async def guard(conn, name):
+        await verdict.wait()
+        has_decided.set()
+
+    async with connect(server, "ann") as ann:
+        room = ann.room("plain")
+        with pytest.raises(WseError) as caught:
+            await soon(room.join(timeout=0.01))
+        assert caught.value.code == ErrorCode.RP_TIMEOUT
+        await soon(room.leave())
+        verdict.set()
+        await soon(has_decided.wait())
+        await soon(ann.room("other").join())  # what was decided before has been done
+        assert not server.room("plain")._rooms.local("plain")
+    await server.close()
+
+
 async def test_a_state_is_not_shown_again_when_its_time_is_over():
     server = make_rooms()
     async with connect(server, "ann", **AGAIN) as ann:

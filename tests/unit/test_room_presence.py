@@ -478,6 +478,29 @@ def test_an_async_guard_decides_later():
     assert not side.hub.rooms.local("doc")
 
 
+def test_a_client_that_leaves_before_the_guard_has_decided_is_not_let_in():
+    side = Side()
+    verdicts = []
+
+    async def guard(conn, name):
+        verdicts.append(side.scheduler.create_future())
+        return await verdicts[-1]
+
+    side.hub.entrance.guard = guard
+    ann = side.come("ann")
+    ann.say("~wse:join", "doc", 1)
+    assert side.ask(ann, "~wse:leave", stamp=2) == [("~wse:response", None, 2)]
+    assert side.ask(ann, stamp=3) == []
+    verdicts[0].set_result(None)
+    side.scheduler.run()
+    assert refusal(ann.heard) == ("wse.not-authorized", None)
+    assert not side.hub.rooms.local("doc")
+    verdicts[1].set_result(None)
+    side.scheduler.run()
+    assert [stamp for *_, stamp in ann.heard] == [None, 3]
+    assert not side.hub.entrance._entering
+
+
 def test_an_exception_of_the_guard_is_reported_and_answered_like_that_of_a_procedure():
     def guard(conn, name):
         raise RuntimeError("database")

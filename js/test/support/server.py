@@ -166,11 +166,21 @@ def rooms() -> WseServer:
     def identify(auth: Handshake) -> None:
         auth.accept(str(auth.identity))
 
+    verdict = asyncio.Event()
+
     @server.room_guard
     async def guard(conn: Any, name: Any) -> bool:
         if name == "secret":
             raise WseError("app.secret", {"room": name})
+        if name == "slow":
+            await verdict.wait()
         return bool(name != "closed")
+
+    @server.register("decide")
+    async def decide(conn: Any, payload: Any) -> int:
+        verdict.set()
+        await asyncio.sleep(0)
+        return len(await server.room("slow").members())
 
     @server.register("add")
     def add(conn: Any, payload: Any) -> None:

@@ -136,7 +136,18 @@ class ClientRoom:
         presence: What its members show each other.
     """
 
-    __slots__ = ("_has_presence", "_is_in", "_is_wanted", "_joining", "_order", "_rooms", "_state", "name", "presence")
+    __slots__ = (
+        "_has_presence",
+        "_is_in",
+        "_is_wanted",
+        "_joining",
+        "_may_be_in",
+        "_order",
+        "_rooms",
+        "_state",
+        "name",
+        "presence",
+    )
 
     def __init__(self, rooms: ClientRooms, endpoint: Endpoint, name: RoomName) -> None:
         self._rooms = rooms
@@ -144,6 +155,7 @@ class ClientRoom:
         self.presence = ClientPresence(self, endpoint)
         self._is_wanted = False  # to be entered again after a reconnect
         self._is_in = False
+        self._may_be_in = False  # the server has been asked, and may let the client in later
         self._has_presence = True
         self._joining = 0
         self._order = asyncio.Lock()  # of entering and leaving
@@ -166,7 +178,12 @@ class ClientRoom:
         self._joining += 1
         try:
             async with self._order:
-                self._has_presence = await self._rooms.call("join", self.name, timeout) is not False
+                self._may_be_in = True
+                try:
+                    self._has_presence = await self._rooms.call("join", self.name, timeout) is not False
+                except WseError as exc:
+                    self._may_be_in = self._is_in or exc.code == ErrorCode.RP_TIMEOUT
+                    raise
                 self._is_wanted = self._is_in = True
         finally:
             self._joining -= 1
@@ -175,7 +192,9 @@ class ClientRoom:
     async def leave(self) -> None:
         """Leave the room. Nothing happens if the client is not in it, or has no connection."""
         async with self._order:
-            was_in, self._is_in, self._is_wanted, self._state = self._is_in, False, False, None
+            was_in = self._is_in or self._may_be_in
+            self._is_in = self._may_be_in = self._is_wanted = False
+            self._state = None
             try:
                 if was_in:
                     await self._rooms.call("leave", self.name, None)
@@ -215,7 +234,7 @@ class ClientRoom:
 
     def _welcomed(self) -> bool:
         """The client has a new session; returns whether the room is to be entered again."""
-        self._is_in = False
+        self._is_in = self._may_be_in = False
         if not self._is_wanted:
             self._out()
         return self._is_wanted
@@ -228,7 +247,7 @@ class ClientRoom:
 
     def _out(self) -> None:
         """The client is not in the room, and does not enter it again by itself."""
-        self._is_in = self._is_wanted = False
+        self._is_in = self._may_be_in = self._is_wanted = False
         self._state = None
         self.presence._take([], is_whole=True)
 

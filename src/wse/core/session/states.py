@@ -37,7 +37,10 @@ def check_ttl(ttl: Any) -> None:
     """Reject what is not a time.
 
     Raises:
-        ValueError: It is neither `None` nor a number of seconds above 0 that a float can hold: JSON has larger integers.
+        ValueError: It is neither `None` nor a number of seconds above 0 that a float can hold; JSON has larger
+            integers.
     """
-    if ttl is not None and not (isinstance(ttl, int | float) and not isinstance(ttl, bool) and 0 < ttl <= sys.float_info.max):
+    if ttl is not None and not (
+        isinstance(ttl, int | float) and not isinstance(ttl, bool) and 0 < ttl <= sys.float_info.max
+    ):
         raise ValueError(f"ttl is in seconds, more than 0, not {ttl!r}")

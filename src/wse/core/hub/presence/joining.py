@@ -5,6 +5,7 @@ from __future__ import annotations
 import typing
 from inspect import isawaitable
 from typing import TYPE_CHECKING, Any, Final
+from weakref import WeakValueDictionary
 
 from wse.core.hub.presence.watchers import EXTENSION
 from wse.core.names import encode_name
@@ -36,6 +37,19 @@ class Host(typing.Protocol):
     rooms: Rooms
 
 
+class Entering:
+    """A client that waits for the guard of a room; it lives as long as the calls that wait.
+
+    Attributes:
+        has_left: Whether the client has left the room meanwhile, so that the verdict comes too late.
+    """
+
+    __slots__ = ("__weakref__", "has_left")
+
+    def __init__(self) -> None:
+        self.has_left = False
+
+
 class RoomsExtension(Extension):
     """`rooms`: clients enter and leave rooms, and are told of states.
 
@@ -51,6 +65,7 @@ class RoomsExtension(Extension):
     def __init__(self, hub: Host) -> None:
         self._hub = hub
         self.guard: Callable[[Any, RoomName], Any] | None = None
+        self._entering: WeakValueDictionary[tuple[str, RoomName], Entering] = WeakValueDictionary()
 
     def answer(self, session: ServerSession) -> Any:
         limits = self._hub.endpoint.limits
@@ -75,7 +90,7 @@ class RoomsExtension(Extension):
         try:
             result = session.invoke(self.guard, name)
             if isawaitable(result) or self._hub.network.reaches_others:
-                result = self._enter_later(session, name, result)
+                result = self._enter_later(session, name, result, self._waiting(session, name))
             else:
                 result = self._enter(session, name, result)
         except HANDLER_ERRORS as exc:
@@ -117,8 +132,13 @@ class RoomsExtension(Extension):
         rooms.add(name, conn)
         return board is not None
 
-    async def _enter_later(self, session: ServerSession, name: RoomName, awaitable: Any) -> bool:
+    def _waiting(self, session: ServerSession, name: RoomName) -> Entering:
+        return self._entering.setdefault((session.conn.conn_id, name), Entering())
+
+    async def _enter_later(self, session: ServerSession, name: RoomName, awaitable: Any, entering: Entering) -> bool:
         verdict = await awaitable if isawaitable(awaitable) else awaitable
+        if entering.has_left:
+            raise WseError(ErrorCode.NOT_AUTHORIZED, {"room": name}, "the client has left the room meanwhile")
         has_presence = self._enter(session, name, verdict)
         board = self._hub.rooms.board(name)
         if board is not None:
@@ -129,6 +149,9 @@ class RoomsExtension(Extension):
         if not stamp or not is_name(name):
             session.violation("a client leaves a room by a call with its name")
             return
+        entering = self._entering.pop((session.conn.conn_id, name), None)
+        if entering is not None:
+            entering.has_left = True
         self._hub.rooms.discard(name, session.conn)
         session._answer(None, _types(session).leave, name, stamp)
 
