@@ -86,7 +86,7 @@ class Room {
         this.#mayBeIn = true
         try {
           this.#hasPresence = (await this.#rooms.call('join', this.#name)) !== false
-        } catch (error) {
+        } catch (/** @type {any} */ error) {
           this.#mayBeIn = this.#isIn || error.code === 'wse.client.rp.timeout'
           throw error
         }

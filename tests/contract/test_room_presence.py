@@ -353,6 +353,15 @@ async def test_a_client_that_no_longer_waits_for_the_answer_can_leave():
     await server.close()
 
 
+async def test_presence_is_refused_to_a_room_whose_name_no_client_can_be_told():
+    server = make_rooms()
+    with pytest.raises(TypeError, match="a string or an integer"):
+        server.room(("doc", 7), presence=True)
+    assert server.room(("doc", 7)).name == ("doc", 7)
+    assert server.room(7, presence=True).presence.members == {}
+    await server.close()
+
+
 async def test_a_state_is_not_shown_again_when_its_time_is_over():
     server = make_rooms()
     async with connect(server, "ann", **AGAIN) as ann:

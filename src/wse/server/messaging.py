@@ -125,12 +125,17 @@ class Messaging:
         """Return the room of that name. You need not create it; a room exists while it has members.
 
         Args:
-            name: The name.
+            name: The name; a string or an integer if the room has presence.
             presence: Let the members show each other states (`Room.presence`). The room has that from then on, also
                 when it is asked for without this argument. In a cluster, ask for it on every node.
+
+        Raises:
+            TypeError: A room with presence has a name that clients cannot be told.
         """
         if presence:
             self._hub.endpoint.check_thread()
+            if not isinstance(name, str | int):
+                raise TypeError(f"the name of a room with presence is a string or an integer, not {name!r:.100}")
             self._hub.rooms.make_board(name)
         return Room(self._hub.rooms, name)
 
