@@ -291,12 +291,12 @@ export class Rooms {
     if (this.#inner?.receive(type, message)) return true
     if (!this.#isKnown || type !== this.#client.protocol.extensions?.presence) return false
     const [name, entries, isWhole] = Array.isArray(message) ? message : []
-    const isEntry = (entry) => Array.isArray(entry) && entry.length === 3 && !isObject(entry[0]) && isText(entry[1])
+    const isEntry = (entry) => Array.isArray(entry) && entry.length === 3 && (!isObject(entry[0]) || Array.isArray(entry[0])) && isText(entry[1])
     if (isObject(name) || name === undefined || !(entries === null || (Array.isArray(entries) && entries.every(isEntry)))) throw new RangeError('presence')
     this.#client.room(name)
     const room = this.#rooms.get(name)
     if (entries === null) room?.out()
-    else room?.told(entries, Boolean(isWhole))
+    else room?.told(entries.map(([user, ...rest]) => [isObject(user) ? JSON.stringify(user) : user, ...rest]), Boolean(isWhole)) // a tuple in Python
     return true
   }
 

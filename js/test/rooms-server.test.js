@@ -152,6 +152,14 @@ test('a client that no longer waits for the answer can leave', async (t) => {
   assert.equal(await client.call('decide'), 0)
 })
 
+test('a user that is a tuple has the name that it has in JSON', async (t) => {
+  const { room, sees } = await member(t, ['org', 7])
+  room.presence.set('there')
+  await sees({ '["org",7]': ['there'] })
+  room.presence.clear()
+  await sees({})
+})
+
 test('a server that knows no rooms', async (t) => {
   const { client } = await connect(t, 'ann', { protocol: { ...new WseMsgpack(msgpack), extensions: undefined } })
   await assert.rejects(client.room('doc').join(), { code: WSE_ERROR.UNSUPPORTED })

@@ -164,7 +164,7 @@ def rooms() -> WseServer:
 
     @server.identify
     def identify(auth: Handshake) -> None:
-        auth.accept(str(auth.identity))
+        auth.accept(tuple(auth.identity) if isinstance(auth.identity, list) else str(auth.identity))
 
     verdict = asyncio.Event()
 
