@@ -362,6 +362,21 @@ async def test_presence_is_refused_to_a_room_whose_name_no_client_can_be_told():
     await server.close()
 
 
+async def test_true_is_another_state_than_1():
+    server = make_rooms()
+    async with connect(server, "ann") as ann:
+        room = ann.room("doc")
+        await soon(room.join())
+        for state in (1, True, 1.0):
+            changed = asyncio.ensure_future(room.presence.when.changed.wait())
+            await asyncio.sleep(0)
+            room.presence.set({"typing": state})
+            await soon(changed)
+            (shown,) = states(ann)["ann"]
+            assert type(shown["typing"]) is type(state)
+    await server.close()
+
+
 async def test_a_state_is_not_shown_again_when_its_time_is_over():
     server = make_rooms()
     async with connect(server, "ann", **AGAIN) as ann:

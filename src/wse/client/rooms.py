@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 from wse.core.limits import Overflow
 from wse.core.session.extensions import Control, Extension
 from wse.core.session.signals import Signal
-from wse.core.session.states import check_ttl, encode_state
+from wse.core.session.states import check_ttl, encode_state, is_same
 from wse.errors import ErrorCode, WseError
 from wse.types import RoomName
 
@@ -115,7 +115,7 @@ class ClientPresence:
                 told += [(user, device, None) for device in devices if (user, device) not in new]
         for user, device, state in told:
             devices = self._states.get(user, {})
-            if devices.get(device) == state:
+            if is_same(devices.get(device), state):
                 continue
             changes.setdefault(user, {})[device] = state
             if state is not None:

@@ -33,6 +33,11 @@ def encode_state(state: Any, allowed: float) -> bytes:
     return data
 
 
+def is_same(one: Any, other: Any) -> bool:
+    """Whether two plain values are the same; for `==`, `True` is 1 as well."""
+    return bool(one == other) and _encode(one) == _encode(other)
+
+
 def check_ttl(ttl: Any) -> None:
     """Reject what is not a time.
 
