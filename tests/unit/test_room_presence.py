@@ -501,6 +501,18 @@ def test_a_client_that_leaves_before_the_guard_has_decided_is_not_let_in():
     assert not side.hub.entrance._entering
 
 
+@pytest.mark.parametrize("name", ["doc", "plain"])
+def test_a_client_that_is_removed_while_it_enters_is_not_told_that_it_is_in(name):
+    side = Side()
+    room = Room(side.hub.rooms, name)
+    room.when.joined(room.discard)
+    ann = side.come("ann")
+    ann.say("~wse:join", name, 1)
+    side.scheduler.run()
+    assert refusal(ann.heard[-1:]) == ("wse.not-authorized", None)
+    assert not side.hub.rooms.of(ann.conn)
+
+
 def test_an_exception_of_the_guard_is_reported_and_answered_like_that_of_a_procedure():
     def guard(conn, name):
         raise RuntimeError("database")

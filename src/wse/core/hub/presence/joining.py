@@ -130,7 +130,17 @@ class RoomsExtension(Extension):
         if board is not None and conn.conn_id in board.members:
             board.watchers.add(conn)  # it has forgotten what it has seen
         rooms.add(name, conn)
+        self._check_inside(session, name)
         return board is not None
+
+    def _check_inside(self, session: ServerSession, name: RoomName) -> None:
+        """Refuse a client that the application has removed again, which has been told that already.
+
+        Raises:
+            WseError: `NOT_AUTHORIZED`.
+        """
+        if session.valid and name not in self._hub.rooms.of(session.conn):
+            raise WseError(ErrorCode.NOT_AUTHORIZED, {"room": name}, "the server has removed the client again")
 
     def _waiting(self, session: ServerSession, name: RoomName) -> Entering:
         return self._entering.setdefault((session.conn.conn_id, name), Entering())
@@ -143,6 +153,7 @@ class RoomsExtension(Extension):
         board = self._hub.rooms.board(name)
         if board is not None:
             await self._hub.network.gathered(board)
+            self._check_inside(session, name)
         return has_presence
 
     def _leave(self, session: ServerSession, name: Any, stamp: Any) -> None:
