@@ -22,12 +22,12 @@ from wse.core.cluster.node import ClusterNode
 from wse.core.hub.census import take_brief
 from wse.core.limits import Limits
 from wse.core.session.log import is_answer
-from wse.errors import CloseReason, WseError
+from wse.errors import CloseReason, ErrorCode, WseError
 from wse.metrics.survey import Survey
 from wse.version import installed_version
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Mapping
+    from collections.abc import AsyncIterator, Callable, Hashable, Mapping
 
     from wse.core.hub.connection import WseConnection
     from wse.core.hub.hub import Hub
@@ -332,13 +332,19 @@ class Console:
         return found
 
     def _drop_user(self, conn: WseConnection, payload: User) -> None:
-        cid = self._directory.user_of(payload.user)
+        cid = self._addressed(payload.user)
         self._hub.drop_client(cid, CloseReason.BY_SERVER, 1000)
         _log(conn, "dropped the user %r", cid)
 
+    def _addressed(self, ref: str) -> Hashable:
+        cid = self._directory.user_of(ref)
+        if cid is None:  # known by a device only, which is gone
+            raise WseError(ErrorCode.INVALID_PAYLOAD, {}, "the device by which this user is known has left")
+        return cid
+
     def _send(self, conn: WseConnection, payload: Message) -> None:
         if payload.user is not None:
-            user = self._directory.user_of(payload.user)
+            user = self._addressed(payload.user)
             self._hub.send(user, payload.type, payload.payload)
             _log(conn, "sent a message to the user %r", user)
         elif payload.room is not None:
