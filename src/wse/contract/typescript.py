@@ -166,7 +166,7 @@ def _union(types: list[str]) -> str:
 
 
 def _grouped(kind: str) -> str:
-    return f"({kind})" if re.search(r"[|&]", kind) and not kind.startswith("{") else kind
+    return f"({kind})" if re.search(r"[|&]", kind) else kind
 
 
 def _literal(value: Any) -> str:
