@@ -34,8 +34,13 @@ from typing import Annotated, Any
 HERE = Path(__file__).resolve().parent
 BASELINE = HERE / "instructions.json"
 ALLOWED = 0.05
+REPEATS = 2
+"""How often everything is counted again if something rose; the least counts. On a busy machine, more timers of the
+event loop run meanwhile, and their work is counted as well."""
+
 TYPED = 1.15
 """How many times the instructions of an untyped call a call may take whose payload is a msgspec Struct."""
+
 OF_PYDANTIC = 1.10
 """How many times the instructions of pydantic itself the check of a payload may take that is a pydantic model."""
 
@@ -646,10 +651,16 @@ def main() -> int:
     counts = count(valgrind)
     if args.record:
         BASELINE.write_text(json.dumps(put(records, which, counts), indent=1) + "\n")
-    lines, failed = compare(counts, recorded if recorded is not None else counts)
-    more, costs = typed(counts)
+        recorded = counts
+    assert recorded is not None  # or it has returned
+    for repeat in range(REPEATS + 1):
+        lines, rose = compare(counts, recorded)
+        more, costs = typed(counts)
+        failed = rose or costs
+        if not failed or args.record or repeat == REPEATS:
+            break
+        counts = {name: min(now, counts[name]) for name, now in count(valgrind).items()}
     print("\n".join((*lines, *more)))
-    failed = failed or costs
     return 1 if failed and not args.record else 0
 
 

@@ -28,6 +28,7 @@ class Room {
   // To be entered again after a reconnect.
   #isWanted = false
   #joining = 0
+  #turn = Promise.resolve()
   #hasPresence = true
   // What is shown, until when, and whether the server knows.
   #shown = /** @type {any} */ (null)
@@ -54,7 +55,7 @@ class Room {
     this.face = Object.freeze({
       name,
       join: () => this.join(),
-      leave: () => this.#leave(),
+      leave: () => this.#inTurn(() => this.#leave()),
       presence: Object.freeze({
         set: (state, { ttl = null } = /** @type {any} */ ({})) => this.#set(state, ttl),
         clear: () => this.#clear(),
@@ -69,14 +70,23 @@ class Room {
     })
   }
 
+  // Entering and leaving follow each other.
+  #inTurn(fn) {
+    const result = this.#turn.then(fn)
+    this.#turn = result.catch(() => {})
+    return result
+  }
+
   async join() {
     this.#joining++
     try {
-      this.#hasPresence = (await this.#rooms.call('join', this.#name)) !== false
+      await this.#inTurn(async () => {
+        this.#hasPresence = (await this.#rooms.call('join', this.#name)) !== false
+        this.#isWanted = this.#isIn = true
+      })
     } finally {
       this.#joining--
     }
-    this.#isWanted = this.#isIn = true
     this.#show()
   }
 
@@ -89,7 +99,7 @@ class Room {
     } catch (error) {
       if (!isAway(error)) throw error
     } finally {
-      // It may have been entered again meanwhile.
+      // The server may have added it meanwhile.
       if (!this.#isIn) this.#take([], true)
     }
   }

@@ -8,8 +8,9 @@ What a client may do:
     send "say" text                        to everybody, as "message" {"id", "at", "from", "text"}
     call "say" {"text", "ref"}             the same, with the message as the answer. A message that is sent again under
                                            the same "ref", which the client chooses, is kept and delivered once
-    call "tell" {"to", "text", "ref"}      to all devices of a user, as "direct" {"id", "at", "from", "to", "text"};
-                                           all devices of one's own get the same as "sent"; "ref" may be absent
+    call "tell" {"to", "text", "ref"}      to all devices of a user, as "direct" {"id", "at", "from", "to", "text"},
+                                           those with an inbox also when they come back; all devices of one's own get
+                                           the same as "sent"; "ref" may be absent
     call "tell-device" {"device", "text"}  to one of one's own devices, as "note" {"from", "text"}
     call "who-is-online"                   the users and how many devices each has
     call "my-devices"                      one's own devices: [{"device", "name", "info"}]
@@ -17,7 +18,9 @@ What a client may do:
     call "log-out"                         ends the session of this device
     call "history"                         the last messages
     call "report"                          a long call: sends "progress" {"done", "of"} to the caller while it lasts
-The welcome has a session key: a device comes back with the identity {"session": key} instead of a password.
+    enter the room "chat"                  to show there that one is typing, and see who else is
+The welcome has a session key: a device comes back with the identity {"session": key} instead of a password. It also
+has the server's time "now": messages that were kept earlier came while the device was away.
 The server calls "client-info" of each device. It sends "news" {"text"} when other users come and go, "online" (as
 "who-is-online") when anybody's devices change, and "devices" when one's own do.
 """
@@ -28,12 +31,13 @@ import logging
 import re
 import sqlite3
 import sys
+import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from wse import Handshake, WseConnection, WseError, WseIdentity, WseServer
+from wse import Handshake, Inbox, WseConnection, WseError, WseIdentity, WseServer
 from wse.auth import ScramServer
 from wse.auth.scram import ITERATIONS
 
@@ -63,7 +67,10 @@ logger = logging.getLogger("chat")
 
 def make_server(port: int, store: Store, *, host: str = "127.0.0.1", log: Callable[[str], object] = print) -> WseServer:
     # A user may have eight devices or tabs at a time; with the default of one, each would push out the one before.
-    server = WseServer(host=host, port=port, conns_per_user=8, files=PAGE, serve_client=True)
+    # Messages to one user are kept for those of her devices that are away; a new device begins with what comes.
+    kept_in = None if store.file == ":memory:" else f"sqlite:{store.file}.inbox"
+    inbox = Inbox(messages=100, store=kept_in, new_device="none")
+    server = WseServer(host=host, port=port, conns_per_user=8, files=PAGE, serve_client=True, inbox=inbox)
 
     # Authentication.
 
@@ -117,7 +124,7 @@ def make_server(port: int, store: Store, *, host: str = "127.0.0.1", log: Callab
 
     def welcome(auth: Handshake, user: str, key: str) -> dict[str, Any]:
         online = sorted({*server.clients, user}, key=str)
-        return {"user": user, "online": online, "device": auth.conn_id, "session": key}
+        return {"user": user, "online": online, "device": auth.conn_id, "session": key, "now": time.time()}
 
     # Presence.
 
@@ -133,6 +140,12 @@ def make_server(port: int, store: Store, *, host: str = "127.0.0.1", log: Callab
         server.broadcast("online", online())
         assert conn.cid is not None  # it is authenticated
         server.send(conn.cid, "devices")
+
+    server.room("chat", presence=True)
+
+    @server.room_guard
+    def guard(conn: WseConnection, name: Any) -> bool:
+        return bool(name == "chat")
 
     @server.when.joined
     def joined(user: WseIdentity, meta: dict[str, Any]) -> None:
@@ -181,7 +194,7 @@ def make_server(port: int, store: Store, *, host: str = "127.0.0.1", log: Callab
         return message
 
     @server.register("tell")
-    def tell(conn: WseConnection, payload: Any) -> dict[str, Any]:
+    async def tell(conn: WseConnection, payload: Any) -> dict[str, Any]:
         user, text, ref = payload["to"], text_of(payload["text"]), ref_of(payload)
         message = store.sent(str(conn.cid), ref) if ref else None
         if message is None:
@@ -189,8 +202,8 @@ def make_server(port: int, store: Store, *, host: str = "127.0.0.1", log: Callab
                 raise WseError("chat.not-online", {"user": user}, f"{user} is not online")
             assert conn.client is not None  # every caller is authenticated
             message = store.add_message(str(conn.cid), device_of(conn), text, to=user, ref=ref)
-            server.send(user, "direct", message)
             conn.client.send("sent", message)
+            await server.keep(user, "direct", message)
         return message
 
     def own_device(conn: WseConnection, device_id: Any) -> WseConnection:

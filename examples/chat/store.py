@@ -56,6 +56,7 @@ class Store:
     """
 
     def __init__(self, file: Path | str) -> None:
+        self.file = file
         self._db = sqlite3.connect(file, isolation_level=None)
         # A message that clients have seen survives a sudden end of the server, though not one of the machine.
         self._db.execute("PRAGMA journal_mode = WAL")

@@ -138,6 +138,12 @@ test('a client that the application has closed is in no room when it connects ag
   assert.deepEqual(ann.states(), {})
 })
 
+test('a client that leaves while it enters is out in the end', async (t) => {
+  const { room } = await connect(t, 'ann')
+  await Promise.all([room.join(), room.leave()])
+  assert.throws(() => room.presence.set('x'), { code: WSE_ERROR.CLIENT_NOT_READY })
+})
+
 test('a server that knows no rooms', async (t) => {
   const { client } = await connect(t, 'ann', { protocol: { ...new WseMsgpack(msgpack), extensions: undefined } })
   await assert.rejects(client.room('doc').join(), { code: WSE_ERROR.UNSUPPORTED })

@@ -103,6 +103,45 @@ async def test_messages_reach_every_tab_and_direct_ones_only_their_addressee(cha
     await expect(bob.message("<img src=x onerror=alert(1)> <b>bold</b>")).to_have_count(1)
 
 
+async def test_a_tab_counts_what_came_for_its_user_while_it_was_away(two_and_two_tabs):
+    ann, second, bob = two_and_two_tabs
+    page = second.page.url
+    await second.page.goto("about:blank")
+    await expect(ann.devices).to_have_count(1)
+    for text in ("First while you were away.", "Second while you were away."):
+        await bob.say(text, to=ann.user)
+        await expect(ann.message(text)).to_have_count(1)
+    await expect(ann.page).to_have_title(f"{ann.user} · WSE chat")
+    await second.page.goto(page)
+    await expect(second.status).to_have_text("Connected")
+    await expect(second.page).to_have_title(f"(2) {ann.user} · WSE chat")
+    for text in ("First while you were away.", "Second while you were away."):
+        await expect(second.message(text)).to_have_count(1)
+    await second.say("I have read that.")
+    await expect(second.page).to_have_title(f"{ann.user} · WSE chat")
+
+
+async def test_others_see_who_is_typing_to_everybody(two_and_two_tabs):
+    ann, second, bob = two_and_two_tabs
+    typing = bob.page.locator("#typing")
+    text = ann.page.get_by_label("Message", exact=True)
+    await text.press_sequentially("Hel")
+    await expect(typing).to_have_text(f"{ann.user} is typing…")
+    await expect(second.page.locator("#typing")).to_be_empty()
+    await text.press_sequentially("lo")
+    await text.press("Enter")
+    await expect(typing).to_be_empty()
+    await text.press_sequentially("Wait")
+    await expect(typing).to_have_text(f"{ann.user} is typing…")
+    await expect(typing).to_be_empty()  # for a while nothing is typed
+    await ann.page.locator("#to").select_option(bob.user)
+    await text.press_sequentially(" a secret")
+    await bob.page.get_by_label("Message", exact=True).press_sequentially("Hi")  # arrives after it
+    await expect(second.page.locator("#typing")).to_have_text(f"{bob.user} is typing…")
+    await expect(typing).to_be_empty()
+    await text.fill("")
+
+
 async def test_a_message_to_somebody_who_has_left_is_answered_in_a_sentence(two_and_two_tabs):
     ann, _, bob = two_and_two_tabs
     await ann.page.get_by_role("button", name=f"Write to {bob.user} only").click()

@@ -310,6 +310,27 @@ async def test_a_state_that_is_set_while_the_client_enters_is_shown_when_it_is_i
     await server.close()
 
 
+async def test_a_client_that_leaves_while_it_enters_is_out_in_the_end():
+    server = make_rooms()
+    verdict = asyncio.Event()
+
+    @server.room_guard
+    async def guard(conn, name):
+        await verdict.wait()
+
+    async with connect(server, "ann") as ann:
+        room = ann.room("doc")
+        entering, leaving = asyncio.ensure_future(room.join()), asyncio.ensure_future(room.leave())
+        again = asyncio.ensure_future(ann.room("other").join())
+        await asyncio.sleep(0)
+        verdict.set()
+        await soon(asyncio.gather(entering, leaving, again))
+        assert not server.room("doc")._rooms.local("doc")
+        with pytest.raises(WseError):
+            room.presence.set("there")
+    await server.close()
+
+
 async def test_a_state_is_not_shown_again_when_its_time_is_over():
     server = make_rooms()
     async with connect(server, "ann", **AGAIN) as ann:

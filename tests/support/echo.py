@@ -65,6 +65,7 @@ class EchoServer:
             handshake_timeout=5.0,
             files={},
             routes={},
+            acceptors={},
             compression=self._compression,
         )
 

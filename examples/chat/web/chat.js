@@ -104,8 +104,12 @@ const signUp = async (name, password) => {
 
 /** Log in with a password, `scram`, or come back with the session; `device` is the name of this device. */
 const logIn = async (scram, device) => {
+  // In the inbox of its user, each tab is a device of its own.
+  const inbox = session?.inbox ?? `${Date.now()}-${Math.random()}`
   const candidate = new WseClient({
     url,
+    inbox,
+    rooms: true,
     WebSocket: CuttableSocket,
     reconnect: true,
     resume: true,
@@ -124,7 +128,7 @@ const logIn = async (scram, device) => {
   candidate.when.ready((welcome) => {
     client = candidate
     me = welcome
-    keepSession({ key: welcome.session, device })
+    keepSession({ key: welcome.session, device, inbox })
     enter()
   })
   candidate.when.closed((code, reason) => {
@@ -136,7 +140,7 @@ const logIn = async (scram, device) => {
   candidate.register('client-info', clientInfo)
   candidate.channel
     .on('message', showNews)
-    .on('direct', showNews)
+    .on('direct', showDirect)
     .on('sent', showMessage)
     .on('note', ({ from, text }) => showEvent(`${from}, to this device: ${text}`))
     .on('news', ({ text }) => showEvent(text))
@@ -156,7 +160,10 @@ const enter = async () => {
   $('entry').hidden = true
   if (first) {
     $('text').focus()
-    document.title = `${me.user} · WSE chat`
+    showTitle()
+    const room = client.room('chat')
+    room.presence.when.changed(() => showTypists(room.presence.members))
+    room.join().catch((error) => showEvent(sentence(error)))
   }
   $('composer-error').textContent = ''
   try {
@@ -188,9 +195,10 @@ const leave = (reason) => {
   keepSession(null)
   pending.clear()
   showStatus(WSE_STATUS.OFFLINE)
-  document.title = 'WSE chat'
+  unread = 0
+  showTitle()
   for (const id of ['session', 'chat']) $(id).hidden = true
-  for (const id of ['messages', 'people', 'devices', 'report']) $(id).replaceChildren()
+  for (const id of ['messages', 'people', 'devices', 'report', 'typing']) $(id).replaceChildren()
   for (const id of ['composer', 'sign-in']) $(id).reset()
   shown.clear()
   showMode()
@@ -302,6 +310,26 @@ const makeItem = ({ at, from, to, text }) => {
   time.textContent = clock.format(date)
   time.title = dateAndTime.format(date)
   return item
+}
+
+let unread = 0 // messages to this user that came while this device was away, and that nobody has looked at
+
+const showTitle = () => (document.title = me ? `${unread ? `(${unread}) ` : ''}${me.user} · WSE chat` : 'WSE chat')
+
+const showDirect = (message) => {
+  if (client.kept?.at < me.now) {
+    unread++
+    showTitle()
+  }
+  showNews(message)
+}
+
+/** Whoever does something on the page has seen what is on it. */
+for (const type of ['keydown', 'pointerdown']) {
+  addEventListener(type, () => {
+    unread = 0
+    showTitle()
+  })
 }
 
 const showNews = (message) => {
@@ -426,6 +454,7 @@ const send = () => {
   if (!text) return
   $('composer-error').textContent = ''
   $('text').value = ''
+  showTyping()
   const at = new Date().toISOString()
   const ref = btoa(String.fromCharCode(...crypto.getRandomValues(new Uint8Array(18))))
   const item = makeItem({ at, from: `${me.user}/${session.device}`, to, text })
@@ -436,6 +465,23 @@ const send = () => {
   pending.set(ref, message)
   deliver(message)
   $('text').focus()
+}
+
+// Who is typing. What is for one user only is nobody else's affair.
+
+const TYPING = 3 // seconds after the last key
+
+const showTyping = () => {
+  const { presence } = client.room('chat')
+  if ($('text').value && !$('to').value) presence.set({ typing: true }, { ttl: TYPING })
+  else presence.clear()
+}
+$('text').addEventListener('input', showTyping)
+
+const showTypists = (members) => {
+  const names = Object.keys(members).filter((name) => name !== me?.user)
+  const last = names.pop()
+  $('typing').textContent = !last ? '' : names.length ? `${names.join(', ')} and ${last} are typing…` : `${last} is typing…`
 }
 
 // Lists that are drawn anew when something changes.

@@ -228,6 +228,7 @@ class ConnectionManager:
                 session.link.abort()
         was_open = self.session is not None
         self._resumption.forget_loop()
+        self.rooms.forget_loop()
         self._sockets.clear()
         self._connection = None
         course = self._course = Course(None)

@@ -6,6 +6,7 @@ reconnect with a new session, the client enters its rooms again, and shows its s
 
 from __future__ import annotations
 
+import asyncio
 import typing
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Final
@@ -135,7 +136,7 @@ class ClientRoom:
         presence: What its members show each other.
     """
 
-    __slots__ = ("_has_presence", "_is_in", "_is_wanted", "_joining", "_rooms", "_state", "name", "presence")
+    __slots__ = ("_has_presence", "_is_in", "_is_wanted", "_joining", "_order", "_rooms", "_state", "name", "presence")
 
     def __init__(self, rooms: ClientRooms, endpoint: Endpoint, name: RoomName) -> None:
         self._rooms = rooms
@@ -145,6 +146,7 @@ class ClientRoom:
         self._is_in = False
         self._has_presence = True
         self._joining = 0
+        self._order = asyncio.Lock()  # of entering and leaving
         self._state: tuple[Any, float | None] | None = None  # what is shown, and until when
 
     async def join(self, timeout: float | None = None) -> None:
@@ -163,24 +165,26 @@ class ClientRoom:
         """
         self._joining += 1
         try:
-            self._has_presence = await self._rooms.call("join", self.name, timeout) is not False
+            async with self._order:
+                self._has_presence = await self._rooms.call("join", self.name, timeout) is not False
+                self._is_wanted = self._is_in = True
         finally:
             self._joining -= 1
-        self._is_wanted = self._is_in = True
         self._show_again()
 
     async def leave(self) -> None:
         """Leave the room. Nothing happens if the client is not in it, or has no connection."""
-        was_in, self._is_in, self._is_wanted, self._state = self._is_in, False, False, None
-        try:
-            if was_in:
-                await self._rooms.call("leave", self.name, None)
-        except WseError as exc:
-            if exc.code not in AWAY:
-                raise
-        finally:
-            if not self._is_in:  # it may have been entered again meanwhile
-                self.presence._take([], is_whole=True)
+        async with self._order:
+            was_in, self._is_in, self._is_wanted, self._state = self._is_in, False, False, None
+            try:
+                if was_in:
+                    await self._rooms.call("leave", self.name, None)
+            except WseError as exc:
+                if exc.code not in AWAY:
+                    raise
+            finally:
+                if not self._is_in:  # the server may have added it meanwhile
+                    self.presence._take([], is_whole=True)
 
     # Inside.
 
@@ -294,6 +298,12 @@ class ClientRooms(Extension):
         """The client is another user from now on, who has shown nothing."""
         for room in self._rooms.values():
             room._state = None
+
+    def forget_loop(self) -> None:
+        """The client is used in another event loop from now on: who waited in the old one does so no longer."""
+        for room in self._rooms.values():
+            room._order = asyncio.Lock()
+            room._joining = 0
 
     def closed(self) -> None:
         """The client does not connect again by itself: it is in no room."""
