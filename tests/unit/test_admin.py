@@ -113,6 +113,7 @@ async def test_the_log_tells_of_the_application_once_and_of_what_operators_do(ca
     assert (kinds.count("ready"), kinds.count("closing"), kinds.count("closed")) == (1, 1, 1)
     operated = [record for record in caplog.records if record.kind == "operated"]
     assert [record.operator for record in operated] == ["grace", "grace"]
+    assert (operated[0].cid, operated[1].conn_id) == (name, conn_id)
     assert [record.getMessage() for record in operated] == [
         f"the operator 'grace' sent a message to the user {name!r}",
         f"the operator 'grace' dropped the device {conn_id!r}",
