@@ -185,3 +185,11 @@ class WseError(Exception):
 
 class HandlerError(WseError, TypeError):
     """Raised for a handler that is not a function, or cannot take its arguments, if WSE has a code for that."""
+
+
+def text_of(value: object) -> str:
+    """The text of an object of the application; reports about it must not fail because its `__str__` does."""
+    try:
+        return str(value)
+    except Exception:
+        return f"<{type(value).__name__} without a text>"

@@ -13,7 +13,7 @@ a procedure makes belong to the same trace.
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from functools import update_wrapper
 from inspect import isawaitable, isgenerator
@@ -21,7 +21,7 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 from wse.core.ports.tracing import PARENT, STATE
-from wse.errors import ErrorCode, WseError
+from wse.errors import ErrorCode, WseError, text_of
 from wse.types import MessageType
 
 try:
@@ -170,8 +170,9 @@ class _Call:
             self.span.set_status(Status(StatusCode.ERROR, exc.message or None))
             self.end(str(exc.code))
         elif isinstance(exc, Exception):
-            self.span.record_exception(exc)
-            self.span.set_status(Status(StatusCode.ERROR, f"{type(exc).__name__}: {exc}"))
+            with suppress(Exception):  # its `__str__` may fail
+                self.span.record_exception(exc)
+            self.span.set_status(Status(StatusCode.ERROR, f"{type(exc).__name__}: {text_of(exc)}"))
             self.end(str(ErrorCode.RP_EXECUTION_FAILED))
         else:
             self.end("cancelled")

@@ -13,6 +13,7 @@ from browser.conftest import DESKTOP
 from browser.needs import PATIENCE, expect
 from support.net import soon
 from wse import WseClient, WseError, WseServer
+from wse.admin.console import Console
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -139,6 +140,49 @@ async def test_an_operator_signs_in_finds_a_user_sends_and_drops(stage):
     await expect(page.locator("#main")).to_be_hidden()
     await expect(page.get_by_label("Key")).to_have_value("")
     assert await page.locator("#users tr").count() == 0
+
+
+async def test_what_is_asked_about_one_user_is_not_done_to_the_next(stage, monkeypatch):
+    server, page, connect = stage
+    for name in ("ada", "bob"):
+        await connect(name)
+    await sign_in(page)
+    ask_all, reached, let_go = Console._ask_all, asyncio.Event(), asyncio.Event()
+
+    async def ask_slowly(console, **asked):
+        told = await ask_all(console, **asked)
+        if asked.get("user") == "sada" and not reached.is_set():
+            reached.set()
+            await let_go.wait()
+        return told
+
+    monkeypatch.setattr(Console, "_ask_all", ask_slowly)
+    await page.get_by_role("button", name="Devices of ada").click()
+    await soon(reached.wait())
+    await page.get_by_role("button", name="Drop the user").click()
+    await expect(page.get_by_role("button", name="Sure? Drop the user")).to_be_visible()
+    await page.keyboard.press("Escape")
+    await page.get_by_role("button", name="Devices of bob").click()
+    bobs = next(iter(server.clients["bob"].conns))
+    await expect(page.locator("#devices")).to_contain_text(bobs)
+    let_go.set()
+    await page.get_by_role("button", name="Drop the user", exact=True).click()
+    await expect(page.get_by_role("button", name="Sure? Drop the user")).to_be_visible()
+    await expect(page.locator("#devices")).to_contain_text(bobs)
+    assert set(server.clients) == {"ada", "bob"}
+
+
+async def test_the_lists_are_there_again_after_another_operator_signs_in(stage):
+    _, page, connect = stage
+    for n in range(60):
+        await connect(f"user-{n}")
+    await sign_in(page)
+    await page.get_by_role("button", name="Show more users").click()
+    await expect(page.locator("#users tr")).to_have_count(60)
+    await page.get_by_role("button", name="Sign out").click()
+    await sign_in(page)
+    await expect(page.locator("#users tr")).to_have_count(50)
+    await expect(page.get_by_role("button", name="Show more users")).to_be_visible()
 
 
 async def test_hostile_names_stay_text_in_every_size_and_scheme(stage):

@@ -113,6 +113,7 @@ async def test_the_log_tells_of_the_application_once_and_of_what_operators_do(ca
     assert (kinds.count("ready"), kinds.count("closing"), kinds.count("closed")) == (1, 1, 1)
     operated = [record for record in caplog.records if record.kind == "operated"]
     assert [record.operator for record in operated] == ["grace", "grace"]
+    assert (operated[0].cid, operated[1].conn_id) == (name, conn_id)
     assert [record.getMessage() for record in operated] == [
         f"the operator 'grace' sent a message to the user {name!r}",
         f"the operator 'grace' dropped the device {conn_id!r}",
@@ -234,6 +235,9 @@ async def test_a_user_whose_id_is_no_name_of_a_cluster_is_found_by_a_device():
         closed = asyncio.ensure_future(client.when.closed.wait())
         await page.call("drop-user", {"user": row["ref"]})
         assert await soon(closed) == (1000, "wse.by-server")
+        for procedure, payload in ("drop-user", {}), ("send", {"type": "news"}):  # nobody is known by it now
+            with pytest.raises(WseError, match="has left"):
+                await page.call(procedure, {"user": row["ref"], **payload})
 
 
 async def test_rooms_and_how_many_are_in_them():
@@ -316,6 +320,27 @@ def test_so_many_kinds_of_errors_are_kept_and_no_more():
         journal.note(WseError(f"app.{n}"), {})
     codes = [entry["code"] for entry in journal.entries()[1]]
     assert codes == [f"app.{n}" for n in range(3 * MOST - 1, 2 * MOST - 1, -1)]
+
+
+async def test_an_exception_whose_text_cannot_be_had_is_an_error_like_others(caplog):
+    class MuteError(Exception):
+        def __str__(self):
+            raise RuntimeError
+
+    async with make() as server, connect(server, "ann") as client, operate(server) as page:
+
+        @server.register("fail")
+        def fail(conn, payload):
+            raise MuteError
+
+        for _ in range(2):  # the connection is still there
+            with pytest.raises(WseError) as raised:
+                await client.call("fail")
+            assert raised.value.code == ErrorCode.RP_EXECUTION_FAILED
+        failures = (await here(page))["failures"]
+    assert ("MuteError: <MuteError without a text>", 2) in [
+        (failure["cause"], failure["count"]) for failure in failures
+    ]
 
 
 def test_what_is_shown_is_short_and_can_be_encoded():

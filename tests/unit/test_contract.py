@@ -8,6 +8,7 @@ import hashlib
 import importlib
 import inspect
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -462,6 +463,33 @@ def test_names_and_texts_that_would_break_a_program_do_not() -> None:
     assert "'it\\'s \"odd\"\\n': { payload: class_; result: null }" in typescript
     assert typescript.count("*/") == typescript.count("/**")
     compile(python_of(contract), "client.py", "exec")
+
+
+def test_an_array_of_a_union_that_begins_with_an_object_is_one_of_all_of_it() -> None:
+    server = make_server()
+    server.register("all", lambda conn, payload: None)
+    document = contract_of(server)
+    union = {"anyOf": [{"type": "object", "properties": {"x": {"type": "integer"}}}, {"type": "null"}]}
+    document["components"] = {"schemas": {"Several": {"type": "array", "items": union}}}
+    assert "export type Several = ({ x?: number } | null)[]" in typescript_of(read(document))
+
+
+@pytest.mark.parametrize("word", ["function", "default", "super", "string", "any", "object", "void", "property"])
+def test_no_type_of_a_client_has_a_word_of_the_language_as_its_name(word: str) -> None:
+    Odd = msgspec.defstruct(word, [("x", int)], module=__name__)
+    server = make_server()
+
+    def fn(conn, payload): ...
+
+    fn.__annotations__ = {"payload": Odd, "return": None}
+    server.register("odd", fn)
+    contract = read(contract_of(server))
+    if word == "property":  # which the Python client uses
+        assert "class property(" not in python_of(contract)
+    else:
+        typescript = typescript_of(contract)
+        assert f"interface {word} " not in typescript
+        assert re.search(rf"export interface {word}\w+ ", typescript)
 
 
 def test_an_empty_contract_makes_clients_that_know_no_names(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -143,6 +143,25 @@ async def test_errors_have_our_codes_and_crashes_an_exception(telemetry, join):
     assert telemetry.durations()["rpc.server.call.duration", "refuse", "other"] == 1
 
 
+async def test_an_exception_whose_text_cannot_be_had_ends_its_span(telemetry, join):
+    class MuteError(Exception):
+        def __str__(self):
+            raise RuntimeError
+
+    server = make_server()
+    server.when.error(lambda err, conn: None)
+
+    @server.register("fail")
+    def fail(conn, payload):
+        raise MuteError
+
+    client = await join(server)
+    with pytest.raises(WseError):
+        await soon(client.call("fail"))
+    spans = await telemetry.spans(2)
+    assert {span.attributes["error.type"] for span in spans} == {"wse.server.rp.failed"}
+
+
 async def test_the_calls_that_a_procedure_makes_belong_to_its_trace(telemetry, join):
     server = make_server()
 

@@ -279,3 +279,35 @@ def test_local_types_of_a_router_are_found(server):
     router, page = make_router()
     server.include(router)
     assert server.operations[0].payload is page
+
+
+async def test_static_and_class_methods_are_handlers_of_their_class(server):
+    class Notes:
+        router = Router(prefix="notes.")
+        size = 7
+
+        @router.register
+        @staticmethod
+        def double(conn, number: int) -> int:
+            return 2 * number
+
+        @router.register
+        @classmethod
+        def add(cls, conn, number: int) -> int:
+            return cls.size + number
+
+        @router.register("named")
+        @classmethod
+        def other(cls, conn, number: int) -> int:
+            return cls.size - number
+
+    with pytest.raises(TypeError, match="include an object of their class"):
+        server.include(Notes.router)
+    server.include(Notes())
+    async with connect(server) as client:
+        assert await client.call("notes.double", 4) == 8
+        assert await client.call("notes.add", 4) == 11
+        assert await client.call("notes.named", 4) == 3
+        with pytest.raises(WseError) as wrong:
+            await client.call("notes.add", "x")
+        assert wrong.value.code == ErrorCode.INVALID_PAYLOAD

@@ -22,12 +22,12 @@ from wse.core.cluster.node import ClusterNode
 from wse.core.hub.census import take_brief
 from wse.core.limits import Limits
 from wse.core.session.log import is_answer
-from wse.errors import CloseReason, WseError
+from wse.errors import CloseReason, ErrorCode, WseError
 from wse.metrics.survey import Survey
 from wse.version import installed_version
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Mapping
+    from collections.abc import AsyncIterator, Callable, Hashable, Mapping
 
     from wse.core.hub.connection import WseConnection
     from wse.core.hub.hub import Hub
@@ -328,28 +328,35 @@ class Console:
         told = await self._ask_all(what="drop", conn_id=payload.conn_id)
         found = any(answer["found"] for answer in told.values() if answer)
         if found:
-            _log(conn, "dropped the device %r", payload.conn_id)
+            _log(conn, "dropped the device", conn_id=payload.conn_id)
         return found
 
     def _drop_user(self, conn: WseConnection, payload: User) -> None:
-        cid = self._directory.user_of(payload.user)
+        cid = self._addressed(payload.user)
         self._hub.drop_client(cid, CloseReason.BY_SERVER, 1000)
-        _log(conn, "dropped the user %r", cid)
+        _log(conn, "dropped the user", cid=cid)
+
+    def _addressed(self, ref: str) -> Hashable:
+        cid = self._directory.user_of(ref)
+        if cid is None:  # known by a device only, which is gone
+            raise WseError(ErrorCode.INVALID_PAYLOAD, {}, "the device by which this user is known has left")
+        return cid
 
     def _send(self, conn: WseConnection, payload: Message) -> None:
         if payload.user is not None:
-            user = self._directory.user_of(payload.user)
+            user = self._addressed(payload.user)
             self._hub.send(user, payload.type, payload.payload)
-            _log(conn, "sent a message to the user %r", user)
+            _log(conn, "sent a message to the user", cid=user)
         elif payload.room is not None:
             room = named(payload.room)
             self._hub.rooms.send(room, payload.type, payload.payload, None)
-            _log(conn, "sent a message to the room %r", room)
+            _log(conn, "sent a message to the room", room=room)
         else:
             self._hub.broadcast(payload.type, payload.payload)
-            _log(conn, "sent a message to %s", "everyone")
+            _log(conn, "sent a message to everyone")
 
 
-def _log(conn: WseConnection, text: str, what: object) -> None:
-    extra = {"kind": "operated", "operator": conn.cid}
-    logger.info(f"the operator %.200r {text}", conn.cid, what, extra=extra)
+def _log(conn: WseConnection, text: str, **whom: object) -> None:
+    extra = {"kind": "operated", "operator": conn.cid, **whom}
+    names = "".join(f" {name!r:.200}" if isinstance(name, str) else f" {name!r}" for name in whom.values())
+    logger.info("the operator %.200r %s%s", conn.cid, text, names, extra=extra)

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from wse.core.session.log import facts
-from wse.errors import ErrorCode
+from wse.errors import ErrorCode, text_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -22,7 +22,7 @@ _PACKAGE: Final = str(Path(__file__).parent.parent)
 
 def shown(value: object, most: int = 200) -> str:
     """A value as text for the page: not too long, and such that JSON can carry it."""
-    text = str(value)
+    text = text_of(value)
     text = text if len(text) <= most else f"{text[: most - 1]}…"
     return text.encode("utf-8", "replace").decode()
 

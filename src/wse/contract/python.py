@@ -14,7 +14,7 @@ _TAKEN: Final = (
     "Iterator", "Literal", "Never", "Sequence", "TypeAlias", "TypeVar",
     "ClientOptions", "Unpack",
     "NotRequired", "Protocol", "Stream", "TYPE_CHECKING", "TypedDict", "WseClient", "dict",
-    "list", "str", "int", "float", "bool", "tuple", "overload", "cast",
+    "list", "str", "int", "float", "bool", "tuple", "overload", "cast", "property",
 )  # fmt: skip
 
 _WIDTH: Final = 88

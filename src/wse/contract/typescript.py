@@ -10,7 +10,15 @@ from typing import Any, Final
 from wse.contract.reading import Contract, Entry, Section, identifiers, name_of_ref
 from wse.contract.schemas import Schema
 
-_TAKEN: Final = ("Client", "Contract", "ErrorCode", "WseClient", "WseContract", "WseErrorCode", "Record", "Array")
+_TAKEN: Final = (
+    "Client", "Contract", "ErrorCode", "WseClient", "WseContract", "WseErrorCode", "Record", "Array",
+    # Words of the language, which no type may have as its name.
+    "any", "await", "bigint", "boolean", "break", "case", "catch", "class", "const", "continue", "debugger", "default",
+    "delete", "do", "else", "enum", "export", "extends", "false", "finally", "for", "function", "if", "implements",
+    "import", "in", "instanceof", "interface", "let", "never", "new", "null", "number", "object", "package", "private",
+    "protected", "public", "return", "static", "string", "super", "switch", "symbol", "this", "throw", "true", "try",
+    "type", "typeof", "undefined", "unknown", "var", "void", "while", "with", "yield",
+)  # fmt: skip
 
 _SECTIONS: Final[Mapping[Section, str]] = {
     "send": "Messages that the client sends: `client.send(name, payload)`.",
@@ -158,7 +166,7 @@ def _union(types: list[str]) -> str:
 
 
 def _grouped(kind: str) -> str:
-    return f"({kind})" if re.search(r"[|&]", kind) and not kind.startswith("{") else kind
+    return f"({kind})" if re.search(r"[|&]", kind) else kind
 
 
 def _literal(value: Any) -> str:

@@ -9,7 +9,7 @@ from threading import get_ident
 from typing import TYPE_CHECKING, Any
 
 from wse.core.hub.network import DeviceInfo
-from wse.errors import CloseReason, ErrorCode, WseError
+from wse.errors import CloseReason, ErrorCode, WseError, text_of
 from wse.threads import LoopEndedError, run_on
 from wse.types import ClientId, MessageKey, MessageType, RoomName
 
@@ -145,7 +145,7 @@ class Threadsafe:
         try:
             function()
         except Exception as exc:
-            error = exc if isinstance(exc, WseError) else WseError(ErrorCode.MSG_PROCESSING_ERROR, {}, str(exc))
+            error = exc if isinstance(exc, WseError) else WseError(ErrorCode.MSG_PROCESSING_ERROR, {}, text_of(exc))
             self._server._endpoint.report(error, None, None if error is exc else exc)
 
     def _find_loop(self) -> asyncio.AbstractEventLoop:

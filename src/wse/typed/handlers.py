@@ -381,7 +381,7 @@ def put_by_name(
         TypeError: The name is none, or there is none.
         Exception: Those of `put` and `check`.
     """
-    if fn is None and callable(name):
+    if fn is None and (callable(name) or isinstance(name, classmethod)):
         name, fn = name_of(name, decorator), name
     if name is not None:
         check_name(name, decorator)

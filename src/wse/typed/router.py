@@ -305,5 +305,7 @@ def send(included: Any, take: Callable[[Entry], None]) -> None:
 
 def _is_method(fn: Any) -> bool:
     """Whether a function has been defined in the body of a class."""
+    if isinstance(fn, staticmethod | classmethod):
+        return True
     names = getattr(fn, "__qualname__", "").split(".")
     return len(names) > 1 and names[-2] != "<locals>" and not hasattr(fn, "__self__") and hasattr(fn, "__code__")

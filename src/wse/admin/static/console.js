@@ -257,6 +257,15 @@ class List {
     $(`${this.id}-more`).hidden = !page.next
   }
 
+  clear () {
+    this.asked++
+    this.rows = []
+    this.next = null
+    this.extended = false
+    $(this.id).replaceChildren()
+    $(`${this.id}-more`).hidden = true
+  }
+
   refresh () {
     if (!this.extended && !$(this.id).contains(document.activeElement)) return this.load()
   }
@@ -287,7 +296,9 @@ async function showAgain () {
 }
 
 async function showDevices () {
-  const devices = await client.call('devices', { user: shownUser.ref })
+  const user = shownUser
+  const devices = await client.call('devices', { user: user.ref })
+  if (user !== shownUser) return // another one is shown by now
   fill('devices', devices.map(device => row(
     cell(el('code', '', device.conn_id)), cell(device.address), cell(device.attached ? 'connected' : 'away'),
     number(device.rtt === null ? '' : `${fine.format(device.rtt * 1000)} ms`), number(bytes(device.queued)),
@@ -296,8 +307,19 @@ async function showDevices () {
   )), 'The user has left', true)
 }
 
+// A button of each user's own: being sure about one says nothing about the next.
+function dropUser (user) {
+  const element = drop('Drop the user', 'Drop the user', async () => {
+    await attempt('user-say', `${user.name} has been dropped.`, () => client.call('drop-user', { user: user.ref }))
+    await showAgain()
+  })
+  element.id = 'user-drop'
+  return element
+}
+
 async function openUser (user) {
   shownUser = user
+  $('user-drop').replaceWith(dropUser(user))
   $('user-name').textContent = user.name
   say('', 'user-say')
   fill('devices', [], 'Loading', true)
@@ -307,11 +329,6 @@ async function openUser (user) {
 
 $('user').addEventListener('close', () => { shownUser = null })
 $('user-send').addEventListener('click', () => write(`Message to ${shownUser.name}`, { user: shownUser.ref }))
-$('user-drop').replaceWith(drop('Drop the user', 'Drop the user', async () => {
-  const user = shownUser
-  await attempt('user-say', `${user.name} has been dropped.`, () => client.call('drop-user', { user: user.ref }))
-  await showAgain()
-}))
 
 // Test messages.
 
@@ -382,7 +399,8 @@ function signOut (why) {
   for (const dialog of document.querySelectorAll('dialog[open]')) dialog.close()
   client?.close()
   client = null
-  for (const id of ['nodes', 'users', 'rooms', 'failures', 'slow', 'blocked', 'devices']) $(id).replaceChildren()
+  for (const id of ['nodes', 'failures', 'slow', 'blocked', 'devices']) $(id).replaceChildren()
+  for (const list of [users, rooms]) list.clear()
   $('operator').textContent = ''
   status('signed out', '')
   enter(false)

@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 from wse.core.folding import Folding
-from wse.errors import ErrorCode, WseError
+from wse.errors import ErrorCode, WseError, text_of
 
 logger = logging.getLogger("wse")
 
@@ -114,4 +114,4 @@ def _with_cause(text: str, cause: BaseException | None) -> str:
 
 def _line(exc: BaseException) -> str:
     """An exception's text, as one line: a peer may have had a say in it."""
-    return str(exc).translate(_CONTROLS)
+    return text_of(exc).translate(_CONTROLS)
