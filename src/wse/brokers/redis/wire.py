@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from typing import TYPE_CHECKING, Any
 
 import hiredis
@@ -10,6 +9,7 @@ from redis.exceptions import NoScriptError, ReadOnlyError, ResponseError
 
 from wse.brokers.reconnecting import cut
 from wse.brokers.redis.private import transport_of
+from wse.reading import READ_SIZE, Reading
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -23,7 +23,7 @@ def _error(message: str) -> ResponseError:
     return _ERRORS.get(message.partition(" ")[0], ResponseError)(message)
 
 
-class Wire(asyncio.Protocol):
+class Wire(Reading):
     """Reads replies straight from the socket, and writes at once.
 
     redis-py reads in a coroutine that a task has to run, which takes as long again as all the rest of a message.
@@ -37,6 +37,7 @@ class Wire(asyncio.Protocol):
     def __init__(
         self, connection: AbstractConnection, replied: Callable[[Any], None], lost: Callable[[Exception], None]
     ) -> None:
+        super().__init__(memoryview(bytearray(4 * READ_SIZE)))
         self._connection = connection
         self._replied = replied
         self._lost = lost

@@ -16,6 +16,7 @@ from urllib.parse import quote, unquote, urlsplit
 
 from multidict import CIMultiDict
 
+from wse.reading import READ_SIZE, Reading
 from wse.transports.picows.protocol import feed, give_transport
 
 if TYPE_CHECKING:
@@ -151,7 +152,7 @@ def accept_value(key: str) -> str:
     return base64.b64encode(hashlib.sha1(key.encode() + _GUID, usedforsecurity=False).digest()).decode()
 
 
-class ClientHandshake(asyncio.Protocol):
+class ClientHandshake(Reading):
     """The protocol of a client's socket until the WebSocket is open.
 
     Args:
@@ -169,6 +170,7 @@ class ClientHandshake(asyncio.Protocol):
         make_listener: Callable[[str], WSListener],
         protocol: str,
     ) -> None:
+        super().__init__(memoryview(bytearray(READ_SIZE)))
         self._websocket = make_websocket(lambda request, response: self._listener)
         self._make_listener = make_listener
         self._protocol = protocol

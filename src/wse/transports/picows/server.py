@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, cast
 import aiofastnet
 
 from wse.core.ports.http import HttpCall, HttpReply
+from wse.reading import READ_SIZE, Reading
 from wse.transports.certificate import transport_certificate
 from wse.transports.picows.http import HttpError, HttpHead, answer, is_hopeless
 from wse.transports.picows.link import CLOSE_TIMEOUT
@@ -114,6 +115,7 @@ class Listener:
 
     Attributes:
         connections: The TCP connections that are not WebSockets: their request has not come, or is being answered.
+        buffer: For what these read.
     """
 
     server: asyncio.Server
@@ -132,6 +134,7 @@ class Listener:
         self.handshake_timeout = handshake_timeout
         self.connections: set[HttpConnection] = set()
         self.loop = asyncio.get_running_loop()
+        self.buffer = memoryview(bytearray(READ_SIZE))
         self._emptied: asyncio.Future[None] | None = None  # while the end of the last one is awaited
         self._upgrader = Upgrader(acceptor.limits, compression)
         self._path = path
@@ -246,7 +249,7 @@ def _open(
     return acceptor.open(link, request, protocol)
 
 
-class HttpConnection(asyncio.Protocol):
+class HttpConnection(Reading):
     """The protocol of a TCP connection until its request has come: then the WebSocket takes over, or the request is
     answered and the connection closed.
 
@@ -257,6 +260,7 @@ class HttpConnection(asyncio.Protocol):
     __slots__ = ("_answering", "_begun", "_listener", "_received", "_timer", "_transport", "_waiting", "answered")
 
     def __init__(self, listener: Listener) -> None:
+        super().__init__(listener.buffer)
         self._listener = listener
         self._received = bytearray()
         self._begun = False

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 async def open_socket(
     loop: asyncio.AbstractEventLoop,
-    protocol: asyncio.Protocol,
+    protocol: asyncio.BaseProtocol,
     address: Address,
     *,
     ssl: tls.SSLContext | None,
@@ -58,7 +58,7 @@ async def open_socket(
 async def _open_through(
     proxy: str,
     loop: asyncio.AbstractEventLoop,
-    protocol: asyncio.Protocol,
+    protocol: asyncio.BaseProtocol,
     address: Address,
     context: tls.SSLContext | None,
     proxy_context: tls.SSLContext | None,
