@@ -203,6 +203,7 @@ async def test_a_long_call_tells_how_far_it_is(chat, people):
     await expect(second.page.locator("#percent")).to_be_empty()  # progress is for the caller
 
 
+@pytest.mark.slow
 async def test_a_device_that_is_being_logged_out_looks_so_when_the_devices_change(chat, people):
     held = Held(lambda kind, payload: kind == "log-out-device")
     ann = await people(chat.new_user("ann"), held=held)
@@ -261,6 +262,7 @@ async def test_the_server_goes_away_and_comes_back(chat, people, two_and_two_tab
     await expect(ann.devices).to_have_count(3)
 
 
+@pytest.mark.slow
 async def test_logging_out_and_in_while_there_is_no_server(chat, people):
     tab = await people("ada")
     await tab.enter(password="lovelace")
@@ -399,6 +401,7 @@ async def test_a_device_that_was_logged_out_from_another_one_stays_out_after_a_r
     await expect(second.page.get_by_label("Name", exact=True)).to_be_focused()
 
 
+@pytest.mark.slow
 async def test_a_reload_while_the_server_is_away_comes_back_with_it(chat, people):
     tab = await people("ada")
     await tab.enter(password="lovelace")
@@ -426,6 +429,7 @@ async def test_pasted_lines_keep_their_breaks(people, two_and_two_tabs):
     await expect(bob.message("uno\ndos")).to_have_count(1)
 
 
+@pytest.mark.slow
 async def test_days_are_separated_and_messages_of_one_sender_grouped(people, two_and_two_tabs):
     ann, second, bob = two_and_two_tabs
     conversation = {"One.": ann, "Two.": ann, "Three.": bob, "Four, for Ann.": bob, "Five.": second}
@@ -466,6 +470,7 @@ def with_history(socket, message):
     server.on_message(answer)
 
 
+@pytest.mark.slow
 async def test_devices_keep_their_order_when_one_comes_back(chat, people):
     ann = await people(chat.new_user("ann"))
     await ann.enter(device="Tab")
