@@ -19,9 +19,9 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "tests"))
 
-from support.engines import Engine, Nats, Valkey  # noqa: E402
-from wse.brokers import from_url  # noqa: E402
-from wse.core.ports.broker import Device  # noqa: E402
+from support.engines import Engine, Nats, Valkey  # noqa: E402 - as above
+from wse.brokers import from_url  # noqa: E402 - as above
+from wse.core.ports.broker import Device  # noqa: E402 - as above
 
 BATCH = 100
 """Messages that are published in one turn of the event loop."""

@@ -27,8 +27,8 @@ sys.path[:0] = [str(BENCH.parent / "src"), str(BENCH.parent / "tests")]
 
 from harness.env import ENV, machine  # noqa: E402 - the paths above
 
-from support.engines import Engine, Nats, Valkey  # noqa: E402
-from wse import WseClient  # noqa: E402
+from support.engines import Engine, Nats, Valkey  # noqa: E402 - as above
+from wse import WseClient  # noqa: E402 - as above
 
 AT_ONCE = 64
 SMALL, LARGE, QUICK = (100, 100), (1000, 1000), (20, 10)

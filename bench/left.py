@@ -25,12 +25,12 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "tests"))
 
 from support.engines import Engine, Nats, Valkey  # noqa: E402 - of the tests, whose folder has just been added
-from wse import ClusterSettings, WseServer  # noqa: E402
-from wse.brokers import from_url  # noqa: E402
-from wse.brokers.nats.records import write_record  # noqa: E402
-from wse.brokers.placement import UserRecord  # noqa: E402
-from wse.brokers.reconnecting import REGISTER_VERSION  # noqa: E402
-from wse.core.ports.broker import Device  # noqa: E402
+from wse import ClusterSettings, WseServer  # noqa: E402 - as above
+from wse.brokers import from_url  # noqa: E402 - as above
+from wse.brokers.nats.records import write_record  # noqa: E402 - as above
+from wse.brokers.placement import UserRecord  # noqa: E402 - as above
+from wse.brokers.reconnecting import REGISTER_VERSION  # noqa: E402 - as above
+from wse.core.ports.broker import Device  # noqa: E402 - as above
 
 SIZES = [(50_000, 16_667), (1_000_000, 100_000)]
 """All users, and those of the node that dies."""

@@ -153,8 +153,8 @@ class Deliveries:
             self.frames += 1
             write(self_, session, packed)
 
-        watchers.Watchers._encode = counted_encode  # type: ignore[method-assign]
-        watchers.Watchers._write = counted_write  # type: ignore[method-assign]
+        watchers.Watchers._encode = counted_encode  # type: ignore[method-assign]  # to count
+        watchers.Watchers._write = counted_write  # type: ignore[method-assign]  # to count
         watchers.deliver = counted_deliver
 
 

@@ -192,7 +192,7 @@ async def test_a_session_that_goes_on_keeps_its_state_and_learns_what_it_has_mis
         if n == 2:
             ann.room("doc").presence.set("away")
         shown = "away" if n == 2 else "ann"
-        await until(lambda: states(ann) == states(bob) == {"ann": [shown], "bob": [n]})  # noqa: B023
+        await until(lambda: states(ann) == states(bob) == {"ann": [shown], "bob": [n]})  # noqa: B023 - awaited in the loop
         assert not any(None in change.get("ann", {}).values() for change in changes)
     assert log.all("resumed")
 

@@ -83,7 +83,7 @@ class Directory:
         return _part(self._hub.identities, search, start, most, row, [] if conn is None else [conn.cid])
 
     def user_of(self, ref: str) -> Hashable:
-        """The `cid` of the user with this reference.
+        """The `cid` of the user with this reference; `None` for one who was known by a device that has left.
 
         Raises:
             WseError: `INVALID_PAYLOAD`.

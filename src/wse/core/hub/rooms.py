@@ -261,10 +261,16 @@ class Rooms:
         self._hub.endpoint.check_thread()
 
     def signals(self, name: RoomName) -> RoomSignals:
-        hooks = self._hooks.get(name) or self._hooks.setdefault(name, Hooks())
+        hooks = self._hooks_of(name)
         if hooks.signals is None:
             hooks.signals = RoomSignals(self._hub)
         return hooks.signals
+
+    def _hooks_of(self, name: RoomName) -> Hooks:
+        hooks = self._hooks.get(name)
+        if hooks is None:
+            hooks = self._hooks[name] = Hooks()
+        return hooks
 
     def board(self, name: RoomName) -> Board | None:
         """What the members of a room show each other, if it has presence."""
@@ -273,7 +279,7 @@ class Rooms:
 
     def make_board(self, name: RoomName) -> Board:
         """Give a room presence, unless it has it already."""
-        hooks = self._hooks.get(name) or self._hooks.setdefault(name, Hooks())
+        hooks = self._hooks_of(name)
         if hooks.board is None:
             hooks.board = Board(self._hub, name)
             for conn in self.local(name):

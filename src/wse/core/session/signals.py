@@ -63,7 +63,7 @@ def check_handler(
 
 def is_generator(fn: Any) -> bool:
     """Whether a function is a generator, plain or async."""
-    called = fn if inspect.isroutine(fn) or isinstance(fn, partial) else getattr(type(fn), "__call__", fn)  # noqa: B004
+    called = fn if inspect.isroutine(fn) or isinstance(fn, partial) else getattr(type(fn), "__call__", fn)  # noqa: B004 - looked at
     return inspect.isgeneratorfunction(called) or inspect.isasyncgenfunction(called)
 
 
