@@ -202,7 +202,8 @@ class Shell:
         """Print a line; a line that is being typed moves below it."""
         with self._lock:
             if not self._is_prompting:
-                print(text, file=to or sys.stdout, flush=True)
+                # In one write, between whose parts the prompt cannot come.
+                print(f"{text}\n", end="", file=to or sys.stdout, flush=True)
                 return
             typed = "" if readline is None else readline.get_line_buffer()
             print(f"\r\x1b[K{text}\n{PROMPT}{typed}", end="", flush=True)  # noqa: T201 - the prompt
