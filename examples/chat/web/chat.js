@@ -279,9 +279,17 @@ const portrait = (element, name) => {
 // A user who reads the end stays there when a message comes, the window changes or a phone's keyboard opens.
 const list = $('messages')
 let atEnd = true
+let size = ''
+const sizeOf = () => `${list.clientWidth}x${list.clientHeight}`
 const toEnd = () => (list.scrollTop = list.scrollHeight)
-list.addEventListener('scroll', () => (atEnd = list.scrollHeight - list.scrollTop - list.clientHeight < 80))
-new ResizeObserver(() => atEnd && toEnd()).observe(list)
+// A scroll event between a change of the size and its observation says nothing about the user.
+list.addEventListener('scroll', () => {
+  if (sizeOf() === size) atEnd = list.scrollHeight - list.scrollTop - list.clientHeight < 80
+})
+new ResizeObserver(() => {
+  size = sizeOf()
+  if (atEnd) toEnd()
+}).observe(list)
 
 const append = (item) => {
   list.append(item)
