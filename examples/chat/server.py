@@ -16,7 +16,7 @@ What a client may do:
     call "my-devices"                      one's own devices: [{"device", "name", "info"}]
     call "log-out-device" {"device"}       disconnects one of them, and ends its session
     call "log-out"                         ends the session of this device
-    call "history"                         the last messages
+    call "history"                         the last messages to everybody, and those to and from oneself
     call "report"                          a long call: sends "progress" {"done", "of"} to the caller while it lasts
     enter the room "chat"                  to show there that one is typing, and see who else is
 The welcome has a session key: a device comes back with the identity {"session": key} instead of a password. It also
@@ -43,7 +43,7 @@ from wse.auth.scram import ITERATIONS
 
 sys.path.insert(0, str(Path(__file__).parents[2]))  # so that this file runs from wherever it is started
 
-from examples.chat.store import PASSWORDS, Store, default_file, keys_of_sign_up
+from examples.chat.store import HISTORY, PASSWORDS, Store, default_file, keys_of_sign_up
 
 WEB = Path(__file__).parent / "web"
 PAGE = {
@@ -68,8 +68,9 @@ logger = logging.getLogger("chat")
 def make_server(port: int, store: Store, *, host: str = "127.0.0.1", log: Callable[[str], object] = print) -> WseServer:
     # A user may have eight devices or tabs at a time; with the default of one, each would push out the one before.
     # Messages to one user are kept for those of her devices that are away; a new device begins with what comes.
+    # Messages to everybody are kept for the room that every device is in.
     kept_in = None if store.file == ":memory:" else f"sqlite:{store.file}.inbox"
-    inbox = Inbox(messages=100, store=kept_in, new_device="none")
+    inbox = Inbox(messages=HISTORY, store=kept_in, new_device="none")
     server = WseServer(host=host, port=port, conns_per_user=8, files=PAGE, serve_client=True, inbox=inbox)
 
     # Authentication.
@@ -141,7 +142,7 @@ def make_server(port: int, store: Store, *, host: str = "127.0.0.1", log: Callab
         assert conn.cid is not None  # it is authenticated
         server.send(conn.cid, "devices")
 
-    server.room("chat", presence=True)
+    everybody = server.room("chat", presence=True)
 
     @server.room_guard
     def guard(conn: WseConnection, name: Any) -> bool:
@@ -156,7 +157,8 @@ def make_server(port: int, store: Store, *, host: str = "127.0.0.1", log: Callab
         send_news(user, f"{user.cid} has gone offline")
 
     @server.when.connected
-    async def ask(conn: WseConnection) -> None:
+    async def welcomed(conn: WseConnection) -> None:
+        everybody.add(conn)
         devices_changed(conn)
         try:
             info = await conn.call("client-info", timeout=5)
@@ -177,20 +179,22 @@ def make_server(port: int, store: Store, *, host: str = "127.0.0.1", log: Callab
 
     # Messages.
 
+    async def publish(message: dict[str, Any]) -> None:
+        # A client repeats a message if its answer was lost, or if keeping it failed. The key makes these one message.
+        await everybody.keep("message", message, key=str(message["id"]))
+
     @server.channel.on("say")
-    def say(conn: WseConnection, payload: Any) -> None:
-        message = store.add_message(str(conn.cid), device_of(conn), text_of(payload))
-        server.broadcast("message", message)
+    async def say(conn: WseConnection, payload: Any) -> None:
+        await publish(store.add_message(str(conn.cid), device_of(conn), text_of(payload)))
 
     # Calls.
 
     @server.register("say")
-    def say_and_confirm(conn: WseConnection, payload: Any) -> dict[str, Any]:
+    async def say_and_confirm(conn: WseConnection, payload: Any) -> dict[str, Any]:
         text, ref = text_of(payload["text"]), ref_of(payload)
         message = store.sent(str(conn.cid), ref) if ref else None
-        if message is None:
-            message = store.add_message(str(conn.cid), device_of(conn), text, ref=ref)
-            server.broadcast("message", message)
+        message = message or store.add_message(str(conn.cid), device_of(conn), text, ref=ref)
+        await publish(message)
         return message
 
     @server.register("tell")
@@ -203,7 +207,7 @@ def make_server(port: int, store: Store, *, host: str = "127.0.0.1", log: Callab
             assert conn.client is not None  # every caller is authenticated
             message = store.add_message(str(conn.cid), device_of(conn), text, to=user, ref=ref)
             conn.client.send("sent", message)
-            await server.keep(user, "direct", message)
+        await server.keep(user, "direct", message, key=str(message["id"]))
         return message
 
     def own_device(conn: WseConnection, device_id: Any) -> WseConnection:
@@ -252,8 +256,12 @@ def make_server(port: int, store: Store, *, host: str = "127.0.0.1", log: Callab
         return sorted(answers, key=lambda answer: order[answer["device"]])
 
     @server.register("history")
-    def get_history(conn: WseConnection, payload: Any) -> list[dict[str, Any]]:
-        return store.history(str(conn.cid))
+    async def get_history(conn: WseConnection, payload: Any) -> list[dict[str, Any]]:
+        messages = [message.payload for message in await everybody.history(last=HISTORY)]
+        messages += store.private(str(conn.cid))
+        # A message that was repeated later than keys are remembered is there twice.
+        unique = {message["id"]: message for message in messages}
+        return [unique[id_] for id_ in sorted(unique)][-HISTORY:]
 
     @server.register("report")
     async def report(conn: WseConnection, payload: Any) -> dict[str, Any]:

@@ -141,11 +141,11 @@ class Store:
             self._db.execute("INSERT INTO sent VALUES (?, ?, ?)", (user, ref, cursor.lastrowid))
         return as_message((cursor.lastrowid, at, user, device, to, text), ref)
 
-    def history(self, user: str) -> list[dict[str, Any]]:
-        """The last messages that a user may see."""
+    def private(self, user: str) -> list[dict[str, Any]]:
+        """The last messages to one user that this user has got or sent."""
         rows = self._db.execute(
             "SELECT message.*, ref FROM message LEFT JOIN sent ON message = id"
-            " WHERE addressee IS NULL OR ? IN (addressee, message.user) ORDER BY id DESC LIMIT ?",
+            " WHERE addressee NOT NULL AND ? IN (addressee, message.user) ORDER BY id DESC LIMIT ?",
             (user, HISTORY),
         ).fetchall()
         return [as_message(row, ref) for *row, ref in reversed(rows)]

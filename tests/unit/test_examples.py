@@ -211,6 +211,18 @@ def test_two_people_chat(tmp_path: Path) -> None:
             assert grace.stop(signal.SIGINT) == 0
         assert "Traceback" not in server.output + ada.output + grace.output
 
+    # What was said is there after a restart: to everybody, and to those whom it concerns.
+    with program(str(CHAT / "server.py"), "--port", str(port), "--database", str(tmp_path / "chat")) as server:
+        server.wait_until_open(port)
+        with program(client, "--user", "ada", "--password", "lovelace", "--url", url) as ada:
+            ada.read_until("/quit")
+            ada.type("/history")
+            ada.read_until("  ada/sofa: Hello, Grace.\n")
+            ada.read_until("  grace/terminal, to ada only: Hello, Ada.\n")
+            ada.read_until("  grace/terminal: [2Jcleared?\n")
+            ada.type("/quit")
+            assert ada.stop() == 0
+
 
 GOOD_KEYS = ScramKeys.from_password("correct horse").to_dict()
 BAD_NAMES = ("", "a", "Ada", "ad a", "a" * 21, "ada/x", "ad\n", ".ada", "\u0430da")
