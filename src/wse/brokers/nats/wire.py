@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from nats.aio.transport import Transport
 
 from wse.brokers.reconnecting import cut
+from wse.reading import READ_SIZE, Reading
 
 if TYPE_CHECKING:
     import ssl
@@ -110,7 +111,7 @@ class Wire(Transport):
         return self._reader.at_eof()
 
 
-class Parser(asyncio.StreamReaderProtocol):
+class Parser(asyncio.StreamReaderProtocol, Reading):
     """Takes the messages of WSE's subscriptions out of what the server sends; nats-py reads the rest from the stream.
 
     The protocol consists of lines. A message is a line and then as many bytes as its last field says:
@@ -120,7 +121,8 @@ class Parser(asyncio.StreamReaderProtocol):
     """
 
     def __init__(self, wire: Wire, reader: asyncio.StreamReader) -> None:
-        super().__init__(reader)
+        asyncio.StreamReaderProtocol.__init__(self, reader)
+        Reading.__init__(self, memoryview(bytearray(4 * READ_SIZE)))
         self._wire = wire
         self._rest = bytearray()  # the beginning of a line or message
         self._needed = 0  # the bytes that it has in all, as far as is known
