@@ -10,30 +10,28 @@ when they come back. It subscribes to the users and rooms that it holds, and to 
     Presence   users come and go; with Registrations, Steps, Firing and Reconciler
     Boards     the presence of rooms
     Liveness   the lease, and the canary
+    Membership joins the cluster, and leaves it
     Watching   finds out whether a message is got on other nodes
     Inbox      hands what the broker delivers to the part that handles it
 
-`ClusterNode` makes the parts, opens and closes them. None of them knows it.
+`ClusterNode` makes the parts, and is what the hub knows of them. None of them knows it.
 """
 
 from __future__ import annotations
 
-import itertools
-import logging
-import secrets
 from typing import TYPE_CHECKING, Any
 
-from wse.backoff import Backoff
 from wse.core.cluster import envelope
 from wse.core.cluster.boards import Boards
 from wse.core.cluster.bus import Bus
 from wse.core.cluster.claims import Claims
 from wse.core.cluster.delivery import Delivery
 from wse.core.cluster.departures import Departures
-from wse.core.cluster.envelope import ALL, NODE, ROOM, USER, topic
+from wse.core.cluster.envelope import ROOM, USER, topic
 from wse.core.cluster.firing import Firing
 from wse.core.cluster.inbox import Inbox
 from wse.core.cluster.liveness import Liveness
+from wse.core.cluster.membership import Membership
 from wse.core.cluster.node_rpc import NodeRpc
 from wse.core.cluster.presence import Presence
 from wse.core.cluster.reconciler import Reconciler
@@ -45,11 +43,9 @@ from wse.core.hub.census import take_brief
 from wse.core.hub.network import DeviceInfo
 from wse.core.names import decode_name, encode_name
 from wse.core.ports.broker import Away
-from wse.errors import ErrorCode, WseError
-from wse.tasks import wake
+from wse.errors import WseError
 
 if TYPE_CHECKING:
-    import asyncio
     from collections.abc import AsyncIterator, Callable, Collection, Hashable, Iterable, Sequence
 
     from wse.core.cluster.claims import Fetched
@@ -66,18 +62,6 @@ if TYPE_CHECKING:
     from wse.core.ports.protocol import Protocol
     from wse.core.ports.store import Record
     from wse.types import ClientId, MessageKey, MessageType, RoomName
-
-
-logger = logging.getLogger("wse")
-
-RETRY = Backoff(base=0.25, cap=5.0)
-"""The waits between two attempts to reach the broker at the start."""
-
-LEAVE_SHARE = 0.6
-"""The part of `close_timeout` in which the devices leave. Other nodes remove the devices that are left."""
-
-RESIGN_SHARE = 0.8
-"""The part of `close_timeout` by which the lease is resigned, or left to run out. The rest is for unsent messages."""
 
 
 class ClusterNode:
@@ -103,14 +87,12 @@ class ClusterNode:
         self.hub = hub
         self.broker = broker
         self.settings = settings
-        self._endpoint = hub.endpoint
-        self._scheduler = hub.endpoint.scheduler
         self.bus = Bus(broker, hub.endpoint, backlog=settings.backlog, backlog_bytes=settings.backlog_bytes)
         self.delivery = Delivery(self.bus, hub, readers)
         self.rpc = NodeRpc(self.bus, hub, settings.query_timeout)
         registrations, self.firing = Registrations(), Firing(self.bus, hub)
         self.steps = Steps(self.bus, hub, registrations, self.firing)
-        self.reconciler = Reconciler(broker, self._scheduler, registrations, self.steps, self.firing)
+        self.reconciler = Reconciler(broker, hub.endpoint.scheduler, registrations, self.steps, self.firing)
         self.presence = Presence(self.bus, hub, registrations, self.steps, self.firing, self.reconciler)
         self.claims = Claims(self.bus, hub, self.delivery, self.rpc, self.presence)
         self.departures = Departures(self.bus, hub, self.delivery, self.rpc, self.presence)
@@ -133,136 +115,34 @@ class ClusterNode:
         )
         self.rpc.queries |= {"members": self._members_here, "here": self._here, "end": self._peer_ends}
         self.rpc.queries["stats"] = self._stats
-        self._opened_at = 0.0
+        self.membership = Membership(
+            self.bus,
+            hub.endpoint,
+            settings,
+            self.inbox,
+            self.reconciler,
+            self.liveness,
+            self.departures,
+            self.presence,
+            self.rpc,
+        )
         self._ending: frozenset[str] = frozenset()  # nodes that close
-        self._pausing: asyncio.Future[None] | None = None  # between two attempts to reach the broker at the start
-        self._opening: list[asyncio.Future[None]] | None = None  # callers that wait for the one that opens it
 
     @property
     def node(self) -> str:
         """The id of this node: a new one each time that it starts."""
         return self.bus.node
 
-    # Life cycle.
-
     async def open(self) -> None:
-        """Join the cluster, unless the node has joined already; of several concurrent callers, one does it.
-
-        Raises:
-            WseError: `BROKER_UNAVAILABLE`.
-        """
-        while self._opening is not None:
-            opened = self._scheduler.create_future()
-            self._opening.append(opened)
-            await opened
-        if not self.bus.is_open:
-            self._opening = []
-            try:
-                await self._open_in_time()
-            finally:
-                others, self._opening = self._opening, None
-                for opened in others:
-                    wake(opened)
-
-    async def _open_in_time(self) -> None:
-        """Try again while the broker cannot be reached, for `wait_for_broker` seconds."""
-        end = self._scheduler.time() + self.settings.wait_for_broker
-        for attempt in itertools.count():
-            try:
-                await self._open()
-            except WseError as exc:
-                rest = end - self._scheduler.time()
-                if exc.code != ErrorCode.BROKER_UNAVAILABLE or rest <= 0:
-                    raise
-                if not attempt:
-                    logger.warning(
-                        "the broker cannot be reached (%s); trying again",
-                        exc.__cause__,
-                        extra={"kind": "broker-unreached", "code": str(exc.code)},
-                    )
-            else:
-                return
-            self._pausing = self._scheduler.create_future()
-            timer = self._scheduler.call_later(min(rest, RETRY.delay(attempt)), self._try_again)
-            try:
-                await self._pausing
-            finally:
-                timer.cancel()
-                self._pausing = None
-
-    def _try_again(self) -> None:
-        if self._pausing is not None and not self._pausing.done():
-            self._pausing.set_result(None)
-
-    async def _open(self) -> None:
-        bus = self.bus
-        bus.node = secrets.token_hex(8)
-        await self.broker.open(bus.node, self.inbox)
-        try:
-            for topic in (ALL, NODE + bus.node):
-                self.broker.subscribe(topic)
-            self.reconciler.renewed(await self.broker.renew(self.settings.lease_ttl))
-            await self.broker.registered()  # a node that starts has no devices
-            self.reconciler.is_disturbed = False
-            bus.peers = await self.broker.nodes() - {bus.node}
-            self.broker.publish(ALL, envelope.encode(envelope.Hello(bus.node)))
-            await self.broker.flush()
-        except BaseException:
-            await self.broker.close()
-            raise
-        bus.release()
-        bus.is_open = True
-        self._opened_at = self._scheduler.time()
-        self.liveness.start()
+        await self.membership.open()
 
     async def close(self) -> None:
-        """Leave the cluster, after all connections have ended; does nothing if the node is not open."""
-        if self._pausing is not None and not self._pausing.done():
-            self._pausing.set_exception(WseError(ErrorCode.BROKER_UNAVAILABLE, {}, "the server was closed meanwhile"))
-        if not self.bus.is_open:
-            return
-        await self.departures.close()
-        self.liveness.stop()
-        start, timeout = self._scheduler.time(), self.settings.close_timeout
-        if self.broker.connected:
-            await self.presence.close(LEAVE_SHARE * timeout)
-            await self._resign(start + RESIGN_SHARE * timeout - self._scheduler.time())
-        self.rpc.close()
-        self.bus.is_open = False
-        self.presence.reset()
-        self.bus.clear()
-        await self.broker.close(max(0.0, start + timeout - self._scheduler.time()))
-
-    async def _resign(self, within: float) -> None:
-        """Give the lease up, if the broker answers in time."""
-        resigned = self._scheduler.create_future()
-
-        def end(cause: Exception | None) -> None:
-            if not resigned.done():
-                resigned.set_result(None)
-                if cause is not None:
-                    error = WseError(ErrorCode.BROKER_UNAVAILABLE, {}, "the node could not resign its lease")
-                    self._endpoint.report(error, None, cause)
-
-        async def resign() -> None:
-            try:
-                await self.broker.resign()
-            except WseError as exc:
-                end(exc)
-            else:
-                end(None)
-
-        timer = self._scheduler.call_later(within, end, TimeoutError(f"the broker did not answer in {within:.1f} s"))
-        self._scheduler.spawn(resign())
-        try:
-            await resigned
-        finally:
-            timer.cancel()
+        await self.membership.close()
 
     @property
     def healthy(self) -> bool:
         """Whether messages reach this node and leave it: the broker is connected and delivers, and the lease holds."""
-        return self.bus.is_open and self.broker.connected and self.liveness.healthy
+        return self.membership.healthy
 
     # The methods of `Network`, for the hub and its rooms.
 
@@ -412,7 +292,7 @@ class ClusterNode:
 
     def _stats(self, _: str) -> dict[str, float]:
         """What `wse top` shows of this node."""
-        return take_brief(self.hub, uptime=self._scheduler.time() - self._opened_at)
+        return take_brief(self.hub, uptime=self.membership.uptime)
 
     def _here(self, conn_ids: str) -> Any:
         """Answer whether this node is there, or where the devices of some connections are."""
