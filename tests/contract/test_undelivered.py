@@ -106,7 +106,7 @@ async def test_what_one_device_has_read_is_delivered(nodes):
         while await store.furthest("u.sann") < 1:
             await asyncio.sleep(0.01)
     looking._after = 0.3
-    looking._watched = deque(message._replace(due=0) for message in looking._watched)
+    looking._unchecked = deque(message._replace(due=0) for message in looking._unchecked)
     looking._look()
     assert await unread(nodes) == [("bob", "note", 2)]
 

@@ -258,7 +258,7 @@ def test_nothing_is_left_when_all_have_gone(nodes):
         member.peer.vanish()
     nodes.advance(boards.SILENT_BEATS * 5 + 1)
     for node in nodes:
-        assert not node.cluster.boards._watched
+        assert not node.cluster.boards._shared
         assert node.cluster.boards._timer is None
         assert not node.leftovers
         board = node.hub.rooms.board("doc")

@@ -13,7 +13,7 @@ from redis.backoff import NoBackoff
 from redis.exceptions import ResponseError
 
 from support.net import soon
-from wse.brokers.redis.sentinel import Sentinels, Watched, split
+from wse.brokers.redis.sentinel import Sentinels, Setup, split
 
 PRIMARY = b"*2\r\n$8\r\n10.0.0.9\r\n$4\r\n6380\r\n"
 UNKNOWN = b"*-1\r\n"
@@ -34,7 +34,7 @@ async def sentinels():
                 server = await asyncio.start_server(partial(play, answer), "127.0.0.1", 0)
                 stack.callback(server.close)
                 addresses.append(server.sockets[0].getsockname())
-            return Sentinels(Watched("redis://primary", "main", addresses), connect)
+            return Sentinels(Setup("redis://primary", "main", addresses), connect)
 
         yield make
 

@@ -23,7 +23,7 @@ SCHEMES = {"redis+sentinel": "redis", "rediss+sentinel": "rediss"}
 DEFAULT_PORT = 26379
 
 
-class Watched(NamedTuple):
+class Setup(NamedTuple):
     """A primary and its Sentinels.
 
     Attributes:
@@ -37,7 +37,7 @@ class Watched(NamedTuple):
     addresses: list[tuple[str, int]]
 
 
-def split(url: str) -> Watched:
+def split(url: str) -> Setup:
     """Read the URL of Sentinels.
 
     Raises:
@@ -53,20 +53,20 @@ def split(url: str) -> Watched:
         address = urlsplit(f"//{host}")
         addresses.append((address.hostname or "localhost", address.port or DEFAULT_PORT))
     primary = parts._replace(scheme=SCHEMES[parts.scheme], netloc=f"{login}{at}primary", path=f"/{db}")
-    return Watched(primary.geturl(), name, addresses)
+    return Setup(primary.geturl(), name, addresses)
 
 
 class Sentinels:
     """Several Sentinels that watch one primary.
 
     Args:
-        watched: Their addresses, and the name of the primary.
+        setup: Their addresses, and the name of the primary.
         connect: Makes a connection of redis-py; takes `host` and `port`.
     """
 
-    def __init__(self, watched: Watched, connect: Callable[..., Any]) -> None:
-        self._addresses = watched.addresses
-        self._name = watched.name
+    def __init__(self, setup: Setup, connect: Callable[..., Any]) -> None:
+        self._addresses = setup.addresses
+        self._name = setup.name
         self._connect = connect
 
     async def primary(self) -> tuple[str, int]:

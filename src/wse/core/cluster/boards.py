@@ -48,7 +48,7 @@ class Heard:
         self.beats = 0
 
 
-class Watched:
+class SharedBoard:
     """A room in which this node takes part.
 
     Attributes:
@@ -85,7 +85,7 @@ class Boards:
         self._rpc = rpc
         self._settings = settings
         self._scheduler = hub.endpoint.scheduler
-        self._watched: dict[RoomName, Watched] = {}
+        self._shared: dict[RoomName, SharedBoard] = {}
         self._last = 0  # no number of a room is used twice, also when the node comes back to the room
         self._timer: Timer | None = None
         rpc.queries["presence"] = self._part
@@ -94,162 +94,162 @@ class Boards:
 
     def open(self, board: Board) -> None:
         """Take part in a room."""
-        watched = self._watched[board.name] = Watched(board, self._last)
-        self._publish(watched, [], is_whole=True)
-        self._scheduler.spawn(self._gather(watched))
+        shared = self._shared[board.name] = SharedBoard(board, self._last)
+        self._publish(shared, [], is_whole=True)
+        self._scheduler.spawn(self._gather(shared))
         if self._timer is None:
             self._timer = self._scheduler.call_later(self._settings.lease_ttl, self._beat)
 
     def close(self, board: Board) -> None:
         """Take part no longer."""
-        watched = self._watched.pop(board.name)
-        self._last = max(self._last, watched.number)
-        self._publish(watched, [], is_whole=True, is_last=True)
-        self._gathered(watched)
-        if not self._watched and self._timer is not None:
+        shared = self._shared.pop(board.name)
+        self._last = max(self._last, shared.number)
+        self._publish(shared, [], is_whole=True, is_last=True)
+        self._gathered(shared)
+        if not self._shared and self._timer is not None:
             self._timer.cancel()
             self._timer = None
 
     def post(self, board: Board, entries: list[Entry]) -> None:
         """Tell the other nodes of changes."""
-        watched = self._watched.get(board.name)
-        if watched is not None:
+        shared = self._shared.get(board.name)
+        if shared is not None:
             for part in _in_parts(entries):
-                watched.number += 1
-                self._publish(watched, part)
+                shared.number += 1
+                self._publish(shared, part)
 
     async def gathered(self, board: Board) -> None:
         """Return when the other nodes have told their parts, as far as they answer in time."""
-        watched = self._watched.get(board.name)
-        if watched is not None and watched.gathering is not None:
+        shared = self._shared.get(board.name)
+        if shared is not None and shared.gathering is not None:
             future = self._scheduler.create_future()
-            watched.gathering.append(future)
+            shared.gathering.append(future)
             await future
 
     def _publish(
-        self, watched: Watched, entries: list[Entry], *, is_whole: bool = False, is_last: bool = False
+        self, shared: SharedBoard, entries: list[Entry], *, is_whole: bool = False, is_last: bool = False
     ) -> None:
         # What cannot be sent now is not sent later: by then it may be wrong, and the others ask.
         if self._bus.is_current:
             told = [(encode_name(user), device, data) for user, device, data in entries]
-            message = envelope.Present(self._bus.node, watched.number, told, is_whole, is_last)
-            self._bus.publish(topic(ROOM, watched.board.name), message)
+            message = envelope.Present(self._bus.node, shared.number, told, is_whole, is_last)
+            self._bus.publish(topic(ROOM, shared.board.name), message)
 
     # Other nodes.
 
     def received(self, room: RoomName, message: envelope.Present) -> None:
         """Another node tells of its part."""
-        watched = self._watched.get(room)
-        if watched is not None:
-            self._take(watched, message)
+        shared = self._shared.get(room)
+        if shared is not None:
+            self._take(shared, message)
         elif self._hub.rooms.local(room):
             self._hub.rooms.make_board(room)  # which asks everybody
 
-    def _take(self, watched: Watched, message: envelope.Present) -> None:
+    def _take(self, shared: SharedBoard, message: envelope.Present) -> None:
         origin, number = message.origin, message.number
-        if origin in watched.asked:
-            watched.asked[origin].append(message)
+        if origin in shared.asked:
+            shared.asked[origin].append(message)
             return
-        heard = watched.heard.get(origin)
+        heard = shared.heard.get(origin)
         if heard is not None:
             heard.beats = 0
         if message.is_last:
-            self._forget(watched, origin)
+            self._forget(shared, origin)
         elif message.is_whole:
-            self._replace(watched, origin, number, _entries(message.entries))
+            self._replace(shared, origin, number, _entries(message.entries))
         elif heard is None or number > heard.number + bool(message.entries):
-            self._ask(watched, [origin])  # something was lost
+            self._ask(shared, [origin])  # something was lost
         elif number > heard.number:
             heard.number = number
-            watched.board.take(origin, _entries(message.entries))
+            shared.board.take(origin, _entries(message.entries))
 
     @staticmethod
-    def _replace(watched: Watched, origin: str, number: int, entries: list[Entry]) -> None:
-        heard = watched.heard.get(origin)
+    def _replace(shared: SharedBoard, origin: str, number: int, entries: list[Entry]) -> None:
+        heard = shared.heard.get(origin)
         if heard is None or number >= heard.number:
-            watched.heard[origin] = Heard(number)
-            watched.board.replace(origin, entries)
+            shared.heard[origin] = Heard(number)
+            shared.board.replace(origin, entries)
 
-    def _ask(self, watched: Watched, nodes: Iterable[str]) -> None:
-        asked = [node for node in nodes if node not in watched.asked]
+    def _ask(self, shared: SharedBoard, nodes: Iterable[str]) -> None:
+        asked = [node for node in nodes if node not in shared.asked]
         if asked:
-            watched.asked |= {node: [] for node in asked}
-            self._scheduler.spawn(self._fetch(watched, asked))
+            shared.asked |= {node: [] for node in asked}
+            self._scheduler.spawn(self._fetch(shared, asked))
 
-    async def _gather(self, watched: Watched) -> None:
+    async def _gather(self, shared: SharedBoard) -> None:
         try:
             await self._bus.broker.flush()  # from here on, all changes come
-            nodes = [node for node in self._bus.peers if node not in watched.asked]
-            watched.asked |= {node: [] for node in nodes}
-            await self._fetch(watched, nodes)
+            nodes = [node for node in self._bus.peers if node not in shared.asked]
+            shared.asked |= {node: [] for node in nodes}
+            await self._fetch(shared, nodes)
         except WseError:
             pass  # the broker is away: everybody is asked when it is back
         finally:
-            self._gathered(watched)
+            self._gathered(shared)
 
     @staticmethod
-    def _gathered(watched: Watched) -> None:
-        waiters, watched.gathering = watched.gathering, None
+    def _gathered(shared: SharedBoard) -> None:
+        waiters, shared.gathering = shared.gathering, None
         for future in waiters or ():
             wake(future)
 
-    async def _fetch(self, watched: Watched, nodes: list[str]) -> None:
+    async def _fetch(self, shared: SharedBoard, nodes: list[str]) -> None:
         """Ask nodes for their whole parts."""
-        about, timeout = encode_name(watched.board.name), self._settings.query_timeout
+        about, timeout = encode_name(shared.board.name), self._settings.query_timeout
         try:
             answers = await self._rpc.query_nodes(nodes, "presence", about, timeout)
         except WseError:
             answers = []
         finally:
-            since = [message for node in nodes for message in watched.asked.pop(node, ())]
-        if self._watched.get(watched.board.name) is not watched:
+            since = [message for node in nodes for message in shared.asked.pop(node, ())]
+        if self._shared.get(shared.board.name) is not shared:
             return
         for head, *entries in answers:
             origin, number = envelope.decode_value(head)
             if number is None:
-                self._forget(watched, origin)
+                self._forget(shared, origin)
             else:
-                self._replace(watched, origin, number, _entries(envelope.decode_value(entry) for entry in entries))
+                self._replace(shared, origin, number, _entries(envelope.decode_value(entry) for entry in entries))
         for message in since:
-            self._take(watched, message)
+            self._take(shared, message)
 
     def _part(self, room: str) -> list[bytes]:
         """What this node answers when it is asked: its name, and its number if it takes part, then its states."""
-        watched = self._watched.get(decode_name(room))
-        if watched is None:
+        shared = self._shared.get(decode_name(room))
+        if shared is None:
             return [envelope.encode_value((self._bus.node, None))]
-        watched.board.report()
-        own = [(encode_name(user), device, data) for user, device, data in watched.board.own]
-        return [envelope.encode_value(value) for value in ((self._bus.node, watched.number), *own)]
+        shared.board.report()
+        own = [(encode_name(user), device, data) for user, device, data in shared.board.own]
+        return [envelope.encode_value(value) for value in ((self._bus.node, shared.number), *own)]
 
     # Time.
 
     def _beat(self) -> None:
         self._timer = self._scheduler.call_later(self._settings.lease_ttl, self._beat)
-        for watched in list(self._watched.values()):
-            self._publish(watched, [])
-            for origin, heard in list(watched.heard.items()):
+        for shared in list(self._shared.values()):
+            self._publish(shared, [])
+            for origin, heard in list(shared.heard.items()):
                 heard.beats += 1
                 if heard.beats >= SILENT_BEATS:
-                    self._forget(watched, origin)
+                    self._forget(shared, origin)
                 elif heard.beats > 1:
-                    self._ask(watched, [origin])
+                    self._ask(shared, [origin])
 
     def alive(self, nodes: frozenset[str]) -> None:
         """These nodes have a lease. Any other is dead."""
-        for watched in list(self._watched.values()):
-            for origin in watched.heard.keys() - nodes:
-                self._forget(watched, origin)
+        for shared in list(self._shared.values()):
+            for origin in shared.heard.keys() - nodes:
+                self._forget(shared, origin)
 
     def refresh(self) -> None:
         """The broker was away: changes may be lost."""
-        for watched in list(self._watched.values()):
-            self._ask(watched, self._bus.peers)
+        for shared in list(self._shared.values()):
+            self._ask(shared, self._bus.peers)
 
     @staticmethod
-    def _forget(watched: Watched, origin: str) -> None:
-        watched.heard.pop(origin, None)
-        watched.board.forget(origin)
+    def _forget(shared: SharedBoard, origin: str) -> None:
+        shared.heard.pop(origin, None)
+        shared.board.forget(origin)
 
 
 def _entries(told: Iterable[tuple[str, str, bytes | None]]) -> list[Entry]:

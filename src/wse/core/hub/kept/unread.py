@@ -30,7 +30,7 @@ CLAIMS: Final = "w."
 """How the names of the boxes begin in which events are claimed."""
 
 
-class Watched(NamedTuple):
+class Unchecked(NamedTuple):
     """A message that somebody should read.
 
     Attributes:
@@ -60,14 +60,14 @@ class Unread:
         self._after = after
         self._undelivered = undelivered
         self._scheduler = keeper.endpoint.scheduler
-        self._watched: deque[Watched] = deque()
+        self._unchecked: deque[Unchecked] = deque()
         self._timer: Timer | None = None
 
     def watch(self, cid: ClientId, number: int, epoch: str) -> None:
         """Look after a message that has just been kept."""
-        self._watched.append(Watched(self._scheduler.time() + self._after, cid, number, epoch))
-        if len(self._watched) > MOST:
-            details = {"limit": "undelivered", "allowed": MOST, "cid": self._watched.popleft().cid}
+        self._unchecked.append(Unchecked(self._scheduler.time() + self._after, cid, number, epoch))
+        if len(self._unchecked) > MOST:
+            details = {"limit": "undelivered", "allowed": MOST, "cid": self._unchecked.popleft().cid}
             problem = "there are too many kept messages whose reading is waited for"
             self._keeper.endpoint.report(WseError(ErrorCode.LIMIT_EXCEEDED, details, problem))
         if self._timer is None:
@@ -75,7 +75,7 @@ class Unread:
 
     def stop(self) -> None:
         """Look after nothing any longer."""
-        self._watched.clear()
+        self._unchecked.clear()
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -83,21 +83,21 @@ class Unread:
     def forget_loop(self) -> None:
         """The event loop has ended: nothing of it runs again."""
         self._timer = None
-        self._watched.clear()
+        self._unchecked.clear()
 
     def _look(self) -> None:
         self._timer = None
         now = self._scheduler.time()
-        users: dict[ClientId, list[Watched]] = {}
-        while self._watched and self._watched[0].due <= now:
-            message = self._watched.popleft()
+        users: dict[ClientId, list[Unchecked]] = {}
+        while self._unchecked and self._unchecked[0].due <= now:
+            message = self._unchecked.popleft()
             users.setdefault(message.cid, []).append(message)
-        if self._watched:
-            self._timer = self._scheduler.call_later(self._watched[0].due - now, self._look)
+        if self._unchecked:
+            self._timer = self._scheduler.call_later(self._unchecked[0].due - now, self._look)
         if users:
             self._scheduler.spawn(self._check(users))
 
-    async def _check(self, users: dict[ClientId, list[Watched]]) -> None:
+    async def _check(self, users: dict[ClientId, list[Unchecked]]) -> None:
         left = dict(users)
         try:
             for cid, messages in users.items():
@@ -109,11 +109,11 @@ class Unread:
             if self._keeper.is_open:
                 self._scheduler.call_later(RETRY_AFTER, partial(self._retry, left))
 
-    def _retry(self, users: dict[ClientId, list[Watched]]) -> None:
+    def _retry(self, users: dict[ClientId, list[Unchecked]]) -> None:
         if self._keeper.is_open:
             self._scheduler.spawn(self._check(users))
 
-    async def _check_box(self, cid: ClientId, messages: list[Watched]) -> None:
+    async def _check_box(self, cid: ClientId, messages: list[Unchecked]) -> None:
         box, store = box_of(USER, cid), self._keeper.store
         read = await store.furthest(box)
         while messages:
@@ -122,7 +122,7 @@ class Unread:
                 await self._tell(box, message)
             del messages[0]
 
-    async def _tell(self, box: str, message: Watched) -> None:
+    async def _tell(self, box: str, message: Unchecked) -> None:
         store, bounds = self._keeper.store, self._keeper.settings.bounds
         page = await store.read(box, message.number - 1, 1)
         if not page.records or page.records[0].number != message.number or page.span.epoch != message.epoch:
