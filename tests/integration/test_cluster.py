@@ -11,7 +11,7 @@ import pytest
 from support.brokers import run_cluster
 from support.cluster import WAIT, cluster_of, until
 from support.net import RawSocket
-from wse import BlockingPublisher, ErrorCode, Limits, Publisher, WseError
+from wse import BlockingPublisher, ErrorCode, Inbox, Limits, Publisher, WseError
 from wse.core.cluster.envelope import NODE
 
 USERS = ["ann", "b.o b", 7]
@@ -436,6 +436,27 @@ async def test_code_without_asyncio_sends_from_any_thread(kind, request):
                 await inside(asyncio.to_thread(publisher.send, "ann", "user"))
             assert caught.value.code == ErrorCode.BROKER_UNAVAILABLE
             engine.start()
+
+
+@pytest.mark.parametrize("kind", ["nats", "redis"])
+async def test_code_without_asyncio_keeps_messages_for_users_and_rooms(kind, request):
+    async for engine in run_cluster(kind, request):
+        with BlockingPublisher(engine.engine.url(engine.prefix), inbox=Inbox(message=100)) as publisher:
+
+            def keep(publisher=publisher):
+                room = publisher.room("tea")
+                numbers = [publisher.keep("ann", "note", number, ttl=60) for number in range(3)]
+                repeated = [publisher.keep("ann", "note", 3, key="k"), publisher.keep("ann", "note", 3, key="k")]
+                with pytest.raises(WseError) as caught:
+                    publisher.keep("ann", "note", "x" * 1000)
+                return numbers, repeated, room.keep("say", "hello"), caught.value.code
+
+            answers = ([1, 2, 3], [4, 4], 1, ErrorCode.LIMIT_EXCEEDED)
+            assert await inside(asyncio.to_thread(keep)) == answers
+        async with cluster_of([engine.broker()], inbox=Inbox()) as nodes:
+            assert [message.payload for message in await nodes[0].room("tea").history(last=5)] == ["hello"]
+            ann = await nodes.device(0, "ann", inbox="phone")
+            await until(lambda ann=ann: ann.payloads("note") == [0, 1, 2, 3])
 
 
 @pytest.mark.parametrize("kind", ["nats", "redis"])

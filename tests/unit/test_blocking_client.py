@@ -20,7 +20,7 @@ import pytest
 from support.hosted import hosted
 from support.net import TIMEOUT, make_server
 from support.programs import PATIENCE, program, unmeasured
-from wse import BlockingClient, ClientStatus, ErrorCode, WseClient, WseError, current_call
+from wse import BlockingClient, ClientStatus, ErrorCode, Inbox, WseClient, WseError, current_call
 
 
 @pytest.fixture
@@ -98,6 +98,68 @@ def test_it_takes_the_arguments_of_the_client_and_of_its_methods():
         assert ours == theirs, name
     ours, theirs = signature(BlockingClient.stream), signature(WseClient.stream)
     assert ours.parameters == theirs.parameters
+
+
+def public(thing):
+    return {name for name in dir(thing) if not name.startswith("_")}
+
+
+def test_it_lacks_nothing_of_the_client(place, client):
+    of_channel = {"on", "once", "off"}
+    theirs = WseClient(place.url)
+    assert public(theirs) - {"channel"} == public(client) - of_channel
+    assert public(theirs.when) == public(client.when)
+    room, ours = theirs.room("lobby"), client.room("lobby")
+    assert public(room) == public(ours)
+    assert public(room.presence) == public(ours.presence)
+    assert public(room.presence.when) == public(ours.presence.when)
+    for one, other in (room, ours), (room.presence, ours.presence):
+        for name in public(one) - {"name", "presence", "when", "members", "device"}:
+            assert signature(getattr(one, name)).parameters == signature(getattr(other, name)).parameters, name
+
+
+def test_it_enters_rooms_and_shows_states_there():
+    server = make_server()
+    server.room("lobby", presence=True)
+    server.room_guard(lambda conn, name: name == "lobby")
+    changes, heard = SimpleQueue(), SimpleQueue()
+    with (
+        hosted(server) as place,
+        BlockingClient(place.url, identity="ann") as ann,
+        BlockingClient(place.url, identity="bob") as bob,
+    ):
+        room = ann.room("lobby")
+        room.presence.when.changed(changes.put)
+        room.join()
+        other = bob.room("lobby")
+        other.join(TIMEOUT)
+        other.presence.set({"typing": True}, ttl=60)
+        device = other.presence.device
+        assert changes.get(timeout=TIMEOUT) == {"bob": {device: {"typing": True}}}
+        assert room.presence.members == {"bob": {device: {"typing": True}}}
+        other.presence.clear()
+        assert changes.get(timeout=TIMEOUT) == {"bob": {device: None}}
+        ann.on("news", heard.put)
+        place.server.threadsafe.room("lobby").send("news", 1)
+        assert heard.get(timeout=TIMEOUT) == 1
+        room.leave()
+        assert place.server.threadsafe.room("lobby").members() == {"bob"}
+        assert failed(ann.room("cellar").join).code == ErrorCode.NOT_AUTHORIZED
+        assert repr(room) == "<BlockingClientRoom lobby>"
+
+
+def test_its_inbox_tells_what_was_kept_and_what_is_gone():
+    with hosted(make_server(inbox=Inbox(messages=3))) as place:
+        keep = place.server.threadsafe.keep
+        assert [keep("ann", "task", number) for number in range(5)] == [1, 2, 3, 4, 5]
+        client = BlockingClient(place.url, identity="ann", inbox="desk")
+        heard, lost = SimpleQueue(), SimpleQueue()
+        client.on("task", lambda payload: heard.put((payload, client.kept.n)))
+        client.when.inbox_lost(lost.put)
+        with client:
+            assert [heard.get(timeout=TIMEOUT) for _ in range(3)] == [(2, 3), (3, 4), (4, 5)]
+            assert lost.get(timeout=TIMEOUT) == 2
+            assert client.kept is None
 
 
 def test_entering_connects_and_leaving_closes(place):

@@ -6,6 +6,7 @@ import sys
 import threading
 from concurrent.futures import Future
 from contextlib import suppress
+from inspect import signature
 from queue import SimpleQueue
 
 import msgspec
@@ -16,6 +17,8 @@ from support.net import accept_all, soon
 from wse import BlockingPublisher, ErrorCode, Publisher, WseError, WseJSON, WseMsgpack, WseServer
 from wse.brokers.memory import MemoryBroker, MemoryCluster
 from wse.core.cluster import envelope
+from wse.publisher.blocking import BlockingRoom
+from wse.publisher.publisher import PublisherRoom
 
 
 async def test_what_cannot_be_sent_is_raised():
@@ -107,6 +110,16 @@ def test_a_publisher_that_would_reach_no_server_is_refused_and_told_what_to_do(p
 
 
 # Code without asyncio.
+
+
+def test_the_blocking_publisher_lacks_nothing_but_what_its_methods_do_themselves():
+    pairs = [(Publisher, BlockingPublisher), (PublisherRoom, BlockingRoom)]
+    for theirs, ours in pairs:
+        names = {name for name in dir(theirs) if not name.startswith("_")} - {"open", "flush"}
+        assert names == {name for name in dir(ours) if not name.startswith("_")}
+        for name in names:
+            assert signature(getattr(ours, name)).parameters == signature(getattr(theirs, name)).parameters, name
+    assert signature(Publisher).parameters.keys() == signature(BlockingPublisher).parameters.keys()
 
 
 class GatedBroker(MemoryBroker):

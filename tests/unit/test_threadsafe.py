@@ -16,7 +16,7 @@ import pytest
 from support.hosted import hosted
 from support.net import TIMEOUT, make_server, soon
 from support.programs import free_port, program
-from wse import BlockingClient, ErrorCode, WseClient, WseError, WseServer, current_call
+from wse import BlockingClient, ErrorCode, Inbox, WseClient, WseError, WseServer, current_call
 from wse.server.threadsafe import Threadsafe
 from wse.testing import connect
 
@@ -50,7 +50,7 @@ def heard(client):
 
 
 def test_its_methods_take_what_those_of_the_server_take():
-    for name in ("send", "broadcast", "drop_client", "call", "devices", "online"):
+    for name in ("send", "keep", "broadcast", "drop_client", "call", "stream", "devices", "online"):
         ours, theirs = signature(getattr(Threadsafe, name)), signature(getattr(WseServer, name))
         assert ours.parameters == theirs.parameters, name
 
@@ -92,6 +92,57 @@ def test_rooms_are_entered_and_left(place, ann):
     assert room.members() == frozenset()
     with pytest.raises(TypeError, match="a member of a room"):
         room.add("ann")
+
+
+def test_its_rooms_take_what_those_of_the_server_take(place):
+    ours, theirs = place.server.threadsafe.room("lobby"), place.server.room("lobby")
+    names = {name for name in dir(theirs) if not name.startswith("_")} - {"name", "presence", "when"}
+    for name in names:
+        assert signature(getattr(ours, name)).parameters == signature(getattr(theirs, name)).parameters, name
+
+
+def test_what_is_sent_for_later_is_kept():
+    with hosted(make_server(inbox=Inbox())) as place:
+        threadsafe = place.server.threadsafe
+        assert threadsafe.keep("bob", "news", 1) == 1
+        lobby = threadsafe.room("lobby")
+        assert [lobby.keep("news", number, ttl=60) for number in range(3)] == [1, 2, 3]
+        assert lobby.keep("news", 2, key="k") == lobby.keep("news", 2, key="k") == 4
+        assert [message.payload for message in lobby.history(last=2)] == [2, 2]
+        assert [message.n for message in lobby.history(after=1)] == [2, 3, 4]
+        with BlockingClient(place.url, identity="bob") as bob:
+            bob.heard = SimpleQueue()
+            bob.on("news", bob.heard.put)
+            (conn,) = place.server.clients["bob"].conns.values()
+            lobby.add(conn, last=2)
+            lobby.keep("news", "live")
+            assert [heard(bob) for _ in range(3)] == [2, 2, "live"]
+    assert failed(threadsafe.keep, "bob", "news").code == ErrorCode.NOT_STARTED
+
+
+def test_a_stream_of_a_client_is_read_in_another_thread(place, ann):
+    closed = threading.Event()
+
+    def numbers(payload):
+        try:
+            yield from range(payload)
+        finally:
+            closed.set()
+
+    ann.register("numbers", numbers)
+    threadsafe = place.server.threadsafe
+    assert list(threadsafe.stream("ann", "numbers", 3)) == [0, 1, 2]
+    assert closed.wait(TIMEOUT)
+    closed.clear()
+    with threadsafe.stream("ann", "numbers", 1_000_000, window=2) as stream:
+        assert next(stream) == 0
+    assert closed.wait(TIMEOUT)
+    closed.clear()
+    stream = threadsafe.stream("ann", "numbers", 1_000_000)
+    assert next(stream) == 0
+    del stream  # the garbage collector closes it
+    assert closed.wait(TIMEOUT)
+    assert failed(next, threadsafe.stream("bob", "numbers")).code == ErrorCode.CONNECTION_MISSING
 
 
 def test_presence_and_the_end_of_a_user(place, ann):

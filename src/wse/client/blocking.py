@@ -7,19 +7,20 @@ import weakref
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from contextlib import suppress
 from functools import partial
-from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar, TypeVarTuple, cast, overload
+from typing import TYPE_CHECKING, Any, Self, TypeVar, cast, overload
 
+from wse.blocking import END, BlockingStream, next_of
+from wse.client.blocking_rooms import BlockingClientRoom
+from wse.client.blocking_signals import BlockingSignals
 from wse.client.client import LISTENERS_GRACE, WseClient
 from wse.client.connection import is_asked_for
 from wse.client.manager import UNSET
-from wse.client.threaded import END, HandlerThreads, uploaded
-from wse.core.session.asking import Stream
+from wse.client.threaded import HandlerThreads, uploaded
 from wse.core.session.rpc import ExposeErrors
-from wse.core.session.signals import Signal
 from wse.errors import CloseReason, ErrorCode, WseError
 from wse.threads import LoopEndedError, LoopThread
 from wse.typed.handlers import name_of
-from wse.types import ClientStatus, F, MessageKey, MessageType
+from wse.types import ClientStatus, F, MessageKey, MessageType, RoomName
 
 if TYPE_CHECKING:
     import ssl
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
 
     from wse.backoff import Backoff
     from wse.client.inbox import Kept
-    from wse.client.resumption import Loss
     from wse.client.retry import RetryRule
     from wse.core.heartbeat import Heartbeat
     from wse.core.limits import Limits, Overflow
@@ -38,7 +38,6 @@ if TYPE_CHECKING:
     from wse.transports.deflate import Compression
 
 T = TypeVar("T")
-Ts = TypeVarTuple("Ts")
 H = TypeVar("H", bound="Callable[[Any], Any]")
 
 
@@ -135,6 +134,11 @@ class BlockingClient:
         self._thread: LoopThread | None = None
         self._finalizer: weakref.finalize[..., Any] | None = None
         self.when = BlockingSignals(self)
+
+    @property
+    def kept(self) -> Kept | None:
+        """As `WseClient.kept`."""
+        return self._client.kept
 
     @property
     def url(self) -> str:
@@ -282,6 +286,10 @@ class BlockingClient:
         """Wait until the server has handled everything that was sent before; as `WseClient.flush`."""
         self._wait(self._client.flush(timeout))
 
+    def room(self, name: RoomName) -> BlockingClientRoom:
+        """The room of that name, to enter it; as `WseClient.room`."""
+        return BlockingClientRoom(self, self._do(self._client.room, name))
+
     @overload
     def on(self, type: F, /) -> F: ...
     @overload
@@ -424,9 +432,18 @@ class BlockingClient:
             problem = "the client was closed meanwhile"
             raise WseError(ErrorCode.CLIENT_NOT_READY, {"status": str(self.status)}, problem) from None
 
-    def _do(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> None:
-        """Call a function in the client's thread."""
-        self._wait(_called(function, args, kwargs))
+    def _do(self, function: Callable[..., T], *args: Any, **kwargs: Any) -> T:
+        """Call a function in the client's thread, and return its result."""
+        return self._wait(_called(function, args, kwargs))
+
+    def _post(self, callback: Callable[..., object], *args: Any) -> None:
+        """Call a function in the client's thread soon, if there is one."""
+        if self._thread is not None:
+            self._thread.post(callback, *args)
+
+    @property
+    def _is_running(self) -> bool:
+        return self._thread is not None and self._thread.is_alive
 
     def _find_thread(self) -> LoopThread:
         """The client's thread; it starts when it is needed.
@@ -458,7 +475,7 @@ class BlockingClient:
 
     def _items(self, items: AsyncIterator[Any]) -> Iterator[Any]:
         """The items of an upload, for a procedure in a thread."""
-        while (item := self._wait(_next(items))) is not END:
+        while (item := self._wait(next_of(items))) is not END:
             yield item
 
 
@@ -469,12 +486,8 @@ def _decorator(add: Callable[[MessageType, Any], Any], name: Any, decorator: str
     return lambda fn: add(name_of(fn, decorator) if name is None else name, fn)
 
 
-async def _called(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    function(*args, **kwargs)
-
-
-async def _next(items: AsyncIterator[Any]) -> Any:
-    return await anext(items, END)
+async def _called(function: Callable[..., T], args: tuple[Any, ...], kwargs: dict[str, Any]) -> T:
+    return function(*args, **kwargs)
 
 
 async def _close(client: WseClient, reason: str, grace: float) -> None:
@@ -491,93 +504,3 @@ def _end(thread: LoopThread, client: WseClient) -> None:
         with suppress(LoopEndedError):
             thread.run(_close(client, CloseReason.BY_CLIENT, 0.0))
         thread.stop()
-
-
-def _give_up(stream: Stream[Any]) -> None:
-    if stream._asked is not None:
-        stream._asked.give_up()
-
-
-class BlockingStream(Generic[T]):
-    """The items that a procedure of the server yields, in order: a plain iterator, returned by `BlockingClient.stream`.
-
-    The call is made on entering, or for the first item. Leaving the block, or the loop without a block, closes the
-    generator at the server. So does the garbage collector.
-    """
-
-    def __init__(self, client: BlockingClient, stream: Stream[T]) -> None:
-        self._client = client
-        self._stream = stream
-
-    def __enter__(self) -> Self:
-        self._client._wait(self._stream.__aenter__())
-        return self
-
-    def __exit__(self, *exc_info: object) -> None:
-        self.close()
-
-    def __iter__(self) -> Self:
-        return self
-
-    def __next__(self) -> T:
-        item: T = self._client._wait(_next(self._stream))
-        if item is END:
-            raise StopIteration
-        return item
-
-    def close(self) -> None:
-        """Take no more items, and let the generator at the server be closed."""
-        thread = self._client._thread
-        if thread is not None and thread.is_alive:
-            self._client._wait(self._stream.aclose())
-
-    def __del__(self) -> None:
-        stream: Stream[T] | None = getattr(self, "_stream", None)
-        if stream is not None and (thread := self._client._thread) is not None:
-            thread.post(_give_up, stream)  # the stream's own end would come in this thread
-
-
-class BlockingSignal(Generic[*Ts]):
-    """An event of a blocking client; as `Signal`."""
-
-    def __init__(self, client: BlockingClient, signal: Signal[*Ts]) -> None:
-        self._client = client
-        self._signal = signal
-
-    def __call__(self, fn: F) -> F:
-        """Call `fn` at every emission; returns `fn`."""
-        self._client._do(self._signal, self._client._handlers.listener(fn))
-        return fn
-
-    def once(self, fn: F) -> F:
-        """Call `fn` at the next emission only; returns `fn`."""
-        self._client._do(self._signal.once, self._client._handlers.listener(fn))
-        return fn
-
-    def off(self, fn: Callable[..., Any]) -> None:
-        """Stop calling `fn`; nothing happens if it is not a listener."""
-        self._client._do(self._signal.off, fn)
-
-    def wait(self, timeout: float | None = None) -> tuple[*Ts]:
-        """Wait for the next emission and return its arguments, always as a tuple; as `Signal.wait`.
-
-        Raises:
-            TimeoutError: There was no emission in time.
-        """
-        return self._client._wait(self._signal.wait(timeout))
-
-
-class BlockingSignals:
-    """The events of a blocking client: `client.when`; as those of `WseClient`."""
-
-    def __init__(self, client: BlockingClient) -> None:
-        when = client._client.when
-        self.connected: BlockingSignal[()] = BlockingSignal(client, when.connected)
-        self.ready: BlockingSignal[Any] = BlockingSignal(client, when.ready)
-        self.resumed: BlockingSignal[Any] = BlockingSignal(client, when.resumed)
-        self.lost: BlockingSignal[Loss] = BlockingSignal(client, when.lost)
-        self.closed: BlockingSignal[int, str] = BlockingSignal(client, when.closed)
-        self.updated: BlockingSignal[ClientStatus] = BlockingSignal(client, when.updated)
-        self.gave_up: BlockingSignal[WseError] = BlockingSignal(client, when.gave_up)
-        self.ignored: BlockingSignal[Any, Any, Any] = BlockingSignal(client, when.ignored)
-        self.error: BlockingSignal[WseError] = BlockingSignal(client, when.error)

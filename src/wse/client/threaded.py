@@ -10,15 +10,13 @@ from functools import partial, update_wrapper, wraps
 from inspect import isawaitable
 from typing import Any, Final
 
+from wse.blocking import END
 from wse.core.session.signals import is_generator
 from wse.threads import Workers
 from wse.typed.hints import is_async, is_async_generator
 
 MAX_CALLS: Final = 32
 """Procedures that run at the same time; further calls of the server wait."""
-
-END: Final = object()
-"""Stands for the end of an iterator."""
 
 
 class HandlerThreads:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from wse.core.hub.calls import Mode
     from wse.core.hub.network import DeviceInfo
+    from wse.core.inbox import Inbox
     from wse.core.ports.protocol import Protocol
 
 
@@ -34,13 +35,17 @@ class BlockingPublisher:
     Args:
         broker: The URL of the cluster's broker.
         protocol: As for `Publisher`.
+        inbox: As for `Publisher`.
 
     Raises:
         ValueError: As `Publisher`.
     """
 
-    def __init__(self, broker: str, *, protocol: Protocol | Iterable[Protocol] | None = None) -> None:
+    def __init__(
+        self, broker: str, *, protocol: Protocol | Iterable[Protocol] | None = None, inbox: Inbox | None = None
+    ) -> None:
         self._url = broker
+        self._inbox = inbox
         self._protocols = as_protocols(protocol)
         broker_of(broker)  # for its imports: after a fork during an import, the import lock would be held for ever
         # By process. A forked process has a lock of its own, as the parent's may be held by a thread that the child
@@ -51,6 +56,13 @@ class BlockingPublisher:
     def send(self, cid: ClientId, type: MessageType, payload: Any = None, *, key: MessageKey | None = None) -> None:
         """As `Publisher.send`."""
         self._do(lambda publisher: publisher.send(cid, type, payload, key=key))
+
+    def keep(
+        self, cid: ClientId, type: MessageType, payload: Any = None, *, key: str | None = None, ttl: float | None = None
+    ) -> int:
+        """As `Publisher.keep`."""
+        number: int = self._do(lambda publisher: publisher.keep(cid, type, payload, key=key, ttl=ttl))
+        return number
 
     def broadcast(
         self,
@@ -133,7 +145,9 @@ class BlockingPublisher:
         with self._lock:
             thread = self._threads.get(os.getpid())
             if thread is None:
-                thread = PublisherThread(Publisher(self._url, protocol=self._protocols), self._forget)
+                thread = PublisherThread(
+                    Publisher(self._url, protocol=self._protocols, inbox=self._inbox), self._forget
+                )
                 self._threads[os.getpid()] = thread
             call = thread.call(step)
         try:
@@ -225,3 +239,10 @@ class BlockingRoom:
     ) -> None:
         """As `PublisherRoom.send`."""
         self._publisher._do(lambda publisher: publisher.room(self.name).send(type, payload, exclude=exclude, key=key))
+
+    def keep(self, type: MessageType, payload: Any = None, *, key: str | None = None, ttl: float | None = None) -> int:
+        """As `PublisherRoom.keep`."""
+        number: int = self._publisher._do(
+            lambda publisher: publisher.room(self.name).keep(type, payload, key=key, ttl=ttl)
+        )
+        return number

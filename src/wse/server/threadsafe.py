@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
+from contextlib import suppress
 from functools import partial
 from inspect import isawaitable
 from threading import get_ident
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar, overload
 
+from wse.blocking import BlockingStream
 from wse.core.hub.network import DeviceInfo
 from wse.errors import CloseReason, ErrorCode, WseError, text_of
 from wse.threads import LoopEndedError, run_on
@@ -18,10 +20,13 @@ if TYPE_CHECKING:
 
     from wse.core.hub.calls import Mode
     from wse.core.hub.connection import Exclude, WseConnection, WseIdentity
-    from wse.core.session.asking import Items
+    from wse.core.hub.kept.histories import KeptMessage
+    from wse.core.session.asking import Items, Stream
     from wse.core.stats import Stats
     from wse.scheduler import AsyncioScheduler
     from wse.server.server import WseServer
+
+T = TypeVar("T")
 
 
 class Threadsafe:
@@ -53,6 +58,13 @@ class Threadsafe:
     ) -> None:
         """As `WseServer.send`."""
         self._tell(partial(self._server.send, cid, type, payload, exclude=exclude, key=key, fallback=fallback))
+
+    def keep(
+        self, cid: ClientId, type: MessageType, payload: Any = None, *, key: str | None = None, ttl: float | None = None
+    ) -> int:
+        """As `WseServer.keep`."""
+        number: int = self.run(self._server.keep, cid, type, payload, key=key, ttl=ttl)
+        return number
 
     def broadcast(
         self, type: MessageType, payload: Any = None, *, exclude: Exclude = None, key: MessageKey | None = None
@@ -97,6 +109,24 @@ class Threadsafe:
             upload=upload,
         )
 
+    def stream(
+        self,
+        cid: ClientId,
+        name: MessageType,
+        payload: Any = None,
+        *,
+        item: Any = None,
+        window: int = 32,
+        timeout: float | None = None,
+        deadline: float | None = None,
+        upload: Items | None = None,
+    ) -> BlockingStream[Any]:
+        """As `WseServer.stream`, as a plain iterator. A plain `upload` is read in the event loop."""
+        stream: Stream[Any] = self._server.stream(
+            cid, name, payload, item=item, window=window, timeout=timeout, deadline=deadline, upload=upload
+        )
+        return BlockingStream(self, stream)
+
     def devices(self, cid: ClientId) -> list[DeviceInfo]:
         """As `WseServer.devices`."""
         devices: list[DeviceInfo] = self.run(self._server.devices, cid)
@@ -125,14 +155,29 @@ class Threadsafe:
             WseError: `NOT_STARTED`; `WRONG_THREAD`, in the thread of the loop.
             Exception: Any exception of the function.
         """
-        loop = self._find_loop()
-        if get_ident() == self._scheduler.thread:
-            problem = "the event loop would wait for itself; in its thread, call or await the server's own methods"
-            raise WseError(ErrorCode.WRONG_THREAD, {"use": "server"}, problem)
+        return self._wait(_called(partial(function, *args, **kwargs)))
+
+    def _wait(self, coroutine: Coroutine[Any, Any, T]) -> T:
         try:
-            return run_on(loop, _called(partial(function, *args, **kwargs)))
+            loop = self._find_loop()
+            if get_ident() == self._scheduler.thread:
+                problem = "the event loop would wait for itself; in its thread, call or await the server's own methods"
+                raise WseError(ErrorCode.WRONG_THREAD, {"use": "server"}, problem)
+        except WseError:
+            coroutine.close()
+            raise
+        try:
+            return run_on(loop, coroutine)
         except LoopEndedError:
             raise WseError(ErrorCode.NOT_STARTED) from None
+
+    def _post(self, callback: Callable[..., object], *args: Any) -> None:
+        with suppress(WseError, RuntimeError):  # the server was closed, or its loop has ended
+            self._find_loop().call_soon_threadsafe(callback, *args)
+
+    @property
+    def _is_running(self) -> bool:
+        return self._scheduler.loop is not None and self._server._hub.started
 
     def _tell(self, function: Callable[[], None]) -> None:
         loop = self._find_loop()
@@ -175,9 +220,18 @@ class ThreadsafeRoom:
         self._room = threadsafe._server.room(name)
         self.name = name
 
-    def add(self, member: WseConnection | WseIdentity) -> None:
+    @overload
+    def add(self, member: WseConnection | WseIdentity) -> None: ...
+    @overload
+    def add(self, member: WseConnection, *, last: int) -> None: ...
+    @overload
+    def add(self, member: WseConnection, *, after: int) -> None: ...
+    def add(self, member: WseConnection | WseIdentity, *, after: int | None = None, last: int | None = None) -> None:
         """As `Room.add`."""
-        self._threadsafe._tell(partial(self._room.add, member))
+        if after is None and last is None:
+            self._threadsafe._tell(partial(self._room.add, member))
+        else:
+            self._threadsafe.run(self._room.add, member, after=after, last=last)
 
     def discard(self, member: WseConnection | WseIdentity) -> None:
         """As `Room.discard`."""
@@ -188,6 +242,16 @@ class ThreadsafeRoom:
     ) -> None:
         """As `Room.send`."""
         self._threadsafe._tell(partial(self._room.send, type, payload, exclude=exclude, key=key))
+
+    def keep(self, type: MessageType, payload: Any = None, *, key: str | None = None, ttl: float | None = None) -> int:
+        """As `Room.keep`."""
+        number: int = self._threadsafe.run(self._room.keep, type, payload, key=key, ttl=ttl)
+        return number
+
+    def history(self, *, after: int | None = None, last: int | None = None) -> list[KeptMessage]:
+        """As `Room.history`."""
+        kept: list[KeptMessage] = self._threadsafe.run(self._room.history, after=after, last=last)
+        return kept
 
     def members(self) -> frozenset[Any]:
         """As `Room.members`."""
