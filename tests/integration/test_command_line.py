@@ -17,7 +17,7 @@ import pytest
 
 from support.net import ClientLog
 from support.programs import PATIENCE, free_port, program, unmeasured
-from wse import BlockingClient, WseClient, WseServer
+from wse import BlockingClient, Inbox, WseClient, WseServer
 from wse.errors import WseError
 
 APP = """
@@ -164,7 +164,7 @@ def test_a_shell_at_a_terminal_edits_completes_and_remembers(url, tmp_path):
 
 async def test_a_message_is_published_to_a_user_and_to_a_room(nats):
     broker = nats.url()
-    server = WseServer(lambda auth: auth.accept(auth.identity), port=0, broker=broker, conns_per_user=3)
+    server = WseServer(lambda auth: auth.accept(auth.identity), port=0, broker=broker, conns_per_user=3, inbox=Inbox())
     async with server, WseClient(server.url, identity="ada") as ada, WseClient(server.url, identity=7) as seven:
         heard, numbers = ClientLog(ada), ClientLog(seven)
         server.room("hall").add(server.clients["ada"])
@@ -175,10 +175,15 @@ async def test_a_message_is_published_to_a_user_and_to_a_room(nats):
         await soon_run("publish", broker, "7", "invoice", "3", "--number")
         for log, payload in ((heard, {"number": 1}), (heard, {"number": 2}), (numbers, 3)):
             await log.until("invoice", payload)
+        await soon_run("publish", broker, "ada", "invoice", "4", "--keep", printed="1\n")
+        await soon_run("publish", broker, "hall", "invoice", "5", "--keep", "--room", printed="1\n")
+        await soon_run("publish", broker, "hall", "invoice", "6", "--keep", "--room", printed="2\n")
+        assert [message.payload for message in await server.room("hall").history(last=5)] == [5, 6]
+        await heard.until("invoice", 6)
 
 
-async def soon_run(*args):
-    assert await asyncio.to_thread(run, *args) == (0, "", "")
+async def soon_run(*args, printed=""):
+    assert await asyncio.to_thread(run, *args) == (0, printed, "")
 
 
 def test_publishing_without_the_broker_is_a_failure():

@@ -10,10 +10,10 @@ import httpx
 import pytest
 
 from support.net import TIMEOUT, soon
-from wse import Limits, Publisher, WseError, WseServer
+from wse import Inbox, Limits, Publisher, WseClient, WseError, WseServer
 from wse.brokers.memory import MemoryBroker, MemoryCluster
 from wse.core.admission import Admission
-from wse.core.ports.http import HttpCall
+from wse.core.ports.http import HttpCall, HttpReply
 from wse.errors import ErrorCode
 from wse.http_api import HttpApi, replays
 from wse.http_api.replays import Replays
@@ -41,12 +41,20 @@ class Target:
     def broadcast(self, type, payload=None, *, exclude=None, key=None):
         self._do("broadcast", type, payload, exclude, key)
 
+    async def keep(self, cid, type, payload=None, *, key=None, ttl=None):
+        self._do("keep", cid, type, payload, key, ttl)
+        return len(self.done)
+
     def room(self, name):
         target = self
 
         class Room:
             def send(self, type, payload=None, *, exclude=None, key=None):
                 target._do("room", name, type, payload, exclude, key)
+
+            async def keep(self, type, payload=None, *, key=None, ttl=None):
+                target._do("keep-room", name, type, payload, key, ttl)
+                return len(target.done)
 
         return Room()
 
@@ -61,8 +69,18 @@ def call(body, method="POST", **headers):
     return HttpCall(method, "/api/x", CompactHeaders([item for item in given.items() if item[1] is not None]), raw)
 
 
+def answered(api, action, request):
+    """The answer, also one that comes later: the target of these tests takes no time."""
+    reply = api.answer(action, request)
+    if not isinstance(reply, HttpReply):
+        with pytest.raises(StopIteration) as ended:
+            reply.send(None)
+        reply = ended.value.value
+    return reply
+
+
 def post(api, action, body, **headers):
-    reply = api.answer(action, call(body, **headers))
+    reply = answered(api, action, call(body, **headers))
     return reply.status, json.loads(reply.body)
 
 
@@ -94,8 +112,27 @@ def test_a_request_does_what_it_says(api, target, action, body, done):
 
 
 @pytest.mark.parametrize(
+    ("action", "body", "done"),
+    [
+        ("keep", {"cid": "ann", "type": "n", "payload": [1]}, ("keep", "ann", "n", [1], None, None)),
+        ("keep", {"cid": 7, "type": "n", "key": "k", "ttl": 60}, ("keep", 7, "n", None, "k", 60)),
+        ("keep-room", {"room": "lobby", "type": "n", "ttl": 0.5}, ("keep-room", "lobby", "n", None, None, 0.5)),
+    ],
+)
+def test_a_request_that_keeps_a_message_is_answered_with_its_number(api, target, action, body, done):
+    assert post(api, action, body) == (200, {"ok": True, "n": 1})
+    assert target.done == [done]
+
+
+@pytest.mark.parametrize(
     ("action", "body"),
     [
+        ("keep", {"type": "x"}),
+        ("keep", {"cid": "ann", "type": "x", "exclude": "bob"}),
+        ("keep", {"cid": "ann", "type": "x", "key": 1}),
+        ("keep", {"cid": "ann", "type": "x", "ttl": "60"}),
+        ("keep", {"cid": "ann", "type": "x", "ttl": True}),
+        ("keep-room", {"cid": "ann", "type": "x"}),
         ("send", b""),
         ("send", b"{"),
         ("send", b"\xff"),
@@ -235,6 +272,7 @@ def test_an_error_of_the_server_is_the_answer(error, status):
     assert answer["error"]["message"]
     if isinstance(error, WseError):
         assert answer["error"]["code"] == error.code
+    assert post(api, "keep", {"cid": "ann", "type": "x"}, Idempotency_Key="later") == (found, answer)
 
 
 def test_markup_in_an_id_stays_text(api):
@@ -297,6 +335,28 @@ def test_a_request_that_failed_may_be_sent_again(target):
     assert len(target.done) == 1
 
 
+def test_a_message_that_is_kept_again_with_its_idempotency_key_is_one_also_while_the_first_is_on_its_way(target):
+    api = HttpApi(target, {"cron": KEY, "php": "other"})
+    request = call({"cid": "ann", "type": "x"}, Idempotency_Key="1")
+    first, second = api.answer("keep", request), api.answer("keep", request)  # nobody has been answered yet
+    for later in (first, second):
+        with pytest.raises(StopIteration):
+            later.send(None)
+    (*_, key, _), (*_, again, _) = target.done
+    assert key == again  # which tells the store that they are one
+    assert answered(api, "keep", request).headers["Idempotent-Replayed"] == "true"
+    assert post(api, "keep", {"cid": "ann", "type": "y"}, Idempotency_Key="1")[0] == 422
+    assert len(target.done) == 2
+    post(api, "keep", {"cid": "ann", "type": "x"}, Idempotency_Key="1", Authorization="Bearer other")
+    post(api, "keep", {"cid": "ann", "type": "x", "key": "own"}, Idempotency_Key="2")
+    assert target.done[2][4] != key
+    assert target.done[3][4] == "own"
+    target.error = WseError(ErrorCode.BROKER_UNAVAILABLE)
+    assert post(api, "keep", {"cid": "ann", "type": "x"}, Idempotency_Key="3")[0] == 503
+    target.error = None
+    assert post(api, "keep", {"cid": "ann", "type": "x"}, Idempotency_Key="3") == (200, {"ok": True, "n": 5})
+
+
 def test_answers_are_kept_for_some_time_and_in_some_number(monkeypatch):
     monkeypatch.setattr(replays, "MOST", 3)
     now = [0.0]
@@ -347,6 +407,37 @@ async def test_a_server_s_users_get_the_messages():
         assert post(server.http_api, "drop", {"cid": "ann", "reason": "bye"})[0] == 200
         assert await soon(closed) == (1000, "bye")
     await server.close()
+
+
+async def test_what_is_kept_by_http_waits_for_the_user_and_the_room():
+    server = WseServer(lambda auth: auth.accept("ann"), port=0, host="127.0.0.1", api_keys=[KEY], inbox=Inbox())
+    async with server, httpx.AsyncClient(headers={"Authorization": f"Bearer {KEY}"}) as web:
+        base = f"http://127.0.0.1:{server.port}/api"
+        kept = {"cid": "ann", "type": "news", "payload": 1, "key": "k"}
+        for _ in range(2):
+            answer = await web.post(f"{base}/keep", json=kept)
+            assert (answer.status_code, answer.json()) == (200, {"ok": True, "n": 1})
+        answer = await web.post(f"{base}/keep-room", json={"room": "lobby", "type": "say", "payload": "hello"})
+        assert answer.json() == {"ok": True, "n": 1}
+        assert [message.payload for message in await server.room("lobby").history(last=5)] == ["hello"]
+        assert (await web.post(f"{base}/keep", json={**kept, "ttl": 0})).status_code == 400
+        large = await web.post(f"{base}/keep", json={"cid": "ann", "type": "x", "payload": "x" * 70_000})
+        assert (large.status_code, large.json()["error"]["code"]) == (413, ErrorCode.LIMIT_EXCEEDED)
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app=server.http_api), headers=web.headers) as asgi:
+            answer = await asgi.post("http://x/keep", json={"cid": "ann", "type": "news", "payload": 2})
+            assert answer.json() == {"ok": True, "n": 2}
+        client = WseClient(server.url, inbox="phone")
+        heard = asyncio.Queue()
+        client.channel.on("news", heard.put_nowait)
+        async with client:
+            assert [await soon(heard.get()), await soon(heard.get())] == [1, 2]
+
+
+async def test_a_server_that_keeps_nothing_says_so():
+    server = WseServer(lambda auth: auth.accept("ann"), port=0, host="127.0.0.1", api_keys=[KEY])
+    async with server:
+        reply = await server.http_api.answer("keep", call({"cid": "ann", "type": "x"}))
+        assert (reply.status, json.loads(reply.body)["error"]["code"]) == (400, ErrorCode.UNSUPPORTED)
 
 
 def test_it_is_off_by_default():

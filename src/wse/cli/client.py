@@ -94,9 +94,12 @@ def _put(heard: SimpleQueue[Any], kind: Any, payload: Any, stamp: Any = None) ->
 @click.argument("payload", type=JSON, required=False)
 @click.option("--room", is_flag=True, help="USER is the name of a room.")
 @click.option("--number", is_flag=True, help="USER is a number, not a string: 1 and '1' are two users.")
+@click.option("--keep", is_flag=True, help="Keep the message for devices that are away, and print its number.")
 @click.option("--protocol", type=click.Choice(list(PROTOCOLS)), default="json", show_default=True)
 @fails_plainly
-def publish_command(broker: str, target: str, type: str, payload: Any, room: bool, number: bool, protocol: str) -> None:
+def publish_command(
+    broker: str, target: str, type: str, payload: Any, room: bool, number: bool, keep: bool, protocol: str
+) -> None:
     """Send a message to a user of a cluster, by its broker: nats://... or redis://...
 
     PAYLOAD is JSON, or - for standard input.
@@ -109,7 +112,10 @@ def publish_command(broker: str, target: str, type: str, payload: Any, room: boo
 
     async def publish() -> None:
         async with publisher:
-            if room:
+            if keep:
+                kept = publisher.room(name).keep(type, payload) if room else publisher.keep(name, type, payload)
+                print_json(await kept)
+            elif room:
                 publisher.room(name).send(type, payload)
             else:
                 publisher.send(name, type, payload)

@@ -9,7 +9,8 @@ import logging
 import math
 import re
 import typing
-from collections.abc import Awaitable, Callable, Iterable, Mapping, MutableMapping
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, MutableMapping
+from contextlib import contextmanager
 from functools import cache
 from http import HTTPStatus
 from pathlib import Path
@@ -56,11 +57,19 @@ class _Room(typing.Protocol):
         self, type: MessageType, payload: Any = None, *, exclude: ClientId | None = None, key: MessageKey | None = None
     ) -> None: ...
 
+    async def keep(
+        self, type: MessageType, payload: Any = None, *, key: str | None = None, ttl: float | None = None
+    ) -> int: ...
+
 
 class Target(typing.Protocol):
     """What the API publishes with: a `WseServer`, or a `Publisher`."""
 
     def send(self, cid: ClientId, type: MessageType, payload: Any = None, *, key: MessageKey | None = None) -> None: ...
+
+    async def keep(
+        self, cid: ClientId, type: MessageType, payload: Any = None, *, key: str | None = None, ttl: float | None = None
+    ) -> int: ...
 
     def broadcast(
         self, type: MessageType, payload: Any = None, *, exclude: ClientId | None = None, key: MessageKey | None = None
@@ -124,10 +133,12 @@ class HttpApi:
             self._buckets = {name: TokenBucket(scheduler, rate, burst) for name in self._keys}
         self._replays = {name: Replays(scheduler.time) for name in self._keys}  # one cannot crowd out another's
         self._folding = Folding(scheduler.time)
-        self._actions: Mapping[str, Callable[[dict[str, Any]], None]] = {
+        self._actions: Mapping[str, _Action] = {
             "send": self._send,
             "broadcast": self._broadcast,
             "room": self._room,
+            "keep": self._keep,
+            "keep-room": self._keep_room,
             "drop": self._drop,
         }
 
@@ -142,8 +153,8 @@ class HttpApi:
         """Bytes that a body may have."""
         return self._limits.message_size + ENVELOPE
 
-    def answer(self, action: str, call: HttpCall) -> HttpReply:
-        """Answer a request.
+    def answer(self, action: str, call: HttpCall) -> HttpReply | Awaitable[HttpReply]:
+        """Answer a request, at once or when the store has taken the message.
 
         Args:
             action: The last part of its path.
@@ -154,7 +165,7 @@ class HttpApi:
         except _RefusedError as exc:
             return exc.reply
 
-    def _answer(self, action: str, call: HttpCall) -> HttpReply:
+    def _answer(self, action: str, call: HttpCall) -> HttpReply | Awaitable[HttpReply]:
         if action == _DESCRIPTION and call.method == "GET":
             return HttpReply(HTTPStatus.OK, _description(), _HEADERS)
         do = self._actions.get(action)
@@ -176,23 +187,22 @@ class HttpApi:
         request = self._read(call)
         token = call.headers.get("Idempotency-Key")
         if token is None:
-            return self._do(do, request)
+            return self._do(do, request, "")
         if not 0 < len(token) <= 255:
             raise _RefusedError(HTTPStatus.BAD_REQUEST, "an idempotency key has 1 to 255 characters")
         digest = hashlib.sha256(action.encode() + b" " + call.body).digest()
-        return self._do_once(self._replays[key], token, digest, do, request)
+        return self._do_once(key, token, digest, do, request)
 
     def _do_once(
-        self,
-        replays: Replays,
-        token: str,
-        digest: bytes,
-        do: Callable[[dict[str, Any]], None],
-        request: dict[str, Any],
-    ) -> HttpReply:
+        self, key: str, token: str, digest: bytes, do: _Action, request: dict[str, Any]
+    ) -> HttpReply | Awaitable[HttpReply]:
+        replays = self._replays[key]
         before = replays.find(token)
         if before is None:
-            reply = self._do(do, request)
+            # Until it is answered, a repeat is done as well. So the store is told that both are the same.
+            reply = self._do(do, request, hashlib.sha256(f"{key} {token} ".encode() + digest).hexdigest())
+            if not isinstance(reply, HttpReply):
+                return self._do_once_later(replays, token, digest, reply)
             replays.keep(token, digest, reply)  # one that failed has raised, and may be tried again
             return reply
         if not hmac.compare_digest(before.digest, digest):
@@ -201,14 +211,25 @@ class HttpApi:
         reply = before.reply
         return HttpReply(reply.status, reply.body, {**reply.headers, "Idempotent-Replayed": "true"})
 
-    def _do(self, do: Callable[[dict[str, Any]], None], request: dict[str, Any]) -> HttpReply:
+    @staticmethod
+    async def _do_once_later(replays: Replays, token: str, digest: bytes, later: Awaitable[HttpReply]) -> HttpReply:
+        reply = await later
+        if reply.status is HTTPStatus.OK:
+            replays.keep(token, digest, reply)
+        return reply
+
+    def _do(self, do: _Action, request: dict[str, Any], token: str) -> HttpReply | Awaitable[HttpReply]:
+        with _refusing():
+            kept = do(request, token)
+        return _reply(HTTPStatus.OK, {"ok": True}, {}) if kept is None else self._reply_later(kept)
+
+    @staticmethod
+    async def _reply_later(kept: Awaitable[int]) -> HttpReply:
         try:
-            do(request)
-        except WseError as exc:
-            raise _RefusedError(_STATUS.get(exc.code, HTTPStatus.BAD_REQUEST), exc.message, str(exc.code)) from exc
-        except (TypeError, ValueError) as exc:
-            raise _RefusedError(HTTPStatus.BAD_REQUEST, str(exc)) from exc
-        return _reply(HTTPStatus.OK, {"ok": True}, {})
+            with _refusing():
+                return _reply(HTTPStatus.OK, {"ok": True, "n": await kept}, {})
+        except _RefusedError as exc:
+            return exc.reply
 
     def _authenticate(self, call: HttpCall) -> str:
         """The name of the request's key."""
@@ -247,23 +268,33 @@ class HttpApi:
 
     # Actions take their fields out of the request, check all of them, and only then do something.
 
-    def _send(self, request: dict[str, Any]) -> None:
+    def _send(self, request: dict[str, Any], token: str) -> None:
         cid, message = _cid(request, "cid"), _message(request)
         _end(request)
         self._target.send(cid, *message[:2], key=message[2])
 
-    def _broadcast(self, request: dict[str, Any]) -> None:
+    def _broadcast(self, request: dict[str, Any], token: str) -> None:
         exclude, message = _cid(request, "exclude", default=None), _message(request)
         _end(request)
         self._target.broadcast(*message[:2], exclude=exclude, key=message[2])
 
-    def _room(self, request: dict[str, Any]) -> None:
+    def _room(self, request: dict[str, Any], token: str) -> None:
         name, message = _take(request, "room", str, int), _message(request)
         exclude = _cid(request, "exclude", default=None)
         _end(request)
         self._target.room(name).send(*message[:2], exclude=exclude, key=message[2])
 
-    def _drop(self, request: dict[str, Any]) -> None:
+    def _keep(self, request: dict[str, Any], token: str) -> Awaitable[int]:
+        cid, (type_, payload, options) = _cid(request, "cid"), _kept(request, token)
+        _end(request)
+        return self._target.keep(cid, type_, payload, **options)
+
+    def _keep_room(self, request: dict[str, Any], token: str) -> Awaitable[int]:
+        name, (type_, payload, options) = _take(request, "room", str, int), _kept(request, token)
+        _end(request)
+        return self._target.room(name).keep(type_, payload, **options)
+
+    def _drop(self, request: dict[str, Any], token: str) -> None:
         cid = _cid(request, "cid")
         reason = _take(request, "reason", str, default=str(CloseReason.BY_SERVER))
         code = _take(request, "code", int, default=1000)
@@ -293,6 +324,8 @@ class HttpApi:
             more = event.get("more_body", False)
         path: str = scope["path"]
         reply = self.answer(path.rpartition("/")[2], HttpCall(scope["method"], path, headers, body))
+        if not isinstance(reply, HttpReply):
+            reply = await reply
         flush = getattr(self._target, "flush", None)
         if flush is not None and reply.status is HTTPStatus.OK:
             try:
@@ -317,7 +350,7 @@ class Route:
         self.methods = ("GET",) if action == _DESCRIPTION else ("POST",)
         self.max_body = 0 if action == _DESCRIPTION else max_body
 
-    def answer(self, call: HttpCall) -> HttpReply:
+    def answer(self, call: HttpCall) -> HttpReply | Awaitable[HttpReply]:
         """Answer a request."""
         return self._api.answer(self._action, call)
 
@@ -340,6 +373,11 @@ _MISSING: Any = object()
 
 _INVALID_TEXT = "invalid-text"
 
+_WORDS: Final[Mapping[type, str]] = {str: "a string", int: "an integer", float: "a number"}
+
+_Action = Callable[[dict[str, Any], str], Awaitable[int] | None]
+"""Takes a request and its idempotency key, and does what it says; returns what is not done at once."""
+
 
 def _take(request: dict[str, Any], name: str, *types: type, default: Any = _MISSING) -> Any:
     """Take a field out of a request."""
@@ -347,7 +385,7 @@ def _take(request: dict[str, Any], name: str, *types: type, default: Any = _MISS
     if value is default and default is not _MISSING:
         return value
     if value is _MISSING or isinstance(value, bool) or not isinstance(value, types):
-        words = " or ".join({str: "a string", int: "an integer"}[kind] for kind in types)
+        words = " or ".join(_WORDS[kind] for kind in types)
         raise ValueError(f"{name} must be {words}")
     if isinstance(value, str) and not _is_text(value):
         raise _RefusedError(HTTPStatus.BAD_REQUEST, f"{name} has half a character", _INVALID_TEXT)
@@ -363,6 +401,21 @@ def _cid(request: dict[str, Any], name: str, *, default: Any = _MISSING) -> Any:
     if not cid and cid is not None:  # nobody is accepted with it
         raise ValueError(f"{name} must not be empty, or 0")
     return cid
+
+
+@contextmanager
+def _refusing() -> Iterator[None]:
+    """Make an answer of an error of the target.
+
+    Raises:
+        _RefusedError: The answer.
+    """
+    try:
+        yield
+    except WseError as exc:
+        raise _RefusedError(_STATUS.get(exc.code, HTTPStatus.BAD_REQUEST), exc.message, str(exc.code)) from exc
+    except (TypeError, ValueError) as exc:
+        raise _RefusedError(HTTPStatus.BAD_REQUEST, str(exc)) from exc
 
 
 def _is_text(text: str) -> bool:
@@ -381,6 +434,19 @@ def _message(request: dict[str, Any]) -> tuple[str, Any, Any]:
         request.pop("payload", None),
         _take(request, "key", str, int, default=None),
     )
+
+
+def _kept(request: dict[str, Any], token: str) -> tuple[str, Any, dict[str, Any]]:
+    """The type and the payload of a message that is to be kept, and how.
+
+    Args:
+        request: The request.
+        token: The key of a message that has none of its own.
+    """
+    type_, payload = _take(request, "type", str), request.pop("payload", None)
+    key = _take(request, "key", str, default=None)
+    ttl = _take(request, "ttl", float, int, default=None)
+    return type_, payload, {"key": key if key is not None else token or None, "ttl": ttl}
 
 
 def _end(request: dict[str, Any]) -> None:
