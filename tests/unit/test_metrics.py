@@ -10,7 +10,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
 from support.net import TIMEOUT, soon
-from wse import Limits, WseError, WseServer
+from wse import Inbox, Limits, WseError, WseServer
 from wse.brokers.memory import MemoryBroker
 from wse.core.session.rpc import Procedures
 from wse.core.session.timing import TIMED, Instruments
@@ -18,7 +18,7 @@ from wse.core.stats import Histogram
 from wse.metrics import survey
 from wse.metrics.families import Buckets, Family, add_up, without_gauges
 from wse.prometheus import Collector
-from wse.testing import connect
+from wse.testing import Clock, connect
 
 
 class Scrape:
@@ -184,6 +184,38 @@ async def test_a_node_tells_of_its_cluster():
         assert scrape("wse_backlog_messages") == scrape("wse_lost_messages_total") == 0
         assert 0 <= scrape("wse_lease_age_seconds") < TIMEOUT
     await server.close()
+
+
+async def test_what_is_kept_lost_and_not_delivered_is_counted():
+    clock = Clock()
+    server = make_server(inbox=Inbox(messages=2, undelivered=60))
+    scrape = Scrape(server)
+    told = asyncio.Queue()
+    server.when.undelivered(lambda cid, type_, payload: told.put_nowait(payload))
+    async with connect(server, clock=clock):
+        for number in range(5):
+            await server.keep("bob", "news", number)
+        await server.keep("bob", "news", 4, key="k")
+        await server.keep("bob", "news", 4, key="k")  # the same message
+        await server.room("lobby").keep("news", 1)
+        assert (scrape("wse_kept_messages_total", "user"), scrape("wse_kept_messages_total", "room")) == (6, 1)
+        assert scrape("wse_unread_messages") == 7
+        await clock.advance(61)
+        assert [await soon(told.get()) for _ in range(2)] == [4, 4]  # the others have given way to them
+        assert scrape("wse_unread_messages") == 0
+        server.send("eve", "news", "hello", fallback=True)
+        assert await soon(told.get()) == "hello"
+        assert (scrape("wse_undelivered_total", "keep"), scrape("wse_undelivered_total", "send")) == (2, 1)
+        async with connect(server, "bob", inbox="phone") as bob:
+            assert await soon(bob.when.inbox_lost.wait()) == (4,)
+        assert scrape("wse_inbox_lost_messages_total") == 4
+    await server.close()
+
+
+def test_a_server_without_inboxes_has_no_metrics_of_them():
+    names = {name for name, *_ in Scrape(make_server()).samples()}
+    assert "wse_undelivered_total" in names
+    assert not names & {"wse_kept_messages_total", "wse_inbox_lost_messages_total", "wse_unread_messages"}
 
 
 async def test_metrics_may_be_read_on_another_thread():

@@ -59,11 +59,14 @@ class Counters:
         "dropped",
         "ends",
         "errors",
+        "inbox_lost",
+        "kept",
         "limits",
         "messages_in",
         "messages_out",
         "opened",
         "unanswered",
+        "undelivered",
         "unsuccessful",
     )
 
@@ -86,6 +89,9 @@ class Counters:
         self.ends: Counter[tuple[str, str]] = Counter()  # by code and reason
         self.dropped: Counter[str] = Counter()
         self.limits: Counter[str] = Counter()
+        self.kept: Counter[str] = Counter()  # messages that were kept here, by what for: a user, or a room
+        self.undelivered: Counter[str] = Counter()  # messages that nobody has got, by how they were sent
+        self.inbox_lost = 0  # kept messages that were gone before a device came
 
     def count_close(self, code: int, reason: str) -> None:
         """Count a connection that has ended."""

@@ -97,7 +97,7 @@ class Metrics:
         """Read all metrics. This may be called on any thread."""
         if asyncio._get_running_loop() is self._loop:
             self._survey.refresh()
-        return [*self._state(), *self._counts(), *self._times(), *self._cluster()]
+        return [*self._state(), *self._counts(), *self._times(), *self._kept(), *self._cluster()]
 
     def _state(self) -> list[Family]:
         hub, survey = self._hub, self._survey
@@ -169,6 +169,29 @@ class Metrics:
             histogram("wse_broadcast_duration_seconds", "Time to hand out a broadcast.", instruments.broadcast),
             histogram("wse_rtt_seconds", "Round-trip times of pings.", instruments.rtt),
             histogram("wse_event_loop_lag_seconds", "Lateness of the event loop.", instruments.lag),
+        ]
+
+    def _kept(self) -> list[Family]:
+        keeper, counters = self._hub.kept, self._hub.endpoint.counters
+        undelivered = Family("wse_undelivered", "Messages that no device has got.", "counter", ("by",))
+        for how in ("send", "keep"):
+            undelivered.set(counters.undelivered[how], how)
+        if keeper is None:
+            return [undelivered]
+        kept = Family("wse_kept_messages", "Messages that this server has kept.", "counter", ("of",))
+        for kind in ("user", "room"):
+            kept.set(counters.kept[kind], kind)
+        return [
+            undelivered,
+            kept,
+            Family("wse_inbox_lost_messages", "Kept messages that were gone before a device came.", "counter").set(
+                counters.inbox_lost
+            ),
+            gauge(
+                "wse_unread_messages",
+                "Kept messages that devices have still time to read, before they are undelivered.",
+                0 if keeper.unread is None else len(keeper.unread),
+            ),
         ]
 
     def _cluster(self) -> list[Family]:

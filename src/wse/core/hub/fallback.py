@@ -125,4 +125,5 @@ class Fallbacks:
             self._tell(watch)
 
     def _tell(self, watch: Watch) -> None:
+        self._hub.endpoint.counters.undelivered["send"] += 1
         self.signal._emit(watch.cid, watch.type, watch.payload)

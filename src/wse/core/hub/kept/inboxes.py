@@ -120,7 +120,9 @@ class Inboxes(Extension):
             return {}  # a session that goes on, or a store that is away
         span = device.span
         begin = max(device.position + 1, span.first)
-        return {"from": begin, "to": span.last, "lost": begin - device.position - 1, "epoch": span.epoch}
+        lost = begin - device.position - 1
+        self._endpoint.counters.inbox_lost += lost
+        return {"from": begin, "to": span.last, "lost": lost, "epoch": span.epoch}
 
     def controls(self, types: ExtensionTypes) -> Mapping[MessageType, Control]:
         return {types.seen: self._seen, types.kept: self._wants}

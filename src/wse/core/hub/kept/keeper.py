@@ -143,7 +143,9 @@ class Keeper:
         record, is_new = await self.store.keep(box, data, self.settings.bounds, key=key, ttl=ttl)
         if self.unread is not None and kind == USER:
             self.unread.watch(name, record.number, record.epoch)
-        if not is_new:  # the first time may have gone wrong after the store had it
+        if is_new:
+            self.endpoint.counters.kept["user" if kind == USER else "room"] += 1
+        else:  # the first time may have gone wrong after the store had it
             record = Record(record.number, record.at, b"", record.epoch)
         self._hub.network.kept(kind, name, record)
         self.heard(kind, name, record)

@@ -63,6 +63,9 @@ class Unread:
         self._unchecked: deque[Unchecked] = deque()
         self._timer: Timer | None = None
 
+    def __len__(self) -> int:
+        return len(self._unchecked)
+
     def watch(self, cid: ClientId, number: int, epoch: str) -> None:
         """Look after a message that has just been kept."""
         self._unchecked.append(Unchecked(self._scheduler.time() + self._after, cid, number, epoch))
@@ -131,4 +134,5 @@ class Unread:
         _, is_first = await store.keep(CLAIMS + box, b"", bounds, key=claim, ttl=REPEAT_WITHIN)
         kept = self._keeper.decode(box, page.records[0]) if is_first else None
         if kept is not None:
+            self._keeper.endpoint.counters.undelivered["keep"] += 1
             self._undelivered._emit(message.cid, kept.type, kept.payload)
