@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import ssl
 import time
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
 
 import nats as nats_py
 import pytest
@@ -23,6 +23,7 @@ from wse.brokers.nats import connection as nats_connection
 from wse.brokers.nats.broker import NatsBroker
 from wse.brokers.redis import broker as redis_broker
 from wse.brokers.redis.broker import RedisBroker
+from wse.core.ports.broker import Away
 
 SLACK = 15.0
 """Seconds more than a limit that something may take on a busy machine; what has no limit takes for ever."""
@@ -664,6 +665,62 @@ async def test_a_hint_that_was_lost_is_repaired_when_the_device_is_registered_ag
         return await hinted() == ["c1"]
 
     await until(is_repaired)
+
+
+@contextmanager
+def a_write_that_is_late(node, monkeypatch):
+    """The next change of a user's record is held back; the context has a function that lets it go."""
+    requests, held, answer = node.broker._connection.requests, [], reconnecting.answer
+
+    def write(data):
+        if data.startswith(b"HPUB $KV.") and b".user." in data.split(b" ", 2)[1] and not held:
+            held.append(data)
+        else:
+            send(data)
+
+    async def let_go():
+        send(held[0])
+        await node.broker.flush()
+
+    send = requests.write
+    with monkeypatch.context() as patch:
+        patch.setattr(requests, "write", write)
+        patch.setattr(reconnecting, "answer", lambda connection, question, _: answer(connection, question, 0.3))
+        yield let_go
+
+
+async def devices_of(node, user):
+    return [device.conn_id for device in await node.broker.devices(user)]
+
+
+@pytest.mark.parametrize("others", [[], ["c0"]])
+async def test_a_device_that_has_left_is_not_registered_by_a_join_that_comes_late(nats_cluster, monkeypatch, others):
+    one, two = await nats_cluster.nodes(2)
+    for conn_id in others:
+        await one.broker.join(one.device("ann", conn_id), 10)
+    ann = one.device("ann", "c1")
+    with a_write_that_is_late(one, monkeypatch) as let_go:
+        await unavailable(one.broker.join(ann, 10))
+        await one.broker.leave(ann)
+        await let_go()
+    assert await devices_of(two, "ann") == others
+    assert (await two.broker.join(two.device("ann", "c2"), 10)).device.conn_id == "c2"
+    assert await devices_of(two, "ann") == [*others, "c2"]
+
+
+async def test_a_device_that_only_the_record_has_is_found_beside_another_one(nats_cluster):
+    node = await nats_cluster.node()
+    for conn_id in ("c1", "c2"):
+        await node.broker.join(node.device("ann", conn_id), 10)
+    node.broker._connection.hints.put(node.name, "ann", ("c2",))
+
+    async def found():
+        return [(each.conn_id, each.away) async for page in node.broker.mine() for each in page]
+
+    async def is_found():
+        return sorted(await found()) == [("c1", Away.HERE), ("c2", Away.HERE)]
+
+    await until(is_found)
 
 
 async def test_steps_that_always_come_second_give_up(nats_cluster, monkeypatch):

@@ -29,6 +29,15 @@ MANY = 8
 MAX_WRITTEN = 1000
 """Records that are remembered as they were written."""
 
+NOTHING = b"n 0 0"
+"""A record that says nothing, which stands in the way of a late write that expects none."""
+
+NOTHING_TTL = 10
+"""Seconds for which it stands there. A connection that has failed is closed by then, with all that waits for it."""
+
+MAX_UNANSWERED = 100_000
+"""Users for whom it is remembered that a write was not answered."""
+
 T = TypeVar("T")
 
 
@@ -46,6 +55,9 @@ class Changes:
     Most users that join have no record, and what this node wrote last is mostly still there. So a step starts from such
     a guess, and reads the record only if that was wrong or the step changes nothing.
 
+    A write without an answer may be made later: the server that hangs has it, and a read can overtake it there. So the
+    next step of such a user writes the record also if it changes nothing. After that, the late write comes second.
+
     Args:
         broker: The way to the register.
     """
@@ -53,10 +65,12 @@ class Changes:
     def __init__(self, broker: ReconnectingBroker[NatsConnection]) -> None:
         self._broker = broker
         self._written: dict[str, Written] = {}  # by user, what this node wrote last
+        self._unanswered: dict[str, None] = {}  # users with a write that may still be made
 
     def reset(self) -> None:
         """Forget what was written."""
         self._written.clear()
+        self._unanswered.clear()
 
     async def change(self, user: str, step: Callable[[UserRecord], T], *, likely_none: bool = False) -> T:
         """Make a step of a user."""
@@ -102,12 +116,12 @@ class Changes:
         for user, (read, value, record) in before.items():
             result = step(record)
             after = write_record(record)
-            if after == value:
-                unchanged[user] = result
-            else:
+            if not _is_same(value, after):
                 changes.append((record, result, _write(record, after, read)))
+            elif user not in self._unanswered:  # else it is left to `_change`
+                unchanged[user] = result
         made: dict[str, T] = {}
-        outcomes = await connection.bucket.write_many([write for *_, write in changes]) if changes else []
+        outcomes = await self._write_all(connection, [(record.user, write) for record, _, write in changes])
         for (record, result, write), revision in zip(changes, outcomes, strict=True):
             if not isinstance(revision, OutdatedError):
                 made[record.user] = result
@@ -122,18 +136,40 @@ class Changes:
             result = step(before.record)
             after = write_record(before.record)
             is_guess, guess = guess is not None, None
-            if after == before.value:
+            write = _write(before.record, after, before.revision)
+            if _is_same(before.value, after):
                 if is_guess:
                     continue
-                return result
-            write = _write(before.record, after, before.revision)
-            (revision,) = await connection.bucket.write_many([write])
+                if user not in self._unanswered:
+                    return result
+                if not after:
+                    write = write._replace(value=NOTHING, ttl=NOTHING_TTL)
+            (revision,) = await self._write_all(connection, [(user, write)])
             if not isinstance(revision, OutdatedError):
                 self._note(before.record, revision, after)
                 return result
             if not is_guess:
                 await asyncio.sleep(random.random() * min(0.1, 0.002 * 2**attempt))  # noqa: S311 - no secret
         raise OutdatedError(f"other nodes changed the record of this user {MAX_ATTEMPTS} times at the same moment")
+
+    async def _write_all(
+        self, connection: NatsConnection, writes: Sequence[tuple[str, Write]]
+    ) -> list[int | OutdatedError]:
+        """Make these writes, each of a user; see `Bucket.write_many`."""
+        if not writes:
+            return []
+        try:
+            outcomes = await connection.bucket.write_many([write for _, write in writes])
+        except BaseException:
+            self._unanswered |= dict.fromkeys(user for user, _ in writes)
+            while len(self._unanswered) > MAX_UNANSWERED:
+                del self._unanswered[next(iter(self._unanswered))]
+            raise
+        if self._unanswered:
+            for (user, _), outcome in zip(writes, outcomes, strict=True):
+                if not isinstance(outcome, OutdatedError):
+                    self._unanswered.pop(user, None)
+        return outcomes
 
     def _note(self, record: UserRecord, revision: int, value: bytes) -> None:
         """Remember what was written."""
@@ -156,6 +192,10 @@ class Changes:
 
 def _written(user: str, revision: int, value: bytes) -> Written:
     return Written(revision, value, read_record(user, value))
+
+
+def _is_same(before: bytes, after: bytes) -> bool:
+    return after == before or (not after and before == NOTHING)
 
 
 def _write(record: UserRecord, value: bytes, revision: int) -> Write:

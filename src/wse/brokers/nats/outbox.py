@@ -86,27 +86,28 @@ class Outbox:
             connection.hints.put(self._node, user, ())
 
     async def listed(self, hinted: Mapping[str, Collection[str]], connection: NatsConnection) -> list[Device]:
-        """The devices of this node of which hints speak, by user; gone if the record does not have them.
+        """This node's devices of the users of whom hints speak; gone if only the hint has them.
 
-        A hint lags behind when another node has displaced a device, and stays if this node was never told.
+        A hint lags behind when another node has displaced a device, and stays if this node was never told. It lacks a
+        device that was registered late, after the node had given it up.
         """
         keys = {user: f"user.{user}" for user in hinted}
+        said = {user: set(conn_ids) - {OUTBOX} for user, conn_ids in hinted.items()}
         seen = await connection.bucket.glance([*keys.values()])
         held = {user: self._held_in(user, seen[key][1]) for user, key in keys.items() if key in seen}
         # What was seen may be out of date.
-        doubtful = [user for user, conn_ids in hinted.items() if not held.get(user, set()).issuperset(conn_ids)]
+        doubtful = [user for user, conn_ids in said.items() if held.get(user) != conn_ids]
         found = await connection.bucket.get_many([keys[user] for user in doubtful])
         held |= {user: self._held_in(user, value) for user, (_, value) in zip(doubtful, found, strict=True)}
         return [
             Device(user, conn_id, self._node, away=Away.HERE if conn_id in held[user] else Away.GONE)
-            for user, conn_ids in hinted.items()
-            for conn_id in conn_ids
-            if conn_id != OUTBOX
+            for user, conn_ids in said.items()
+            for conn_id in conn_ids | held[user]
         ]
 
     def _held_in(self, user: str, value: bytes) -> set[str]:
         devices = read_record(user, value).devices.values()
-        return {OUTBOX} | {device.conn_id for device in devices if device.node == self._node}
+        return {device.conn_id for device in devices if device.node == self._node}
 
     async def pending(self) -> list[Transition]:
         """See `wse.core.ports.broker.Broker.pending`."""

@@ -167,11 +167,15 @@ class NatsStore:
             epoch = await self._begun(connection, box, bounds)
             first, _, last = await self._ends(connection, box)
             subject = f"{self._cursor_subject}{box}.k{encode_text(device)}"
-            (found,) = await get(connection, self._cursors, {"last_by_subj": subject})
-            after = int(found.data or last + 1)
-            if after > last:
-                after = last if from_now else 0
-            await put(connection, subject, b"%d" % after, _expires(bounds))
+            while True:
+                (found,) = await get(connection, self._cursors, {"last_by_subj": subject})
+                after = int(found.data or last + 1)
+                if after > last:
+                    after = last if from_now else 0
+                head = f"Nats-Expected-Last-Subject-Sequence: {found.place}\r\n{_expires(bounds)}"
+                with suppress(OutdatedError):  # the cursor was moved meanwhile
+                    await put(connection, subject, b"%d" % after, head)
+                    break
             if not found.place:
                 await self._forget_devices(connection, box, bounds.devices)
             return Cursor(after, Span(first.number if first.place else last + 1, last, epoch))
