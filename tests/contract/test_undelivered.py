@@ -90,7 +90,8 @@ async def test_a_kept_message_that_no_device_reads_fires_once_on_the_node_that_h
     assert await unread(nodes) == [("ann", "note", {"text": "hello"})]
 
 
-async def test_what_one_device_has_read_is_delivered(nodes):
+async def test_what_one_device_has_read_is_delivered(nodes, monkeypatch):
+    monkeypatch.setattr("wse.core.hub.kept.unread.REPORTED_WITHIN", 0.05)
     phone = await nodes.device(-1, "ann", inbox="phone")
     await nodes.device(0, "ann", inbox="pad")
     plain = await nodes.device(0, "bob")
@@ -108,7 +109,23 @@ async def test_what_one_device_has_read_is_delivered(nodes):
     looking._after = 0.3
     looking._unchecked = deque(message._replace(due=0) for message in looking._unchecked)
     looking._look()
+    await until(lambda: everything(nodes))
     assert await unread(nodes) == [("bob", "note", 2)]
+
+
+async def test_a_device_that_is_there_has_time_to_tell_what_it_has_read(nodes):
+    phone = await nodes.device(-1, "ann", inbox="phone")
+    await nodes[0].keep("ann", "note", 1)  # it is looked at before the phone reports
+    await phone.until("note", 1)
+    assert await unread(nodes) == []
+    store = nodes[0]._hub.kept.store
+    async with asyncio.timeout(30):
+        while await store.furthest("u.sann") < 1:
+            await asyncio.sleep(0.01)
+    await nodes[0].keep("ann", "note", 2)
+    await phone.until("note", 2)
+    phone.client._connections._inbox._reported = 2  # this one is never reported
+    await until(lambda: ("ann", "note", 2) in everything(nodes))
 
 
 async def test_a_message_that_was_repeated_on_another_node_fires_once(nodes):

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar, cast, overload
 from wse.blocking import END, BlockingStream, next_of
 from wse.client.blocking_rooms import BlockingClientRoom
 from wse.client.blocking_signals import BlockingSignals
-from wse.client.client import LISTENERS_GRACE, WseClient
+from wse.client.client import WseClient
 from wse.client.connection import is_asked_for
-from wse.client.manager import UNSET
+from wse.client.manager import LISTENERS_GRACE, UNSET
 from wse.client.threaded import HandlerThreads, uploaded
 from wse.core.session.rpc import ExposeErrors
 from wse.errors import CloseReason, ErrorCode, WseError

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar, overload
 
 from wse.backoff import Backoff
 from wse.client.inbox import Kept, current
-from wse.client.manager import UNSET, ConnectionManager
+from wse.client.manager import LISTENERS_GRACE, UNSET, ConnectionManager
 from wse.client.request import checked_headers, checked_proxy, checked_subprotocol
 from wse.client.retry import Retry, RetryRule
 from wse.client.signals import ClientSignals
@@ -44,10 +44,6 @@ H = TypeVar("H", bound="Callable[[Any], Any]")
 R = TypeVar("R")
 
 
-LISTENERS_GRACE = 1.0
-"""Seconds that async listeners, those of `closed` among them, have to end when the block of `async with` is left."""
-
-
 class WseClient:
     """A WSE client.
 
@@ -80,9 +76,9 @@ class WseClient:
             of both sides then arrive once, in order, when the client is connected again, including those that were made
             in between. If that is impossible, `when.lost` says why. A `Resume` sets how much the client keeps, and how
             long it asks the server to wait. `True` means the defaults, and the server's window.
-        inbox: The name of this device, of your own choice: the client gets the messages that the server keeps for its
-            user (`WseServer.keep`), beginning after the last one that the device has handled. Their listeners are those
-            of `channel`; inside of one, `kept` has the message's number.
+        inbox: The name of this device, of your own choice, at most 200 characters: the client gets the messages that
+            the server keeps for its user (`WseServer.keep`), beginning after the last one that the device has handled.
+            Their listeners are those of `channel`; inside of one, `kept` has the message's number.
         after: The last kept message that the application has: its number, or `kept` as it was inside the listener. If
             the application stores it together with its data, it gets every message exactly once, even if it crashes.
             A number alone does not tell when a store has lost the inbox. By default, the server knows.
@@ -123,6 +119,8 @@ class WseClient:
     ) -> None:
         protocol = protocol or WseJSON()
         checked_subprotocol(protocol.name)
+        if after is not None and inbox is None:
+            raise ValueError("after is for a client with an inbox")
         self._scheduler = AsyncioScheduler()
         self._handlers = Handlers("client")
         self._endpoint = Endpoint(
@@ -521,7 +519,8 @@ class WseClient:
     async def close(self, reason: str = CloseReason.BY_CLIENT) -> None:
         """Disconnect with code 1000, and do not reconnect.
 
-        Returns when the socket is closed, after at most 5 seconds. No signal fires after that.
+        Returns when the socket is closed, after at most 5 seconds. No signal fires after that. With an `inbox`, async
+        listeners of kept messages have a second to end before, so that these messages do not come again.
 
         Args:
             reason: The reason that the server sees; at most 123 bytes of UTF-8.

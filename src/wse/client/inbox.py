@@ -17,8 +17,11 @@ from wse.core.session.extensions import Control, Extension
 from wse.core.session.ledger import is_count
 from wse.core.session.signals import HANDLER_ERRORS, settle
 from wse.errors import ErrorCode, WseError
+from wse.tasks import wake
 
 if TYPE_CHECKING:
+    import asyncio
+
     from wse.client.session import ClientSession
     from wse.core.ports.protocol import ExtensionTypes
     from wse.core.ports.scheduling import Timer
@@ -36,6 +39,9 @@ TURNS: Final = 4
 
 MOST_AT_A_TIME: Final = 100
 """Async listeners of kept messages that run at a time. More messages wait for them."""
+
+MOST_OF_A_NAME: Final = 200
+"""Characters of the name of a device, at most."""
 
 ENOUGH: Final = 256
 """Messages that wait, after which the server is asked for no more until half of them have been handled."""
@@ -76,6 +82,9 @@ class InboxExtension(Extension):
         device: The name of this device among those of its user.
         after: The last message that the application has, or its number, if it knows better than the server.
         lost: Called with the number of messages that are no longer kept.
+
+    Raises:
+        ValueError: The name is none, or too long; `after` is no message.
     """
 
     name = "inbox"
@@ -84,13 +93,19 @@ class InboxExtension(Extension):
         self._endpoint = endpoint
         self._device = device
         self._lost = lost
+        if not isinstance(device, str) or not 0 < len(device) <= MOST_OF_A_NAME:
+            raise ValueError(f"inbox is the name of this device, of 1 to {MOST_OF_A_NAME} characters, not {device!r}")
         number, self._epoch = (after.n, after.epoch) if isinstance(after, Kept) else (after, "")
+        if number is not None and not is_count(number):
+            raise ValueError(f"after is the number of a message, or a Kept, not {after!r}")
         self._after: int | None = number
         self._offered: int | None = number
         self._has_enough = False
         self._forgotten = 0  # messages that are gone, of which the application has not been told
         self._waiting: deque[tuple[ClientSession, list[Any]]] = deque()
         self._running = 0  # async listeners
+        self._is_closing = False
+        self._idle: asyncio.Future[None] | None = None  # done when no listener runs
         self._open: dict[int, Unseen] = {}
         self._reported = 0
         self._begun = False
@@ -143,6 +158,7 @@ class InboxExtension(Extension):
     def welcomed(self, session: ClientSession) -> None:
         """The client is ready. The application is told what is gone when it has had time to listen."""
         self._begun = True
+        self._is_closing = False
         if session is not self._session:  # what was reported may have been lost with the old one
             self._session = session
             self._reported = 0
@@ -174,7 +190,7 @@ class InboxExtension(Extension):
         if not isinstance(message, list) or len(message) != 4 or not is_count(message[0]):
             session.violation("a kept message is an array of its number, type, payload and time")
             return
-        if self._running < MOST_AT_A_TIME and not self._waiting:
+        if self._running < MOST_AT_A_TIME and not self._waiting and not self._is_closing:
             self._handle(session, message)
         else:
             self._waiting.append((session, message))
@@ -231,12 +247,14 @@ class InboxExtension(Extension):
             await settle(awaitable, failed.append)
         finally:
             self._running -= 1
+            if not self._running and self._idle is not None:
+                wake(self._idle)
         if failed:
             session._listener_failed(failed[0], type_)
         else:
             self._returned(message)
             self._note()
-        while self._waiting and self._running < MOST_AT_A_TIME:
+        while self._waiting and self._running < MOST_AT_A_TIME and not self._is_closing:
             self._handle(*self._waiting.popleft())
         if self._has_enough and len(self._waiting) <= ENOUGH // 2:
             self._want(wants=True)
@@ -270,6 +288,21 @@ class InboxExtension(Extension):
             self.report()
         elif ahead > 0 and self._timer is None:
             self._timer = self._endpoint.scheduler.call_later(REPORT_AFTER, self.report)
+
+    async def settle(self, within: float) -> None:
+        """Take no more messages, and return when the listeners that run have ended, so that what they have handled is
+        reported; or when so many seconds are over. A listener that closes the client does not wait for itself.
+        """
+        self._is_closing = True
+        if not self._running or current.get() is not None:
+            return
+        self._idle = idle = self._endpoint.scheduler.create_future()
+        timer = self._endpoint.scheduler.call_later(within, wake, idle)
+        try:
+            await idle
+        finally:
+            timer.cancel()
+            self._idle = None
 
     def report(self) -> None:
         """Tell the server how far the listeners have come."""

@@ -37,6 +37,9 @@ if TYPE_CHECKING:
     from wse.core.session.leftover import Leftover
     from wse.scheduler import AsyncioScheduler
 
+LISTENERS_GRACE: Final = 1.0
+"""Seconds that async listeners, those of `closed` among them, have to end when the client is closed."""
+
 _ABORT_TIMEOUT: Final = 0.5
 """Seconds for a socket that is cut to be gone."""
 
@@ -173,6 +176,12 @@ class ConnectionManager:
         reason = str(reason)
         self.enter()
         ended = self._course
+        if self._inbox is not None:
+            await self._inbox.settle(LISTENERS_GRACE)
+            if self._course is not ended:
+                # The application has connected or closed the client meanwhile.
+                await self._wait_until_cut(None)
+                return
         course = self._new_course(awaited=False)
         self.rooms.closed()
         if ended.is_awaited:

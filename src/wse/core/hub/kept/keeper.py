@@ -64,7 +64,7 @@ class Keeper:
         self.store = store
         self.unread: Unread | None = None
         if settings.undelivered is not None:
-            self.unread = Unread(self, settings.undelivered, hub.fallbacks.signal)
+            self.unread = Unread(self, hub, settings.undelivered, hub.fallbacks.signal)
         self.readers = {protocol.name: protocol for protocol in (*readers, *hub.endpoint.protocols)}
 
     async def open(self) -> None:

@@ -8,7 +8,6 @@ claimed in the store, by a message with a key in a box of its own.
 from __future__ import annotations
 
 from collections import deque
-from functools import partial
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from wse.core.hub.kept.feed import RETRY_AFTER
@@ -18,6 +17,7 @@ from wse.core.ports.store import REPEAT_WITHIN
 from wse.errors import ErrorCode, WseError
 
 if TYPE_CHECKING:
+    from wse.core.hub.hub import Hub
     from wse.core.hub.kept.keeper import Keeper
     from wse.core.ports.scheduling import Timer
     from wse.core.session.signals import Signal
@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 
 MOST: Final = 100_000
 """Messages that one node looks after; one more, and it forgets the oldest, which is reported."""
+
+REPORTED_WITHIN: Final = 3.0
+"""Seconds within which a connected device has told what it has handled: it does so every 2 seconds."""
 
 CLAIMS: Final = "w."
 """How the names of the boxes begin in which events are claimed."""
@@ -51,12 +54,14 @@ class Unread:
 
     Args:
         keeper: The boxes.
+        hub: Knows whether a user has a device.
         after: Seconds that devices have to read a message.
         undelivered: Fires for a message that none has read.
     """
 
-    def __init__(self, keeper: Keeper, after: float, undelivered: Signal[ClientId, object, object]) -> None:
+    def __init__(self, keeper: Keeper, hub: Hub, after: float, undelivered: Signal[ClientId, object, object]) -> None:
         self._keeper = keeper
+        self._hub = hub
         self._after = after
         self._undelivered = undelivered
         self._scheduler = keeper.endpoint.scheduler
@@ -100,32 +105,42 @@ class Unread:
         if users:
             self._scheduler.spawn(self._check(users))
 
-    async def _check(self, users: dict[ClientId, list[Unchecked]]) -> None:
+    async def _check(self, users: dict[ClientId, list[Unchecked]], *, is_last: bool = False) -> None:
+        """Look at messages that are due, the last time or once more if a device may not have told yet."""
         left = dict(users)
+        handled: dict[ClientId, list[Unchecked]] = {}
         try:
             for cid, messages in users.items():
-                await self._check_box(cid, messages)
+                box = box_of(USER, cid)
+                read = await self._keeper.store.furthest(box)
+                messages[:] = [message for message in messages if message.number > read]
+                if messages and not is_last and await self._hub.network.devices(cid):
+                    handled[cid] = messages
+                else:
+                    await self._tell(box, messages)
                 del left[cid]
         except WseError as exc:
             problem = f"it is not known whether kept messages have been read: {exc}"
             self._keeper.endpoint.report(WseError(exc.code, {}, problem), None, exc)
+            self._check_after(RETRY_AFTER, left, is_last=is_last)
+        if handled:
+            self._check_after(REPORTED_WITHIN, handled, is_last=True)
+
+    def _check_after(self, wait: float, users: dict[ClientId, list[Unchecked]], *, is_last: bool) -> None:
+        def check() -> None:
             if self._keeper.is_open:
-                self._scheduler.call_later(RETRY_AFTER, partial(self._retry, left))
+                self._scheduler.spawn(self._check(users, is_last=is_last))
 
-    def _retry(self, users: dict[ClientId, list[Unchecked]]) -> None:
         if self._keeper.is_open:
-            self._scheduler.spawn(self._check(users))
+            self._scheduler.call_later(wait, check)
 
-    async def _check_box(self, cid: ClientId, messages: list[Unchecked]) -> None:
-        box, store = box_of(USER, cid), self._keeper.store
-        read = await store.furthest(box)
+    async def _tell(self, box: str, messages: list[Unchecked]) -> None:
+        """Fire for messages, and take them out of the list."""
         while messages:
-            message = messages[0]
-            if message.number > read:
-                await self._tell(box, message)
+            await self._tell_one(box, messages[0])
             del messages[0]
 
-    async def _tell(self, box: str, message: Unchecked) -> None:
+    async def _tell_one(self, box: str, message: Unchecked) -> None:
         store, bounds = self._keeper.store, self._keeper.settings.bounds
         page = await store.read(box, message.number - 1, 1)
         if not page.records or page.records[0].number != message.number or page.span.epoch != message.epoch:
