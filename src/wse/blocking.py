@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final, Generic, Protocol, Self, TypeVar
+
+from wse.threads import LoopEndedError
 
 if TYPE_CHECKING:
     from wse.core.session.asking import Stream
+    from wse.errors import WseError
 
 T = TypeVar("T")
 
@@ -14,20 +18,45 @@ END: Final = object()
 """Stands for the end of an iterator."""
 
 
-class Loop(Protocol):
-    """What has an event loop in another thread."""
+class Runner(Protocol):
+    """An event loop in another thread."""
 
     @property
-    def _is_running(self) -> bool:
-        """Whether the loop runs."""
+    def is_current(self) -> bool:
+        """Whether its thread asks."""
         ...
 
-    def _wait(self, coroutine: Coroutine[Any, Any, T]) -> T:
-        """Run a coroutine on the loop, and return its result."""
+    def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
+        """Run a coroutine on the loop, and return its result.
+
+        Raises:
+            LoopEndedError: The loop does not run.
+        """
         ...
 
-    def _post(self, callback: Callable[..., object], *args: Any) -> None:
+    def post(self, callback: Callable[..., object], *args: Any) -> None:
         """Run a callback on the loop, and do not wait for it; nothing happens if the loop does not run."""
+        ...
+
+
+class Host(Protocol):
+    """A client or server whose event loop runs in another thread."""
+
+    def _find_thread(self) -> Runner:
+        """The loop that runs now.
+
+        Raises:
+            WseError: There is none, or its own thread asks.
+        """
+        ...
+
+    def _ended(self) -> WseError:
+        """What is raised when the loop has ended."""
+        ...
+
+    def _wrong_thread(self) -> WseError:
+        """What is raised in the thread of the loop."""
+        ...
 
 
 class BlockingStream(Generic[T]):
@@ -38,12 +67,13 @@ class BlockingStream(Generic[T]):
     generator at the peer. So does the garbage collector.
     """
 
-    def __init__(self, loop: Loop, stream: Stream[T]) -> None:
-        self._loop = loop
+    def __init__(self, host: Host, stream: Stream[T]) -> None:
+        self._host = host
         self._stream = stream
+        self._runner: Runner | None = None  # the one in which the call was made
 
     def __enter__(self) -> Self:
-        self._loop._wait(self._stream.__aenter__())
+        self._wait(self._stream.__aenter__())
         return self
 
     def __exit__(self, *exc_info: object) -> None:
@@ -53,20 +83,39 @@ class BlockingStream(Generic[T]):
         return self
 
     def __next__(self) -> T:
-        item: T = self._loop._wait(next_of(self._stream))
+        item: T = self._wait(next_of(self._stream))
         if item is END:
             raise StopIteration
         return item
 
     def close(self) -> None:
         """Take no more items, and let the generator at the peer be closed."""
-        if self._loop._is_running:
-            self._loop._wait(self._stream.aclose())
+        if self._runner is not None:
+            with suppress(LoopEndedError):
+                self._run(self._runner, self._stream.aclose())
 
     def __del__(self) -> None:
-        stream: Stream[T] | None = getattr(self, "_stream", None)
-        if stream is not None:
-            self._loop._post(_give_up, stream)  # the stream's own end would come in this thread
+        runner: Runner | None = getattr(self, "_runner", None)
+        if runner is not None:
+            runner.post(_give_up, self._stream)  # the stream's own end would come in this thread
+
+    def _wait(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
+        try:
+            if self._runner is None:
+                self._runner = self._host._find_thread()
+        except BaseException:
+            coroutine.close()
+            raise
+        try:
+            return self._run(self._runner, coroutine)
+        except LoopEndedError:
+            raise self._host._ended() from None
+
+    def _run(self, runner: Runner, coroutine: Coroutine[Any, Any, Any]) -> Any:
+        if runner.is_current:
+            coroutine.close()
+            raise self._host._wrong_thread()
+        return runner.run(coroutine)
 
 
 async def next_of(items: AsyncIterator[Any]) -> Any:

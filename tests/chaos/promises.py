@@ -301,6 +301,8 @@ def calls(history, report):
         some = [c for c in history.of_user[whom] if c.up < time + 0.5 and c.down > since]
         if len(there) != len(some) or len(there) != 2 or "failed" in answer:
             continue  # they come and go; or the connection that asks has ended
+        if answer.get("error") == "wse.client.rp.timeout" and any(_has_slept(history, c.node, time) for c in there):
+            continue  # a node that sleeps for longer than the timeout answers for none of its devices
         text = f"a call ({mode}) of {whom} at {history.at(start)} in calm: {answer}"
         newest = max(there, key=lambda connection: connection.up)
         if (

@@ -180,6 +180,17 @@ def test_errors_that_nobody_expects_are_violations(story):
     assert len(story.violations) == 2
 
 
+@pytest.mark.parametrize(("node", "count"), [("n1", 0), ("n2", 1)])
+def test_a_call_to_a_device_whose_node_sleeps_may_time_out(story, node, count):
+    for device in ("stable0.0", "stable0.1"):
+        story.up(1, device, "n1")
+    story.run(15.9, "fault", kind="block", node=node, breaks_promises=False)
+    story.run(24, "fault ended", kind="block", node=node)
+    story.run(24, "healed", kind="block", node=node)
+    story.client(20, "asked", "c-x", "stable0", "any", 16, {"error": "wse.client.rp.timeout", "took": 4.0})
+    assert len([text for text in story.violations if "a call (any)" in text]) == count
+
+
 @pytest.mark.parametrize(("kind", "count"), [("block", 0), ("slow", 1)])
 def test_a_device_that_has_gone_while_its_node_slept_may_answer_a_call(story, kind, count):
     for number in range(3):

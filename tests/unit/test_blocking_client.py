@@ -118,6 +118,36 @@ def test_it_lacks_nothing_of_the_client(place, client):
             assert signature(getattr(one, name)).parameters == signature(getattr(other, name)).parameters, name
 
 
+def test_a_stream_of_a_client_that_was_closed_ends_and_starts_nothing(place):
+    client = BlockingClient(place.url, identity="ann")
+    with client:
+        stream = client.stream("count", 1000)
+        assert next(stream) == 0
+    threads = threading.active_count()
+    assert failed(next, stream).code == ErrorCode.CLIENT_NOT_READY
+    stream.close()
+    del stream
+    assert threading.active_count() == threads
+    assert client.status is ClientStatus.OFFLINE
+    client.stream("count", 1000).close()  # nothing was begun
+    assert threading.active_count() == threads
+
+
+async def test_a_stream_cannot_be_read_in_the_loop_of_its_client(place):
+    results = SimpleQueue()
+    with BlockingClient(place.url, identity="ann") as client:
+        stream = client.stream("count", 1000)
+        assert next(stream) == 0
+
+        async def read(payload):
+            results.put(failed(next, stream).code)
+
+        client.on("echo", read)
+        client.send("echo")
+        assert results.get(timeout=TIMEOUT) == ErrorCode.WRONG_THREAD
+        assert next(stream) == 1
+
+
 def test_it_enters_rooms_and_shows_states_there():
     server = make_server()
     server.room("lobby", presence=True)

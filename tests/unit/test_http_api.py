@@ -3,6 +3,9 @@
 import asyncio
 import json
 import logging
+import socket
+import struct
+from contextlib import asynccontextmanager
 from http import HTTPStatus
 from importlib import resources
 
@@ -12,6 +15,7 @@ import pytest
 from support.net import TIMEOUT, soon
 from wse import Inbox, Limits, Publisher, WseClient, WseError, WseServer
 from wse.brokers.memory import MemoryBroker, MemoryCluster
+from wse.brokers.memory_store import MemoryStore
 from wse.core.admission import Admission
 from wse.core.ports.http import HttpCall, HttpReply
 from wse.errors import ErrorCode
@@ -130,6 +134,7 @@ def test_a_request_that_keeps_a_message_is_answered_with_its_number(api, target,
         ("keep", {"type": "x"}),
         ("keep", {"cid": "ann", "type": "x", "exclude": "bob"}),
         ("keep", {"cid": "ann", "type": "x", "key": 1}),
+        ("keep", {"cid": "ann", "type": "x", "key": ""}),
         ("keep", {"cid": "ann", "type": "x", "ttl": "60"}),
         ("keep", {"cid": "ann", "type": "x", "ttl": True}),
         ("keep-room", {"cid": "ann", "type": "x"}),
@@ -272,7 +277,7 @@ def test_an_error_of_the_server_is_the_answer(error, status):
     assert answer["error"]["message"]
     if isinstance(error, WseError):
         assert answer["error"]["code"] == error.code
-    assert post(api, "keep", {"cid": "ann", "type": "x"}, Idempotency_Key="later") == (found, answer)
+    assert post(api, "keep", {"cid": "ann", "type": "x"}) == (found, answer)
 
 
 def test_markup_in_an_id_stays_text(api):
@@ -335,26 +340,41 @@ def test_a_request_that_failed_may_be_sent_again(target):
     assert len(target.done) == 1
 
 
-def test_a_message_that_is_kept_again_with_its_idempotency_key_is_one_also_while_the_first_is_on_its_way(target):
+async def test_a_repeat_while_a_message_is_being_kept_waits_for_its_answer(target):
     api = HttpApi(target, {"cron": KEY, "php": "other"})
+    gate, keep = asyncio.Event(), target.keep
+
+    async def slow(*args, **kwargs):
+        await gate.wait()
+        return await keep(*args, **kwargs)
+
+    target.keep = slow
     request = call({"cid": "ann", "type": "x"}, Idempotency_Key="1")
-    first, second = api.answer("keep", request), api.answer("keep", request)  # nobody has been answered yet
-    for later in (first, second):
-        with pytest.raises(StopIteration):
-            later.send(None)
-    (*_, key, _), (*_, again, _) = target.done
-    assert key == again  # which tells the store that they are one
+    first, second = (asyncio.ensure_future(api.answer("keep", request)) for _ in range(2))
+    assert post(api, "keep", {"cid": "ann", "type": "y"}, Idempotency_Key="1")[0] == 422
+    other = asyncio.ensure_future(api.answer("keep", call({"cid": "ann", "type": "x"}, Idempotency_Key="2")))
+    first.cancel()  # its client has hung up
+    gate.set()
+    answer, another = await soon(second), await soon(other)
+    assert (answer.status, json.loads(answer.body)) == (200, {"ok": True, "n": 1})
+    assert answer.headers["Idempotent-Replayed"] == "true"
+    assert json.loads(another.body)["n"] == 2
     assert answered(api, "keep", request).headers["Idempotent-Replayed"] == "true"
     assert post(api, "keep", {"cid": "ann", "type": "y"}, Idempotency_Key="1")[0] == 422
-    assert len(target.done) == 2
-    post(api, "keep", {"cid": "ann", "type": "x"}, Idempotency_Key="1", Authorization="Bearer other")
-    post(api, "keep", {"cid": "ann", "type": "x", "key": "own"}, Idempotency_Key="2")
-    assert target.done[2][4] != key
-    assert target.done[3][4] == "own"
+    (*_, one, _), (*_, two, _) = target.done
+    assert one != two  # what tells the store, and so other nodes, which requests are one
+
+
+async def test_a_message_that_could_not_be_kept_may_be_sent_again(target):
+    api = HttpApi(target, KEY)
+    request = call({"cid": "ann", "type": "x"}, Idempotency_Key="3")
     target.error = WseError(ErrorCode.BROKER_UNAVAILABLE)
-    assert post(api, "keep", {"cid": "ann", "type": "x"}, Idempotency_Key="3")[0] == 503
+    assert (await api.answer("keep", request)).status == 503
     target.error = None
-    assert post(api, "keep", {"cid": "ann", "type": "x"}, Idempotency_Key="3") == (200, {"ok": True, "n": 5})
+    assert (await api.answer("keep", request)).status == 200
+    own = call({"cid": "ann", "type": "x", "key": "own"}, Idempotency_Key="4")
+    assert (await api.answer("keep", own)).status == 200
+    assert [key for *_, key, _ in target.done][1:] == ["own"]
 
 
 def test_answers_are_kept_for_some_time_and_in_some_number(monkeypatch):
@@ -431,6 +451,77 @@ async def test_what_is_kept_by_http_waits_for_the_user_and_the_room():
         client.channel.on("news", heard.put_nowait)
         async with client:
             assert [await soon(heard.get()), await soon(heard.get())] == [1, 2]
+
+
+class SlowStore(MemoryStore):
+    """A store that takes its time."""
+
+    def __init__(self):
+        super().__init__()
+        self.is_keeping, self.gate = asyncio.Event(), asyncio.Event()
+
+    async def keep(self, *args, **kwargs):
+        self.is_keeping.set()
+        await self.gate.wait()
+        return await super().keep(*args, **kwargs)
+
+
+@asynccontextmanager
+async def keeping(**options):
+    """A server whose store is slow, a request to keep a message that has reached it, and a device of the user."""
+    store = SlowStore()
+    server = WseServer(
+        lambda auth: auth.accept("ann"), port=0, host="127.0.0.1", api_keys=KEY, inbox=Inbox(store=store), **options
+    )
+    async with server, WseClient(server.url) as client:
+        heard = asyncio.Queue()
+        client.channel.on("news", heard.put_nowait)
+        reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+        body = json.dumps({"cid": "ann", "type": "news", "payload": "hello"}).encode()
+        writer.write(
+            b"POST /api/keep HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+            b"Authorization: Bearer %b\r\nContent-Length: %d\r\n\r\n%b" % (KEY.encode(), len(body), body)
+        )
+        await soon(store.is_keeping.wait())
+        yield server, store, heard, reader, writer
+        writer.close()
+
+
+async def test_what_a_client_wants_kept_reaches_the_devices_also_if_it_hangs_up():
+    async with keeping() as (server, store, heard, _, writer):
+        connection = writer.get_extra_info("socket")
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # a reset, not an end
+        writer.transport.abort()
+        async with asyncio.timeout(TIMEOUT):
+            while server._lifecycle._listener.connections:
+                await asyncio.sleep(0)
+        store.gate.set()
+        assert await soon(heard.get()) == "hello"
+        assert server.stats().messages_out == 1
+
+
+async def test_a_client_that_has_ended_its_side_gets_the_answer():
+    async with keeping() as (_, store, _, reader, writer):
+        writer.write_eof()
+        await asyncio.sleep(0.05)  # time in which the server could end its side as well
+        store.gate.set()
+        assert (await soon(reader.read())).endswith(b'{"ok": true, "n": 1}\n')
+
+
+async def test_the_time_for_a_request_is_not_that_for_its_answer():
+    async with keeping(auth_timeout=0.2) as (_, store, _, reader, _):
+        await asyncio.sleep(0.4)
+        store.gate.set()
+        assert (await soon(reader.read())).endswith(b'{"ok": true, "n": 1}\n')
+
+
+async def test_a_server_that_closes_answers_what_it_is_doing():
+    async with keeping() as (server, store, _, reader, _):
+        closing = asyncio.ensure_future(server.close())
+        await asyncio.sleep(0.05)
+        store.gate.set()
+        assert (await soon(reader.read())).endswith(b'{"ok": true, "n": 1}\n')
+        await soon(closing)
 
 
 async def test_a_server_that_keeps_nothing_says_so():

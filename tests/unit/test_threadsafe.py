@@ -8,6 +8,7 @@ import signal
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from inspect import signature
 from queue import SimpleQueue
 
@@ -143,6 +144,25 @@ def test_a_stream_of_a_client_is_read_in_another_thread(place, ann):
     del stream  # the garbage collector closes it
     assert closed.wait(TIMEOUT)
     assert failed(next, threadsafe.stream("bob", "numbers")).code == ErrorCode.CONNECTION_MISSING
+
+
+def test_a_stream_of_a_server_that_was_closed_ends_and_hides_no_error():
+    with hosted(make_server()) as place:
+        ann = BlockingClient(place.url, identity="ann")
+
+        @ann.register("forever")
+        def forever(payload):
+            while True:
+                yield 1
+
+        with ann:
+            stream = place.server.threadsafe.stream("ann", "forever")
+            with suppress(KeyError), stream:
+                assert next(stream) == 1
+                place.run(place.server.close())
+                assert failed(next, stream).code == ErrorCode.NOT_STARTED
+                raise KeyError
+    stream.close()
 
 
 def test_presence_and_the_end_of_a_user(place, ann):

@@ -121,7 +121,8 @@ class SqliteStore:
         try:
             return await result
         except Exception as exc:
-            raise WseError(ErrorCode.BROKER_UNAVAILABLE, {"path": self._path}) from exc
+            problem = f"the file {self._path} cannot be used: {exc}"
+            raise WseError(ErrorCode.BROKER_UNAVAILABLE, {"path": self._path}, problem) from exc
 
     def _start(self, thread: ThreadPoolExecutor, loop: asyncio.AbstractEventLoop) -> None:
         steps, self._waiting = self._waiting, []

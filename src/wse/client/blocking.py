@@ -429,21 +429,15 @@ class BlockingClient:
         try:
             return thread.run(coroutine)
         except LoopEndedError:
-            problem = "the client was closed meanwhile"
-            raise WseError(ErrorCode.CLIENT_NOT_READY, {"status": str(self.status)}, problem) from None
+            raise self._ended() from None
+
+    def _ended(self) -> WseError:
+        problem = "the client was closed meanwhile"
+        return WseError(ErrorCode.CLIENT_NOT_READY, {"status": str(self.status)}, problem)
 
     def _do(self, function: Callable[..., T], *args: Any, **kwargs: Any) -> T:
         """Call a function in the client's thread, and return its result."""
         return self._wait(_called(function, args, kwargs))
-
-    def _post(self, callback: Callable[..., object], *args: Any) -> None:
-        """Call a function in the client's thread soon, if there is one."""
-        if self._thread is not None:
-            self._thread.post(callback, *args)
-
-    @property
-    def _is_running(self) -> bool:
-        return self._thread is not None and self._thread.is_alive
 
     def _find_thread(self) -> LoopThread:
         """The client's thread; it starts when it is needed.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import hmac
 import json
@@ -132,6 +133,7 @@ class HttpApi:
             burst = self._limits.message_burst or max(1, 2 * rate)
             self._buckets = {name: TokenBucket(scheduler, rate, burst) for name in self._keys}
         self._replays = {name: Replays(scheduler.time) for name in self._keys}  # one cannot crowd out another's
+        self._pending: dict[tuple[str, str], tuple[bytes, asyncio.Future[HttpReply]]] = {}  # by name of key, and token
         self._folding = Folding(scheduler.time)
         self._actions: Mapping[str, _Action] = {
             "send": self._send,
@@ -197,26 +199,37 @@ class HttpApi:
         self, key: str, token: str, digest: bytes, do: _Action, request: dict[str, Any]
     ) -> HttpReply | Awaitable[HttpReply]:
         replays = self._replays[key]
-        before = replays.find(token)
-        if before is None:
-            # Until it is answered, a repeat is done as well. So the store is told that both are the same.
-            reply = self._do(do, request, hashlib.sha256(f"{key} {token} ".encode() + digest).hexdigest())
-            if not isinstance(reply, HttpReply):
-                return self._do_once_later(replays, token, digest, reply)
-            replays.keep(token, digest, reply)  # one that failed has raised, and may be tried again
-            return reply
-        if not hmac.compare_digest(before.digest, digest):
+        before, pending = replays.find(token), self._pending.get((key, token))
+        known = before.digest if before is not None else pending[0] if pending is not None else digest
+        if not hmac.compare_digest(known, digest):
             problem = "the idempotency key belongs to another request"
             raise _RefusedError(HTTPStatus.UNPROCESSABLE_ENTITY, problem, "idempotency-key-reused")
-        reply = before.reply
-        return HttpReply(reply.status, reply.body, {**reply.headers, "Idempotent-Replayed": "true"})
+        if before is not None:
+            return _replayed(before.reply)
+        if pending is not None:
+            return self._replay_later(pending[1])
+        # Another node may get the repeat. So the store is told that both are the same.
+        reply = self._do(do, request, hashlib.sha256(self._keys[key] + token.encode() + b" " + digest).hexdigest())
+        if not isinstance(reply, HttpReply):
+            later = asyncio.ensure_future(self._do_once_later(key, token, digest, reply))
+            self._pending[key, token] = digest, later
+            return asyncio.shield(later)  # it goes on if nobody waits for the answer any longer
+        replays.keep(token, digest, reply)  # one that failed has raised, and may be tried again
+        return reply
+
+    async def _do_once_later(self, key: str, token: str, digest: bytes, later: Awaitable[HttpReply]) -> HttpReply:
+        try:
+            reply = await later
+        finally:
+            del self._pending[key, token]
+        if reply.status is HTTPStatus.OK:
+            self._replays[key].keep(token, digest, reply)
+        return reply
 
     @staticmethod
-    async def _do_once_later(replays: Replays, token: str, digest: bytes, later: Awaitable[HttpReply]) -> HttpReply:
-        reply = await later
-        if reply.status is HTTPStatus.OK:
-            replays.keep(token, digest, reply)
-        return reply
+    async def _replay_later(pending: asyncio.Future[HttpReply]) -> HttpReply:
+        reply = await asyncio.shield(pending)
+        return _replayed(reply) if reply.status is HTTPStatus.OK else reply
 
     def _do(self, do: _Action, request: dict[str, Any], token: str) -> HttpReply | Awaitable[HttpReply]:
         with _refusing():
@@ -373,7 +386,12 @@ _MISSING: Any = object()
 
 _INVALID_TEXT = "invalid-text"
 
-_WORDS: Final[Mapping[type, str]] = {str: "a string", int: "an integer", float: "a number"}
+_WORDS: Final[Mapping[tuple[type, ...], str]] = {
+    (str,): "a string",
+    (int,): "an integer",
+    (str, int): "a string or an integer",
+    (int, float): "a number",
+}
 
 _Action = Callable[[dict[str, Any], str], Awaitable[int] | None]
 """Takes a request and its idempotency key, and does what it says; returns what is not done at once."""
@@ -385,8 +403,8 @@ def _take(request: dict[str, Any], name: str, *types: type, default: Any = _MISS
     if value is default and default is not _MISSING:
         return value
     if value is _MISSING or isinstance(value, bool) or not isinstance(value, types):
-        words = " or ".join(_WORDS[kind] for kind in types)
-        raise ValueError(f"{name} must be {words}")
+        problem = "is missing" if value is _MISSING else f"must be {_WORDS[types]}"
+        raise ValueError(f"{name} {problem}")
     if isinstance(value, str) and not _is_text(value):
         raise _RefusedError(HTTPStatus.BAD_REQUEST, f"{name} has half a character", _INVALID_TEXT)
     if isinstance(value, int) and abs(value) >= 2**53:
@@ -445,7 +463,9 @@ def _kept(request: dict[str, Any], token: str) -> tuple[str, Any, dict[str, Any]
     """
     type_, payload = _take(request, "type", str), request.pop("payload", None)
     key = _take(request, "key", str, default=None)
-    ttl = _take(request, "ttl", float, int, default=None)
+    if key == "":
+        raise ValueError("key must not be empty")
+    ttl = _take(request, "ttl", int, float, default=None)
     return type_, payload, {"key": key if key is not None else token or None, "ttl": ttl}
 
 
@@ -480,6 +500,10 @@ def _number(text: str) -> float:
     if math.isinf(number):  # it would arrive as null
         raise _RefusedError(HTTPStatus.BAD_REQUEST, "a number is too large")
     return number
+
+
+def _replayed(reply: HttpReply) -> HttpReply:
+    return HttpReply(reply.status, reply.body, {**reply.headers, "Idempotent-Replayed": "true"})
 
 
 def _reply(status: HTTPStatus, content: Any, headers: Mapping[str, str]) -> HttpReply:

@@ -169,7 +169,7 @@ class Publisher:
         self, kind: str, name: RoomName, type: MessageType, payload: Any, key: str | None, ttl: float | None
     ) -> int:
         self._endpoint.check_type(type)
-        data = packed_for_store(self._inbox, self._endpoint.protocols, type, payload, ttl)
+        data = packed_for_store(self._inbox, self._endpoint.protocols, type, payload, key, ttl)
         store = store_of(self._inbox.store, self._broker)
         record, is_new = await store.keep(box_of(kind, name), data, self._inbox.bounds, key=key, ttl=ttl)
         if self._broker.connected:  # otherwise the servers find it in the store

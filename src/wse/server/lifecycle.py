@@ -316,6 +316,8 @@ class Lifecycle:
             await self._scheduler.wait(left.drained(), left.drain)
         await self._hub.close(1012, CloseReason.BY_SERVER)
         grace = await self._settle((), grace)  # listeners of the last clients' `disconnected` and `left`
+        if listener is not None:
+            await listener.settle()
         if self._hub.kept is not None:
             await self._hub.kept.close()
         await self._hub.network.close()

@@ -35,11 +35,11 @@ class Threadsafe:
     Each method passes the call to the server's event loop, waits until the loop has made it, and returns its result or
     raises its error. So do not call them while the event loop itself waits for this thread.
 
-    In the thread of the loop, as in a signal handler of the main thread, the methods that return nothing return at
-    once. The loop makes the call soon, and an error is reported on `when.error`. The other methods cannot wait there,
-    and raise `WRONG_THREAD`.
+    In the thread of the loop, as in a signal handler of the main thread, `send`, `broadcast`, `drop_client`, and
+    `send`, `add` and `discard` of a room return at once. The loop makes the call soon, and an error is reported on
+    `when.error`. The other methods cannot wait there, and raise `WRONG_THREAD`.
 
-    All methods raise `NOT_STARTED` if the server has not been started, or has been closed.
+    All methods that do something raise `NOT_STARTED` if the server has not been started, or has been closed.
     """
 
     def __init__(self, server: WseServer, scheduler: AsyncioScheduler) -> None:
@@ -109,6 +109,32 @@ class Threadsafe:
             upload=upload,
         )
 
+    @overload
+    def stream(
+        self,
+        cid: ClientId,
+        name: MessageType,
+        payload: Any = None,
+        *,
+        item: type[T],
+        window: int = 32,
+        timeout: float | None = None,
+        deadline: float | None = None,
+        upload: Items | None = None,
+    ) -> BlockingStream[T]: ...
+    @overload
+    def stream(
+        self,
+        cid: ClientId,
+        name: MessageType,
+        payload: Any = None,
+        *,
+        item: Any = None,
+        window: int = 32,
+        timeout: float | None = None,
+        deadline: float | None = None,
+        upload: Items | None = None,
+    ) -> BlockingStream[Any]: ...
     def stream(
         self,
         cid: ClientId,
@@ -159,25 +185,27 @@ class Threadsafe:
 
     def _wait(self, coroutine: Coroutine[Any, Any, T]) -> T:
         try:
-            loop = self._find_loop()
-            if get_ident() == self._scheduler.thread:
-                problem = "the event loop would wait for itself; in its thread, call or await the server's own methods"
-                raise WseError(ErrorCode.WRONG_THREAD, {"use": "server"}, problem)
+            thread = self._find_thread()
         except WseError:
             coroutine.close()
             raise
         try:
-            return run_on(loop, coroutine)
+            return thread.run(coroutine)
         except LoopEndedError:
-            raise WseError(ErrorCode.NOT_STARTED) from None
+            raise self._ended() from None
 
-    def _post(self, callback: Callable[..., object], *args: Any) -> None:
-        with suppress(WseError, RuntimeError):  # the server was closed, or its loop has ended
-            self._find_loop().call_soon_threadsafe(callback, *args)
+    def _find_thread(self) -> ServerLoop:
+        thread = ServerLoop(self._server, self._find_loop(), self._scheduler)
+        if thread.is_current:
+            raise self._wrong_thread()
+        return thread
 
-    @property
-    def _is_running(self) -> bool:
-        return self._scheduler.loop is not None and self._server._hub.started
+    def _ended(self) -> WseError:
+        return WseError(ErrorCode.NOT_STARTED)
+
+    def _wrong_thread(self) -> WseError:
+        problem = "the event loop would wait for itself; in its thread, call or await the server's own methods"
+        return WseError(ErrorCode.WRONG_THREAD, {"use": "server"}, problem)
 
     def _tell(self, function: Callable[[], None]) -> None:
         loop = self._find_loop()
@@ -206,6 +234,46 @@ class Threadsafe:
 async def _called(function: Callable[[], Any]) -> Any:
     result = function()
     return await result if isawaitable(result) else result
+
+
+class ServerLoop:
+    """The event loop that a server runs in, until the server is closed.
+
+    Args:
+        server: The server.
+        loop: The loop.
+        scheduler: Knows the thread of the loop.
+    """
+
+    def __init__(self, server: WseServer, loop: asyncio.AbstractEventLoop, scheduler: AsyncioScheduler) -> None:
+        self._server = server
+        self._loop = loop
+        self._scheduler = scheduler
+
+    @property
+    def is_current(self) -> bool:
+        """Whether its thread asks."""
+        return self._is_running and get_ident() == self._scheduler.thread
+
+    @property
+    def _is_running(self) -> bool:
+        return self._scheduler.loop is self._loop and self._server._hub.started and not self._loop.is_closed()
+
+    def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
+        """Run a coroutine on the loop, and return its result.
+
+        Raises:
+            LoopEndedError: The server does not run in it any longer.
+        """
+        if not self._is_running:
+            coroutine.close()
+            raise LoopEndedError
+        return run_on(self._loop, coroutine)
+
+    def post(self, callback: Callable[..., object], *args: Any) -> None:
+        """Run a callback on the loop soon, if it runs."""
+        with suppress(RuntimeError):  # the loop is closed
+            self._loop.call_soon_threadsafe(callback, *args)
 
 
 class ThreadsafeRoom:

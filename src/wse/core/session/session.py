@@ -444,7 +444,8 @@ class Session(Answering):
         self.endpoint.check_thread()
         ledger = self.ledger
         if ledger is None:
-            raise WseError(ErrorCode.UNSUPPORTED, {"extension": "resume"})
+            problem = "the session does not outlive its connection: flush needs `resume`, which both sides must have"
+            raise WseError(ErrorCode.UNSUPPORTED, {"extension": "resume"}, problem)
         if self.ended:
             raise WseError(ErrorCode.SESSION_LOST)
         flushed = ledger.flushed(self._outbox)

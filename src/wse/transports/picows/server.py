@@ -115,6 +115,7 @@ class Listener:
 
     Attributes:
         connections: The TCP connections that are not WebSockets: their request has not come, or is being answered.
+        answering: What will answer some of them.
         buffer: For what these read.
     """
 
@@ -133,6 +134,7 @@ class Listener:
         self.acceptor = acceptor
         self.handshake_timeout = handshake_timeout
         self.connections: set[HttpConnection] = set()
+        self.answering: set[asyncio.Task[None]] = set()
         self.loop = asyncio.get_running_loop()
         self.buffer = memoryview(bytearray(READ_SIZE))
         self._emptied: asyncio.Future[None] | None = None  # while the end of the last one is awaited
@@ -152,6 +154,13 @@ class Listener:
     def close(self) -> None:
         """Close the port; connections stay open."""
         self.server.close()
+
+    async def settle(self) -> None:
+        """Return when the requests are done that take a while, after `CLOSE_TIMEOUT` at the latest."""
+        if self.answering:
+            await asyncio.wait(self.answering, timeout=CLOSE_TIMEOUT)
+            for late in self.answering:
+                late.cancel()
 
     async def wait_closed(self) -> None:
         """Return when all connections have closed: those without a request are cut, answers have `CLOSE_TIMEOUT`."""
@@ -279,9 +288,7 @@ class HttpConnection(Reading):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._end()
-        if self._answering is not None:
-            self._answering.cancel()
-        if not self.answered:
+        if not self.answered and self._answering is None:
             logger.debug("a connection ended without a request: %r", exc, extra={"kind": "no-request"})
 
     def data_received(self, data: bytes) -> None:
@@ -300,6 +307,10 @@ class HttpConnection(Reading):
             self._answer(answer(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, {}, head_only=False))
         elif end >= 0 or (self._begun and is_hopeless(received)):
             self._handle(bytes(received[: max(end, 0)]), bytes(received[end + 4 :]))
+
+    def eof_received(self) -> bool:
+        # Who has sent a request may send no more, and wait for the answer. Over TLS, asyncio cannot do that.
+        return self._answering is not None and self._transport.get_extra_info("sslcontext") is None
 
     def abort(self) -> None:
         """Close the socket at once."""
@@ -338,7 +349,11 @@ class HttpConnection(Reading):
             self._reply(reply, head_only=head_only)
         else:
             self._waiting = None
+            self._stop_timer()
+            # It goes on without the client: what has been begun is done, and remembered for a repeat.
             self._answering = asyncio.ensure_future(self._reply_later(reply, head_only=head_only))
+            self._listener.answering.add(self._answering)
+            self._answering.add_done_callback(self._listener.answering.discard)
 
     async def _reply_later(self, reply: Awaitable[HttpReply], *, head_only: bool) -> None:
         try:
@@ -351,6 +366,8 @@ class HttpConnection(Reading):
         self._answer(answer(reply.status, reply.headers, reply.body, head_only=head_only))
 
     def _answer(self, data: bytes) -> None:
+        if self._transport.is_closing():
+            return
         self.answered = True
         self._received.clear()
         self._transport.write(data)
@@ -358,6 +375,9 @@ class HttpConnection(Reading):
 
     def _end(self) -> None:
         self._listener.forget(self)
+        self._stop_timer()
+
+    def _stop_timer(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None

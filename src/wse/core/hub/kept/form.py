@@ -55,20 +55,30 @@ def box_of(kind: str, name: Hashable) -> str:
 
 
 def packed_for_store(
-    settings: Inbox, protocols: Iterable[Protocol], type: MessageType, payload: Any, ttl: float | None
+    settings: Inbox,
+    protocols: Iterable[Protocol],
+    type: MessageType,
+    payload: Any,
+    key: str | None,
+    ttl: float | None,
 ) -> bytes:
     """Encode a message for the store.
 
     Raises:
         WseError: `MSG_PROCESSING_ERROR`; `LIMIT_EXCEEDED`, if it is larger than the settings allow.
-        ValueError: The `ttl` is not more than 0.
+        TypeError, ValueError: The `ttl` is not a number of more than 0, or the `key` not a string, or empty.
     """
-    if ttl is not None and not ttl > 0:
+    if ttl is not None and (not isinstance(ttl, int | float) or not ttl > 0):
         raise ValueError(f"ttl is in seconds, more than 0, not {ttl!r}")
+    if key is not None and not isinstance(key, str):
+        raise TypeError(f"key must be a string, not {key!r}")
+    if key == "":
+        raise ValueError("key must not be empty")
     data = pack(protocols, type, payload)
     if len(data) > settings.message:
         details = {"limit": "message", "allowed": settings.message, "size": len(data), "type": type}
-        raise WseError(ErrorCode.LIMIT_EXCEEDED, details)
+        problem = f"the message has {len(data):,} bytes, and Inbox.message allows {settings.message:,}"
+        raise WseError(ErrorCode.LIMIT_EXCEEDED, details, problem)
     return data
 
 

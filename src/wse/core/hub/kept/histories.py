@@ -156,10 +156,16 @@ def _position(after: int | None, last: int | None, newest: int) -> int:
     """The number after which a reader begins.
 
     Raises:
-        TypeError: Neither or both are given.
+        TypeError: Neither or both are given, or the one is no integer.
+        ValueError: It is negative.
     """
+    for name, value in (("after, the number of a message,", after), ("last, how many messages,", last)):
+        if value is not None and (not isinstance(value, int) or isinstance(value, bool)):
+            raise TypeError(f"{name} must be an integer, not {value!r}")
+        if value is not None and value < 0:
+            raise ValueError(f"{name} must not be negative, as {value} is")
     if after is not None and last is None:
-        return min(max(0, after), MAX_NUMBER)
+        return min(after, MAX_NUMBER)
     if last is not None and after is None:
-        return max(0, newest - max(0, last))
+        return max(0, newest - last)
     raise TypeError("give either after, the number of a message, or last, how many messages")

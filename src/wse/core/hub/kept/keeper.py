@@ -139,7 +139,7 @@ class Keeper:
             raise WseError(ErrorCode.NOT_STARTED)
         self.endpoint.check_sent(type)
         box = box_of(kind, name)
-        data = packed_for_store(self.settings, self.endpoint.protocols, type, payload, ttl)
+        data = packed_for_store(self.settings, self.endpoint.protocols, type, payload, key, ttl)
         record, is_new = await self.store.keep(box, data, self.settings.bounds, key=key, ttl=ttl)
         if self.unread is not None and kind == USER:
             self.unread.watch(name, record.number, record.epoch)
