@@ -142,7 +142,8 @@ def make_server(port: int, store: Store, *, host: str = "127.0.0.1", log: Callab
         assert conn.cid is not None  # it is authenticated
         server.send(conn.cid, "devices")
 
-    everybody = server.room("chat", presence=True)
+    everybody = server.room("everybody")  # every device is in it; clients can neither enter nor leave it
+    server.room("chat", presence=True)
 
     @server.room_guard
     def guard(conn: WseConnection, name: Any) -> bool:
@@ -192,15 +193,21 @@ def make_server(port: int, store: Store, *, host: str = "127.0.0.1", log: Callab
     @server.register("say")
     async def say_and_confirm(conn: WseConnection, payload: Any) -> dict[str, Any]:
         text, ref = text_of(payload["text"]), ref_of(payload)
-        message = store.sent(str(conn.cid), ref) if ref else None
+        message = sent_before(conn, ref, to=None)
         message = message or store.add_message(str(conn.cid), device_of(conn), text, ref=ref)
         await publish(message)
+        return message
+
+    def sent_before(conn: WseConnection, ref: str | None, to: str | None) -> dict[str, Any] | None:
+        message = store.sent(str(conn.cid), ref) if ref else None
+        if message is not None and message.get("to") != to:
+            raise WseError("chat.bad-ref", {"ref": ref}, "the ref is that of another message")
         return message
 
     @server.register("tell")
     async def tell(conn: WseConnection, payload: Any) -> dict[str, Any]:
         user, text, ref = payload["to"], text_of(payload["text"]), ref_of(payload)
-        message = store.sent(str(conn.cid), ref) if ref else None
+        message = sent_before(conn, ref, user)
         if message is None:
             if user not in server.clients:
                 raise WseError("chat.not-online", {"user": user}, f"{user} is not online")

@@ -460,6 +460,28 @@ async def test_code_without_asyncio_keeps_messages_for_users_and_rooms(kind, req
 
 
 @pytest.mark.parametrize("kind", ["nats", "redis"])
+async def test_a_publisher_keeps_with_the_limits_of_the_servers(kind, request):
+    async for engine in run_cluster(kind, request):
+        async with Publisher(engine.broker()) as publisher:
+            assert await publisher.keep("bob", "note", "before any server") == 1
+        async with (
+            cluster_of([engine.broker()], inbox=Inbox(messages=2000, message=100, undelivered=0.3)) as nodes,
+            Publisher(engine.broker()) as publisher,
+        ):
+            room = nodes[0].room("tea")
+            for start in range(0, 1100, 100):
+                await inside(asyncio.gather(*[room.keep("say", number) for number in range(start, start + 100)]))
+            lost = []
+            nodes[0].when.undelivered(lambda *message, lost=lost: lost.append(message))
+            assert await publisher.room("tea").keep("say", "more") == 1101
+            assert len(await room.history(last=2000)) == 1101
+            with pytest.raises(WseError, match=r"and Inbox\.message allows 100"):
+                await publisher.keep("ann", "note", "x" * 100)
+            await publisher.keep("ann", "note", 1)
+            await until(lambda lost=lost: lost == [("ann", "note", 1)])
+
+
+@pytest.mark.parametrize("kind", ["nats", "redis"])
 async def test_all_arrives_that_a_process_sends_and_one_that_was_forked_from_it_meanwhile(kind, request):
     program = """
 import gc, os, signal, sys, threading

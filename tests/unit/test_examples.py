@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 import shlex
 import signal
 import socket
 import subprocess
 import sys
+from contextlib import closing
 from pathlib import Path
 from urllib.request import urlopen
 
 import pytest
+from examples.chat.server import make_server
+from examples.chat.store import PASSWORDS, Store
 
 import wse
 from support.programs import ROOT, free_port, program, unmeasured
@@ -222,6 +226,34 @@ def test_two_people_chat(tmp_path: Path) -> None:
             ada.read_until("  grace/terminal: [2Jcleared?\n")
             ada.type("/quit")
             assert ada.stop() == 0
+
+
+async def test_a_ref_is_that_of_one_message_and_nobody_leaves_the_conversation():
+    with closing(Store(":memory:")) as store:
+        async with make_server(0, store, log=lambda line: None) as server:
+            ada, grace = (
+                wse.WseClient(server.url, identity=Scram(name, PASSWORDS[name]), meta={"device": name})
+                for name in ("ada", "grace")
+            )
+            heard = asyncio.Queue()
+            grace.channel.on("message", heard.put_nowait)
+            async with ada, grace:
+                private = await ada.call("tell", {"to": "grace", "text": "psst", "ref": "1"})
+                assert await ada.call("tell", {"to": "grace", "text": "psst", "ref": "1"}) == private
+                for call, payload in (("say", {}), ("tell", {"to": "ada"}), ("tell", {"to": "nobody"})):
+                    with pytest.raises(wse.WseError) as failed:
+                        await ada.call(call, {"text": "psst", "ref": "1", **payload})
+                    assert failed.value.code == "chat.bad-ref"
+                room = grace.room("chat")
+                await room.join()
+                await room.leave()
+                said = await ada.call("say", {"text": "hello", "ref": "2"})
+                assert await ada.call("say", {"text": "hello", "ref": "2"}) == said
+                async with asyncio.timeout(10):
+                    assert await heard.get() == said
+                assert heard.empty()
+                with pytest.raises(wse.WseError):
+                    await grace.room("everybody").join()
 
 
 GOOD_KEYS = ScramKeys.from_password("correct horse").to_dict()

@@ -29,8 +29,9 @@ class Inbox:
         store: Where messages are kept: a store, or the URL of a file, `"sqlite:inbox.db"`, for a server on its own.
             By default they are kept by the cluster's broker, and without a broker in memory.
         undelivered: Fire `when.undelivered(cid, type, payload)` for a message of `WseServer.keep` that no device with
-            an inbox has read after so many seconds, and that is still kept. It fires once, on the server that has kept
-            the message, if that still runs. `None`, the default, means never.
+            an inbox has handled after so many seconds, and that is still kept. Devices without an inbox do not count.
+            It fires once, on the server that has kept the message, if that still runs; 3 seconds later if the user has
+            a device then, which may not have reported yet. `None`, the default, means never.
 
     Raises:
         ValueError: A limit is out of its range.

@@ -189,7 +189,7 @@ class Metrics:
             ),
             gauge(
                 "wse_unread_messages",
-                "Kept messages that devices have still time to read, before they are undelivered.",
+                "Kept messages of which this server will look whether a device has handled them.",
                 0 if keeper.unread is None else len(keeper.unread),
             ),
         ]

@@ -20,6 +20,7 @@ from wse.core.cluster.node_rpc import NodeRpc
 from wse.core.cluster.remote_asking import RemoteDevice
 from wse.core.hub.calls import call_user, check_mode
 from wse.core.hub.kept.form import box_of, packed_for_store
+from wse.core.hub.kept.limits import announced
 from wse.core.hub.network import DeviceInfo
 from wse.core.inbox import Inbox
 from wse.core.limits import Limits
@@ -38,13 +39,17 @@ if TYPE_CHECKING:
     from wse.core.hub.connection import WseConnection
     from wse.core.ports.broker import Broker
     from wse.core.ports.protocol import Protocol
-    from wse.core.ports.store import Record
+    from wse.core.ports.store import Record, Store
 
 CALL_TIMEOUT: Final = 20.0
 """Seconds that a call waits for its answer, unless it says otherwise; as for servers."""
 
 QUERY_TIMEOUT: Final = 1.0
 """Seconds for the answers to queries, of which publishers make none."""
+
+
+LIMITS_TTL: Final = 60.0
+"""Seconds for which the limits of the servers are taken for true."""
 
 
 def broker_of(broker: str | Broker) -> Broker:
@@ -73,7 +78,7 @@ class Publisher:
         broker: The URL of the cluster's broker, or a broker.
         protocol: The message protocol of the servers, or several; by default JSON. Each message is packed once per
             protocol. A server that speaks another protocol packs it anew.
-        inbox: The limits for messages that are kept, as for the servers.
+        inbox: The limits for messages that are kept; by default those of the servers, which stand in the store.
 
     Raises:
         ValueError: There is no broker for the URL, or the URL is `memory:`, which would not reach any server.
@@ -87,7 +92,8 @@ class Publisher:
         inbox: Inbox | None = None,
     ) -> None:
         self._broker = broker_of(broker)
-        self._inbox = inbox or Inbox()
+        self._inbox = inbox
+        self._limits: tuple[Inbox, float] | None = None  # those of the servers, and until when they are taken for true
         self._endpoint = Endpoint(
             (),
             protocols=as_protocols(protocol),
@@ -169,16 +175,24 @@ class Publisher:
         self, kind: str, name: RoomName, type: MessageType, payload: Any, key: str | None, ttl: float | None
     ) -> int:
         self._endpoint.check_type(type)
-        data = packed_for_store(self._inbox, self._endpoint.protocols, type, payload, key, ttl)
-        store = store_of(self._inbox.store, self._broker)
-        record, is_new = await store.keep(box_of(kind, name), data, self._inbox.bounds, key=key, ttl=ttl)
+        store = store_of(None if self._inbox is None else self._inbox.store, self._broker)
+        inbox = self._inbox or await self._find_limits(store)
+        data = packed_for_store(inbox, self._endpoint.protocols, type, payload, key, ttl)
+        record, is_new = await store.keep(box_of(kind, name), data, inbox.bounds, key=key, ttl=ttl)
         if self._broker.connected:  # otherwise the servers find it in the store
             self._seq += 1
             kept = Kept(self._origin, record.number, record.at, data if is_new else b"", record.epoch, self._seq)
             self._broker.publish(topic(kind, name), encode_message(kept))
-        if self._inbox.undelivered is not None and kind == USER:
+        if inbox.undelivered is not None and kind == USER:
             await self._hand_over(encode_name(name), record)
         return record.number
+
+    async def _find_limits(self, store: Store) -> Inbox:
+        """The limits of the servers: others would cut what they keep."""
+        now = self._endpoint.scheduler.time()
+        if self._limits is None or self._limits[1] < now:
+            self._limits = await announced(store) or Inbox(), now + LIMITS_TTL
+        return self._limits[0]
 
     async def _hand_over(self, user: str, record: Record) -> None:
         """Let a server look whether a message is read."""

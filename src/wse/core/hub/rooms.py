@@ -90,8 +90,8 @@ class Room:
         Nothing happens for a connection that is in the room, is not yet accepted, or has ended.
 
         With `after` or `last`, `await room.add(conn, last=50)` adds a connection and sends it what is kept for the room
-        (`keep`), and then what comes, with nothing missing or twice in between. It returns when the connection has what
-        had been kept until then.
+        (`keep`), and then what comes, with no gap and no duplicate. It returns when the connection has what had been
+        kept until then. A connection that is in the room gets these messages again.
 
         Args:
             member: The connection or the user.

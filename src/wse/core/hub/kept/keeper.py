@@ -5,10 +5,12 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
 
 from wse.core.hub.kept.feed import Feed, deliver_kept
 from wse.core.hub.kept.form import Kept, box_of, packed_for_store
+from wse.core.hub.kept.limits import announce
 from wse.core.hub.kept.unread import Unread
 from wse.core.hub.network import USER
 from wse.core.ports.store import Record
@@ -77,6 +79,7 @@ class Keeper:
             try:
                 await self.store.open()
                 self.is_open = True
+                await self._announce()
                 self._timer = self.endpoint.scheduler.call_later(CHECK_EVERY, self._check_later)
             finally:
                 self._opening = None
@@ -199,6 +202,13 @@ class Keeper:
     def _check_later(self) -> None:
         self._timer = self.endpoint.scheduler.call_later(CHECK_EVERY, self._check_later)
         self.look()
+        self.endpoint.scheduler.spawn(self._announce())  # the store may have lost it, or let it expire
+
+    async def _announce(self) -> None:
+        """Tell publishers the limits."""
+        if self._hub.network.reaches_others:
+            with suppress(WseError):  # later
+                await announce(self.store, self.settings)
 
     async def _check(self) -> None:
         known = list(self._feeds)
