@@ -14,6 +14,9 @@ const MOST_AT_A_TIME = 100
 // Messages that wait, after which the server is asked for no more until half of them have been handled.
 const ENOUGH = 256
 
+// How long a client that closes waits for listeners that run, in milliseconds.
+const GRACE = 1000
+
 const isNumber = (value) => Number.isSafeInteger(value) && value >= 0
 const isObject = (value) => typeof value === 'object' && value !== null
 
@@ -35,6 +38,8 @@ export class Inbox {
   #waiting = /** @type {any[]} */ ([])
   #running = 0
   #hasEnough = false
+  #isClosing = false
+  #idle = () => {}
   #reported = 0
   // Where to report; null until the server has answered.
   #session = /** @type {any} */ (null)
@@ -78,6 +83,7 @@ export class Inbox {
   /** The client is ready, and the application has had time to listen. */
   welcomed(session) {
     if (session.ended) return
+    this.#isClosing = false
     const answer = session.answer?.inbox
     const { recovered, protocol } = this.#client
     this.#isKnown = recovered ? this.#isKnown : isObject(answer) && Boolean(protocol.extensions?.kept)
@@ -111,7 +117,7 @@ export class Inbox {
   receive(type, message) {
     if (!this.#session || type !== this.#client.protocol.extensions.kept) return false
     if (!Array.isArray(message) || message.length !== 4 || !isNumber(message[0]) || isObject(message[1])) throw new RangeError('a kept message')
-    if (this.#running < MOST_AT_A_TIME && !this.#waiting.length) this.#handle(message)
+    if (this.#running < MOST_AT_A_TIME && !this.#waiting.length && !this.#isClosing) this.#handle(message)
     else {
       this.#waiting.push(message)
       // Another node that has taken the session over does not know that this was said.
@@ -163,7 +169,8 @@ export class Inbox {
     const ended = (then) => (value) => {
       this.#running--
       then(value)
-      while (this.#waiting.length && this.#running < MOST_AT_A_TIME) this.#handle(this.#waiting.shift())
+      if (!this.#running) this.#idle()
+      while (this.#waiting.length && this.#running < MOST_AT_A_TIME && !this.#isClosing) this.#handle(this.#waiting.shift())
       if (this.#hasEnough && this.#waiting.length <= ENOUGH / 2) this.#want(true)
     }
     const returned = () => {
@@ -192,6 +199,22 @@ export class Inbox {
       this.#timer = setTimeout(() => this.report(), REPORT_AFTER)
       this.#timer['unref']?.()
     }
+  }
+
+  /**
+   * There while async listeners run: takes no more messages, and resolves when these have ended, so that what they have handled is
+   * reported; after a while, it no longer waits.
+   */
+  get settle() {
+    if (!this.#running || this.#client.kept) return undefined
+    return () => new Promise((resolve) => {
+      this.#isClosing = true
+      const timer = setTimeout(resolve, GRACE)
+      this.#idle = () => {
+        clearTimeout(timer)
+        resolve(undefined)
+      }
+    })
   }
 
   /** Tell the server how far the listeners have come. What cannot be told now is told after the next welcome. */

@@ -304,6 +304,10 @@ export class Rooms {
     return this.#inner?.bind(fn, args)
   }
 
+  get settle() {
+    return this.#inner?.settle
+  }
+
   /** The connection is about to end. */
   report() {
     this.#inner?.report()

@@ -65,7 +65,6 @@ const quietly = (fn, seconds) => {
   return timer
 }
 
-// In another task.
 const soon = (fn) => {
   if (globalThis['setImmediate']) return void globalThis['setImmediate'](fn)
   const { port1, port2 } = new MessageChannel()
@@ -405,6 +404,11 @@ export class WseClient {
 
   async close(reason = WSE_REASON.BY_CLIENT) {
     if (utf8(reason).length > 123) throw new RangeError('too long')
+    if (this.#more?.settle) {
+      const epoch = this.#epoch
+      await this.#more.settle()
+      if (epoch !== this.#epoch) return
+    }
     const error = new WseError(WSE_ERROR.CONNECTION_CLOSED, { code: 1000, reason })
     this.gaveUp = null
     this.#epoch++
@@ -618,7 +622,6 @@ export class WseClient {
     if (!session.ended) this.#signals.emit('ready', [welcome], this.#failed('ready'), isResumed)
   }
 
-  // What comes waits.
   #hold(session, until, then) {
     const result = until.then(then)
     const backlog = (session.backlog = [])

@@ -1,7 +1,7 @@
 // Messages that the server keeps, at the client: on fake sockets, with the wire text of the extension `inbox`.
 import assert from 'node:assert/strict'
 import { describe, test } from 'node:test'
-import { WSE_ERROR } from '../wse.js'
+import { WSE_ERROR, WSE_STATUS } from '../wse.js'
 import '../wse-inbox.js' // so that the client need not wait for it
 import '../wse-resume.js'
 import { codes, fakeClient, pass, settled, until, withTimers } from './support/fake.js'
@@ -187,6 +187,34 @@ describe('what has been seen is reported', () => {
     keep(1)
     void client.close()
     assert.deepEqual(Socket.last.read(), [seen(1)])
+  })
+
+  for (const wait of [0.5, 1.5]) test(`when listeners have ended that run while the client is closed: after ${wait} s`, async (t) => {
+    const { client, keep, Socket, heard } = await withInbox(t)
+    let end = () => {}
+    client.channel.on('slow', () => new Promise((resolve) => (end = () => resolve(undefined))))
+    keep(1, 'slow')
+    void client.close()
+    keep(2) // is not taken any longer
+    await pass(t, wait)
+    if (wait < 1) assert.deepEqual(Socket.last.read(), [])
+    end()
+    await settledAll()
+    assert.deepEqual(Socket.last.read(), wait < 1 ? [seen(1)] : [])
+    assert.deepEqual(heard, [])
+    assert.equal(client.status, WSE_STATUS.OFFLINE)
+  })
+
+  test('when the client goes to another server before they have ended, it is not closed there', async (t) => {
+    const { client, keep } = await withInbox(t)
+    client.channel.on('slow', () => new Promise(() => {}))
+    keep(1, 'slow')
+    const closing = client.close()
+    void client.jump('ws://other').catch(() => {})
+    await pass(t, 2)
+    await closing
+    assert.notEqual(client.status, WSE_STATUS.OFFLINE)
+    void client.close()
   })
 
   test('up to a message whose listener has failed', async (t) => {

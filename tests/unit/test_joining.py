@@ -9,7 +9,7 @@ import pytest
 from support.net import accept_all, soon
 from wse import ClusterSettings, ErrorCode, WseError, WseServer
 from wse.brokers.memory import MemoryBroker, MemoryCluster
-from wse.core.cluster import node
+from wse.core.cluster import membership
 from wse.server.lifecycle import started
 from wse.testing import connect
 
@@ -67,7 +67,7 @@ async def test_a_broker_that_is_away_at_the_start_is_an_error(cluster):
 
 
 async def test_a_start_waits_for_a_broker_that_is_away(cluster, monkeypatch, caplog):
-    monkeypatch.setattr(node, "RETRY", node.Backoff(base=0.01, cap=0.01))
+    monkeypatch.setattr(membership, "RETRY", membership.Backoff(base=0.01, cap=0.01))
     cluster.pause()
     server = make_node(cluster, wait_for_broker=math.inf)
     starting = await begun(server.start(), caplog)
@@ -82,7 +82,7 @@ async def test_a_start_waits_for_a_broker_that_is_away(cluster, monkeypatch, cap
 
 
 async def test_a_start_waits_only_so_long(cluster, monkeypatch):
-    monkeypatch.setattr(node, "RETRY", node.Backoff(base=0.01, cap=0.01))
+    monkeypatch.setattr(membership, "RETRY", membership.Backoff(base=0.01, cap=0.01))
     cluster.pause()
     with pytest.raises(WseError) as caught:
         await soon(make_node(cluster, wait_for_broker=0.05).start())

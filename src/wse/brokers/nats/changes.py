@@ -143,7 +143,7 @@ class Changes:
                 if user not in self._unanswered:
                     return result
                 if not after:
-                    write = write._replace(value=NOTHING, ttl=NOTHING_TTL)
+                    write = Write(write.key, NOTHING, write.revision, NOTHING_TTL)
             (revision,) = await self._write_all(connection, [(user, write)])
             if not isinstance(revision, OutdatedError):
                 self._note(before.record, revision, after)
