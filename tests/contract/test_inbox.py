@@ -15,7 +15,7 @@ from support.brokers import ENGINES, be_patient, forget_boxes, run_cluster
 from support.cluster import cluster_of, until
 from support.net import accept_all, make_server
 from support.resume import RETURNING, cut
-from wse import ErrorCode, Inbox, Publisher, WseClient, WseError, WseJSON, WseMsgpack, WseServer
+from wse import ClientStatus, ErrorCode, Inbox, Publisher, WseClient, WseError, WseJSON, WseMsgpack, WseServer
 from wse.brokers.memory_store import MemoryStore
 from wse.core.hub.kept import form
 from wse.testing import URL, MemoryConnector, connect
@@ -364,6 +364,97 @@ async def test_what_is_kept_arrives_once_while_the_session_moves_from_node_to_no
 
 class NOBODY:
     conns: ClassVar = {}
+
+
+# A client that closes.
+
+
+@pytest.mark.parametrize("seconds", [0.2, 3600])
+async def test_listeners_that_run_while_the_client_closes_may_end_and_what_they_have_handled_is_reported(seconds):
+    async with make_server(inbox=Inbox()) as server:
+        for number in range(3):
+            await server.keep("ann", "note", number)
+        began = asyncio.Event()
+
+        async def slow(payload):
+            began.set()
+            await asyncio.sleep(seconds)
+
+        client = WseClient(server.url, identity="ann", inbox="phone")
+        client.channel.on("note", slow)
+        start = time.monotonic()
+        async with client:
+            await began.wait()
+            await client.close()
+        assert time.monotonic() - start < 30
+        again = Kept(WseClient(server.url, identity="ann", inbox="phone"))
+        async with again.client:
+            await server.keep("ann", "note", "last")
+            await until(lambda: again[-1:] == [(4, "last")])
+        assert len(again) == (1 if seconds < 1 else 4)
+
+
+async def test_a_listener_that_closes_the_client_does_not_wait_for_itself():
+    async with make_server(inbox=Inbox()) as server:
+        await server.keep("ann", "note", 1)
+        client, times = WseClient(server.url, identity="ann", inbox="phone"), []
+
+        @client.channel.on("note")
+        async def note(payload):
+            times.append(time.monotonic())
+            await client.close()
+            times.append(time.monotonic())
+
+        await client.connect()
+        await client.wait_closed()
+        await until(lambda: len(times) == 2)
+        assert times[1] - times[0] < 1.0
+
+
+async def test_a_client_that_connects_anew_while_it_waits_for_listeners_stays_connected():
+    async with make_server(inbox=Inbox()) as server:
+        await server.keep("ann", "note", 1)
+        began = asyncio.Event()
+
+        async def slow(payload):
+            began.set()
+            await asyncio.sleep(0.3)
+
+        async with WseClient(server.url, identity="ann", inbox="phone") as client:
+            client.channel.on("note", slow)
+            await began.wait()
+            closing = asyncio.ensure_future(client.close())
+            await asyncio.sleep(0)
+            await client.jump(server.url)
+            await closing
+            assert client.status is ClientStatus.READY
+
+
+@pytest.mark.parametrize(
+    ("options", "problem"),
+    [
+        ({"inbox": ""}, "inbox is the name of this device"),
+        ({"inbox": "x" * 201}, "inbox is the name of this device"),
+        ({"inbox": 5}, "inbox is the name of this device"),
+        ({"inbox": "phone", "after": -1}, "after is the number of a message"),
+        ({"inbox": "phone", "after": [1, 2.0, ""]}, "after is the number of a message"),
+        ({"after": 3}, "after is for a client with an inbox"),
+    ],
+)
+def test_a_device_that_cannot_have_an_inbox_is_told_at_once(options, problem):
+    with pytest.raises(ValueError, match=problem):
+        WseClient(URL, **options)
+
+
+async def test_what_cannot_be_kept_or_read_is_told_plainly(nodes):
+    for wrong, error in (({"key": 3}, TypeError), ({"key": ""}, ValueError), ({"ttl": "60"}, ValueError)):
+        with pytest.raises(error):
+            await nodes[0].keep("ann", "note", 1, **wrong)
+    with pytest.raises(WseError, match=r"has 7\d,\d{3} bytes, and Inbox.message allows 65,536"):
+        await nodes[0].keep("ann", "note", "x" * 70_000)
+    for wrong, error in (({"after": "x"}, TypeError), ({"last": -1}, ValueError), ({"last": True}, TypeError)):
+        with pytest.raises(error):
+            await nodes[0].room("lobby").history(**wrong)
 
 
 # From outside.
