@@ -102,11 +102,11 @@ class Room:
             TypeError: It is neither a connection nor an identity; a user with `after` or `last`; both of these.
             WseError: With `after` or `last`: `BROKER_UNAVAILABLE`; `UNSUPPORTED`, if the server keeps nothing.
         """
+        self._rooms.check_thread()
         if after is not None or last is not None:
             if not isinstance(member, WseConnection):
                 raise TypeError("what is kept can be sent to one connection at a time, not to a user")
             return self._rooms.kept.enter(self.name, member, after, last)
-        self._rooms.check_thread()
         for conn in _connections(member):
             self._rooms.add(self.name, conn)
         if isinstance(member, WseIdentity):
@@ -171,8 +171,10 @@ class Room:
 
         Raises:
             WseError: `BROKER_UNAVAILABLE`; `UNSUPPORTED`: the server keeps nothing.
-            TypeError: Neither or both are given.
+            TypeError: Neither or both are given, or it is no integer.
+            ValueError: It is negative.
         """
+        self._rooms.check_thread()
         return await self._rooms.kept.read(self.name, after, last)
 
     async def members(self) -> frozenset[Any]:
