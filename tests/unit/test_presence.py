@@ -1433,6 +1433,26 @@ def test_a_lease_that_runs_out_again_while_devices_are_registered_is_no_harm():
     assert not one.cluster.presence._registrations.unsettled
 
 
+def test_a_user_who_came_while_the_register_was_recovering_has_been_announced_when_it_is_lost_again():
+    nodes = Nodes(2)
+    one, two = nodes
+    nodes.advance(2)
+    nodes.sleep(two)  # the new register waits for what this one holds
+    nodes.engine.forget()
+    nodes.advance(2)
+    ann = nodes.join(one)
+    nodes.advance(1)
+    assert nodes.presence() == []
+    nodes.advance(10)
+    assert nodes.presence() == [JOINED]
+    nodes.engine.forget()
+    nodes.advance(15)
+    assert nodes.presence() == [JOINED]
+    ann.session.closed(1001, "")
+    nodes.advance(15)
+    assert nodes.presence() == [JOINED, LEFT]
+
+
 def test_a_lease_that_runs_out_while_a_device_joins_registers_it_again():
     nodes = Nodes(1)
     (one,) = nodes

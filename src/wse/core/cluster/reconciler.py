@@ -194,6 +194,7 @@ class Reconciler:
                 await self._firing.fire([transition])
             elif not recovering:
                 step = await self._broker.settle(transition)
+                self._steps.decided(transition.user, step.generation)
                 await self._firing.fire(step.transitions)
 
     async def reap(self) -> None:

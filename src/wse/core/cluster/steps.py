@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from wse.core.cluster.envelope import USER, Arrived, Check, Displaced
 from wse.core.cluster.registration import IN_REGISTER, State
+from wse.core.names import decode_name
 from wse.core.ports.broker import Device
 from wse.errors import CloseReason
 
@@ -130,6 +131,16 @@ class Steps:
         """Ask the register about a user who had left, in a register that was lost, before `left` had fired."""
         device = Device(left.user, GONE, self._bus.node)
         return await self._broker.leave(device, generation=left.generation - 1, code=left.code, reason=left.reason)
+
+    def decided(self, user: str, generation: int) -> None:
+        """The register, which had been lost, has decided about a user whose devices joined before it did.
+
+        They must know that: if the register is lost once more, they say what has been announced.
+        """
+        for session in self._hub.sessions_of(decode_name(user)):
+            registration = self._registrations.get(session.conn.conn_id)
+            if registration is not None:
+                registration.generation = max(registration.generation, generation)
 
     def _check_everywhere(self, user: str) -> None:
         """The device's first join had no answer: it may have displaced others of the user, who do not know."""
