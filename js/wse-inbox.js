@@ -39,7 +39,7 @@ export class Inbox {
   #running = 0
   #hasEnough = false
   #isClosing = false
-  #idle = () => {}
+  #idle = /** @type {any} */ (null)
   #reported = 0
   // Where to report; null until the server has answered.
   #session = /** @type {any} */ (null)
@@ -101,6 +101,7 @@ export class Inbox {
       else this.#restart(before) // the server has lost the inbox, and counts anew
       if (isNumber(lost) && lost) this.#emit('inboxLost', lost)
     }
+    this.#takeWaiting()
     this.#note()
   }
 
@@ -169,8 +170,8 @@ export class Inbox {
     const ended = (then) => (value) => {
       this.#running--
       then(value)
-      if (!this.#running) this.#idle()
-      while (this.#waiting.length && this.#running < MOST_AT_A_TIME && !this.#isClosing) this.#handle(this.#waiting.shift())
+      if (!this.#running) this.#idle?.resolve()
+      this.#takeWaiting()
       if (this.#hasEnough && this.#waiting.length <= ENOUGH / 2) this.#want(true)
     }
     const returned = () => {
@@ -178,6 +179,10 @@ export class Inbox {
       this.#note()
     }
     Promise.resolve(result).then(ended(returned), ended(failed))
+  }
+
+  #takeWaiting() {
+    while (this.#waiting.length && this.#running < MOST_AT_A_TIME && !this.#isClosing) this.#handle(this.#waiting.shift())
   }
 
   /** A listener has returned without an error. */
@@ -206,15 +211,24 @@ export class Inbox {
    * reported; after a while, it no longer waits.
    */
   get settle() {
-    if (!this.#running || this.#client.kept) return undefined
-    return () => new Promise((resolve) => {
+    if (!this.#running || !this.#session || this.#session.ended || this.#client.kept) return undefined
+    return () => {
       this.#isClosing = true
-      const timer = setTimeout(resolve, GRACE)
-      this.#idle = () => {
+      return (this.#idle ??= this.#untilIdle()).promise // another call may wait already
+    }
+  }
+
+  #untilIdle() {
+    let resolve
+    const promise = new Promise((settle) => {
+      const timer = setTimeout(() => resolve(), GRACE)
+      resolve = () => {
         clearTimeout(timer)
-        resolve(undefined)
+        this.#idle = null
+        settle(undefined)
       }
     })
+    return { promise, resolve: () => resolve() }
   }
 
   /** Tell the server how far the listeners have come. What cannot be told now is told after the next welcome. */

@@ -206,14 +206,19 @@ describe('what has been seen is reported', () => {
   })
 
   test('when the client goes to another server before they have ended, it is not closed there', async (t) => {
-    const { client, keep } = await withInbox(t)
+    const { client, keep, Socket, heard } = await withInbox(t)
     client.channel.on('slow', () => new Promise(() => {}))
     keep(1, 'slow')
     const closing = client.close()
+    keep(2) // is not taken before the next welcome
     void client.jump('ws://other').catch(() => {})
     await pass(t, 2)
     await closing
     assert.notEqual(client.status, WSE_STATUS.OFFLINE)
+    await admit(Socket, { inbox: { from: 2, to: 2, lost: 0 } })
+    keep(2)
+    keep(3)
+    assert.deepEqual(numbers(heard), [2, 3])
     void client.close()
   })
 

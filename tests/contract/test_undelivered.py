@@ -113,7 +113,8 @@ async def test_what_one_device_has_read_is_delivered(nodes, monkeypatch):
     assert await unread(nodes) == [("bob", "note", 2)]
 
 
-async def test_a_device_that_is_there_has_time_to_tell_what_it_has_read(nodes):
+async def test_a_device_that_is_there_has_time_to_tell_what_it_has_read(nodes, monkeypatch):
+    monkeypatch.setattr("wse.client.inbox.REPORT_AFTER", 0.5)
     phone = await nodes.device(-1, "ann", inbox="phone")
     await nodes[0].keep("ann", "note", 1)  # it is looked at before the phone reports
     await phone.until("note", 1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
+from contextlib import AsyncExitStack
 from threading import Barrier
 
 import pytest
@@ -462,12 +463,13 @@ async def test_code_without_asyncio_keeps_messages_for_users_and_rooms(kind, req
 @pytest.mark.parametrize("kind", ["nats", "redis"])
 async def test_a_publisher_keeps_with_the_limits_of_the_servers(kind, request):
     async for engine in run_cluster(kind, request):
-        async with Publisher(engine.broker()) as publisher:
-            assert await publisher.keep("bob", "note", "before any server") == 1
         async with (
-            cluster_of([engine.broker()], inbox=Inbox(messages=2000, message=100, undelivered=0.3)) as nodes,
             Publisher(engine.broker()) as publisher,
+            AsyncExitStack() as stack,
         ):
+            assert await publisher.keep("bob", "note", "before any server") == 1
+            inbox = Inbox(messages=2000, message=100, undelivered=0.3)
+            nodes = await stack.enter_async_context(cluster_of([engine.broker()], inbox=inbox))
             room = nodes[0].room("tea")
             for start in range(0, 1100, 100):
                 await inside(asyncio.gather(*[room.keep("say", number) for number in range(start, start + 100)]))

@@ -708,6 +708,24 @@ async def test_a_device_that_has_left_is_not_registered_by_a_join_that_comes_lat
     assert await devices_of(two, "ann") == [*others, "c2"]
 
 
+async def test_a_device_that_came_again_and_left_is_not_registered_by_its_first_join_that_comes_late(
+    nats_cluster, monkeypatch
+):
+    one, two = await nats_cluster.nodes(2)
+    ann = one.device("ann", "c1")
+    with a_write_that_is_late(one, monkeypatch) as let_go:
+        await unavailable(one.broker.join(ann, 10))
+        for step in (one.broker.join(ann, 10), one.broker.leave(ann)):
+            one.broker.fired(await one.broker.claim((await step).transitions))
+        await until(lambda: nothing_waits(one))
+        await let_go()
+    assert await devices_of(two, "ann") == []
+
+
+async def nothing_waits(node):
+    return not node.broker._outbox._fired
+
+
 async def test_a_device_that_only_the_record_has_is_found_beside_another_one(nats_cluster):
     node = await nats_cluster.node()
     for conn_id in ("c1", "c2"):

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 import weakref
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -190,6 +191,23 @@ def test_its_inbox_tells_what_was_kept_and_what_is_gone():
             assert [heard.get(timeout=TIMEOUT) for _ in range(3)] == [(2, 3), (3, 4), (4, 5)]
             assert lost.get(timeout=TIMEOUT) == 2
             assert client.kept is None
+
+
+def test_a_plain_listener_of_a_kept_message_may_close_the_client():
+    with hosted(make_server(inbox=Inbox())) as place:
+        place.server.threadsafe.keep("ann", "task", 1)
+        client, times = BlockingClient(place.url, identity="ann", inbox="desk"), SimpleQueue()
+
+        @client.on("task")
+        def task(payload):
+            times.put(time.monotonic())
+            client.close()
+            times.put(time.monotonic())
+
+        client.connect()
+        start, end = times.get(timeout=TIMEOUT), times.get(timeout=TIMEOUT)
+        assert end - start < 0.9
+        assert client.status is ClientStatus.OFFLINE
 
 
 def test_entering_connects_and_leaving_closes(place):

@@ -509,8 +509,8 @@ async def test_a_client_that_has_ended_its_side_gets_the_answer():
 
 
 async def test_the_time_for_a_request_is_not_that_for_its_answer():
-    async with keeping(auth_timeout=0.2) as (_, store, _, reader, _):
-        await asyncio.sleep(0.4)
+    async with keeping(auth_timeout=1) as (_, store, _, reader, _):
+        await asyncio.sleep(1.3)
         store.gate.set()
         assert (await soon(reader.read())).endswith(b'{"ok": true, "n": 1}\n')
 
@@ -522,6 +522,16 @@ async def test_a_server_that_closes_answers_what_it_is_doing():
         store.gate.set()
         assert (await soon(reader.read())).endswith(b'{"ok": true, "n": 1}\n')
         await soon(closing)
+
+
+async def test_a_server_that_is_in_a_hurry_says_that_it_has_not_done_it():
+    async with keeping() as (server, store, _, reader, _):
+        closing = asyncio.ensure_future(server.close())
+        await asyncio.sleep(0.05)
+        server._lifecycle._scheduler.hurry()
+        assert (await soon(reader.read())).startswith(b"HTTP/1.1 503 ")
+        await soon(closing)
+        store.gate.set()
 
 
 async def test_a_server_that_keeps_nothing_says_so():

@@ -1453,6 +1453,22 @@ def test_a_user_who_came_while_the_register_was_recovering_has_been_announced_wh
     assert nodes.presence() == [JOINED, LEFT]
 
 
+def test_a_user_who_is_about_to_leave_when_the_register_is_lost_again_leaves_once():
+    nodes = Nodes(2, leave_grace=20)
+    one, two = nodes
+    nodes.advance(2)
+    nodes.sleep(two)
+    nodes.engine.forget()
+    nodes.advance(2)
+    ann = nodes.join(one)
+    ann.session.closed(1001, "")
+    nodes.advance(8)
+    assert nodes.presence() == [JOINED]
+    nodes.engine.forget()
+    nodes.advance(40)
+    assert nodes.presence() == [JOINED, LEFT]
+
+
 def test_a_lease_that_runs_out_while_a_device_joins_registers_it_again():
     nodes = Nodes(1)
     (one,) = nodes

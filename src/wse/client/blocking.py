@@ -485,7 +485,7 @@ async def _called(function: Callable[..., T], args: tuple[Any, ...], kwargs: dic
 
 
 async def _close(client: WseClient, reason: str, grace: float) -> None:
-    await client.close(reason)
+    await client._connections.close(reason, grace)
     await client._scheduler.settle((), grace)
     await client._scheduler.cancel_all()
 

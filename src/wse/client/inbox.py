@@ -7,6 +7,7 @@ never reports a message that lies beyond one that has failed, so that one comes 
 
 from __future__ import annotations
 
+import asyncio
 from collections import deque
 from collections.abc import Callable, Mapping
 from contextvars import ContextVar
@@ -20,8 +21,6 @@ from wse.errors import ErrorCode, WseError
 from wse.tasks import wake
 
 if TYPE_CHECKING:
-    import asyncio
-
     from wse.client.session import ClientSession
     from wse.core.ports.protocol import ExtensionTypes
     from wse.core.ports.scheduling import Timer
@@ -104,6 +103,7 @@ class InboxExtension(Extension):
         self._forgotten = 0  # messages that are gone, of which the application has not been told
         self._waiting: deque[tuple[ClientSession, list[Any]]] = deque()
         self._running = 0  # async listeners
+        self._tasks: set[asyncio.Task[Any] | None] = set()  # which run them
         self._is_closing = False
         self._idle: asyncio.Future[None] | None = None  # done when no listener runs
         self._open: dict[int, Unseen] = {}
@@ -163,6 +163,7 @@ class InboxExtension(Extension):
             self._session = session
             self._reported = 0
             self._has_enough = False
+        self._take_waiting()
         self._note()
         if self.name not in session.agreement.names:
             error = WseError(ErrorCode.UNSUPPORTED, {"extension": self.name}, "the server has no inboxes")
@@ -243,10 +244,13 @@ class InboxExtension(Extension):
 
     async def _settle(self, session: ClientSession, awaitable: Any, message: Unseen, type_: MessageType) -> None:
         failed: list[BaseException] = []
+        task = asyncio.current_task()
+        self._tasks.add(task)
         try:
             await settle(awaitable, failed.append)
         finally:
             self._running -= 1
+            self._tasks.discard(task)
             if not self._running and self._idle is not None:
                 wake(self._idle)
         if failed:
@@ -254,10 +258,13 @@ class InboxExtension(Extension):
         else:
             self._returned(message)
             self._note()
-        while self._waiting and self._running < MOST_AT_A_TIME and not self._is_closing:
-            self._handle(*self._waiting.popleft())
+        self._take_waiting()
         if self._has_enough and len(self._waiting) <= ENOUGH // 2:
             self._want(wants=True)
+
+    def _take_waiting(self) -> None:
+        while self._waiting and self._running < MOST_AT_A_TIME and not self._is_closing:
+            self._handle(*self._waiting.popleft())
 
     def _returned(self, message: Unseen) -> None:
         """A listener has returned without an exception."""
@@ -293,26 +300,33 @@ class InboxExtension(Extension):
         """Take no more messages, and return when the listeners that run have ended, so that what they have handled is
         reported; or when so many seconds are over. A listener that closes the client does not wait for itself.
         """
-        self._is_closing = True
-        if not self._running or current.get() is not None:
+        if not self._running or within <= 0 or self._reporting_session() is None:
             return
-        self._idle = idle = self._endpoint.scheduler.create_future()
+        if asyncio.current_task() in self._tasks:
+            return
+        self._is_closing = True
+        idle = self._idle
+        if idle is None or idle.done():
+            idle = self._idle = self._endpoint.scheduler.create_future()
         timer = self._endpoint.scheduler.call_later(within, wake, idle)
         try:
-            await idle
+            await asyncio.shield(idle)  # others may wait for it as well
         finally:
             timer.cancel()
-            self._idle = None
 
     def report(self) -> None:
         """Tell the server how far the listeners have come."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        session, seen = self._session, self.seen
-        if session is None or not session.valid or seen <= self._reported:
-            return
-        types = session.protocol.extensions
-        if types is not None and self.name in session.agreement.names:
+        session, seen = self._reporting_session(), self.seen
+        if session is not None and seen > self._reported:
+            types = session.protocol.extensions
+            assert types is not None  # or there would be no extension
             self._reported = seen
             session.write(types.seen, seen)
+
+    def _reporting_session(self) -> ClientSession | None:
+        """The session, if the server takes reports over it now."""
+        session = self._session
+        return session if session is not None and session.valid and self.name in session.agreement.names else None

@@ -170,18 +170,22 @@ class ConnectionManager:
         self._leave(JUMP, "jump", keep=identity is UNSET)
         return await self._run(course, Event.RETRY if was_busy else Event.CONNECT)
 
-    async def close(self, reason: str) -> None:
-        """See `WseClient.close`."""
+    async def close(self, reason: str, grace: float = LISTENERS_GRACE) -> None:
+        """See `WseClient.close`; listeners of kept messages have `grace` seconds to end."""
         check_close(1000, reason)
         reason = str(reason)
         self.enter()
         ended = self._course
-        if self._inbox is not None:
-            await self._inbox.settle(LISTENERS_GRACE)
-            if self._course is not ended:
-                # The application has connected or closed the client meanwhile.
-                await self._wait_until_cut(None)
-                return
+        try:
+            if self._inbox is not None:
+                await self._inbox.settle(grace)
+        finally:  # also if this is cancelled
+            # The application may have connected or closed the client meanwhile.
+            if self._course is ended:
+                self._close(ended, reason)
+        await self._wait_until_cut(ended.task)
+
+    def _close(self, ended: Course, reason: str) -> None:
         course = self._new_course(awaited=False)
         self.rooms.closed()
         if ended.is_awaited:
@@ -189,7 +193,6 @@ class ConnectionManager:
         self._leave(1000, reason)
         if self._course is course:
             self._move(Event.END)
-        await self._wait_until_cut(ended.task)
 
     async def wait_ready(self, timeout: float | None) -> Any:
         """See `WseClient.wait_ready`."""

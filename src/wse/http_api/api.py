@@ -213,15 +213,13 @@ class HttpApi:
         if not isinstance(reply, HttpReply):
             later = asyncio.ensure_future(self._do_once_later(key, token, digest, reply))
             self._pending[key, token] = digest, later
+            later.add_done_callback(lambda _: self._pending.pop((key, token)))
             return asyncio.shield(later)  # it goes on if nobody waits for the answer any longer
         replays.keep(token, digest, reply)  # one that failed has raised, and may be tried again
         return reply
 
     async def _do_once_later(self, key: str, token: str, digest: bytes, later: Awaitable[HttpReply]) -> HttpReply:
-        try:
-            reply = await later
-        finally:
-            del self._pending[key, token]
+        reply = await later
         if reply.status is HTTPStatus.OK:
             self._replays[key].keep(token, digest, reply)
         return reply

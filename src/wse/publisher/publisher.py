@@ -190,9 +190,13 @@ class Publisher:
     async def _find_limits(self, store: Store) -> Inbox:
         """The limits of the servers: others would cut what they keep."""
         now = self._endpoint.scheduler.time()
-        if self._limits is None or self._limits[1] < now:
-            self._limits = await announced(store) or Inbox(), now + LIMITS_TTL
-        return self._limits[0]
+        if self._limits is not None and self._limits[1] >= now:
+            return self._limits[0]
+        found = await announced(store)
+        if found is None:  # no server has been there
+            return Inbox()
+        self._limits = found, now + LIMITS_TTL
+        return found
 
     async def _hand_over(self, user: str, record: Record) -> None:
         """Let a server look whether a message is read."""

@@ -35,6 +35,9 @@ NOT_STARTED = "not started"
 LIFESPAN_GRACE = 10.0
 """Seconds that running handlers have when the lifespan of a web application closes the server; as for `run`."""
 
+ANSWERS_GRACE = 3.0
+"""Seconds that plain HTTP requests have at least to be done, when the server closes."""
+
 commanded: ContextVar[bool] = ContextVar("commanded", default=False)
 """Whether the `wse` command is importing a module to find its server. The command itself runs that server."""
 
@@ -317,7 +320,8 @@ class Lifecycle:
         await self._hub.close(1012, CloseReason.BY_SERVER)
         grace = await self._settle((), grace)  # listeners of the last clients' `disconnected` and `left`
         if listener is not None:
-            await listener.settle()
+            await self._scheduler.wait(listener.answered(), max(grace, ANSWERS_GRACE))
+            await listener.give_up()
         if self._hub.kept is not None:
             await self._hub.kept.close()
         await self._hub.network.close()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import random
+from math import inf
+from time import monotonic
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from wse.brokers.nats.bucket import OutdatedError, Write
@@ -32,8 +34,9 @@ MAX_WRITTEN = 1000
 NOTHING = b"n 0 0"
 """A record that says nothing, which stands in the way of a late write that expects none."""
 
-NOTHING_TTL = 10
-"""Seconds for which it stands there. A connection that has failed is closed by then, with all that waits for it."""
+LATE = 10
+"""Seconds after which a write without an answer is not made any longer, once a later one has been answered: the server
+does not hang then, and a connection that has failed is closed, with all that waits for it."""
 
 MAX_UNANSWERED = 100_000
 """Users for whom it is remembered that a write was not answered."""
@@ -56,7 +59,8 @@ class Changes:
     a guess, and reads the record only if that was wrong or the step changes nothing.
 
     A write without an answer may be made later: the server that hangs has it, and a read can overtake it there. So the
-    next step of such a user writes the record also if it changes nothing. After that, the late write comes second.
+    next step of such a user writes the record also if it changes nothing, and for a while none deletes it. The late
+    write then finds another revision than it expects.
 
     Args:
         broker: The way to the register.
@@ -65,7 +69,7 @@ class Changes:
     def __init__(self, broker: ReconnectingBroker[NatsConnection]) -> None:
         self._broker = broker
         self._written: dict[str, Written] = {}  # by user, what this node wrote last
-        self._unanswered: dict[str, None] = {}  # users with a write that may still be made
+        self._unanswered: dict[str, float] = {}  # users with a write that may still be made, and until when
 
     def reset(self) -> None:
         """Forget what was written."""
@@ -118,7 +122,7 @@ class Changes:
             after = write_record(record)
             if not _is_same(value, after):
                 changes.append((record, result, _write(record, after, read)))
-            elif user not in self._unanswered:  # else it is left to `_change`
+            elif not self._is_unanswered(user):  # else it is left to `_change`
                 unchanged[user] = result
         made: dict[str, T] = {}
         outcomes = await self._write_all(connection, [(record.user, write) for record, _, write in changes])
@@ -136,14 +140,12 @@ class Changes:
             result = step(before.record)
             after = write_record(before.record)
             is_guess, guess = guess is not None, None
-            write = _write(before.record, after, before.revision)
             if _is_same(before.value, after):
                 if is_guess:
                     continue
-                if user not in self._unanswered:
+                if not self._is_unanswered(user):
                     return result
-                if not after:
-                    write = Write(write.key, NOTHING, write.revision, NOTHING_TTL)
+            write = _write(before.record, after, before.revision)
             (revision,) = await self._write_all(connection, [(user, write)])
             if not isinstance(revision, OutdatedError):
                 self._note(before.record, revision, after)
@@ -159,17 +161,32 @@ class Changes:
         if not writes:
             return []
         try:
-            outcomes = await connection.bucket.write_many([write for _, write in writes])
+            outcomes = await connection.bucket.write_many(
+                [
+                    write
+                    if write.value or not self._is_unanswered(user)
+                    else Write(write.key, NOTHING, write.revision, LATE)
+                    for user, write in writes
+                ]
+            )
         except BaseException:
-            self._unanswered |= dict.fromkeys(user for user, _ in writes)
+            self._unanswered |= dict.fromkeys((user for user, _ in writes), inf)
             while len(self._unanswered) > MAX_UNANSWERED:
                 del self._unanswered[next(iter(self._unanswered))]
             raise
         if self._unanswered:
             for (user, _), outcome in zip(writes, outcomes, strict=True):
-                if not isinstance(outcome, OutdatedError):
-                    self._unanswered.pop(user, None)
+                if not isinstance(outcome, OutdatedError) and self._unanswered.get(user) == inf:
+                    self._unanswered[user] = monotonic() + LATE
         return outcomes
+
+    def _is_unanswered(self, user: str) -> bool:
+        """Whether an earlier write may still be made."""
+        until = self._unanswered.get(user, 0.0)
+        if until < monotonic():
+            self._unanswered.pop(user, None)
+            return False
+        return True
 
     def _note(self, record: UserRecord, revision: int, value: bytes) -> None:
         """Remember what was written."""
@@ -184,7 +201,7 @@ class Changes:
         None if there is none. The record is to be deleted.
         """
         written = self._written.get(fired.user)
-        if written is None or not written.record.is_empty_after(node, fired):
+        if written is None or self._is_unanswered(fired.user) or not written.record.is_empty_after(node, fired):
             return None
         del self._written[fired.user]
         return written.revision

@@ -187,15 +187,19 @@ class Reconciler:
         """
         # Answers that are still on their way bring theirs themselves, and with the user's connection.
         asked = {one.device.user for one in self._registrations.values() if one.state in (State.JOINING, State.LEAVING)}
-        for transition in await self._broker.pending():
-            if transition.user in asked:
-                continue
-            if transition.generation:
-                await self._firing.fire([transition])
-            elif not recovering:
-                step = await self._broker.settle(transition)
-                self._steps.decided(transition.user, step.generation)
-                await self._firing.fire(step.transitions)
+        decided: dict[str, int] = {}
+        try:
+            for transition in await self._broker.pending():
+                if transition.user in asked:
+                    continue
+                if transition.generation:
+                    await self._firing.fire([transition])
+                elif not recovering:
+                    step = await self._broker.settle(transition)
+                    decided[transition.user] = step.generation
+                    await self._firing.fire(step.transitions)
+        finally:
+            self._steps.decided(decided)
 
     async def reap(self) -> None:
         """Remove the devices of dead nodes from the register.

@@ -7,12 +7,11 @@ from typing import TYPE_CHECKING
 
 from wse.core.cluster.envelope import USER, Arrived, Check, Displaced
 from wse.core.cluster.registration import IN_REGISTER, State
-from wse.core.names import decode_name
 from wse.core.ports.broker import Device
 from wse.errors import CloseReason
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
 
     from wse.core.cluster.bus import Bus
     from wse.core.cluster.firing import Firing
@@ -132,15 +131,16 @@ class Steps:
         device = Device(left.user, GONE, self._bus.node)
         return await self._broker.leave(device, generation=left.generation - 1, code=left.code, reason=left.reason)
 
-    def decided(self, user: str, generation: int) -> None:
-        """The register, which had been lost, has decided about a user whose devices joined before it did.
+    def decided(self, generations: Mapping[str, int]) -> None:
+        """The register, which had been lost, has decided about users whose devices joined before it did.
 
         They must know that: if the register is lost once more, they say what has been announced.
         """
-        for session in self._hub.sessions_of(decode_name(user)):
-            registration = self._registrations.get(session.conn.conn_id)
-            if registration is not None:
-                registration.generation = max(registration.generation, generation)
+        for registration in self._registrations.values() if generations else ():
+            generation = generations.get(registration.device.user, 0)
+            registration.generation = max(registration.generation, generation)
+            if registration.device.user in self.restoring:  # it has been lost meanwhile
+                self.restoring[registration.device.user] = max(generation, self.restoring[registration.device.user])
 
     def _check_everywhere(self, user: str) -> None:
         """The device's first join had no answer: it may have displaced others of the user, who do not know."""

@@ -155,12 +155,17 @@ class Listener:
         """Close the port; connections stay open."""
         self.server.close()
 
-    async def settle(self) -> None:
-        """Return when the requests are done that take a while, after `CLOSE_TIMEOUT` at the latest."""
+    async def answered(self) -> None:
+        """Return when the requests have been answered that take a while."""
         if self.answering:
-            await asyncio.wait(self.answering, timeout=CLOSE_TIMEOUT)
+            await asyncio.wait(self.answering)
+
+    async def give_up(self) -> None:
+        """Answer those with 503 that are not done."""
+        if self.answering:
             for late in self.answering:
                 late.cancel()
+            await asyncio.wait(self.answering, timeout=CLOSE_TIMEOUT)
 
     async def wait_closed(self) -> None:
         """Return when all connections have closed: those without a request are cut, answers have `CLOSE_TIMEOUT`."""
@@ -358,6 +363,9 @@ class HttpConnection(Reading):
     async def _reply_later(self, reply: Awaitable[HttpReply], *, head_only: bool) -> None:
         try:
             self._reply(await reply, head_only=head_only)
+        except asyncio.CancelledError:
+            self._reply(HttpReply(HTTPStatus.SERVICE_UNAVAILABLE), head_only=head_only)
+            raise
         except Exception as exc:
             logger.warning("a request could not be answered", exc_info=exc, extra={"kind": "http-failed"})
             self._reply(HttpReply(HTTPStatus.INTERNAL_SERVER_ERROR), head_only=head_only)

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from contextlib import suppress
+from math import inf
 from typing import TYPE_CHECKING, Any, Final
 
 from wse.core.hub.kept.feed import Feed, deliver_kept
@@ -59,6 +60,7 @@ class Keeper:
         self._hub = hub
         self._feeds: dict[str, Feed] = {}
         self._timer: Timer | None = None
+        self._announced_at = -inf
         self.is_open = False
         self._opening: asyncio.Future[None] | None = None
         self.endpoint = hub.endpoint
@@ -79,8 +81,8 @@ class Keeper:
             try:
                 await self.store.open()
                 self.is_open = True
-                await self._announce()
-                self._timer = self.endpoint.scheduler.call_later(CHECK_EVERY, self._check_later)
+                self._announced_at = -inf
+                self._check_later()
             finally:
                 self._opening = None
                 wake(opening)
@@ -200,15 +202,18 @@ class Keeper:
             self.endpoint.scheduler.spawn(self._check())
 
     def _check_later(self) -> None:
-        self._timer = self.endpoint.scheduler.call_later(CHECK_EVERY, self._check_later)
+        wait = min(CHECK_EVERY, self.settings.ttl / 4)
+        self._timer = self.endpoint.scheduler.call_later(wait, self._check_later)
         self.look()
-        self.endpoint.scheduler.spawn(self._announce())  # the store may have lost it, or let it expire
+        if self._hub.network.reaches_others:
+            self.endpoint.scheduler.spawn(self._announce())
 
     async def _announce(self) -> None:
-        """Tell publishers the limits."""
-        if self._hub.network.reaches_others:
-            with suppress(WseError):  # later
-                await announce(self.store, self.settings)
+        """Tell publishers the limits. The store may have lost them, or let them expire."""
+        now = self.endpoint.scheduler.time()
+        with suppress(WseError):  # later
+            if await announce(self.store, self.settings, again=now - self._announced_at > self.settings.ttl / 2):
+                self._announced_at = now
 
     async def _check(self) -> None:
         known = list(self._feeds)

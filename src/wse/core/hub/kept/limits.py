@@ -20,15 +20,20 @@ _encode = msgspec.json.Encoder().encode
 _decode = msgspec.json.Decoder(dict[str, Any]).decode
 
 
-async def announce(store: Store, settings: Inbox) -> None:
-    """Write the limits of this server into the store, unless they stand there.
+async def announce(store: Store, settings: Inbox, *, again: bool) -> bool:
+    """Write the limits of this server into the store, unless they stand there; with `again`, in any case.
+
+    Returns:
+        Whether they were written.
 
     Raises:
         WseError: `BROKER_UNAVAILABLE`.
     """
     said = _encode({name: getattr(settings, name) for name in FIELDS})
-    if await _newest(store) != said:
-        await store.keep(BOX, said, settings.bounds)
+    if not again and await _newest(store) == said:
+        return False
+    await store.keep(BOX, said, settings.bounds)
+    return True
 
 
 async def announced(store: Store) -> Inbox | None:

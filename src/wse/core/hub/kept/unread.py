@@ -66,10 +66,11 @@ class Unread:
         self._undelivered = undelivered
         self._scheduler = keeper.endpoint.scheduler
         self._unchecked: deque[Unchecked] = deque()
+        self._again = 0  # messages that are looked at once more
         self._timer: Timer | None = None
 
     def __len__(self) -> int:
-        return len(self._unchecked)
+        return len(self._unchecked) + self._again
 
     def watch(self, cid: ClientId, number: int, epoch: str) -> None:
         """Look after a message that has just been kept."""
@@ -106,16 +107,18 @@ class Unread:
             self._scheduler.spawn(self._check(users))
 
     async def _check(self, users: dict[ClientId, list[Unchecked]], *, is_last: bool = False) -> None:
-        """Look at messages that are due, the last time or once more if a device may not have told yet."""
+        """Look at messages that are due. With `is_last`, fire now for those that are unread; otherwise those of users
+        with a device, which may not have told yet, are looked at once more.
+        """
         left = dict(users)
-        handled: dict[ClientId, list[Unchecked]] = {}
+        again: dict[ClientId, list[Unchecked]] = {}
         try:
             for cid, messages in users.items():
                 box = box_of(USER, cid)
                 read = await self._keeper.store.furthest(box)
                 messages[:] = [message for message in messages if message.number > read]
                 if messages and not is_last and await self._hub.network.devices(cid):
-                    handled[cid] = messages
+                    again[cid] = messages
                 else:
                     await self._tell(box, messages)
                 del left[cid]
@@ -123,16 +126,19 @@ class Unread:
             problem = f"it is not known whether kept messages have been read: {exc}"
             self._keeper.endpoint.report(WseError(exc.code, {}, problem), None, exc)
             self._check_after(RETRY_AFTER, left, is_last=is_last)
-        if handled:
-            self._check_after(REPORTED_WITHIN, handled, is_last=True)
+        if again:
+            self._check_after(REPORTED_WITHIN, again, is_last=True)
 
     def _check_after(self, wait: float, users: dict[ClientId, list[Unchecked]], *, is_last: bool) -> None:
+        number = sum(map(len, users.values()))
+        self._again += number
+
         def check() -> None:
+            self._again -= number
             if self._keeper.is_open:
                 self._scheduler.spawn(self._check(users, is_last=is_last))
 
-        if self._keeper.is_open:
-            self._scheduler.call_later(wait, check)
+        self._scheduler.call_later(wait, check)
 
     async def _tell(self, box: str, messages: list[Unchecked]) -> None:
         """Fire for messages, and take them out of the list."""
