@@ -65,6 +65,9 @@ class Parts:
 
     # Steps and events.
 
+    def decided(self, generations):
+        self.log += [("know", *generations.items())] if generations else []
+
     async def depart(self, transition):
         self._ask("depart", transition.user)
         return self.departed
@@ -376,7 +379,7 @@ def test_undecided_users_are_decided_when_the_register_has_recovered(node, recov
     node.outbox = [Transition("sann", 0)]
     node.log.clear()
     node.do(node.reconciler.fire_pending(recovering=recovering))
-    assert node.log == ([] if recovering else [("decide", "sann"), ("fire", ("sann", 4))])
+    assert node.log == ([] if recovering else [("decide", "sann"), ("fire", ("sann", 4)), ("know", ("sann", 4))])
 
 
 def test_dead_nodes_are_reaped_until_nothing_is_left(node):
