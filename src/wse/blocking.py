@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import suppress
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Generic, Protocol, Self, TypeVar
 
 from wse.threads import LoopEndedError
@@ -73,7 +74,7 @@ class BlockingStream(Generic[T]):
         self._runner: Runner | None = None  # the one in which the call was made
 
     def __enter__(self) -> Self:
-        self._wait(self._stream.__aenter__())
+        self._wait(self._stream.__aenter__)
         return self
 
     def __exit__(self, *exc_info: object) -> None:
@@ -83,7 +84,7 @@ class BlockingStream(Generic[T]):
         return self
 
     def __next__(self) -> T:
-        item: T = self._wait(next_of(self._stream))
+        item: T = self._wait(partial(next_of, self._stream))
         if item is END:
             raise StopIteration
         return item
@@ -92,30 +93,25 @@ class BlockingStream(Generic[T]):
         """Take no more items, and let the generator at the peer be closed."""
         if self._runner is not None:
             with suppress(LoopEndedError):
-                self._run(self._runner, self._stream.aclose())
+                self._run(self._runner, self._stream.aclose)
 
     def __del__(self) -> None:
         runner: Runner | None = getattr(self, "_runner", None)
         if runner is not None:
             runner.post(_give_up, self._stream)  # the stream's own end would come in this thread
 
-    def _wait(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
+    def _wait(self, step: Callable[[], Coroutine[Any, Any, Any]]) -> Any:
+        if self._runner is None:
+            self._runner = self._host._find_thread()
         try:
-            if self._runner is None:
-                self._runner = self._host._find_thread()
-        except BaseException:
-            coroutine.close()
-            raise
-        try:
-            return self._run(self._runner, coroutine)
+            return self._run(self._runner, step)
         except LoopEndedError:
             raise self._host._ended() from None
 
-    def _run(self, runner: Runner, coroutine: Coroutine[Any, Any, Any]) -> Any:
+    def _run(self, runner: Runner, step: Callable[[], Coroutine[Any, Any, Any]]) -> Any:
         if runner.is_current:
-            coroutine.close()
             raise self._host._wrong_thread()
-        return runner.run(coroutine)
+        return runner.run(step())
 
 
 async def next_of(items: AsyncIterator[Any]) -> Any:

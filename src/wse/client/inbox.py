@@ -14,6 +14,7 @@ from contextvars import ContextVar
 from inspect import isawaitable
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
+from wse.core.inbox import MOST_OF_A_NAME
 from wse.core.session.extensions import Control, Extension
 from wse.core.session.ledger import is_count
 from wse.core.session.signals import HANDLER_ERRORS, settle
@@ -38,9 +39,6 @@ TURNS: Final = 4
 
 MOST_AT_A_TIME: Final = 100
 """Async listeners of kept messages that run at a time. More messages wait for them."""
-
-MOST_OF_A_NAME: Final = 200
-"""Characters of the name of a device, at most."""
 
 ENOUGH: Final = 256
 """Messages that wait, after which the server is asked for no more until half of them have been handled."""

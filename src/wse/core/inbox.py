@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Final, Literal
 
 from wse.core.ports.store import Bounds
 
 if TYPE_CHECKING:
     from wse.core.ports.store import Store
+
+MOST_OF_A_NAME: Final = 200
+"""Characters of the name of a device, at most."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

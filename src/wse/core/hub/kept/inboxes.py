@@ -8,11 +8,12 @@ user's box. What it reports as seen moves its cursor.
 from __future__ import annotations
 
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 from wse.core.hub.kept.feed import RETRY_AFTER, Reader
 from wse.core.hub.kept.form import Kept, box_of
 from wse.core.hub.network import USER
+from wse.core.inbox import MOST_OF_A_NAME
 from wse.core.ports.scheduling import sleep
 from wse.core.session.extensions import Extension
 from wse.core.session.ledger import is_count
@@ -30,9 +31,6 @@ if TYPE_CHECKING:
     from wse.core.ports.store import Span
     from wse.core.session.extensions import Control
     from wse.types import ClientId, MessageType
-
-MOST_OF_A_NAME: Final = 200
-"""Characters of the name of a device."""
 
 READING = Ignoring()
 """The phase between acceptance and welcome, while the cursor is read."""

@@ -130,6 +130,8 @@ class Unread:
             self._check_after(REPORTED_WITHIN, again, is_last=True)
 
     def _check_after(self, wait: float, users: dict[ClientId, list[Unchecked]], *, is_last: bool) -> None:
+        if not self._keeper.is_open:
+            return
         number = sum(map(len, users.values()))
         self._again += number
 
